@@ -1,0 +1,45 @@
+# make venv | quickstart | test | lint | clean. Each does its own set-up and can be repeated.
+
+# The first Python that is new enough. A pyenv shim may be on the path and still not run: try it.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,\
+    $(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(p))))
+VENV ?= .venv
+RUN ?= runs/quickstart
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: venv quickstart test lint clean
+.DEFAULT_GOAL := venv
+
+venv: $(INSTALLED)
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' 2>/dev/null || { echo \
+	    "error: '$(or $(PYTHON),python3)' is no Python 3.11 or newer; name one: make PYTHON=..." >&2; \
+	    exit 2; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# Generates the videos, trains on them, and scores the model before and after. Killed at any time,
+# it goes on where it was.
+quickstart: venv
+	$(BIN)/python -m data.shapes --output $(RUN)/data
+	$(BIN)/python -m gve_jax.train --config configs/quickstart.py --workdir $(RUN)
+	$(BIN)/python -m evals.uvrb --model $(RUN)/model --baseline $(RUN)/initial --control \
+	    --data $(RUN)/data --output $(RUN)/uvrb --run $(RUN) --report $(RUN)/report.html --check
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+# The environment and the caches; what was trained stays.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +
