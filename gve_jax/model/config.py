@@ -1,0 +1,122 @@
+"""The shapes of a Qwen2.5-VL encoder, named as in its config.json."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower (`vision_config`)."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int  # width of the language model that reads the merged tokens
+    fullatt_block_indexes: tuple[int, ...]  # these blocks see a whole frame pair, others a window
+    window_size: int = 112  # pixels
+    patch_size: int = 14  # pixels
+    spatial_merge_size: int = 2  # patches a side of a merged token
+    temporal_patch_size: int = 2  # frames of a patch
+    in_channels: int = 3
+    tokens_per_second: int = 2  # M-RoPE steps a second
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers of one patch: channels x frames x height x width (1,176 at the real sizes)."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches of one merged token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def window_side(self) -> int:
+        """Patches a side of an attention window, a multiple of `spatial_merge_size`."""
+        merged = self.window_size // self.patch_size // self.spatial_merge_size
+        return merged * self.spatial_merge_size
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The causal decoder (`text_config`, or the top level of a released config.json)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    mrope_section: tuple[int, int, int]  # frequencies driven by time, row, column
+    rope_theta: float = 1_000_000.0
+    rms_norm_eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A General Video Embedder: tower, decoder, and how they are run.
+
+    `dtype` is the dtype of activations; parameters are stored in `param_dtype`. `remat_*` recompute
+    a layer's activations in the backward pass.
+    """
+
+    vision: VisionConfig
+    text: TextConfig
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat_vision: bool = False
+    remat_text: bool = False
+
+    def __post_init__(self):
+        v, t = self.vision, self.text
+        _require(v.hidden_size % v.num_heads == 0, "vision.hidden_size", "a multiple of num_heads")
+        _require(v.hidden_size // v.num_heads % 4 == 0, "vision head size", "a multiple of 4")
+        _require(v.out_hidden_size == t.hidden_size, "vision.out_hidden_size", "text.hidden_size")
+        _require(v.window_side > 0, "vision.window_size", "at least one merged token")
+        _require(
+            all(0 <= i < v.depth for i in v.fullatt_block_indexes),
+            "vision.fullatt_block_indexes",
+            "indices of blocks",
+        )
+        _require(
+            t.hidden_size % t.num_attention_heads == 0,
+            "text.hidden_size",
+            "a multiple of num_attention_heads",
+        )
+        _require(
+            t.num_attention_heads % t.num_key_value_heads == 0,
+            "text.num_attention_heads",
+            "a multiple of num_key_value_heads",
+        )
+        _require(2 * sum(t.mrope_section) == t.head_dim, "text.mrope_section", "half of head_dim")
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.text.hidden_size
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
+        """Builds a config from nested dicts (JSON or ml_collections); lists become tuples."""
+        fields = dict(fields)
+        vision = VisionConfig(**_tuples(fields.pop("vision")))
+        text = TextConfig(**_tuples(fields.pop("text")))
+        return cls(vision=vision, text=text, **fields)
+
+
+def _tuples(fields) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(fields).items()}
+
+
+def _require(condition: bool, field: str, rule: str):
+    if not condition:
+        raise ValueError(f"model config: {field} must be {rule}")

@@ -1,0 +1,96 @@
+"""The General Video Embedder: one batch of texts, images, videos and mixtures -> unit vectors."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from gve_jax.model.config import ModelConfig
+from gve_jax.model.language import LanguageModel
+from gve_jax.model.layers import permute
+from gve_jax.model.vision import VisionTower
+
+
+@struct.dataclass
+class Batch:
+    """B items of one static shape. Everything data-dependent was computed on the host.
+
+    F frame pairs an item (0 for text alone), P patch slots a frame pair, S window slots a frame
+    pair, V = F * P / 4 merged visual tokens an item. Absent entries are -1 in index arrays.
+    """
+
+    tokens: Int[Array, "B L"]  # right-padded; visual placeholders hold the pad id of their kind
+    length: Int[Array, " B"]  # tokens of each row; the last of them is pooled
+    positions: Int[Array, "3 B L"]  # M-RoPE: time, row, column
+    patches: UInt8[Array, "B F P C"]
+    patch_mask: Bool[Array, "B F P"]
+    patch_coords: Int[Array, "B F P 2"]
+    window_slots: Int[Array, "B F S"]  # patch of each window slot
+    window_inverse: Int[Array, "B F P"]  # window slot of each patch
+    visual_slots: Int[Array, "B L"]  # merged visual token that replaces a token's embedding
+    visual_inverse: Int[Array, "B V"]  # token that a merged visual token replaces
+
+
+class Embedder(nnx.Module):
+    """Qwen2.5-VL, pooled at the last token (`<|endoftext|>`), unit length, float32.
+
+    Args:
+      cfg: the shapes.
+      rngs: needs a `params` stream.
+    """
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        param_dtype, dtype = jnp.dtype(cfg.param_dtype), jnp.dtype(cfg.dtype)
+        self.visual = VisionTower(
+            cfg.vision, dtype=dtype, param_dtype=param_dtype, remat=cfg.remat_vision, rngs=rngs
+        )
+        self.language = LanguageModel(
+            cfg.text, param_dtype=param_dtype, remat=cfg.remat_text, rngs=rngs
+        )
+
+    def __call__(self, batch: Batch) -> Float[Array, "B D"]:
+        hidden = self.hidden(batch)
+        last = jnp.take_along_axis(hidden, (batch.length - 1)[:, None, None], axis=1)[:, 0]
+        last = last.astype(jnp.float32)
+        return last * jax.lax.rsqrt(jnp.sum(last**2, axis=-1, keepdims=True) + 1e-24)
+
+    def hidden(self, batch: Batch) -> Float[Array, "B L D"]:
+        """Hidden states after the final norm, padding included."""
+        dtype = jnp.dtype(self.cfg.dtype)
+        x = self.language.embed_tokens[...][batch.tokens].astype(dtype)
+        items, pairs, patches, _ = batch.patches.shape
+        if pairs:
+            merged = self.visual(
+                *(a.reshape(items * pairs, *a.shape[2:])
+                  for a in (batch.patches, batch.patch_mask, batch.patch_coords,
+                            batch.window_slots, batch.window_inverse))
+            )  # fmt: skip
+            merged = merged.reshape(items, -1, merged.shape[-1])
+            placed = permute(merged, batch.visual_slots, batch.visual_inverse)
+            x = jnp.where((batch.visual_slots >= 0)[..., None], placed, x)
+        return self.language(x, batch.positions)
+
+
+def init_params(cfg: ModelConfig, seed: int):
+    """(graph, params): the static graph of an `Embedder` and its random parameters, as a nested
+    dict of arrays. Call it under `jax.jit` with `out_shardings` for a large model."""
+    graph, state = nnx.split(Embedder(cfg, rngs=nnx.Rngs(params=seed)))
+    return graph, nnx.to_pure_dict(state)
+
+
+def make_embed(cfg: ModelConfig):
+    """The encoder as a pure function `embed(params, batch) -> float32 [B, D]`."""
+    graph, _ = abstract_state(cfg)
+
+    def embed(params, batch: Batch) -> Float[Array, "B D"]:
+        _, state = abstract_state(cfg)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)(batch)
+
+    return embed
+
+
+def abstract_state(cfg: ModelConfig):
+    """(graph, state) of an `Embedder` with shapes only: no memory is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: Embedder(cfg, rngs=nnx.Rngs(params=0))))

@@ -1,0 +1,132 @@
+"""Qwen2.5-VL's vision tower on dense, static shapes.
+
+Each frame pair is an independent picture of P patch slots: even the "full" blocks of the reference
+attend within one frame pair only (its cu_seqlens are per time step), so no variable-length kernel
+is needed. Patches come in window order, four neighbours of a 2x2 merged token adjacent
+(transformers 4.49, `modeling_qwen2_5_vl.py: Qwen2_5_VisionTransformerPretrainedModel`).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from gve_jax.model import rope
+from gve_jax.model.attention import attend
+from gve_jax.model.config import VisionConfig
+from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, permute, scan_layers, stack
+
+# CLIP's pixel statistics, as in Qwen2.5-VL's preprocessor_config.json.
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+class Attention(nnx.Module):
+    def __init__(self, cfg: VisionConfig, *, dtype, rngs: nnx.Rngs):
+        width = cfg.hidden_size
+        self.qkv = Linear(width, 3 * width, bias=True, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, bias=True, dtype=dtype, rngs=rngs)
+        self.heads = cfg.num_heads
+
+    def __call__(self, x, angles, mask, windows, is_full):
+        """x [G, P, D], angles [G, P, H], mask [G, P]; G counts frame pairs of the whole batch."""
+        pairs, patches, width = x.shape
+        qkv = self.qkv(x).reshape(pairs, patches, 3, self.heads, width // self.heads)
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        query, key = rope.rotate(query, angles), rope.rotate(key, angles)
+
+        def full(q, k, v):
+            return attend(q, k, v, mask[:, None, :]).reshape(pairs, patches, width)
+
+        def windowed(q, k, v):
+            return _windowed_attend(q, k, v, windows)
+
+        mixed = jax.lax.cond(is_full, full, windowed, query, key, value)
+        return self.proj(mixed)
+
+
+def _windowed_attend(query, key, value, windows):
+    """Attention inside windows: rows are gathered to [G, W, S] slots and back."""
+    slots, inverse, size = windows
+    pairs, patches, heads, dim = query.shape
+    packed = jnp.stack([query, key, value], axis=2).reshape(pairs, patches, -1)
+    packed = permute(packed, slots, inverse).reshape(pairs, -1, size, 3, heads, dim)
+    mask = (slots >= 0).reshape(pairs, -1, 1, size)
+    mixed = attend(packed[..., 0, :, :], packed[..., 1, :, :], packed[..., 2, :, :], mask)
+    return permute(mixed.reshape(pairs, -1, heads * dim), inverse, slots)
+
+
+class Block(nnx.Module):
+    def __init__(self, cfg: VisionConfig, *, dtype, rngs: nnx.Rngs):
+        self.norm1 = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs)
+        self.norm2 = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs)
+        self.attn = Attention(cfg, dtype=dtype, rngs=rngs)
+        self.mlp = SwiGLU(
+            cfg.hidden_size, cfg.intermediate_size, bias=True, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x, angles, mask, windows, is_full):
+        x = x + self.attn(self.norm1(x), angles, mask, windows, is_full)
+        return x + self.mlp(self.norm2(x))
+
+
+class Merger(nnx.Module):
+    """Norm, four neighbours side by side, a GELU MLP to the decoder's width."""
+
+    def __init__(self, cfg: VisionConfig, *, dtype, rngs: nnx.Rngs):
+        self.ln_q = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs)
+        self.unit = cfg.merge_unit
+        inner = cfg.hidden_size * self.unit
+        self.mlp_0 = Linear(inner, inner, bias=True, dtype=dtype, rngs=rngs)
+        self.mlp_2 = Linear(inner, cfg.out_hidden_size, bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "G P D"]) -> Float[Array, "G M E"]:
+        pairs, patches, width = x.shape
+        x = self.ln_q(x).reshape(pairs, patches // self.unit, width * self.unit)
+        return self.mlp_2(jax.nn.gelu(self.mlp_0(x), approximate=False))
+
+
+class VisionTower(nnx.Module):
+    """uint8 patches -> merged visual tokens at the decoder's width."""
+
+    def __init__(self, cfg: VisionConfig, *, dtype, param_dtype, remat: bool, rngs: nnx.Rngs):
+        self.cfg, self.dtype, self.remat = cfg, dtype, remat
+        # The reference's bias-free Conv3d with kernel == stride is this matrix product.
+        self.patch_embed = Linear(
+            cfg.patch_dim, cfg.hidden_size, bias=False, dtype=param_dtype, rngs=rngs
+        )
+        self.blocks = stack(lambda r: Block(cfg, dtype=param_dtype, rngs=r), cfg.depth, rngs)
+        self.merger = Merger(cfg, dtype=param_dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        patches: UInt8[Array, "G P C"],
+        mask: Bool[Array, "G P"],
+        coords: Int[Array, "G P 2"],
+        window_slots: Int[Array, "G S"],
+        window_inverse: Int[Array, "G P"],
+    ) -> Float[Array, "G M E"]:
+        """G frame pairs (of all items), P patch slots in window order, M = P / 4 merged tokens.
+
+        `coords` are (row, column) of each patch; `window_slots` lists the patches of each window,
+        `window_side`**2 slots a window, -1 where a window at the edge has none.
+        """
+        cfg = self.cfg
+        x = self.patch_embed(normalise(patches, cfg).astype(self.dtype))
+        angles = rope.vision_angles(coords, cfg.hidden_size // cfg.num_heads, cfg.rope_theta)
+        is_full = np.isin(np.arange(cfg.depth), cfg.fullatt_block_indexes)
+        windows = (window_slots, window_inverse, cfg.window_side**2)
+
+        def body(block, x, full):
+            return block(x, angles, mask, windows, full)
+
+        x = scan_layers(self.blocks, x, body, jnp.asarray(is_full), remat=self.remat)
+        return self.merger(x)
+
+
+def normalise(patches: UInt8[Array, "*B C"], cfg: VisionConfig) -> Float[Array, "*B C"]:
+    """uint8 levels -> the reference's normalised float32 pixels; a patch is channel-major."""
+    repeat = cfg.patch_dim // cfg.in_channels
+    mean, std = np.repeat(MEAN, repeat) * 255, np.repeat(STD, repeat) * 255
+    return (patches.astype(jnp.float32) - mean) / std
