@@ -1,0 +1,95 @@
+"""Rows -> one batch of a declared static shape (numpy)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from gve_jax.inputs.preprocess import InputSpec, Row
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Bucket:
+    """A static shape: F frame pairs, P patches a frame pair, W windows, L tokens."""
+
+    pairs: int
+    patches: int
+    windows: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The declared shapes: a batch gets the first that holds it, so compiles are bounded.
+
+    Attributes:
+      shapes: (frame pairs, tokens) each; 0 frame pairs are a batch without visuals.
+      patches: patches of a frame pair, and `windows` its windows, at the largest frame allowed.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    patches: int
+    windows: int
+
+    def __post_init__(self):
+        ordered = sorted((int(pairs), int(length)) for pairs, length in self.shapes)
+        object.__setattr__(self, "shapes", tuple(ordered))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text that fits, whatever comes with it."""
+        return min(
+            max(length for pairs, length in self.shapes if pairs >= kind)
+            for kind in {pairs for pairs, _ in self.shapes}
+        )
+
+    def fit(self, rows: Sequence[Row]) -> Bucket:
+        """Raises ValueError when the rows exceed every shape."""
+        pairs = max(len(row.patches) for row in rows)
+        length = max(len(row.tokens) for row in rows)
+        for shape in self.shapes:
+            # Frame pairs are padded to the next declared number, but text gets none at all.
+            if pairs <= shape[0] and length <= shape[1] and (pairs > 0 or shape[0] == 0):
+                frame = (self.patches, self.windows) if pairs else (0, 0)
+                return Bucket(shape[0], *frame, shape[1])
+        raise ValueError(f"{pairs} frame pairs with {length} tokens exceed every declared bucket")
+
+
+def collate(rows: Sequence[Row], bucket: Bucket, spec: InputSpec) -> dict[str, np.ndarray]:
+    """The fields of `gve_jax.model.embedder.Batch`, by name, padded to `bucket`."""
+    size, unit, slots = len(rows), spec.merge**2, spec.window_side**2
+    pairs, patches, length = bucket.pairs, bucket.patches, bucket.length
+    merged = patches // unit
+    dim = 3 * spec.temporal * spec.patch_size**2
+    batch = {
+        "tokens": np.zeros((size, length), np.int32),
+        "length": np.array([len(row.tokens) for row in rows], np.int32),
+        "positions": np.zeros((3, size, length), np.int32),
+        "patches": np.zeros((size, pairs, patches, dim), np.uint8),
+        "patch_mask": np.zeros((size, pairs, patches), bool),
+        "patch_coords": np.zeros((size, pairs, patches, 2), np.int32),
+        "window_slots": np.full((size, pairs, bucket.windows * slots), -1, np.int32),
+        "window_inverse": np.full((size, pairs, patches), -1, np.int32),
+        "visual_slots": np.full((size, length), -1, np.int32),
+        "visual_inverse": np.full((size, pairs * merged), -1, np.int32),
+    }
+    for b, row in enumerate(rows):
+        count = len(row.tokens)
+        batch["tokens"][b, :count] = row.tokens
+        batch["positions"][:, b, :count] = row.positions
+        done = 0
+        for f, (pixels, layout) in enumerate(zip(row.patches, row.layouts, strict=True)):
+            used = len(pixels)
+            if used > patches or len(layout.window_slots) > bucket.windows * slots:
+                raise ValueError(f"a frame of {used} patches exceeds the bucket's {patches}")
+            batch["patches"][b, f, :used] = pixels
+            batch["patch_mask"][b, f, :used] = True
+            batch["patch_coords"][b, f, :used] = layout.coords
+            batch["window_slots"][b, f, : len(layout.window_slots)] = layout.window_slots
+            batch["window_inverse"][b, f, :used] = layout.window_inverse
+            sources = f * merged + layout.merged
+            targets = row.visual_tokens[done : done + len(sources)]
+            batch["visual_slots"][b, targets] = sources
+            batch["visual_inverse"][b, sources] = targets
+            done += len(sources)
+    return batch

@@ -1,0 +1,58 @@
+"""Where each patch of a frame goes: window order, coordinates, and the way back (numpy)."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The patches of one frame pair of gh x gw patches, in window order.
+
+    Attributes:
+      coords: int32 [P, 2], row and column of each patch.
+      window_slots: int32 [W * side**2], patch of each window slot, -1 where a window at the edge
+        has none.
+      window_inverse: int32 [P], window slot of each patch.
+      merged: int32 [P / unit], position in window order of each merged token in raster order.
+    """
+
+    coords: np.ndarray
+    window_slots: np.ndarray
+    window_inverse: np.ndarray
+    merged: np.ndarray
+
+
+@functools.lru_cache(maxsize=512)
+def window_layout(gh: int, gw: int, side: int, merge: int) -> Layout:
+    """The order of transformers 4.49 (`get_window_index`, `rot_pos_emb`).
+
+    Args:
+      gh, gw: patches of a frame, multiples of `merge`.
+      side: patches a side of a window, a multiple of `merge`.
+      merge: patches a side of a merged token.
+    """
+    rows, cols, step = gh // merge, gw // merge, side // merge
+    row, col = np.divmod(np.arange(rows * cols), cols)  # merged tokens in raster order
+    windows_a_row = -(-cols // step)
+    window = (row // step) * windows_a_row + col // step
+    order = np.argsort(window, kind="stable")  # window order -> raster; stable keeps raster inside
+    inner_row, inner_col = np.divmod(np.arange(merge**2), merge)
+    coords = np.stack(
+        [
+            row[order][:, None] * merge + inner_row,
+            col[order][:, None] * merge + inner_col,
+        ],
+        axis=-1,
+    ).reshape(-1, 2)
+
+    slots = np.full(((int(window.max()) + 1), side**2), -1, np.int32)
+    inverse = np.empty(gh * gw, np.int32)
+    window_of_patch = np.repeat(window[order], merge**2)
+    for index in range(len(slots)):
+        patches = np.flatnonzero(window_of_patch == index)
+        slots[index, : len(patches)] = patches
+        inverse[patches] = index * side**2 + np.arange(len(patches))
+    merged = np.argsort(order).astype(np.int32)
+    return Layout(coords.astype(np.int32), slots.reshape(-1), inverse, merged)

@@ -1,0 +1,99 @@
+"""Frames -> patches: the reference's sizes, resizing and patch order (numpy and Pillow)."""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.item import source_name
+from gve_jax.inputs.layout import Layout
+
+MAX_RATIO = 200  # qwen-vl-utils 0.0.14
+
+
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """A size near the given one: both sides multiples of `factor` (28 at the real sizes), the area
+    within the limits, the ratio kept (qwen-vl-utils 0.0.14 `smart_resize`; Python's `round` is
+    banker's rounding, and that is part of it). One guard more: a side is never below `factor`,
+    which the reference lost in 0.0.12.
+
+    Raises:
+      MediaError: a ratio of sides above 200.
+    """
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise MediaError(f"sides {height} x {width}: the ratio is above {MAX_RATIO}")
+    rows = max(factor, round(height / factor) * factor)
+    cols = max(factor, round(width / factor) * factor)
+    if rows * cols > max_pixels:
+        beta = math.sqrt(height * width / max_pixels)
+        rows = max(factor, math.floor(height / beta / factor) * factor)
+        cols = max(factor, math.floor(width / beta / factor) * factor)
+    elif rows * cols < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * beta / factor) * factor
+        cols = math.ceil(width * beta / factor) * factor
+    return rows, cols
+
+
+def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic with antialiasing on uint8 [T, H, W, 3], rounded and clamped between the two passes
+    as the reference's uint8 path does."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    size = (width, height)
+    return np.stack(
+        [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in frames]
+    )
+
+
+def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> patches uint8 [T / temporal, P, 3 * temporal * patch**2].
+
+    An odd last frame is repeated. A patch is ordered channel, frame, row, column, as the kernel of
+    the reference's Conv3d; patches are in the layout's (window) order.
+    """
+    short = -len(frames) % temporal
+    if short:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], short, axis=0)])
+    count, height, width, channels = frames.shape
+    grid = frames.reshape(
+        count // temporal, temporal, height // patch, patch, width // patch, patch, channels
+    )
+    row, col = layout.coords.T
+    picked = grid[:, :, row, :, col]  # [P, F, temporal, patch, patch, C]: numpy moves P first
+    return np.ascontiguousarray(picked.transpose(1, 0, 5, 2, 3, 4)).reshape(
+        count // temporal, len(row), -1
+    )
+
+
+def load_image(source) -> np.ndarray:
+    """A path, encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3]; transparency is
+    put on white, as the reference does.
+
+    Raises:
+      MediaError: what Pillow cannot read; a picture over Pillow's decompression-bomb limit.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
+            raise MediaError(f"an image array must be uint8 [H, W, 3], not {source.dtype} "
+                             f"{list(source.shape)}")  # fmt: skip
+        return source
+    try:
+        if isinstance(source, Image.Image):
+            image = source
+        else:
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise MediaError(f"{source_name(source)}: {image.width} x {image.height} pixels is "
+                             f"above the limit of {Image.MAX_IMAGE_PIXELS}")  # fmt: skip
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{source_name(source)}: not a readable image ({error})") from error

@@ -1,0 +1,106 @@
+"""One item -> the arrays of one row, before padding (numpy only; runs in worker processes)."""
+
+import dataclasses
+import random
+
+import numpy as np
+
+from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.item import Item
+from gve_jax.inputs.layout import window_layout
+from gve_jax.inputs.pixels import load_image, patchify, resize, smart_resize
+from gve_jax.inputs.positions import mrope_positions
+from gve_jax.inputs.prompt import Prompt
+from gve_jax.inputs.video import load_video
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What becomes of media and texts; part of every fingerprint."""
+
+    num_frames: int = 8
+    min_pixels: int = 4 * 28 * 28  # of a frame or an image
+    max_pixels: int = 200 * 28 * 28  # under 200 merged tokens a frame, the paper's protocol
+    max_length: int = 8192  # tokens
+    mrope: str = "qwen_train"
+    patch_size: int = 14
+    merge: int = 2  # patches a side of a merged token
+    temporal: int = 2  # frames of a patch
+    window_side: int = 8  # patches
+    tokens_per_second: int = 2
+
+
+@dataclasses.dataclass
+class Row:
+    """One item as arrays: L tokens, and for each frame pair its P patches (sizes may differ)."""
+
+    tokens: np.ndarray  # int32 [L]
+    positions: np.ndarray  # int32 [3, L]
+    patches: list[np.ndarray]  # each uint8 [P, C]
+    layouts: list  # a Layout a frame pair
+    visual_tokens: np.ndarray  # int32: token index of each merged token, raster order, all pairs
+
+
+class Preprocessor:
+    """Items to rows, by one tokenizer and one spec."""
+
+    def __init__(self, prompt: Prompt, spec: InputSpec):
+        self.prompt, self.spec = prompt, spec
+
+    def __call__(self, item: Item) -> Row:
+        """Raises MediaError for what cannot be read."""
+        spec = self.spec
+        visuals = []  # (patches [F, P, C], layout, grid of merged tokens, seconds a step)
+        if item.video is not None:
+            clip = load_video(item.video, item.num_frames or spec.num_frames, item.fps)
+            frames = _reorder(clip.frames, item.frame_order)
+            visuals.append(self._visual(frames, item, spec.temporal / clip.fps))
+        if item.image is not None:
+            visuals.append(self._visual(load_image(item.image)[None], item, 0.0))
+
+        counts = [t * h * w for _, _, (t, h, w), _ in visuals]
+        video = counts.pop(0) if item.video is not None else 0
+        image = counts.pop(0) if item.image is not None else 0
+        try:
+            ids, starts = self.prompt.ids(item.text or "", item.instruction or "", video, image)
+        except ValueError as error:
+            raise MediaError(f"too many visual tokens: {error}") from error
+
+        segments, places, done = [], [], 0
+        for start, (_, _, grid, seconds) in zip(starts, visuals, strict=True):
+            size = grid[0] * grid[1] * grid[2]
+            segments += [("text", start - done), ("visual", grid, seconds)]
+            places.append(np.arange(start, start + size))
+            done = start + size
+        segments.append(("text", len(ids) - done))
+        return Row(
+            tokens=np.array(ids, np.int32),
+            positions=mrope_positions(segments, spec.tokens_per_second, spec.mrope),
+            patches=[pair for patches, *_ in visuals for pair in patches],
+            layouts=[layout for patches, layout, *_ in visuals for _ in patches],
+            visual_tokens=np.concatenate(places).astype(np.int32)
+            if places
+            else np.empty(0, np.int32),
+        )
+
+    def _visual(self, frames: np.ndarray, item: Item, seconds: float):
+        spec = self.spec
+        factor = spec.patch_size * spec.merge
+        limit = min(item.max_pixels or spec.max_pixels, spec.max_pixels)
+        height, width = smart_resize(*frames.shape[1:3], factor, spec.min_pixels, limit)
+        gh, gw = height // spec.patch_size, width // spec.patch_size
+        layout = window_layout(gh, gw, spec.window_side, spec.merge)
+        frames = resize(frames, height, width)
+        patches = patchify(frames, layout, spec.patch_size, spec.temporal)
+        return patches, layout, (len(patches), gh // spec.merge, gw // spec.merge), seconds
+
+
+def _reorder(frames: np.ndarray, order: str) -> np.ndarray:
+    """The controls of Item.frame_order; "shuffled" is a fixed derangement-like order per count."""
+    if order == "reversed":
+        return frames[::-1]
+    if order == "shuffled":
+        indices = list(range(len(frames)))
+        random.Random(len(frames)).shuffle(indices)
+        return frames[indices]
+    return frames
