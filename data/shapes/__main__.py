@@ -1,0 +1,55 @@
+"""`python -m data.shapes --output DIR [--seed 0] [--scale 1.0] [--preview FILE.png]`."""
+
+import argparse
+from pathlib import Path
+
+from gve_jax.errors import UserError, run_cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.shapes", description="Makes the generated video world."
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder to write: pairs/, UVRB/, tokenizer.json, manifest.json"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="1.0: about 15,000 training pairs")
+    parser.add_argument(
+        "--preview", type=Path, help="write a PNG of some scenes with their captions and stop"
+    )
+    args = parser.parse_args()
+    if args.preview is not None:
+        from data.shapes.preview import write_preview
+
+        write_preview(args.preview, args.seed)
+        print(f"wrote {args.preview}")
+        return
+    if args.output is None:
+        raise UserError("--output is missing: the folder to write")
+    if args.scale <= 0 or args.seed < 0:
+        raise UserError(
+            f"--scale must be above 0 and --seed not negative, got {args.scale} and {args.seed}"
+        )
+
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    from data.shapes.generate import generate, is_ready
+
+    if is_ready(args.output, args.seed, args.scale):
+        print(f"{args.output} is ready (seed {args.seed}, scale {args.scale:g})")
+        return
+    tfds.disable_progress_bar()  # we show our own
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that is not built in
+    manifest = generate(args.output, args.seed, args.scale)
+    total = sum(manifest["pairs"].values())
+    print(
+        f"wrote {args.output} in {manifest['seconds']} s: {total} training pairs from"
+        f" {len(manifest['pairs'])} sources, {len(manifest['UVRB'])} benchmark sets,"
+        f" {manifest['vocabulary']} tokens"
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

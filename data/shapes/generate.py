@@ -1,0 +1,117 @@
+"""Builds the whole of the generated world under one folder, all or nothing."""
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from data.shapes import benchmark_files, pairs, tokenizer
+from data.shapes.builder import Shapes, ShapesConfig
+from gve_jax.errors import UserError
+
+VERSION = "1"  # of the bytes this code writes; another number means other data
+
+
+def is_ready(output: Path, seed: int, scale: float) -> bool:
+    """Whether `output` already holds exactly this world.
+
+    Raises:
+        UserError: `output` holds something else.
+    """
+    if not output.exists():
+        return False
+    manifest = output / "manifest.json"
+    if not manifest.is_file():
+        if output.is_dir() and not any(output.iterdir()):
+            return False
+        raise UserError(
+            f"{output} exists and is no generated world (no manifest.json); use another --output"
+        )
+    try:
+        found = json.loads(manifest.read_text())
+    except ValueError as error:
+        raise UserError(f"{manifest} is not readable: {error}") from error
+    wanted = {"seed": seed, "scale": scale, "version": VERSION}
+    for field, value in wanted.items():
+        if found.get(field) != value:
+            raise UserError(
+                f"{output} was made with {field} {found.get(field)}, not {value};"
+                " remove it or use another --output"
+            )
+    return True
+
+
+def generate(output: Path, seed: int, scale: float, processes: int | None = None) -> dict:
+    """Writes pairs/, UVRB/, tokenizer.json and manifest.json under `output`; returns the manifest.
+
+    All is built beside `output` and renamed at the end: an interrupted run leaves no half world.
+    """
+    started = time.perf_counter()
+    output = output.resolve()  # "." has no name
+    building = output.with_name(output.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    counts = pairs.sizes(scale)
+    rendered = sum(max(counts[s] for s in table) for _, table in pairs.FAMILIES.values())
+    # spawn: a fork after JAX or grain threads have started can deadlock.
+    pool = multiprocessing.get_context("spawn").Pool(processes or os.cpu_count())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    shown = Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), redirect_stdout=False
+    )
+    with pool, shown as progress:
+        bar = progress.add_task("training pairs", total=rendered)
+        config = ShapesConfig(name="generated", seed=seed, scale=scale)
+        builder = Shapes(
+            pool=pool,
+            tick=lambda _: progress.advance(bar),
+            data_dir=str(building / "tfds"),
+            config=config,
+        )
+        # TFDS prints where it writes: a folder about to be renamed.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+        os.rename(builder.data_dir, building / "pairs")
+        shutil.rmtree(building / "tfds")
+        bar = progress.add_task("miniature UVRB", total=None)
+        sets = benchmark_files.write(
+            building / "UVRB",
+            seed,
+            scale,
+            pool,
+            tick=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+        vocabulary = tokenizer.write(building / "tokenizer.json", seed)
+    manifest = {
+        "seed": seed,
+        "scale": scale,
+        "version": VERSION,
+        "pairs": counts,
+        "UVRB": sets,
+        "vocabulary": vocabulary,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    (building / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    if output.exists():
+        output.rmdir()  # empty: is_ready has looked
+    os.rename(building, output)
+    return manifest
