@@ -1,0 +1,104 @@
+"""A small GVE on the generated video world: minutes on two CPU cores.
+
+    python -m data.shapes --output runs/quickstart/data
+    python -m gve_jax.train --config configs/quickstart.py --workdir runs/quickstart
+
+`--config configs/quickstart.py:smoke` is the same experiment in seconds: does it run at all?
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(form: str = "") -> ConfigDict:
+    if form not in ("", "smoke"):
+        raise ValueError(f"configs/quickstart.py has no form {form!r}; known: smoke")
+    config = ConfigDict()
+    config.seed = 42  # the paper's
+    config.steps = 800  # optimizer steps, all stages together
+    config.batch_size = 64  # pairs of a global batch
+
+    # The Qwen2.5-VL architecture, small: same blocks, same names (see gve_jax/model/config.py).
+    config.model = ConfigDict()
+    config.model.dtype = "float32"  # of activations; bfloat16 gains nothing on a CPU
+    config.model.param_dtype = "float32"
+    config.model.remat_vision = True  # recompute activations: on a CPU faster, too
+    config.model.remat_text = True
+    config.model.vision = ConfigDict(
+        dict(
+            depth=2,
+            hidden_size=128,
+            intermediate_size=256,
+            num_heads=4,
+            out_hidden_size=128,  # the decoder's width
+            fullatt_block_indexes=(1,),  # the others attend within windows
+            window_size=28,  # pixels
+        )
+    )
+    config.model.text = ConfigDict(
+        dict(
+            vocab_size=1280,  # at least the tokenizer's
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            mrope_section=(4, 6, 6),  # frequencies for time, row, column
+        )
+    )
+
+    config.inputs = ConfigDict()
+    config.inputs.num_frames = 8  # the paper's protocol, uniformly sampled
+    config.inputs.min_pixels = 56 * 56
+    config.inputs.max_pixels = 56 * 56  # 4 merged tokens a frame pair
+    config.inputs.mrope = "qwen_train"  # position regime of the released weights
+
+    # Static shapes, as (frame pairs, tokens): a batch takes the first that holds it.
+    config.buckets = ConfigDict()
+    config.buckets.shapes = (
+        (0, 64), (0, 112), (0, 192),  # texts
+        (1, 48), (1, 80),  # an image, with text
+        (4, 48), (4, 80),  # a video, with text
+        (5, 192),  # a video, an image and text
+    )  # fmt: skip
+    config.buckets.patches = 16  # patches of a frame pair
+    config.buckets.windows = 4  # attention windows of a frame pair
+
+    config.data = ConfigDict()
+    config.data.pairs = "{workdir}/data/pairs"  # TFDS directory, one split a source
+    config.data.tokenizer = "{workdir}/data/tokenizer.json"
+    config.data.workers = 1  # decoding processes; 0 decodes in threads
+    config.data.max_bad_share = 0.01  # unreadable pairs past which the run stops
+
+    config.loss = ConfigDict()
+    config.loss.temperature = 0.03  # the paper's
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-3  # from scratch; the paper's LoRA uses 3e-5
+    config.optimizer.warmup_steps = 50
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.weight_decay = 0.1  # the paper's
+    config.optimizer.clip_norm = 1.0
+
+    # The Modality Pyramid: P(source) ~ exp(R / sigma), R probed at the start of each stage.
+    config.pyramid = ConfigDict()
+    config.pyramid.stages = 3  # the paper trains 3 epochs
+    config.pyramid.sigma_first = 0.1
+    config.pyramid.sigma_last = 1.0
+    config.pyramid.pairs = 64  # pairs probed of each source
+
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices left
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 50  # steps
+    config.checkpoint.keep = 2
+    config.log_every = 1  # steps between lines of metrics.jsonl
+
+    if form == "smoke":
+        config.steps = 6
+        config.batch_size = 8
+        config.pyramid.pairs = 8
+        config.pyramid.stages = 2
+        config.checkpoint.every = 2
+        config.optimizer.warmup_steps = 2
+    return config

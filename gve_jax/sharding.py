@@ -1,0 +1,100 @@
+"""The mesh, and the one table that says where each parameter lives."""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gve_jax.errors import UserError
+from gve_jax.model.embedder import Batch
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = PartitionSpec(("data", "fsdp"))
+
+# First match wins and every parameter must match. Stacked layers carry a leading layer axis, which
+# is never split. A dimension that its axis does not divide is replicated instead.
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"language/embed_tokens$", PartitionSpec("tensor", "fsdp")),
+    (r"language/layers/.*/(q|k|v|gate|up)_proj/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"language/layers/.*/(o|down)_proj/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"visual/blocks/.*/(qkv|gate_proj|up_proj)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"visual/blocks/.*/(proj|down_proj)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"visual/patch_embed/kernel$", PartitionSpec(None, "fsdp")),
+    (r"visual/merger/mlp_0/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"visual/merger/mlp_2/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r".*/(bias|weight)$", PartitionSpec()),
+)
+
+
+def make_mesh(axes: Mapping[str, int]) -> Mesh:
+    """A mesh `(data, fsdp, tensor)` over all devices; one axis may be -1: what is left.
+
+    Raises:
+      UserError: unknown axes, or sizes that do not multiply to the number of devices.
+    """
+    unknown = sorted(set(axes) - set(AXES))
+    if unknown:
+        raise UserError(f"mesh.{unknown[0]}: unknown axis; the axes are {', '.join(AXES)}")
+    devices = jax.device_count()
+    sizes = [int(axes.get(axis, 1)) for axis in AXES]
+    if sizes.count(-1) == 1:
+        known = -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = devices // known if known and devices % known == 0 else 0
+    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+        given = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
+        raise UserError(f"mesh ({given}) does not divide {devices} devices")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def path_name(path) -> str:
+    """`language/layers/mlp/...` of a JAX key path."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def param_shardings(params, mesh: Mesh):
+    """NamedShardings of a parameter tree (arrays or their shapes), by `RULES`.
+
+    Raises:
+      ValueError: a parameter no rule matches.
+    """
+
+    def sharding(path, leaf):
+        name = path_name(path)
+        for pattern, spec in RULES:
+            if re.search(pattern, name):
+                return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
+        raise ValueError(f"no partition rule matches parameter {name}")
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    return PartitionSpec(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None
+          for axis, size in zip(spec, shape, strict=False))
+    )  # fmt: skip
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_batch(arrays, mesh: Mesh):
+    """Each process's rows -> global arrays, split over (data, fsdp). The batch axis is the first,
+    except in `Batch.positions`, where it is the second."""
+
+    def put(array, spec=ROWS):
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array)
+
+    def place(node):
+        if isinstance(node, Batch):
+            fields = {name: put(getattr(node, name)) for name in node.__dataclass_fields__
+                      if name != "positions"}  # fmt: skip
+            return Batch(
+                positions=put(node.positions, PartitionSpec(None, *ROWS)), **fields
+            )
+        return put(node)
+
+    return jax.tree.map(place, arrays, is_leaf=lambda node: isinstance(node, Batch))

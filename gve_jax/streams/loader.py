@@ -1,0 +1,121 @@
+"""(source, record indices) -> decoded, padded arrays in workers -> batches on the mesh."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+
+import grain
+import jax
+import numpy as np
+
+from gve_jax.inputs.batch import Buckets, collate
+from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.item import Item, source_name
+from gve_jax.inputs.preprocess import Preprocessor, Row
+from gve_jax.model.embedder import Batch
+from gve_jax.sharding import place_batch
+from gve_jax.streams.pairs import PairSources, content_id
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadPairs(grain.transforms.Map):
+    """Reads, decodes and pads one global batch's local part; runs in workers, numpy only."""
+
+    sources: PairSources
+    preprocess: Preprocessor
+    buckets: Buckets
+    process: tuple[int, int] = (0, 1)  # index and count of JAX processes
+
+    def map(self, element) -> dict:
+        source, indices = element
+        index, count = self.process
+        pairs = self.sources.read(source, indices[index::count])
+        failures: list[dict] = []
+        sides = ["query", "positive"] + [f"negative{k}" for k in range(len(pairs[0]["negatives"]))]
+        rows = [[self._row(pair, side, failures) for side in sides] for pair in pairs]
+        # A pair with an unreadable side keeps its place, so that shapes stay static, but takes no
+        # part in the loss: skipped, never replaced.
+        valid = np.array([all(row is not None for row in pair) for pair in rows])
+        blank = _blank(self.preprocess)
+        batch = {
+            "source": source,
+            "ids": [pair["id"] for pair in pairs],
+            "failures": failures,
+            "valid": valid,
+            "query_id": np.array([content_id(pair["query"]) for pair in pairs], np.int32),
+            "positive_id": np.array([content_id(pair["positive"]) for pair in pairs], np.int32),
+        }
+        for number, side in enumerate(sides):
+            column = [row[number] if ok else blank for row, ok in zip(rows, valid, strict=True)]
+            bucket = self.buckets.fit(column)
+            batch[side] = collate(column, bucket, self.preprocess.spec)
+        return batch
+
+    def _row(self, pair: dict, side: str, failures: list[dict]) -> Row | None:
+        item = _side(pair, side)
+        start = time.perf_counter()
+        try:
+            return self.preprocess(item)
+        except MediaError as error:
+            medium = item.video if item.video is not None else item.image
+            failures.append(
+                {
+                    "id": f"{pair['id']}/{side}",
+                    "path": source_name(medium),
+                    "reason": str(error),
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            return None
+
+
+def _side(pair: dict, side: str) -> Item:
+    if side.startswith("negative"):
+        return pair["negatives"][int(side.removeprefix("negative"))]
+    return pair[side]
+
+
+def _blank(preprocess: Preprocessor) -> Row:
+    return preprocess(Item(text="."))
+
+
+@dataclasses.dataclass
+class PairBatch:
+    """A global batch of one source on the mesh; `negatives` holds K batches of B items."""
+
+    source: str
+    ids: list[str]
+    failures: list[dict]
+    arrays: dict  # what the step takes: query, positive, negatives, valid, query_id, positive_id
+
+
+def read_ahead(
+    dataset: grain.MapDataset, load: LoadPairs, workers: int, buffer: int = 4
+) -> grain.IterDataset:
+    """Decodes ahead of the step: in `workers` processes, or in threads when that is 0."""
+    threads = 1 if workers else 2
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    stream = dataset.map(load).to_iter_dataset(options)
+    if workers:
+        multiprocessing = grain.MultiprocessingOptions(
+            num_workers=workers, per_worker_buffer_size=buffer
+        )
+        stream = stream.mp_prefetch(multiprocessing)
+    return stream
+
+
+def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
+    """Puts a decoded batch on the mesh, rows over (data, fsdp)."""
+    negatives = sorted(key for key in batch if key.startswith("negative"))
+    arrays = {
+        "query": Batch(**batch["query"]),
+        "positive": Batch(**batch["positive"]),
+        "negatives": [Batch(**batch[key]) for key in negatives],
+        **{key: batch[key] for key in ("valid", "query_id", "positive_id")},
+    }
+    return PairBatch(batch["source"], batch["ids"], batch["failures"], place_batch(arrays, mesh))
+
+
+def placed(iterator: Iterator, mesh: jax.sharding.Mesh) -> Iterator[PairBatch]:
+    for batch in iterator:
+        yield place(batch, mesh)
