@@ -1,0 +1,1 @@
+"""What is measured: `evals.uvrb` scores embedders on UVRB."""

@@ -1,0 +1,224 @@
+"""The report's figures as inline SVG, drawn with matplotlib.
+
+Colours are CSS variables of the page, so that one drawing reads well on light and on dark: each
+name below is drawn as a colour that nothing else uses and replaced in the SVG.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evals.uvrb.scores import ABILITIES
+
+_COLOURS = {
+    name: f"#0f{place:02x}ed"
+    for place, name in enumerate(("ink", "muted", "grid", "model", "untrained", "shuffled"))
+}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "gve_jax",
+    "font.size": 10,
+    "text.color": _COLOURS["ink"],
+    "axes.labelcolor": _COLOURS["muted"],
+    "axes.edgecolor": _COLOURS["grid"],
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _COLOURS["grid"],
+    "grid.linewidth": 0.7,
+    "xtick.color": _COLOURS["grid"],
+    "ytick.color": _COLOURS["grid"],
+    "xtick.labelcolor": _COLOURS["muted"],
+    "ytick.labelcolor": _COLOURS["muted"],
+    "legend.frameon": False,
+}
+_COLUMN = 9.2  # inches; the page's column
+SMOOTH = 0.05  # share of a run that a smoothed line averages over
+
+
+def scores_by_set(datasets: Mapping, untrained: Mapping | None, control: Mapping | None) -> str:
+    """A bar for each set, with marks for chance, the untrained model and shuffled frames."""
+    names = list(datasets)[::-1]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_COLUMN, 0.9 + 0.34 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        rows = np.arange(len(names))
+        scores = [datasets[name]["score"] for name in names]
+        axes.barh(rows, scores, 0.62, color=_COLOURS["model"], label="this model")
+        for row, score in zip(rows, scores, strict=True):
+            axes.text(score + 0.012, row, f"{score:.3f}", va="center", fontsize=9)
+        for label, marker, side in (("untrained", "o", untrained), ("shuffled", "D", control)):
+            if side:
+                points = [(side[n]["score"], row) for row, n in enumerate(names) if n in side]
+                name = "untrained model" if label == "untrained" else "shuffled frames"
+                axes.plot(*zip(*points, strict=True), marker, ms=6, color=_COLOURS[label],
+                          markeredgecolor=_COLOURS["ink"], markeredgewidth=0.6, zorder=3,
+                          clip_on=False, label=name)  # fmt: skip
+        chance = [datasets[name]["chance"] for name in names]
+        axes.plot(chance, rows, "|", ms=15, mew=2, color=_COLOURS["ink"], clip_on=False,
+                  label="chance")  # fmt: skip
+        axes.set_yticks(rows, [f"{name}  ({datasets[name]['metric']})" for name in names])
+        axes.tick_params(axis="y", labelcolor=_COLOURS["ink"], length=0)
+        axes.set(xlim=(0, 1.08), ylim=(-0.6, len(names) - 0.4), xlabel="score")
+        axes.set_xticks(np.linspace(0, 1, 6))
+        axes.grid(axis="y", visible=False)
+        figure.legend(loc="outside upper left", ncols=4)
+        return _svg(figure, "Score of each set beside chance and controls")
+
+
+def radar(sides: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The nine abilities as a radar plot: `{"model": abilities, "untrained": ..., ...}`."""
+    angles = np.linspace(0, 2 * np.pi, len(ABILITIES), endpoint=False)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 4.9), layout="constrained")
+        axes = figure.add_subplot(projection="polar")
+        axes.set_theta_offset(np.pi / 2)
+        axes.set_theta_direction(-1)
+        for name, values in sides.items():
+            colour = _COLOURS["ink" if name == "chance" else name]
+            radius = np.array([values[ability] or 0.0 for ability in ABILITIES])
+            closed = np.append(angles, angles[0]), np.append(radius, radius[0])
+            line = ":" if name == "chance" else "-"
+            label = {"model": "this model", "untrained": "untrained model"}.get(name, name)
+            axes.plot(*closed, line, color=colour, lw=1.8, label=label)
+            if name == "model":
+                axes.fill(*closed, color=colour, alpha=0.18, lw=0)
+        axes.set_xticks(angles, ABILITIES)
+        axes.tick_params(axis="x", labelcolor=_COLOURS["ink"], pad=4)
+        rings = np.linspace(0, rim(sides), 5)[1:]
+        axes.set_ylim(0, rings[-1])
+        axes.set_yticks(rings, [f"{ring:.2g}" for ring in rings])
+        axes.set_rlabel_position(20)
+        axes.spines["polar"].set_color(_COLOURS["grid"])
+        figure.legend(loc="outside lower center", ncols=3)
+        return _svg(figure, "Radar plot of the nine abilities")
+
+
+def rim(sides: Mapping[str, Mapping[str, float | None]]) -> float:
+    """The score at the rim of the radar plot: the highest one, rounded up to a fifth."""
+    highest = max(value or 0.0 for values in sides.values() for value in values.values())
+    return max(1, int(np.ceil(round(5 * highest, 6)))) / 5
+
+
+def training_curves(lines: Sequence[Mapping]) -> str:
+    """Loss, in-batch accuracy, learning rate and wait share by step."""
+    panels = (
+        ("loss", "loss", True),
+        ("accuracy", "in-batch accuracy", True),
+        ("learning_rate", "learning rate", False),
+        ("wait_share", "share of time waiting for data", False),
+    )
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_COLUMN, 5), layout="constrained")
+        for axes, (key, title, noisy) in zip(
+            figure.subplots(2, 2, sharex=True).flat, panels, strict=True
+        ):
+            steps, values = _series(lines, key)
+            axes.set_title(title)
+            if len(steps):
+                axes.plot(steps, values, lw=1, color=_COLOURS["model"], alpha=0.3 if noisy else 1)
+            if len(steps) and noisy:
+                axes.plot(steps, _smooth(values), lw=2, color=_COLOURS["model"])
+            if not len(steps):
+                axes.text(0.5, 0.5, "not recorded", ha="center", transform=axes.transAxes)
+            axes.set_ylim(bottom=0)
+            _stages(axes, lines)
+        for axes in figure.axes[2:]:
+            axes.set_xlabel("step")
+        return _svg(figure, "Training curves")
+
+
+def loss_by_source(lines: Sequence[Mapping]) -> str:
+    """A small panel for each source's loss, all on one scale."""
+    keys = sorted({key for line in lines for key in line if key.startswith("loss/")})
+    columns = 5
+    rows = -(-len(keys) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_COLUMN, 0.3 + 1.45 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        highest = 0.0
+        for axes, key in zip(grid.flat, keys, strict=False):
+            steps, values = _series(lines, key)
+            # Dots too: a source that was drawn once has no line.
+            axes.plot(steps, values, ".-", ms=3, lw=0.8, color=_COLOURS["model"], alpha=0.3)
+            axes.plot(steps, _smooth(values), lw=1.6, color=_COLOURS["model"])
+            axes.set_title(key.removeprefix("loss/"), fontsize=9)
+            axes.tick_params(labelsize=8)
+            highest = max(highest, values.max(initial=0))
+        grid[0, 0].set(ylim=(0, 1.05 * highest or 1), xlim=(0, max(1, lines[-1]["step"])))
+        for axes in list(grid.flat)[len(keys) :]:
+            axes.set_visible(False)
+        return _svg(figure, "Loss by source")
+
+
+def curriculum(stages: Sequence[Mapping]) -> str:
+    """P, what is sampled, and R, the measured alignment, by source and stage."""
+    sources = list(stages[0]["P"])
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(_COLUMN, 1.3 + 0.27 * len(sources)), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, key, title in zip(
+            panels, "PR", ("P: share of batches", "R: mean cosine of pairs"), strict=True
+        ):
+            values = np.array([[stage[key][source] for stage in stages] for source in sources])
+            most = max(values.max(), 1e-9)
+            for row, column in np.ndindex(*values.shape):
+                axes.bar(column, 0.92, 0.96, row - 0.46, color=_COLOURS["model"],
+                         alpha=0.75 * max(values[row, column], 0) / most, lw=0)  # fmt: skip
+                text = f"{values[row, column]:.0%}" if key == "P" else f"{values[row, column]:.2f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=9)
+            axes.set_title(title)
+            axes.set_xticks(range(len(stages)), [_stage_label(stage) for stage in stages])
+            axes.set_yticks(range(len(sources)), sources)
+            axes.tick_params(length=0)
+            axes.tick_params(axis="y", labelcolor=_COLOURS["ink"])
+            axes.spines[:].set_visible(False)
+            axes.set(xlim=(-0.5, len(stages) - 0.5), ylim=(len(sources) - 0.5, -0.5))
+        return _svg(figure, "The curriculum: P and R by source and stage")
+
+
+def _stage_label(stage: Mapping) -> str:
+    return f"step {stage['first_step']}\nσ {stage['sigma']:.2f}"
+
+
+def _stages(axes: Axes, lines: Sequence[Mapping]) -> None:
+    """A dashed line where a stage begins."""
+    steps, numbers = _series(lines, "stage")
+    for step in steps[1:][np.diff(numbers) != 0]:
+        axes.axvline(step, color=_COLOURS["muted"], lw=0.8, ls=(0, (3, 3)))
+
+
+def _series(lines: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return tuple(np.array(points, float).reshape(-1, 2).T)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Moving average; near the ends over what there is."""
+    width = max(1, round(SMOOTH * len(values)))
+    kernel = np.ones(2 * width + 1)
+    known = np.convolve(np.ones(len(values)), kernel)[width : width + len(values)]
+    return np.convolve(values, kernel)[width : width + len(values)] / known
+
+
+def _svg(figure: Figure, title: str) -> str:
+    buffer = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Ids of groups repeat between figures; those that are referred to are hashes of the content.
+    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)
+    for name, colour in _COLOURS.items():
+        text = text.replace(colour, f"var(--{name})")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

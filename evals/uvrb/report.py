@@ -1,0 +1,330 @@
+"""The page a person looks at: one HTML file that opens without a network and runs no script."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evals.uvrb import figures
+from evals.uvrb.evaluate import Example
+from evals.uvrb.pictures import Pictures
+from evals.uvrb.reader import Query, RetrievalSet
+from evals.uvrb.scores import ABILITIES, AVERAGES
+from evals.uvrb.tasks import MOTION, TASKS
+from gve_jax.errors import UserError
+
+LONG_TEXT = 260  # characters of a query shown before it is folded
+
+_ABILITY_NAMES = {
+    "TXT": "textual", "CMP": "composed", "VIS": "visual", "CG": "coarse-grained",
+    "FG": "fine-grained", "LC": "long-context", "S": "spatial", "T": "temporal",
+    "PR": "partially relevant", "AVG-A": "mean of TXT, CMP, VIS, CG, FG, LC",
+    "AVG-D": "mean of the sixteen sets",
+}  # fmt: skip
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write(
+    path: Path,
+    results: Mapping,
+    sets: Sequence[RetrievalSet],
+    examples: Mapping[str, Sequence[Example]],
+    workdir: Path | None,
+) -> None:
+    """Writes the report.
+
+    Args:
+      path: the HTML file.
+      results: what `results.json` holds.
+      sets: the sets as read, for the queries' content.
+      examples: the queries to show, by set.
+      workdir: the training run, for its curves; None leaves them out and says so.
+
+    Raises:
+      UserError: the training records are damaged.
+    """
+    title = f"UVRB: {results['model']}"
+    body = "\n".join((
+        _head(results),
+        _sets(results),
+        _abilities(results),
+        _training(workdir),
+        _curriculum(workdir),
+        _examples(results, sets, examples),
+        _method(results),
+    ))  # fmt: skip
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    page = _PAGE.format(title=html.escape(title), style=style, body=body)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(path)
+
+
+# ---- sections ---------------------------------------------------------------------------------
+
+
+def _head(results: Mapping) -> str:
+    chance, untrained = results["chance"], results.get("untrained")
+    cards = []
+    for name, what in (("AVG-D", "mean over the sixteen sets"), ("AVG-A", "mean over abilities")):
+        if results["averages"][name] is not None:
+            cards.append(_card(_number(results["averages"][name]), f"{name}, {what}"))
+    if results["averages"]["AVG-D"] is not None:
+        average = results["averages"]["AVG-D"]
+        cards.append(_times(average, chance["averages"]["AVG-D"], "chance (AVG-D)"))
+        if untrained:
+            other = untrained["averages"]["AVG-D"]
+            cards.append(_times(average, other, "the untrained model (AVG-D)"))
+    if control := results.get("control"):
+        for name in (name for name in MOTION if name in control["datasets"]):
+            score, other = (side["datasets"][name]["score"] for side in (results, control))
+            cards.append(_card(f"{score - other:+.3f}", f"{name}, over shuffled frames"))
+    count = len(results["datasets"])
+    items = sum(one["queries"] + one["corpus"] for one in results["datasets"].values())
+    links = "".join(
+        f'<a href="#{anchor}">{name}</a>'
+        for anchor, name in (
+            ("sets", "Sets"), ("abilities", "Abilities"), ("training", "Training"),
+            ("curriculum", "Curriculum"), ("examples", "Retrieved examples"), ("method", "Method"),
+        )
+    )  # fmt: skip
+    return f"""<header>
+<h1>Universal video retrieval</h1>
+<p class="lead">The model <code>{html.escape(str(results["model"]))}</code> on {count} of the
+sixteen sets of UVRB: {items:,} queries and videos, {results["quarantined"]} of them unreadable.</p>
+<nav>{links}</nav>
+<div class="cards">{"".join(cards)}</div>
+</header>"""
+
+
+def _sets(results: Mapping) -> str:
+    untrained, control = _datasets(results, "untrained"), _datasets(results, "control")
+    caption = "Bars are this model, the vertical tick is chance: the score of a random order"
+    caption += "; circles are the same architecture before training" if untrained else ""
+    caption += "; diamonds are this model shown each video's frames in shuffled order" * bool(
+        control
+    )
+    columns = ["set", "ability", "metric", "queries", "videos", "score", "chance"]
+    columns += ["untrained"] * bool(untrained) + ["shuffled"] * bool(control) + ["median rank"]
+    rows = []
+    for task in TASKS:
+        record = results["datasets"].get(task.name)
+        if record is None:
+            continue
+        others = [side.get(task.name, {}).get("score") for side in (untrained, control) if side]
+        median = record["metrics"]["median_rank"]
+        cells = [task.name, task.ability, task.label, f"{record['queries']:,}"]
+        cells += [f"{record['corpus']:,}", *map(_number, [record["score"], record["chance"]])]
+        rows.append(cells + [*map(_number, others), "" if median is None else f"{median:g}"])
+    return f"""<section id="sets"><h2>Scores by set</h2>
+<figure class="wide">{figures.scores_by_set(results["datasets"], untrained, control)}
+<figcaption>{caption}.</figcaption></figure>
+{_table(columns, rows, numeric_from=3)}</section>"""
+
+
+def _abilities(results: Mapping) -> str:
+    sides = {"model": results, "untrained": results.get("untrained"), "chance": results["chance"]}
+    sides = {name: side for name, side in sides.items() if side}
+    rows = [
+        [name, _ABILITY_NAMES[name], *(_number(side[part][name]) for side in sides.values())]
+        for part, names in (("abilities", ABILITIES), ("averages", AVERAGES))
+        for name in names
+    ]
+    columns = ["", "", "score", *list(sides)[1:]]
+    table = _table(columns, rows, numeric_from=2, totals=len(AVERAGES))
+    known = results["abilities"]
+    if all(value is None for value in known.values()):
+        drawing = _missing("No ability has all of its sets scored in this run.")
+    else:
+        drawn_sides = {name: side["abilities"] for name, side in sides.items()}
+        drawn, rim = figures.radar(drawn_sides), figures.rim(drawn_sides)
+        note = " Abilities with unscored sets are drawn at 0." if None in known.values() else ""
+        drawing = f"""<figure>{drawn}<figcaption>The nine abilities, 0 at the centre, {rim:g} at the
+rim.{note}</figcaption></figure>"""
+    return f"""<section id="abilities"><h2>Abilities</h2>
+<p class="muted">As the paper computes them: FG is the mean of S, T and PR; TXT of CG, FG and
+LC.</p><div class="split">{drawing}<div>{table}</div></div></section>"""
+
+
+def _training(workdir: Path | None) -> str:
+    lines = _records(workdir, "metrics.jsonl")
+    if isinstance(lines, str):
+        return f'<section id="training"><h2>Training</h2>{_missing(lines)}</section>'
+    body = f"""<figure class="wide">{figures.training_curves(lines)}
+<figcaption>Pale: every recorded step; strong: smoothed. Dashed lines: a new stage of the
+curriculum, whose other mixture of sources moves loss and accuracy.</figcaption></figure>"""
+    if any(key.startswith("loss/") for line in lines for key in line):
+        body += f"""<h3>Loss by source</h3>
+<figure class="wide">{figures.loss_by_source(lines)}
+<figcaption>One panel for each source of pairs, over steps, all on one scale; the letters before
+the underscore are the modalities of query and target.</figcaption></figure>"""
+    return f'<section id="training"><h2>Training</h2>{body}</section>'
+
+
+def _curriculum(workdir: Path | None) -> str:
+    found = _records(workdir, "curriculum.json")
+    if not isinstance(found, str) and not found[0].get("stages"):
+        found = f"{workdir}/curriculum.json has no stage yet."
+    if isinstance(found, str):
+        return f'<section id="curriculum"><h2>Curriculum</h2>{_missing(found)}</section>'
+    return f"""<section id="curriculum"><h2>Curriculum</h2>
+<p class="muted">At the start of each stage the model itself measures R, the mean cosine of the
+pairs of each source; P, the share of batches a source gets, is proportional to exp(R / σ), and σ
+grows from stage to stage, so that what is aligned comes first and the rest catches up.</p>
+<figure class="wide">{figures.curriculum(found[0]["stages"])}
+<figcaption>Each column is a stage, named by its first step; a stronger colour is more.</figcaption>
+</figure></section>"""
+
+
+def _examples(
+    results: Mapping, sets: Sequence[RetrievalSet], examples: Mapping[str, Sequence[Example]]
+) -> str:
+    pictures = Pictures()
+    parts = []
+    for found in sets:
+        task, shown = found.task, examples.get(found.task.name, ())
+        if not shown:
+            continue
+        score = _number(results["datasets"][task.name]["score"])
+        cards = "".join(_example(found, example, pictures) for example in shown)
+        parts.append(f"""<h3 id="{task.name}">{task.name} · {task.label} {score}</h3>
+<p class="muted">{html.escape(task.instruction)}</p>{cards}""")
+    return f"""<section id="examples"><h2>Retrieved examples</h2>
+<p class="muted">A few queries of each set, drawn at random, failures first. Beside each its best
+videos as four frames from the first to the last, and, if it is not among them, the right one with
+its rank. <span class="found">Green</span> is right, <span class="lost">red</span> is wrong.</p>
+{"".join(parts)}</section>"""
+
+
+def _example(found: RetrievalSet, example: Example, pictures: Pictures) -> str:
+    query = found.queries[example.query]
+    places = list(enumerate(example.documents, start=1))
+    if example.right not in example.documents:
+        places.append((example.rank, example.right))
+    rows = []
+    for at, (rank, document) in enumerate(places):
+        right = found.corpus[document].id in query.positives
+        kind = ("right" if right else "wrong") + (" gap" if at == len(example.documents) else "")
+        word = "right" if right else "wrong"
+        picture = pictures.clip(found.corpus[document].video, f"rank {rank}, {word}")
+        rows.append(f'<li class="{kind}"><span>{rank}. {word}</span>{picture}</li>')
+    verdict = f"right video at rank {example.rank} of {len(found.corpus)}"
+    tone = "found" if example.success else "lost"
+    return f"""<div class="example"><div class="query">
+<div class="verdict {tone}">{verdict}</div>{_query(query, pictures)}</div>
+<ol class="documents">{"".join(rows)}</ol></div>"""
+
+
+def _query(query: Query, pictures: Pictures) -> str:
+    parts = []
+    if query.image:
+        parts.append(pictures.image(query.image, "image of the query"))
+    if query.video:
+        parts.append(pictures.clip(query.video, "clip of the query"))
+    if len(query.text) > LONG_TEXT:
+        start = html.escape(query.text[:LONG_TEXT])
+        parts.append(f"<p>“{start}…</p><details><summary>all {len(query.text):,} characters"
+                     f"</summary><p>{html.escape(query.text)}</p></details>")  # fmt: skip
+    elif query.text:
+        parts.append(f"<p>“{html.escape(query.text)}”</p>")
+    return "".join(parts)
+
+
+def _method(results: Mapping) -> str:
+    rules = "".join(f"<li>{html.escape(rule)}</li>" for rule in results["rules"])
+    settings = [[name, html.escape(str(value))] for name, value in results["fingerprint"].items()]
+    unreadable = [
+        [name, *(str(count) for count in record["quarantined"].values())]
+        for name, record in results["datasets"].items()
+        if any(record["quarantined"].values())
+    ]
+    lost = ""
+    if unreadable:
+        columns = ["set", "queries", "documents", "queries without positives"]
+        lost = f"<h3>Unreadable</h3>{_table(columns, unreadable, numeric_from=1)}"
+    return f"""<section id="method"><h2>Method</h2>
+<p>Every query is ranked against its whole corpus by cosine, exactly. The whole command took
+{results["seconds"]:,.0f} s.</p><ul>{rules}</ul>{lost}
+<h3>Settings of the model</h3>{_table(["field", "value"], settings, numeric_from=2)}</section>"""
+
+
+# ---- pieces -----------------------------------------------------------------------------------
+
+
+def _records(workdir: Path | None, name: str) -> list[dict] | str:
+    """The records of a file of the training run, or a sentence that says what is missing."""
+    if workdir is None:
+        return f"No training run was given, so there is no {name}: add --run WORKDIR."
+    path = workdir / name
+    if not path.is_file():
+        return f"{path} is missing."
+    text = path.read_text(encoding="utf-8")
+    if name.endswith(".json"):
+        return [_json(text, str(path))]
+    lines = text.split("\n")
+    lines.pop()  # the rest after the last newline: empty, or a line that a kill tore
+    found = [_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+    return found or f"{path} is empty."
+
+
+def _json(text: str, place: str) -> dict:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{place}: not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: expected a JSON object")
+    return record
+
+
+def _datasets(results: Mapping, part: str) -> Mapping | None:
+    return results[part]["datasets"] if part in results else None
+
+
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric_from: int, totals: int = 0
+) -> str:
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f'<{tag} class="n">{cell}</{tag}>' if at >= numeric_from else f"<{tag}>{cell}</{tag}>"
+            for at, cell in enumerate(row)
+        )
+
+    kinds = [""] * (len(rows) - totals) + [' class="total"'] * totals
+    body = "".join(
+        f"<tr{kind}>{cells('td', row)}</tr>" for kind, row in zip(kinds, rows, strict=True)
+    )
+    head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _times(value: float, other: float, name: str) -> str:
+    return _card(f"{value / other:.1f}×" if other else "—", name)
+
+
+def _card(value: str, name: str) -> str:
+    return f'<div class="card"><b>{value}</b><span>{name}</span></div>'
+
+
+def _missing(sentence: str) -> str:
+    return f'<p class="missing">{html.escape(sentence)}</p>'
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,190 @@
+"""The page: one file, no network, no script, and what it must say."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from evals.uvrb.__main__ import main
+from evals.uvrb.figures import rim
+from evals.uvrb.pictures import HEIGHT, Pictures
+from gve_jax.errors import UserError
+from tests.evals.small_uvrb import ColourEncoder, make_benchmark, make_clip
+
+SETS = ("MSRVTT", "CRB-T", "CMRB", "MS-TI", "LoVR-C2V")
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Text, elements and ids of a page; asserts that tags are balanced."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.source = path.read_text()
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def count(self, tag, **attributes):
+        return sum(
+            name == tag and all(found.get(k) == v for k, v in attributes.items())
+            for name, found in self.elements
+        )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    data = make_benchmark(tmp_path_factory.mktemp("report"), SETS)
+    queries = data / "UVRB/LoVR-C2V/jsonl/queries.jsonl"
+    lines = [json.loads(line) for line in queries.read_text().splitlines()]
+    for line in lines:
+        line["text"] = "<script>alert(1)</script> & " + "long " * 100
+    queries.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return data
+
+
+def render(data, out, *more, sets=SETS):
+    models = {"m<1>": ColourEncoder(), "none": ColourEncoder(trained=False)}
+    arguments = ["--model", "m<1>", "--data", str(data), "--output", str(out)]
+    arguments += ["--datasets", ",".join(sets), "--report", str(out / "report.html"), *more]
+    main(arguments, load=models.__getitem__)
+    return Page(out / "report.html")
+
+
+def training_run(workdir):
+    workdir.mkdir()
+    with open(workdir / "metrics.jsonl", "w") as file:
+        for step in range(40):
+            line = {"step": step, "time": 0.0, "loss": 3 / (1 + step), "accuracy": step / 40}
+            line |= {"learning_rate": 1e-4, "wait_share": 0.01, "stage": step // 20}
+            line |= {f"loss/{('T2V_whole', 'I2V')[step % 2]}": 1.0, "pairs_per_s": None}
+            file.write(json.dumps(line) + "\n")
+        file.write('{"step": 40, "lo')  # torn by a kill
+    stage = {"stage": 0, "first_step": 0, "last_step": 20, "sigma": 0.1, "batches": {}}
+    stage |= {"R": {"T2V_whole": 0.1234, "I2V": -0.2}, "P": {"T2V_whole": 0.75, "I2V": 0.25}}
+    stages = [stage, stage | {"stage": 1, "first_step": 20, "sigma": 1.0}]
+    (workdir / "curriculum.json").write_text(json.dumps({"stages": stages}))
+    return workdir
+
+
+def test_report_with_curves_baseline_and_control(data, tmp_path):
+    run = training_run(tmp_path / "run")
+    page = render(data, tmp_path / "out", "--run", str(run), "--baseline", "none", "--control")
+    for anchor in ("sets", "abilities", "training", "curriculum", "examples", "method"):
+        assert page.count("section", id=anchor) == 1 and page.count("a", href=f"#{anchor}") == 1
+    for name in SETS:
+        assert page.count("h3", id=name) == 1
+    drawings = {found["aria-label"] for tag, found in page.elements if tag == "svg"}
+    assert drawings == {
+        "Score of each set beside chance and controls", "Radar plot of the nine abilities",
+        "Training curves", "Loss by source", "The curriculum: P and R by source and stage",
+    }  # fmt: skip
+    for words in (
+        "untrained",
+        "shuffled",
+        "over shuffled frames",
+        "75%",
+        "0.12",
+        "σ 1.00",
+        "T2V_whole",
+        "share of time waiting for data",
+        "right video at rank 1 of 5",
+    ):
+        assert words in page.text, words  # fmt: skip
+    # Four queries of each of five sets, each with three documents and, if need be, the right one.
+    assert page.count("div", **{"class": "example"}) == 20
+    assert page.count("li", **{"class": "wrong"}) >= 20 * 2
+    rights = page.count("li", **{"class": "right"}) + page.count("li", **{"class": "right gap"})
+    assert rights == 20
+    # The clips that LoVR-C2V asks with, and the images of MS-TI.
+    assert page.count("img", alt="clip of the query") == 4
+    assert page.count("img", alt="image of the query") == 4
+
+
+def test_page_needs_no_network_and_runs_nothing(data, tmp_path):
+    page = render(data, tmp_path / "out")
+    assert page.count("script") == 0 and page.count("link") == 0
+    assert "alert(1)" in page.text and "m<1>" in page.text  # shown, not run
+    for tag, found in page.elements:
+        for attribute in ("src", "href", "xlink:href", "srcset"):
+            value = found.get(attribute, "#")
+            assert value.startswith(("#", "data:image/jpeg;base64,")), (tag, value[:50])
+    assert "default-src 'none'" in next(
+        found["content"] for tag, found in page.elements if "http-equiv" in found
+    )
+    style = page.source[page.source.index("<style>") : page.source.index("</style>")]
+    assert "url(" not in style and "@import" not in style and "color-scheme: dark" in style
+    assert page.count("details") == 4 and "all 528 characters" in page.text
+
+
+def test_figures_take_the_colours_of_the_page(data, tmp_path):
+    page = render(data, tmp_path / "out", "--baseline", "none", "--control")
+    drawn = page.source[page.source.index("<svg") :]
+    for name in ("ink", "muted", "grid", "model", "untrained", "shuffled"):
+        assert f"var(--{name})" in drawn, name
+    assert "#000000" not in drawn and "<text" in drawn
+    ids = [found["id"] for _, found in page.elements if "id" in found]
+    for used in {part.split(")")[0] for part in drawn.split("url(#")[1:]}:
+        assert used in ids
+    named = [name for name in ids if not name.startswith(("m", "p"))]
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize(("highest", "expected"), [(0.0, 0.2), (0.2, 0.2), (0.21, 0.4), (1, 1)])
+def test_rim_of_the_radar_plot_holds_every_score(highest, expected):
+    sides = {"model": {"CG": highest, "S": None}, "chance": {"CG": 0.0, "S": 0.0}}
+    assert rim(sides) == pytest.approx(expected)
+
+
+def test_report_says_what_is_missing(data, tmp_path):
+    page = render(data, tmp_path / "a")
+    assert "there is no metrics.jsonl: add --run" in page.text
+    assert "there is no curriculum.json: add --run" in page.text
+    (tmp_path / "run").mkdir()
+    page = render(data, tmp_path / "b", "--run", str(tmp_path / "run"), sets=("MSRVTT",))
+    assert f"{tmp_path}/run/metrics.jsonl is missing." in page.text
+    assert f"{tmp_path}/run/curriculum.json is missing." in page.text
+    assert "No ability has all of its sets scored" in page.text
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    (tmp_path / "run/curriculum.json").write_text('{"stages": []}')
+    page = render(data, tmp_path / "c", "--run", str(tmp_path / "run"), sets=("MSRVTT",))
+    assert "metrics.jsonl is empty." in page.text and "has no stage yet" in page.text
+
+
+def test_damaged_training_records_are_refused_by_line(data, tmp_path):
+    run = training_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text('{"step": 0}\n{oops\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: not valid JSON"):
+        render(data, tmp_path / "out", "--run", str(run))
+
+
+def test_pictures_stop_at_the_budget_and_survive_bad_media(tmp_path):
+    make_clip(tmp_path / "a.mp4", "red blue")
+    (tmp_path / "b.mp4").write_bytes(b"junk")
+    pictures = Pictures()
+    first = pictures.clip(tmp_path / "a.mp4", 'a "quote"')
+    assert 'alt="a &quot;quote&quot;"' in first and f'height="{HEIGHT}"' in first
+    assert "cannot be read" in pictures.clip(tmp_path / "b.mp4", "b")
+    small = Pictures(budget=len(first))
+    assert "<img" in small.clip(tmp_path / "a.mp4", "one")
+    assert "left out" in small.clip(tmp_path / "a.mp4", "two")
+
+
+def test_a_very_wide_image_fits_its_strip(tmp_path):
+    Image.new("RGB", (2000, 10)).save(tmp_path / "wide.png")
+    assert "<img" in Pictures().image(tmp_path / "wide.png", "wide")
