@@ -82,7 +82,7 @@ def get_config(form: str = "") -> ConfigDict:
 
     # The Modality Pyramid: P(source) ~ exp(R / sigma), R probed at the start of each stage.
     config.pyramid = ConfigDict()
-    config.pyramid.stages = 3  # the paper trains 3 epochs
+    config.pyramid.stages = 4  # sigma 0.1, 0.4, 0.7, 1.0; the paper trains 3 epochs
     config.pyramid.sigma_first = 0.1
     config.pyramid.sigma_last = 1.0
     config.pyramid.pairs = 64  # pairs probed of each source

@@ -39,7 +39,8 @@ class Buckets:
     def max_length(self) -> int:
         """Tokens of the longest text that fits, whatever comes with it."""
         return min(
-            max(length for pairs, length in self.shapes if pairs >= kind)
+            # A text alone goes into a shape without frames and into no other, see `fit`.
+            max(length for pairs, length in self.shapes if (pairs >= kind if kind else pairs == 0))
             for kind in {pairs for pairs, _ in self.shapes}
         )
 

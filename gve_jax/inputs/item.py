@@ -1,8 +1,10 @@
 """One thing to embed: any of text, image, video, with an instruction and sampling options."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from gve_jax.errors import UserError
@@ -20,9 +22,9 @@ class Item:
       video: a path, encoded bytes, uint8 [T, H, W, 3], or a list of images (the last two with
         `fps`).
       instruction: the system turn; the model's default one when absent.
-      fps: frames a second of a video that is given as frames.
-      num_frames: frames sampled from a video; the model's own number when absent.
-      max_pixels: pixels of a frame after resizing; the model's own number when absent.
+      fps: frames a second of a video that is given as frames; a file brings its own.
+      num_frames: frames sampled from a video, an even number; the model's own when absent.
+      max_pixels: pixels of a frame after resizing; can only lower the model's own number.
       frame_order: "reversed" and "shuffled" are controls that measure what time contributes.
     """
 
@@ -50,7 +52,7 @@ def as_item(value: "str | Mapping | Item") -> Item:
     elif isinstance(value, str):
         item = Item(text=value)
     elif isinstance(value, Mapping):
-        unknown = sorted(set(value) - _FIELDS)
+        unknown = sorted(set(value) - _FIELDS, key=str)
         if unknown:
             raise UserError(f"unknown key {unknown[0]!r} in an input; known: {sorted(_FIELDS)}")
         item = Item(**{key: entry for key, entry in value.items() if _present(entry)})
@@ -59,11 +61,35 @@ def as_item(value: "str | Mapping | Item") -> Item:
     if not any(_present(part) for part in (item.text, item.image, item.video)):
         raise UserError("an input has nothing to embed: give text, image or video")
     for key in ("text", "instruction"):
-        if not isinstance(getattr(item, key), str | None):
-            raise UserError(f"{key} must be a text, not {type(getattr(item, key)).__name__}")
+        _check_text(key, getattr(item, key))
+    _check_numbers(item)
     if item.frame_order not in FRAME_ORDERS:
         raise UserError(f"frame_order must be one of {FRAME_ORDERS}, not {item.frame_order!r}")
     return item
+
+
+def _check_text(key: str, text) -> None:
+    if not isinstance(text, str | None):
+        raise UserError(f"{key} must be a text, not {type(text).__name__}")
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as cut JSON escapes leave it
+        raise UserError(f"{key} is not valid Unicode: {error}") from error
+
+
+def _check_numbers(item: Item) -> None:
+    for key, unit, kind in (("num_frames", 2, "an even"), ("max_pixels", 1, "a whole")):
+        value = getattr(item, key)
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (whole and value > 0 and value % unit == 0):
+            raise UserError(f"{key} must be {kind} number above 0, not {value!r}")
+    if item.fps is None:
+        return
+    if not isinstance(item.fps, Real) or not 0 < item.fps < math.inf:
+        raise UserError(f"fps must be a number above 0, not {item.fps!r}")
+    if isinstance(item.video, str | os.PathLike | bytes):
+        raise UserError("fps is for a video given as frames; a file brings its own (num_frames "
+                        "says how many are sampled)")  # fmt: skip
 
 
 def _present(entry) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,12 @@ from gve_jax.inputs.item import source_name
 from gve_jax.inputs.layout import Layout
 
 MAX_RATIO = 200  # qwen-vl-utils 0.0.14
+# What people have; Pillow reads more, some of it through other programs (EPS runs Ghostscript).
+IMAGE_FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000",
+)  # fmt: skip
+# Numbers without a fixed range: Pillow clips them at 255, so that most pictures come out white.
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def smart_resize(
@@ -18,24 +25,31 @@ def smart_resize(
 ) -> tuple[int, int]:
     """A size near the given one: both sides multiples of `factor` (28 at the real sizes), the area
     within the limits, the ratio kept (qwen-vl-utils 0.0.14 `smart_resize`; Python's `round` is
-    banker's rounding, and that is part of it). One guard more: a side is never below `factor`,
-    which the reference lost in 0.0.12.
+    banker's rounding, and that is part of it). Guards the reference has not, for limits that are
+    close together: a side is never below `factor`, the area never above `max_pixels`.
 
     Raises:
-      MediaError: a ratio of sides above 200.
+      MediaError: a ratio of sides above 200, no pixel at all, `max_pixels` below one merged token.
     """
+    if min(height, width) < 1:
+        raise MediaError(f"sides {height} x {width}: no pixels")
+    if max_pixels < factor**2:
+        raise MediaError(f"max_pixels {max_pixels} is below one token of {factor} x {factor}")
     if max(height, width) > MAX_RATIO * min(height, width):
         raise MediaError(f"sides {height} x {width}: the ratio is above {MAX_RATIO}")
     rows = max(factor, round(height / factor) * factor)
     cols = max(factor, round(width / factor) * factor)
+    if rows * cols < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * beta / factor) * factor
+        cols = math.ceil(width * beta / factor) * factor
     if rows * cols > max_pixels:
         beta = math.sqrt(height * width / max_pixels)
         rows = max(factor, math.floor(height / beta / factor) * factor)
         cols = max(factor, math.floor(width / beta / factor) * factor)
-    elif rows * cols < min_pixels:
-        beta = math.sqrt(min_pixels / (height * width))
-        rows = math.ceil(height * beta / factor) * factor
-        cols = math.ceil(width * beta / factor) * factor
+        if rows * cols > max_pixels:  # the short side was lifted to `factor`: cut the long one
+            longest = max_pixels // factor**2 * factor
+            rows, cols = min(rows, longest), min(cols, longest)
     return rows, cols
 
 
@@ -75,25 +89,38 @@ def load_image(source) -> np.ndarray:
     put on white, as the reference does.
 
     Raises:
-      MediaError: what Pillow cannot read; a picture over Pillow's decompression-bomb limit.
+      MediaError: what Pillow cannot read; a format or pixel type that is not accepted; a picture
+        over Pillow's decompression-bomb limit.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
             raise MediaError(f"an image array must be uint8 [H, W, 3], not {source.dtype} "
                              f"{list(source.shape)}")  # fmt: skip
         return source
+    if not isinstance(source, str | os.PathLike | bytes | Image.Image):
+        raise MediaError(f"an image must be a path, bytes, a PIL image or a uint8 array, not "
+                         f"{type(source).__name__}")  # fmt: skip
+    name = source_name(source)
+    if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
+        raise MediaError(f"{name}: no such file")
     try:
         if isinstance(source, Image.Image):
             image = source
         else:
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise MediaError(f"{source_name(source)}: {image.width} x {image.height} pixels is "
-                             f"above the limit of {Image.MAX_IMAGE_PIXELS}")  # fmt: skip
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            image = Image.open(file, formats=IMAGE_FORMATS)
+        limit = Image.MAX_IMAGE_PIXELS or math.inf  # None is how Pillow's users lift it
+        if image.width * image.height > limit:
+            raise MediaError(f"{name}: {image.width} x {image.height} pixels is above the limit "
+                             f"of {limit}")  # fmt: skip
+        if image.mode in _DEEP_MODES:
+            raise MediaError(f"{name}: pixels of type {image.mode}; convert them to 8 bits first")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(white, image)
         return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{source_name(source)}: not a readable image ({error})") from error
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds of things on damaged data
+        raise MediaError(f"{name}: not a readable image ({error})") from error

@@ -5,18 +5,23 @@ import random
 
 import numpy as np
 
+from gve_jax.errors import UserError
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.pixels import load_image, patchify, resize, smart_resize
-from gve_jax.inputs.positions import mrope_positions
+from gve_jax.inputs.positions import REGIMES, mrope_positions
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.video import load_video
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What becomes of media and texts; part of every fingerprint."""
+    """What becomes of media and texts; part of every fingerprint.
+
+    Raises:
+      UserError: a number that cannot be, or an unknown M-RoPE regime; it names the field.
+    """
 
     num_frames: int = 8
     min_pixels: int = 4 * 28 * 28  # of a frame or an image
@@ -28,6 +33,20 @@ class InputSpec:
     temporal: int = 2  # frames of a patch
     window_side: int = 8  # patches
     tokens_per_second: int = 2
+
+    def __post_init__(self):
+        token = (self.patch_size * self.merge) ** 2
+        if self.num_frames < 2 or self.num_frames % 2:
+            raise UserError(f"num_frames must be an even number above 0, not {self.num_frames}")
+        if self.max_pixels < max(token, self.min_pixels):
+            raise UserError(
+                f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels} or the "
+                f"{token} of one token"
+            )
+        if self.max_length < 2:
+            raise UserError(f"max_length must be at least 2, not {self.max_length}")
+        if self.mrope not in REGIMES:
+            raise UserError(f"unknown M-RoPE regime {self.mrope!r}; known: {REGIMES}")
 
 
 @dataclasses.dataclass
@@ -96,7 +115,7 @@ class Preprocessor:
 
 
 def _reorder(frames: np.ndarray, order: str) -> np.ndarray:
-    """The controls of Item.frame_order; "shuffled" is a fixed derangement-like order per count."""
+    """The controls of Item.frame_order; "shuffled" is one fixed order a count of frames."""
     if order == "reversed":
         return frames[::-1]
     if order == "shuffled":

@@ -28,6 +28,9 @@ class Prompt:
             raise UserError(f"{self.path}: no such tokenizer file")
         try:
             self._tokenizer = Tokenizer.from_file(self.path)
+            # A file may bring both along; they would cut a visual, or move the end token.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError(f"{self.path}: not a tokenizer file ({error})") from error
         ids = {token: self._tokenizer.token_to_id(token) for token in SPECIALS}
@@ -58,15 +61,14 @@ class Prompt:
         """
         video = "<|vision_start|><|video_pad|><|vision_end|>" if video_tokens else ""
         image = "<|vision_start|><|image_pad|><|vision_end|>" if image_tokens else ""
-        chat = (
-            f"<|im_start|>system\n{instruction or DEFAULT_SYSTEM}<|im_end|>\n"
-            f"<|im_start|>user\n{video}{image}{text}<|im_end|>\n<|im_start|>assistant\n"
-        )
-        # Our pads come first in the user turn; one that a text spells out later stands for itself.
+        # In two parts, which no token spans (a special one starts the second): our pads come first
+        # in the user turn; one that a text or an instruction spells out stands for itself.
+        system = f"<|im_start|>system\n{instruction or DEFAULT_SYSTEM}<|im_end|>\n"
+        user = f"<|im_start|>user\n{video}{image}{text}<|im_end|>\n<|im_start|>assistant\n"
         expand = [(self.video_pad, video_tokens), (self.image_pad, image_tokens)]
         expand = [(pad, count) for pad, count in expand if count]
-        ids, starts, last_visual = [], [], 0
-        for index in self._tokenizer.encode(chat, add_special_tokens=False).ids:
+        ids, starts, last_visual = self._encode(system), [], 0
+        for index in self._encode(user):
             if expand and index == expand[0][0]:
                 starts.append(len(ids))
                 ids.extend([index] * expand.pop(0)[1])
@@ -76,3 +78,6 @@ class Prompt:
         if last_visual > self.max_length - 1:
             raise ValueError(f"{last_visual} tokens up to the last visual exceed {self.max_length}")
         return ids[: self.max_length - 1] + [self.end], starts
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -11,19 +11,30 @@ class Quarantine:
 
     Args:
       path: the file; lines of an earlier run of the same command are kept and count.
-      max_share: the share of unreadable items past which `check` stops the run.
+      max_share: the share of unreadable items past which `check` stops the run, 0 to 1.
+
+    Raises:
+      UserError: a share that is none, or a file that holds something else.
     """
 
     def __init__(self, path: str | os.PathLike, max_share: float):
+        if not 0 <= max_share <= 1:
+            raise UserError(f"the share of unreadable items must be in 0..1, not {max_share}")
         self.path, self.max_share = os.fspath(path), max_share
         self._ids: set[str] = set()
         if os.path.exists(self.path):
-            with open(self.path, encoding="utf-8") as file:
-                for line in file:
-                    try:
-                        self._ids.add(json.loads(line)["id"])
-                    except (ValueError, KeyError):  # the torn last line of a killed run
-                        continue
+            self._resume()
+
+    def _resume(self) -> None:
+        with open(self.path, "r+b") as file:
+            *lines, torn = file.read().split(b"\n")
+            for number, line in enumerate(lines, 1):
+                try:
+                    self._ids.add(json.loads(line)["id"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{self.path}:{number}: not a quarantine line") from error
+            if torn:  # the last line of a killed run: the next record must not be glued to it
+                file.truncate(file.tell() - len(torn))
 
     @property
     def count(self) -> int:

@@ -14,9 +14,12 @@ from gve_jax.inputs.pixels import load_image
 
 # Containers people have; everything else FFmpeg can open (playlists, concat scripts, devices) can
 # point at other files or hosts.
-CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm", "avi", "mpegts"})
+CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
+# FFmpeg looks at these before a demuxer reads a byte: a playlist opens what it names at once.
+_OPEN = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
 MAX_FRAMES = 200_000
 MAX_FRAME_PIXELS = 8192 * 8192
+_COVER = av.stream.Disposition.attached_pic  # the cover of a song is no video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ def load_video(source, num_frames: int, fps: float | None = None) -> Clip:
       fps: frames a second, for the last two.
 
     Raises:
-      MediaError: an unreadable, empty or damaged video: never a shorter clip in silence.
+      MediaError: an unreadable, empty or damaged video: never a shorter clip in silence. (Of the
+        containers read here, MPEG-TS alone has no length to hold its frames against.)
     """
     if isinstance(source, str | os.PathLike | bytes):
         return _decode(source, num_frames)
@@ -48,6 +52,9 @@ def load_video(source, num_frames: int, fps: float | None = None) -> Clip:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise MediaError(f"a video array must be uint8 [T, H, W, 3], not {frames.dtype} "
                              f"{list(frames.shape)}")  # fmt: skip
+    elif not isinstance(source, list | tuple):
+        raise MediaError(f"a video must be a path, bytes, a uint8 array or a list of images, not "
+                         f"{type(source).__name__}")  # fmt: skip
     else:
         frames = [load_image(frame) for frame in source]
         if len({frame.shape for frame in frames}) > 1:
@@ -67,35 +74,34 @@ def uniform_indices(total: int, num_frames: int) -> np.ndarray:
 
 def _decode(source, num_frames: int) -> Clip:
     name = source_name(source)
-    if isinstance(source, bytes):
-        file = io.BytesIO(source)
-    elif os.path.isfile(source):
-        file = open(source, "rb")  # noqa: SIM115: PyAV reads a file object, so no protocol is used
-    else:
+    if not isinstance(source, bytes) and not os.path.isfile(source):
         raise MediaError(f"{name}: no such file")
     try:
-        with file, av.open(file, mode="r") as container:
+        # PyAV reads a file object, so that no protocol of FFmpeg's is used.
+        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+        with file, av.open(file, mode="r", options=_OPEN) as container:
             return _sample(container, name, num_frames)
-    except (av.FFmpegError, EOFError, ValueError) as error:
+    except (av.FFmpegError, OSError, EOFError, ValueError) as error:
         raise MediaError(f"{name}: not a readable video ({error})") from error
 
 
 def _sample(container, name: str, num_frames: int) -> Clip:
-    if not CONTAINERS.intersection(container.format.name.split(",")):
-        raise MediaError(f"{name}: container {container.format.name!r} is not allowed")
-    if not container.streams.video:
+    streams = [s for s in container.streams.video if not s.disposition & _COVER]
+    if not streams:
         raise MediaError(f"{name}: no video stream")
-    stream = container.streams.video[0]
+    stream = streams[0]
     if stream.width * stream.height > MAX_FRAME_PIXELS:
         raise MediaError(f"{name}: frames of {stream.width} x {stream.height} are above the limit")
     stream.thread_type = "NONE"  # workers are the parallelism; threads of FFmpeg would compete
     stream.codec_context.options = {"err_detect": "explode"}
 
-    # Containers lie about their frame count; packets do not, and counting them decodes nothing.
-    total = sum(1 for packet in container.demux(stream) if packet.size)
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    if rate <= 0:
+        raise MediaError(f"{name}: no frame rate")
+    total, start = _count(container, stream, name, rate)
     if not 0 < total <= MAX_FRAMES:
         raise MediaError(f"{name}: {total} frames")
-    container.seek(0, stream=stream)
+    container.seek(start, stream=stream)
     wanted = uniform_indices(total, num_frames)
     keep, frames, seen = set(wanted.tolist()), {}, 0
     # One converter for all frames, on one thread: `frame.to_ndarray(format=...)` sets up a
@@ -107,7 +113,32 @@ def _sample(container, name: str, num_frames: int) -> Clip:
         seen += 1
     if seen != total:
         raise MediaError(f"{name}: damaged, {seen} of {total} frames decode")
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    if rate <= 0:
-        raise MediaError(f"{name}: no frame rate")
     return Clip(np.stack([frames[i] for i in wanted]), len(wanted) / total * rate)
+
+
+def _count(container, stream, name: str, rate: float) -> tuple[int, int]:
+    """Frames that will be shown, and the earliest timestamp (in the stream's units).
+
+    Containers lie about their frame count; packets do not, and counting them decodes nothing. An
+    edit list discards packets: a clip cut without encoding it again begins with some.
+    """
+    total = packets = 0
+    start, end = 0, 0.0  # the end in seconds, of all streams, as the container's duration is
+    for packet in container.demux():
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream is not stream or packet.dts is None and not packet.size:
+            continue
+        packets += 1
+        total += packet.size > 0 and not packet.is_discard
+        start = min(start, packet.dts or 0)
+
+    # A file that was cut off between two packets reads without an error.
+    kind = container.format.name
+    declared = len(stream.index_entries) if "mp4" in kind else stream.frames
+    if "mpegts" not in kind and packets < declared:
+        raise MediaError(f"{name}: cut off, {packets} of {declared} frames")
+    duration = (container.duration or 0) / av.time_base
+    if "matroska" in kind and end < duration - 2 / rate:
+        raise MediaError(f"{name}: cut off after {end:.2f} of {duration:.2f} s")
+    return total, start

@@ -116,6 +116,12 @@ def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
     return PairBatch(batch["source"], batch["ids"], batch["failures"], place_batch(arrays, mesh))
 
 
-def placed(iterator: Iterator, mesh: jax.sharding.Mesh) -> Iterator[PairBatch]:
-    for batch in iterator:
-        yield place(batch, mesh)
+def placed(stream: grain.IterDataset, mesh: jax.sharding.Mesh) -> Iterator[PairBatch]:
+    """The stream's batches on the mesh; ends its workers when it ends, whatever the reason."""
+    iterator = iter(stream)
+    try:
+        for batch in iterator:
+            yield place(batch, mesh)
+    finally:
+        # Left to the garbage collector, workers leak their shared memory.
+        iterator.close()

@@ -1,0 +1,110 @@
+"""The training step: sharded moments, decay by table, the same losses on any mesh."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from gve_jax.learning.optimizer import decays, make_optimizer, make_schedule
+from gve_jax.learning.step import init_state, make_train_step, state_shardings
+from gve_jax.sharding import make_mesh, param_shardings, path_name, place_batch
+from tests.model.embedder_test import BUCKET, CFG, ROWS, make_batch
+
+SETTINGS = ConfigDict(
+    dict(learning_rate=1e-2, warmup_steps=2, b1=0.9, b2=0.98, weight_decay=0.1, clip_norm=1.0)
+)
+TX = make_optimizer(SETTINGS, 10)
+
+
+def arrays():
+    rows = [ROWS[n % len(ROWS)] for n in range(8)]
+    tokens = [np.random.default_rng(n).integers(0, 300, row.tokens.shape) for n, row in
+              enumerate(rows)]  # fmt: skip
+    query = make_batch(rows, BUCKET)
+    for n, row in enumerate(rows):
+        query.tokens[n, : len(row.tokens)] = tokens[n]
+    return {
+        "query": query,
+        "positive": make_batch(rows[::-1], BUCKET),
+        "negatives": [make_batch(rows, BUCKET)],
+        "valid": np.ones(8, bool),
+        "query_id": np.arange(8, dtype=np.int32),
+        "positive_id": np.arange(8, dtype=np.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def losses():
+    return {name: _losses(axes) for name, axes in {
+        "data": {"data": 8}, "fsdp": {"fsdp": 8}, "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
+    }.items()}  # fmt: skip
+
+
+def _losses(axes):
+    mesh = make_mesh(axes)
+    state, step = init_state(CFG, TX, mesh, seed=3), make_train_step(CFG, TX, 0.03)
+    batch, found = place_batch(arrays(), mesh), []
+    for _ in range(4):
+        state, scalars = step(state, batch)
+        found.append(float(scalars["loss"]))
+    return found
+
+
+def test_the_loss_falls_on_one_batch(losses):
+    assert losses["data"][-1] < 0.9 * losses["data"][0]
+
+
+@pytest.mark.parametrize("axes", ["fsdp", "mixed"])
+def test_losses_do_not_depend_on_the_mesh(losses, axes):
+    assert losses[axes] == pytest.approx(losses["data"], rel=1e-4)
+
+
+def test_moments_are_sharded_like_their_parameters(mesh):
+    state = init_state(CFG, TX, mesh, seed=0)
+    adam = state["opt"][1][0]
+    kernel = state["params"]["language"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert tuple(kernel.sharding.spec) == (None, "fsdp", "tensor")
+    for moments in (adam.mu, adam.nu):
+        jax.tree.map(_same_sharding, moments, state["params"])
+    shapes = jax.eval_shape(lambda: state["params"])
+    for leaf, sharding in zip(jax.tree.leaves(state),
+                              jax.tree.leaves(state_shardings(shapes, TX, mesh)), strict=True):  # fmt: skip
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def _same_sharding(a, b):
+    assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+def test_matrices_decay_and_nothing_else(mesh):
+    shapes = jax.eval_shape(lambda: init_state(CFG, TX, mesh, 0)["params"])
+    for path, decay in jax.tree_util.tree_leaves_with_path(decays(shapes)):
+        assert decay == path_name(path).endswith("kernel")
+
+
+def test_a_parameter_without_a_rule_is_an_error(mesh):
+    strange = {"language": {"scale": jax.ShapeDtypeStruct((4,), np.float32)}}
+    with pytest.raises(ValueError, match="language/scale"):
+        param_shardings(strange, mesh)
+    with pytest.raises(ValueError, match="language/scale"):
+        decays(strange)
+
+
+def test_first_update_is_adamws(mesh):
+    """After warm-up's first step Adam moves every weight by lr x sign(g), decay aside."""
+    settings = ConfigDict(SETTINGS.to_dict() | {"warmup_steps": 0, "weight_decay": 0.0})
+    tx = make_optimizer(settings, 10)
+    params = {"kernel": np.array([1.0, -2.0], np.float32)}
+    grads = {"kernel": np.array([0.3, -0.2], np.float32)}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(
+        optax.apply_updates(params, updates)["kernel"], [1 - 1e-2, -2 + 1e-2], atol=1e-6
+    )
+
+
+def test_schedule_warms_up_then_falls_as_a_cosine():
+    schedule = make_schedule(SETTINGS, 10)
+    cosine = [5e-3 * (1 + np.cos(np.pi * t / 8)) for t in range(9)]
+    expected = [0, 5e-3, *cosine]
+    assert [float(schedule(t)) for t in range(11)] == pytest.approx(expected, abs=1e-7)

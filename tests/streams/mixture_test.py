@@ -1,0 +1,72 @@
+"""The order of batches: exact proportions, no repeats, a pure function of the step."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from gve_jax.streams.mixture import Stage, StageSelection, apportion, batches
+
+SIZES = {"I2I": 40, "T2T": 64, "T2V": 23}
+BATCH = {"I2I": 4, "T2T": 8, "T2V": 4}
+STAGES = [Stage(0, 20, (0.7, 0.2, 0.1)), Stage(20, 41, (0.2, 0.2, 0.6))]
+
+
+@pytest.mark.parametrize("weights, steps, expected", [
+    ((0.5, 0.25, 0.25), 8, [4, 2, 2]),
+    ((0.5, 0.3, 0.2), 7, [4, 2, 1]),  # 3.5, 2.1, 1.4: the largest remainder gets the step
+    ((1.0, 0.0), 5, [5, 0]),
+    ((1, 1, 1), 2, [1, 1, 0]),
+])  # fmt: skip
+def test_apportion(weights, steps, expected):
+    assert apportion(weights, steps).tolist() == expected
+
+
+def read(first=0, last=41, seed=7, stages=STAGES):
+    return [(name, keys.tolist()) for name, keys in batches(SIZES, BATCH, stages, seed)[first:last]]
+
+
+def test_every_stage_keeps_its_proportions():
+    drawn = [name for name, _ in read()]
+    assert collections.Counter(drawn[:20]) == {"I2I": 14, "T2T": 4, "T2V": 2}
+    second = dict(zip(SIZES, apportion(STAGES[1].weights, 21), strict=True))
+    assert collections.Counter(drawn[20:]) == second
+
+
+def test_a_source_is_exhausted_before_it_repeats():
+    seen = collections.defaultdict(list)
+    for name, keys in read():
+        assert len(set(keys)) == len(keys) == BATCH[name]
+        seen[name] += keys
+    for name, keys in seen.items():
+        epoch = SIZES[name] // BATCH[name] * BATCH[name]
+        for at in range(0, len(keys), epoch):
+            part = keys[at : at + epoch]
+            assert len(set(part)) == len(part)
+            assert set(part) <= set(range(SIZES[name]))
+    # T2V was drawn past its end: its second epoch has another order.
+    assert len(seen["T2V"]) > 20 and seen["T2V"][:20] != seen["T2V"][20:40]
+
+
+def test_resuming_anywhere_gives_the_same_batches():
+    whole = read()
+    for step in (0, 1, 19, 20, 33):
+        assert read(first=step) == whole[step:]
+
+
+def test_a_later_stage_does_not_change_an_earlier_one():
+    assert read(last=20) == read(last=20, stages=STAGES[:1])
+
+
+def test_another_seed_gives_another_order():
+    assert read(seed=8) != read()
+
+
+def test_selection_counts_on_over_stages():
+    selection = StageSelection(STAGES, seed=0)
+    per_source = collections.defaultdict(list)
+    for index in range(len(selection)):
+        source, key = selection[index]
+        per_source[source].append(key)
+    for keys in per_source.values():
+        assert keys == list(np.arange(len(keys)))
