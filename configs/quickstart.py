@@ -97,6 +97,13 @@ def get_config(form: str = "") -> ConfigDict:
     if form == "smoke":
         config.steps = 6
         config.batch_size = 8
+        config.model.vision.update(hidden_size=32, intermediate_size=48, num_heads=2)
+        config.model.vision.out_hidden_size = 32
+        config.model.text.update(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+        config.model.text.update(num_attention_heads=2, num_key_value_heads=1)
+        config.model.text.mrope_section = (2, 3, 3)
+        config.buckets.shapes = ((0, 192), (4, 192))  # few shapes: most of the time is compiling
+        config.data.workers = 0
         config.pyramid.pairs = 8
         config.pyramid.stages = 2
         config.checkpoint.every = 2

@@ -1,11 +1,16 @@
 """Eight virtual CPU devices, so that shardings are real; set before any test uses JAX."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from absl import flags
+
+ROOT = Path(__file__).resolve().parents[1]
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -25,3 +30,33 @@ def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh(
         (2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3
     )
+
+
+# The command, then a look at what it imported.
+_RUN = """
+import sys
+from data.shapes.__main__ import main
+sys.argv = ["data.shapes", *sys.argv[1:]]
+main()
+assert "tensorflow" not in sys.modules, "TensorFlow was imported"
+"""
+
+
+def _run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "data.shapes"]
+    return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A folder written by `python -m data.shapes --scale 0.01`, without TensorFlow."""
+    output = tmp_path_factory.mktemp("shapes") / "world"
+    done = _run("--output", str(output), "--scale", "0.01", code=_RUN)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture(scope="session")
+def run_shapes():
+    """Runs `python -m data.shapes ARGUMENTS`; returns the finished process."""
+    return _run

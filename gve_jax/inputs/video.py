@@ -42,8 +42,8 @@ def load_video(source, num_frames: int, fps: float | None = None) -> Clip:
       fps: frames a second, for the last two.
 
     Raises:
-      MediaError: an unreadable, empty or damaged video: never a shorter clip in silence. (Of the
-        containers read here, MPEG-TS alone has no length to hold its frames against.)
+      MediaError: an unreadable, empty or damaged video: never a shorter clip in silence, where
+        the container states a length at all (MPEG-TS, fragments and live recordings do not).
     """
     if isinstance(source, str | os.PathLike | bytes):
         return _decode(source, num_frames)
@@ -79,8 +79,10 @@ def _decode(source, num_frames: int) -> Clip:
     try:
         # PyAV reads a file object, so that no protocol of FFmpeg's is used.
         file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-        with file, av.open(file, mode="r", options=_OPEN) as container:
-            return _sample(container, name, num_frames)
+        with file:
+            _check_segment(file, name)
+            with av.open(file, mode="r", options=_OPEN) as container:
+                return _sample(container, name, num_frames)
     except (av.FFmpegError, OSError, EOFError, ValueError) as error:
         raise MediaError(f"{name}: not a readable video ({error})") from error
 
@@ -90,6 +92,8 @@ def _sample(container, name: str, num_frames: int) -> Clip:
     if not streams:
         raise MediaError(f"{name}: no video stream")
     stream = streams[0]
+    if stream.codec_context is None:
+        raise MediaError(f"{name}: an unknown video codec")
     if stream.width * stream.height > MAX_FRAME_PIXELS:
         raise MediaError(f"{name}: frames of {stream.width} x {stream.height} are above the limit")
     stream.thread_type = "NONE"  # workers are the parallelism; threads of FFmpeg would compete
@@ -122,23 +126,40 @@ def _count(container, stream, name: str, rate: float) -> tuple[int, int]:
     Containers lie about their frame count; packets do not, and counting them decodes nothing. An
     edit list discards packets: a clip cut without encoding it again begins with some.
     """
-    total = packets = 0
-    start, end = 0, 0.0  # the end in seconds, of all streams, as the container's duration is
-    for packet in container.demux():
-        if packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream is not stream or packet.dts is None and not packet.size:
-            continue
+    total = packets = start = last = shown = 0
+    for packet in container.demux(stream):
+        if packet.dts is None and not packet.size:
+            continue  # the end of the stream
         packets += 1
-        total += packet.size > 0 and not packet.is_discard
-        start = min(start, packet.dts or 0)
+        start, last = min(start, packet.dts or 0), max(last, packet.dts or 0)
+        if packet.size and not packet.is_discard:
+            total += 1
+            shown += packet.duration or 0
 
     # A file that was cut off between two packets reads without an error.
-    kind = container.format.name
-    declared = len(stream.index_entries) if "mp4" in kind else stream.frames
-    if "mpegts" not in kind and packets < declared:
-        raise MediaError(f"{name}: cut off, {packets} of {declared} frames")
-    duration = (container.duration or 0) / av.time_base
-    if "matroska" in kind and end < duration - 2 / rate:
-        raise MediaError(f"{name}: cut off after {end:.2f} of {duration:.2f} s")
+    kind, found, declared = container.format.name, 0, 0
+    if kind == "avi":  # its timestamps count frames, those too that were dropped at recording
+        found, declared = last + 1, stream.frames
+    elif "mp4" in kind:
+        found, declared = packets, len(stream.index_entries)
+    if found < declared:
+        raise MediaError(f"{name}: cut off, {found} of {declared} frames")
+    if "mp4" in kind and stream.duration:  # a damaged table of samples; durations are not exact
+        seconds, whole = float(shown * stream.time_base), float(stream.duration * stream.time_base)
+        if seconds < 0.95 * whole - 1 / rate:
+            raise MediaError(f"{name}: damaged, frames for {seconds:.2f} of {whole:.2f} s")
     return total, start
+
+
+def _check_segment(file, name: str) -> None:
+    """A Matroska file that was cut off is shorter than its segment; FFmpeg reads it as if whole."""
+    head, size = file.read(4096), file.seek(0, os.SEEK_END)
+    file.seek(0)
+    at = head.find(b"\x18\x53\x80\x67") + 4
+    if not head.startswith(b"\x1a\x45\xdf\xa3") or not 4 <= at < len(head) or head[at] == 0:
+        return
+    length = 9 - head[at].bit_length()  # of the number that follows: as many bytes as leading zeros
+    unknown = 2 ** (7 * length) - 1  # of a live recording
+    segment = int.from_bytes(head[at : at + length]) & unknown
+    if segment != unknown and size < at + length + segment:
+        raise MediaError(f"{name}: cut off, {size} of {at + length + segment} bytes")

@@ -1,0 +1,86 @@
+"""Media made on the spot: videos whose every frame spells its number, images, a tokenizer."""
+
+import io
+from functools import cache
+
+import av
+import numpy as np
+from PIL import Image
+
+from data.shapes import tokenizer
+
+HEIGHT, WIDTH, BARS = 48, 96, 6
+
+
+def numbered(count: int) -> np.ndarray:
+    """uint8 [count, 48, 96, 3]: frame k shows k in binary, bit b as a white or black bar."""
+    frames = np.zeros((count, HEIGHT, WIDTH, 3), np.uint8)
+    for bit in range(BARS):
+        on = (np.arange(count) >> bit) & 1
+        frames[:, :, bit * 16 : bit * 16 + 16] = 255 * on[:, None, None, None]
+    return frames
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The numbers that frames of any size spell."""
+    columns = ((np.arange(BARS) + 0.5) / BARS * frames.shape[2]).astype(int)
+    bits = frames[:, frames.shape[1] // 2, columns, 0] > 128
+    return (bits @ (1 << np.arange(BARS))).tolist()
+
+
+def encode(
+    frames: np.ndarray,
+    fps: int = 10,
+    container: str = "mp4",
+    codec: str = "libx264",
+    options: dict | None = None,
+    shift: int = 0,
+) -> bytes:
+    """An encoded video; `options` are the container's; `shift` moves all timestamps by frames."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container, options=options or {}) as out:
+        stream = out.add_stream(codec, rate=fps, options={"bf": "0"} if shift else {})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.codec_context.gop_size = 12
+        packets = []
+        for frame in frames:
+            packets += stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+        for packet in packets + stream.encode():
+            if shift:
+                offset = round(shift / fps / packet.time_base)
+                packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+            out.mux(packet)
+    return buffer.getvalue()
+
+
+@cache
+def clip(count: int = 24, container: str = "mp4", codec: str = "libx264") -> bytes:
+    return encode(numbered(count), container=container, codec=codec)
+
+
+def audio_only() -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream("aac", rate=48000, layout="mono")
+        silence = np.zeros((1, 1024), np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+        frame.sample_rate = 48000
+        for packet in stream.encode(frame) + stream.encode():
+            out.mux(packet)
+    return buffer.getvalue()
+
+
+def picture(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@cache
+def small_tokenizer():
+    texts = [
+        "a red ring moves to the left",
+        "system user assistant",
+        "You are a helpful assistant.",
+    ]
+    return tokenizer.train(iter(texts * 20))

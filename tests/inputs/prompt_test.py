@@ -1,0 +1,110 @@
+"""The chat around an item, decoded back token by token."""
+
+import pickle
+
+import pytest
+
+from gve_jax.errors import UserError
+from gve_jax.inputs.prompt import Prompt
+from tests.inputs.media import small_tokenizer
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+TAIL = "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+VIDEO, IMAGE = "<|video_pad|>", "<|image_pad|>"
+
+
+def spell(ids) -> str:
+    return small_tokenizer().decode(ids, skip_special_tokens=False)
+
+
+def visual(pad: str, count: int) -> str:
+    return "<|vision_start|>" + pad * count + "<|vision_end|>"
+
+
+@pytest.mark.parametrize("text", ["a red ring", "", "naïve 日本 🎬\n\n two", "It's 1234!"])
+def test_text_alone(prompt, text):
+    ids, starts = prompt.ids(text, "", 0, 0)
+    assert spell(ids) == f"{SYSTEM}<|im_start|>user\n{text}{TAIL}"
+    assert starts == [] and ids[-1] == prompt.end and ids.count(prompt.end) == 1
+
+
+def test_the_instruction_is_the_system_turn(prompt):
+    ids, _ = prompt.ids("red", "Find the ring.", 0, 0)
+    assert spell(ids).startswith("<|im_start|>system\nFind the ring.<|im_end|>\n")
+    assert "helpful" not in spell(ids)
+
+
+@pytest.mark.parametrize("video, image", [(5, 0), (0, 3), (5, 3), (1, 1)])
+def test_visuals_come_first_video_before_image_each_at_its_start(prompt, video, image):
+    ids, starts = prompt.ids("red", "", video, image)
+    middle = visual(VIDEO, video) * bool(video) + visual(IMAGE, image) * bool(image)
+    assert spell(ids) == f"{SYSTEM}<|im_start|>user\n{middle}red{TAIL}"
+    expected = [(prompt.video_pad, video), (prompt.image_pad, image)]
+    expected = [(pad, count) for pad, count in expected if count]
+    assert len(starts) == len(expected)
+    for start, (pad, count) in zip(starts, expected, strict=True):
+        assert ids[start : start + count] == [pad] * count
+        assert pad not in (ids[start - 1], ids[start + count])
+
+
+@pytest.mark.parametrize("text, instruction", [
+    (f"a {VIDEO} b {IMAGE}", ""),
+    ("a", f"Find {VIDEO} or {IMAGE}."),
+    (VIDEO, f"{IMAGE}{VIDEO}"),
+    (IMAGE, f"<|vision_start|>{IMAGE}<|vision_end|>"),
+])  # fmt: skip
+@pytest.mark.parametrize("video, image", [(4, 0), (0, 4), (4, 2)])
+def test_a_spelled_out_pad_does_not_displace_the_visual(prompt, text, instruction, video, image):
+    ids, starts = prompt.ids(text, instruction, video, image)
+    system = SYSTEM if not instruction else f"<|im_start|>system\n{instruction}<|im_end|>\n"
+    middle = visual(VIDEO, video) * bool(video) + visual(IMAGE, image) * bool(image)
+    assert spell(ids) == f"{system}<|im_start|>user\n{middle}{text}{TAIL}"
+    for start in starts:
+        assert spell(ids[:start]).endswith("<|vision_start|>")
+        assert spell(ids[:start]).startswith(f"{system}<|im_start|>user\n")
+
+
+def test_a_long_text_is_cut_and_keeps_the_end_token(tokenizer_file):
+    whole, starts = Prompt(tokenizer_file, 512).ids("ring " * 60, "", 7, 0)
+    for limit in (starts[0] + 7 + 1, 60, len(whole) - 1):
+        prompt = Prompt(tokenizer_file, limit)
+        ids, cut_starts = prompt.ids("ring " * 60, "", 7, 0)
+        assert ids == whole[: limit - 1] + [prompt.end] and len(ids) == limit
+        assert cut_starts == starts
+    for limit in (len(whole), len(whole) + 1):
+        assert Prompt(tokenizer_file, limit).ids("ring " * 60, "", 7, 0)[0] == whole
+
+
+def test_a_visual_is_never_cut(tokenizer_file):
+    _, (start,) = Prompt(tokenizer_file, 512).ids("", "", 7, 0)
+    with pytest.raises(ValueError, match=str(start + 7)):
+        Prompt(tokenizer_file, start + 7).ids("", "", 7, 0)
+
+
+def test_truncation_and_padding_of_the_file_are_not_ours(tokenizer_file, prompt, tmp_path):
+    other = small_tokenizer().from_str(small_tokenizer().to_str())
+    other.enable_truncation(10)
+    other.enable_padding(length=64, direction="left")
+    other.save(str(tmp_path / "tokenizer.json"))
+    theirs = Prompt(tmp_path / "tokenizer.json", 512)
+    assert theirs.ids("a red ring", "", 9, 0) == prompt.ids("a red ring", "", 9, 0)
+
+
+def test_it_travels_to_workers(prompt):
+    again = pickle.loads(pickle.dumps(prompt))
+    assert again.ids("red", "", 2, 1) == prompt.ids("red", "", 2, 1)
+    assert again.vocab_size == prompt.vocab_size == small_tokenizer().get_vocab_size()
+
+
+def test_a_file_that_is_no_tokenizer_of_qwen_is_named(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(UserError, match="tokenizer.json: no such tokenizer file"):
+        Prompt(path, 64)
+    path.write_text('{"a": 1}')
+    with pytest.raises(UserError, match="tokenizer.json: not a tokenizer file"):
+        Prompt(path, 64)
+    Tokenizer(models.BPE()).save(str(path))
+    with pytest.raises(UserError, match=r"tokenizer.json: the tokenizer has no <\|endoftext\|>"):
+        Prompt(path, 64)

@@ -1,0 +1,201 @@
+"""The trainer as a user meets it: it trains, resumes exactly, and says what is wrong in a line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.quickstart import get_config
+from gve_jax.errors import UserError
+from gve_jax.gve import GVE
+from gve_jax.streams.pairs import PairSources
+from gve_jax.train import train
+from tests.conftest import ROOT
+
+
+def make_config(world: Path, **fields):
+    config = get_config("smoke")
+    config.data.pairs, config.data.tokenizer = f"{world}/pairs", f"{world}/tokenizer.json"
+    for name, value in fields.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+def losses(workdir: Path) -> dict[int, tuple[str, float]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r["step"] for r in records] == sorted({r["step"] for r in records})
+    return {r["step"]: (r["task"], r["loss"]) for r in records}
+
+
+def run_cli(world: Path, workdir: Path, *arguments: str, kill_at: int | None = None):
+    """`python -m gve_jax.train`; with `kill_at`, SIGKILL once that step's loss is on disk."""
+    command = [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
+               f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
+               f"--config.data.tokenizer={world}/tokenizer.json", *arguments]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)  # fmt: skip
+    if kill_at is not None:
+        metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+        while not (metrics.exists() and f'"step": {kill_at},' in metrics.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """An uninterrupted run by the command line, on one device with one decoding process."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    code, out, err = run_cli(world, workdir, "--config.data.workers=1")
+    assert code == 0, err
+    assert "trained 6 steps" in out
+    return workdir
+
+
+def test_a_run_leaves_what_it_should(finished):
+    assert sorted(losses(finished)) == list(range(6))
+    assert all(np.isfinite(loss) for _, loss in losses(finished).values())
+    for name in ("model/config.json", "initial/config.json", "run.json", "train.json"):
+        assert (finished / name).is_file()
+    assert list((finished / "tensorboard").iterdir())
+    stages = json.loads((finished / "curriculum.json").read_text())["stages"]
+    assert [stage["sigma"] for stage in stages] == [0.1, 1.0]
+    for stage in stages:
+        weights = {name: np.exp(r / stage["sigma"]) for name, r in stage["R"].items()}
+        for name, chance in stage["P"].items():
+            assert chance == pytest.approx(weights[name] / sum(weights.values()), rel=1e-6)
+        drawn = [task for task, _ in list(losses(finished).values())[
+            stage["first_step"] : stage["last_step"]]]  # fmt: skip
+        assert all(drawn.count(name) == count for name, count in stage["batches"].items())
+
+
+def test_training_moved_the_model(finished):
+    texts = ["a red circle moves left", "a blue square stays still"]
+    before = GVE.from_pretrained(finished / "initial").encode(texts)
+    after = GVE.from_pretrained(finished / "model").encode(texts)
+    assert np.abs(before - after).max() > 1e-3
+
+
+def test_repeating_a_finished_run_costs_nothing(world, finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    code, out, _ = run_cli(world, finished, "--config.data.workers=1")
+    assert code == 0 and "complete" in out
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_killed_and_repeated_gives_bitwise_the_same_losses(world, finished, tmp_path):
+    """Killed in the first stage and again in the second; decoded in threads, not in a process."""
+    workdir = tmp_path / "killed"
+    arguments = ("--config.data.workers=1",)
+    code, *_ = run_cli(world, workdir, *arguments, kill_at=2)
+    assert code == -signal.SIGKILL
+    code, out, _ = run_cli(world, workdir, *arguments, kill_at=4)
+    assert code == -signal.SIGKILL
+    code, out, err = run_cli(world, workdir, *arguments)
+    assert code == 0, err
+    assert "resuming at step" in out
+    assert losses(workdir) == losses(finished)
+    curriculum = "curriculum.json"
+    assert (workdir / curriculum).read_text() == (finished / curriculum).read_text()
+
+
+def test_eight_devices_and_threads_give_the_losses_of_one_device(world, finished, tmp_path):
+    train(make_config(world), tmp_path)
+    expected, found = losses(finished), losses(tmp_path)
+    assert [task for task, _ in found.values()] == [task for task, _ in expected.values()]
+    np.testing.assert_allclose(
+        [loss for _, loss in found.values()],
+        [loss for _, loss in expected.values()],
+        rtol=2e-3,
+    )
+
+
+def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished, tmp_path):
+    code, _, err = run_cli(world, finished, "--config.data.workers=1", "--config.seed=43")
+    assert code == 2 and "another configuration" in err and "Traceback" not in err
+    workdir = tmp_path / "other"
+    run_cli(world, workdir, kill_at=3)
+    code, _, err = run_cli(world, workdir, "--config.model.text.num_hidden_layers=3")
+    assert code == 2 and "config.model.text.num_hidden_layers" in err and "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("argument, named", [
+    ("--config.optimizer.lr=1", "lr"),
+    ("--config.steps=many", "steps"),
+    ("--config=configs/none.py", "configs/none.py"),
+    ("--config=configs/quickstart.py:fast", "fast"),
+    ("--config.data.pairs=nowhere", "nowhere"),
+    ("--config.data.tokenizer=nowhere.json", "nowhere.json"),
+    ("--config.mesh.fsdp=3", "fsdp=3"),
+    ("--config.batch_size=9999", "batch_size"),
+    ("--config.model.text.num_key_value_heads=3", "num_attention_heads"),
+    ("--config.pyramid.stages=0", "pyramid.stages"),
+    ("--confg=x", "confg"),
+    ("extra", "extra"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_that_names_it(world, tmp_path, argument, named):
+    code, _, err = run_cli(world, tmp_path / "w", argument)
+    assert code == 2
+    assert named in err and len(err.strip().splitlines()) == 1 and err.startswith("error: ")
+    assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def damage(monkeypatch, ids):
+    """Cuts the positives' media of some pairs short, as a broken download would."""
+    read = PairSources.read
+
+    def broken(self, source, indices):
+        pairs = read(self, source, indices)
+        for pair in pairs:
+            item = pair["positive"]
+            if ids(pair["id"]) and item.video is not None:
+                object.__setattr__(item, "video", item.video[: len(item.video) // 2])
+        return pairs
+
+    monkeypatch.setattr(PairSources, "read", broken)
+
+
+def test_a_corrupt_video_is_quarantined_and_skipped(world, monkeypatch, tmp_path):
+    damage(monkeypatch, lambda id: id.endswith("000003"))
+    train(make_config(world, data__max_bad_share=0.2), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert lines and all("000003" in line["id"] and line["reason"] for line in lines)
+    assert len({line["id"] for line in lines}) == len(lines)
+    assert all(np.isfinite(loss) for _, loss in losses(tmp_path).values())
+
+
+def test_too_many_corrupt_videos_stop_the_run(world, monkeypatch, tmp_path):
+    damage(monkeypatch, lambda id: True)
+    with pytest.raises(UserError, match="could not be read, more than the allowed 1.0%"):
+        train(make_config(world), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_named(world, tmp_path):
+    config = make_config(world, optimizer__learning_rate=1e30, optimizer__clip_norm=1e30)
+    with pytest.raises(UserError, match=r"the loss of step \d is nan: source \w+, pairs \w+-"):
+        train(config, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_named_and_what_was_saved_stays(world, finished, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", small])
+    if mounted.returncode:
+        pytest.skip("this machine does not allow mounting a tmpfs")
+    try:
+        code, _, err = run_cli(world, small)
+        assert code == 2 and len(err.strip().splitlines()) >= 1 and "Traceback" not in err
+        assert "No space left" in err or "space" in err
+    finally:
+        subprocess.run(["umount", small], check=True)
