@@ -14,7 +14,7 @@ def get_config(form: str = "") -> ConfigDict:
         raise ValueError(f"configs/quickstart.py has no form {form!r}; known: smoke")
     config = ConfigDict()
     config.seed = 42  # the paper's
-    config.steps = 800  # optimizer steps, all stages together
+    config.steps = 900  # optimizer steps, all stages together
     config.batch_size = 64  # pairs of a global batch
 
     # The Qwen2.5-VL architecture, small: same blocks, same names (see gve_jax/model/config.py).
@@ -57,7 +57,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.buckets.shapes = (
         (0, 64), (0, 112), (0, 192),  # texts
         (1, 48), (1, 80),  # an image, with text
-        (4, 48), (4, 80),  # a video, with text
+        (4, 40), (4, 80),  # a video, with text
         (5, 192),  # a video, an image and text
     )  # fmt: skip
     config.buckets.patches = 16  # patches of a frame pair
@@ -80,11 +80,12 @@ def get_config(form: str = "") -> ConfigDict:
     config.optimizer.weight_decay = 0.1  # the paper's
     config.optimizer.clip_norm = 1.0
 
-    # The Modality Pyramid: P(source) ~ exp(R / sigma), R probed at the start of each stage.
+    # The Modality Pyramid: P(source) ~ size * exp(R / sigma), R probed at the start of each stage.
     config.pyramid = ConfigDict()
-    config.pyramid.stages = 4  # sigma 0.1, 0.4, 0.7, 1.0; the paper trains 3 epochs
+    config.pyramid.stages = 5  # of equal steps; the paper has one an epoch, and 3 epochs
     config.pyramid.sigma_first = 0.1
     config.pyramid.sigma_last = 1.0
+    config.pyramid.by_size = True  # the paper does not say; False: P ~ exp(R / sigma) alone
     config.pyramid.pairs = 64  # pairs probed of each source
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices left

@@ -151,6 +151,8 @@ class GVE:
         return self._run(inputs, prompt, batch_size, show_progress_bar, record)
 
     def _run(self, inputs, prompt, batch_size, show, on_error: Callable):
+        if isinstance(inputs, str | Mapping | Item):
+            raise UserError("inputs must be a list of texts or mappings, not a single one")
         items = [as_item(value) for value in inputs]
         if prompt:
             items = [
@@ -172,37 +174,43 @@ class GVE:
             raise UserError("the model gives vectors that are not finite")
         return vectors[valid], valid
 
-    def _rows(self, items: list[Item], start: int, on_error: Callable) -> dict[int, Row]:
+    def _rows(
+        self, items: list[Item], start: int, on_error: Callable
+    ) -> dict[int, tuple[Row, Bucket]]:
         def read(item: Item):
             began = time.perf_counter()
             try:
-                return self.preprocess(item)
+                row = self.preprocess(item)
+                return row, self.buckets.fit([row])
             except MediaError as error:
-                return error, time.perf_counter() - began
+                failure = error
+            except ValueError as error:  # larger than every declared shape
+                failure = MediaError(str(error))
+            return failure, time.perf_counter() - began
 
         rows = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for index, (item, result) in enumerate(
                 zip(items, pool.map(read, items), strict=True), start
             ):
-                if isinstance(result, Row):
+                if isinstance(result[0], Row):
                     rows[index] = result
                 else:
                     on_error(index, item, *result)
         return rows
 
     def _batches(
-        self, rows: dict[int, Row], size: int
+        self, rows: dict[int, tuple[Row, Bucket]], size: int
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """(places, vectors) of batches of one bucket each; a last one is filled up with copies."""
         grouped: dict[Bucket, list[int]] = {}
-        for index, row in rows.items():
-            grouped.setdefault(self.buckets.fit([row]), []).append(index)
+        for index, (_, bucket) in rows.items():
+            grouped.setdefault(bucket, []).append(index)
         for bucket, places in sorted(grouped.items()):
             for at in range(0, len(places), size):
                 part = places[at : at + size]
                 full = part + [part[-1]] * (size - len(part))
-                arrays = collate([rows[i] for i in full], bucket, self.preprocess.spec)
+                arrays = collate([rows[i][0] for i in full], bucket, self.preprocess.spec)
                 batch = place_batch(Batch(**arrays), self.mesh)
                 yield part, np.asarray(self._embed(self.params, batch))[: len(part)]
 

@@ -92,9 +92,7 @@ def place_batch(arrays, mesh: Mesh):
         if isinstance(node, Batch):
             fields = {name: put(getattr(node, name)) for name in node.__dataclass_fields__
                       if name != "positions"}  # fmt: skip
-            return Batch(
-                positions=put(node.positions, PartitionSpec(None, *ROWS)), **fields
-            )
+            return Batch(positions=put(node.positions, PartitionSpec(None, *ROWS)), **fields)
         return put(node)
 
     return jax.tree.map(place, arrays, is_leaf=lambda node: isinstance(node, Batch))

@@ -38,6 +38,8 @@ TRAINING = {
     "T2V_whole": tuple(EVALUATION[n] for n in ("MSRVTT", "DiDeMo", "CRB-G", "VDC-D")),
     "T2V_spatial": (EVALUATION["CRB-S"],),
     "T2V_temporal": (EVALUATION["CRB-T"],),
+    "T2V_crossing": (EVALUATION["CRB-T"],),
+    "T2V_motion": (EVALUATION["DREAM-E"],),
     "T2V_camera": (EVALUATION["CMRB"],),
     "T2V_keywords": (EVALUATION["PEV-K"],),
     "T2V_event": (EVALUATION["DREAM-E"],),

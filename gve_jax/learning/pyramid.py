@@ -11,16 +11,22 @@ def sigma_at(stage: int, stages: int, first: float, last: float) -> float:
     return first if stages == 1 else first + (last - first) * stage / (stages - 1)
 
 
-def probabilities(alignment: Mapping[str, float], sigma: float) -> dict[str, float]:
-    """P(k) = exp(R_k / sigma) / sum exp(R / sigma).
+def probabilities(
+    alignment: Mapping[str, float], sigma: float, sizes: Mapping[str, int] | None = None
+) -> dict[str, float]:
+    """P(k) proportional to exp(R_k / sigma), or to n_k exp(R_k / sigma).
 
     Args:
       alignment: R, the mean cosine of positive pairs, by source.
       sigma: temperature; small prefers what is already aligned.
+      sizes: n, the number of pairs by source. The paper does not say whether size counts; without
+        it, a source of thousands is drawn as often as one of millions, and repeats.
     """
     names = list(alignment)
     scores = np.array([alignment[name] for name in names], np.float64) / sigma
     weights = np.exp(scores - scores.max())
+    if sizes is not None:
+        weights = weights * np.array([sizes[name] for name in names], np.float64)
     return dict(zip(names, (weights / weights.sum()).tolist(), strict=True))
 
 

@@ -59,9 +59,9 @@ def make_train_step(
     @jax.jit
     def gradients(params, arrays):
         (loss, scalars), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, arrays)
-        return grads, scalars | {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+        return grads, scalars | {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=0)
     def update(state, grads):
         updates, opt = tx.update(grads, state["opt"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "opt": opt}

@@ -62,9 +62,7 @@ class Block(nnx.Module):
         self.norm1 = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs)
         self.norm2 = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs)
         self.attn = Attention(cfg, dtype=dtype, rngs=rngs)
-        self.mlp = SwiGLU(
-            cfg.hidden_size, cfg.intermediate_size, bias=True, dtype=dtype, rngs=rngs
-        )
+        self.mlp = SwiGLU(cfg.hidden_size, cfg.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, angles, mask, windows, is_full):
         x = x + self.attn(self.norm1(x), angles, mask, windows, is_full)

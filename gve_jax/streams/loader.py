@@ -106,6 +106,9 @@ def read_ahead(
 
 def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
     """Puts a decoded batch on the mesh, rows over (data, fsdp)."""
+    # Workers hand over shared memory. Device arrays on a CPU would alias it, and keep it from being
+    # released.
+    batch = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, dict(batch))
     negatives = sorted(key for key in batch if key.startswith("negative"))
     arrays = {
         "query": Batch(**batch["query"]),

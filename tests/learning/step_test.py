@@ -68,8 +68,8 @@ def test_moments_are_sharded_like_their_parameters(mesh):
     for moments in (adam.mu, adam.nu):
         jax.tree.map(_same_sharding, moments, state["params"])
     shapes = jax.eval_shape(lambda: state["params"])
-    for leaf, sharding in zip(jax.tree.leaves(state),
-                              jax.tree.leaves(state_shardings(shapes, TX, mesh)), strict=True):  # fmt: skip
+    expected = jax.tree.leaves(state_shardings(shapes, TX, mesh))
+    for leaf, sharding in zip(jax.tree.leaves(state), expected, strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 

@@ -17,6 +17,7 @@ from data.shapes.render import decode_mp4
 from data.shapes.scene import COLOURS, FRAME, HELD_OUT_PAIRS, SHAPES
 from gve_jax.errors import UserError
 
+TIMED = ("T2V_temporal", "T2V_crossing", "T2V_motion", "T2V_camera")
 NAMED = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 # What a source's sides hold: (query, positive).
 SIDES = {
@@ -96,7 +97,7 @@ def test_stored_pairs_have_the_schema_and_decode(world):
             assert media(query) == wanted_query and media(positive) == wanted_positive
             assert query["instruction"] and not positive["instruction"]
             videos = [item["video"] for item in (query, positive) if item["video"]]
-            expected = 1 if source in ("T2V_temporal", "T2V_camera") else 0
+            expected = 1 if source in TIMED else 0
             assert {len(column) for column in negatives.values()} == {expected}
             if expected:
                 hard = decode_mp4(negatives["video"][0]).astype(int)
