@@ -62,6 +62,7 @@ class Experiment:
         for free in ("checkpoint", "log_every", "mesh", "data"):
             kept.pop(free)
         tokenizer = hashlib.sha256(Path(prompt.path).read_bytes()).hexdigest()[:16]
+        kept["siblings"] = config.data.siblings.to_dict()
         self.fingerprint = {
             "code": __version__,
             "config": kept,
@@ -80,6 +81,15 @@ class Experiment:
         for name, size in self.sources.sizes.items():
             if size < config.batch_size:
                 raise UserError(f"source {name} has {size} pairs, less than batch_size")
+        for name, together in config.data.siblings.items():
+            size = self.sources.sizes.get(name)
+            if size is None:
+                raise UserError(f"data.siblings names {name}, which is no source")
+            if together < 1 or size % together or config.batch_size % together:
+                raise UserError(
+                    f"data.siblings.{name} {together} does not divide its {size} pairs and "
+                    f"batch_size {config.batch_size}"
+                )
         if prompt.vocab_size > self.model.text.vocab_size:
             raise UserError(
                 f"model.text.vocab_size {self.model.text.vocab_size} is less than the tokenizer's "
@@ -119,7 +129,8 @@ class Experiment:
             for record in curriculum
         ]
         sizes = dict.fromkeys(names, self.config.batch_size)
-        order = batches(self.sources.sizes, sizes, stages, self.config.seed)
+        siblings = self.config.data.siblings.to_dict()
+        order = batches(self.sources.sizes, sizes, stages, self.config.seed, siblings)
         return read_ahead(order[step:last], self.loader(), self.config.data.workers)
 
     def probes(self) -> grain.IterDataset:

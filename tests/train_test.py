@@ -69,8 +69,9 @@ def test_a_run_leaves_what_it_should(finished):
     assert list((finished / "tensorboard").iterdir())
     stages = json.loads((finished / "curriculum.json").read_text())["stages"]
     assert [stage["sigma"] for stage in stages] == [0.1, 1.0]
+    sizes = json.loads((finished / "run.json").read_text())["data"]["sources"]
     for stage in stages:
-        weights = {name: np.exp(r / stage["sigma"]) for name, r in stage["R"].items()}
+        weights = {n: sizes[n] * np.exp(r / stage["sigma"]) for n, r in stage["R"].items()}
         for name, chance in stage["P"].items():
             assert chance == pytest.approx(weights[name] / sum(weights.values()), rel=1e-6)
         drawn = [task for task, _ in list(losses(finished).values())[
@@ -140,6 +141,7 @@ def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished
     ("--config.batch_size=9999", "batch_size"),
     ("--config.model.text.num_key_value_heads=3", "num_attention_heads"),
     ("--config.pyramid.stages=0", "pyramid.stages"),
+    ("--config.data.siblings.T2V_camera=3", "data.siblings.T2V_camera"),
     ("--confg=x", "confg"),
     ("extra", "extra"),
 ])  # fmt: skip
@@ -199,3 +201,22 @@ def test_a_full_disk_is_named_and_what_was_saved_stays(world, finished, tmp_path
         assert "No space left" in err or "space" in err
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def test_the_trained_model_is_scored_on_all_sixteen_sets(world, finished, tmp_path):
+    """The quickstart's last command, on a model of six steps: whole, but for what it has learnt."""
+    from evals.uvrb.__main__ import main
+
+    arguments = ["--model", finished / "model", "--baseline", finished / "initial", "--control",
+                 "--data", world, "--output", tmp_path, "--run", finished,
+                 "--report", tmp_path / "report.html"]  # fmt: skip
+    main([str(argument) for argument in arguments])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results["datasets"]) == len(results["untrained"]["datasets"]) == 16
+    assert sorted(results["control"]["datasets"]) == ["CMRB", "CRB-T"]
+    for name, record in results["datasets"].items():
+        assert 0 <= record["score"] <= 1 and 0 < record["chance"] < 1, name
+        assert not any(record["quarantined"].values())
+    expected = np.mean([record["score"] for record in results["datasets"].values()])
+    assert results["averages"]["AVG-D"] == pytest.approx(expected)
+    assert (tmp_path / "report.html").stat().st_size > 100_000

@@ -66,7 +66,8 @@ def generate(output: Path, seed: int, scale: float, processes: int | None = None
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     counts = pairs.sizes(scale)
-    rendered = sum(max(counts[s] for s in table) for _, table in pairs.FAMILIES.values())
+    families = dict.fromkeys(pairs.SOURCES.values())
+    rendered = sum(max(pairs.family_sizes(f, scale).values()) for f in families)
     # spawn: a fork after JAX or grain threads have started can deadlock.
     pool = multiprocessing.get_context("spawn").Pool(processes or os.cpu_count())
     columns = (

@@ -6,26 +6,45 @@ its sources. Record: `{id, task, query, positive, negatives}`, items `{text, ins
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.pool import Pool
 
 import numpy as np
 
 from data.shapes import captions, edits, instructions
-from data.shapes.motion import fullest_frames
+from data.shapes.motion import fullest_frames, is_clear
 from data.shapes.render import encode_mp4, encode_png, render
 from data.shapes.sampling import (
+    add_event,
+    sample_camera,
     sample_camera_scene,
     sample_crossings,
+    sample_event,
     sample_long,
     sample_scene,
+    sample_things,
+    set_events,
     swap_phases,
 )
-from data.shapes.scene import CAMERA, PHASE_FRAMES, TRAIN_PAIRS, Scene, make_rng, pick
+from data.shapes.scene import (
+    BACKGROUNDS,
+    OPPOSITE,
+    PHASE_FRAMES,
+    TRAIN_PAIRS,
+    Scene,
+    make_rng,
+    pick,
+)
 
 Record = dict
 
 CLIP = slice(2, 14)  # the frames of a scene that a clip query shows
 CLIP_CRF = 24  # and its coarser encoding: the clip is not a byte copy
+MOTIONS = ("move", "enter", "leave", "grow", "shrink")
+# Sources whose records come in siblings, stored side by side: videos of the same things and places
+# that differ in time only, each with its own caption. Drawn into one batch, they are each other's
+# hard negatives at no cost.
+SIBLINGS = {"T2V_crossing": 2, "T2V_motion": 2, "T2V_camera": 2}
 
 
 def item(text: str = "", image: bytes = b"", video: bytes = b"", instruction: str = "") -> dict:
@@ -80,46 +99,52 @@ def _temporal_family(rng: np.random.Generator) -> dict[str, tuple]:
     swapped = swap_phases(scene)
     # Hard negative: the same things and places, another order of time.
     other = render(swapped) if swapped and rng.integers(2) else frames[::-1]
-    return _told_apart("T2V_temporal", captions.temporal(scene, rng), frames, other, rng)
-
-
-def _crossing_family(rng: np.random.Generator) -> dict[str, tuple]:
-    scene = sample_crossings(rng, TRAIN_PAIRS)
-    frames = render(scene)
-    first, second = frames[:PHASE_FRAMES], frames[PHASE_FRAMES:]
-    # Hard negative: the very frames of the scene in one of the seven other orders.
-    turned = (first, first[::-1]), (second, second[::-1])
-    order = int(rng.integers(1, 8))
-    halves = [turned[0][order & 1], turned[1][order >> 1 & 1]][:: -1 if order & 4 else 1]
-    other = np.concatenate(halves)
-    return _told_apart("T2V_crossing", captions.temporal(scene, rng), frames, other, rng)
-
-
-def _motion_family(rng: np.random.Generator) -> dict[str, tuple]:
-    ways = ("move", "enter", "leave")
-    scene = sample_scene(
-        rng, TRAIN_PAIRS, count=pick(rng, (1, 2)), busy=0.4, camera=0.0, actions=ways
-    )
-    thing, deed = pick(rng, [(t, e) for t in scene.things for e in t.events])
-    frames = render(scene)
-    return _told_apart("T2V_motion", captions.event(thing, deed, rng), frames, frames[::-1], rng)
-
-
-def _told_apart(source: str, text: str, frames, other, rng) -> dict[str, tuple]:
-    """A pair whose hard negative differs in time only."""
     videos = [item(video=encode_mp4(shown)) for shown in (frames, other)]
-    return {source: (_query(source, rng, text=text), videos[0], videos[1:])}
+    query = _query("T2V_temporal", rng, text=captions.temporal(scene, rng))
+    return {"T2V_temporal": (query, videos[0], videos[1:])}
 
 
-def _camera_family(rng: np.random.Generator) -> dict[str, tuple]:
+def _crossing_family(rng: np.random.Generator) -> list[Scene]:
+    """Two things cross the frame; then in one of the seven other directions and orders."""
+    scene = sample_crossings(rng, TRAIN_PAIRS)
+    orders = [variant for order in (scene, swap_phases(scene)) for variant in _turned(order)]
+    return [scene, pick(rng, orders[1:])]
+
+
+def _turned(scene: Scene) -> list[Scene]:
+    """The scene with each thing's movement as it is and the other way round."""
+    scenes = [scene]
+    for place, thing in enumerate(scene.things):
+        (deed,) = thing.events
+        back = replace(deed, argument=OPPOSITE[deed.argument])
+        scenes += [replace(s, things=set_events(s.things, place, (back,))) for s in list(scenes)]
+    return scenes
+
+
+def _motion_family(rng: np.random.Generator) -> list[Scene]:
+    """One thing among still ones does different things."""
+    things = sample_things(rng, TRAIN_PAIRS, pick(rng, (1, 2)))
+    background, phase = pick(rng, BACKGROUNDS), int(rng.integers(2))
+    scenes: list[Scene] = []
+    while len(scenes) < SIBLINGS["T2V_motion"]:
+        deed = sample_event(rng, things[0], phase, things, TRAIN_PAIRS, MOTIONS)
+        scene = Scene(add_event(things, 0, deed), background)
+        if deed and scene not in scenes and is_clear(scene):
+            scenes.append(scene)
+    return scenes
+
+
+def _camera_family(rng: np.random.Generator) -> list[Scene]:
+    """Still things under different movements of the camera, half of the time in reverse order."""
     scene = sample_camera_scene(rng, TRAIN_PAIRS)
-    camera = scene.camera[::-1]
-    while camera == scene.camera or rng.random() < 0.5:
-        camera = (pick(rng, CAMERA), pick(rng, CAMERA))
-    other = Scene(scene.things, scene.background, camera)
-    query = _query("T2V_camera", rng, text=captions.camera(scene, rng))
-    videos = [item(video=encode_mp4(render(s))) for s in (scene, other)]
-    return {"T2V_camera": (query, videos[0], videos[1:])}
+    scenes = [scene]
+    if scene.camera[0] != scene.camera[1] and rng.integers(2):
+        scenes.append(replace(scene, camera=scene.camera[::-1]))
+    while len(scenes) < SIBLINGS["T2V_camera"]:
+        other = replace(scene, camera=sample_camera(rng, moving=1.0))
+        if other not in scenes:
+            scenes.append(other)
+    return scenes
 
 
 def _long_family(rng: np.random.Generator) -> dict[str, tuple]:
@@ -184,8 +209,12 @@ def _edit_family(rng: np.random.Generator) -> dict[str, tuple]:
     }
 
 
-# family -> (function, size of each of its sources at scale 1). What is about time is hardest to
-# learn and has the most pairs.
+def _tell_motion(scene: Scene, rng: np.random.Generator) -> str:
+    ((thing, deed),) = [(t, e) for t in scene.things for e in t.events]
+    return captions.event(thing, deed, rng)
+
+
+# family -> (function, size of each of its sources at scale 1).
 FAMILIES: dict[str, tuple[Callable[[np.random.Generator], dict[str, tuple]], dict[str, int]]] = {
     "text": (_text_family, {"T2T": 300}),
     "image": (_image_family, {"T2I": 300}),
@@ -197,26 +226,42 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator], dict[str, tuple]], dic
     ),
     "place": (_place_family, {"T2V_spatial": 700, "T2V_object": 700, "T2V_event": 900}),
     "temporal": (_temporal_family, {"T2V_temporal": 900}),
-    "crossing": (_crossing_family, {"T2V_crossing": 2000}),
-    "motion": (_motion_family, {"T2V_motion": 1000}),
-    "camera": (_camera_family, {"T2V_camera": 1500}),
     "long": (_long_family, {"T2V_long": 450, "V2V": 450}),
     "continuation": (_continuation_family, {"TV2V": 400}),
 }
+# source of siblings -> (scenes of a group, caption, size at scale 1). What is about time is hardest
+# to learn and has the most pairs.
+GROUPED: dict[str, tuple[Callable, Callable, int]] = {
+    "T2V_crossing": (_crossing_family, captions.temporal, 2800),
+    "T2V_motion": (_motion_family, _tell_motion, 1400),
+    "T2V_camera": (_camera_family, captions.camera, 2600),
+}
 SOURCES: dict[str, str] = {
     source: family for family, (_, sizes) in FAMILIES.items() for source in sizes
-}
+} | {source: source for source in GROUPED}
 
 
 def sizes(scale: float) -> dict[str, int]:
-    """Records of each source at `scale`; never under 8."""
-    return {s: max(8, round(n * scale)) for _, table in FAMILIES.values() for s, n in table.items()}
+    """Records of each source at `scale`; never under 8, and whole groups of siblings."""
+    table = {s: n for _, sizes in FAMILIES.values() for s, n in sizes.items()}
+    table |= {source: size for source, (_, _, size) in GROUPED.items()}
+    counts = {source: max(8, round(size * scale)) for source, size in table.items()}
+    return {s: -(-n // SIBLINGS.get(s, 1)) * SIBLINGS.get(s, 1) for s, n in counts.items()}
+
+
+def family_sizes(family: str, scale: float) -> dict[str, int]:
+    """Records of each source of a family (a grouped source is a family of its own)."""
+    counts = sizes(scale)
+    return {source: counts[source] for source, owner in SOURCES.items() if owner == family}
 
 
 def make_records(job: tuple[int, str, int]) -> dict[str, Record]:
     """All records of item `index` of a family: {source: record}. `job` is (seed, family, index)."""
     seed, family, index = job
-    made = FAMILIES[family][0](make_rng(seed, f"train/{family}", index))
+    if family in GROUPED:
+        made = _sibling(seed, family, index)
+    else:
+        made = FAMILIES[family][0](make_rng(seed, f"train/{family}", index))
     records = {}
     for source, (query, positive, *rest) in made.items():
         records[source] = {
@@ -229,9 +274,19 @@ def make_records(job: tuple[int, str, int]) -> dict[str, Record]:
     return records
 
 
+def _sibling(seed: int, source: str, index: int) -> dict[str, tuple]:
+    """One of the siblings of a group; each draws the whole group and renders only itself."""
+    sample, tell, _ = GROUPED[source]
+    group, place = divmod(index, SIBLINGS[source])
+    scene = sample(make_rng(seed, f"train/{source}", group))[place]
+    rng = make_rng(seed, f"train/{source}/text", index)
+    query = _query(source, rng, text=tell(scene, rng))
+    return {source: (query, item(video=encode_mp4(render(scene))))}
+
+
 def family_records(pool: Pool, seed: int, scale: float, family: str) -> Iterator[dict[str, Record]]:
     """Runs a family in the pool, in order of index; each step gives {source: record}."""
-    wanted = {s: sizes(scale)[s] for s in FAMILIES[family][1]}
+    wanted = family_sizes(family, scale)
     jobs = [(seed, family, index) for index in range(max(wanted.values()))]
     for index, records in enumerate(pool.imap(make_records, jobs, chunksize=8)):
         yield {source: r for source, r in records.items() if index < wanted[source]}

@@ -57,29 +57,42 @@ class StageSelection(grain.transforms.DatasetSelectionMap):
 
 
 def batches(
-    sizes: Mapping[str, int], batch_sizes: Mapping[str, int], stages: Sequence[Stage], seed: int
+    sizes: Mapping[str, int],
+    batch_sizes: Mapping[str, int],
+    stages: Sequence[Stage],
+    seed: int,
+    siblings: Mapping[str, int] | None = None,
 ) -> grain.MapDataset:
     """MapDataset of (source name, int64 [B] record indices): every global batch of one source.
 
     Args:
       sizes: records of each source; its order names the sources of `Stage.weights`.
       batch_sizes: pairs of a global batch, by source.
+      stages: what is drawn when.
       seed: every source is shuffled by a seed of its own, anew each epoch.
+      siblings: by source, how many records side by side are shuffled as one and share a batch
+        (they are each other's hard negatives); divides that source's size and batch size.
     """
-    datasets = [
-        grain.MapDataset.range(size)
-        .shuffle(seed=int(np.random.default_rng([seed, number]).integers(2**31)))
-        .batch(batch_sizes[name], drop_remainder=True, batch_fn=np.array)
-        .map(_Tag(name))
-        .repeat()
-        for number, (name, size) in enumerate(sizes.items())
-    ]
+    siblings = siblings or {}
+    datasets = []
+    for number, (name, size) in enumerate(sizes.items()):
+        together = siblings.get(name, 1)
+        datasets.append(
+            grain.MapDataset.range(size // together)
+            .shuffle(seed=int(np.random.default_rng([seed, number]).integers(2**31)))
+            .batch(batch_sizes[name] // together, drop_remainder=True, batch_fn=np.array)
+            .map(_Records(name, together))
+            .repeat()
+        )
     return grain.MapDataset.select_from_datasets(datasets, StageSelection(stages, seed))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tag(grain.transforms.Map):
-    name: str
+class _Records(grain.transforms.Map):
+    """Groups of siblings -> (source name, their records)."""
 
-    def map(self, indices):
-        return self.name, indices
+    name: str
+    together: int
+
+    def map(self, groups):
+        return self.name, (groups[:, None] * self.together + np.arange(self.together)).reshape(-1)

@@ -23,6 +23,12 @@ def test_probabilities_are_the_softmax_of_alignment_over_sigma():
     assert pyramid.probabilities({"a": 1.0, "b": 0.0}, 100)["a"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_probabilities_may_count_the_sources_size():
+    chances = pyramid.probabilities({"a": 0.9, "b": 0.5}, 0.4, {"a": 100, "b": 300})
+    weights = [100 * math.exp(0.9 / 0.4), 300 * math.exp(0.5 / 0.4)]
+    assert list(chances.values()) == pytest.approx([w / sum(weights) for w in weights])
+
+
 @pytest.mark.parametrize("steps, stages", [(10, 3), (9, 3), (7, 7), (800, 4)])
 def test_stages_cover_every_step_once(steps, stages):
     bounds = pyramid.stage_bounds(steps, stages)

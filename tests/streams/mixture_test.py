@@ -70,3 +70,14 @@ def test_selection_counts_on_over_stages():
         per_source[source].append(key)
     for keys in per_source.values():
         assert keys == list(np.arange(len(keys)))
+
+
+def test_siblings_share_a_batch():
+    order = batches(SIZES, BATCH, STAGES, 7, siblings={"T2T": 4})[0:41]
+    groups = [keys for name, keys in order if name == "T2T"]
+    assert groups
+    for keys in groups:
+        for four in keys.reshape(-1, 4):
+            assert four[0] % 4 == 0 and four.tolist() == list(range(four[0], four[0] + 4))
+    plain = [(name, keys.tolist()) for name, keys in order if name != "T2T"]
+    assert plain == [entry for entry in read() if entry[0] != "T2T"]

@@ -1,0 +1,140 @@
+"""The public encoder: order kept, batch without influence, errors named."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gve_jax import GVE
+from gve_jax.errors import UserError
+from gve_jax.experiment import Experiment
+from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.model.embedder import init_params
+from tests.train_test import make_config
+
+
+@pytest.fixture(scope="module")
+def model(world, tmp_path_factory):
+    run = Experiment(make_config(world), tmp_path_factory.mktemp("gve"))
+    _, params = init_params(run.model, 3)
+    return GVE(run.model, params, run.preprocess, run.buckets, run.mesh)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    video = rng.integers(0, 256, (9, 56, 56, 3)).astype(np.uint8)
+    return [
+        "a red circle",
+        {"video": video, "fps": 4.0},
+        {"text": "and then it leaves", "image": image},
+        "a much longer text about a red circle and a blue square that leave to the left",
+        {"image": image},
+        {"text": "what follows", "video": video, "fps": 4.0, "instruction": "Find the video."},
+    ]
+
+
+def cosine(a, b):
+    return np.sum(a * b, axis=-1)
+
+
+def test_rows_are_unit_float32_in_the_order_given(model, inputs):
+    vectors = model.encode(inputs, batch_size=8)
+    assert vectors.dtype == np.float32 and vectors.shape == (6, model.embedding_dim)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-6)
+    backwards = model.encode(inputs[::-1], batch_size=8)[::-1]
+    assert cosine(vectors, backwards).min() > 0.999999
+    # Distinct inputs have distinct vectors: the order is not kept by all being alike.
+    apart = vectors @ vectors.T - np.eye(6)
+    assert apart.max() < 0.9999
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_batch_size_does_not_matter(model, inputs, batch_size):
+    expected = model.encode(inputs, batch_size=8)
+    assert cosine(model.encode(inputs, batch_size=batch_size), expected).min() > 0.999999
+
+
+def test_prompt_is_the_instruction_of_those_without_one(model, inputs):
+    told = model.encode(inputs, prompt="Find the video.")
+    same = model.encode([{"text": "a red circle", "instruction": "Find the video."}])
+    assert cosine(told[:1], same).min() > 0.999999
+    plain = model.encode(inputs)
+    assert cosine(told[0], plain[0]) < 0.9999
+    assert cosine(told[5], plain[5]) > 0.999999  # it has an instruction of its own
+
+
+def test_order_of_frames_matters_to_a_video(model, inputs):
+    forward = model.encode([inputs[1]])
+    reversed_ = model.encode([inputs[1] | {"frame_order": "reversed"}])
+    mirrored = model.encode([inputs[1] | {"video": inputs[1]["video"][::-1]}])
+    assert cosine(forward, reversed_).max() < 0.9999
+    assert cosine(mirrored, reversed_).min() > 0.999999
+
+
+def test_saved_and_loaded_is_the_same_encoder(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    again = GVE.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.encode(inputs), model.encode(inputs))
+    assert again.fingerprint == model.fingerprint
+    model.save_pretrained(tmp_path / "saved")  # saving over it is fine
+
+
+def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    mixed = [inputs[0], {"video": str(broken)}, inputs[4], {"video": "missing.mp4"}]
+    with pytest.raises(UserError, match=r"input 1: .*broken.mp4"):
+        model.encode(mixed)
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1.0)
+    vectors, valid = model.encode_valid(mixed, ["a", "b", "c", "d"], quarantine)
+    assert valid.tolist() == [True, False, True, False]
+    expected = model.encode([inputs[0], inputs[4]])
+    assert cosine(vectors, expected).min() > 0.999999
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["path"]) for line in lines] == [
+        ("b", str(broken)),
+        ("d", "missing.mp4"),
+    ]
+
+
+@pytest.mark.parametrize("bad, named", [
+    ("a single text", "list"),
+    ([{}], "nothing to embed"),
+    ([{"txt": "a"}], "txt"),
+    ([7], "int"),
+    ([{"video": np.zeros((40, 56, 56, 3), np.uint8), "num_frames": 40, "fps": 1.0}], "bucket"),
+])  # fmt: skip
+def test_bad_input_is_named(model, bad, named):
+    with pytest.raises(UserError, match=named):
+        model.encode(bad)
+
+
+def test_a_long_text_is_cut_and_still_ends_as_it_must(model):
+    text = "a red circle moves left. " * 100
+    short, long = model.encode([text, text + "and something else altogether"])
+    assert cosine(short, long) > 0.999999
+
+
+@pytest.mark.parametrize("damage, named", [
+    (lambda d: (d / "config.json").unlink(), "no config.json"),
+    (lambda d: (d / "config.json").write_text("{"), "config.json"),
+    (lambda d: (d / "config.json").write_text('{"model_type": "qwen2_5_vl"}'), "format"),
+    (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
+    (lambda d: (d / "params").rename(d / "elsewhere"), "params"),
+])  # fmt: skip
+def test_a_damaged_directory_is_named(model, tmp_path, damage, named):
+    model.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match=named):
+        GVE.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_not_numbers_are_refused(model, tmp_path):
+    params = jax.tree.map(lambda x: x, model.params)
+    params["language"]["norm"]["weight"] = params["language"]["norm"]["weight"] * np.nan
+    GVE(model.config, params, model.preprocess, model.buckets, model.mesh).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="NaN"):
+        GVE.from_pretrained(tmp_path)
