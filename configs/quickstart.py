@@ -14,7 +14,7 @@ def get_config(form: str = "") -> ConfigDict:
         raise ValueError(f"configs/quickstart.py has no form {form!r}; known: smoke")
     config = ConfigDict()
     config.seed = 42  # the paper's
-    config.steps = 1050  # optimizer steps, all stages together
+    config.steps = 850  # optimizer steps, all stages together
     config.batch_size = 64  # pairs of a global batch
 
     # The Qwen2.5-VL architecture, small: same blocks, same names (see gve_jax/model/config.py).

@@ -39,8 +39,14 @@ def run_cli(world: Path, workdir: Path, *arguments: str, kill_at: int | None = N
     command = [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
                f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
                f"--config.data.tokenizer={world}/tokenizer.json", *arguments]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"GVE_JAX_TEST_RUN": str(workdir)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     if kill_at is not None:
         metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
         while not (metrics.exists() and f'"step": {kill_at},' in metrics.read_text()):
@@ -49,6 +55,24 @@ def run_cli(world: Path, workdir: Path, *arguments: str, kill_at: int | None = N
         process.send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def processes_of(workdir: Path) -> list[str]:
+    """Processes that write to the pipes of a killed run, after the seconds it takes to notice."""
+    for _ in range(40):
+        alive = [p.name for p in Path("/proc").iterdir() if p.name.isdigit() and _is_of(p, workdir)]
+        if not alive:
+            break
+        time.sleep(0.25)
+    return alive
+
+
+def _is_of(process: Path, workdir: Path) -> bool:
+    try:
+        environment = (process / "environ").read_bytes()
+    except OSError:  # it has just ended, or is another user's
+        return False
+    return f"GVE_JAX_TEST_RUN={workdir}".encode() in environment
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +123,7 @@ def test_killed_and_repeated_gives_bitwise_the_same_losses(world, finished, tmp_
     arguments = ("--config.data.workers=1",)
     code, *_ = run_cli(world, workdir, *arguments, kill_at=2)
     assert code == -signal.SIGKILL
+    assert not processes_of(workdir), "a decoding process outlived the killed run"
     code, out, _ = run_cli(world, workdir, *arguments, kill_at=4)
     assert code == -signal.SIGKILL
     code, out, err = run_cli(world, workdir, *arguments)

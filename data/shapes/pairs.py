@@ -222,19 +222,19 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator], dict[str, tuple]], dic
     "edit": (_edit_family, {"TI2I": 300, "TI2T": 300}),
     "scene": (
         _scene_family,
-        {"T2V_whole": 900, "T2V_keywords": 700, "T2V_theme": 700, "I2V": 300, "TI2V": 600},
+        {"T2V_whole": 900, "T2V_keywords": 600, "T2V_theme": 500, "I2V": 300, "TI2V": 500},
     ),
-    "place": (_place_family, {"T2V_spatial": 700, "T2V_object": 700, "T2V_event": 900}),
-    "temporal": (_temporal_family, {"T2V_temporal": 900}),
+    "place": (_place_family, {"T2V_spatial": 600, "T2V_object": 500, "T2V_event": 600}),
+    "temporal": (_temporal_family, {"T2V_temporal": 600}),
     "long": (_long_family, {"T2V_long": 450, "V2V": 450}),
     "continuation": (_continuation_family, {"TV2V": 400}),
 }
 # source of siblings -> (scenes of a group, caption, size at scale 1). What is about time is hardest
 # to learn and has the most pairs.
 GROUPED: dict[str, tuple[Callable, Callable, int]] = {
-    "T2V_crossing": (_crossing_family, captions.temporal, 2800),
-    "T2V_motion": (_motion_family, _tell_motion, 1400),
-    "T2V_camera": (_camera_family, captions.camera, 2600),
+    "T2V_crossing": (_crossing_family, captions.temporal, 4200),
+    "T2V_motion": (_motion_family, _tell_motion, 600),
+    "T2V_camera": (_camera_family, captions.camera, 4200),
 }
 SOURCES: dict[str, str] = {
     source: family for family, (_, sizes) in FAMILIES.items() for source in sizes

@@ -1,6 +1,8 @@
 """(source, record indices) -> decoded, padded arrays in workers -> batches on the mesh."""
 
 import dataclasses
+import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 
@@ -100,8 +102,24 @@ def read_ahead(
         multiprocessing = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=buffer
         )
-        stream = stream.mp_prefetch(multiprocessing)
+        stream = stream.mp_prefetch(multiprocessing, worker_init_fn=_start_worker)
     return stream
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Lets a worker yield to the step, and end with its parent.
+
+    Nobody else ends the workers of a killed run; they would hold their memory for ever.
+    """
+    os.nice(5)  # batches are decoded ahead: on a machine short of cores the step comes first
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
