@@ -92,7 +92,7 @@ class PairBatch:
 
 
 def read_ahead(
-    dataset: grain.MapDataset, load: LoadPairs, workers: int, buffer: int = 4
+    dataset: grain.MapDataset, load: LoadPairs, workers: int, buffer: int = 16
 ) -> grain.IterDataset:
     """Decodes ahead of the step: in `workers` processes, or in threads when that is 0."""
     threads = 1 if workers else 2
@@ -111,7 +111,7 @@ def _start_worker(index: int, count: int) -> None:
 
     Nobody else ends the workers of a killed run; they would hold their memory for ever.
     """
-    os.nice(5)  # batches are decoded ahead: on a machine short of cores the step comes first
+    os.nice(3)  # batches are decoded ahead: on a machine short of cores the step comes first
     parent = os.getppid()
 
     def watch():
