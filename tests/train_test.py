@@ -240,7 +240,8 @@ def test_the_trained_model_is_scored_on_all_sixteen_sets(world, finished, tmp_pa
     assert len(results["datasets"]) == len(results["untrained"]["datasets"]) == 16
     assert sorted(results["control"]["datasets"]) == ["CMRB", "CRB-T"]
     for name, record in results["datasets"].items():
-        assert 0 <= record["score"] <= 1 and 0 < record["chance"] < 1, name
+        # In so small a world a corpus of eight makes R@10 certain.
+        assert 0 <= record["score"] <= 1 and 0 < record["chance"] <= 1, name
         assert not any(record["quarantined"].values())
     expected = np.mean([record["score"] for record in results["datasets"].values()])
     assert results["averages"]["AVG-D"] == pytest.approx(expected)
