@@ -23,6 +23,7 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning.checkpoint import load_params, save_params
+from gve_jax.learning.metrics import write_json
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Batch, init_params, make_embed
 from gve_jax.sharding import make_mesh, param_shardings, place_batch
@@ -94,9 +95,7 @@ class GVE:
             "buckets": dataclasses.asdict(self.buckets),
             "fingerprint": self.fingerprint,
         }
-        part = directory / "config.json.part"
-        part.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
-        part.replace(directory / "config.json")
+        write_json(directory / "config.json", text)
 
     @property
     def embedding_dim(self) -> int:

@@ -118,7 +118,7 @@ def test_repeating_a_finished_run_costs_nothing(world, finished):
 
 
 def test_killed_and_repeated_gives_bitwise_the_same_losses(world, finished, tmp_path):
-    """Killed in the first stage and again in the second; decoded in threads, not in a process."""
+    """Killed in the first stage and again in the second, with a decoding process."""
     workdir = tmp_path / "killed"
     arguments = ("--config.data.workers=1",)
     code, *_ = run_cli(world, workdir, *arguments, kill_at=2)

@@ -106,7 +106,7 @@ class RunLog:
         return self._warm_wait / self._warm_time if self._warm_time else 0.0
 
     def close(self) -> dict:
-        """Closes the writers; the numbers of the whole (resumed) run as a dict."""
+        """Closes the writers; the numbers since this process started, as a dict."""
         for writer in self._writers:
             writer.close()
         return {
