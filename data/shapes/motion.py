@@ -17,7 +17,7 @@ from data.shapes.scene import (
 GRID = (25.0, 56.0, 87.0)  # centres of the cells
 _REACH = (16.0, 96.0)  # centres of moving things stay inside
 GROWTH = 1.7  # radius at the end over radius at the start; its inverse when shrinking
-PAN = 22.0  # world pixels a phase; under half the background's period even for 4 frames a scene
+PAN = 34.0  # world pixels a phase; half of it, the step of 4 frames a scene, under half a period
 ZOOM = 1.4
 
 # Progress of each phase, [2, T]: symmetric, so that a reversed clip is exactly the reversed event.

@@ -9,8 +9,13 @@ from PIL import Image
 from data.shapes.motion import camera_track, thing_track
 from data.shapes.scene import BACKGROUNDS, FPS, FRAME, Scene
 
-_PERIOD = 28  # background checkerboard, world pixels a square
-_CONTRAST = 14  # levels
+# The background is a checkerboard under a light that falls off down the world and turns from cool
+# at the left to warm at the right: wherever the camera looks, the place can be told.
+_PERIOD = 28  # world pixels a square
+_CONTRAST = 14  # levels between a square and the mean
+# Levels the light changes from the world's centre to the edge of a frame.
+_WARMTH = np.array([26, 0, -26])  # to the right
+_SHADE = -26  # down
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -66,17 +71,18 @@ def render(scene: Scene, only: int | None = None) -> np.ndarray:
     chosen = slice(None) if only is None else slice(only, only + 1)
     camera_x, camera_y, zoom = (track[chosen] for track in camera_track(scene))
     pixels = np.arange(FRAME) + 0.5 - FRAME / 2
-    columns = (
-        np.floor((pixels / zoom[:, None] + camera_x[:, None]) / _PERIOD).astype(np.int64) & 1
-    )  # [T, W]
-    rows = (
-        np.floor((pixels / zoom[:, None] + camera_y[:, None]) / _PERIOD).astype(np.int64) & 1
-    )  # [T, H]
+    world_x = pixels / zoom[:, None] + camera_x[:, None]  # [T, W]
+    world_y = pixels / zoom[:, None] + camera_y[:, None]  # [T, H]
+    column, row = (np.floor(w / _PERIOD).astype(np.int64) & 1 for w in (world_x, world_y))
     base = np.array(BACKGROUNDS[scene.background])
-    levels = np.stack([base - _CONTRAST, base + _CONTRAST]).astype(np.uint8)  # [2, 3]
+    levels = np.stack([base - _CONTRAST, base + _CONTRAST])  # [2, 3]
+    warmth = (world_x * 2 / FRAME - 1)[:, None, :, None] * _WARMTH  # [T, 1, W, 3]
+    shade = (world_y * 2 / FRAME - 1) * _SHADE  # [T, H]
     # A frame of the checkerboard has only two kinds of row: look them up instead of filling pixels.
-    kinds = np.stack([levels[columns], levels[1 - columns]], axis=1)  # [T, 2, W, 3]
-    frames = kinds[np.arange(len(rows))[:, None], rows]
+    kinds = np.stack([levels[column], levels[1 - column]], axis=1) + warmth  # [T, 2, W, 3]
+    kinds = np.rint(kinds).astype(np.int16).reshape(len(row), 2, -1)
+    ground = kinds[np.arange(len(row))[:, None], row] + np.rint(shade).astype(np.int16)[..., None]
+    frames = np.clip(ground, 0, 255, out=ground).astype(np.uint8).reshape(-1, FRAME, FRAME, 3)
     for thing in scene.things:
         track = {k: v[chosen] for k, v in thing_track(thing).items()}
         track["x"] = (track["x"] - camera_x) * zoom + FRAME / 2

@@ -151,8 +151,9 @@ def set_events(
 
 
 def sample_crossings(rng: np.random.Generator, pairs: Pairs) -> Scene:
-    """Two things, one a phase, each crossing the frame: a scene that is about time only."""
+    """Two large things, one a phase, each crossing the frame: a scene that is about time only."""
     things = sample_things(rng, pairs, 2, cells=(1, 3, 4, 5, 7))
+    things = tuple(replace(thing, size="large") for thing in things)
     first = int(rng.integers(2))
     for i in (0, 1):
         phase = 0 if i == first else 1

@@ -28,7 +28,7 @@ PLACES = (
     "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 BACKGROUNDS = {
-    "black": (24, 24, 24),
+    "black": (40, 40, 40),  # the light may take it down to 0
     "gray": (112, 112, 112),
     "tan": (176, 146, 108),
     "teal": (28, 98, 98),
