@@ -57,8 +57,10 @@ class LoadPairs(grain.transforms.Map):
         item = _side(pair, side)
         start = time.perf_counter()
         try:
-            return self.preprocess(item)
-        except MediaError as error:
+            row = self.preprocess(item)
+            self.buckets.fit([row])
+            return row
+        except (MediaError, ValueError) as error:  # ValueError: larger than every bucket
             medium = item.video if item.video is not None else item.image
             failures.append(
                 {

@@ -1,0 +1,57 @@
+"""What a worker does with pairs that cannot take part."""
+
+import re
+
+import numpy as np
+import pytest
+
+from data.shapes.render import encode_mp4, encode_png
+from gve_jax.inputs.batch import Buckets
+from gve_jax.inputs.item import Item
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor
+from gve_jax.inputs.prompt import Prompt
+from gve_jax.streams.loader import LoadPairs
+
+FRAMES = np.random.default_rng(0).integers(0, 255, (8, 56, 56, 3), np.uint8)
+CLIP, IMAGE = encode_mp4(FRAMES), encode_png(FRAMES[0])
+
+
+class Pairs:
+    """A source in memory."""
+
+    def __init__(self, *positives: Item):
+        self.positives = positives
+
+    def read(self, source, indices):
+        return [
+            {"id": f"{source}-{i}", "query": Item(text=f"clip {i}"), "negatives": [],
+             "positive": self.positives[i]}
+            for i in indices
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def preprocess(world):
+    spec = InputSpec(min_pixels=56**2, max_pixels=56**2, max_length=64, window_side=2)
+    return Preprocessor(Prompt(world / "tokenizer.json", 64), spec)
+
+
+@pytest.mark.parametrize(
+    ("positive", "reason"),
+    [
+        (Item(video=CLIP, image=IMAGE), "5 frame pairs with .* exceed every declared"),
+        (Item(video=b"no video"), "video"),
+    ],
+)
+def test_a_pair_that_is_too_large_or_broken_is_named_and_left_out(preprocess, positive, reason):
+    good = Item(video=CLIP)
+    buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
+    load = LoadPairs(Pairs(good, positive, good), preprocess, buckets)
+    batch = load.map(("T2V", np.arange(3)))
+    assert batch["valid"].tolist() == [True, False, True]
+    (failure,) = batch["failures"]
+    assert failure["id"] == "T2V-1/positive"
+    assert re.search(reason, failure["reason"])
+    # Its row stands for nothing: a blank text, no frame of anything.
+    assert not batch["positive"]["patch_mask"][1].any()
+    assert batch["positive"]["patch_mask"][[0, 2]].all()
