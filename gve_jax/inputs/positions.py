@@ -1,10 +1,15 @@
-"""M-RoPE position ids (numpy): the three axes of each token, by named regime."""
+"""M-RoPE position ids (numpy): the three axes of each token, by named regime.
+
+One model, four ways to place a video: Qwen's `second_per_grid_ts` was multiplied, cut and followed
+by text differently in each. A regime moves every token after a video, the pooled one included, so
+it belongs to the weights like the tokenizer. The released GVE weights take `qwen_train`.
+"""
 
 import numpy as np
 
-# Regimes differ between transformers releases (see the design notes on parity); the released GVE
-# weights were made with Qwen's own training code, which transformers 4.49-4.51.3 shares.
-REGIMES = ("qwen_train",)
+from gve_jax.errors import UserError
+
+REGIMES = ("qwen_train", "hf452", "hf53", "hf518")
 
 
 def mrope_positions(
@@ -12,31 +17,53 @@ def mrope_positions(
 ) -> np.ndarray:
     """Positions int32 [3, L] (time, row, column) of a sequence.
 
+    The integers are those of `Qwen2_5_VL*.get_rope_index` of transformers, the intervals handed to
+    it in float32, as its processors' `return_tensors="pt"` does:
+
+      regime      transformers                      time of a step            text after a visual
+      qwen_train  4.49.0 - 4.51.3, Qwen's training  floor(step * s * tps)     largest position + 1
+      hf452       4.52.1 - 5.2.0                    step * floor(s) * tps     largest position + 1
+      hf53        5.6.0 - 5.17.0                    step * floor(s) * tps     start + max(h, w)
+      hf518       5.18.0 and later                  floor(step * (s * tps))   start + max(h, w)
+
+    with s the seconds of a step and tps `tokens_per_second`. A video of more than 2 frames a second
+    has no time at all by floor(s), and where text starts at start + max(h, w) a long video reaches
+    past it. 5.3.0 - 5.5.4 placed videos unlike any of these, by mistake. Qwen's training code is
+    `get_rope_index_25` of `rope2d.py`, at its fixed 2 a second.
+
     Args:
       segments: in order, ("text", tokens) or ("visual", (t, h, w), seconds): a grid of merged
-        tokens and the seconds between two of its time steps (0 for an image).
+        tokens and the seconds between two of its time steps (of no effect on an image, t = 1).
       tokens_per_second: the model's time resolution.
-      regime: "qwen_train": time = floor(step * seconds * tokens_per_second), and what follows
-        starts after the largest position so far (`rope2d.py: get_rope_index_25`).
+      regime: one of REGIMES.
+
+    Raises:
+      UserError: an unknown regime.
     """
     if regime not in REGIMES:
-        raise ValueError(f"unknown M-RoPE regime {regime!r}; known: {REGIMES}")
+        raise UserError(f"unknown M-RoPE regime {regime!r}; known: {REGIMES}")
     parts, start = [], 0
     for kind, size, *rest in segments:
         if kind == "text":
             part = np.broadcast_to(np.arange(size), (3, size))
         else:
-            steps = np.arange(size[0], dtype=np.float32)
-            # float32 as the reference: a product that falls just under an integer floors there.
-            time = (steps * np.float32(rest[0]) * np.float32(tokens_per_second)).astype(np.int64)
-            row, col = np.indices(size[1:])
-            part = np.stack(
-                [
-                    np.repeat(time, size[1] * size[2]),
-                    np.tile(row.reshape(-1), size[0]),
-                    np.tile(col.reshape(-1), size[0]),
-                ]
-            )
+            part = np.indices(size).reshape(3, -1)
+            part[0] = _step_times(size[0], rest[0], tokens_per_second, regime)[part[0]]
         parts.append(part + start)
-        start = int(parts[-1].max()) + 1 if part.size else start
+        if kind == "visual" and regime in ("hf53", "hf518"):
+            start += max(size[1:])
+        else:
+            start += int(part.max(initial=-1)) + 1
     return np.concatenate(parts, axis=1).astype(np.int32)
+
+
+def _step_times(steps: int, seconds: float, tokens_per_second: int, regime: str) -> np.ndarray:
+    """int64 [steps], from 0. In float32 and in the reference's order of products: one that falls
+    just under an integer there must fall there here."""
+    step, seconds = np.arange(steps), np.float32(seconds)
+    if regime in ("hf452", "hf53"):
+        return step * int(seconds) * tokens_per_second
+    step, tokens_per_second = step.astype(np.float32), np.float32(tokens_per_second)
+    if regime == "hf518":
+        return (step * (seconds * tokens_per_second)).astype(np.int64)
+    return (step * seconds * tokens_per_second).astype(np.int64)
