@@ -1,23 +1,78 @@
-"""Dense masked attention with grouped keys; softmax in float32."""
+"""Softmax attention with grouped keys, by three kernels of one meaning.
+
+| kernel   | runs on             | takes                                                 |
+| -------- | ------------------- | ----------------------------------------------------- |
+| `xla`    | everything          | everything: the reference                             |
+| `cudnn`  | NVIDIA GPUs         | 16-bit activations, head sizes in multiples of 8      |
+| `splash` | TPUs                | everything; lengths are padded to blocks of 128       |
+
+A kernel that cannot run here is an error (`check_kernel`), never another kernel in its place. The
+tower's windows of 64 patches are below what either fused kernel is made for: always `xla`.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
+
+from gve_jax.errors import UserError
+
+KERNELS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}  # and the platform each needs
+_LANES = 128  # splash attention's smallest block of rows
+
+
+def check_kernel(kernel: str, dtype: str, head_sizes: tuple[int, ...], platform: str) -> None:
+    """Raises UserError, with the reason, when the kernel cannot run.
+
+    Args:
+      kernel: one of `KERNELS`.
+      dtype: of activations.
+      head_sizes: of tower and decoder.
+      platform: "cpu", "gpu" or "tpu": where it is to run, not where it is compiled.
+    """
+    if kernel not in KERNELS:
+        raise UserError(f"attention={kernel!r} is unknown; known: {', '.join(KERNELS)}")
+    needed = KERNELS[kernel]
+    if needed and platform != needed:
+        raise UserError(f"attention={kernel!r} needs a {needed.upper()}; this is {platform}")
+    if kernel == "cudnn":
+        if jnp.dtype(dtype).itemsize != 2:
+            raise UserError(f"attention='cudnn' needs bfloat16 or float16 activations, not {dtype}")
+        if bad := [size for size in head_sizes if size % 8]:
+            raise UserError(f"attention='cudnn' needs head sizes in multiples of 8, not {bad[0]}")
 
 
 def attend(
     query: Float[Array, "*B L N H"],
     key: Float[Array, "*B S K H"],
     value: Float[Array, "*B S K H"],
-    mask: Bool[Array, "*B #L S"],
+    *,
+    keys: Bool[Array, "*B S"] | None = None,
+    causal: bool = False,
+    kernel: str = "xla",
 ) -> Float[Array, "*B L N H"]:
-    """Softmax attention; `mask` is true where a key may be seen.
+    """Softmax attention; softmax in float32.
 
-    A row that may see nothing gives the mean of all values, never NaN: padding stays finite and
-    its result is masked by whoever reads it.
+    Args:
+      keys: which keys may be seen; all when None. A row that may see nothing gets something
+        finite, never NaN: it is padding, masked by whoever reads it.
+      causal: a row sees no key after its own place (L equals S).
+      kernel: see the table of this module.
     """
+    if kernel == "xla":
+        return _xla(query, key, value, keys, causal)
     *batch, length, heads, size = query.shape
-    groups, keys = key.shape[-2], key.shape[-3]
+    flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
+    if keys is not None:
+        keys = keys.reshape(-1, keys.shape[-1])
+    mixed = {"cudnn": _cudnn, "splash": _splash}[kernel](*flat, keys, causal)
+    return mixed.reshape(*batch, length, heads, size)
+
+
+def _xla(query, key, value, keys, causal):
+    *batch, length, heads, size = query.shape
+    groups, count = key.shape[-2], key.shape[-3]
     shared = heads // groups
     # Plain batched products over (batch, key head): the query heads that share a key head are
     # stacked as rows, so that no key or value is repeated in memory.
@@ -25,9 +80,80 @@ def attend(
     q = q.reshape(*batch, groups, shared * length, size)
     k, v = jnp.moveaxis(key, -3, -2), jnp.moveaxis(value, -3, -2)
     scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
-    scores = scores.reshape(*batch, groups, shared, length, keys) * (size**-0.5)
-    scores = jnp.where(mask[..., None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    scores = scores.reshape(*batch, groups, shared, length, count) * (size**-0.5)
+    lowest = jnp.finfo(jnp.float32).min
+    if keys is not None:
+        scores = jnp.where(keys[..., None, None, None, :], scores, lowest)
+    if causal:
+        scores = jnp.where(np.tri(length, count, dtype=bool), scores, lowest)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.matmul(weights.reshape(*batch, groups, shared * length, keys), v)
+    mixed = jnp.matmul(weights.reshape(*batch, groups, shared * length, count), v)
     mixed = mixed.reshape(*batch, groups, shared, length, size)
     return jnp.moveaxis(mixed, -2, -4).reshape(*batch, length, heads, size)
+
+
+def _cudnn(query, key, value, keys, causal):
+    mask = None if keys is None else keys[:, None, None, :]
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=causal, implementation="cudnn"
+    )
+
+
+def _splash(query, key, value, keys, causal, interpret=False):
+    """Pallas' splash attention: [B, heads, L, H], lengths padded to whole blocks.
+
+    Padding and unseen keys get another segment than the rest, so nothing real ever sees them. A
+    kernel is opaque to the partitioner: under a mesh, each device runs its own rows and heads.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    batch, length, heads, size = query.shape
+    count, groups = key.shape[1:3]
+    rows, columns = (-(-n // _LANES) * _LANES for n in (length, count))
+
+    def padded(x, to):
+        return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, to - x.shape[1]), (0, 0), (0, 0))), 2, 1)
+
+    seen = jnp.ones((batch, count), bool) if keys is None else keys
+    seen = jnp.pad(seen, ((0, 0), (0, columns - count))).astype(jnp.int32)
+    asks = jnp.pad(jnp.ones((batch, length), jnp.int32), ((0, 0), (0, rows - length)))
+
+    def local(q, k, v, asks, seen):
+        mask = (splash.CausalMask if causal else splash.FullMask)((rows, columns))
+        kernel = splash.make_splash_mha_single_device(
+            splash.MultiHeadMask([mask] * q.shape[1]),
+            block_sizes=_block_sizes(splash, rows, columns),
+            interpret=interpret,
+        )
+        segments = splash.SegmentIds(asks, seen)
+        return jax.vmap(kernel)(q, k, v, segment_ids=segments)
+
+    q = padded(query * size**-0.5, rows)
+    mixed = _per_device(local, heads, groups)(
+        q.astype(query.dtype), padded(key, columns), padded(value, columns), asks, seen
+    )
+    return jnp.moveaxis(mixed, 1, 2)[:, :length]
+
+
+def _block_sizes(splash, rows: int, columns: int):
+    """The largest blocks up to 512 that divide the padded lengths."""
+    q, kv = (next(b for b in (512, 256, 128) if n % b == 0) for n in (rows, columns))
+    return splash.BlockSizes(
+        block_q=q, block_kv=kv, block_kv_compute=kv,
+        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
+        block_q_dq=q, block_kv_dq=kv,
+    )  # fmt: skip
+
+
+def _per_device(local, heads: int, groups: int):
+    """`local` over rows in (data, fsdp) and heads in tensor, when a mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local
+    split = mesh.shape["tensor"]
+    tensor = "tensor" if heads % split == 0 and groups % split == 0 else None
+    rows = ("data", "fsdp")
+    wide, narrow = PartitionSpec(rows, tensor), PartitionSpec(rows)
+    return jax.shard_map(
+        local, in_specs=(wide, wide, wide, narrow, narrow), out_specs=wide, check_vma=False
+    )

@@ -23,8 +23,9 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 class Attention(nnx.Module):
-    def __init__(self, cfg: VisionConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, cfg: VisionConfig, *, dtype, kernel: str, rngs: nnx.Rngs):
         width = cfg.hidden_size
+        self.kernel = kernel
         self.qkv = Linear(width, 3 * width, bias=True, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, bias=True, dtype=dtype, rngs=rngs)
         self.heads = cfg.num_heads
@@ -37,7 +38,8 @@ class Attention(nnx.Module):
         query, key = rope.rotate(query, angles), rope.rotate(key, angles)
 
         def full(q, k, v):
-            return attend(q, k, v, mask[:, None, :]).reshape(pairs, patches, width)
+            mixed = attend(q, k, v, keys=mask, kernel=self.kernel)
+            return mixed.reshape(pairs, patches, width)
 
         def windowed(q, k, v):
             return _windowed_attend(q, k, v, windows)
@@ -52,16 +54,16 @@ def _windowed_attend(query, key, value, windows):
     pairs, patches, heads, dim = query.shape
     packed = jnp.stack([query, key, value], axis=2).reshape(pairs, patches, -1)
     packed = permute(packed, slots, inverse).reshape(pairs, -1, size, 3, heads, dim)
-    mask = (slots >= 0).reshape(pairs, -1, 1, size)
-    mixed = attend(packed[..., 0, :, :], packed[..., 1, :, :], packed[..., 2, :, :], mask)
+    keys = (slots >= 0).reshape(pairs, -1, size)
+    mixed = attend(packed[..., 0, :, :], packed[..., 1, :, :], packed[..., 2, :, :], keys=keys)
     return permute(mixed.reshape(pairs, -1, heads * dim), inverse, slots)
 
 
 class Block(nnx.Module):
-    def __init__(self, cfg: VisionConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, cfg: VisionConfig, *, dtype, kernel: str, rngs: nnx.Rngs):
         self.norm1 = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs)
         self.norm2 = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs)
-        self.attn = Attention(cfg, dtype=dtype, rngs=rngs)
+        self.attn = Attention(cfg, dtype=dtype, kernel=kernel, rngs=rngs)
         self.mlp = SwiGLU(cfg.hidden_size, cfg.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, angles, mask, windows, is_full):
@@ -88,13 +90,17 @@ class Merger(nnx.Module):
 class VisionTower(nnx.Module):
     """uint8 patches -> merged visual tokens at the decoder's width."""
 
-    def __init__(self, cfg: VisionConfig, *, dtype, param_dtype, remat: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, cfg: VisionConfig, *, dtype, param_dtype, remat: bool, kernel: str, rngs: nnx.Rngs
+    ):
         self.cfg, self.dtype, self.remat = cfg, dtype, remat
         # The reference's bias-free Conv3d with kernel == stride is this matrix product.
         self.patch_embed = Linear(
             cfg.patch_dim, cfg.hidden_size, bias=False, dtype=param_dtype, rngs=rngs
         )
-        self.blocks = stack(lambda r: Block(cfg, dtype=param_dtype, rngs=r), cfg.depth, rngs)
+        self.blocks = stack(
+            lambda r: Block(cfg, dtype=param_dtype, kernel=kernel, rngs=r), cfg.depth, rngs
+        )
         self.merger = Merger(cfg, dtype=param_dtype, rngs=rngs)
 
     def __call__(
