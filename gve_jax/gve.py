@@ -1,23 +1,27 @@
 """The public encoder: texts, images, videos and their mixtures in, unit vectors out."""
 
 import dataclasses
-import hashlib
-import json
+import functools
 import os
-import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from rich.progress import track
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import Progress
 
 from gve_jax import __version__
 from gve_jax.errors import UserError
-from gve_jax.inputs.batch import Bucket, Buckets, collate
+from gve_jax.fingerprint import file_digest, not_finite, weights_digest
+from gve_jax.inputs.batch import Bucket, Buckets, collate, default_buckets
 from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.item import Item, as_item, source_name
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
@@ -26,10 +30,20 @@ from gve_jax.learning.checkpoint import load_params, save_params
 from gve_jax.learning.metrics import write_json
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Batch, init_params, make_embed
+from gve_jax.model.hf_config import from_hf
+from gve_jax.pretrained import (
+    check_tokens,
+    copy_tokenizer,
+    find_directory,
+    load_hf,
+    read_json,
+    save_hf,
+)
 from gve_jax.sharding import make_mesh, param_shardings, place_batch
 
 Inputs = Sequence[str | Mapping | Item]
 FORMAT = "gve_jax 1"
+FORMATS = ("gve_jax", "hf")
 CHUNK = 16  # batches decoded ahead and sorted into buckets together: bounds the memory
 
 
@@ -46,56 +60,122 @@ class GVE:
     ):
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh
-        self._embed = jax.jit(make_embed(config))
-        self.fingerprint = {
+        self._embed = jax.jit(make_embed(config, normalize=False))
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What vectors depend on; stored with them, and compared before they are mixed."""
+        return {
             "code": __version__,
-            "weights": _digest(params),
-            "tokenizer": _file_digest(preprocess.prompt.path),
-            "dtype": config.dtype,
-            **{f"inputs.{k}": v for k, v in dataclasses.asdict(preprocess.spec).items()},
+            "weights": weights_digest(self.params),
+            "tokenizer": file_digest(self.preprocess.prompt.path),
+            "dtype": self.config.dtype,
+            **{f"inputs.{k}": v for k, v in dataclasses.asdict(self.preprocess.spec).items()},
         }
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike, mesh=None) -> "GVE":
-        """Loads a model directory that `gve_jax.train` or `save_pretrained` wrote.
+    def from_pretrained(
+        cls,
+        directory: str | os.PathLike,
+        mesh: jax.sharding.Mesh | None = None,
+        dtype: str | None = None,
+        mrope: str | None = None,
+        show_progress_bar: bool = False,
+    ) -> "GVE":
+        """Loads a model of ours, or a Hugging Face checkpoint of the Qwen2.5-VL architecture.
+
+        A directory that `gve_jax.train` or `save_pretrained` wrote brings its own input settings
+        along. A released checkpoint gets those of the GVE paper: 8 frames, uniformly sampled, of at
+        most 200 merged tokens each (and at least 4), 8,192 tokens in all.
 
         Args:
-          directory: holds `config.json`, `tokenizer.json`, `params/`.
+          directory: holds `config.json`, `tokenizer.json` and the parameters: `params/`, or one or
+            many safetensors files. Or the id of such a repository on the Hugging Face Hub,
+            `Alibaba-NLP/GVE-3B`, which is downloaded once.
           mesh: where it runs; all devices as data parallel when absent.
+          dtype: of parameters and activations, "bfloat16" or "float32". When absent, bfloat16 for a
+            released checkpoint, and for one of ours what it was saved with.
+          mrope: a regime of `gve_jax.inputs.positions`. When absent, "qwen_train" for a released
+            checkpoint, and for one of ours what it was trained with.
+          show_progress_bar: draws one on standard error while a released checkpoint is read.
 
         Raises:
-          UserError: no such directory, another format, damaged parameters.
+          UserError: no such directory or id, another format or architecture, damaged files, tensors
+            that do not fit the configuration, NaN weights, another model's tokenizer.
         """
-        directory = Path(directory)
-        config, spec, buckets = _read_config(directory)
-        mesh = mesh or make_mesh({"data": -1})
-        shapes = jax.eval_shape(lambda: init_params(config, 0)[1])
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            param_shardings(shapes, mesh),
-        )
-        params = load_params(directory / "params", target)
-        bad = [leaf for leaf in jax.tree.leaves(params) if not np.isfinite(leaf.sum())]
-        if bad:
-            raise UserError(f"{directory}: the parameters hold NaN or infinite numbers")
+        directory = find_directory(directory)
+        path = directory / "config.json"
+        if not path.is_file():
+            raise UserError(f"{directory}: not a model directory (no config.json)")
+        fields = read_json(path)
+        ours = "model_type" not in fields
+        if ours and fields.get("format") != FORMAT:
+            raise UserError(f"{path}: format {fields.get('format')!r} is not {FORMAT!r}")
+        try:
+            if ours:
+                config = ModelConfig.from_dict(fields["model"])
+                if dtype:
+                    config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+            else:
+                config = from_hf(fields, dtype or "bfloat16")
+            _check_dtype(config.dtype)
+            settings = fields if ours else fields.get("gve_jax", {})
+            spec = _read_spec(config, settings.get("inputs"), mrope)
+            buckets = settings.get("buckets")
+            buckets = Buckets(**buckets) if buckets else default_buckets(spec)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: {error if not ours else f'damaged ({error})'}") from error
         prompt = Prompt(directory / "tokenizer.json", spec.max_length)
+        mesh = mesh or make_mesh({"data": -1})
+        if ours:
+            params = _load_ours(directory / "params", config, mesh)
+        else:
+            check_tokens(fields, directory / "tokenizer.json", config.text.vocab_size)
+            params = load_hf(directory, config, mesh, show_progress_bar)
+        if bad := not_finite(params):
+            raise UserError(f"{directory}: NaN or infinite numbers in {', '.join(bad)}")
         return cls(config, params, Preprocessor(prompt, spec), buckets, mesh)
 
-    def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Writes the directory that `from_pretrained` reads; `config.json` last, as its seal."""
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike,
+        format: str = "gve_jax",
+        layout: str = "4.49",
+        show_progress_bar: bool = False,
+    ) -> None:
+        """Writes a directory that `from_pretrained` reads; `config.json` last, as its seal.
+
+        Args:
+          directory: made if absent; a model of the same format there is replaced.
+          format: "gve_jax" keeps everything, adapters and resumable arrays included. "hf" is a
+            checkpoint that transformers loads: adapters are merged, there is no head, and the input
+            settings stand under `gve_jax` in its config.json.
+          layout: of "hf": names as transformers 4.49 writes them, or as "5" does; 5 reads both.
+          show_progress_bar: draws one on standard error for "hf".
+
+        Raises:
+          UserError: an unknown format, a model of the other one in the directory, a full disk.
+        """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_params(directory / "params", self.params)
-        shutil.copyfile(self.preprocess.prompt.path, directory / "tokenizer.json")
-        text = {
-            "format": FORMAT,
-            "model": self.config.to_dict(),
+        if format not in FORMATS:
+            raise UserError(f"format {format!r} is unknown; known: {', '.join(FORMATS)}")
+        check_free(directory, format)
+        settings = {
             "inputs": dataclasses.asdict(self.preprocess.spec),
             "buckets": dataclasses.asdict(self.buckets),
-            "fingerprint": self.fingerprint,
         }
-        write_json(directory / "config.json", text)
+        tokenizer = Path(self.preprocess.prompt.path)
+        if format == "hf":
+            save_hf(
+                directory, self.config, self.params, tokenizer,
+                layout=layout, extra={"gve_jax": settings}, show=show_progress_bar,
+            )  # fmt: skip
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        save_params(directory / "params", self.params)
+        copy_tokenizer(tokenizer, directory)
+        text = {"format": FORMAT, "model": self.config.to_dict(), **settings}
+        write_json(directory / "config.json", text | {"fingerprint": self.fingerprint})
 
     @property
     def embedding_dim(self) -> int:
@@ -105,29 +185,66 @@ class GVE:
         self,
         inputs: Inputs,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         batch_size: int = 32,
-        show_progress_bar: bool = False,
-    ) -> np.ndarray:
+        show_progress_bar: bool | None = None,
+        normalize_embeddings: bool = True,
+        truncate_dim: int | None = None,
+    ) -> Float[np.ndarray, "N D"]:
         """Embeds texts, images, videos and mixtures.
 
         Args:
           inputs: texts, or mappings with the keys of `gve_jax.inputs.item.Item`.
           prompt: the instruction of inputs that bring none of their own.
-          batch_size: items of a batch; has no influence on the vectors.
-          show_progress_bar: draws one on the terminal.
+          prompt_name: the same by its name in `gve_jax.inputs.instructions`, "MSRVTT".
+          batch_size: items of a batch, at most; has no influence on the vectors.
+          show_progress_bar: draws one on standard error; when None, where that is a terminal and
+            there is more than one batch.
+          normalize_embeddings: unit length. False gives the hidden states as they are.
+          truncate_dim: keeps this many leading dimensions, and normalises those.
 
         Returns:
-          float32 [N, D], unit rows, in the order of `inputs`.
+          float32 [N, D], in the order of `inputs`.
 
         Raises:
-          UserError: an input that is malformed or cannot be read.
+          UserError: an input that is malformed, empty or cannot be read; a prompt of an unknown
+            name; vectors that are not finite.
         """
 
         def refuse(index: int, item: Item, error: MediaError, seconds: float):
             raise UserError(f"input {index}: {error}") from error
 
-        vectors, _ = self._run(inputs, prompt, batch_size, show_progress_bar, refuse)
-        return vectors
+        if truncate_dim is not None and not 0 < truncate_dim <= self.embedding_dim:
+            raise UserError(f"truncate_dim {truncate_dim} is not in 1..{self.embedding_dim}")
+        instruction = choose_instruction(prompt, prompt_name)
+        vectors, _ = self._run(inputs, instruction, batch_size, show_progress_bar, refuse)
+        vectors = np.ascontiguousarray(vectors[:, :truncate_dim])
+        return _unit(vectors) if normalize_embeddings else vectors
+
+    def encode_query(
+        self, inputs: Inputs, prompt: str | None = None, prompt_name: str | None = None, **options
+    ) -> Float[np.ndarray, "N D"]:
+        """`encode` for queries: they carry the instruction of the task, as GVE was trained."""
+        return self.encode(inputs, prompt, prompt_name, **options)
+
+    def encode_document(
+        self, inputs: Inputs, prompt: str | None = None, prompt_name: str | None = None, **options
+    ) -> Float[np.ndarray, "N D"]:
+        """`encode` for what is searched: it carries no instruction unless one is given."""
+        return self.encode(inputs, prompt, prompt_name, **options)
+
+    def similarity(
+        self, a: Float[np.ndarray, "Q D"], b: Float[np.ndarray, "C D"]
+    ) -> Float[np.ndarray, "Q C"]:
+        """Cosines of all rows of `a` with all rows of `b`, float32; they need not be unit rows.
+
+        Raises:
+          UserError: not two matrices of one width, or a row that has no direction.
+        """
+        a, b = (np.asarray(rows, np.float32) for rows in (a, b))
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+            raise UserError(f"similarity is of [Q, D] and [C, D], not {a.shape} and {b.shape}")
+        return _unit(a) @ _unit(b).T
 
     def encode_valid(
         self,
@@ -136,7 +253,7 @@ class GVE:
         quarantine: Quarantine,
         prompt: str | None = None,
         batch_size: int = 32,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """`encode`, but what cannot be read is put into the quarantine under its id.
 
@@ -147,31 +264,41 @@ class GVE:
             medium = item.video if item.video is not None else item.image
             quarantine.record(ids[index], source_name(medium), str(error), seconds)
 
-        return self._run(inputs, prompt, batch_size, show_progress_bar, record)
+        vectors, valid = self._run(inputs, prompt, batch_size, show_progress_bar, record)
+        return _unit(vectors), valid
 
     def _run(self, inputs, prompt, batch_size, show, on_error: Callable):
+        """Pooled hidden states of the readable inputs, float32 [n, D], and which those are."""
         if isinstance(inputs, str | Mapping | Item):
             raise UserError("inputs must be a list of texts or mappings, not a single one")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, not {batch_size}")
         items = [as_item(value) for value in inputs]
         if prompt:
             items = [
                 item if item.instruction else dataclasses.replace(item, instruction=prompt)
                 for item in items
             ]
-        rows_per_device = np.prod([self.mesh.shape[axis] for axis in ("data", "fsdp")])
-        batch_size = int(-(-batch_size // rows_per_device) * rows_per_device)
+        unit = int(np.prod([self.mesh.shape[axis] for axis in ("data", "fsdp")]))
+        batch_size = -(-batch_size // unit) * unit
         vectors = np.empty((len(items), self.embedding_dim), np.float32)
         valid = np.zeros(len(items), bool)
-        starts = range(0, len(items), batch_size * CHUNK)
-        for start in track(starts, "embedding", disable=not show):
-            chunk = items[start : start + batch_size * CHUNK]
-            rows = self._rows(chunk, start, on_error)
-            for places, vector in self._batches(rows, batch_size):
-                vectors[places] = vector
-                valid[places] = True
-        if not np.isfinite(vectors[valid]).all():
-            raise UserError("the model gives vectors that are not finite")
-        return vectors[valid], valid
+        if show is None:
+            show = len(items) > batch_size and sys.stderr.isatty()
+        with Progress(console=Console(stderr=True), disable=not show) as progress:
+            bar = progress.add_task("embedding", total=len(items))
+            for start in range(0, len(items), batch_size * CHUNK):
+                chunk = items[start : start + batch_size * CHUNK]
+                rows = self._rows(chunk, start, on_error)
+                progress.advance(bar, len(chunk) - len(rows))
+                for places, vector in self._batches(rows, batch_size, unit):
+                    vectors[places] = vector
+                    valid[places] = True
+                    progress.advance(bar, len(places))
+        vectors = vectors[valid]
+        if not np.isfinite(vectors).all() or not vectors.any(axis=-1).all():
+            raise UserError("the model gives vectors that are not finite, or zero")
+        return vectors, valid
 
     def _rows(
         self, items: list[Item], start: int, on_error: Callable
@@ -199,44 +326,79 @@ class GVE:
         return rows
 
     def _batches(
-        self, rows: dict[int, tuple[Row, Bucket]], size: int
+        self, rows: dict[int, tuple[Row, Bucket]], size: int, unit: int
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(places, vectors) of batches of one bucket each; a last one is filled up with copies."""
+        """(places, vectors) of batches of one bucket each, the dearest bucket first: what does not
+        fit into memory shows at once. A batch that is not full is filled up with copies."""
         grouped: dict[Bucket, list[int]] = {}
         for index, (_, bucket) in rows.items():
             grouped.setdefault(bucket, []).append(index)
-        for bucket, places in sorted(grouped.items()):
-            for at in range(0, len(places), size):
-                part = places[at : at + size]
-                full = part + [part[-1]] * (size - len(part))
+        for bucket, places in sorted(grouped.items(), reverse=True):
+            at = 0
+            for count in batch_sizes(len(places), size, unit):
+                part = places[at : at + count]
+                at += count
+                full = part + [part[-1]] * (count - len(part))
                 arrays = collate([rows[i][0] for i in full], bucket, self.preprocess.spec)
                 batch = place_batch(Batch(**arrays), self.mesh)
                 yield part, np.asarray(self._embed(self.params, batch))[: len(part)]
 
 
-def _read_config(directory: Path) -> tuple[ModelConfig, InputSpec, Buckets]:
+def batch_sizes(count: int, size: int, unit: int) -> list[int]:
+    """Rows of the batches that hold `count` items: full ones, then `unit` times powers of two.
+
+    Few sizes, so few compiled programs; at most a quarter of a batch is padding, or one `unit`.
+    """
+    sizes = [size] * (count // size)
+    left = -(-(count % size) // unit)
+    while left:
+        above = min(1 << (left - 1).bit_length(), size // unit)
+        rows = above if 4 * left >= 3 * above else 1 << (left.bit_length() - 1)
+        sizes.append(rows * unit)
+        left -= min(left, rows)
+    return sizes
+
+
+def check_free(directory: Path, format: str) -> None:
+    """Raises UserError when a model of the other format lies there: two in one would mix."""
     path = directory / "config.json"
-    if not path.is_file():
-        raise UserError(f"{directory}: not a model directory (no config.json)")
-    try:
-        text = json.loads(path.read_text(encoding="utf-8"))
-        if text.get("format") != FORMAT:
-            raise UserError(f"{path}: format {text.get('format')!r} is not {FORMAT!r}")
-        return (
-            ModelConfig.from_dict(text["model"]),
-            InputSpec(**text["inputs"]),
-            Buckets(**text["buckets"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+    if path.is_file() and ("model_type" in read_json(path)) != (format == "hf"):
+        raise UserError(f"{directory} holds a model of another format; choose another directory")
 
 
-def _digest(params) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+def _read_spec(config: ModelConfig, saved: Mapping | None, mrope: str | None) -> InputSpec:
+    """Saved input settings, or the paper's for a model that was saved without any."""
+    vision = config.vision
+    token = (vision.patch_size * vision.spatial_merge_size) ** 2
+    fields = saved or dict(
+        min_pixels=4 * token,
+        max_pixels=200 * token,
+        patch_size=vision.patch_size,
+        merge=vision.spatial_merge_size,
+        temporal=vision.temporal_patch_size,
+        window_side=vision.window_side,
+        tokens_per_second=vision.tokens_per_second,
+    )
+    return InputSpec(**(dict(fields) | ({"mrope": mrope} if mrope else {})))
 
 
-def _file_digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype {dtype!r} is not one of float32, bfloat16, float16")
+
+
+def _load_ours(directory: Path, config: ModelConfig, mesh: jax.sharding.Mesh):
+    shapes = jax.eval_shape(lambda: init_params(config, 0)[1])
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        param_shardings(shapes, mesh),
+    )
+    return load_params(directory, target)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    if not lengths.all():
+        raise UserError("a vector of zeros has no direction")
+    return vectors / lengths

@@ -25,6 +25,12 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"visual/merger/mlp_0/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"visual/merger/mlp_2/kernel$", PartitionSpec("tensor", "fsdp")),
     (r".*/(bias|weight)$", PartitionSpec()),
+    # Adapters go with their kernel: what it sums over, and what it gives.
+    (r"/((q|k|v|gate|up)_proj|qkv)/lora/a$", PartitionSpec(None, "fsdp")),
+    (r"/((q|k|v|gate|up)_proj|qkv)/lora/b$", PartitionSpec(None, None, "tensor")),
+    (r"/((o|down)_proj|proj)/lora/a$", PartitionSpec(None, "tensor")),
+    (r"/((o|down)_proj|proj)/lora/b$", PartitionSpec(None, None, "fsdp")),
+    (r"visual/merger/.*/lora/[ab]$", PartitionSpec()),
 )
 
 

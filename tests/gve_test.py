@@ -9,6 +9,8 @@ import pytest
 from gve_jax import GVE
 from gve_jax.errors import UserError
 from gve_jax.experiment import Experiment
+from gve_jax.gve import batch_sizes
+from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.model.embedder import init_params
 from tests.train_test import make_config
@@ -66,6 +68,84 @@ def test_prompt_is_the_instruction_of_those_without_one(model, inputs):
     assert cosine(told[5], plain[5]) > 0.999999  # it has an instruction of its own
 
 
+def test_a_prompt_may_be_named(model, inputs):
+    named = model.encode_query(inputs[:1], prompt_name="CRB-T")
+    given = model.encode(inputs[:1], prompt=INSTRUCTIONS["CRB-T"])
+    np.testing.assert_array_equal(named, given)
+    np.testing.assert_array_equal(model.encode_document(inputs[:1]), model.encode(inputs[:1]))
+    with pytest.raises(UserError, match="unknown prompt_name 'CRB-Q'; known: MSRVTT"):
+        model.encode(inputs, prompt_name="CRB-Q")
+    with pytest.raises(UserError, match="not both"):
+        model.encode(inputs, prompt="Find it.", prompt_name="CRB-T")
+
+
+def test_dimensions_are_cut_before_vectors_are_normalised(model, inputs):
+    raw = model.encode(inputs[:2], normalize_embeddings=False)
+    assert raw.dtype == np.float32 and abs(np.linalg.norm(raw, axis=-1) - 1).min() > 0.01
+    whole = raw / np.linalg.norm(raw, axis=-1, keepdims=True)
+    np.testing.assert_allclose(model.encode(inputs[:2]), whole, atol=1e-7)
+    cut = model.encode(inputs[:2], truncate_dim=8)
+    assert cut.shape == (2, 8)
+    np.testing.assert_allclose(np.linalg.norm(cut, axis=-1), 1, atol=1e-6)
+    assert cosine(cut, raw[:, :8]).min() / np.linalg.norm(raw[:, :8], axis=-1).max() > 0
+    np.testing.assert_array_equal(
+        model.encode(inputs[:2], truncate_dim=8, normalize_embeddings=False), raw[:, :8]
+    )
+    for bad in (0, model.embedding_dim + 1):
+        with pytest.raises(UserError, match="truncate_dim"):
+            model.encode(inputs[:2], truncate_dim=bad)
+
+
+def test_similarity_is_the_cosine_of_all_pairs(model):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 5)), 7 * rng.normal(size=(4, 5))
+    expected = [[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a]
+    found = model.similarity(a, b)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(UserError, match=r"\(3, 5\) and \(4, 4\)"):
+        model.similarity(a, b[:, :4])
+    with pytest.raises(UserError, match="no direction"):
+        model.similarity(a, np.zeros((1, 5)))
+
+
+@pytest.mark.parametrize("size, unit", [(32, 1), (32, 8), (24, 8), (8, 8), (1, 1)])
+def test_batches_are_of_few_sizes_and_little_padding(size, unit):
+    seen = set()
+    for count in range(1, 100):
+        sizes = batch_sizes(count, size, unit)
+        seen |= set(sizes)
+        assert sum(sizes) >= count > sum(sizes[:-1])
+        assert all(s <= size and s % unit == 0 for s in sizes)
+        assert sum(sizes) - count < unit or (sum(sizes) - count) <= sizes[-1] / 4 + unit - 1
+    assert len(seen) <= 2 + np.log2(size // unit)
+    assert batch_sizes(0, size, unit) == []
+
+
+def test_the_progress_bar_is_drawn_on_standard_error(model, inputs, capsys):
+    model.encode(inputs, show_progress_bar=True)
+    out, err = capsys.readouterr()
+    assert "embedding" in err and not out
+    model.encode(inputs)  # no terminal: none
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_fingerprint_tells_weights_apart(model):
+    def digest(change):
+        params = jax.tree.map(lambda x: x, model.params)
+        params["language"]["embed_tokens"] = change(params["language"]["embed_tokens"])
+        made = GVE(model.config, params, model.preprocess, model.buckets, model.mesh)
+        return made.fingerprint["weights"]
+
+    digests = [
+        digest(lambda x: x),
+        digest(lambda x: x[::-1]),
+        digest(lambda x: x.at[3, 4].multiply(1 + 1e-6)),
+        digest(lambda x: -x),
+    ]
+    assert digests[0] == model.fingerprint["weights"] and len(set(digests)) == 4
+
+
 def test_order_of_frames_matters_to_a_video(model, inputs):
     forward = model.encode([inputs[1]])
     reversed_ = model.encode([inputs[1] | {"frame_order": "reversed"}])
@@ -102,6 +182,9 @@ def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path)
 
 @pytest.mark.parametrize("bad, named", [
     ("a single text", "list"),
+    ([""], "nothing to embed"),
+    ([{"text": "", "image": b"", "video": []}], "nothing to embed"),
+    ([{"instruction": "Find it."}], "nothing to embed"),
     ([{}], "nothing to embed"),
     ([{"txt": "a"}], "txt"),
     ([7], "int"),
@@ -130,6 +213,23 @@ def test_a_damaged_directory_is_named(model, tmp_path, damage, named):
     damage(tmp_path)
     with pytest.raises(UserError, match=named):
         GVE.from_pretrained(tmp_path)
+
+
+def test_a_text_beyond_the_limit_keeps_its_end_token(model):
+    ids, _ = model.preprocess.prompt.ids("a red circle " * 500, "", 0, 0)
+    assert len(ids) == model.preprocess.spec.max_length
+    assert ids[-1] == model.preprocess.prompt.end and ids[-2] != ids[-1]
+
+
+def test_another_dtype_and_regime_may_be_asked_for(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path)
+    other = GVE.from_pretrained(tmp_path, dtype="bfloat16", mrope="hf53")
+    assert {leaf.dtype for leaf in jax.tree.leaves(other.params)} == {jax.numpy.dtype("bfloat16")}
+    assert other.fingerprint["inputs.mrope"] == "hf53"
+    assert cosine(other.encode(inputs[:1]), model.encode(inputs[:1])).min() > 0.999
+    for wrong in ({"dtype": "int8"}, {"mrope": "hf1"}):
+        with pytest.raises(UserError, match=next(iter(wrong.values()))):
+            GVE.from_pretrained(tmp_path, **wrong)
 
 
 def test_weights_that_are_not_numbers_are_refused(model, tmp_path):

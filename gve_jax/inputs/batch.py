@@ -7,6 +7,9 @@ import numpy as np
 
 from gve_jax.inputs.preprocess import InputSpec, Row
 
+# Tokens of the default buckets, in steps of a half and a third: a fifth of them is padding.
+_LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
+
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Bucket:
@@ -25,15 +28,18 @@ class Buckets:
     Attributes:
       shapes: (frame pairs, tokens) each; 0 frame pairs are a batch without visuals.
       patches: patches of a frame pair, and `windows` its windows, at the largest frame allowed.
+      frames: smaller frames, (patches, windows) each: where all of a batch fit in, they are used.
     """
 
     shapes: tuple[tuple[int, int], ...]
     patches: int
     windows: int
+    frames: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
-        ordered = sorted((int(pairs), int(length)) for pairs, length in self.shapes)
-        object.__setattr__(self, "shapes", tuple(ordered))
+        for name in ("shapes", "frames"):
+            ordered = sorted((int(first), int(second)) for first, second in getattr(self, name))
+            object.__setattr__(self, name, tuple(ordered))
 
     @property
     def max_length(self) -> int:
@@ -51,9 +57,44 @@ class Buckets:
         for shape in self.shapes:
             # Frame pairs are padded to the next declared number, but text gets none at all.
             if pairs <= shape[0] and length <= shape[1] and (pairs > 0 or shape[0] == 0):
-                frame = (self.patches, self.windows) if pairs else (0, 0)
+                frame = self._frame(rows) if pairs else (0, 0)
                 return Bucket(shape[0], *frame, shape[1])
         raise ValueError(f"{pairs} frame pairs with {length} tokens exceed every declared bucket")
+
+    def _frame(self, rows: Sequence[Row]) -> tuple[int, int]:
+        layouts = [layout for row in rows for layout in row.layouts]
+        for patches, windows in self.frames:
+            if all(len(one.coords) <= patches and one.windows <= windows for one in layouts):
+                return patches, windows
+        return self.patches, self.windows
+
+
+def default_buckets(spec: InputSpec) -> Buckets:
+    """Shapes for whatever `spec` lets through, with up to eight times its frames.
+
+    Tokens and frame pairs grow by steps of at most two. Frames with sides up to 1:3 grow by the
+    square root of two, from an eighth of the pixels allowed to all of them; whatever the sides,
+    they take all: a strip of a picture has several times the windows of a square.
+    """
+    lengths = [n for n in _LENGTHS if n < spec.max_length] + [spec.max_length]
+    pairs = -(-spec.num_frames // spec.temporal)
+    kinds = {0, 1, pairs, pairs + 1, 2 * pairs, 4 * pairs, 8 * pairs}  # + 1: an image beside it
+    tokens = spec.max_pixels // (spec.patch_size * spec.merge) ** 2
+    patches, side = spec.merge**2, spec.window_side // spec.merge
+    frames = [(max(1, round(tokens / 2 ** (step / 2))), 3) for step in range(6, -1, -1)]
+    return Buckets(
+        shapes=tuple((kind, length) for kind in kinds for length in lengths if length > kind),
+        patches=tokens * patches,
+        windows=_most_windows(tokens, side, ratio=tokens),
+        frames=tuple((n * patches, _most_windows(n, side, ratio)) for n, ratio in frames),
+    )
+
+
+def _most_windows(tokens: int, side: int, ratio: int) -> int:
+    """The most windows of `side` x `side` merged tokens that a grid of `tokens` can touch, its
+    longer side at most `ratio` times the other."""
+    grids = ((rows, min(tokens // rows, ratio * rows)) for rows in range(1, tokens + 1))
+    return max(-(-rows // side) * -(-cols // side) for rows, cols in grids if rows <= cols)
 
 
 def collate(rows: Sequence[Row], bucket: Bucket, spec: InputSpec) -> dict[str, np.ndarray]:

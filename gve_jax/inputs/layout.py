@@ -16,12 +16,14 @@ class Layout:
         has none.
       window_inverse: int32 [P], window slot of each patch.
       merged: int32 [P / unit], position in window order of each merged token in raster order.
+      windows: their number, W.
     """
 
     coords: np.ndarray
     window_slots: np.ndarray
     window_inverse: np.ndarray
     merged: np.ndarray
+    windows: int
 
 
 @functools.lru_cache(maxsize=512)
@@ -55,4 +57,4 @@ def window_layout(gh: int, gw: int, side: int, merge: int) -> Layout:
         slots[index, : len(patches)] = patches
         inverse[patches] = index * side**2 + np.arange(len(patches))
     merged = np.argsort(order).astype(np.int32)
-    return Layout(coords.astype(np.int32), slots.reshape(-1), inverse, merged)
+    return Layout(coords.astype(np.int32), slots.reshape(-1), inverse, merged, len(slots))

@@ -12,6 +12,7 @@ WEIGHT_DECAY: tuple[tuple[str, bool], ...] = (
     (r"embed_tokens$", False),
     (r"kernel$", True),
     (r"(bias|weight)$", False),
+    (r"lora/[ab]$", True),
 )
 
 

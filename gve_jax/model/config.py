@@ -1,7 +1,11 @@
 """The shapes of a Qwen2.5-VL encoder, named as in its config.json."""
 
 import dataclasses
+import re
 from typing import Any
+
+# The paper's: queries, keys, values and the MLP of the decoder, not the output projection.
+LORA_TARGETS = r"^language/layers/(self_attn/(q|k|v)_proj|mlp/(gate|up|down)_proj)$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +64,40 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen projections; the defaults are the paper's (Table 9).
+
+    `targets` is a regular expression, searched in the path of a projection: the name of its kernel
+    without `/kernel`, such as `language/layers/self_attn/o_proj`, `visual/blocks/attn/qkv` or
+    `visual/merger/mlp_0`. It holds for all layers of a stack.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.1  # of an adapter's input, in training only
+    targets: str = LORA_TARGETS
+
+    def __post_init__(self):
+        _require(self.rank > 0, "lora.rank", "positive")
+        _require(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(f"model config: lora.targets: {error}") from error
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's output is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A General Video Embedder: tower, decoder, and how they are run.
 
-    `dtype` is the dtype of activations; parameters are stored in `param_dtype`. `remat_*` recompute
-    a layer's activations in the backward pass.
+    `dtype` is the dtype of activations; parameters are stored in `param_dtype`, adapters always in
+    float32. `remat_*` recompute a layer's activations in the backward pass. `attention` names a
+    kernel of `gve_jax.model.attention`.
     """
 
     vision: VisionConfig
@@ -73,6 +106,8 @@ class ModelConfig:
     param_dtype: str = "float32"
     remat_vision: bool = False
     remat_text: bool = False
+    attention: str = "xla"
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         v, t = self.vision, self.text
@@ -110,7 +145,9 @@ class ModelConfig:
         fields = dict(fields)
         vision = VisionConfig(**_tuples(fields.pop("vision")))
         text = TextConfig(**_tuples(fields.pop("text")))
-        return cls(vision=vision, text=text, **fields)
+        lora = fields.pop("lora", None)
+        lora = None if lora is None else LoraConfig(**lora)
+        return cls(vision=vision, text=text, lora=lora, **fields)
 
 
 def _tuples(fields) -> dict[str, Any]:

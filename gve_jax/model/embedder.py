@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from gve_jax.model import lora
+from gve_jax.model.attention import check_kernel
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.language import LanguageModel
 from gve_jax.model.layers import permute
@@ -37,23 +39,38 @@ class Embedder(nnx.Module):
     Args:
       cfg: the shapes.
       rngs: needs a `params` stream.
+
+    Raises:
+      UserError: `cfg.lora.targets` matches no projection.
     """
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
         param_dtype, dtype = jnp.dtype(cfg.param_dtype), jnp.dtype(cfg.dtype)
+        kernel = cfg.attention
         self.visual = VisionTower(
-            cfg.vision, dtype=dtype, param_dtype=param_dtype, remat=cfg.remat_vision, rngs=rngs
+            cfg.vision,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=cfg.remat_vision,
+            kernel=kernel,
+            rngs=rngs,
         )
         self.language = LanguageModel(
-            cfg.text, param_dtype=param_dtype, remat=cfg.remat_text, rngs=rngs
+            cfg.text, param_dtype=param_dtype, remat=cfg.remat_text, kernel=kernel, rngs=rngs
         )
+        if cfg.lora is not None:
+            lora.attach(self, cfg.lora, rngs)
 
     def __call__(self, batch: Batch) -> Float[Array, "B D"]:
+        pooled = self.pooled(batch)
+        return pooled * jax.lax.rsqrt(jnp.sum(pooled**2, axis=-1, keepdims=True) + 1e-24)
+
+    def pooled(self, batch: Batch) -> Float[Array, "B D"]:
+        """The last hidden state of each row, float32, not normalised."""
         hidden = self.hidden(batch)
         last = jnp.take_along_axis(hidden, (batch.length - 1)[:, None, None], axis=1)[:, 0]
-        last = last.astype(jnp.float32)
-        return last * jax.lax.rsqrt(jnp.sum(last**2, axis=-1, keepdims=True) + 1e-24)
+        return last.astype(jnp.float32)
 
     def hidden(self, batch: Batch) -> Float[Array, "B L D"]:
         """Hidden states after the final norm, padding included."""
@@ -79,14 +96,28 @@ def init_params(cfg: ModelConfig, seed: int):
     return graph, nnx.to_pure_dict(state)
 
 
-def make_embed(cfg: ModelConfig):
-    """The encoder as a pure function `embed(params, batch) -> float32 [B, D]`."""
+def make_embed(cfg: ModelConfig, normalize: bool = True):
+    """The encoder as a pure function `embed(params, batch, dropout_key=None) -> float32 [B, D]`.
+
+    Rows have unit length unless `normalize` is false.
+
+    With a random key the adapters of `cfg.lora` drop inputs, as in training; the same key drops the
+    same ones. Without one they do not.
+
+    Raises:
+      UserError: `cfg.attention` cannot run on this machine.
+    """
+    heads = (cfg.vision.hidden_size // cfg.vision.num_heads, cfg.text.head_dim)
+    check_kernel(cfg.attention, cfg.dtype, heads, jax.default_backend())
     graph, _ = abstract_state(cfg)
 
-    def embed(params, batch: Batch) -> Float[Array, "B D"]:
+    def embed(params, batch: Batch, dropout_key=None) -> Float[Array, "B D"]:
         _, state = abstract_state(cfg)
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)(batch)
+        model = nnx.merge(graph, state)
+        if dropout_key is not None:
+            lora.drop_inputs(model, dropout_key)
+        return model(batch) if normalize else model.pooled(batch)
 
     return embed
 

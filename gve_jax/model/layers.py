@@ -24,6 +24,8 @@ class RMSNorm(nnx.Module):
 class Linear(nnx.Module):
     """`x @ kernel + bias`; the kernel is [in, out], the transpose of PyTorch's weight."""
 
+    lora: Callable | None = None  # an adapter, put here by gve_jax.model.lora
+
     def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype, rngs: nnx.Rngs):
         # Qwen2.5-VL's initializer_range is 0.02 at width 2,048; scaled by width it suits any size.
         init = nnx.initializers.truncated_normal(stddev=inputs**-0.5)
@@ -33,8 +35,10 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         # One flat matrix product: with several leading axes, XLA on CPU computes the kernel's
         # gradient 1.5 times slower.
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ self.kernel[...].astype(x.dtype)
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = y if self.lora is None else y + self.lora(rows)
         return y.reshape(*x.shape[:-1], -1)
 
 

@@ -5,8 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from gve_jax.inputs.batch import Bucket, Buckets, collate
+from gve_jax.inputs.batch import Bucket, Buckets, collate, default_buckets
 from gve_jax.inputs.item import Item
+from gve_jax.inputs.layout import window_layout
+from gve_jax.inputs.pixels import smart_resize
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from tests.inputs.media import numbered
 
@@ -160,3 +162,46 @@ def test_max_length_is_the_longest_that_always_fits(shapes):
         return True
 
     assert buckets.max_length == max(n for n in range(1, 300) if fits(n))
+
+
+def _row(pairs: int, length: int, grid: tuple[int, int]) -> Row:
+    layout = window_layout(*grid, SPEC.window_side, SPEC.merge)
+    return Row(
+        np.zeros(length), np.zeros((3, length)), [None] * pairs, [layout] * pairs, np.empty(0)
+    )
+
+
+def test_small_frames_get_small_buckets():
+    buckets = Buckets(((0, 64), (4, 64)), patches=800, windows=50, frames=((200, 6), (100, 9)))
+    assert buckets.fit([_row(4, 9, (8, 8))]) == Bucket(4, 100, 9, 64)
+    assert buckets.fit([_row(4, 9, (10, 12))]) == Bucket(4, 200, 6, 64)
+    assert buckets.fit([_row(2, 9, (2, 80))]) == Bucket(4, 800, 50, 64)  # 10 windows
+    assert buckets.fit([_row(4, 9, (8, 8)), _row(1, 9, (20, 40))]) == Bucket(4, 800, 50, 64)
+    assert buckets.fit([_row(0, 9, (8, 8))]) == Bucket(0, 0, 0, 64)
+
+
+def test_default_buckets_hold_whatever_the_limits_let_through():
+    spec = InputSpec()
+    buckets = default_buckets(spec)
+    assert (buckets.patches, buckets.windows) == (800, 50)
+    assert buckets.max_length == spec.max_length == 8192
+    worst = {"patches": 0, "windows": 0}
+    sizes = (1, 3, 9, 20, 28, 60, 100, 141, 200, 333, 480, 720, 1080, 2000, 5600)
+    for height, width in itertools.product(sizes, sizes):
+        if max(height, width) > 200 * min(height, width):
+            continue
+        rows, cols = smart_resize(height, width, 28, spec.min_pixels, spec.max_pixels)
+        grid = rows // 14, cols // 14
+        worst["patches"] = max(worst["patches"], grid[0] * grid[1])
+        worst["windows"] = max(worst["windows"], window_layout(*grid, 8, 2).windows)
+        bucket = buckets.fit([_row(4, 500, grid)])
+        assert grid[0] * grid[1] <= bucket.patches
+        assert window_layout(*grid, 8, 2).windows <= bucket.windows
+        if max(rows, cols) <= 3 * min(rows, cols):
+            assert (bucket.patches, bucket.windows) in buckets.frames
+    assert worst == {"patches": 800, "windows": 50}  # the bound is reached: no smaller one would do
+    for pairs, length in ((0, 8192), (1, 5), (4, 8192), (5, 900), (32, 8192)):
+        assert buckets.fit([_row(pairs, length, (4, 4))]).length >= length
+    for pairs, length in ((0, 8193), (33, 100)):
+        with pytest.raises(ValueError, match="exceed every declared bucket"):
+            buckets.fit([_row(pairs, length, (4, 4))])

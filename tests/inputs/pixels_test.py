@@ -126,7 +126,7 @@ def test_patches_equal_the_reference_formula(count, gh, gw):
     row, col = np.divmod(np.arange(gh * gw // 4), gw // 2)
     inner = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
     raster = (2 * np.stack([row, col], -1)[:, None] + inner).reshape(-1, 2)
-    mine = patchify(frames, Layout(raster, None, None, None), 14, 2)
+    mine = patchify(frames, Layout(raster, None, None, None, 0), 14, 2)
     assert mine.dtype == np.uint8
     np.testing.assert_array_equal(mine, reference)
 

@@ -1,0 +1,57 @@
+"""Converts a model between the format of gve_jax and Hugging Face checkpoints:
+
+    python -m gve_jax.convert --input runs/quickstart/model --output exported --to hf
+    python -m gve_jax.convert --input Alibaba-NLP/GVE-3B --output gve-3b --to gve_jax
+
+To `hf`, adapters are merged; a checkpoint has no head (transformers ties one to the embeddings).
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from gve_jax.errors import UserError, run_cli
+from gve_jax.gve import FORMATS, GVE
+from gve_jax.model.weights import LAYOUTS
+from gve_jax.pretrained import find_directory, read_json, stored_dtype
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parse(argv)
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed: no accelerator is needed
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise UserError(f"{args.output} exists and is not an empty directory")
+    directory = find_directory(args.input)
+    dtype = args.dtype
+    if dtype is None and "model_type" in read_json(directory / "config.json"):
+        dtype = stored_dtype(directory)
+    model = GVE.from_pretrained(directory, dtype=dtype, show_progress_bar=True)
+    model.save_pretrained(args.output, args.to, layout=args.layout, show_progress_bar=True)
+    print(f"{args.output}: {args.to}, {model.config.param_dtype}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see --help)")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m gve_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--input", required=True, help="directory of the model, or its Hub id")
+    parser.add_argument("--output", required=True, type=Path, help="new directory to write")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"),
+                        help="of the parameters; as they are by default")  # fmt: skip
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), default="4.49",
+                        help="of hf: as this release of transformers; 5 reads both")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,42 @@
+"""Named instructions: those of UVRB's queries (arXiv 2510.27571, table 5). Documents carry none."""
+
+from gve_jax.errors import UserError
+
+
+def _by(slot: str) -> str:
+    return f"Find the video according to the {slot}."
+
+
+INSTRUCTIONS = {
+    "MSRVTT": "Find the clip that corresponds to the described scene in the given video.",
+    "DiDeMo": "Find a video that includes the following described scenes.",
+    "CRB-G": _by("general text description"),
+    "CRB-S": _by("spatial description"),
+    "VDC-O": _by("object description"),
+    "CRB-T": _by("temporal description"),
+    "CMRB": _by("camera motion description"),
+    "DREAM-E": _by("text description"),
+    "LoVR-TH": "Find the video according to text description about video theme information.",
+    "PEV-K": _by("text description of a series of keywords"),
+    "LoVR-V": "Find the long video according to the long text description.",
+    "VDC-D": _by("detailed text description"),
+    "MS-TI": "Find the video clip that corresponds to the given text and the given image.",
+    "MS-TV": "Find the video clip that corresponds to the given text and the given video.",
+    "MSRVTT-I2V": _by("image"),
+    "LoVR-C2V": "Find the original long video according to the short video clip.",
+}
+
+
+def choose_instruction(prompt: str | None, prompt_name: str | None) -> str | None:
+    """The instruction given as it is or by its name; None without either.
+
+    Raises:
+      UserError: both, or an unknown name.
+    """
+    if prompt_name is None:
+        return prompt
+    if prompt is not None:
+        raise UserError("give prompt or prompt_name, not both")
+    if prompt_name not in INSTRUCTIONS:
+        raise UserError(f"unknown prompt_name {prompt_name!r}; known: {', '.join(INSTRUCTIONS)}")
+    return INSTRUCTIONS[prompt_name]

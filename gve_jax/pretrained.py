@@ -1,0 +1,340 @@
+"""Directories of Hugging Face checkpoints: read into shardings, written as streams, fetched by id.
+
+Reading holds the parameters and a few megabytes: each tensor is read once, block by block, straight
+into the buffers of the shards that need it here. Writing holds one tensor.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from rich.console import Console
+from rich.progress import track
+from tokenizers import Tokenizer
+
+from gve_jax.errors import UserError
+from gve_jax.learning.metrics import write_json
+from gve_jax.model import hf_config, lora
+from gve_jax.model.config import ModelConfig
+from gve_jax.model.embedder import init_params
+from gve_jax.model.weights import LAYOUTS, Source, match_names, sources
+from gve_jax.safetensors import DTYPES, Part, StoredTensor, read_header, write_file
+from gve_jax.sharding import param_shardings, replicated
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What may lie beside the weights and is carried along unread: for those who use transformers.
+COMPANIONS = (
+    "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "chat_template.json", "chat_template.jinja",
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+    "generation_config.json",
+)  # fmt: skip
+TOKENS = {  # fields of config.json whose ids the tokenizer decides
+    "bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>",
+    "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+    "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+}  # fmt: skip
+_LISTED = 20  # of all that is wrong with a checkpoint
+_ALIGNED = 64  # bytes: JAX takes such a buffer over on a CPU; any other it copies
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def find_directory(name: str | os.PathLike) -> Path:
+    """The directory of that name; of a Hub id (`org/name`) the one it was downloaded to.
+
+    Raises:
+      UserError: neither a directory nor an id that can be fetched.
+    """
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    if not (isinstance(name, str) and _HUB_ID.fullmatch(name)):
+        raise UserError(f"{name}: no such directory")
+    import huggingface_hub  # half a second that only ids need
+
+    patterns = ["config.json", "tokenizer.json", "*.safetensors", INDEX, *COMPANIONS]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # of the Hub's, of its HTTP client's, of the disk's: no common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{name}: no such directory, and the Hugging Face Hub does not give it ({reason})"
+        ) from error
+
+
+def read_json(path: Path) -> dict:
+    """Raises UserError, naming the file, unless it holds a JSON object."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: damaged (not an object)")
+    return fields
+
+
+def check_tokens(fields: Mapping, tokenizer: Path, vocab_size: int) -> None:
+    """Raises UserError when a tokenizer is not the one that a config.json was written for."""
+    vocabulary = Tokenizer.from_file(str(tokenizer))
+    if vocabulary.get_vocab_size() > vocab_size:
+        raise UserError(f"{tokenizer}: {vocabulary.get_vocab_size()} entries are more than the "
+                        f"model's {vocab_size}")  # fmt: skip
+    for field in ("image_token_id", "video_token_id", "vision_start_token_id"):
+        here, there = vocabulary.token_to_id(TOKENS[field]), fields.get(field)
+        if there is not None and there != here:
+            raise UserError(f"{tokenizer}: {TOKENS[field]} is {here}; config.json says {there}")
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint of one or many files, by name; only headers are read.
+
+    Raises:
+      UserError: no safetensors here, a file of the index missing, a damaged file.
+    """
+    if (directory / WEIGHTS).is_file():
+        files = [WEIGHTS]
+    elif (directory / INDEX).is_file():
+        entries = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(entries, dict) or not entries:
+            raise UserError(f"{directory / INDEX}: damaged (no weight_map)")
+        files = sorted(set(map(str, entries.values())))
+    else:
+        raise UserError(f"{directory}: neither {WEIGHTS} nor {INDEX}")
+    found: dict[str, StoredTensor] = {}
+    for name in files:
+        if Path(name).name != name:
+            raise UserError(f"{directory / INDEX}: {name!r} is not a file name")
+        tensors = read_header(directory / name)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise UserError(f"{directory / name}: holds {twice[0]}, as {found[twice[0]].path} does")
+        found |= tensors
+    return found
+
+
+def stored_dtype(directory: Path) -> str:
+    """The widest dtype of a checkpoint's tensors."""
+    dtypes = {t.dtype for t in stored_tensors(directory).values()} & DTYPES.keys()
+    return str(max((DTYPES[name] for name in dtypes), key=lambda d: d.itemsize, default="float32"))
+
+
+def load_hf(directory: Path, config: ModelConfig, mesh: jax.sharding.Mesh, show: bool = False):
+    """The parameters of a checkpoint, in `config.param_dtype`, sharded by the table of rules.
+
+    Args:
+      directory: holds one or many safetensors files.
+      config: of the checkpoint; no adapters.
+      mesh: where the parameters go. Shards that devices of this process share are read once.
+      show: draws a progress bar on standard error.
+
+    Raises:
+      UserError: a damaged file; tensors that are missing, unexpected, misshapen or not of a
+        floating dtype, all of them in one message.
+    """
+    shapes = jax.eval_shape(lambda: init_params(config, 0)[1])
+    shardings = flatten_dict(param_shardings(shapes, mesh), sep="/")
+    leaves = flatten_dict(shapes, sep="/")
+    stored = stored_tensors(directory)
+    wanted = sources(config, {path: leaf.shape for path, leaf in leaves.items()})
+    names, problems = match_names(wanted, {name: t.shape for name, t in stored.items()})
+    used = [name for found in names.values() for name in found if name]
+    problems += [f"dtype: {name} is {stored[name].dtype}, not one of {', '.join(DTYPES)}"
+                 for name in used if stored[name].dtype not in DTYPES]  # fmt: skip
+    if problems:
+        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        listed = "\n  ".join(problems[:_LISTED])
+        raise UserError(f"{directory}: {len(problems)} tensors do not fit:\n  {listed}{more}")
+    # The largest first: where a buffer is copied after all, the copy is made while memory is empty.
+    order = sorted(leaves, key=lambda path: -leaves[path].size)
+    params = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for path in _track(order, "loading", show):
+            tensors = [stored[name] for name in names[path]]
+            leaf, sharding = leaves[path], shardings[path]
+            params[path] = _load_leaf(leaf, sharding, wanted[path], tensors, pool)
+    return unflatten_dict(params, sep="/")
+
+
+def _load_leaf(leaf, sharding, source: Source, tensors: list[StoredTensor], pool) -> jax.Array:
+    def bounds(index) -> tuple[tuple[int, int], ...]:
+        return tuple(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True))
+
+    here = sharding.addressable_devices_indices_map(leaf.shape).values()
+    shards = {place: _empty(place, leaf.dtype) for place in map(bounds, here)}
+
+    def read(layer: int) -> None:
+        parts = []
+        for place, out in shards.items():
+            if source.stacked:
+                (first, last), *place = place
+                if not first <= layer < last:
+                    continue
+                out = out[layer - first]
+            parts.append(_part(list(place), out, source.transposed))
+        if parts:
+            tensors[layer].read(parts)
+
+    list(pool.map(read, range(len(tensors))))
+    made = jax.make_array_from_callback(leaf.shape, sharding, lambda index: shards[bounds(index)])
+    return made.block_until_ready()  # else buffers on their way to a device pile up here
+
+
+def _part(place: list[tuple[int, int]], out: np.ndarray, transposed: bool) -> Part:
+    if out.ndim == 1:
+        return Part(place[0], (0, 1), out[:, None])
+    return Part(place[1], place[0], out.T) if transposed else Part(*place, out)
+
+
+def _empty(place: tuple[tuple[int, int], ...], dtype) -> np.ndarray:
+    shape = [stop - start for start, stop in place]
+    size = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.empty(size + _ALIGNED, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNED
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def save_hf(
+    directory: Path,
+    config: ModelConfig,
+    params,
+    tokenizer: Path,
+    *,
+    layout: str = "4.49",
+    dtype: str | None = None,
+    shard_bytes: float = 5e9,
+    extra: Mapping | None = None,
+    show: bool = False,
+) -> None:
+    """Writes a checkpoint that transformers and `load_hf` read; `config.json` last, as its seal.
+
+    There is no head: config.json ties it to the token embeddings, and transformers makes it of
+    them. Adapters are merged into the weights. In a job of several processes all must call this;
+    the first one writes.
+
+    Args:
+      tokenizer: the tokenizer.json that goes along, with the `COMPANIONS` that lie beside it.
+      layout: keys and config as transformers 4.49 wrote them ("4.49", which later ones read too)
+        or as 5 names them ("5").
+      dtype: of the tensors; as they are when None.
+      shard_bytes: of a file, at most, unless one tensor is larger.
+      extra: further fields of config.json.
+
+    Raises:
+      UserError: an unknown layout or dtype; the directory cannot be written.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"layout {layout!r} is unknown; known: {', '.join(LAYOUTS)}")
+    if config.lora is not None:
+        params = lora.merge(params, config)
+    dtype = dtype or config.param_dtype
+    if dtype not in map(str, DTYPES.values()):
+        raise UserError(f"dtype {dtype!r} cannot be stored; {', '.join(map(str, DTYPES.values()))}")
+    leaves = flatten_dict(params, sep="/")
+    found = sources(config, {path: leaf.shape for path, leaf in leaves.items()}, layout)
+    try:
+        fields = hf_config.to_hf(config, token_ids(tokenizer), dtype, layout) | dict(extra or {})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    files = _plan(found, jnp.dtype(dtype), shard_bytes)
+    arrays = _tensors(found, leaves, dtype)
+    try:
+        if jax.process_index() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (directory / "config.json").unlink()  # unsealed from here to the end
+        for name in _track(files, "saving", show):
+            part = itertools.islice(arrays, len(files[name]))
+            if jax.process_index() == 0:
+                write_file(directory / name, files[name], part)
+            else:
+                list(part)
+        if jax.process_index() == 0:
+            _write_rest(directory, files, tokenizer)
+            write_json(directory / "config.json", fields)
+    except OSError as error:
+        raise UserError(f"cannot save in {directory}: {error.strerror or error}") from error
+
+
+def _plan(found: Mapping[str, Source], dtype, shard_bytes: float) -> dict[str, dict]:
+    """(shape, dtype) of each tensor by file and name, in the order of writing."""
+    shards, room = [{}], shard_bytes
+    for source in found.values():
+        size = int(np.prod(source.shape)) * dtype.itemsize
+        for name in source.names:
+            if size > room and shards[-1]:
+                shards.append({})
+                room = shard_bytes
+            shards[-1][name] = (source.shape, dtype)
+            room -= size
+    if len(shards) == 1:
+        return {WEIGHTS: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": shard
+            for number, shard in enumerate(shards, 1)}  # fmt: skip
+
+
+def _tensors(found: Mapping[str, Source], leaves, dtype: str) -> Iterator[np.ndarray]:
+    """The tensors in the order of `found`, one on the host at a time."""
+    for path, source in found.items():
+        leaf = leaves[path]
+        whole = replicated(leaf.sharding.mesh) if hasattr(leaf.sharding, "mesh") else leaf.sharding
+        pick = _make_pick(source._replace(names=()), dtype, whole)
+        for layer in range(len(source.names)):
+            yield np.asarray(pick(leaf, layer))
+
+
+@functools.cache
+def _make_pick(source: Source, dtype: str, sharding):
+    """A layer of a parameter as a tensor of a checkpoint."""
+
+    def pick(leaf, layer):
+        if source.stacked:
+            leaf = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+        leaf = leaf.astype(dtype)
+        return (leaf.T if source.transposed else leaf).reshape(source.shape)
+
+    return jax.jit(pick, out_shardings=sharding)
+
+
+def _write_rest(directory: Path, files: Mapping[str, Mapping], tokenizer: Path) -> None:
+    index = directory / INDEX
+    if len(files) > 1:
+        total = sum(int(np.prod(shape)) * dtype.itemsize
+                    for shard in files.values() for shape, dtype in shard.values())  # fmt: skip
+        weight_map = {name: file for file, shard in files.items() for name in shard}
+        write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    else:
+        index.unlink(missing_ok=True)
+    for old in directory.glob("model*.safetensors"):  # of a checkpoint that this one replaces
+        if old.name not in files and (old.name == WEIGHTS or "-of-" in old.name):
+            old.unlink()
+    copy_tokenizer(tokenizer, directory)
+
+
+def copy_tokenizer(tokenizer: Path, directory: Path) -> None:
+    """Copies a tokenizer.json and the `COMPANIONS` beside it."""
+    for source in (tokenizer, *(tokenizer.parent / name for name in COMPANIONS)):
+        target = directory / ("tokenizer.json" if source is tokenizer else source.name)
+        if source.is_file() and not (target.exists() and target.samefile(source)):
+            shutil.copyfile(source, target)
+
+
+def token_ids(tokenizer: Path) -> dict[str, int]:
+    """The ids that a config.json states, by its fields."""
+    vocabulary = Tokenizer.from_file(str(tokenizer))
+    return {field: vocabulary.token_to_id(token) for field, token in TOKENS.items()}
+
+
+def _track(names, label: str, show: bool):
+    return track(names, label, console=Console(stderr=True), disable=not show)

@@ -1,0 +1,105 @@
+"""Makes lora.npz: adapter directories as PEFT writes them, and the vectors PEFT gives with them.
+
+    pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2
+    python -m tests.goldens.lora
+
+The base is the model of goldens/qwen25vl.py under its language-model head, so that modules have the
+names they have in a real checkpoint. Adapters are drawn from a seed by numpy, by name, like the
+base; inputs are the same items.
+"""
+
+import pathlib
+import tempfile
+
+import numpy as np
+
+from tests.goldens import qwen25vl as base
+
+DECODER = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkv]_proj|mlp\.(gate|up|down)_proj)"
+CASES = {
+    # The paper's modules and, by expression, nothing of the tower.
+    "paper": dict(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=DECODER),
+    # By name: the tower's MLPs have the decoder's names and are adapted with them.
+    "names": dict(
+        r=3, lora_alpha=6, use_rslora=True, exclude_modules=["model.visual.merger.mlp.2"],
+        target_modules=["q_proj", "o_proj", "gate_proj", "down_proj", "qkv", "mlp.0", "mlp.2"],
+    ),
+}  # fmt: skip
+
+
+def draw_adapter(name: str, shape) -> np.ndarray:
+    return base.draw(name, shape, 0.5 * shape[1] ** -0.5)
+
+
+def main():
+    import peft
+    import torch
+    import transformers
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    rope = {"rope_type": "default", "mrope_section": base.CONFIG["text"]["mrope_section"],
+            "rope_theta": 1_000_000.0}  # fmt: skip
+    text = {k: v for k, v in base.CONFIG["text"].items() if k != "mrope_section"}
+    config = Qwen2_5_VLConfig(
+        text_config=text | {"rope_parameters": rope, "rms_norm_eps": 1e-6, "bos_token_id": None,
+                            "eos_token_id": None, "pad_token_id": None},
+        vision_config=base.CONFIG["vision"] | {"tokens_per_second": 2},
+        video_token_id=base.VIDEO_PAD, image_token_id=base.IMAGE_PAD,
+        vision_start_token_id=base.VISION_START, vision_end_token_id=base.VISION_END,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    used = (transformers, torch, peft)
+    out = {"versions": np.array([f"{module.__name__} {module.__version__}" for module in used])}
+    for case, settings in CASES.items():
+        model = Qwen2_5_VLForConditionalGeneration(config).eval()
+        weights = {
+            name: torch.from_numpy(
+                base.draw_weight(name.removeprefix("model."), tuple(value.shape))
+            )
+            for name, value in model.state_dict().items()
+        }
+        model.load_state_dict(weights)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
+        for name, value in adapted.named_parameters():
+            if "lora_" in name:
+                drawn = draw_adapter(name.replace(".default.", "."), tuple(value.shape))
+                value.data = torch.from_numpy(drawn)
+        with tempfile.TemporaryDirectory() as directory:
+            adapted.save_pretrained(directory)
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                data = (pathlib.Path(directory) / name).read_bytes()
+                out[f"{case}/{name}"] = np.frombuffer(data, np.uint8)
+        out[f"{case}/pooled"] = np.stack([pooled(model.model, n) for n in range(len(base.ITEMS))])
+    np.savez_compressed(pathlib.Path(__file__).with_suffix(".npz"), **out)
+
+
+def pooled(model, number: int) -> np.ndarray:
+    """The unit vector of an item, by torch."""
+    import torch
+
+    item = base.ITEMS[number]
+    ids, positions = base.tokens_of(number, item)
+    visual = {}
+    for kind, values, grid in (
+        ("video", "pixel_values_videos", "video_grid_thw"),
+        ("image", "pixel_values", "image_grid_thw"),
+    ):
+        if item[kind]:
+            frames = base.frames_of(number, kind, item[kind])
+            visual[values] = torch.from_numpy(base.reference_patches(frames))
+            visual[grid] = torch.tensor([item[kind]])
+    kinds = {base.VIDEO_PAD: 2, base.IMAGE_PAD: 1}
+    with torch.no_grad():
+        hidden = model(
+            input_ids=torch.tensor([ids]),
+            position_ids=torch.tensor(positions).T[:, None],
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            mm_token_type_ids=torch.tensor([[kinds.get(i, 0) for i in ids]]),
+            use_cache=False,
+            **visual,
+        ).last_hidden_state[0]
+    return torch.nn.functional.normalize(hidden[-1], dim=-1).numpy()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The public encoder on checkpoints in the released format, and `python -m gve_jax.convert`."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gve_jax import GVE
+from gve_jax.convert import main as convert
+from gve_jax.errors import UserError
+from tests import checkpoints
+
+ROOT = Path(__file__).resolve().parents[1]
+RNG = np.random.default_rng(0)
+INPUTS = [
+    "a red ring",
+    {"text": "what follows", "image": RNG.integers(0, 256, (60, 90, 3)).astype(np.uint8)},
+    {"video": RNG.integers(0, 256, (9, 56, 70, 3)).astype(np.uint8), "fps": 4.0},
+]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> Path:
+    return checkpoints.write(tmp_path_factory.mktemp("released") / "hf", files=3, head=True)
+
+
+@pytest.fixture(scope="module")
+def model(released) -> GVE:
+    return GVE.from_pretrained(released, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def vectors(model) -> np.ndarray:
+    return model.encode(INPUTS)
+
+
+def dtypes(model: GVE) -> set[str]:
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(model.params)}
+
+
+def test_a_released_checkpoint_gets_the_papers_settings(released, model):
+    spec = model.preprocess.spec
+    assert (spec.num_frames, spec.max_length, spec.mrope) == (8, 8192, "qwen_train")
+    assert (spec.min_pixels, spec.max_pixels) == (4 * 28 * 28, 200 * 28 * 28)
+    assert (model.buckets.patches, model.buckets.windows) == (800, 50)
+    assert dtypes(model) == {"float32"}
+    plain = GVE.from_pretrained(str(released), mrope="hf518")
+    assert dtypes(plain) == {"bfloat16"} and plain.config.dtype == "bfloat16"
+    assert plain.preprocess.spec.mrope == "hf518"
+
+
+def test_bfloat16_gives_nearly_the_same_vectors(released, vectors):
+    half = GVE.from_pretrained(released).encode(INPUTS)
+    assert half.dtype == np.float32
+    assert np.sum(half * vectors, axis=-1).min() > 0.999
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_the_mesh_does_not_matter(released, vectors, axes):
+    mesh = jax.make_mesh(axes, ("data", "fsdp", "tensor"),
+                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    model = GVE.from_pretrained(released, mesh=mesh, dtype="float32")
+    assert np.sum(model.encode(INPUTS[:1]) * vectors[:1], axis=-1).min() > 0.999999
+
+
+@pytest.mark.parametrize("layout", ["4.49", "5"])
+def test_saved_for_transformers_and_loaded_it_is_the_same_encoder(model, vectors, tmp_path, layout):
+    model.save_pretrained(tmp_path / "hf", format="hf", layout=layout)
+    again = GVE.from_pretrained(tmp_path / "hf", dtype="float32")
+    assert again.fingerprint == model.fingerprint and again.buckets == model.buckets
+    np.testing.assert_array_equal(again.encode(INPUTS[:1]), vectors[:1])
+
+
+def test_input_settings_come_along_both_ways(released, tmp_path):
+    model = GVE.from_pretrained(released, mrope="hf452")
+    model.save_pretrained(tmp_path / "ours")
+    ours = GVE.from_pretrained(tmp_path / "ours")
+    ours.save_pretrained(tmp_path / "hf", format="hf")
+    again = GVE.from_pretrained(tmp_path / "hf")
+    assert again.preprocess.spec == model.preprocess.spec and again.preprocess.spec.mrope == "hf452"
+    assert again.fingerprint == ours.fingerprint == model.fingerprint
+
+
+def test_two_formats_are_not_mixed_in_one_directory(model, tmp_path):
+    model.save_pretrained(tmp_path, format="hf")
+    with pytest.raises(UserError, match="another format"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="format 'onnx'"):
+        model.save_pretrained(tmp_path, format="onnx")
+
+
+def _weights(directory, change):
+    path = directory / "model.safetensors"
+    weights = {name: array.copy() for name, array in load_file(path).items()}
+    change(weights)
+    save_file(weights, path)
+
+
+def _config(directory, **fields):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize("damage, named", [
+    (lambda d: _config(d, model_type="llava"), "config.json: model_type is 'llava'"),
+    (lambda d: _config(d, rms_norm_eps=None), "rms_norm_eps"),
+    (lambda d: _config(d, num_hidden_layers=3), r"missing: model.layers.2"),
+    (lambda d: _config(d, image_token_id=5), "image_pad"),
+    (lambda d: _config(d, gve_jax={"inputs": {"frames": 8}}), "frames"),
+    (lambda d: (d / "config.json").write_text("[]"), "not an object"),
+    (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
+    (lambda d: (d / "model.safetensors").write_bytes(b"\x08"), "model.safetensors"),
+    (lambda d: _weights(d, lambda w: w.pop("model.norm.weight")), "missing: model.norm.weight"),
+    (lambda d: _weights(d, lambda w: w["model.norm.weight"].__setitem__(3, np.nan)),
+     "NaN or infinite numbers in language/norm/weight$"),
+    (lambda d: _weights(d, lambda w: w["visual.blocks.1.attn.proj.weight"].__setitem__(0, np.inf)),
+     "NaN or infinite numbers in visual/blocks/attn/proj/kernel$"),
+])  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path, damage, named):
+    directory = checkpoints.write(tmp_path / "hf")
+    damage(directory)
+    with pytest.raises(UserError, match=named):
+        GVE.from_pretrained(directory)
+
+
+def test_converted_there_and_back_it_is_the_same_checkpoint(tmp_path, capsys):
+    source = checkpoints.write(tmp_path / "hf", "5", files=3, dtype="bfloat16", head=True)
+    (source / "preprocessor_config.json").write_text("{}")
+    convert(["--input", str(source), "--output", str(tmp_path / "ours"), "--to", "gve_jax"])
+    convert(["--input", str(tmp_path / "ours"), "--output", str(tmp_path / "back"), "--to", "hf",
+             "--layout", "5"])  # fmt: skip
+    assert "bfloat16" in capsys.readouterr().out
+    original = {n: a for f in source.glob("*.safetensors") for n, a in load_file(f).items()}
+    del original["lm_head.weight"]
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert set(back) == set(original)
+    for name, array in original.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array, name)
+    assert (tmp_path / "back" / "preprocessor_config.json").read_text() == "{}"
+
+
+def test_convert_from_the_command_line(tmp_path):
+    source = checkpoints.write(tmp_path / "hf")
+
+    output = tmp_path / "new"
+    command = [sys.executable, "-m", "gve_jax.convert", "--input", source, "--output", output]
+    done = subprocess.run([*command, "--to", "hf", "--dtype", "bfloat16"], cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "loading" in done.stderr and "saving" in done.stderr and "bfloat16" in done.stdout
+    assert json.loads((output / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    with pytest.raises(UserError, match="not an empty directory"):
+        convert(["--input", str(source), "--output", str(output), "--to", "hf"])
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (["--input", "nowhere"], "required: --output, --to"),
+    (["--input", "nowhere", "--output", "{tmp}/o", "--to", "onnx"], "onnx"),
+    (["--input", "nowhere", "--output", "{tmp}/o", "--to", "hf"], "nowhere: no such directory"),
+    (["--input", "{tmp}", "--output", "{tmp}/o", "--to", "hf"], "config.json"),
+    (["--input", "{tmp}", "--output", "{tmp}/o", "--to", "hf", "--layout", "6"], "layout"),
+])  # fmt: skip
+def test_bad_arguments_are_named(tmp_path, arguments, named):
+    with pytest.raises(UserError, match=named):
+        convert([argument.format(tmp=tmp_path) for argument in arguments])
+    shutil.rmtree(tmp_path / "o", ignore_errors=True)
