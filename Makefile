@@ -1,4 +1,4 @@
-# make venv | quickstart | test | lint | clean. Each does its own set-up and can be repeated.
+# make venv | quickstart | test | parity | lint | clean. Each does its own set-up and can be repeated.
 
 # The first Python that is new enough. A pyenv shim may be on the path and still not run: try it.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -10,7 +10,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv quickstart test lint clean
+.PHONY: venv quickstart test parity lint clean
 .DEFAULT_GOAL := venv
 
 venv: $(INSTALLED)
@@ -39,7 +39,15 @@ lint: venv
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+# Beside transformers' own Qwen2.5-VL, in an environment of its own: torch is large.
+PARITY_VENV ?= .venv-parity
+SIZES ?= small,3b,7b
+parity:
+	@$(MAKE) --no-print-directory venv VENV=$(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	$(PARITY_VENV)/bin/python -m evals.parity --sizes $(SIZES) $(if $(REPORT),--report $(REPORT))
+
 # The environment and the caches; what was trained stays.
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +

@@ -1,0 +1,121 @@
+"""Compares the encoder with transformers' Qwen2.5-VL, part by part, at random weights:
+
+    make parity        # or, where torch and transformers are installed:
+    python -m evals.parity --report docs/parity.md
+
+The reference makes and saves its own checkpoints, in the widths, head sizes and rotary sections of
+GVE-3B and GVE-7B (two layers each of tower and decoder, few vocabulary rows); they are loaded here
+by the same code that loads the released ones. Exits with 1 if a limit is passed.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from evals.parity.compare import Line, compare
+from evals.parity.regimes import check_regimes
+from evals.reference import SIZES
+from gve_jax.errors import run_cli
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.parity", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--sizes", default="small,3b,7b", help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--report", type=Path, help="a Markdown page to write")
+    args = parser.parse_args()
+    sizes = args.sizes.split(",")
+    if unknown := sorted(set(sizes) - SIZES.keys()):
+        parser.error(f"--sizes: {unknown[0]} is unknown; known: {', '.join(SIZES)}")
+    console, lines = Console(soft_wrap=True), []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            for line in compare(size, Path(folder)):
+                lines.append(line)
+                console.print(_text(line), style=None if line.passed else "bold red")
+    regimes = check_regimes()
+    console.print(_table(regimes))
+    if args.report:
+        args.report.write_text(_page(lines, regimes), encoding="utf-8")
+        console.print(f"report: {args.report}")
+    failed = sum(not line.passed for line in lines) + sum(not equal for *_, equal in regimes)
+    console.print(f"{failed} of {len(lines) + len(regimes)} comparisons failed")
+    sys.exit(1 if failed else 0)
+
+
+def _text(line: Line) -> str:
+    limit = "" if line.limit is None else f"  (limit {line.limit:g})"
+    return f"{line.size:5} {line.part:48} {line.dtype:8} {_value(line):>11}{limit}"
+
+
+def _value(line: Line) -> str:
+    if line.measure == "cosine":
+        return f"1 - {max(0.0, 1 - line.value):.1e}"
+    return f"{line.value:.1e}"
+
+
+def _table(regimes) -> Table:
+    table = Table("regime", "transformers", "cases", "equal")
+    for name, version, cases, equal in regimes:
+        table.add_row(name, version, str(cases), "yes" if equal else "NO")
+    return table
+
+
+def _page(lines: list[Line], regimes) -> str:
+    import jax
+    import torch
+    import transformers
+
+    sizes = list(dict.fromkeys(line.size for line in lines))
+    rows: dict[tuple, dict[str, Line]] = {}
+    for line in lines:
+        rows.setdefault((line.part, line.dtype, line.measure, line.limit), {})[line.size] = line
+    table = [f"| part | dtype | {' | '.join(sizes)} | limit |",
+             f"| --- | --- | {' | '.join('---' for _ in sizes)} | --- |"]  # fmt: skip
+    for (part, dtype, measure, limit), found in rows.items():
+        cells = [_value(found[s]) if s in found else "" for s in sizes]
+        bound = "" if limit is None else f"1 - {1 - limit:.0e}" if measure == "cosine" else limit
+        table.append(f"| {part} | {dtype} | {' | '.join(cells)} | {bound} |")
+    places = ["| regime | transformers | cases | equal |", "| --- | --- | --- | --- |"]
+    places += [f"| `{n}` | {v} | {c} | {'yes' if e else 'no'} |" for n, v, c, e in regimes]
+    return PAGE.format(
+        transformers=transformers.__version__,
+        torch=torch.__version__.split("+")[0],
+        jax=jax.__version__,
+        python=platform.python_version(),
+        table="\n".join(table),
+        regimes="\n".join(places),
+    )
+
+
+PAGE = """# Parity
+
+Written by `make parity`: transformers {transformers} with torch {torch} beside gve_jax with JAX
+{jax}, Python {python}, on a CPU. Weights are random (the released ones have the same names, shapes
+and files); widths, heads, windows and rotary sections are those of GVE-3B and GVE-7B, with two
+blocks of the tower and two layers of the decoder.
+
+Blocks get the very input that the reference's block got. Their numbers are the largest difference
+over the largest value; for vectors the smallest cosine over four items is given, as its distance
+from 1: a video of 3 x 10 x 14 patches with an image, a video, a tall image (18 x 4), a text.
+
+{table}
+
+## Positions
+
+Each M-RoPE regime gives the same integers as the transformers releases it stands for (recorded in
+`tests/goldens/mrope.npz` by running them; checked again by `make test`):
+
+{regimes}
+"""
+
+
+if __name__ == "__main__":
+    run_cli(main)

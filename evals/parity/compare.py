@@ -1,0 +1,213 @@
+"""Measures how far apart the two encoders are, part by part and end to end."""
+
+import dataclasses
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from evals.reference import Example, Reference, make_example, write_checkpoint
+from gve_jax.gve import GVE
+from gve_jax.inputs.batch import Bucket, collate
+from gve_jax.inputs.item import Item
+from gve_jax.model import rope
+from gve_jax.model.embedder import Batch, abstract_state
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One comparison: `value` must be at most (or, for a cosine, at least) `limit`."""
+
+    size: str
+    part: str
+    dtype: str
+    measure: str
+    value: float
+    limit: float | None  # None: stated, not judged
+
+    @property
+    def passed(self) -> bool:
+        if self.limit is None:
+            return True
+        cosine = self.measure == "cosine"
+        return self.value >= self.limit if cosine else self.value <= self.limit
+
+
+def draw_items(seed: int = 0) -> list[Item]:
+    """What a batch can hold, side by side: grids that do not divide the window of 8 x 8 patches, a
+    video with an image, text alone; sides in multiples of 28, so that nothing is resized."""
+    rng = np.random.default_rng(seed)
+
+    def pixels(*shape):
+        return rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+
+    return [
+        Item(text="a wheel", video=pixels(6, 140, 196), fps=2.4, image=pixels(56, 84)),
+        Item(text="then it rains", instruction="Find the clip.", video=pixels(4, 112, 112), fps=2),
+        Item(text="what is left of it?", image=pixels(252, 56)),
+        Item(text="a longer text about nothing in particular, read by a byte at a time"),
+    ]
+
+
+def compare(size: str, folder: Path) -> Iterator[Line]:
+    """All lines of one size; makes its checkpoint under `folder`."""
+    source = folder / size
+    write_checkpoint(source, size)
+    model = GVE.from_pretrained(source, dtype=FLOAT32)
+    spec = dataclasses.replace(model.preprocess.spec, num_frames=6)
+    items = [dataclasses.replace(i, num_frames=len(i.video) if i.video is not None else None)
+             for i in draw_items()]  # fmt: skip
+    examples = [make_example(item, model.preprocess) for item in items]
+    reference = Reference(source)
+    for part, found, wanted in _parts(model, spec, examples[0], reference):
+        yield Line(size, part, FLOAT32, "relative", relative(found, wanted), 1e-5)
+
+    hidden = _hidden(model, spec, examples)
+    wanted = reference.hidden(examples).numpy()
+    worst = max(relative(hidden[i, :n], wanted[i, :n])
+                for i, n in enumerate(len(e.row.tokens) for e in examples))  # fmt: skip
+    yield Line(size, "hidden states, one padded batch", FLOAT32, "relative", worst, 1e-4)
+    wanted = np.concatenate([reference.embed([e]) for e in examples])
+    yield _cosines(size, "vectors, `encode`", FLOAT32, model.encode(items), wanted, 0.999999)
+
+    placed = GVE.from_pretrained(source, dtype=FLOAT32, mrope="hf518")
+    own = reference.embed(examples, own_positions=True)
+    yield _cosines(size, "vectors, positions of its own (`hf518`)", FLOAT32,
+                   placed.encode(items), own, 0.999999)  # fmt: skip
+    for layout in ("4.49", "5"):
+        saved = folder / f"{size}-{layout}"
+        model.save_pretrained(saved, format="hf", layout=layout)
+        again = Reference(saved).embed(examples)
+        label = f"vectors, saved here in layout {layout}, loaded there"
+        yield _cosines(size, label, FLOAT32, again, wanted, 0.999999)
+    del model, placed, reference
+    gc.collect()
+
+    half = GVE.from_pretrained(source, dtype=BFLOAT16).encode(items)
+    yield _cosines(size, "vectors, against float32 there", BFLOAT16, half, wanted, 0.999)
+    theirs = np.concatenate([Reference(source, BFLOAT16).embed([e]) for e in examples])
+    yield _cosines(size, "theirs, against float32 there", BFLOAT16, theirs, wanted, None)
+
+
+def relative(found, wanted) -> float:
+    """The largest difference over the largest number."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def _cosines(size, part, dtype, found, wanted, limit) -> Line:
+    return Line(size, part, dtype, "cosine", float(np.sum(found * wanted, axis=-1).min()), limit)
+
+
+def _modules(model: GVE):
+    graph, state = abstract_state(model.config)
+    nnx.replace_by_pure_dict(state, model.params)
+    return nnx.merge(graph, state)
+
+
+def _layer(stacked, index: int):
+    graph, state = nnx.split(stacked)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[index], state))
+
+
+def _bucket(examples: list[Example]) -> Bucket:
+    layouts = [layout for e in examples for layout in e.row.layouts]
+    return Bucket(
+        pairs=max(len(e.row.patches) for e in examples) + 1,
+        patches=max(len(layout.coords) for layout in layouts) + 8,
+        windows=max(layout.windows for layout in layouts) + 1,
+        length=max(len(e.row.tokens) for e in examples) + 7,
+    )
+
+
+def _hidden(model: GVE, spec, examples: list[Example]) -> np.ndarray:
+    """[B, L, D] of one batch, padded in each of its dimensions."""
+    batch = Batch(**collate([e.row for e in examples], _bucket(examples), spec))
+    return np.asarray(_modules(model).hidden(batch))
+
+
+def _parts(model: GVE, spec, example: Example, reference: Reference):
+    """(name, ours, theirs) of each part, given the very input that theirs got."""
+    seen = _record(reference, example)
+    ours, cfg = _modules(model), model.config
+    tower, decoder = ours.visual, ours.language
+    # The video alone, as the reference runs it: its frame pairs are equal in size.
+    pairs, patches = example.video_grid[0], example.video_grid[1] * example.video_grid[2]
+    video = dataclasses.replace(
+        example.row, patches=example.row.patches[:pairs], layouts=example.row.layouts[:pairs],
+        visual_tokens=example.row.visual_tokens[: pairs * patches // 4],
+    )  # fmt: skip
+    windows = example.row.layouts[0].windows
+    bucket = Bucket(pairs, patches, windows, len(example.row.tokens))
+    batch = Batch(**collate([video], bucket, spec))
+
+    flat = batch.patches[0].reshape(pairs * patches, -1)
+    from gve_jax.model.vision import normalise
+
+    embedded = tower.patch_embed(normalise(jnp.asarray(flat), cfg.vision))
+    order = _raster_to_window(example.row.layouts[0].merged, pairs, patches)
+    yield "patch embedding", embedded, seen["patch_embed"][1][order]
+
+    coords, mask = jnp.asarray(batch.patch_coords[0]), jnp.asarray(batch.patch_mask[0])
+    size = cfg.vision.hidden_size // cfg.vision.num_heads
+    angles = rope.vision_angles(coords, size, cfg.vision.rope_theta)
+    slots = (batch.window_slots[0], batch.window_inverse[0], cfg.vision.window_side**2)
+    for index in range(cfg.vision.depth):
+        full = index in cfg.vision.fullatt_block_indexes
+        before, after = seen[f"blocks.{index}"]
+        x = jnp.asarray(before).reshape(pairs, patches, -1)
+        x = _layer(tower.blocks, index)(x, angles, mask, slots, jnp.asarray(full))
+        kind = "full" if full else "windowed"
+        yield f"tower block, {kind}", np.asarray(x).reshape(after.shape), after
+    before, after = seen["merger"]
+    merged = tower.merger(jnp.asarray(before).reshape(pairs, patches, -1))
+    yield "merger", np.asarray(merged).reshape(after.shape), after
+
+    positions = jnp.asarray(example.row.positions)[:, None]
+    text = cfg.text
+    angles = rope.text_angles(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    for index in range(text.num_hidden_layers):
+        before, after = seen[f"layers.{index}"]
+        found = _layer(decoder.layers, index)(jnp.asarray(before), angles)
+        yield f"decoder layer {index}", found, after
+    before, after = seen["norm"]
+    yield "final norm", decoder.norm(jnp.asarray(before)), after
+
+
+def _raster_to_window(merged: np.ndarray, pairs: int, patches: int) -> np.ndarray:
+    """Their patch (raster order of 2 x 2 blocks) in each of our places, all frame pairs."""
+    inverse = np.argsort(merged)  # ours -> theirs, in merged tokens
+    one = (inverse[:, None] * 4 + np.arange(4)).reshape(-1)
+    return (np.arange(pairs)[:, None] * patches + one).reshape(-1)
+
+
+def _record(reference: Reference, example: Example) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(input, output) of each module of the reference, from one run of one item's video."""
+    seen, handles = {}, []
+    tower, decoder = reference.core.visual, reference.core.language_model
+    modules = {"patch_embed": tower.patch_embed, "merger": tower.merger, "norm": decoder.norm}
+    modules |= {f"blocks.{i}": block for i, block in enumerate(tower.blocks)}
+    modules |= {f"layers.{i}": layer for i, layer in enumerate(decoder.layers)}
+
+    def hook(name):
+        def keep(module, args, kwargs, output):
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            # The tower runs once a kind of medium, the video's run is the larger one.
+            if name not in seen or before.shape[0] >= seen[name][0].shape[0]:
+                seen[name] = (before.float().numpy().copy(), after.float().numpy().copy())
+
+        return keep
+
+    for name, module in modules.items():
+        handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
+    reference.hidden([example])
+    for handle in handles:
+        handle.remove()
+    return seen

@@ -1,0 +1,25 @@
+"""The M-RoPE regimes beside the numbers recorded from transformers' releases."""
+
+from pathlib import Path
+
+import numpy as np
+
+from gve_jax.inputs.positions import REGIMES, mrope_positions
+from tests.goldens import mrope as golden
+
+
+def check_regimes() -> list[tuple[str, str, int, bool]]:
+    """(regime, releases it was recorded from, cases, whether all integers are equal)."""
+    numbers = np.load(Path(golden.__file__).with_suffix(".npz"))
+    table = []
+    for regime in REGIMES:
+        made_by = [v.split(",")[0].split()[1] for v in numbers[f"{regime}/versions"].tolist()]
+        equal = all(
+            np.array_equal(
+                mrope_positions(golden.segments(case), golden.CASES[case][0], regime),
+                numbers[f"{regime}/{case}"],
+            )
+            for case in golden.CASES
+        )
+        table.append((regime, ", ".join(made_by), len(golden.CASES), equal))
+    return table

@@ -1,0 +1,1 @@
+"""Benchmarks beside the best known other way, outputs compared before times."""

@@ -1,0 +1,26 @@
+"""Benchmarks by name: `python -m evals.speed [encode | compile | loading] [options]`."""
+
+import importlib
+import sys
+
+from gve_jax.errors import UserError, run_cli
+
+NAMES = {
+    "encode": "encoding a mixed set, beside transformers + torch (both must be installed)",
+    "compile": "compiling a model of 36 layers and of 2",
+    "loading": "memory and time of loading a checkpoint in the shapes of GVE-3B",
+}
+
+
+def main() -> None:
+    name, *options = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__ + "\n" + "\n".join(f"  {key:8} {text}" for key, text in NAMES.items()))
+        return
+    if name not in NAMES:
+        raise UserError(f"no benchmark {name!r}; known: {', '.join(NAMES)}")
+    importlib.import_module(f"evals.speed.{name}").main(options)
+
+
+if __name__ == "__main__":
+    run_cli(main)
