@@ -119,10 +119,13 @@ class GVE:
             else:
                 config = from_hf(fields, dtype or "bfloat16")
             _check_dtype(config.dtype)
-            settings = fields if ours else fields.get("gve_jax", {})
-            spec = _read_spec(config, settings.get("inputs"), mrope)
-            buckets = settings.get("buckets")
-            buckets = Buckets(**buckets) if buckets else default_buckets(spec)
+            settings = fields if ours else fields.get("gve_jax")
+            if settings is None:
+                spec = _paper_spec(config)
+                buckets = default_buckets(spec)
+            else:
+                spec, buckets = InputSpec(**settings["inputs"]), Buckets(**settings["buckets"])
+            spec = dataclasses.replace(spec, mrope=mrope or spec.mrope)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: {error if not ours else f'damaged ({error})'}") from error
         prompt = Prompt(directory / "tokenizer.json", spec.max_length)
@@ -341,7 +344,9 @@ class GVE:
                 full = part + [part[-1]] * (count - len(part))
                 arrays = collate([rows[i][0] for i in full], bucket, self.preprocess.spec)
                 batch = place_batch(Batch(**arrays), self.mesh)
-                yield part, np.asarray(self._embed(self.params, batch))[: len(part)]
+                with jax.set_mesh(self.mesh):  # fused attention splits itself over it
+                    vectors = self._embed(self.params, batch)
+                yield part, np.asarray(vectors)[: len(part)]
 
 
 def batch_sizes(count: int, size: int, unit: int) -> list[int]:
@@ -366,11 +371,11 @@ def check_free(directory: Path, format: str) -> None:
         raise UserError(f"{directory} holds a model of another format; choose another directory")
 
 
-def _read_spec(config: ModelConfig, saved: Mapping | None, mrope: str | None) -> InputSpec:
-    """Saved input settings, or the paper's for a model that was saved without any."""
+def _paper_spec(config: ModelConfig) -> InputSpec:
+    """Input settings of a model that was saved without any."""
     vision = config.vision
     token = (vision.patch_size * vision.spatial_merge_size) ** 2
-    fields = saved or dict(
+    return InputSpec(
         min_pixels=4 * token,
         max_pixels=200 * token,
         patch_size=vision.patch_size,
@@ -379,7 +384,6 @@ def _read_spec(config: ModelConfig, saved: Mapping | None, mrope: str | None) ->
         window_side=vision.window_side,
         tokens_per_second=vision.tokens_per_second,
     )
-    return InputSpec(**(dict(fields) | ({"mrope": mrope} if mrope else {})))
 
 
 def _check_dtype(dtype: str) -> None:

@@ -65,7 +65,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, fingerprint=run.fingerprint
     )
-    with checkpoints:
+    # set_mesh: fused attention splits itself over the mesh it finds.
+    with checkpoints, jax.set_mesh(run.mesh):
         # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) scratch --------
         restored = checkpoints.restore(run.abstract_state())
         if restored:

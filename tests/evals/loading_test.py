@@ -1,0 +1,18 @@
+"""The loading benchmark runs and counts; its numbers are those of a size worth measuring only."""
+
+import dataclasses
+import json
+
+from evals.speed import loading
+from tests.checkpoints import CFG
+
+
+def test_a_generated_checkpoint_is_loaded_and_counted(tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(CFG, dtype="bfloat16", param_dtype="bfloat16")
+    monkeypatch.setitem(loading.SIZES, "3b", config)
+    loading.main(["--devices", "2", "--output", str(tmp_path / "out.json")])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out.json").read_text())
+    result = json.loads((tmp_path / "out.json").read_text())["result"]
+    found = result["2 devices"]
+    assert found["parameters held / checkpoint"] >= 1 and found["bytes read / checkpoint"] >= 1
+    assert found["peak memory / checkpoint"] > 0 and found["seconds"] > 0
