@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
