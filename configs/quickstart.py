@@ -14,7 +14,7 @@ def get_config(form: str = "") -> ConfigDict:
         raise ValueError(f"configs/quickstart.py has no form {form!r}; known: smoke")
     config = ConfigDict()
     config.seed = 42  # the paper's
-    config.steps = 1300  # optimizer steps, all stages together
+    config.steps = 1150  # optimizer steps, all stages together
     config.batch_size = 32  # pairs of a global batch
 
     # The Qwen2.5-VL architecture, small: same blocks, same names (see gve_jax/model/config.py).
@@ -84,7 +84,7 @@ def get_config(form: str = "") -> ConfigDict:
 
     # The Modality Pyramid: P(source) ~ size * exp(R / sigma), R probed at the start of each stage.
     config.pyramid = ConfigDict()
-    config.pyramid.stages = 6  # of equal steps; the paper has one an epoch, and 3 epochs
+    config.pyramid.stages = 5  # of equal steps; the paper has one an epoch, and 3 epochs
     config.pyramid.sigma_first = 0.1
     config.pyramid.sigma_last = 1.0
     config.pyramid.by_size = True  # the paper does not say; False: P ~ exp(R / sigma) alone

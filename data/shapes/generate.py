@@ -23,7 +23,7 @@ from data.shapes import benchmark_files, pairs, tokenizer
 from data.shapes.builder import Shapes, ShapesConfig
 from gve_jax.errors import UserError
 
-VERSION = "3"  # of the bytes this code writes; another number means other data
+VERSION = "4"  # of the bytes this code writes; another number means other data
 
 
 def is_ready(output: Path, seed: int, scale: float) -> bool:

@@ -232,9 +232,9 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator], dict[str, tuple]], dic
 # source of siblings -> (scenes of a group, caption, size at scale 1). What is about time is hardest
 # to learn and has the most pairs.
 GROUPED: dict[str, tuple[Callable, Callable, int]] = {
-    "T2V_crossing": (_crossing_family, captions.temporal, 4200),
+    "T2V_crossing": (_crossing_family, captions.temporal, 3600),
     "T2V_motion": (_motion_family, _tell_motion, 600),
-    "T2V_camera": (_camera_family, captions.camera, 4200),
+    "T2V_camera": (_camera_family, captions.camera, 3600),
 }
 SOURCES: dict[str, str] = {
     source: family for family, (_, sizes) in FAMILIES.items() for source in sizes
