@@ -66,8 +66,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, fingerprint=run.fingerprint
     )
-    # set_mesh: fused attention splits itself over the mesh it finds.
-    with checkpoints, jax.set_mesh(run.mesh):
+    with checkpoints:
         # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) scratch --------
         restored = checkpoints.restore(run.abstract_state())
         if restored:
@@ -99,7 +98,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 for batch in placed(run.stream(curriculum, step, last), run.mesh):
                     admit(batch, quarantine, run)
                     log.dispatching()
-                    state, scalars = train_step(state, batch.arrays)
+                    with jax.set_mesh(run.mesh):  # fused attention splits itself over it
+                        state, scalars = train_step(state, batch.arrays)
                     # Only now, with this step under way, are the last one's numbers waited for.
                     log.dispatched(step, number, batch, scalars)
                     step += 1
@@ -123,7 +123,8 @@ def probe_stage(
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in run.sources.sizes}
     for batch in placed(run.probes(), run.mesh):
         admit(batch, quarantine, run)
-        values = np.asarray(probe(params, batch.arrays))
+        with jax.set_mesh(run.mesh):
+            values = np.asarray(probe(params, batch.arrays))
         cosines[batch.source].append(values[np.asarray(batch.arrays["valid"])])
     for name, values in cosines.items():
         if not sum(map(len, values)):
