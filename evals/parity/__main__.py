@@ -99,8 +99,8 @@ PAGE = """# Parity
 
 Written by `make parity`: transformers {transformers} with torch {torch} beside gve_jax with JAX
 {jax}, Python {python}, on a CPU. Weights are random (the released ones have the same names, shapes
-and files); widths, heads, windows and rotary sections are those of GVE-3B and GVE-7B, with two
-blocks of the tower and two layers of the decoder.
+and files); widths, heads, windows and rotary sections are those of GVE-3B and GVE-7B (`small` is
+512 wide), with two blocks of the tower and two layers of the decoder.
 
 Blocks get the very input that the reference's block got. Their numbers are the largest difference
 over the largest value; for vectors the smallest cosine over four items is given, as its distance
