@@ -23,6 +23,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.model.param_dtype = "float32"
     config.model.remat_vision = True  # recompute activations: on a CPU faster, too
     config.model.remat_text = True
+    config.model.attention = "xla"  # or "cudnn" (NVIDIA, bfloat16), "splash" (TPU)
     config.model.vision = ConfigDict(
         dict(
             depth=2,

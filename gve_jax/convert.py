@@ -2,8 +2,10 @@
 
     python -m gve_jax.convert --input runs/quickstart/model --output exported --to hf
     python -m gve_jax.convert --input Alibaba-NLP/GVE-3B --output gve-3b --to gve_jax
+    python -m gve_jax.convert --input gve-3b --adapter mine --output merged --to hf
 
-To `hf`, adapters are merged; a checkpoint has no head (transformers ties one to the embeddings).
+`--adapter` adds a directory of PEFT's LoRA files. To `hf`, adapters are merged; a checkpoint has no
+head (transformers ties one to the embeddings).
 """
 
 import argparse
@@ -27,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     dtype = args.dtype
     if dtype is None and "model_type" in read_json(directory / "config.json"):
         dtype = stored_dtype(directory)
-    model = GVE.from_pretrained(directory, dtype=dtype, show_progress_bar=True)
+    model = GVE.from_pretrained(
+        directory, dtype=dtype, adapter=args.adapter, show_progress_bar=True
+    )
     model.save_pretrained(args.output, args.to, layout=args.layout, show_progress_bar=True)
     print(f"{args.output}: {args.to}, {model.config.param_dtype}")
 
@@ -44,6 +48,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--input", required=True, help="directory of the model, or its Hub id")
+    parser.add_argument("--adapter", type=Path, help="directory of PEFT's LoRA files to add")
     parser.add_argument("--output", required=True, type=Path, help="new directory to write")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"),

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gve_jax import __version__
+from gve_jax.adapters import read_adapter
 from gve_jax.errors import UserError
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
 from gve_jax.inputs.batch import Bucket, Buckets, collate, default_buckets
@@ -28,6 +29,7 @@ from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning.checkpoint import load_params, save_params
 from gve_jax.learning.metrics import write_json
+from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Batch, init_params, make_embed
 from gve_jax.model.hf_config import from_hf
@@ -80,6 +82,8 @@ class GVE:
         mesh: jax.sharding.Mesh | None = None,
         dtype: str | None = None,
         mrope: str | None = None,
+        attention: str | None = None,
+        adapter: str | os.PathLike | None = None,
         show_progress_bar: bool = False,
     ) -> "GVE":
         """Loads a model of ours, or a Hugging Face checkpoint of the Qwen2.5-VL architecture.
@@ -97,11 +101,15 @@ class GVE:
             released checkpoint, and for one of ours what it was saved with.
           mrope: a regime of `gve_jax.inputs.positions`. When absent, "qwen_train" for a released
             checkpoint, and for one of ours what it was trained with.
+          attention: a kernel of `gve_jax.model.attention`. When absent, "xla" for a released
+            checkpoint, and for one of ours what it was saved with.
+          adapter: a directory of PEFT's LoRA files for this model; it stays apart from the weights.
           show_progress_bar: draws one on standard error while a released checkpoint is read.
 
         Raises:
           UserError: no such directory or id, another format or architecture, damaged files, tensors
-            that do not fit the configuration, NaN weights, another model's tokenizer.
+            that do not fit the configuration, NaN weights, another model's tokenizer, a kernel that
+            cannot run here, an adapter of another model.
         """
         directory = find_directory(directory)
         path = directory / "config.json"
@@ -119,6 +127,7 @@ class GVE:
             else:
                 config = from_hf(fields, dtype or "bfloat16")
             _check_dtype(config.dtype)
+            config = dataclasses.replace(config, attention=attention or config.attention)
             settings = fields if ours else fields.get("gve_jax")
             if settings is None:
                 spec = _paper_spec(config)
@@ -135,6 +144,8 @@ class GVE:
         else:
             check_tokens(fields, directory / "tokenizer.json", config.text.vocab_size)
             params = load_hf(directory, config, mesh, show_progress_bar)
+        if adapter is not None:
+            config, params = _attach(adapter, config, params, mesh)
         if bad := not_finite(params):
             raise UserError(f"{directory}: NaN or infinite numbers in {', '.join(bad)}")
         return cls(config, params, Preprocessor(prompt, spec), buckets, mesh)
@@ -389,6 +400,14 @@ def _paper_spec(config: ModelConfig) -> InputSpec:
 def _check_dtype(dtype: str) -> None:
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype {dtype!r} is not one of float32, bfloat16, float16")
+
+
+def _attach(adapter: str | os.PathLike, config: ModelConfig, params, mesh: jax.sharding.Mesh):
+    """(config, parameters) with an adapter from files beside the base's."""
+    if config.lora is not None:
+        raise UserError(f"{adapter}: the model has an adapter already; merge it first")
+    config, tree = read_adapter(adapter, config)
+    return config, lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
 
 
 def _load_ours(directory: Path, config: ModelConfig, mesh: jax.sharding.Mesh):

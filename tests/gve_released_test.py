@@ -1,5 +1,6 @@
 """The public encoder on checkpoints in the released format, and `python -m gve_jax.convert`."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,8 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gve_jax import GVE
+from gve_jax.adapters import write_adapter
 from gve_jax.convert import main as convert
 from gve_jax.errors import UserError
+from gve_jax.model import lora
+from gve_jax.model.config import LoraConfig
+from gve_jax.model.embedder import init_params
 from tests import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,6 +90,33 @@ def test_input_settings_come_along_both_ways(released, tmp_path):
     again = GVE.from_pretrained(tmp_path / "hf")
     assert again.preprocess.spec == model.preprocess.spec and again.preprocess.spec.mrope == "hf452"
     assert again.fingerprint == ours.fingerprint == model.fingerprint
+
+
+def test_an_adapter_comes_along_and_is_merged_by_convert(released, model, vectors, tmp_path):
+    config = dataclasses.replace(model.config, lora=LoraConfig(rank=2, alpha=3.0))
+    adapters = lora.split(init_params(config, 1)[1])[1]
+    rng = np.random.default_rng(0)
+    adapters = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), adapters)
+    write_adapter(tmp_path / "adapter", adapters, config)
+    adapted = GVE.from_pretrained(released, dtype="float32", adapter=tmp_path / "adapter")
+    found = adapted.encode(INPUTS)
+    assert np.abs(found - vectors).max() > 1e-2
+    convert(
+        ["--input", str(released), "--adapter", str(tmp_path / "adapter"), "--to", "hf"]
+        + ["--output", str(tmp_path / "merged")]
+    )
+    # The merged checkpoint knows of no adapter: its kernels must hold kernel + a b alpha / rank.
+    merged = GVE.from_pretrained(tmp_path / "merged", dtype="float32")
+    np.testing.assert_allclose(merged.encode(INPUTS), found, atol=2e-5)
+    ours = tmp_path / "ours"
+    adapted.save_pretrained(ours)
+    with pytest.raises(UserError, match="has an adapter already"):
+        GVE.from_pretrained(ours, adapter=tmp_path / "adapter")
+
+
+def test_a_kernel_that_cannot_run_here_is_an_error(released):
+    with pytest.raises(UserError, match="attention='cudnn' needs a GPU; this is cpu"):
+        GVE.from_pretrained(released, attention="cudnn")
 
 
 def test_two_formats_are_not_mixed_in_one_directory(model, tmp_path):
