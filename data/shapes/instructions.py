@@ -4,29 +4,7 @@ Evaluation strings are those of UVRB (arXiv 2510.27571, table 5); training sourc
 of the set they prepare for, and short ones of ours where UVRB has no such task.
 """
 
-
-def _by(slot: str) -> str:
-    return f"Find the video according to the {slot}."
-
-
-EVALUATION = {
-    "MSRVTT": "Find the clip that corresponds to the described scene in the given video.",
-    "DiDeMo": "Find a video that includes the following described scenes.",
-    "CRB-G": _by("general text description"),
-    "CRB-S": _by("spatial description"),
-    "VDC-O": _by("object description"),
-    "CRB-T": _by("temporal description"),
-    "CMRB": _by("camera motion description"),
-    "DREAM-E": _by("text description"),
-    "LoVR-TH": "Find the video according to text description about video theme information.",
-    "PEV-K": _by("text description of a series of keywords"),
-    "LoVR-V": "Find the long video according to the long text description.",
-    "VDC-D": _by("detailed text description"),
-    "MS-TI": "Find the video clip that corresponds to the given text and the given image.",
-    "MS-TV": "Find the video clip that corresponds to the given text and the given video.",
-    "MSRVTT-I2V": _by("image"),
-    "LoVR-C2V": "Find the original long video according to the short video clip.",
-}
+from gve_jax.inputs.instructions import INSTRUCTIONS as EVALUATION
 
 # Several strings: one is drawn a pair.
 TRAINING = {

@@ -16,6 +16,7 @@ from gve_jax.inputs.batch import Bucket, collate
 from gve_jax.inputs.item import Item
 from gve_jax.model import rope
 from gve_jax.model.embedder import Batch, abstract_state
+from gve_jax.model.vision import normalise
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
@@ -148,8 +149,6 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
     batch = Batch(**collate([video], bucket, spec))
 
     flat = batch.patches[0].reshape(pairs * patches, -1)
-    from gve_jax.model.vision import normalise
-
     embedded = tower.patch_embed(normalise(jnp.asarray(flat), cfg.vision))
     order = _raster_to_window(example.row.layouts[0].merged, pairs, patches)
     yield "patch embedding", embedded, seen["patch_embed"][1][order]

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +29,5 @@ def write_result(name: str, settings: Mapping, result: Mapping, output: Path | N
 
 
 def _peers() -> dict[str, str]:
-    import sys
-
     found = {name: sys.modules.get(name) for name in ("torch", "transformers")}
     return {name: module.__version__ for name, module in found.items() if module}

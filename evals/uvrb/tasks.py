@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gve_jax.errors import UserError
+from gve_jax.inputs.instructions import INSTRUCTIONS
 
 
 @dataclass(frozen=True)
@@ -11,7 +12,6 @@ class Task:
 
     ability: the finest ability it belongs to; `scores.py` builds the broader ones.
     label, metric: the metric as the paper writes it, and as `gve_jax.retrieval.metrics` does.
-    instruction: goes with every query; documents carry none.
     queries, corpus: counts in the paper. For MS-TI and MS-TV it prints a corpus of 10, most
       likely a pool for each query.
     """
@@ -22,40 +22,33 @@ class Task:
     metric: str
     queries: int
     corpus: int
-    instruction: str
 
-
-def _by(slot: str) -> str:
-    return f"Find the video according to the {slot}."
+    @property
+    def instruction(self) -> str:
+        """Goes with every query; documents carry none."""
+        return INSTRUCTIONS[self.name]
 
 
 # The R@k of the paper is the hit rate: at least one positive among the first k.
 _R1, _R10, _P1 = ("R@1", "hit_rate@1"), ("R@10", "hit_rate@10"), ("P@1", "precision@1")
 
 TASKS: tuple[Task, ...] = (
-    Task("MSRVTT", "CG", *_R1, 1000, 1000,
-         "Find the clip that corresponds to the described scene in the given video."),
-    Task("DiDeMo", "CG", *_R1, 1004, 1004,
-         "Find a video that includes the following described scenes."),
-    Task("CRB-G", "CG", *_R1, 1000, 1000, _by("general text description")),
-    Task("CRB-S", "S", *_R1, 1000, 1000, _by("spatial description")),
-    Task("VDC-O", "S", *_R1, 1027, 1027, _by("object description")),
-    Task("CRB-T", "T", *_R1, 1000, 1000, _by("temporal description")),
-    Task("CMRB", "T", *_R10, 728, 1071, _by("camera motion description")),
-    Task("DREAM-E", "PR", *_R1, 6251, 1000, _by("text description")),
-    Task("LoVR-TH", "PR", *_R10, 8854, 8854,
-         "Find the video according to text description about video theme information."),
-    Task("PEV-K", "PR", *_R1, 14427, 15000, _by("text description of a series of keywords")),
-    Task("LoVR-V", "LC", *_R1, 100, 467,
-         "Find the long video according to the long text description."),
-    Task("VDC-D", "LC", *_R1, 1000, 1027, _by("detailed text description")),
-    Task("MS-TI", "CMP", *_P1, 400, 10,
-         "Find the video clip that corresponds to the given text and the given image."),
-    Task("MS-TV", "CMP", *_P1, 400, 10,
-         "Find the video clip that corresponds to the given text and the given video."),
-    Task("MSRVTT-I2V", "VIS", *_R1, 1000, 1000, _by("image")),
-    Task("LoVR-C2V", "VIS", *_R1, 467, 467,
-         "Find the original long video according to the short video clip."),
+    Task("MSRVTT", "CG", *_R1, 1000, 1000),
+    Task("DiDeMo", "CG", *_R1, 1004, 1004),
+    Task("CRB-G", "CG", *_R1, 1000, 1000),
+    Task("CRB-S", "S", *_R1, 1000, 1000),
+    Task("VDC-O", "S", *_R1, 1027, 1027),
+    Task("CRB-T", "T", *_R1, 1000, 1000),
+    Task("CMRB", "T", *_R10, 728, 1071),
+    Task("DREAM-E", "PR", *_R1, 6251, 1000),
+    Task("LoVR-TH", "PR", *_R10, 8854, 8854),
+    Task("PEV-K", "PR", *_R1, 14427, 15000),
+    Task("LoVR-V", "LC", *_R1, 100, 467),
+    Task("VDC-D", "LC", *_R1, 1000, 1027),
+    Task("MS-TI", "CMP", *_P1, 400, 10),
+    Task("MS-TV", "CMP", *_P1, 400, 10),
+    Task("MSRVTT-I2V", "VIS", *_R1, 1000, 1000),
+    Task("LoVR-C2V", "VIS", *_R1, 467, 467),
 )  # fmt: skip
 
 NAMES: tuple[str, ...] = tuple(task.name for task in TASKS)

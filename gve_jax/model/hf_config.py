@@ -12,6 +12,15 @@ from typing import Any
 from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
 MODEL_TYPE = "qwen2_5_vl"
+# Whole numbers that both sides call the same.
+_TEXT_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads",
+)  # fmt: skip
+_VISION_FIELDS = (
+    "depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "window_size",
+    "patch_size", "spatial_merge_size", "temporal_patch_size", "tokens_per_second",
+)  # fmt: skip
 _TOWER_THETA, _TOWER_EPS = 10_000.0, 1e-6  # constants of the architecture, in no config.json
 
 
@@ -36,17 +45,12 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
     theta = rope if "rope_theta" in rope.fields else text
     config = dict(
         vision=dict(
-            {name: vision.whole(name) for name in (
-                "depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size",
-                "window_size", "patch_size", "spatial_merge_size", "temporal_patch_size",
-                "tokens_per_second")},
+            {name: vision.whole(name) for name in _VISION_FIELDS},
             fullatt_block_indexes=vision.wholes("fullatt_block_indexes"),
             in_channels=vision.whole("in_channels", "in_chans"),
         ),
         text=dict(
-            {name: text.whole(name) for name in (
-                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                "num_attention_heads", "num_key_value_heads")},
+            {name: text.whole(name) for name in _TEXT_FIELDS},
             mrope_section=rope.wholes("mrope_section"),
             rope_theta=theta.number("rope_theta"),
             rms_norm_eps=text.number("rms_norm_eps"),
@@ -94,12 +98,7 @@ def to_hf(cfg: ModelConfig, ids: Mapping[str, int], dtype: str, layout: str) -> 
         raise ValueError(f"Qwen2.5-VL's tower has rope_theta {_TOWER_THETA} and rms_norm_eps "
                          f"{_TOWER_EPS}, not {v.rope_theta} and {v.rms_norm_eps}")  # fmt: skip
     text = dict(
-        vocab_size=t.vocab_size,
-        hidden_size=t.hidden_size,
-        intermediate_size=t.intermediate_size,
-        num_hidden_layers=t.num_hidden_layers,
-        num_attention_heads=t.num_attention_heads,
-        num_key_value_heads=t.num_key_value_heads,
+        {name: getattr(t, name) for name in _TEXT_FIELDS},
         rms_norm_eps=t.rms_norm_eps,
         hidden_act="silu",
         attention_dropout=0.0,
@@ -110,20 +109,11 @@ def to_hf(cfg: ModelConfig, ids: Mapping[str, int], dtype: str, layout: str) -> 
         eos_token_id=ids["eos_token_id"],
     )
     vision = dict(
-        depth=v.depth,
-        hidden_size=v.hidden_size,
-        intermediate_size=v.intermediate_size,
-        num_heads=v.num_heads,
-        out_hidden_size=v.out_hidden_size,
+        {name: getattr(v, name) for name in _VISION_FIELDS},
         fullatt_block_indexes=list(v.fullatt_block_indexes),
-        window_size=v.window_size,
-        patch_size=v.patch_size,
         spatial_patch_size=v.patch_size,
-        spatial_merge_size=v.spatial_merge_size,
-        temporal_patch_size=v.temporal_patch_size,
         in_channels=v.in_channels,
         in_chans=v.in_channels,
-        tokens_per_second=v.tokens_per_second,
         hidden_act="silu",
     )
     section = list(t.mrope_section)
