@@ -9,6 +9,7 @@ from gve_jax.errors import UserError
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.layout import window_layout
+from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import load_image, patchify, resize, smart_resize
 from gve_jax.inputs.positions import REGIMES, mrope_positions
 from gve_jax.inputs.prompt import Prompt
@@ -23,9 +24,14 @@ class InputSpec:
       UserError: a number that cannot be, or an unknown M-RoPE regime; it names the field.
     """
 
-    num_frames: int = 8
+    num_frames: int = 8  # of a video, uniformly; without effect where fps is set
+    fps: float | None = None  # frames a second, between min_frames and max_frames
+    min_frames: int = 4
+    max_frames: int = 768
     min_pixels: int = 4 * 28 * 28  # of a frame or an image
     max_pixels: int = 200 * 28 * 28  # under 200 merged tokens a frame, the paper's protocol
+    total_pixels: int | None = None  # of all frames of a video together
+    resize: str = "exact"  # a mode of gve_jax.inputs.pixels
     max_length: int = 8192  # tokens
     mrope: str = "qwen_train"
     patch_size: int = 14
@@ -63,8 +69,8 @@ class Row:
 class Preprocessor:
     """Items to rows, by one tokenizer and one spec."""
 
-    def __init__(self, prompt: Prompt, spec: InputSpec):
-        self.prompt, self.spec = prompt, spec
+    def __init__(self, prompt: Prompt, spec: InputSpec, limits: Limits | None = None):
+        self.prompt, self.spec, self.limits = prompt, spec, limits or Limits()
 
     def __call__(self, item: Item) -> Row:
         """Raises MediaError for what cannot be read."""

@@ -1,0 +1,37 @@
+"""What one medium may cost. A medium is untrusted: past a limit it is refused, never cut short."""
+
+import dataclasses
+
+from gve_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds on one item; what exceeds one becomes a `MediaError` that names it.
+
+    None of them changes what a medium within them becomes, so they are no part of a fingerprint.
+
+    Attributes:
+      frame_pixels: pixels of one decoded frame or image.
+      frames: frames of a video.
+      streams: streams of a container, of any kind.
+      duration: seconds of a video.
+      seconds: wall-clock seconds of reading and decoding one item; its process is killed then.
+      memory: bytes that reading one item may add to its process.
+
+    Raises:
+      UserError: a number that is not above 0; it names the field.
+    """
+
+    frame_pixels: int = 8192 * 8192
+    frames: int = 2_000_000
+    streams: int = 64
+    duration: float = 24 * 3600.0
+    seconds: float = 60.0
+    memory: int = 4 << 30
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise UserError(f"limits.{field.name} must be above 0, not {value!r}")
