@@ -9,8 +9,8 @@ import pytest
 from gve_jax import GVE
 from gve_jax.errors import UserError
 from gve_jax.experiment import Experiment
-from gve_jax.gve import batch_sizes
 from gve_jax.inputs.instructions import INSTRUCTIONS
+from gve_jax.inputs.packing import batch_sizes
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.model.embedder import init_params
 from tests.train_test import make_config
