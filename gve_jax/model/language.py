@@ -27,16 +27,16 @@ class Attention(nnx.Module):
         self.v_proj = linear(width, self.groups * size, True)
         self.o_proj = linear(self.heads * size, width, False)
 
-    def __call__(self, x, angles, segments=None, places=None):
+    def __call__(self, x, turns, segments=None, places=None):
         """x [B, L, D] -> the same, or [B, I, D] at `places` [B, I] alone."""
         batch, length, _ = x.shape
-        asks, turns, kernel = x, angles, self.kernel
+        asks, own, kernel = x, turns, self.kernel
         if places is not None:  # few rows: no work for a fused kernel
-            asks, turns, kernel = _at(x, places), _at(angles, places), "xla"
+            asks, own, kernel = _at(x, places), _at(turns, places), "xla"
         query = self.q_proj(asks).reshape(batch, -1, self.heads, self.size)
         key = self.k_proj(x).reshape(batch, length, self.groups, self.size)
         value = self.v_proj(x).reshape(batch, length, self.groups, self.size)
-        query, key = rope.rotate(query, turns), rope.rotate(key, angles)
+        query, key = rope.rotate(query, own), rope.rotate(key, turns)
         mixed = attend(
             query, key, value, causal=True, places=places, segments=segments, kernel=kernel
         )
@@ -51,8 +51,8 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(width, eps, dtype=dtype, rngs=rngs)
         self.mlp = SwiGLU(width, cfg.intermediate_size, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, angles, segments=None, places=None):
-        mixed = self.self_attn(self.input_layernorm(x), angles, segments, places)
+    def __call__(self, x, turns, segments=None, places=None):
+        mixed = self.self_attn(self.input_layernorm(x), turns, segments, places)
         x = (x if places is None else _at(x, places)) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -60,7 +60,7 @@ class Layer(nnx.Module):
 class LanguageModel(nnx.Module):
     """Token vectors (text and merged visual tokens) -> hidden states after the final norm."""
 
-    def __init__(self, cfg: TextConfig, *, param_dtype, remat: bool, kernel: str, rngs: nnx.Rngs):
+    def __init__(self, cfg: TextConfig, *, param_dtype, remat: str, kernel: str, rngs: nnx.Rngs):
         self.cfg, self.remat = cfg, remat
         init = nnx.initializers.normal(stddev=0.02)
         shape = (cfg.vocab_size, cfg.hidden_size)
@@ -76,10 +76,10 @@ class LanguageModel(nnx.Module):
         self, x: Float[Array, "B L D"], positions: Int[Array, "3 B L"]
     ) -> Float[Array, "B L D"]:
         """Right padding needs no mask here: a causal row never sees what follows it."""
-        angles = self._angles(positions)
+        turns = self._turns(positions)
 
         def body(layer, x):
-            return layer(x, angles)
+            return layer(x, turns)
 
         return self.norm(scan_layers(self.layers, x, body, remat=self.remat))
 
@@ -96,15 +96,15 @@ class LanguageModel(nnx.Module):
           segments: of tokens, when a row holds several sequences: a token sees its own segment and
             segment 0, which all share (see `gve_jax.model.attention`).
         """
-        angles = self._angles(positions)
+        turns = self._turns(positions)
 
         def body(layer, carry, last):
             x, pooled = carry
             # One stack, scanned: to run the last layer apart would copy the weights of the rest.
             return jax.lax.cond(
                 last,
-                lambda: (x, layer(x, angles, segments, places)),
-                lambda: (layer(x, angles, segments), pooled),
+                lambda: (x, layer(x, turns, segments, places)),
+                lambda: (layer(x, turns, segments), pooled),
             )
 
         last = np.arange(self.cfg.num_hidden_layers) == self.cfg.num_hidden_layers - 1
@@ -113,9 +113,9 @@ class LanguageModel(nnx.Module):
             scan_layers(self.layers, carry, body, jnp.asarray(last), remat=self.remat)[1]
         )
 
-    def _angles(self, positions):
+    def _turns(self, positions):
         cfg = self.cfg
-        return rope.text_angles(positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+        return rope.text_turns(positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
 
 
 def _at(x: Float[Array, "B L D"], places: Int[Array, "B I"]) -> Float[Array, "B I D"]:
