@@ -6,15 +6,11 @@ them. Imports them inside functions only.
 
 import functools
 import importlib.util
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
-
-# The chat template that Qwen2.5-VL's checkpoints bring along (`chat_template.json`).
-TEMPLATE_OF = "qwen2.5-vl-instruct"
 
 
 def import_torchvision():
@@ -91,6 +87,19 @@ def resize_video(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized.permute(0, 2, 3, 1).numpy()
 
 
+def read_video(path: Path, num_frames: int, **limits) -> tuple[np.ndarray, float]:
+    """`fetch_video` of a file: uint8 [T, H, W, 3] and the rate of its frames."""
+    video, rate = vision_process().fetch_video(
+        {"video": str(path), "nframes": num_frames, **limits}, return_video_sample_fps=True
+    )
+    return video.byte().permute(0, 2, 3, 1).numpy(), rate
+
+
+def read_image(image, **limits) -> np.ndarray:
+    """`fetch_image` of a PIL image or a path: uint8 [H, W, 3]."""
+    return np.asarray(vision_process().fetch_image({"image": image, **limits}))
+
+
 def processor(folder: Path, template: str):
     """transformers' Qwen2_5_VLProcessor from a folder with the tokenizer's files and a chat
     template; its pixel limits are wide open, as qwen-vl-utils has applied its own."""
@@ -104,12 +113,3 @@ def processor(folder: Path, template: str):
         tokenizer=transformers.Qwen2TokenizerFast.from_pretrained(folder),
         chat_template=template,
     )
-
-
-def read_template(wheel: Path) -> str:
-    """The chat template out of a wheel of xinference, which lists those of released models."""
-    import zipfile
-
-    with zipfile.ZipFile(wheel) as archive:
-        data = archive.read(f"xinference/model/llm/models/{TEMPLATE_OF}.json")
-    return json.loads(data)[0]["chat_template"]
