@@ -77,11 +77,15 @@ def video_size(frames: int, height: int, width: int, **limits) -> tuple[int, int
     return tuple(sizes[0])
 
 
-def resize_video(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [T, H, W, 3] resized by the call in `fetch_video`."""
+def resize_video(frames: np.ndarray, height: int, width: int, native: bool = False) -> np.ndarray:
+    """uint8 [T, H, W, 3] resized by the call in `fetch_video`; with `native` by the one in
+    transformers' processors, which keeps uint8 throughout."""
     module = vision_process()
+    from torchvision.transforms.v2 import functional
+
+    call = functional.resize if native else module.transforms.functional.resize
     video = module.torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-    resized = module.transforms.functional.resize(
+    resized = call(
         video, [height, width], interpolation=module.InterpolationMode.BICUBIC, antialias=True
     )
     return resized.permute(0, 2, 3, 1).numpy()
