@@ -101,7 +101,7 @@ def read_video(path: Path, num_frames: int, **limits) -> tuple[np.ndarray, float
 
 def read_image(image, **limits) -> np.ndarray:
     """`fetch_image` of a PIL image or a path: uint8 [H, W, 3]."""
-    return np.asarray(vision_process().fetch_image({"image": image, **limits}))
+    return np.array(vision_process().fetch_image({"image": image, **limits}))
 
 
 def processor(folder: Path, template: str):

@@ -7,6 +7,9 @@ from PIL import Image
 
 _BICUBIC = Image.Resampling.BICUBIC
 _BLOCK = 16  # rows or columns of the output a product: their inputs fit a core's cache
+# Multiplications of a product up to which OpenBLAS stays on the calling thread. Larger ones wake a
+# thread on every core, for less than a millisecond of work: beside other workers, ten times slower.
+_SERIAL = 4 * 65536
 _F32 = np.float32
 
 
@@ -39,12 +42,33 @@ def _rounded_once(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     sums = np.empty((height, width * channels), _F32)
     for source, target in zip(lines, out, strict=True):
         for into, taken, weights in _blocks(rows, height, 1):
-            np.matmul(weights, source[taken].astype(_F32), out=between[into])
+            _along_rows(weights, source[taken].astype(_F32), between[into])
         for into, taken, weights in _blocks(cols, width, channels):
-            np.matmul(between[:, taken], weights.T, out=sums[:, into])
+            _along_columns(between[:, taken], weights.T, sums[:, into])
         np.clip(np.rint(sums, out=sums), 0, 255, out=sums)
         target[:] = sums
     return out.reshape(count, height, width, channels)
+
+
+def _along_rows(weights: np.ndarray, lines: np.ndarray, out: np.ndarray) -> None:
+    """out = weights @ lines, some columns at a time."""
+    size = max(1, _SERIAL // weights.size)
+    whole = lines.shape[1] // size * size
+    if whole:  # views, and one call for all of them
+        pieces = lines[:, :whole].reshape(len(lines), -1, size).transpose(1, 0, 2)
+        results = out[:, :whole].reshape(len(out), -1, size).transpose(1, 0, 2)
+        np.matmul(weights, pieces, out=results)
+    np.matmul(weights, lines[:, whole:], out=out[:, whole:])
+
+
+def _along_columns(lines: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """out = lines @ weights, some rows at a time."""
+    size = max(1, _SERIAL // weights.size)
+    whole = len(lines) // size * size
+    if whole:
+        pieces = lines[:whole].reshape(-1, size, lines.shape[1])
+        np.matmul(pieces, weights, out=out[:whole].reshape(-1, size, out.shape[1]))
+    np.matmul(lines[whole:], weights, out=out[whole:])
 
 
 @functools.lru_cache(maxsize=64)
