@@ -45,13 +45,6 @@ class Index:
     tick: float
     rate: float
 
-    @property
-    def ordered(self) -> bool:
-        """Whether every packet has a time of its own and decoding goes forward in time: what
-        finding a frame by its time needs."""
-        known = (self.pts != NO_TIME).all() and (self.dts[self.dts != NO_TIME] == self.dts).all()
-        return known and len(np.unique(self.pts)) == len(self.pts) and (np.diff(self.dts) > 0).all()
-
 
 @contextlib.contextmanager
 def open_video(source, name: str, limits: Limits) -> Iterator:
@@ -150,30 +143,32 @@ def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
 
 
 def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Timeline:
-    """When the frames are shown: `shown` are the packets of the frames, in the order of showing.
+    """When the frames are shown, `shown` being their packets.
 
     Where all times are within a tick of those of the declared rate, that rate counts (as it does in
     the reference, which knows no other). Otherwise the times count: a frame lasts until the next,
-    the last one as long as its packet says, or else as the others do on average.
+    the last one as long as its packet says, or else as the others do on average. Without times
+    that differ, the declared rate is all there is.
 
     Raises:
       MediaError: a video longer than the limit.
     """
     total, times = len(shown), index.pts[shown]
-    length, even = total / index.rate, True
-    if (times != NO_TIME).all() and (np.diff(times) > 0).all():
-        begins = (times - times[0]) * index.tick
-        off = np.abs(begins - np.arange(total) / index.rate).max()
-        even = off <= min(1.001 * index.tick, 0.5 / index.rate)
-        if not even:
-            final = index.duration[shown[-1]] * index.tick
-            if final <= 0:
-                final = begins[-1] / (total - 1)
-            begins = np.append(begins, begins[-1] + final)
-            length = float(begins[-1])
-    if length > limits.duration:
-        raise MediaError(f"{name}: {length:.0f} s are above the limit of {limits.duration:g} s")
-    return Timeline(total, index.rate) if even else Timeline(total, total / length, begins)
+    if (times == NO_TIME).any():  # AVI with B-frames: each frame has the time of another one
+        times = index.dts[shown]
+    order = np.argsort(times, kind="stable")
+    times, final = times[order], index.duration[shown[order[-1]]] * index.tick
+    begins, rate, even = (times - times[0]) * index.tick, index.rate, True
+    if times[0] != NO_TIME and (np.diff(times) > 0).all():
+        off = np.abs(begins - np.arange(total) / rate).max()
+        even = off <= min(1.001 * index.tick, 0.5 / rate)
+    if not even:
+        begins = np.append(begins, begins[-1] + (final or begins[-1] / (total - 1)))
+        rate = total / float(begins[-1])
+    if total / rate > limits.duration:
+        raise MediaError(f"{name}: {total / rate:.0f} s are above the limit of "
+                         f"{limits.duration:g} s")  # fmt: skip
+    return Timeline(total, rate, None if even else begins)
 
 
 def _check_segment(file, name: str) -> None:
