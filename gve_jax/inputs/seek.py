@@ -47,7 +47,8 @@ def make_plan(container, stream, index: Index) -> Plan:
         usable[: index.key.argmax()] = False
     dts = index.dts[index.dts != NO_TIME]
     timed = (index.pts != NO_TIME).all() and len(np.unique(index.pts)) == len(index.pts)
-    if timed and (np.diff(dts) > 0).all() and index.key.any():
+    timed = timed and (np.diff(dts) > 0).all() and _shows_times(container, stream)
+    if timed and index.key.any():
         starts = entry_points(index)
         _admit_leading(container, stream, index, starts)
         if recording:
@@ -58,6 +59,16 @@ def make_plan(container, stream, index: Index) -> Plan:
     if starts is not None:
         numbers = numbers[np.argsort(index.pts[numbers])]
     return Plan(usable, starts, numbers)
+
+
+def _shows_times(container, stream) -> bool:
+    """Whether the times of packets are those of showing. AVI has none but of decoding, and so has
+    what Matroska takes over from it; they are the same where no frame is moved."""
+    legacy = container.format.name == "avi" or (
+        "matroska" in container.format.name and stream.codec_context.codec_tag.strip("\0")
+    )
+    moves = stream.codec_context.has_b_frames or stream.codec_context.name in ("h264", "hevc")
+    return not (legacy and moves)
 
 
 def entry_points(index: Index) -> np.ndarray:
@@ -104,11 +115,15 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
     """
     wanted, starts = set(wanted), plan.starts
     reader = _Reader(container, stream, index)
-    numbers, found, entered = reader.numbers, set(), set()
+    numbers, found, entered, shown = reader.numbers, set(), set(), -np.inf
 
     def receive(frames):
+        nonlocal shown
         for frame in frames:
             number = numbers.get(frame.pts)
+            if number is None or frame.pts <= shown:
+                raise Lost("frames are not shown in the order of their times")
+            shown = frame.pts
             if number in entered and not (frame.key_frame and frame.pict_type == PictureType.I):
                 raise Lost("what the container calls a keyframe is none")
             entered.discard(number)
@@ -119,11 +134,15 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
     context = stream.codec_context
     skips, skipping = _skips(context), False
     position = start = -1
-    for target in sorted(wanted):
-        if starts[target] > position:
+    targets = sorted(wanted)
+    # A leading frame needs an earlier start than the keyframe that comes before it in the file.
+    needed = np.minimum.accumulate(starts[targets][::-1])[::-1]
+    for target, first in zip(targets, needed.tolist(), strict=True):
+        if first > position:
             if position >= 0:
                 receive(context.decode(None))
-            position = start = int(starts[target])
+            position = start = first
+            shown = -np.inf
             reader.go(position)
             if index.shown[start]:
                 entered.add(start)
