@@ -1,4 +1,4 @@
-"""Benchmarks by name: `python -m evals.speed [encode | compile | loading] [options]`."""
+"""Benchmarks by name: `python -m evals.speed [encode | compile | loading | seeking] [options]`."""
 
 import importlib
 import sys
@@ -9,6 +9,7 @@ NAMES = {
     "encode": "encoding a mixed set, beside transformers + torch (both must be installed)",
     "compile": "compiling a model of 36 layers and of 2",
     "loading": "memory and time of loading a checkpoint in the shapes of GVE-3B",
+    "seeking": "8 frames of a 10-minute video, beside decoding all of it",
 }
 
 
