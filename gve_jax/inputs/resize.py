@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 _BICUBIC = Image.Resampling.BICUBIC
-_BLOCK = 16  # rows or columns of the output a product: their inputs fit a core's cache
+_BLOCK = 8  # rows or columns of the output a product: more would multiply more zeros
 # Multiplications of a product up to which OpenBLAS stays on the calling thread. Larger ones wake a
 # thread on every core, for less than a millisecond of work: beside other workers, ten times slower.
 _SERIAL = 4 * 65536
