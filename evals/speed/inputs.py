@@ -252,7 +252,7 @@ def main(argv=None) -> None:
 
 
 def _print(title: str, clips: dict) -> None:
-    table = Table("clip", "ours, ms", "theirs, ms", "ratio", "by the processor", "values that differ",
+    table = Table("clip", "ours, ms", "theirs, ms", "ratio", "by processor", "values that differ",
                   title=title)  # fmt: skip
     ratios = np.array([[c["ratio"], c["ratio of processor seconds"]] for c in clips.values()])
     for (name, each), ratio in zip(clips.items(), ratios, strict=True):
@@ -261,7 +261,7 @@ def _print(title: str, clips: dict) -> None:
         table.add_row(name, *times, *(f"{r:.2f}" for r in ratio), share)
     mean = np.exp(np.log(ratios).mean(axis=0))
     table.add_row("geometric mean", "", "", *(f"{r:.2f}" for r in mean), "")
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":
