@@ -5,30 +5,12 @@ them. Imports them inside functions only.
 """
 
 import functools
-import importlib.util
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
-
-def import_torchvision():
-    """torchvision 0.28, whose compiled operators need CUDA's libraries: it asks for their names
-    when it is imported, and for nothing else where images are resized."""
-    import torch
-
-    folder = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0])
-    if not hasattr(torch.ops.torchvision, "nms"):
-        source = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
-        names = re.findall(r'register_meta\("(\w+)"', source)
-        library = torch.library.Library("torchvision", "DEF")
-        for name in sorted({*names, *re.findall(r"torchvision::(\w+)", source)}):
-            library.define(f"{name}(Tensor x) -> Tensor")
-        import_torchvision.library = library  # operators vanish with the object that defined them
-    import torchvision
-
-    return torchvision
+from evals.reference import import_torchvision
 
 
 @functools.cache
