@@ -1,6 +1,7 @@
 """Media made on the spot: videos whose every frame spells its number, images, a tokenizer."""
 
 import io
+from fractions import Fraction
 from functools import cache
 
 import av
@@ -43,7 +44,7 @@ def textured(count: int) -> np.ndarray:
 
 def encode(
     frames: np.ndarray,
-    fps: int = 10,
+    fps: int | Fraction = 10,
     container: str = "mp4",
     codec: str = "libx264",
     options: dict | None = None,
