@@ -134,4 +134,4 @@ def upright(picture: np.ndarray, matrix: bytes, name: str) -> np.ndarray:
         picture, across, down = picture.transpose(1, 0, 2), c, b
     else:
         across, down = a, d
-    return picture[::down, ::across]
+    return np.ascontiguousarray(picture[::down, ::across])
