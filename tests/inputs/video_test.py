@@ -1,9 +1,12 @@
 """Frames of real encoded videos, chosen exactly; and everything that is no video."""
 
+import gzip
 import io
 import math
 import os
+import socket
 import struct
+import zipfile
 from fractions import Fraction
 
 import av
@@ -201,20 +204,55 @@ def test_containers_off_the_list(container, codec):
     refused(clip(24, container, codec), "not a readable video")
 
 
-@pytest.mark.parametrize("name, text", [
-    ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2.4,\n{}\n#EXT-X-ENDLIST\n"),
-    ("list.ffconcat", "ffconcat version 1.0\nfile {}\n"),
-    ("list.mp4", "ffconcat version 1.0\nfile {}\n"),
-])  # fmt: skip
-@pytest.mark.parametrize("target", ["v.mp4", "file:v.mp4"])
-def test_a_playlist_opens_nothing(tmp_path, monkeypatch, name, text, target):
+PLAYLISTS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2.4,\n{}\n#EXT-X-ENDLIST\n",
+    "list.ffconcat": "ffconcat version 1.0\nfile {}\n",
+    "list.mp4": "ffconcat version 1.0\nfile {}\n",
+    "list.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video {} RTP/AVP 96\n",
+    "list.svg": '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    '<image xlink:href="{}" width="9" height="9"/></svg>',
+    "list.mpd": '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet '
+    'mimeType="video/mp4"><Representation id="0"><BaseURL>{}</BaseURL><SegmentBase/>'
+    "</Representation></AdaptationSet></Period></MPD>",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+@pytest.mark.parametrize("target", ["v.mp4", "file:v.mp4", "concat:v.mp4|v.mp4"])
+def test_a_playlist_opens_nothing(tmp_path, monkeypatch, name, target):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v.mp4").write_bytes(clip())
     os.utime("v.mp4", (1, 1))  # Linux moves the time of access on when that is an old one
-    (tmp_path / name).write_text(text.format(target))
+    text = PLAYLISTS[name].format(target)
+    (tmp_path / name).write_text(text)
     refused(tmp_path / name, name)
-    refused(text.format(target).encode())
+    refused(text.encode())
     assert os.stat("v.mp4").st_atime == 1, "the file a playlist names was read"
+    load_video(tmp_path / "v.mp4", 2)
+    assert os.stat("v.mp4").st_atime > 1, "reading a file is not seen here"
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+@pytest.mark.parametrize("scheme", ["http", "tcp", "rtsp", "hls+http"])
+def test_a_playlist_connects_to_nothing(tmp_path, name, scheme):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        target = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/v.ts"
+        text = PLAYLISTS[name].format(target)
+        (tmp_path / name).write_text(text)
+        refused(tmp_path / name, name)
+        refused(text.encode())
+        refused(target, "no such file")
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_archives_are_no_video(tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("v.mp4", clip())
+    refused(buffer.getvalue(), "not a readable video")
+    refused(gzip.compress(clip()), "not a readable video")
 
 
 @pytest.mark.parametrize("source, names", [
