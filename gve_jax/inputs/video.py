@@ -59,8 +59,8 @@ def load_video(
 
 
 def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
-    with open_video(source, name, limits) as (container, stream):
-        index = read_index(container, stream, name, limits)
+    with open_video(source, name, limits) as (container, stream, file):
+        index = read_index(container, stream, file, name, limits)
         plan = seek.make_plan(container, stream, index)
         if not len(plan.numbers):
             raise MediaError(f"{name}: no frame that can be decoded")
@@ -73,7 +73,7 @@ def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
                 return Clip(pictures.stack(wanted), fps)
             except (seek.Lost, av.FFmpegError):
                 pass  # the same frames the long way, or an error
-    with open_video(source, name, limits) as (container, stream):
+    with open_video(source, name, limits) as (container, stream, _):
         pictures, seen, wanted = _Pictures(name, limits), 0, set(places.tolist())
         for frame in seek.decode_all(container, stream, plan.usable):
             if seen in wanted:
