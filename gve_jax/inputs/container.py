@@ -183,7 +183,8 @@ def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
     if found < declared:
         raise MediaError(f"{name}: cut off, {found} of {declared} frames")
     if "mp4" in kind and stream.duration:  # a damaged table of samples; durations are not exact
-        seconds = float(index.duration[index.shown].sum() * index.tick)
+        shown = index.pts[index.shown]  # of VP9 a packet's duration may be that of a steady rate
+        seconds = max(index.duration[index.shown].sum(), np.ptp(shown)) * index.tick
         whole = float(stream.duration * stream.time_base)
         if seconds < 0.95 * whole - 1 / index.rate:
             raise MediaError(f"{name}: damaged, frames for {seconds:.2f} of {whole:.2f} s")
