@@ -43,7 +43,8 @@ def test_the_table_of_an_mp4_says_what_its_packets_say(name, box, times, monkeyp
     assert table
     for field in ("pts", "dts", "size", "key", "shown"):
         np.testing.assert_array_equal(getattr(quick, field), getattr(slow, field), field)
-    np.testing.assert_array_equal(quick.duration[:-1], slow.duration[:-1])
+    if name != "vp9":  # whose parser makes all durations alike
+        np.testing.assert_array_equal(quick.duration[:-1], slow.duration[:-1])
 
 
 @pytest.mark.parametrize("options, shift, table", [
