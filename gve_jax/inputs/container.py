@@ -133,7 +133,7 @@ def _listed(container, stream, file, name: str, limits: Limits):
     whole = place + size <= _length(file)
     if not whole.all():
         raise MediaError(f"{name}: cut off, {whole.sum()} of {len(whole)} frames")
-    first = next((p for p in container.demux(stream) if p.size), None)
+    first = next(packets(container, stream), None)
     if first is None or first.dts != dts[0] or first.pts is None:
         container.seek(int(min(0, dts[0])), stream=stream)
         return None
@@ -154,10 +154,10 @@ def _read(container, stream, name: str, limits: Limits):
     """Rows of the index and the last time of decoding, by reading every packet from the start."""
     vp8 = stream.codec_context.name in ("vp8", "libvpx")
     rows, last = [], 0
-    for packet in container.demux(stream):
+    for packet in packets(container, stream, empty=True):
         last = max(last, packet.dts or 0)
         if not packet.size:
-            continue  # the end of the stream; a frame that was dropped at recording
+            continue
         hidden = vp8 and not memoryview(packet)[0] & 0x10  # a reference that is never shown
         pts, dts = packet.pts, packet.dts
         rows.append((
@@ -171,6 +171,15 @@ def _read(container, stream, name: str, limits: Limits):
         if len(rows) > limits.frames:
             raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
     return rows, last
+
+
+def packets(container, stream, empty: bool = False) -> Iterator:
+    """The packets of a stream; the empty ones (frames that were dropped at recording, the end of
+    the stream) only where they are asked for."""
+    try:
+        yield from (p for p in container.demux(stream) if p.size or empty)
+    except IndexError as error:  # PyAV knows the streams that were there at the beginning
+        raise ValueError("a stream begins midway") from error
 
 
 def _check_whole(container, stream, index: Index, last: int, name: str) -> None:

@@ -113,3 +113,14 @@ def test_any_bytes_are_no_table():
             damaged[rng.integers(min(len(damaged), 1100))] = rng.integers(256)
         found = mp4.composition_offsets(io.BytesIO(bytes(damaged)), 1, 24)
         assert found is None or found.shape == (24,)
+
+
+def test_a_stream_that_begins_midway_is_no_crash():
+    """PyAV numbers the streams at the beginning: a later one is off its list."""
+
+    class Midway:
+        def demux(self, _):
+            yield from [][0]
+
+    with pytest.raises(ValueError, match="begins midway"):
+        list(container.packets(Midway(), None))
