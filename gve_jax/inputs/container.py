@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
+from gve_jax.inputs import mp4
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.sampling import Timeline
@@ -48,7 +49,7 @@ class Index:
 
 @contextlib.contextmanager
 def open_video(source, name: str, limits: Limits) -> Iterator:
-    """The container and the video stream of a path or of encoded bytes.
+    """The container, the video stream and the file of a path or of encoded bytes.
 
     The stream is the first one marked as default, else the first; covers do not count. Decoding is
     on one thread (workers are the parallelism) and stops at errors.
@@ -70,7 +71,7 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
             check_size(stream.width, stream.height, name, limits)
             stream.thread_type = "NONE"
             stream.codec_context.options = {"err_detect": "explode"}
-            yield container, stream
+            yield container, stream, file
 
 
 def check_size(width: int, height: int, name: str, limits: Limits) -> None:
@@ -89,10 +90,11 @@ def _pick(container, name: str):
     return stream
 
 
-def read_index(container, stream, name: str, limits: Limits) -> Index:
-    """Reads all packets and decodes none.
+def read_index(container, stream, file, name: str, limits: Limits) -> Index:
+    """Finds all packets and decodes none.
 
-    Containers lie about their frame count; packets do not.
+    Containers lie about their frame count; packets do not. A plain MP4 has a table of them; any
+    other file is read as a whole.
 
     Raises:
       MediaError: no frame, more than the limit, no frame rate, a file that was cut off.
@@ -100,12 +102,62 @@ def read_index(container, stream, name: str, limits: Limits) -> Index:
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     if not 0 < rate < np.inf:
         raise MediaError(f"{name}: no frame rate")
+    if "mp4" in container.format.name:
+        rows, last = _listed(container, stream, file, name, limits), 0
+    else:
+        rows = None
+    if rows is None:
+        rows, last = _read(container, stream, name, limits)
+    columns = np.array(rows, np.int64).reshape(-1, 6).T
+    index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base), rate)
+    if not index.shown.any():
+        raise MediaError(f"{name}: no frame")
+    _check_whole(container, stream, index, last, name)
+    return index
+
+
+def _listed(container, stream, file, name: str, limits: Limits):
+    """Rows of the index from FFmpeg's table of an MP4, which lacks the times of showing. None where
+    an edit list or fragments make it more than a table."""
+    entries = stream.index_entries
+    if len(entries) > limits.frames:
+        raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
+    offsets = mp4.composition_offsets(file, stream.id, len(entries)) if len(entries) else None
+    if offsets is None:
+        return None
+    table = np.array([(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries],
+                     np.int64)  # fmt: skip
+    dts, size, key, discard, place = table.T
+    if discard.any() or (size <= 0).any():
+        return None
+    whole = place + size <= _length(file)
+    if not whole.all():
+        raise MediaError(f"{name}: cut off, {whole.sum()} of {len(whole)} frames")
+    first = next(packets(container, stream), None)
+    if first is None or first.dts != dts[0] or first.pts is None:
+        container.seek(int(min(0, dts[0])), stream=stream)
+        return None
+    pts = dts + offsets - offsets[0] + first.pts - first.dts
+    steps = np.diff(dts)
+    duration = np.append(steps, int(np.median(steps)) if len(steps) else first.duration or 0)
+    return np.stack([pts, dts, size, duration, key, np.ones_like(key)], axis=1)
+
+
+def _length(file) -> int:
+    place = file.tell()
+    length = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return length
+
+
+def _read(container, stream, name: str, limits: Limits):
+    """Rows of the index and the last time of decoding, by reading every packet from the start."""
     vp8 = stream.codec_context.name in ("vp8", "libvpx")
     rows, last = [], 0
-    for packet in container.demux(stream):
+    for packet in packets(container, stream, empty=True):
         last = max(last, packet.dts or 0)
         if not packet.size:
-            continue  # the end of the stream; a frame that was dropped at recording
+            continue
         hidden = vp8 and not memoryview(packet)[0] & 0x10  # a reference that is never shown
         pts, dts = packet.pts, packet.dts
         rows.append((
@@ -118,12 +170,16 @@ def read_index(container, stream, name: str, limits: Limits) -> Index:
         ))  # fmt: skip
         if len(rows) > limits.frames:
             raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
-    columns = np.array(rows, np.int64).reshape(-1, 6).T
-    index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base), rate)
-    if not index.shown.any():
-        raise MediaError(f"{name}: no frame")
-    _check_whole(container, stream, index, last, name)
-    return index
+    return rows, last
+
+
+def packets(container, stream, empty: bool = False) -> Iterator:
+    """The packets of a stream; the empty ones (frames that were dropped at recording, the end of
+    the stream) only where they are asked for."""
+    try:
+        yield from (p for p in container.demux(stream) if p.size or empty)
+    except IndexError as error:  # PyAV knows the streams that were there at the beginning
+        raise ValueError("a stream begins midway") from error
 
 
 def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
@@ -136,7 +192,8 @@ def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
     if found < declared:
         raise MediaError(f"{name}: cut off, {found} of {declared} frames")
     if "mp4" in kind and stream.duration:  # a damaged table of samples; durations are not exact
-        seconds = float(index.duration[index.shown].sum() * index.tick)
+        shown = index.pts[index.shown]  # of VP9 a packet's duration may be that of a steady rate
+        seconds = max(index.duration[index.shown].sum(), np.ptp(shown)) * index.tick
         whole = float(stream.duration * stream.time_base)
         if seconds < 0.95 * whole - 1 / index.rate:
             raise MediaError(f"{name}: damaged, frames for {seconds:.2f} of {whole:.2f} s")

@@ -7,7 +7,7 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
-from gve_jax.inputs.container import NO_TIME, Index
+from gve_jax.inputs.container import NO_TIME, Index, packets
 
 # Codecs whose decoders pass over what nothing refers to (H.264 by nal_ref_idc, MPEG-4 B-VOPs).
 _DISPOSABLE = ("h264", "mpeg4")
@@ -167,11 +167,6 @@ def decode_all(container, stream, usable: np.ndarray) -> Iterator:
         if number >= len(usable) or usable[number]:
             yield from context.decode(packet)
     yield from context.decode(None)
-
-
-def packets(container, stream) -> Iterator:
-    """Without the empty ones: the end of the stream, frames that were dropped at recording."""
-    return (packet for packet in container.demux(stream) if packet.size)
 
 
 def _skips(context) -> bool:

@@ -59,8 +59,8 @@ def load_video(
 
 
 def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
-    with open_video(source, name, limits) as (container, stream):
-        index = read_index(container, stream, name, limits)
+    with open_video(source, name, limits) as (container, stream, file):
+        index = read_index(container, stream, file, name, limits)
         plan = seek.make_plan(container, stream, index)
         if not len(plan.numbers):
             raise MediaError(f"{name}: no frame that can be decoded")
@@ -73,7 +73,7 @@ def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
                 return Clip(pictures.stack(wanted), fps)
             except (seek.Lost, av.FFmpegError):
                 pass  # the same frames the long way, or an error
-    with open_video(source, name, limits) as (container, stream):
+    with open_video(source, name, limits) as (container, stream, _):
         pictures, seen, wanted = _Pictures(name, limits), 0, set(places.tolist())
         for frame in seek.decode_all(container, stream, plan.usable):
             if seen in wanted:
@@ -96,10 +96,10 @@ class _Pictures:
     def take(self, number: int, frame) -> None:
         check_size(frame.width, frame.height, self._name, self._limits)
         picture = self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        turns, off = divmod(round(frame.rotation), 90)  # counter-clockwise, as np.rot90 turns
-        if off:
-            raise MediaError(f"{self._name}: turned by {frame.rotation} degrees")
-        self._pictures[number] = np.rot90(picture, turns) if turns % 4 else picture
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        self._pictures[number] = (
+            picture if matrix is None else upright(picture, bytes(matrix), self._name)
+        )
 
     def stack(self, numbers: list[int]) -> np.ndarray:
         chosen = [self._pictures[number] for number in numbers]
@@ -109,3 +109,29 @@ class _Pictures:
                 f"{self._name}: the size changes midway, from {sizes[0]} to {sizes[1]}"
             )
         return np.stack(chosen)
+
+
+def upright(picture: np.ndarray, matrix: bytes, name: str) -> np.ndarray:
+    """uint8 [H, W, 3] as a display matrix (nine int32, row by row) says it is shown.
+
+    It sends column x and row y to a x + c y and b x + d y. Cameras turn by quarters and mirror;
+    its scale, and the aspect ratio of pixels, are not applied: the reference has square pixels.
+
+    Raises:
+      MediaError: another angle.
+    """
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
+    lengths = np.hypot(a, b), np.hypot(c, d)
+    if not all(lengths):  # no matrix at all, as some writers leave it
+        return picture
+    turn = np.array([[a, b], [c, d]]) / np.array(lengths)[:, None]
+    exact = turn.round()
+    if np.abs(turn - exact).max() > 0.02 or abs(round(np.linalg.det(exact))) != 1:
+        degrees = np.degrees(np.arctan2(b, a))
+        raise MediaError(f"{name}: turned by {degrees:.0f} degrees, not by quarters")
+    (a, b), (c, d) = exact.astype(int)
+    if a == 0:
+        picture, across, down = picture.transpose(1, 0, 2), c, b
+    else:
+        across, down = a, d
+    return np.ascontiguousarray(picture[::down, ::across])

@@ -7,9 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gve_jax.errors import UserError
 from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.item import Item
+from gve_jax.inputs.limits import Limits
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor, sampling_of
 from gve_jax.inputs.sampling import Sampling, Timeline, sample, spread
 from tests.goldens.sampling import grid
+from tests.inputs.media import clip
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "sampling.json").read_text())
 
@@ -106,3 +111,65 @@ def test_frames_of_differing_length_go_by_their_times(fields, expected):
 def test_a_range_without_frames_is_refused(times, fields, names):
     with pytest.raises(MediaError, match=names):
         sample(Sampling(**fields), Timeline(10, 10.0, times), "v")
+
+
+@pytest.mark.parametrize("video", ["v.mp4", b"bytes"])
+def test_an_item_s_sampling_of_a_file(video):
+    spec = InputSpec(num_frames=6)
+    assert sampling_of(Item(video=video), spec) == Sampling(num_frames=6)
+    assert sampling_of(Item(video=video, num_frames=4), spec) == Sampling(num_frames=4)
+    found = sampling_of(Item(video=video, fps=1.5, min_frames=2, max_frames=9), spec)
+    assert found == Sampling(6, fps=1.5, min_frames=2, max_frames=9)
+    found = sampling_of(Item(video=video, video_start=1.5, video_end=3), spec)
+    assert found == Sampling(6, start=1.5, end=3)
+    spec = InputSpec(fps=2.0, min_frames=6, max_frames=32)
+    assert sampling_of(Item(video=video), spec) == Sampling(8, 2.0, 6, 32)
+    assert sampling_of(Item(video=video, fps=1.0, max_frames=8), spec) == Sampling(8, 1.0, 6, 8)
+    assert sampling_of(Item(video=video, num_frames=4), spec).fps is None
+
+
+def test_an_item_s_sampling_of_frames(tmp_path):
+    """Their fps is a rate, and says nothing of how many are taken."""
+    for video in (np.zeros((4, 4, 4, 3), np.uint8), ["a.png"], tmp_path):
+        assert sampling_of(Item(video=video, fps=5.0), InputSpec()) == Sampling()
+        assert sampling_of(Item(video=video, fps=5.0), InputSpec(fps=1.0)).fps == 1.0
+        assert sampling_of(Item(video=video, fps=5.0, num_frames=2), InputSpec(fps=1.0)).fps is None
+
+
+@pytest.mark.parametrize("key", ["min_frames", "max_frames"])
+def test_bounds_without_a_rate_are_a_mistake(key):
+    with pytest.raises(UserError, match=f"{key} is a bound where sampling goes by fps"):
+        sampling_of(Item(video="v.mp4", **{key: 8}), InputSpec())
+
+
+@pytest.mark.parametrize("fields, names", [
+    ({"fps": 0.0}, "fps must be a number above 0, not 0.0"),
+    ({"fps": float("nan")}, "fps"),
+    ({"min_frames": 0}, "min_frames must be at least 1, not 0"),
+    ({"max_frames": 1}, "max_frames must be at least 2, not 1"),
+])  # fmt: skip
+def test_a_spec_that_cannot_be(fields, names):
+    with pytest.raises(UserError, match=names):
+        InputSpec(**fields)
+
+
+def test_bounds_that_cross_are_the_reference_s():
+    """`min(max(n, 32), 8)`: GVE's own setting gives every clip of 8 frames or more exactly 8."""
+    assert len(indices(3000, 30.0, fps=1.0, min_frames=32, max_frames=8)) == 8
+    assert len(indices(9, 30.0, fps=1.0, min_frames=32, max_frames=8)) == 8
+
+
+def test_the_preprocessor_samples_and_limits(tmp_path, prompt):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(clip(60))
+    preprocess = Preprocessor(prompt, InputSpec(max_length=512), Limits(frames=60))
+
+    def pairs(**fields):
+        return len(preprocess(Item(video=str(path), max_pixels=784, **fields)).patches)
+
+    assert pairs() == 4 and pairs(num_frames=4) == 2
+    assert pairs(fps=2.0) == 6 and pairs(fps=2.0, video_start=3.0) == 3
+    assert pairs(fps=2.0, max_frames=4) == 2
+    preprocess.limits = Limits(frames=59)
+    with pytest.raises(MediaError, match="limit of 59"):
+        pairs()
