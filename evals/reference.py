@@ -1,6 +1,6 @@
 """The other side of parity and speed: transformers' own Qwen2.5-VL, at random weights.
 
-The only file that imports torch, and only inside functions. The released weights cannot be had
+The only file, with `reference_inputs`, that imports torch, and only inside functions. The released weights cannot be had
 everywhere; the arithmetic does not depend on them.
 """
 

@@ -106,7 +106,7 @@ def compare_vectors(clips: dict[str, np.ndarray], scratch: Path) -> Iterator[Res
 
 
 def _count(part: str, what: str, cases: int, equal: int) -> Result:
-    return Result(part, what, f"{equal} of {cases} equal", "all", equal == cases)
+    return Result(part, what, f"{equal} of {cases}", "all", equal == cases)
 
 
 def _levels(part: str, each: pixels.Difference) -> Result:
@@ -124,7 +124,7 @@ def _levels(part: str, each: pixels.Difference) -> Result:
 
 def page(results: list[Result]) -> str:
     """The section of the report."""
-    rows = ["| part | what | difference | limit |", "| --- | --- | --- | --- |"]
+    rows = ["| part | what | equal, or difference | limit |", "| --- | --- | --- | --- |"]
     rows += [f"| {r.part} | {r.what} | {r.value} | {r.limit} |" for r in results]
     return PAGE.format(rows="\n".join(rows))
 

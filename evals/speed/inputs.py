@@ -243,9 +243,11 @@ def main(argv=None) -> None:
     result["clips/s of a processor"] = {n: round(rates[n][1], 1) for n in counts}
     result["rounds of clips/s"] = [{n: round(each[n][0], 1) for n in counts} for each in rounds]
     per_core = rates[len(cores)][0] / len(cores)
-    # Theirs may be slower with more threads: its better way counts.
-    best = [min(result[way][name]["seconds"]["theirs"] for way in ("one core", "all cores"))
-            / result["one core"][name]["seconds"]["ours"] for name in result["one core"]]  # fmt: skip
+    ways = result["one core"], result["all cores"]
+    best = [  # theirs may be slower with more threads: its better way counts
+        min(way[name]["seconds"]["theirs"] for way in ways) / clip["seconds"]["ours"]
+        for name, clip in result["one core"].items()
+    ]
     result["ours on one core, ratio to the best of theirs"] = {
         "smallest": round(min(best), 2),
         "geometric mean": round(float(np.exp(np.mean(np.log(best)))), 2),

@@ -68,5 +68,8 @@ def _load(image, name: str, sampling: Sampling, limits: Limits):
     pictures = []
     for number in indices:
         image.seek(int(number))
-        pictures.append(load_image(image.copy()))
+        # A GIF's first frame has a palette and the others have none: made alike, its background
+        # does not change with the second frame.
+        clear = image.has_transparency_data
+        pictures.append(load_image(image.convert("RGBA") if clear else image.copy()))
     return np.stack(pictures), fps
