@@ -1,7 +1,7 @@
 """The other side of parity and speed: transformers' own Qwen2.5-VL, at random weights.
 
-The only file, with `reference_inputs`, that imports torch, and only inside functions. The released weights cannot be had
-everywhere; the arithmetic does not depend on them.
+The only file, with `reference_inputs`, that imports torch, and only inside functions. The released
+weights cannot be had everywhere; the arithmetic does not depend on them.
 """
 
 import dataclasses
