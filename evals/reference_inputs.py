@@ -7,6 +7,7 @@ them. Imports them inside functions only.
 import functools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -86,16 +87,27 @@ def read_image(image, **limits) -> np.ndarray:
     return np.array(vision_process().fetch_image({"image": image, **limits}))
 
 
-def processor(folder: Path, template: str):
-    """transformers' Qwen2_5_VLProcessor from a folder with the tokenizer's files and a chat
-    template; its pixel limits are wide open, as qwen-vl-utils has applied its own."""
+def pixel_processors() -> SimpleNamespace:
+    """transformers' `image_processor` and `video_processor`; their limits are wide open, as
+    qwen-vl-utils has applied its own."""
     import_torchvision()
     import transformers
 
     limits = dict(min_pixels=28 * 28, max_pixels=16384 * 28 * 28)
-    return transformers.Qwen2_5_VLProcessor(
+    return SimpleNamespace(
         image_processor=transformers.Qwen2VLImageProcessor(**limits),
         video_processor=transformers.Qwen2VLVideoProcessor(**limits, cap_pixels_per_frame=False),
+    )
+
+
+def processor(folder: Path, template: str):
+    """transformers' Qwen2_5_VLProcessor from a folder with the tokenizer's files and a chat
+    template."""
+    pixels = pixel_processors()
+    import transformers
+
+    return transformers.Qwen2_5_VLProcessor(
         tokenizer=transformers.Qwen2TokenizerFast.from_pretrained(folder),
         chat_template=template,
+        **vars(pixels),
     )

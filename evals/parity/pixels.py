@@ -90,9 +90,9 @@ def compare_resizing(clips: dict[str, np.ndarray]) -> Iterator[Difference]:
                 yield difference(f"{name}, {tokens}, `{mode}`{beside}", mine, theirs, limit)
 
 
-def compare_processors(folder: Path, template: str, films: dict[str, bytes], scratch: Path):
+def compare_processors(films: dict[str, bytes], scratch: Path):
     """Yields Difference: whole files through their reader, resizing and processor."""
-    processor = reference.processor(folder, template)
+    processor = reference.pixel_processors()
     limits = dict(min_pixels=LOW, max_pixels=HIGH)
     mine, theirs = [], []
     for name, data in films.items():
@@ -110,9 +110,9 @@ def compare_processors(folder: Path, template: str, films: dict[str, bytes], scr
     )
 
 
-def compare_images(what, folder: Path, template: str, pictures: list, limit) -> Difference:
+def compare_images(what, pictures: list, limit) -> Difference:
     """Pictures through `fetch_image` and processor."""
-    processor = reference.processor(folder, template)
+    processor = reference.pixel_processors()
     mine, theirs = [], []
     for picture in pictures:
         image = reference.read_image(picture, min_pixels=LOW, max_pixels=HIGH)
