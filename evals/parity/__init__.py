@@ -1,1 +1,1 @@
-"""The encoder beside transformers' Qwen2.5-VL, live: see `python -m evals.parity --help`."""
+"""Inputs and encoder beside the references, live: see `python -m evals.parity --help`."""

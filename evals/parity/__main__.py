@@ -1,11 +1,12 @@
-"""Compares the encoder with transformers' Qwen2.5-VL, part by part, at random weights:
+"""Compares inputs and encoder with transformers' Qwen2.5-VL, part by part, at random weights:
 
     make parity        # or, where torch and transformers are installed:
     python -m evals.parity --report docs/parity.md
 
 The reference makes and saves its own checkpoints, in the widths, head sizes and rotary sections of
 GVE-3B and GVE-7B (two layers each of tower and decoder, few vocabulary rows); they are loaded here
-by the same code that loads the released ones. Exits with 1 if a limit is passed.
+by the same code that loads the released ones. Inputs are also compared with qwen-vl-utils, on
+files of others that `make parity` fetches. Exits with 1 if a limit is passed.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from evals.parity.assets import Assets
 from evals.parity.compare import Line, compare
+from evals.parity.inputs import compare_inputs, page
 from evals.parity.regimes import check_regimes
 from evals.reference import SIZES
 from gve_jax.errors import run_cli
@@ -29,12 +32,18 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--sizes", default="small,3b,7b", help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--assets", type=Path, default=Path(sys.prefix, "share", "parity"),
+                        help="packages: tokenizer, template, films, photographs")  # fmt: skip
     parser.add_argument("--report", type=Path, help="a Markdown page to write")
     args = parser.parse_args()
     sizes = args.sizes.split(",")
     if unknown := sorted(set(sizes) - SIZES.keys()):
         parser.error(f"--sizes: {unknown[0]} is unknown; known: {', '.join(SIZES)}")
-    console, lines = Console(soft_wrap=True), []
+    console, lines, inputs = Console(soft_wrap=True, highlight=False), [], []
+    for result in compare_inputs(Assets(args.assets)):
+        inputs.append(result)
+        text = f"{result.part:32} {result.what:70} {result.value:>34}  {result.limit}"
+        console.print(text.rstrip(), style=None if result.passed else "bold red")
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             for line in compare(size, Path(folder)):
@@ -43,10 +52,15 @@ def main() -> None:
     regimes = check_regimes()
     console.print(_table(regimes))
     if args.report:
-        args.report.write_text(_page(lines, regimes), encoding="utf-8")
+        args.report.write_text(_page(lines, regimes) + page(inputs), encoding="utf-8")
         console.print(f"report: {args.report}")
-    failed = sum(not line.passed for line in lines) + sum(not equal for *_, equal in regimes)
-    console.print(f"{failed} of {len(lines) + len(regimes)} comparisons failed")
+    for result in inputs:
+        if result.passed is None:
+            console.print(f"not compared: {result.what} is missing in {args.assets}")
+    passed = [line.passed for line in lines] + [equal for *_, equal in regimes]
+    passed += [result.passed for result in inputs if result.passed is not None]
+    failed = passed.count(False)
+    console.print(f"{failed} of {len(passed)} comparisons failed")
     sys.exit(1 if failed else 0)
 
 

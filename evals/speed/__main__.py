@@ -1,4 +1,4 @@
-"""Benchmarks by name: `python -m evals.speed [encode | compile | loading] [options]`."""
+"""Benchmarks by name: `python -m evals.speed NAME [options]`."""
 
 import importlib
 import sys
@@ -7,8 +7,10 @@ from gve_jax.errors import UserError, run_cli
 
 NAMES = {
     "encode": "encoding a mixed set, beside transformers + torch (both must be installed)",
+    "inputs": "from a video file to patches, beside qwen-vl-utils and transformers' processor",
     "compile": "compiling a model of 36 layers and of 2",
     "loading": "memory and time of loading a checkpoint in the shapes of GVE-3B",
+    "seeking": "8 frames of a 10-minute video, beside decoding all of it",
 }
 
 

@@ -19,11 +19,13 @@ class Item:
     Attributes:
       text: the text of the user turn.
       image: a path, encoded bytes, a PIL image, or uint8 [H, W, 3].
-      video: a path, encoded bytes, uint8 [T, H, W, 3], or a list of images (the last two with
-        `fps`).
+      video: a path, encoded bytes, uint8 [T, H, W, 3], a list of images, or a folder of them (the
+        last three are frames: with `fps`).
       instruction: the system turn; the model's default one when absent.
-      fps: frames a second of a video that is given as frames; a file brings its own.
+      fps: frames a second: at which a file is sampled, or which frames have (2 when absent).
       num_frames: frames sampled from a video, an even number; the model's own when absent.
+      min_frames, max_frames: bounds where sampling goes by frames a second.
+      video_start, video_end: seconds; only what lies between them is sampled.
       max_pixels: pixels of a frame after resizing; can only lower the model's own number.
       frame_order: "reversed" and "shuffled" are controls that measure what time contributes.
     """
@@ -34,6 +36,10 @@ class Item:
     instruction: str | None = None
     fps: float | None = None
     num_frames: int | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    video_start: float | None = None
+    video_end: float | None = None
     max_pixels: int | None = None
     frame_order: str = "forward"
 
@@ -78,18 +84,45 @@ def _check_text(key: str, text) -> None:
 
 
 def _check_numbers(item: Item) -> None:
-    for key, unit, kind in (("num_frames", 2, "an even"), ("max_pixels", 1, "a whole")):
+    for key, least, kind in (
+        ("num_frames", 2, "an even number above 0"),
+        ("min_frames", 1, "a whole number above 0"),
+        ("max_frames", 2, "a whole number above 1"),
+        ("max_pixels", 1, "a whole number above 0"),
+    ):
         value = getattr(item, key)
         whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if value is not None and not (whole and value > 0 and value % unit == 0):
-            raise UserError(f"{key} must be {kind} number above 0, not {value!r}")
-    if item.fps is None:
+        even = key != "num_frames" or not whole or value % 2 == 0
+        if value is not None and not (whole and even and value >= least):
+            raise UserError(f"{key} must be {kind}, not {value!r}")
+    for key, least, kind in (
+        ("fps", math.ulp(0.0), "a number above 0"),
+        ("video_start", 0.0, "a number of seconds from 0"),
+        ("video_end", math.ulp(0.0), "a number of seconds above 0"),
+    ):
+        value = getattr(item, key)
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (real and least <= value < math.inf):
+            raise UserError(f"{key} must be {kind}, not {value!r}")
+    if None not in (item.video_start, item.video_end) and item.video_start >= item.video_end:
+        raise UserError(f"video_start {item.video_start!r} is not before video_end "
+                        f"{item.video_end!r}")  # fmt: skip
+    if item.num_frames is None:
         return
-    if not isinstance(item.fps, Real) or not 0 < item.fps < math.inf:
-        raise UserError(f"fps must be a number above 0, not {item.fps!r}")
-    if isinstance(item.video, str | os.PathLike | bytes):
-        raise UserError("fps is for a video given as frames; a file brings its own (num_frames "
-                        "says how many are sampled)")  # fmt: skip
+    for key in ("min_frames", "max_frames"):
+        if getattr(item, key) is not None:
+            raise UserError(f"num_frames and {key} exclude each other: {key} is a bound where "
+                            "sampling goes by fps")  # fmt: skip
+    if item.fps is not None and item.video is not None and not is_frames(item.video):
+        raise UserError("fps and num_frames exclude each other: both say how many frames of a file "
+                        "are sampled")  # fmt: skip
+
+
+def is_frames(video) -> bool:
+    """Whether a video is given as frames (then `fps` is their rate) and not as a file."""
+    if isinstance(video, str | os.PathLike):
+        return os.path.isdir(video)
+    return not isinstance(video, bytes)
 
 
 def _present(entry) -> bool:

@@ -1,4 +1,4 @@
-"""Frames -> patches: the reference's sizes, resizing and patch order (numpy and Pillow)."""
+"""Images, sizes, and frames -> patches: the reference's rounding and patch order."""
 
 import io
 import math
@@ -11,8 +11,10 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.layout import Layout
 
-MAX_RATIO = 200  # qwen-vl-utils 0.0.14
-_BICUBIC = Image.Resampling.BICUBIC
+# qwen-vl-utils 0.0.14
+MAX_RATIO = 200
+VIDEO_MAX_TOKENS = 768  # of a frame
+VIDEO_TOTAL_TOKENS = 128_000  # the length of a sequence; nine tenths of it are for a video
 # What people have; Pillow reads more, some of it through other programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 # Numbers without a fixed range: Pillow clips them at 255, so that most pictures come out white.
@@ -20,7 +22,7 @@ _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def smart_resize(
-    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: float
 ) -> tuple[int, int]:
     """A size near the given one: both sides multiples of `factor` (28 at the real sizes), the area
     within the limits, the ratio kept (qwen-vl-utils 0.0.14 `smart_resize`; Python's `round` is
@@ -47,27 +49,27 @@ def smart_resize(
         rows = max(factor, math.floor(height / beta / factor) * factor)
         cols = max(factor, math.floor(width / beta / factor) * factor)
         if rows * cols > max_pixels:  # the short side was lifted to `factor`: cut the long one
-            longest = max_pixels // factor**2 * factor
+            longest = int(max_pixels // factor**2) * factor
             rows, cols = min(rows, longest), min(cols, longest)
     return rows, cols
 
 
-def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic with antialiasing on uint8 [T, H, W, 3], rounded and clamped between the two passes
-    as the reference's uint8 path does."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    # One call a pass, columns first, as torch does: left alone, Pillow 13 takes the cheaper one
-    # first, which moves a pixel by up to 19.
-    across = (width, frames.shape[1])
-    return np.stack(
-        [
-            np.asarray(
-                Image.fromarray(f).resize(across, _BICUBIC).resize((width, height), _BICUBIC)
-            )
-            for f in frames
-        ]
-    )
+def frame_budget(
+    frames: int, factor: int, min_pixels: int, max_pixels: int, total_pixels: float | None
+) -> float:
+    """The `max_pixels` of one frame of a video (qwen-vl-utils 0.0.14 `fetch_video`).
+
+    Args:
+      frames: of the video, after sampling.
+      factor: pixels a side of a merged token.
+      min_pixels, max_pixels: of a frame; the first is what a long video can always have, nearly.
+      total_pixels: of all frames together, a frame pair counted as one; None is what qwen-vl-utils
+        has without an environment variable, 115,200 tokens.
+    """
+    token = factor**2
+    total = 0.9 * VIDEO_TOTAL_TOKENS * token if total_pixels is None else total_pixels
+    share = total / (frames + frames % 2) * 2
+    return min(max_pixels, max(min(VIDEO_MAX_TOKENS * token, share), int(min_pixels * 1.05)))
 
 
 def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> np.ndarray:
@@ -91,8 +93,10 @@ def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> n
 
 
 def load_image(source) -> np.ndarray:
-    """A path, encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3]; transparency is
-    put on white, as the reference does.
+    """A path, encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3].
+
+    As qwen-vl-utils does: RGBA is put on white; in other modes (palettes, grey with alpha) the
+    transparency is dropped and the colour under it shows; EXIF's orientation is not applied.
 
     Raises:
       MediaError: what Pillow cannot read; a format or pixel type that is not accepted; a picture
@@ -121,10 +125,10 @@ def load_image(source) -> np.ndarray:
                              f"of {limit}")  # fmt: skip
         if image.mode in _DEEP_MODES:
             raise MediaError(f"{name}: pixels of type {image.mode}; convert them to 8 bits first")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
+        if image.mode == "RGBA":
+            white = Image.new("RGB", image.size, (255, 255, 255))
+            white.paste(image, mask=image.getchannel("A"))
+            return np.asarray(white)
         return np.asarray(image.convert("RGB"))
     except MediaError:
         raise

@@ -1,18 +1,21 @@
 """One item -> the arrays of one row, before padding (numpy only; runs in worker processes)."""
 
 import dataclasses
+import math
 import random
 
 import numpy as np
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.item import Item
+from gve_jax.inputs.item import Item, is_frames
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.pixels import load_image, patchify, resize, smart_resize
+from gve_jax.inputs.pixels import frame_budget, load_image, patchify, smart_resize
 from gve_jax.inputs.positions import REGIMES, mrope_positions
 from gve_jax.inputs.prompt import Prompt
+from gve_jax.inputs.resize import RESIZE, resize
+from gve_jax.inputs.sampling import Sampling
 from gve_jax.inputs.video import load_video
 
 
@@ -31,7 +34,7 @@ class InputSpec:
     min_pixels: int = 4 * 28 * 28  # of a frame or an image
     max_pixels: int = 200 * 28 * 28  # under 200 merged tokens a frame, the paper's protocol
     total_pixels: int | None = None  # of all frames of a video together
-    resize: str = "exact"  # a mode of gve_jax.inputs.pixels
+    resize: str = "exact"  # a mode of gve_jax.inputs.resize
     max_length: int = 8192  # tokens
     mrope: str = "qwen_train"
     patch_size: int = 14
@@ -49,10 +52,41 @@ class InputSpec:
                 f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels} or the "
                 f"{token} of one token"
             )
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise UserError(f"fps must be a number above 0, not {self.fps}")
+        for name, least in (("min_frames", 1), ("max_frames", 2)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.max_length < 2:
             raise UserError(f"max_length must be at least 2, not {self.max_length}")
+        if self.total_pixels is not None and not self.total_pixels > 0:
+            raise UserError(f"total_pixels must be above 0, not {self.total_pixels}")
+        if self.resize not in RESIZE:
+            raise UserError(f"unknown resize mode {self.resize!r}; known: {', '.join(RESIZE)}")
         if self.mrope not in REGIMES:
             raise UserError(f"unknown M-RoPE regime {self.mrope!r}; known: {REGIMES}")
+
+
+def sampling_of(item: Item, spec: InputSpec) -> Sampling:
+    """What an item says of its sampling, the spec where it says nothing.
+
+    Raises:
+      UserError: bounds for a sampling by fps where neither asks for one.
+    """
+    fps = None if is_frames(item.video) else item.fps
+    if fps is None and item.num_frames is None:
+        fps = spec.fps
+    for key in ("min_frames", "max_frames"):
+        if fps is None and getattr(item, key) is not None:
+            raise UserError(f"{key} is a bound where sampling goes by fps, and no fps is given")
+    return Sampling(
+        num_frames=item.num_frames or spec.num_frames,
+        fps=fps,
+        min_frames=item.min_frames or spec.min_frames,
+        max_frames=item.max_frames or spec.max_frames,
+        start=item.video_start,
+        end=item.video_end,
+    )
 
 
 @dataclasses.dataclass
@@ -77,11 +111,12 @@ class Preprocessor:
         spec = self.spec
         visuals = []  # (patches [F, P, C], layout, grid of merged tokens, seconds a step)
         if item.video is not None:
-            clip = load_video(item.video, item.num_frames or spec.num_frames, item.fps)
+            rate = item.fps if is_frames(item.video) else None
+            clip = load_video(item.video, sampling_of(item, spec), rate, self.limits)
             frames = _reorder(clip.frames, item.frame_order)
-            visuals.append(self._visual(frames, item, spec.temporal / clip.fps))
+            visuals.append(self._visual(frames, item, "video", spec.temporal / clip.fps))
         if item.image is not None:
-            visuals.append(self._visual(load_image(item.image)[None], item, 0.0))
+            visuals.append(self._visual(load_image(item.image)[None], item, "image", 0.0))
 
         counts = [t * h * w for _, _, (t, h, w), _ in visuals]
         video = counts.pop(0) if item.video is not None else 0
@@ -108,14 +143,16 @@ class Preprocessor:
             else np.empty(0, np.int32),
         )
 
-    def _visual(self, frames: np.ndarray, item: Item, seconds: float):
+    def _visual(self, frames: np.ndarray, item: Item, kind: str, seconds: float):
         spec = self.spec
         factor = spec.patch_size * spec.merge
         limit = min(item.max_pixels or spec.max_pixels, spec.max_pixels)
+        if kind == "video":
+            limit = frame_budget(len(frames), factor, spec.min_pixels, limit, spec.total_pixels)
         height, width = smart_resize(*frames.shape[1:3], factor, spec.min_pixels, limit)
         gh, gw = height // spec.patch_size, width // spec.patch_size
         layout = window_layout(gh, gw, spec.window_side, spec.merge)
-        frames = resize(frames, height, width)
+        frames = resize(frames, height, width, kind, spec.resize)
         patches = patchify(frames, layout, spec.patch_size, spec.temporal)
         return patches, layout, (len(patches), gh // spec.merge, gw // spec.merge), seconds
 

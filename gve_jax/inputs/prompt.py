@@ -1,6 +1,7 @@
 """Qwen's chat template around an item, as token ids."""
 
 import os
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
@@ -37,6 +38,7 @@ class Prompt:
         missing = [token for token, index in ids.items() if index is None]
         if missing:
             raise UserError(f"{self.path}: the tokenizer has no {missing[0]}")
+        self._systems: dict[str, list[int]] = {}
         self.end, self.image_pad, self.video_pad = (
             ids[token] for token in ("<|endoftext|>", "<|image_pad|>", "<|video_pad|>")
         )
@@ -59,25 +61,55 @@ class Prompt:
           ValueError: the visual tokens alone exceed `max_length`; cutting inside a visual would
             leave a vector of half a picture.
         """
-        video = "<|vision_start|><|video_pad|><|vision_end|>" if video_tokens else ""
-        image = "<|vision_start|><|image_pad|><|vision_end|>" if image_tokens else ""
+        return self.ids_batch([(text, instruction, video_tokens, image_tokens)])[0]
+
+    def ids_batch(
+        self, entries: Sequence[tuple[str, str, int, int]]
+    ) -> list[tuple[list[int], list[int]]]:
+        """`ids` of many at once, on all cores (the environment's TOKENIZERS_PARALLELISM=false: on
+        one; after a fork, too). Raises ValueError if any of them does."""
         # In two parts, which no token spans (a special one starts the second): our pads come first
         # in the user turn; one that a text or an instruction spells out stands for itself.
-        system = f"<|im_start|>system\n{instruction or DEFAULT_SYSTEM}<|im_end|>\n"
-        user = f"<|im_start|>user\n{video}{image}{text}<|im_end|>\n<|im_start|>assistant\n"
-        expand = [(self.video_pad, video_tokens), (self.image_pad, image_tokens)]
-        expand = [(pad, count) for pad, count in expand if count]
-        ids, starts, last_visual = self._encode(system), [], 0
-        for index in self._encode(user):
-            if expand and index == expand[0][0]:
+        users = self._encode([_user(text, video, image) for text, _, video, image in entries])
+        return [
+            self._join(self._system(instruction), user, video, image)
+            for (_, instruction, video, image), user in zip(entries, users, strict=True)
+        ]
+
+    def _join(
+        self, system: list[int], user: list[int], video: int, image: int
+    ) -> tuple[list[int], list[int]]:
+        ids, starts = list(system), []
+        done = last_visual = 0
+        for pad, count in ((self.video_pad, video), (self.image_pad, image)):
+            if count:
+                at = user.index(pad, done)
+                ids += user[done:at]
                 starts.append(len(ids))
-                ids.extend([index] * expand.pop(0)[1])
-                last_visual = len(ids)
-            else:
-                ids.append(index)
+                ids += [pad] * count
+                done, last_visual = at + 1, len(ids)
         if last_visual > self.max_length - 1:
             raise ValueError(f"{last_visual} tokens up to the last visual exceed {self.max_length}")
+        ids += user[done:]
         return ids[: self.max_length - 1] + [self.end], starts
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _system(self, instruction: str) -> list[int]:
+        if instruction not in self._systems:
+            if len(self._systems) == 256:  # a queue of texts may bring one each
+                self._systems.clear()
+            turn = f"<|im_start|>system\n{instruction or DEFAULT_SYSTEM}<|im_end|>\n"
+            (self._systems[instruction],) = self._encode([turn])
+        return self._systems[instruction]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if len(texts) == 1:  # no thread is started, so that a process may still be forked
+            return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
+        # "fast" leaves out where in the text each token stood.
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [each.ids for each in encoded]
+
+
+def _user(text: str, video_tokens: int, image_tokens: int) -> str:
+    video = "<|vision_start|><|video_pad|><|vision_end|>" if video_tokens else ""
+    image = "<|vision_start|><|image_pad|><|vision_end|>" if image_tokens else ""
+    return f"<|im_start|>user\n{video}{image}{text}<|im_end|>\n<|im_start|>assistant\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.item import Item, as_item, source_name
+from gve_jax.inputs.item import Item, as_item, is_frames, source_name
 
 
 def test_a_text_that_is_a_path_stays_a_text(tmp_path):
@@ -56,14 +56,34 @@ def test_an_item_passes_through():
     ({"video": ["a.png"], "fps": float("nan")}, "fps"),
     ({"video": ["a.png"], "fps": float("inf")}, "fps"),
     ({"video": ["a.png"], "fps": "2"}, "fps"),
-    # Elsewhere fps says how densely a file is sampled; here a file is sampled by num_frames.
-    ({"video": "a.mp4", "fps": 1.0}, "fps is for a video given as frames"),
-    ({"video": b"bytes", "fps": 1.0}, "fps is for a video given as frames"),
+    ({"video": "a.mp4", "fps": True}, "fps"),
+    ({"video": "a.mp4", "fps": 1.0, "num_frames": 8}, "fps and num_frames exclude each other"),
+    ({"video": b"bytes", "fps": 1.0, "num_frames": 8}, "fps and num_frames exclude each other"),
+    ({"video": "a.mp4", "min_frames": 0}, "min_frames must be a whole number above 0, not 0"),
+    ({"video": "a.mp4", "max_frames": 1}, "max_frames must be a whole number above 1, not 1"),
+    ({"video": "a.mp4", "max_frames": 8.0}, "max_frames"),
+    ({"video": "a.mp4", "max_frames": 8, "num_frames": 8}, "num_frames and max_frames exclude"),
+    ({"video": "a.mp4", "min_frames": 8, "num_frames": 8}, "num_frames and min_frames exclude"),
+    ({"video": "a.mp4", "video_start": -1}, "video_start must be a number of seconds from 0"),
+    ({"video": "a.mp4", "video_start": "1"}, "video_start"),
+    ({"video": "a.mp4", "video_end": 0}, "video_end must be a number of seconds above 0"),
+    ({"video": "a.mp4", "video_end": float("inf")}, "video_end"),
+    ({"video": "a.mp4", "video_start": 2, "video_end": 2.0}, "video_start 2 is not before"),
 ])  # fmt: skip
 def test_a_mistake_is_named_in_one_line(value, names):
     with pytest.raises(UserError) as error:
         as_item(value)
     assert names in str(error.value) and "\n" not in str(error.value)
+
+
+def test_fps_is_a_rate_of_frames_or_a_density_of_sampling(tmp_path):
+    frames = np.zeros((4, 4, 4, 3), np.uint8)
+    for video in (frames, list(frames), tmp_path, str(tmp_path)):
+        item = as_item({"video": video, "fps": 5, "num_frames": 2})
+        assert is_frames(item.video)
+    for video in ("a.mp4", Path("a.mp4"), b"bytes"):
+        item = as_item({"video": video, "fps": 0.5, "min_frames": 4, "max_frames": 32})
+        assert not is_frames(item.video)
 
 
 @pytest.mark.parametrize("media, name", [

@@ -1,6 +1,7 @@
 """Media made on the spot: videos whose every frame spells its number, images, a tokenizer."""
 
 import io
+from fractions import Fraction
 from functools import cache
 
 import av
@@ -28,23 +29,44 @@ def numbers(frames: np.ndarray) -> list[int]:
     return (bits @ (1 << np.arange(BARS))).tolist()
 
 
+@cache
+def textured(count: int) -> np.ndarray:
+    """uint8 [count, 64, 96, 3]: the bars of `numbered` above a picture that moves, with grain."""
+    rng = np.random.default_rng(0)
+    frames = np.zeros((count, HEIGHT + 16, WIDTH, 3), np.uint8)
+    frames[:, :HEIGHT] = numbered(count)
+    picture = rng.integers(0, 200, (16, 2 * WIDTH, 3))
+    for k in range(count):
+        moved = picture[:, 2 * k % WIDTH : 2 * k % WIDTH + WIDTH]
+        frames[k, HEIGHT:] = moved + rng.integers(0, 20, moved.shape)
+    return frames
+
+
 def encode(
     frames: np.ndarray,
-    fps: int = 10,
+    fps: int | Fraction = 10,
     container: str = "mp4",
     codec: str = "libx264",
     options: dict | None = None,
     shift: int = 0,
+    codec_options: dict | None = None,
+    times: list[int] | None = None,
+    pix_fmt: str = "yuv420p",
 ) -> bytes:
-    """An encoded video; `options` are the container's; `shift` moves all timestamps by frames."""
+    """An encoded video; `options` are the container's; `shift` moves all timestamps by frames;
+    `times` are those of the frames, in units of 1 / fps."""
     buffer = io.BytesIO()
+    if codec_options is None:
+        codec_options = {"bf": "0"} if shift else {}
     with av.open(buffer, "w", format=container, options=options or {}) as out:
-        stream = out.add_stream(codec, rate=fps, options={"bf": "0"} if shift else {})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream = out.add_stream(codec, rate=fps, options=codec_options)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         stream.codec_context.gop_size = 12
         packets = []
-        for frame in frames:
-            packets += stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+        for k, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts = times[k] if times else k
+            packets += stream.encode(frame)
         for packet in packets + stream.encode():
             if shift:
                 offset = round(shift / fps / packet.time_base)

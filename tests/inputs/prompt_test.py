@@ -108,3 +108,32 @@ def test_a_file_that_is_no_tokenizer_of_qwen_is_named(tmp_path):
     Tokenizer(models.BPE()).save(str(path))
     with pytest.raises(UserError, match=r"tokenizer.json: the tokenizer has no <\|endoftext\|>"):
         Prompt(path, 64)
+
+
+def test_many_at_once_are_what_each_is_alone(tokenizer_file):
+    prompt = Prompt(tokenizer_file, 80)
+    entries = [
+        (text, instruction, video, image)
+        for text in (
+            "a red ring",
+            "",
+            "ring " * 90,
+            f"a {IMAGE} b {VIDEO}",
+            "naïve 日本 🎬\n\n two",
+        )
+        for instruction in ("", "Find the ring.", f"Find {VIDEO}.")
+        for video, image in ((0, 0), (5, 0), (0, 3), (5, 3))
+    ]
+    alone = [prompt.ids(*entry) for entry in entries]
+    assert prompt.ids_batch(entries) == alone
+    assert prompt.ids_batch(entries[::-1]) == alone[::-1]
+    assert prompt.ids_batch([]) == []
+    with pytest.raises(ValueError, match="exceed 80"):
+        prompt.ids_batch([*entries, ("", "", 90, 0)])
+
+
+def test_a_thousand_instructions_do_not_pile_up(prompt):
+    for i in range(1000):
+        ids, _ = prompt.ids("red", f"Find {i}.", 0, 0)
+        assert f"Find {i}." in spell(ids)
+    assert len(prompt._systems) <= 256

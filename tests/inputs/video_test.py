@@ -1,30 +1,30 @@
 """Frames of real encoded videos, chosen exactly; and everything that is no video."""
 
+import gzip
+import io
+import math
+import os
+import socket
+import struct
+import zipfile
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.video import load_video, uniform_indices
-from tests.inputs.media import audio_only, clip, encode, numbered, numbers, picture
+from gve_jax.inputs.sampling import Sampling, spread
+from gve_jax.inputs.video import load_video
+from tests.inputs.media import audio_only, clip, encode, numbered, numbers, picture, textured
+
+
+def uniform_indices(total, n):
+    return spread(0, total - 1, max(1, min(n, total) // 2 * 2))
+
 
 EIGHT = [0, 3, 7, 10, 13, 16, 20, 23]  # of 24: 23/7 = 3.286 apart, rounded
-
-
-@pytest.mark.parametrize("total, wanted, expected", [
-    (24, 8, EIGHT),
-    (8, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
-    (9, 8, [0, 1, 2, 3, 5, 6, 7, 8]),
-    (11, 2, [0, 10]),
-    (6, 4, [0, 2, 3, 5]),
-    (4, 3, [0, 2, 3]),  # 1.5 -> 2, a half to the even one
-    (2, 8, [0, 1]),
-    (3, 8, [0, 2]),  # two frames of three: pairs have no third
-    (7, 8, [0, 1, 2, 4, 5, 6]),
-    (1, 8, [0]),
-])  # fmt: skip
-def test_indices_worked_out_by_hand(total, wanted, expected):
-    assert uniform_indices(total, wanted).tolist() == expected
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 60])
@@ -74,24 +74,106 @@ def test_a_clip_cut_without_encoding_begins_where_its_edit_list_says(shift, firs
     assert numbers(sampled.frames) == (first + uniform_indices(24 - first, 8)).tolist()
 
 
+@pytest.mark.parametrize("a, b, c, d", [
+    (1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0),  # turned by quarters
+    (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0),  # and mirrored
+    (2, 0, 0, 1), (0, 0, 0, 0),  # a scale, and no matrix at all: as it is
+])  # fmt: skip
+def test_frames_are_turned_as_the_file_says(a, b, c, d):
+    data = encode(textured(8))
+    plain = load_video(data, 2).frames
+    found = load_video(turned(data, a, b, c, d), 2).frames
+    if not any((a, b, c, d)):
+        a = d = 1
+    height, width = plain.shape[1:3]
+    rows, cols = np.mgrid[:height, :width]
+    across, down = np.sign(a) * cols + c * rows, b * cols + d * rows
+    expected = np.zeros_like(found)
+    expected[:, down - down.min(), across - across.min()] = plain
+    np.testing.assert_array_equal(found, expected)
+    assert found.flags.c_contiguous
+
+
+def test_another_angle_is_refused():
+    refused(turned(encode(textured(8)), 0.7071, 0.7071, -0.7071, 0.7071), "turned by 45 degrees")
+
+
+def turned(data: bytes, a, b, c, d) -> bytes:
+    """An mp4 with another display matrix."""
+    at = data.index(b"tkhd") + 44
+    matrix = [round(v * 65536) for v in (a, b, 0, c, d, 0, 0, 0)]
+    return data[:at] + struct.pack(">9i", *matrix, 1 << 30) + data[at + 36 :]
+
+
+def test_pixels_that_are_not_square_are_taken_as_they_are():
+    data = encode(textured(8), codec_options={"aspect": "2"})
+    with av.open(io.BytesIO(data)) as file:
+        assert file.streams.video[0].sample_aspect_ratio == 2
+    assert load_video(data, 2).frames.shape == (2, 64, 96, 3)
+
+
+TIMES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 30, 40, 50, 60, 61, 62, 63, 64, 65]  # tenths of a second
+
+
+@pytest.mark.parametrize("container, codec, options, last", [
+    ("mp4", "libx264", {"bf": "2"}, 1),
+    ("matroska", "libx264", {"bf": "2"}, 1),
+    ("webm", "libvpx-vp9", {}, 1),
+    ("mpegts", "libx264", {"bf": "0"}, 1),
+])  # fmt: skip
+def test_a_variable_rate_goes_by_the_times_of_the_frames(container, codec, options, last):
+    data = encode(numbered(20), container=container, codec=codec, codec_options=options,
+                  times=TIMES)  # fmt: skip
+    whole = load_video(data, 8)
+    assert numbers(whole.frames) == spread(0, 19, 8).tolist()
+    assert whole.fps == pytest.approx(8 / 6.6, rel=0.02)  # 20 frames in 6.6 s
+    by_rate = load_video(data, Sampling(fps=1.0))
+    assert len(by_rate.frames) == 6 and by_rate.fps == pytest.approx(6 / 6.6, rel=0.02)
+    part = load_video(data, Sampling(num_frames=4, start=0.95, end=5.5))
+    assert numbers(part.frames) == [10, 11, 12, 13]  # at 2, 3, 4 and 5 s
+    assert part.fps == pytest.approx(4 / 4.0, rel=0.02)
+    early = load_video(data, Sampling(num_frames=2, end=0.3001))
+    assert numbers(early.frames) == [0, 3] and early.fps == pytest.approx(2 / 0.4, rel=0.02)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "webm", "avi", "mpegts"])
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), 25, 15])
+def test_a_constant_rate_is_the_reference_s_to_the_bit(container, rate):
+    """There, frames / total * the average rate of the container: seconds a grid step agree."""
+    codec = "libvpx-vp9" if container == "webm" else "mpeg4" if container == "avi" else "libx264"
+    data = encode(numbered(60), fps=rate, container=container, codec=codec)
+    found = load_video(data, 8)
+    assert np.float32(2 / found.fps) == np.float32(2 / (8 / 60 * float(rate)))
+    start, end = 0.31, 1.23  # the reference's frames: ceil(start * rate) to floor(end * rate)
+    part = load_video(data, Sampling(num_frames=2, start=start, end=end))
+    first, last = math.ceil(start * float(rate)), math.floor(end * float(rate))
+    assert numbers(part.frames) == [first, last]
+
+
+def test_sampling_by_rate():
+    data = encode(numbered(60), fps=10)
+    for sampling, count in {
+        Sampling(fps=1.0): 6,
+        Sampling(fps=2.5): 14,  # 15, and even
+        Sampling(fps=0.1): 4,  # the least
+        Sampling(fps=0.1, min_frames=9): 10,
+        Sampling(fps=5.0, max_frames=9): 8,
+        Sampling(fps=100.0): 60,
+        Sampling(fps=1.0, start=2.0, end=4.0): 4,
+    }.items():
+        found = load_video(data, sampling)
+        first = 20 if sampling.start else 0
+        last = 40 if sampling.end else 59
+        assert numbers(found.frames) == spread(first, last, count).tolist()
+        assert found.fps == pytest.approx(count / (last - first + 1) * 10)
+
+
 def test_frames_dropped_at_recording_are_no_damage():
     """AVI writes an empty chunk for each; nothing was cut off."""
-    import io
-
-    import av
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="avi") as out:
-        stream = out.add_stream("mpeg4", rate=10)
-        stream.height, stream.width, stream.pix_fmt = 48, 96, "yuv420p"
-        for k, array in enumerate(numbered(24)):
-            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-            frame.pts = k if k < 10 else k + 5
-            for packet in stream.encode(frame):
-                out.mux(packet)
-        for packet in stream.encode():
-            out.mux(packet)
-    assert numbers(load_video(buffer.getvalue(), 8).frames) == EIGHT
+    times = [k if k < 10 else k + 5 for k in range(24)]
+    found = load_video(encode(numbered(24), container="avi", codec="mpeg4", times=times), 8)
+    assert numbers(found.frames) == EIGHT
+    assert found.fps == pytest.approx(8 / 2.9)  # seconds, with those of the gap
 
 
 def refused(source, names: str | None = None) -> None:
@@ -102,7 +184,7 @@ def refused(source, names: str | None = None) -> None:
 
 def test_files_that_are_no_video(tmp_path):
     refused(tmp_path / "missing.mp4", "missing.mp4: no such file")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "no frame")
     refused("http://localhost/v.mp4", "no such file")
     for name, data in {
         "empty.mp4": b"",
@@ -122,22 +204,55 @@ def test_containers_off_the_list(container, codec):
     refused(clip(24, container, codec), "not a readable video")
 
 
-@pytest.mark.parametrize("name, text", [
-    ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2.4,\n{}\n#EXT-X-ENDLIST\n"),
-    ("list.ffconcat", "ffconcat version 1.0\nfile {}\n"),
-    ("list.mp4", "ffconcat version 1.0\nfile {}\n"),
-])  # fmt: skip
-@pytest.mark.parametrize("target", ["v.mp4", "file:v.mp4"])
-def test_a_playlist_opens_nothing(tmp_path, monkeypatch, name, text, target):
-    import os
+PLAYLISTS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2.4,\n{}\n#EXT-X-ENDLIST\n",
+    "list.ffconcat": "ffconcat version 1.0\nfile {}\n",
+    "list.mp4": "ffconcat version 1.0\nfile {}\n",
+    "list.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video {} RTP/AVP 96\n",
+    "list.svg": '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    '<image xlink:href="{}" width="9" height="9"/></svg>',
+    "list.mpd": '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet '
+    'mimeType="video/mp4"><Representation id="0"><BaseURL>{}</BaseURL><SegmentBase/>'
+    "</Representation></AdaptationSet></Period></MPD>",
+}
 
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+@pytest.mark.parametrize("target", ["v.mp4", "file:v.mp4", "concat:v.mp4|v.mp4"])
+def test_a_playlist_opens_nothing(tmp_path, monkeypatch, name, target):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v.mp4").write_bytes(clip())
     os.utime("v.mp4", (1, 1))  # Linux moves the time of access on when that is an old one
-    (tmp_path / name).write_text(text.format(target))
+    text = PLAYLISTS[name].format(target)
+    (tmp_path / name).write_text(text)
     refused(tmp_path / name, name)
-    refused(text.format(target).encode())
+    refused(text.encode())
     assert os.stat("v.mp4").st_atime == 1, "the file a playlist names was read"
+    load_video(tmp_path / "v.mp4", 2)
+    assert os.stat("v.mp4").st_atime > 1, "reading a file is not seen here"
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+@pytest.mark.parametrize("scheme", ["http", "tcp", "rtsp", "hls+http"])
+def test_a_playlist_connects_to_nothing(tmp_path, name, scheme):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        target = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/v.ts"
+        text = PLAYLISTS[name].format(target)
+        (tmp_path / name).write_text(text)
+        refused(tmp_path / name, name)
+        refused(text.encode())
+        refused(target, "no such file")
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_archives_are_no_video(tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("v.mp4", clip())
+    refused(buffer.getvalue(), "not a readable video")
+    refused(gzip.compress(clip()), "not a readable video")
 
 
 @pytest.mark.parametrize("source, names", [
@@ -167,8 +282,6 @@ def test_a_truncated_mp4_is_refused(options, share):
 @pytest.fixture(scope="module")
 def header_first(tmp_path_factory) -> bytes:
     """An mp4 whose tables come first: cut anywhere, it still opens."""
-    import av
-
     path = tmp_path_factory.mktemp("video") / "v.mp4"
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as out:
         stream = out.add_stream("libx264", rate=10)
@@ -183,10 +296,6 @@ def header_first(tmp_path_factory) -> bytes:
 
 def boundaries(data: bytes) -> list[int]:
     """Where each packet ends in the file."""
-    import io
-
-    import av
-
     with av.open(io.BytesIO(data)) as file:
         return sorted(p.pos + p.size for p in file.demux(video=0) if p.size)
 

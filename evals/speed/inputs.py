@@ -1,0 +1,281 @@
+"""From a file to patches: 8 frames of short H.264 clips, beside qwen-vl-utils and transformers.
+
+Ours is a Preprocessor on a path: token ids, positions, uint8 patches in window order. Theirs is
+process_vision_info (reader: decord, the fastest that needs no CUDA) and Qwen2_5_VLProcessor: token
+ids and float32 pixel values. Outputs are compared first. Then both run in turns, on one core and on
+all of them, in a process of its own each time; medians of a clip's time, by the clock and by the
+processor (which other work on the machine does not lengthen as much). Last, ours on one clip after
+the other in as many processes as there are cores.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from evals.parity.assets import Assets
+from evals.parity.pixels import HIGH, LOW, levels
+from evals.speed.result import write_result
+from gve_jax.errors import UserError
+from gve_jax.inputs.item import Item
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor
+from gve_jax.inputs.prompt import Prompt
+
+CLIPS = ((320, 240, 24), (320, 240, 250), (640, 360, 72), (640, 360, 250), (1280, 720, 24),
+         (1280, 720, 250))  # fmt: skip
+TEXT = "a dog surfing on a wave"
+# A pair of a LoRA step of GVE-3B: 4 x 180 visual tokens with 30 of chat, and a query of 60. Forward
+# and input gradients through 2.8e9 weights of the decoder, forward through 0.63e9 of the tower.
+PAIR_FLOP = 4 * 2.8e9 * (720 + 30 + 60) + 2 * 0.63e9 * 4 * 720
+DEVICES = {"one H200": 989e12, "a pod of 64 v5p": 64 * 459e12}  # bfloat16 peak
+MFU = 0.5
+ROUNDS = 3
+
+
+def write_clip(path: Path, width: int, height: int, frames: int, seed: int = 0) -> None:
+    """A camera panning over a cloudy texture, a disc that moves, and grain: x264's defaults."""
+    rng = np.random.default_rng(seed)
+    field = np.zeros((height + 64, width + 512, 3), np.float32)
+    for octave in range(7):
+        step = 2**octave
+        coarse = rng.normal(
+            0, step**0.9, (field.shape[0] // step + 2, field.shape[1] // step + 2, 3)
+        )
+        field += np.kron(coarse, np.ones((step, step, 1)))[: field.shape[0], : field.shape[1]]
+    field = np.clip(128 + field * (45 / field.std()), 0, 255).astype(np.uint8)
+    y, x = np.mgrid[:height, :width]
+    with av.open(str(path), "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for k in range(frames):
+            at = int(32 + 31 * np.sin(k / 17)), 2 * k % 512
+            image = field[at[0] :, at[1] :][:height, :width].astype(np.int16)
+            centre = height * (0.5 + 0.3 * np.sin(k / 9)), width * (k % 90) / 90
+            image[np.hypot(y - centre[0], x - centre[1]) < height / 6] = (220, 60, 40)
+            image += rng.integers(-3, 4, image.shape, np.int16)
+            image = np.clip(image, 0, 255).astype(np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                out.mux(packet)
+        for packet in stream.encode():
+            out.mux(packet)
+
+
+class Ours:
+    def __init__(self, tokenizer: Path):
+        spec = InputSpec(min_pixels=LOW, max_pixels=HIGH)
+        self.preprocess = Preprocessor(Prompt(tokenizer / "tokenizer.json", spec.max_length), spec)
+
+    def __call__(self, path: Path):
+        return self.preprocess(Item(video=path, text=TEXT))
+
+
+class Theirs:
+    def __init__(self, tokenizer: Path, template: str):
+        from evals.reference_inputs import processor, vision_process
+
+        self.module, self.processor = vision_process(), processor(tokenizer, template)
+
+    def __call__(self, path: Path):
+        video = {"type": "video", "video": str(path), "nframes": 8}
+        video |= {"min_pixels": LOW, "max_pixels": HIGH}
+        messages = [{"role": "user", "content": [video, {"type": "text", "text": TEXT}]}]
+        chat = self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        _, ((frames, metadata),), options = self.module.process_vision_info(
+            messages, return_video_kwargs=True, return_video_metadata=True
+        )
+        return self.processor(
+            text=[chat + "<|endoftext|>"], videos=[frames], video_metadata=[metadata],
+            return_tensors="np", **options,
+        )  # fmt: skip
+
+
+def check(ours: Ours, theirs: Theirs, path: Path) -> dict:
+    """Token ids and patches of both, compared.
+
+    Raises:
+      SystemExit: ids that differ, pixels apart by more than a level or more of them than 2 %.
+    """
+    row, other = ours(path), theirs(path)
+    frames, _ = _frames(theirs, path)
+    expected = levels(theirs.processor, frames)
+    mine = np.stack(row.patches)
+    row_col = row.layouts[0].coords
+    gw = int(row_col[:, 1].max()) + 1
+    place = (row_col[:, 0] // 2 * (gw // 2) + row_col[:, 1] // 2) * 4
+    place += row_col[:, 0] % 2 * 2 + row_col[:, 1] % 2
+    apart = np.abs(mine.astype(int) - expected[:, place])
+    same = row.tokens.tolist() == list(other["input_ids"][0])
+    if not same or apart.max() > 1 or (apart > 0).mean() > 0.02:
+        raise SystemExit(f"{path.name}: outputs differ (ids equal: {same}, pixels {apart.max()})")
+    values = other["pixel_values_videos"]
+    return {
+        "largest difference": int(apart.max()),
+        "share of values that differ": float((apart > 0).mean()),
+        "bytes of our patches": mine.nbytes,
+        "bytes of their pixel values": values.nbytes,
+    }
+
+
+def _frames(theirs: Theirs, path: Path):
+    from evals.reference_inputs import read_video
+
+    return read_video(path, 8, min_pixels=LOW, max_pixels=HIGH)
+
+
+def worker(tokenizer: Path, template: str, paths: list[Path], repeats: int) -> dict:
+    """Compares, then times both in turns; the medians in seconds by clip."""
+    ours, theirs = Ours(tokenizer), Theirs(tokenizer, template)
+    result = {}
+    for path in paths:
+        compared = check(ours, theirs, path)
+        times: dict[str, list[tuple]] = {"ours": [], "theirs": []}
+        for _ in range(repeats):
+            for name, run in (("ours", ours), ("theirs", theirs)):
+                began = time.perf_counter(), time.process_time()
+                run(path)
+                times[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+        medians = {name: np.median(values, axis=0).tolist() for name, values in times.items()}
+        ratios = (np.array(medians["theirs"]) / medians["ours"]).tolist()
+        result[path.stem] = compared | {
+            "seconds": {name: median[0] for name, median in medians.items()},
+            "processor seconds": {name: median[1] for name, median in medians.items()},
+            "ratio": ratios[0],
+            "ratio of processor seconds": ratios[1],
+        }
+    return result
+
+
+def _pinned(cores: set[int], options: list[str]) -> dict:
+    """This file's worker in a process that has these cores and a thread for each."""
+    count = str(len(cores))
+    threads = {f"{name}_NUM_THREADS": count for name in ("OPENBLAS", "OMP", "MKL")}
+    done = subprocess.run(
+        [sys.executable, "-m", "evals.speed.inputs", *options],
+        env=os.environ | threads, stdout=subprocess.PIPE, check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _count(core: int, tokenizer: Path, paths: list[Path], seconds: float, start, results) -> None:
+    os.sched_setaffinity(0, {core})
+    ours = Ours(tokenizer)
+    for path in paths:
+        ours(path)
+    start.wait()
+    done, began, spent = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - began < seconds or done % len(paths):  # each clip as often
+        ours(paths[done % len(paths)])
+        done += 1
+    results.put((done / (time.perf_counter() - began), done / (time.process_time() - spent)))
+
+
+def throughput(cores: list[int], tokenizer: Path, paths: list[Path], seconds: float):
+    """Clips a second of a process on each of these cores, and clips a second of processor time."""
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(len(cores)), context.Queue()
+    workers = [
+        context.Process(target=_count, args=(core, tokenizer, paths, seconds, start, results))
+        for core in cores
+    ]
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for the processes that start now
+    for each in workers:
+        each.start()
+    rates = np.array([results.get() for _ in workers])
+    for each in workers:
+        each.join()
+    return float(rates[:, 0].sum()), float(rates[:, 1].mean())
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m evals.speed inputs", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=8, help="of each round of throughput")
+    parser.add_argument("--real", type=Path, help="a folder of further clips, .mp4")
+    parser.add_argument("--assets", type=Path, default=Path(sys.prefix, "share", "parity"))
+    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    assets = Assets(args.assets)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer, template = assets.tokenizer(Path(folder)), assets.template()
+        if not tokenizer or not template:
+            raise UserError(f"{args.assets}: no tokenizer or no template; `make parity` gets them")
+        if args.worker:
+            paths = [Path(p) for p in json.loads(args.worker.read_text())]
+            print(json.dumps(worker(tokenizer, template, paths, args.repeats)))
+            return
+        paths = []
+        for width, height, frames in CLIPS:
+            paths.append(Path(folder, f"{width}x{height}, {frames} frames.mp4"))
+            write_clip(paths[-1], width, height, frames)
+        paths += sorted(args.real.glob("*.mp4")) if args.real else []
+        listed = Path(folder, "clips.json")
+        listed.write_text(json.dumps([str(path) for path in paths]))
+        options = ["--worker", str(listed), "--assets", str(args.assets)]
+        options += ["--repeats", str(args.repeats)]
+        cores = sorted(os.sched_getaffinity(0))
+        result: dict = {
+            "one core": _pinned({cores[0]}, options),
+            "all cores": _pinned(set(cores), options),
+        }
+        counts = sorted({1, len(cores) // 2 or 1, len(cores)})
+        rounds = [
+            {n: throughput(cores[:n], tokenizer, paths, args.seconds) for n in counts}
+            for _ in range(ROUNDS)  # in turns: the machine's speed drifts
+        ]
+    rates = {n: np.median([each[n] for each in rounds], axis=0) for n in counts}
+    result["clips/s by processes"] = {n: round(rates[n][0], 1) for n in counts}
+    result["clips/s of a processor"] = {n: round(rates[n][1], 1) for n in counts}
+    result["rounds of clips/s"] = [{n: round(each[n][0], 1) for n in counts} for each in rounds]
+    per_core = rates[len(cores)][0] / len(cores)
+    ways = result["one core"], result["all cores"]
+    best = [  # theirs may be slower with more threads: its better way counts
+        min(way[name]["seconds"]["theirs"] for way in ways) / clip["seconds"]["ours"]
+        for name, clip in result["one core"].items()
+    ]
+    result["ours on one core, ratio to the best of theirs"] = {
+        "smallest": round(min(best), 2),
+        "geometric mean": round(float(np.exp(np.mean(np.log(best)))), 2),
+    }
+    result["feeding a LoRA step of GVE-3B at 50 % MFU"] = {
+        name: {
+            "pairs/s": round(MFU * peak / PAIR_FLOP, 1),
+            "cores like these": round(MFU * peak / PAIR_FLOP / per_core, 1),
+        }
+        for name, peak in DEVICES.items()
+    }
+    for name in ("one core", "all cores"):
+        _print(name, result[name])
+    write_result("inputs", vars(args), result, args.output)
+
+
+def _print(title: str, clips: dict) -> None:
+    table = Table("clip", "ours, ms", "theirs, ms", "ratio", "by processor", "values that differ",
+                  title=title)  # fmt: skip
+    ratios = np.array([[c["ratio"], c["ratio of processor seconds"]] for c in clips.values()])
+    for (name, each), ratio in zip(clips.items(), ratios, strict=True):
+        share = f"{each['share of values that differ']:.4%} by {each['largest difference']}"
+        times = [f"{each['seconds'][side] * 1e3:.1f}" for side in ("ours", "theirs")]
+        table.add_row(name, *times, *(f"{r:.2f}" for r in ratio), share)
+    mean = np.exp(np.log(ratios).mean(axis=0))
+    table.add_row("geometric mean", "", "", *(f"{r:.2f}" for r in mean), "")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

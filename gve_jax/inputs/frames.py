@@ -1,0 +1,65 @@
+"""Videos given as frames: an array, a list of images, a folder of them."""
+
+import os
+import re
+
+import numpy as np
+
+from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.limits import Limits
+from gve_jax.inputs.pixels import load_image
+from gve_jax.inputs.sampling import Sampling, Timeline, sample
+
+_IMAGES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
+           ".webp")  # fmt: skip
+
+
+def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
+    """uint8 [T, H, W, 3] and frames a second, of frames that come at `rate` a second.
+
+    Only the frames that are sampled are read.
+
+    Raises:
+      MediaError: no frame, one that cannot be read, frames of differing size.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3:
+            raise MediaError(f"a video array must be uint8 [T, H, W, 3], not {source.dtype} "
+                             f"{list(source.shape)}")  # fmt: skip
+    elif isinstance(source, str | os.PathLike):
+        source = _folder(source, name)
+    elif not isinstance(source, list | tuple):
+        raise MediaError(f"a video must be a path, bytes, a uint8 array or a list of images, not "
+                         f"{type(source).__name__}")  # fmt: skip
+    total = len(source)
+    if total == 0:
+        raise MediaError("a video of no frame" if name.startswith("<") else f"{name}: no frame")
+    if total > limits.frames:
+        raise MediaError(f"{name}: {total} frames are above the limit of {limits.frames}")
+    if total / rate > limits.duration:
+        raise MediaError(f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} "
+                         f"s")  # fmt: skip
+    indices, fps = sample(sampling, Timeline(total, rate), name)
+    pictures = [load_image(source[i]) for i in indices]
+    if len({picture.shape for picture in pictures}) > 1:
+        raise MediaError(f"{name}: the frames of a video differ in size")
+    return np.stack(pictures), fps
+
+
+def _folder(folder, name: str) -> list[str]:
+    """The images in a folder, by their names with numbers as numbers (2.png before 10.png).
+
+    Hidden files do not count. Anything else is refused: a folder that holds more than frames is
+    likely not the one that was meant.
+    """
+    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+    for entry in entries:
+        if not entry.name.lower().endswith(_IMAGES) or not entry.is_file():
+            raise MediaError(f"{name}: holds {entry.name!r}, which is no image")
+    entries.sort(key=lambda entry: _natural(entry.name))
+    return [entry.path for entry in entries]
+
+
+def _natural(text: str) -> tuple:
+    parts = re.split(r"(\d+)", text)  # text and digits by turns: like is compared with like
+    return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), text
