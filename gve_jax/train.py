@@ -113,7 +113,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         checkpoints.wait()
         write_json(workdir / "train.json", log.close() | {"quarantined": quarantine.count})
         run.export(state["params"], workdir / "model")
-    print(f"{log.summary()}; {quarantine.count} unreadable; the model is in {workdir / 'model'}")
+    print(f"{log.summary()}; the model is in {workdir / 'model'}")
+    print(quarantine.summary(sum(run.sources.sizes.values())))
 
 
 def probe_stage(

@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -103,13 +103,20 @@ class Isolated:
             visuals = self._decode(item, fields, buffers)
         return self.preprocess.row(item, visuals)
 
-    def map(self, items: Iterable[Item]) -> Iterator[Row | Failure]:
-        """Rows and failures in the order of `items`, of which a few are decoded ahead."""
+    def map(
+        self, items: Iterable[Item], fit: Callable[[list[Row]], object] | None = None
+    ) -> Iterator[Row | Failure]:
+        """Rows and failures in the order of `items`, of which a few are decoded ahead.
+
+        Args:
+          items: what is read.
+          fit: raises ValueError for a row that is too large; that is a failure, too.
+        """
         ahead: collections.deque = collections.deque()
         with ThreadPoolExecutor(self.processes) as pool:
             try:
                 for item in items:
-                    ahead.append(pool.submit(self.attempt, item))
+                    ahead.append(pool.submit(self.attempt, item, fit))
                     if len(ahead) > 2 * self.processes:
                         yield ahead.popleft().result()
                 while ahead:
@@ -118,13 +125,19 @@ class Isolated:
                 for future in ahead:
                     future.cancel()
 
-    def attempt(self, item: Item) -> Row | Failure:
-        """`__call__`, but a MediaError is returned as a `Failure`."""
+    def attempt(self, item: Item, fit: Callable | None = None) -> Row | Failure:
+        """`__call__`, but what cannot be read, or does not `fit`, is returned as a `Failure`."""
         began = time.perf_counter()
         try:
-            return self(item)
+            row = self(item)
         except MediaError as error:
             return Failure(str(error), time.perf_counter() - began)
+        try:
+            if fit:
+                fit([row])
+        except ValueError as error:
+            return Failure(str(error), time.perf_counter() - began)
+        return row
 
     def _decode(self, item: Item, fields: dict, buffers: list) -> list[tuple]:
         """Visuals as `Preprocessor.visuals` gives them. What a used process died of may be an

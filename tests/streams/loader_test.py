@@ -7,6 +7,7 @@ import pytest
 
 from data.shapes.render import encode_mp4, encode_png
 from gve_jax.inputs.batch import Buckets
+from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
@@ -33,7 +34,7 @@ class Pairs:
 @pytest.fixture(scope="module")
 def preprocess(world):
     spec = InputSpec(min_pixels=56**2, max_pixels=56**2, max_length=64, window_side=2)
-    return Preprocessor(Prompt(world / "tokenizer.json", 64), spec)
+    return Isolated(Preprocessor(Prompt(world / "tokenizer.json", 64), spec), 1)
 
 
 @pytest.mark.parametrize(
