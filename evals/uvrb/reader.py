@@ -16,6 +16,7 @@ from pathlib import Path
 
 from evals.uvrb.tasks import Task
 from gve_jax.errors import UserError
+from gve_jax.inputs.paths import inside
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,9 @@ def _positives(place: str, record: dict, query: str, corpus: dict) -> tuple[str,
 def _media(place: str, record: dict, key: str, home: Path) -> Path | None:
     """The path of a medium, inside the set's own folder even through links; None when unused."""
     value = record.get(key) or ""
-    if not isinstance(value, str) or "\0" in value:
-        raise UserError(f"{place}: {key!r} is not a path")
     if not value:
         return None
-    path = (home / value).resolve()
-    if not path.is_relative_to(home):
-        raise UserError(f"{place}: {key} {value!r} leaves the set's folder")
+    path = inside(home, value, f"{place}: {key}")
     if not path.is_file():
         raise UserError(f"{place}: missing {key}: {value}")
     return path
