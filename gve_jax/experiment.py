@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from gve_jax import __version__
 from gve_jax.errors import UserError
+from gve_jax.files import write_json
 from gve_jax.gve import GVE
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.isolation import Isolated
@@ -18,7 +19,6 @@ from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.learning import pyramid
-from gve_jax.learning.metrics import write_json
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.step import state_shardings
 from gve_jax.model.config import ModelConfig

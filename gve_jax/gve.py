@@ -18,6 +18,7 @@ from rich.progress import Progress
 from gve_jax import __version__
 from gve_jax.adapters import read_adapter
 from gve_jax.errors import UserError
+from gve_jax.files import write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
 from gve_jax.inputs.batch import Bucket, Buckets, collate, default_buckets
 from gve_jax.inputs.instructions import choose_instruction
@@ -28,7 +29,6 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine, failure
 from gve_jax.learning.checkpoint import load_params, save_params
-from gve_jax.learning.metrics import write_json
 from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Batch, init_params, make_embed

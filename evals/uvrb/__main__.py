@@ -21,12 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from evals.uvrb import check, report
-from evals.uvrb.embeddings import Embedder, Encoder, write_json
+from evals.uvrb.embeddings import Embedder, Encoder
 from evals.uvrb.evaluate import RULES, Scored, score_set, summary
 from evals.uvrb.reader import RetrievalSet, read_set
 from evals.uvrb.scores import ABILITIES, AVERAGES
 from evals.uvrb.tasks import MOTION, TASKS, choose
-from gve_jax.errors import UserError, run_cli
+from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.files import write_json
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
 
@@ -177,14 +178,9 @@ def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     return GVE.from_pretrained(name, limits=limits)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (see --help)")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     summary_line, _, rest = __doc__.partition("\n\n")
-    parser = _Parser(
+    parser = Parser(
         prog="python -m evals.uvrb",
         description=f"{summary_line}\n\n{rest}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
