@@ -86,7 +86,7 @@ def test_what_the_caller_holds_decoded_needs_no_process(isolated, preprocess):
              Item(video=[image] * 4, image=numbered(1)[0])]  # fmt: skip
     for item in items:
         assert_same(isolated(item), preprocess(item))
-    assert not isolated._idle
+    assert not isolated.pids
 
 
 def answer(*visuals, bytes_: int = 0, **fields) -> bytes:
@@ -143,10 +143,10 @@ def test_what_a_library_prints_is_no_answer(isolated, preprocess):
 
 def test_harm_done_by_one_item_does_not_cost_the_next(isolated, preprocess):
     assert isolated.attempt(Item(video=b"SEED")).reason == "planted"
-    first = isolated._idle[0]._process.pid
+    first = isolated.pids[0]
     good = Item(video=clip(8))
     assert_same(isolated(good), preprocess(good))  # the process aborts; a fresh one does not
-    assert isolated._idle[0]._process.pid != first
+    assert isolated.pids[0] != first
 
 
 def test_the_process_is_small_and_stays(isolated):
@@ -191,7 +191,7 @@ def test_map_keeps_the_order_and_reads_a_little_ahead(preprocess, monkeypatch):
         next(found)
         assert len(given) <= 6
         results = [None, *found]
-        assert len(isolated._idle) == 2
+        assert len(isolated.pids) == 2
     failures = [n for n, result in enumerate(results) if isinstance(result, Failure)]
     assert failures == [3, 4] and "SIGSEGV" in results[3].reason and results[3].seconds > 0
     for number in (1, 2, 5, 19):
@@ -215,7 +215,7 @@ def test_threads_share_the_processes(preprocess):
             thread.start()
         for thread in threads:
             thread.join()
-        assert not failed and 1 <= len(isolated._idle) <= 2
+        assert not failed and 1 <= len(isolated.pids) <= 2
 
 
 def test_the_plain_fields_of_an_item_travel_unchanged():
