@@ -207,7 +207,7 @@ def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, 
     assert [line["id"] for line in lines] == [ids[place] for place in places]
     for line, reason in zip(lines, attacks.values(), strict=True):
         assert reason in line["reason"]
-    with pytest.raises(UserError, match=r"input 4: <5 bytes>: its process died of SIGSEGV"):
+    with pytest.raises(UserError, match=r"input 3: <5 bytes>: its process died of SIGSEGV"):
         made.encode(mixed[1:])
 
 
