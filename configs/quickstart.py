@@ -25,8 +25,8 @@ def get_config(form: str = "") -> ConfigDict:
     config.model = ConfigDict()
     config.model.dtype = "float32"  # of activations; bfloat16 gains nothing on a CPU
     config.model.param_dtype = "float32"
-    config.model.remat_vision = True  # recompute activations: on a CPU faster, too
-    config.model.remat_text = True
+    config.model.remat_vision = "full"  # recompute activations: on a CPU faster, too
+    config.model.remat_text = "full"  # or "dots" (keep the projections'), "none"
     config.model.attention = "xla"  # or "cudnn" (NVIDIA, bfloat16), "splash" (TPU)
     config.model.vision = ConfigDict(
         dict(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from rich.console import Console
@@ -20,18 +21,19 @@ from gve_jax.adapters import read_adapter
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
-from gve_jax.inputs.batch import Bucket, Buckets, collate, default_buckets
+from gve_jax.inputs.batch import Buckets, default_buckets
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.isolation import Failure, Isolated
 from gve_jax.inputs.item import Item, as_item
 from gve_jax.inputs.limits import Limits
+from gve_jax.inputs.packing import Plan, collate_decode, collate_tower, make_plan
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine, failure
 from gve_jax.learning.checkpoint import load_params, save_params
 from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
-from gve_jax.model.embedder import Batch, init_params, make_embed
+from gve_jax.model.embedder import Frames, Packed, init_params, make_encode
 from gve_jax.model.hf_config import from_hf
 from gve_jax.pretrained import (
     check_tokens,
@@ -63,7 +65,7 @@ class GVE:
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh
         self._isolated = Isolated(preprocess, processes=os.cpu_count() or 1)
-        self._embed = jax.jit(make_embed(config, normalize=False))
+        self._tower, self._decode = map(jax.jit, make_encode(config))
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -296,8 +298,6 @@ class GVE:
                 item if item.instruction else dataclasses.replace(item, instruction=prompt)
                 for item in items
             ]
-        unit = int(np.prod([self.mesh.shape[axis] for axis in ("data", "fsdp")]))
-        batch_size = -(-batch_size // unit) * unit
         vectors = np.empty((len(items), self.embedding_dim), np.float32)
         valid = np.zeros(len(items), bool)
         if show is None:
@@ -308,7 +308,7 @@ class GVE:
                 chunk = items[start : start + batch_size * CHUNK]
                 rows = self._rows(chunk, start, on_error)
                 progress.advance(bar, len(chunk) - len(rows))
-                for places, vector in self._batches(rows, batch_size, unit):
+                for places, vector in self._vectors(rows, batch_size):
                     vectors[places] = vector
                     valid[places] = True
                     progress.advance(bar, len(places))
@@ -317,52 +317,45 @@ class GVE:
             raise UserError("the model gives vectors that are not finite, or zero")
         return vectors, valid
 
-    def _rows(
-        self, items: list[Item], start: int, on_error: Callable
-    ) -> dict[int, tuple[Row, Bucket]]:
+    def _rows(self, items: list[Item], start: int, on_error: Callable) -> dict[int, Row]:
         rows = {}
         with contextlib.closing(self._isolated.map(items, self.buckets.fit)) as results:
             for index, (item, result) in enumerate(zip(items, results, strict=True), start):
                 if isinstance(result, Failure):
                     on_error(index, item, result)
                 else:
-                    rows[index] = result, self.buckets.fit([result])
+                    rows[index] = result
         return rows
 
-    def _batches(
-        self, rows: dict[int, tuple[Row, Bucket]], size: int, unit: int
+    def plan(self, rows: Mapping[int, Row], batch_size: int) -> Plan:
+        """The batches that `encode` makes of rows: their shapes, and how much is padding."""
+        unit = int(np.prod([self.mesh.shape[axis] for axis in ("data", "fsdp")]))
+        size = -(-batch_size // unit) * unit
+        # Splash attention knows no segment that all see.
+        return make_plan(rows, self.buckets, size, unit, share=self.config.attention != "splash")
+
+    def _vectors(
+        self, rows: dict[int, Row], batch_size: int
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(places, vectors) of batches of one bucket each, the dearest bucket first: what does not
-        fit into memory shows at once. A batch that is not full is filled up with copies."""
-        grouped: dict[Bucket, list[int]] = {}
-        for index, (_, bucket) in rows.items():
-            grouped.setdefault(bucket, []).append(index)
-        for bucket, places in sorted(grouped.items(), reverse=True):
-            at = 0
-            for count in batch_sizes(len(places), size, unit):
-                part = places[at : at + count]
-                at += count
-                full = part + [part[-1]] * (count - len(part))
-                arrays = collate([rows[i][0] for i in full], bucket, self.preprocess.spec)
-                batch = place_batch(Batch(**arrays), self.mesh)
-                with jax.set_mesh(self.mesh):  # fused attention splits itself over it
-                    vectors = self._embed(self.params, batch)
-                yield part, np.asarray(vectors)[: len(part)]
+        """(places, vectors) of batch after batch."""
+        plan, spec = self.plan(rows, batch_size), self.preprocess.spec
+        pairs = {index: [None] * len(row.patches) for index, row in rows.items() if row.patches}
+        for batch in plan.tower:
+            merged = self._run_program(self._tower, Frames(**collate_tower(batch, rows, spec)))
+            for g, (index, pair) in enumerate(batch.frames):
+                pairs[index][pair] = merged[g, rows[index].layouts[pair].merged]
+        visuals = {index: np.concatenate(found) for index, found in pairs.items()}
+        for batch in plan.decoder:
+            arrays = collate_decode(
+                batch, rows, visuals, self.embedding_dim, jnp.dtype(self.config.dtype)
+            )
+            hidden = self._run_program(self._decode, Packed(**arrays))
+            kept = [hidden[b, : len(items)] for b, items in enumerate(batch.rows)]
+            yield [index for items in batch.rows for index in items], np.concatenate(kept)
 
-
-def batch_sizes(count: int, size: int, unit: int) -> list[int]:
-    """Rows of the batches that hold `count` items: full ones, then `unit` times powers of two.
-
-    Few sizes, so few compiled programs; at most a quarter of a batch is padding, or one `unit`.
-    """
-    sizes = [size] * (count // size)
-    left = -(-(count % size) // unit)
-    while left:
-        above = min(1 << (left - 1).bit_length(), size // unit)
-        rows = above if 4 * left >= 3 * above else 1 << (left.bit_length() - 1)
-        sizes.append(rows * unit)
-        left -= min(left, rows)
-    return sizes
+    def _run_program(self, program: Callable, arrays) -> np.ndarray:
+        with jax.set_mesh(self.mesh):  # fused attention splits itself over it
+            return np.asarray(program(self.params, place_batch(arrays, self.mesh)))
 
 
 def check_free(directory: Path, format: str) -> None:

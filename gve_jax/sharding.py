@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gve_jax.errors import UserError
-from gve_jax.model.embedder import Batch
+from gve_jax.model.embedder import Batch, Packed
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -89,16 +89,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def place_batch(arrays, mesh: Mesh):
     """Each process's rows -> global arrays, split over (data, fsdp). The batch axis is the first,
-    except in `Batch.positions`, where it is the second."""
+    except in `positions`, where it is the second."""
 
     def put(array, spec=ROWS):
         return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array)
 
     def place(node):
-        if isinstance(node, Batch):
-            fields = {name: put(getattr(node, name)) for name in node.__dataclass_fields__
+        if isinstance(node, Batch | Packed):
+            fields = {name: place(getattr(node, name)) for name in node.__dataclass_fields__
                       if name != "positions"}  # fmt: skip
-            return Batch(positions=put(node.positions, PartitionSpec(None, *ROWS)), **fields)
-        return put(node)
+            return type(node)(positions=put(node.positions, PartitionSpec(None, *ROWS)), **fields)
+        return None if node is None else put(node)
 
-    return jax.tree.map(place, arrays, is_leaf=lambda node: isinstance(node, Batch))
+    return jax.tree.map(place, arrays, is_leaf=lambda node: isinstance(node, Batch | Packed))

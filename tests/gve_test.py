@@ -10,7 +10,6 @@ from PIL import Image
 from gve_jax import GVE
 from gve_jax.errors import UserError
 from gve_jax.experiment import Experiment
-from gve_jax.gve import batch_sizes
 from gve_jax.inputs import isolation
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.limits import Limits
@@ -112,19 +111,6 @@ def test_similarity_is_the_cosine_of_all_pairs(model):
         model.similarity(a, b[:, :4])
     with pytest.raises(UserError, match="no direction"):
         model.similarity(a, np.zeros((1, 5)))
-
-
-@pytest.mark.parametrize("size, unit", [(32, 1), (32, 8), (24, 8), (8, 8), (1, 1)])
-def test_batches_are_of_few_sizes_and_little_padding(size, unit):
-    seen = set()
-    for count in range(1, 100):
-        sizes = batch_sizes(count, size, unit)
-        seen |= set(sizes)
-        assert sum(sizes) >= count > sum(sizes[:-1])
-        assert all(s <= size and s % unit == 0 for s in sizes)
-        assert sum(sizes) - count < unit or (sum(sizes) - count) <= sizes[-1] / 4 + unit - 1
-    assert len(seen) <= 2 + np.log2(size // unit)
-    assert batch_sizes(0, size, unit) == []
 
 
 def test_the_progress_bar_is_drawn_on_standard_error(model, inputs, capsys):

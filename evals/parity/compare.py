@@ -155,13 +155,13 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
 
     coords, mask = jnp.asarray(batch.patch_coords[0]), jnp.asarray(batch.patch_mask[0])
     size = cfg.vision.hidden_size // cfg.vision.num_heads
-    angles = rope.vision_angles(coords, size, cfg.vision.rope_theta)
+    turns = rope.vision_turns(coords, size, cfg.vision.rope_theta)
     slots = (batch.window_slots[0], batch.window_inverse[0], cfg.vision.window_side**2)
     for index in range(cfg.vision.depth):
         full = index in cfg.vision.fullatt_block_indexes
         before, after = seen[f"blocks.{index}"]
         x = jnp.asarray(before).reshape(pairs, patches, -1)
-        x = _layer(tower.blocks, index)(x, angles, mask, slots, jnp.asarray(full))
+        x = _layer(tower.blocks, index)(x, turns, mask, slots, jnp.asarray(full))
         kind = "full" if full else "windowed"
         yield f"tower block, {kind}", np.asarray(x).reshape(after.shape), after
     before, after = seen["merger"]
@@ -170,10 +170,10 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
 
     positions = jnp.asarray(example.row.positions)[:, None]
     text = cfg.text
-    angles = rope.text_angles(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    turns = rope.text_turns(positions, text.head_dim, text.rope_theta, text.mrope_section)
     for index in range(text.num_hidden_layers):
         before, after = seen[f"layers.{index}"]
-        found = _layer(decoder.layers, index)(jnp.asarray(before), angles)
+        found = _layer(decoder.layers, index)(jnp.asarray(before), turns)
         yield f"decoder layer {index}", found, after
     before, after = seen["norm"]
     yield "final norm", decoder.norm(jnp.asarray(before)), after

@@ -9,15 +9,15 @@ counts. Compiling is stated apart: it is paid once a shape, and kept by JAX's co
 import argparse
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from evals.reference import SIZES, Reference, make_example, write_checkpoint
 from evals.speed.result import write_result
-from gve_jax.gve import GVE, batch_sizes
+from gve_jax.gve import GVE
 from gve_jax.inputs.item import Item
+from gve_jax.inputs.preprocess import Row
 
 FEWEST = 8  # tokens of the shortest text
 
@@ -105,21 +105,18 @@ def measure(source: Path, args) -> dict:
         "tokens/s": {name: round(tokens / value, 1) for name, value in medians.items()},
         "ratio to the best of theirs": round(best / medians["ours"], 2),
         "first run with compiling, seconds": round(warm_up, 1),
-        **padding([e.row for e in examples], model, args.batch_size),
+        **padding(dict(enumerate(e.row for e in examples)), model, args.batch_size),
     }
 
 
-def padding(rows, model: GVE, size: int) -> dict[str, float]:
-    """Shares of padding in what `encode` computes for these rows."""
-    buckets = Counter(model.buckets.fit([row]) for row in rows)
-    shapes = [(bucket, sum(batch_sizes(n, size, 1))) for bucket, n in buckets.items()]
-    tokens = sum(bucket.length * n for bucket, n in shapes)
-    patches = sum(bucket.pairs * bucket.patches * n for bucket, n in shapes)
-    used = sum(len(pair) for row in rows for pair in row.patches)
+def padding(rows: dict[int, Row], model: GVE, size: int) -> dict[str, float]:
+    """What `encode` computes for these rows: shares of padding, of shared tokens, its programs."""
+    plan = model.plan(rows, size)
+    slots, used = plan.slots, plan.used(rows)
+    tokens = sum(len(row.tokens) for row in rows.values())
     return {
-        "padding of tokens": round(1 - sum(len(row.tokens) for row in rows) / tokens, 3),
-        "padding of patches": round(1 - used / max(patches, 1), 3),
-        "compiled shapes": len(
-            {(b, n) for b, c in buckets.items() for n in batch_sizes(c, size, 1)}
-        ),
+        "padding of tokens": round(1 - used["tokens"] / slots["tokens"], 3),
+        "tokens shared between items": round(1 - used["tokens"] / tokens, 3),
+        "padding of patches": round(1 - used["patches"] / max(slots["patches"], 1), 3),
+        "compiled shapes": len(plan.shapes),
     }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gve_jax.inputs.layout import Layout
 from gve_jax.inputs.preprocess import InputSpec, Row
 
 # Tokens of the default buckets, in steps of a half and a third: a fifth of them is padding.
@@ -50,6 +51,16 @@ class Buckets:
             for kind in {pairs for pairs, _ in self.shapes}
         )
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the shapes, the fewest first."""
+        return sorted({length for _, length in self.shapes})
+
+    @property
+    def frame_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(patches, windows) of a frame pair, the smallest first."""
+        return (*self.frames, (self.patches, self.windows))
+
     def fit(self, rows: Sequence[Row]) -> Bucket:
         """Raises ValueError when the rows exceed every shape."""
         pairs = max(len(row.patches) for row in rows)
@@ -62,18 +73,19 @@ class Buckets:
         raise ValueError(f"{pairs} frame pairs with {length} tokens exceed every declared bucket")
 
     def _frame(self, rows: Sequence[Row]) -> tuple[int, int]:
-        layouts = [layout for row in rows for layout in row.layouts]
-        for patches, windows in self.frames:
-            if all(len(one.coords) <= patches and one.windows <= windows for one in layouts):
-                return patches, windows
-        return self.patches, self.windows
+        layouts = {id(layout): layout for row in rows for layout in row.layouts}.values()
+        for size in self.frame_sizes:
+            if all(layout.fits(*size) for layout in layouts):
+                return size
+        worst = max(len(layout.coords) for layout in layouts)
+        raise ValueError(f"a frame of {worst} patches exceeds every declared bucket")
 
 
 def default_buckets(spec: InputSpec) -> Buckets:
     """Shapes for whatever `spec` lets through, with up to eight times its frames.
 
     Tokens and frame pairs grow by steps of at most two. Frames with sides up to 1:3 grow by the
-    square root of two, from an eighth of the pixels allowed to all of them; whatever the sides,
+    fourth root of two, from an eighth of the pixels allowed to all of them; whatever the sides,
     they take all: a strip of a picture has several times the windows of a square.
     """
     lengths = [n for n in _LENGTHS if n < spec.max_length] + [spec.max_length]
@@ -81,7 +93,7 @@ def default_buckets(spec: InputSpec) -> Buckets:
     kinds = {0, 1, pairs, pairs + 1, 2 * pairs, 4 * pairs, 8 * pairs}  # + 1: an image beside it
     tokens = spec.max_pixels // (spec.patch_size * spec.merge) ** 2
     patches, side = spec.merge**2, spec.window_side // spec.merge
-    frames = [(max(1, round(tokens / 2 ** (step / 2))), 3) for step in range(6, -1, -1)]
+    frames = [(max(1, round(tokens / 2 ** (step / 4))), 3) for step in range(12, -1, -1)]
     return Buckets(
         shapes=tuple((kind, length) for kind in kinds for length in lengths if length > kind),
         patches=tokens * patches,
@@ -121,17 +133,27 @@ def collate(rows: Sequence[Row], bucket: Bucket, spec: InputSpec) -> dict[str, n
         batch["positions"][:, b, :count] = row.positions
         done = 0
         for f, (pixels, layout) in enumerate(zip(row.patches, row.layouts, strict=True)):
-            used = len(pixels)
-            if used > patches or len(layout.window_slots) > bucket.windows * slots:
-                raise ValueError(f"a frame of {used} patches exceeds the bucket's {patches}")
-            batch["patches"][b, f, :used] = pixels
-            batch["patch_mask"][b, f, :used] = True
-            batch["patch_coords"][b, f, :used] = layout.coords
-            batch["window_slots"][b, f, : len(layout.window_slots)] = layout.window_slots
-            batch["window_inverse"][b, f, :used] = layout.window_inverse
+            put_frame(batch, (b, f), pixels, layout)
             sources = f * merged + layout.merged
             targets = row.visual_tokens[done : done + len(sources)]
             batch["visual_slots"][b, targets] = sources
             batch["visual_inverse"][b, sources] = targets
             done += len(sources)
     return batch
+
+
+def put_frame(batch: dict[str, np.ndarray], at, pixels: np.ndarray, layout: Layout) -> None:
+    """Writes a frame pair's patches and indices to `batch[...][at]`.
+
+    Raises:
+      ValueError: the arrays have less room than it needs.
+    """
+    used, windows = len(pixels), len(layout.window_slots)
+    room = len(batch["patches"][at])
+    if used > room or windows > len(batch["window_slots"][at]):
+        raise ValueError(f"a frame of {used} patches exceeds the bucket's {room}")
+    batch["patches"][at][:used] = pixels
+    batch["patch_mask"][at][:used] = True
+    batch["patch_coords"][at][:used] = layout.coords
+    batch["window_slots"][at][:windows] = layout.window_slots
+    batch["window_inverse"][at][:used] = layout.window_inverse

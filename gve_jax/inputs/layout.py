@@ -25,6 +25,10 @@ class Layout:
     merged: np.ndarray
     windows: int
 
+    def fits(self, patches: int, windows: int) -> bool:
+        """Whether a frame with so many slots holds it."""
+        return len(self.coords) <= patches and self.windows <= windows
+
 
 @functools.lru_cache(maxsize=512)
 def window_layout(gh: int, gw: int, side: int, merge: int) -> Layout:

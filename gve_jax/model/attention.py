@@ -10,11 +10,13 @@ A kernel that cannot run here is an error (`check_kernel`), never another kernel
 tower's windows of 64 patches are below what either fused kernel is made for: always `xla`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gve_jax.errors import UserError
 
@@ -50,6 +52,8 @@ def attend(
     *,
     keys: Bool[Array, "*B S"] | None = None,
     causal: bool = False,
+    places: Int[Array, "*B L"] | None = None,
+    segments: Int[Array, "*B S"] | None = None,
     kernel: str = "xla",
 ) -> Float[Array, "*B L N H"]:
     """Softmax attention; softmax in float32.
@@ -57,20 +61,42 @@ def attend(
     Args:
       keys: which keys may be seen; all when None. A row that may see nothing gets something
         finite, never NaN: it is padding, masked by whoever reads it.
-      causal: a row sees no key after its own place (L equals S).
+      causal: a row sees no key after its own place; rows stand at 0..L-1 unless `places` says
+        where.
+      places: key that each row stands at; kernel "xla" only.
+      segments: of the keys of several sequences side by side. A row sees its own segment, and
+        segment 0, which all share; "splash" knows no segment 0.
       kernel: see the table of this module.
     """
     if kernel == "xla":
-        return _xla(query, key, value, keys, causal)
+        return _xla(query, key, value, _mask(query, key, keys, causal, places, segments))
+    if places is not None:
+        raise ValueError("places are for kernel 'xla'")
     *batch, length, heads, size = query.shape
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
-    if keys is not None:
-        keys = keys.reshape(-1, keys.shape[-1])
-    mixed = {"cudnn": _cudnn, "splash": _splash}[kernel](*flat, keys, causal)
+    keys, segments = (None if x is None else x.reshape(-1, x.shape[-1]) for x in (keys, segments))
+    mixed = {"cudnn": _cudnn, "splash": _splash}[kernel](*flat, keys, causal, segments)
     return mixed.reshape(*batch, length, heads, size)
 
 
-def _xla(query, key, value, keys, causal):
+def _mask(query, key, keys, causal, places, segments) -> Bool[Array, "*B L S"] | None:
+    """Which key each row sees; its axes broadcast, None sees all."""
+    length, count = query.shape[-3], key.shape[-3]
+    rules = []
+    if keys is not None:
+        rules.append(keys[..., None, :])
+    if causal and places is None:
+        rules.append(np.tri(length, count, dtype=bool))
+    elif causal:
+        rules.append(np.arange(count) <= places[..., None])
+    if segments is not None:
+        own = segments if places is None else jnp.take_along_axis(segments, places, axis=-1)
+        theirs = segments[..., None, :]
+        rules.append((own[..., None] == theirs) | (theirs == 0))
+    return functools.reduce(jnp.logical_and, rules) if rules else None
+
+
+def _xla(query, key, value, mask):
     *batch, length, heads, size = query.shape
     groups, count = key.shape[-2], key.shape[-3]
     shared = heads // groups
@@ -81,25 +107,24 @@ def _xla(query, key, value, keys, causal):
     k, v = jnp.moveaxis(key, -3, -2), jnp.moveaxis(value, -3, -2)
     scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
     scores = scores.reshape(*batch, groups, shared, length, count) * (size**-0.5)
-    lowest = jnp.finfo(jnp.float32).min
-    if keys is not None:
-        scores = jnp.where(keys[..., None, None, None, :], scores, lowest)
-    if causal:
-        scores = jnp.where(np.tri(length, count, dtype=bool), scores, lowest)
+    if mask is not None:
+        lowest = jnp.finfo(jnp.float32).min
+        scores = jnp.where(mask[..., None, None, :, :], scores, lowest)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = jnp.matmul(weights.reshape(*batch, groups, shared * length, count), v)
     mixed = mixed.reshape(*batch, groups, shared, length, size)
     return jnp.moveaxis(mixed, -2, -4).reshape(*batch, length, heads, size)
 
 
-def _cudnn(query, key, value, keys, causal):
-    mask = None if keys is None else keys[:, None, None, :]
+def _cudnn(query, key, value, keys, causal, segments):
+    mask = _mask(query, key, keys, False, None, segments)
     return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=causal, implementation="cudnn"
-    )
+        query, key, value, mask=None if mask is None else mask[:, None],
+        is_causal=causal, implementation="cudnn",
+    )  # fmt: skip
 
 
-def _splash(query, key, value, keys, causal, interpret=False):
+def _splash(query, key, value, keys, causal, segments=None, interpret=False):
     """Pallas' splash attention: [B, heads, L, H], lengths padded to whole blocks.
 
     Padding and unseen keys get another segment than the rest, so nothing real ever sees them. A
@@ -114,9 +139,11 @@ def _splash(query, key, value, keys, causal, interpret=False):
     def padded(x, to):
         return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, to - x.shape[1]), (0, 0), (0, 0))), 2, 1)
 
-    seen = jnp.ones((batch, count), bool) if keys is None else keys
-    seen = jnp.pad(seen, ((0, 0), (0, columns - count))).astype(jnp.int32)
-    asks = jnp.pad(jnp.ones((batch, length), jnp.int32), ((0, 0), (0, rows - length)))
+    own = jnp.ones((batch, count), jnp.int32) if segments is None else segments
+    seen = own if keys is None else jnp.where(keys, own, 0)
+    seen = jnp.pad(seen, ((0, 0), (0, columns - count)))
+    asks = jnp.ones((batch, length), jnp.int32) if segments is None else segments
+    asks = jnp.pad(asks, ((0, 0), (0, rows - length)))
 
     def local(q, k, v, asks, seen):
         mask = (splash.CausalMask if causal else splash.FullMask)((rows, columns))

@@ -7,6 +7,10 @@ from typing import Any
 # The paper's: queries, keys, values and the MLP of the decoder, not the output projection.
 LORA_TARGETS = r"^language/layers/(self_attn/(q|k|v)_proj|mlp/(gate|up|down)_proj)$"
 
+# What the backward pass finds of a layer's forward pass: everything; what its projections gave
+# (attention and the elementwise rest are computed again); nothing but its input.
+REMAT = ("none", "dots", "full")
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -96,21 +100,23 @@ class ModelConfig:
     """A General Video Embedder: tower, decoder, and how they are run.
 
     `dtype` is the dtype of activations; parameters are stored in `param_dtype`, adapters always in
-    float32. `remat_*` recompute a layer's activations in the backward pass. `attention` names a
-    kernel of `gve_jax.model.attention`.
+    float32. `remat_*` name what of a layer the backward pass computes again, see `REMAT`.
+    `attention` names a kernel of `gve_jax.model.attention`.
     """
 
     vision: VisionConfig
     text: TextConfig
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat_vision: bool = False
-    remat_text: bool = False
+    remat_vision: str = "none"
+    remat_text: str = "none"
     attention: str = "xla"
     lora: LoraConfig | None = None
 
     def __post_init__(self):
         v, t = self.vision, self.text
+        for name in ("remat_vision", "remat_text"):
+            _require(getattr(self, name) in REMAT, name, f"one of {', '.join(REMAT)}")
         _require(v.hidden_size % v.num_heads == 0, "vision.hidden_size", "a multiple of num_heads")
         _require(v.hidden_size // v.num_heads % 4 == 0, "vision head size", "a multiple of 4")
         _require(v.out_hidden_size == t.hidden_size, "vision.out_hidden_size", "text.hidden_size")

@@ -33,6 +33,33 @@ class Batch:
     visual_inverse: Int[Array, "B V"]  # token that a merged visual token replaces
 
 
+@struct.dataclass
+class Frames:
+    """G frame pairs of any items, for the tower alone; fields as in `Batch`."""
+
+    patches: UInt8[Array, "G P C"]
+    patch_mask: Bool[Array, "G P"]
+    patch_coords: Int[Array, "G P 2"]
+    window_slots: Int[Array, "G S"]
+    window_inverse: Int[Array, "G P"]
+
+
+@struct.dataclass
+class Packed:
+    """B rows of several items each, for the decoder alone.
+
+    What the items of a row start with in common stands once, at its start, as segment 0; the rest
+    of each item follows as a segment of its own, at positions that go on from there. -1 is padding.
+    """
+
+    tokens: Int[Array, "B L"]
+    positions: Int[Array, "3 B L"]
+    segments: Int[Array, "B L"]
+    places: Int[Array, "B I"]  # last token of each item; 0 where a row has fewer
+    visual: Float[Array, "B L D"] | None  # merged visual tokens where they stand; None: texts alone
+    visual_mask: Bool[Array, "B L"] | None
+
+
 class Embedder(nnx.Module):
     """Qwen2.5-VL, pooled at the last token (`<|endoftext|>`), unit length, float32.
 
@@ -68,14 +95,28 @@ class Embedder(nnx.Module):
 
     def pooled(self, batch: Batch) -> Float[Array, "B D"]:
         """The last hidden state of each row, float32, not normalised."""
-        hidden = self.hidden(batch)
-        last = jnp.take_along_axis(hidden, (batch.length - 1)[:, None, None], axis=1)[:, 0]
-        return last.astype(jnp.float32)
+        places = (batch.length - 1)[:, None]
+        x = self.language.pooled(self._placed(batch), batch.positions, places)
+        return x[:, 0].astype(jnp.float32)
 
     def hidden(self, batch: Batch) -> Float[Array, "B L D"]:
         """Hidden states after the final norm, padding included."""
-        dtype = jnp.dtype(self.cfg.dtype)
-        x = self.language.embed_tokens[...][batch.tokens].astype(dtype)
+        return self.language(self._placed(batch), batch.positions)
+
+    def packed(self, rows: Packed) -> Float[Array, "B I D"]:
+        """`pooled` of the items of packed rows."""
+        x = self._embedded(rows.tokens)
+        if rows.visual is not None:
+            x = jnp.where(rows.visual_mask[..., None], rows.visual.astype(x.dtype), x)
+        x = self.language.pooled(x, rows.positions, rows.places, rows.segments)
+        return x.astype(jnp.float32)
+
+    def _embedded(self, tokens):
+        return self.language.embed_tokens[...][tokens].astype(jnp.dtype(self.cfg.dtype))
+
+    def _placed(self, batch: Batch) -> Float[Array, "B L D"]:
+        """Token vectors, with the merged visual tokens where they belong."""
+        x = self._embedded(batch.tokens)
         items, pairs, patches, _ = batch.patches.shape
         if pairs:
             merged = self.visual(
@@ -86,7 +127,7 @@ class Embedder(nnx.Module):
             merged = merged.reshape(items, -1, merged.shape[-1])
             placed = permute(merged, batch.visual_slots, batch.visual_inverse)
             x = jnp.where((batch.visual_slots >= 0)[..., None], placed, x)
-        return self.language(x, batch.positions)
+        return x
 
 
 def init_params(cfg: ModelConfig, seed: int):
@@ -107,19 +148,51 @@ def make_embed(cfg: ModelConfig, normalize: bool = True):
     Raises:
       UserError: `cfg.attention` cannot run on this machine.
     """
-    heads = (cfg.vision.hidden_size // cfg.vision.num_heads, cfg.text.head_dim)
-    check_kernel(cfg.attention, cfg.dtype, heads, jax.default_backend())
-    graph, _ = abstract_state(cfg)
+    build = _builder(cfg)
 
     def embed(params, batch: Batch, dropout_key=None) -> Float[Array, "B D"]:
-        _, state = abstract_state(cfg)
-        nnx.replace_by_pure_dict(state, params)
-        model = nnx.merge(graph, state)
+        model = build(params)
         if dropout_key is not None:
             lora.drop_inputs(model, dropout_key)
         return model(batch) if normalize else model.pooled(batch)
 
     return embed
+
+
+def make_encode(cfg: ModelConfig):
+    """The encoder in two pure functions, for items packed side by side: `tower(params, frames)`
+    gives merged visual tokens [G, M, D] in window order, `decode(params, packed)` hidden states
+    float32 [B, I, D], not normalised.
+
+    Raises:
+      UserError: `cfg.attention` cannot run on this machine.
+    """
+    build = _builder(cfg)
+
+    def tower(params, frames: Frames) -> Float[Array, "G M D"]:
+        return build(params).visual(
+            frames.patches, frames.patch_mask, frames.patch_coords,
+            frames.window_slots, frames.window_inverse,
+        )  # fmt: skip
+
+    def decode(params, rows: Packed) -> Float[Array, "B I D"]:
+        return build(params).packed(rows)
+
+    return tower, decode
+
+
+def _builder(cfg: ModelConfig):
+    """Parameters -> the module that holds them; UserError when its kernel cannot run here."""
+    heads = (cfg.vision.hidden_size // cfg.vision.num_heads, cfg.text.head_dim)
+    check_kernel(cfg.attention, cfg.dtype, heads, jax.default_backend())
+    graph, _ = abstract_state(cfg)
+
+    def build(params) -> Embedder:
+        _, state = abstract_state(cfg)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+    return build
 
 
 def abstract_state(cfg: ModelConfig):

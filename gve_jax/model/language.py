@@ -1,6 +1,9 @@
 """Qwen2.5-VL's causal decoder: grouped-query attention, M-RoPE, SwiGLU, no vocabulary head
 (transformers 4.49, `modeling_qwen2_5_vl.py: Qwen2_5_VLModel`)."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -24,14 +27,20 @@ class Attention(nnx.Module):
         self.v_proj = linear(width, self.groups * size, True)
         self.o_proj = linear(self.heads * size, width, False)
 
-    def __call__(self, x, angles):
+    def __call__(self, x, turns, segments=None, places=None):
+        """x [B, L, D] -> the same, or [B, I, D] at `places` [B, I] alone."""
         batch, length, _ = x.shape
-        query = self.q_proj(x).reshape(batch, length, self.heads, self.size)
+        asks, own, kernel = x, turns, self.kernel
+        if places is not None:  # few rows: no work for a fused kernel
+            asks, own, kernel = _at(x, places), _at(turns, places), "xla"
+        query = self.q_proj(asks).reshape(batch, -1, self.heads, self.size)
         key = self.k_proj(x).reshape(batch, length, self.groups, self.size)
         value = self.v_proj(x).reshape(batch, length, self.groups, self.size)
-        query, key = rope.rotate(query, angles), rope.rotate(key, angles)
-        mixed = attend(query, key, value, causal=True, kernel=self.kernel)
-        return self.o_proj(mixed.reshape(batch, length, -1))
+        query, key = rope.rotate(query, own), rope.rotate(key, turns)
+        mixed = attend(
+            query, key, value, causal=True, places=places, segments=segments, kernel=kernel
+        )
+        return self.o_proj(mixed.reshape(batch, -1, self.heads * self.size))
 
 
 class Layer(nnx.Module):
@@ -42,15 +51,16 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(width, eps, dtype=dtype, rngs=rngs)
         self.mlp = SwiGLU(width, cfg.intermediate_size, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, angles):
-        x = x + self.self_attn(self.input_layernorm(x), angles)
+    def __call__(self, x, turns, segments=None, places=None):
+        mixed = self.self_attn(self.input_layernorm(x), turns, segments, places)
+        x = (x if places is None else _at(x, places)) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class LanguageModel(nnx.Module):
     """Token vectors (text and merged visual tokens) -> hidden states after the final norm."""
 
-    def __init__(self, cfg: TextConfig, *, param_dtype, remat: bool, kernel: str, rngs: nnx.Rngs):
+    def __init__(self, cfg: TextConfig, *, param_dtype, remat: str, kernel: str, rngs: nnx.Rngs):
         self.cfg, self.remat = cfg, remat
         init = nnx.initializers.normal(stddev=0.02)
         shape = (cfg.vocab_size, cfg.hidden_size)
@@ -66,10 +76,47 @@ class LanguageModel(nnx.Module):
         self, x: Float[Array, "B L D"], positions: Int[Array, "3 B L"]
     ) -> Float[Array, "B L D"]:
         """Right padding needs no mask here: a causal row never sees what follows it."""
-        cfg = self.cfg
-        angles = rope.text_angles(positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+        turns = self._turns(positions)
 
         def body(layer, x):
-            return layer(x, angles)
+            return layer(x, turns)
 
         return self.norm(scan_layers(self.layers, x, body, remat=self.remat))
+
+    def pooled(
+        self,
+        x: Float[Array, "B L D"],
+        positions: Int[Array, "3 B L"],
+        places: Int[Array, "B I"],
+        segments: Int[Array, "B L"] | None = None,
+    ) -> Float[Array, "B I D"]:
+        """The rows of `__call__` at `places` alone: the last layer computes no others.
+
+        Args:
+          segments: of tokens, when a row holds several sequences: a token sees its own segment and
+            segment 0, which all share (see `gve_jax.model.attention`).
+        """
+        turns = self._turns(positions)
+
+        def body(layer, carry, last):
+            x, pooled = carry
+            # One stack, scanned: to run the last layer apart would copy the weights of the rest.
+            return jax.lax.cond(
+                last,
+                lambda: (x, layer(x, turns, segments, places)),
+                lambda: (layer(x, turns, segments), pooled),
+            )
+
+        last = np.arange(self.cfg.num_hidden_layers) == self.cfg.num_hidden_layers - 1
+        carry = (x, jnp.zeros_like(_at(x, places)))
+        return self.norm(
+            scan_layers(self.layers, carry, body, jnp.asarray(last), remat=self.remat)[1]
+        )
+
+    def _turns(self, positions):
+        cfg = self.cfg
+        return rope.text_turns(positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+
+
+def _at(x: Float[Array, "B L D"], places: Int[Array, "B I"]) -> Float[Array, "B I D"]:
+    return jnp.take_along_axis(x, places[..., None], axis=1)

@@ -59,15 +59,23 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
     return nnx.vmap(make, in_axes=0, out_axes=0)(nnx.Rngs(params=rngs.params()).split(depth))
 
 
-def scan_layers(layers: nnx.Module, x, body: Callable, *per_layer, remat: bool = False):
-    """Runs `x = body(layer, x, *per_layer[i])` over a stack: one compiled body for any depth."""
+_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def scan_layers(layers: nnx.Module, x, body: Callable, *per_layer, remat: str = "none"):
+    """Runs `x = body(layer, x, *per_layer[i])` over a stack: one compiled body for any depth.
+    `remat` is one of `gve_jax.model.config.REMAT`."""
     graph, states = nnx.split(layers)
 
     def step(carry, inputs):
         state, *rest = inputs
         return body(nnx.merge(graph, state), carry, *rest), None
 
-    step = jax.checkpoint(step) if remat else step
+    if remat != "none":
+        step = jax.checkpoint(step, policy=_POLICIES[remat])
     return jax.lax.scan(step, x, (states, *per_layer))[0]
 
 

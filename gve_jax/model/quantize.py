@@ -2,8 +2,8 @@
 
 Needs qwix (the extra `quant`). A quantized kernel stands in the parameter tree where the kernel
 stood and is made dense, in the dtype of the activations, one layer at a time as the scan comes to
-it. With `remat_text=False` the backward pass would keep the dense kernels of all layers: train with
-it on. Adapters merge into the base as it was before.
+it. With `remat_text="none"` the backward pass would keep the dense kernels of all layers: train
+with "full". Adapters merge into the base as it was before.
 """
 
 import re

@@ -30,12 +30,12 @@ class Attention(nnx.Module):
         self.proj = Linear(width, width, bias=True, dtype=dtype, rngs=rngs)
         self.heads = cfg.num_heads
 
-    def __call__(self, x, angles, mask, windows, is_full):
-        """x [G, P, D], angles [G, P, H], mask [G, P]; G counts frame pairs of the whole batch."""
+    def __call__(self, x, turns, mask, windows, is_full):
+        """x [G, P, D], turns [G, P, H], mask [G, P]; G counts frame pairs of the whole batch."""
         pairs, patches, width = x.shape
         qkv = self.qkv(x).reshape(pairs, patches, 3, self.heads, width // self.heads)
         query, key, value = (qkv[:, :, i] for i in range(3))
-        query, key = rope.rotate(query, angles), rope.rotate(key, angles)
+        query, key = rope.rotate(query, turns), rope.rotate(key, turns)
 
         def full(q, k, v):
             mixed = attend(q, k, v, keys=mask, kernel=self.kernel)
@@ -66,8 +66,8 @@ class Block(nnx.Module):
         self.attn = Attention(cfg, dtype=dtype, kernel=kernel, rngs=rngs)
         self.mlp = SwiGLU(cfg.hidden_size, cfg.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, angles, mask, windows, is_full):
-        x = x + self.attn(self.norm1(x), angles, mask, windows, is_full)
+    def __call__(self, x, turns, mask, windows, is_full):
+        x = x + self.attn(self.norm1(x), turns, mask, windows, is_full)
         return x + self.mlp(self.norm2(x))
 
 
@@ -91,7 +91,7 @@ class VisionTower(nnx.Module):
     """uint8 patches -> merged visual tokens at the decoder's width."""
 
     def __init__(
-        self, cfg: VisionConfig, *, dtype, param_dtype, remat: bool, kernel: str, rngs: nnx.Rngs
+        self, cfg: VisionConfig, *, dtype, param_dtype, remat: str, kernel: str, rngs: nnx.Rngs
     ):
         self.cfg, self.dtype, self.remat = cfg, dtype, remat
         # The reference's bias-free Conv3d with kernel == stride is this matrix product.
@@ -118,12 +118,12 @@ class VisionTower(nnx.Module):
         """
         cfg = self.cfg
         x = self.patch_embed(normalise(patches, cfg).astype(self.dtype))
-        angles = rope.vision_angles(coords, cfg.hidden_size // cfg.num_heads, cfg.rope_theta)
+        turns = rope.vision_turns(coords, cfg.hidden_size // cfg.num_heads, cfg.rope_theta)
         is_full = np.isin(np.arange(cfg.depth), cfg.fullatt_block_indexes)
         windows = (window_slots, window_inverse, cfg.window_side**2)
 
         def body(block, x, full):
-            return block(x, angles, mask, windows, full)
+            return block(x, turns, mask, windows, full)
 
         x = scan_layers(self.blocks, x, body, jnp.asarray(is_full), remat=self.remat)
         return self.merger(x)

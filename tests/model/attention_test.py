@@ -17,12 +17,16 @@ def draw(seed, batch=2, length=5, count=7, heads=4, groups=2, size=8):
     return q, k, v, rng.random((batch, count)) < 0.6
 
 
-def by_rows(q, k, v, keys, causal):
+def by_rows(q, k, v, keys, causal, places=None, segments=None):
     """Attention of one row and head at a time, in float64."""
     out = np.zeros(q.shape)
     shared = q.shape[2] // k.shape[2]
     for b, i, n in np.ndindex(*q.shape[:3]):
-        seen = np.flatnonzero(keys[b] & (np.arange(k.shape[1]) <= (i if causal else np.inf)))
+        place = i if places is None else places[b, i]
+        seen = keys[b] & (np.arange(k.shape[1]) <= (place if causal else np.inf))
+        if segments is not None:
+            seen &= np.isin(segments[b], (0, segments[b, place]))
+        seen = np.flatnonzero(seen)
         scores = k[b, seen, n // shared].astype(float) @ q[b, i, n] / np.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max())
         out[b, i, n] = weights / weights.sum() @ v[b, seen, n // shared]
@@ -38,14 +42,65 @@ def test_xla_is_softmax_attention(causal, groups):
     np.testing.assert_allclose(found, by_rows(q, k, v, keys, causal), atol=1e-5)
 
 
+def draw_segments(batch, count):
+    """A shared start, two sequences, padding."""
+    return np.repeat([[0, 1, 2, -1]], batch, 0).repeat([2, 3, count - 7, 2], axis=1)
+
+
+def test_sequences_side_by_side_see_themselves_and_what_they_share():
+    q, k, v, _ = draw(5, length=11, count=11)
+    segments, everything = draw_segments(2, 11), np.ones((2, 11), bool)
+    wanted = by_rows(q, k, v, everything, True, segments=segments)
+    found = attend(q, k, v, causal=True, segments=jnp.asarray(segments))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    # The second sequence behind the start is what it would be alone behind it.
+    alone = np.r_[0, 1, 5:9]
+    apart = attend(q[:, alone], k[:, alone], v[:, alone], causal=True)
+    np.testing.assert_allclose(found[:, 5:9], apart[:, 2:], atol=1e-5)
+
+
+@pytest.mark.parametrize("with_segments", [False, True])
+def test_rows_at_places_are_those_rows(with_segments):
+    q, k, v, _ = draw(6, length=11, count=11)
+    segments = jnp.asarray(draw_segments(2, 11)) if with_segments else None
+    places = np.array([[8, 4, 0], [10, 1, 1]])
+    asks = np.take_along_axis(q, places[..., None, None], axis=1)
+    found = attend(asks, k, v, causal=True, places=jnp.asarray(places), segments=segments)
+    whole = attend(q, k, v, causal=True, segments=segments)
+    np.testing.assert_allclose(
+        found, np.take_along_axis(np.asarray(whole), places[..., None, None], axis=1), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        found,
+        by_rows(
+            asks,
+            k,
+            v,
+            np.ones((2, 11), bool),
+            True,
+            places,
+            np.asarray(segments) if with_segments else None,
+        ),
+        atol=1e-5,
+    )
+
+
 def test_a_row_without_keys_stays_finite():
     q, k, v, keys = draw(1)
     keys[0] = False
     assert np.isfinite(attend(q, k, v, keys=jnp.asarray(keys))).all()
 
 
-def splash(q, k, v, keys, causal):
-    return attention._splash(q, k, v, keys, causal, interpret=True)
+def splash(q, k, v, keys, causal, segments=None):
+    return attention._splash(q, k, v, keys, causal, segments, interpret=True)
+
+
+def test_splash_keeps_sequences_apart():
+    q, k, v, _ = draw(7, length=140, count=140, heads=4, groups=2, size=16)
+    segments = jnp.asarray(np.repeat([[1] * 60 + [2] * 70 + [-1] * 10], 2, 0))
+    wanted = attend(q, k, v, causal=True, segments=segments)
+    found = splash(q, k, v, None, True, segments)
+    np.testing.assert_allclose(found[:, :130], wanted[:, :130], atol=2e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

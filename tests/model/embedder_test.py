@@ -7,13 +7,23 @@ import jax
 import numpy as np
 import pytest
 
-from gve_jax.inputs.batch import Bucket, collate
+from gve_jax.inputs.batch import Bucket, Buckets, collate
 from gve_jax.inputs.layout import window_layout
+from gve_jax.inputs.packing import collate_decode, collate_tower, make_plan
 from gve_jax.inputs.pixels import patchify
 from gve_jax.inputs.positions import mrope_positions
 from gve_jax.inputs.preprocess import InputSpec, Row
 from gve_jax.model.config import ModelConfig
-from gve_jax.model.embedder import Batch, Embedder, abstract_state, init_params, make_embed
+from gve_jax.model.embedder import (
+    Batch,
+    Embedder,
+    Frames,
+    Packed,
+    abstract_state,
+    init_params,
+    make_embed,
+    make_encode,
+)
 from gve_jax.sharding import make_mesh, param_shardings, place_batch
 from tests.goldens import qwen25vl as golden
 
@@ -145,6 +155,34 @@ def test_hidden_states_and_vectors_equal_reference_in_one_padded_batch(params, e
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("size", [1, 4])
+def test_packed_items_have_the_vectors_of_the_reference(params, share, size):
+    """Several items a row, frames of all items through the tower together: nothing changes."""
+    rows = dict(enumerate(ROWS))
+    buckets = Buckets(((4, 160), (4, 320)), patches=140, windows=4, frames=((80, 2),))
+    tower, decode = map(jax.jit, make_encode(CFG))
+    plan = make_plan(rows, buckets, size, 1, share)
+    merged = {index: [None] * len(row.patches) for index, row in rows.items() if row.patches}
+    for batch in plan.tower:
+        tokens = np.asarray(tower(params, Frames(**collate_tower(batch, rows, SPEC))))
+        for g, (index, pair) in enumerate(batch.frames):
+            merged[index][pair] = tokens[g, rows[index].layouts[pair].merged]
+    visuals = {index: np.concatenate(pairs) for index, pairs in merged.items()}
+    found = {}
+    for batch in plan.decoder:
+        arrays = collate_decode(batch, rows, visuals, CFG.embedding_dim, np.dtype(np.float32))
+        hidden = np.asarray(decode(params, Packed(**arrays)))
+        for b, items in enumerate(batch.rows):
+            found |= {index: hidden[b, n] for n, index in enumerate(items)}
+    assert any(len(items) > 1 for batch in plan.decoder for items in batch.rows)
+    for number in rows:
+        assert cosine(found[number], NUMBERS[f"{number}/pooled"]) > 0.999999
+        np.testing.assert_allclose(
+            found[number], NUMBERS[f"{number}/hidden"][-1], atol=2e-5, rtol=1e-4
+        )
+
+
 @pytest.mark.parametrize("bucket", [
     Bucket(pairs=6, patches=140, windows=4, length=160),
     Bucket(pairs=4, patches=196, windows=6, length=224),
@@ -167,7 +205,7 @@ def test_vector_does_not_depend_on_the_mesh(params, embed, axes):
     assert cosine(vectors, expected).min() > 0.999999
 
 
-@pytest.mark.parametrize("remat", [True, False])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_gradients_reach_every_parameter_and_remat_changes_nothing(params, remat):
     import dataclasses
 

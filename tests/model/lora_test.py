@@ -257,16 +257,16 @@ def test_a_scanned_decoder_equals_its_layers_one_by_one(params, key):
     expected = model.language(x, positions)
 
     text = CFG.text
-    angles = rope.text_angles(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    turns = rope.text_turns(positions, text.head_dim, text.rope_theta, text.mrope_section)
     layers, stacked = nnx.split(model.language.layers)
     for i in range(text.num_hidden_layers):
-        x = nnx.merge(layers, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(x, angles)
+        x = nnx.merge(layers, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(x, turns)
     np.testing.assert_allclose(model.language.norm(x), expected, atol=1e-5)
 
 
 def test_recomputation_drops_the_same_inputs(params):
     results = []
-    for remat in (False, True):
+    for remat in ("none", "dots", "full"):
         cfg = dataclasses.replace(LCFG, remat_text=remat)
         results.append(jax.jit(jax.value_and_grad(loss_of(cfg)))(params, KEY))
     (loss, grads), (again, grads_again) = results
