@@ -6,7 +6,11 @@
 `--config configs/quickstart.py:smoke` is the same experiment in seconds: does it run at all?
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from gve_jax.inputs.limits import Limits
 
 
 def get_config(form: str = "") -> ConfigDict:
@@ -71,6 +75,9 @@ def get_config(form: str = "") -> ConfigDict:
     config.data.siblings = ConfigDict(dict(T2V_crossing=2, T2V_motion=2, T2V_camera=2))
     config.data.workers = 1  # decoding processes; 0 decodes in threads
     config.data.max_bad_share = 0.01  # unreadable pairs past which the run stops
+
+    # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/inputs/limits.py).
+    config.limits = ConfigDict(dataclasses.asdict(Limits()))
 
     config.loss = ConfigDict()
     config.loss.temperature = 0.03  # the paper's

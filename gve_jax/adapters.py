@@ -19,7 +19,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gve_jax.errors import UserError
-from gve_jax.learning.metrics import write_json
+from gve_jax.files import write_json
 from gve_jax.model import lora, weights
 from gve_jax.model.config import LoraConfig, ModelConfig
 from gve_jax.model.embedder import Embedder

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from gve_jax.errors import UserError, run_cli
+from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.gve import FORMATS, GVE
 from gve_jax.model.weights import LAYOUTS
 from gve_jax.pretrained import find_directory, read_json, stored_dtype
@@ -36,13 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.output}: {args.to}, {model.config.param_dtype}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (see --help)")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m gve_jax.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,11 +1,19 @@
 """The one exception a user's mistake raises; command lines print it as one line."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
     """Bad input, named in one line: a file, a field, a value. Never a bug of ours."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Options whose mistakes are a `UserError` as all others are."""
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see --help)")
 
 
 def run_cli(main: Callable[[], None]) -> None:

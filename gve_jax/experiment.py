@@ -11,12 +11,14 @@ from ml_collections import ConfigDict
 
 from gve_jax import __version__
 from gve_jax.errors import UserError
+from gve_jax.files import write_json
 from gve_jax.gve import GVE
 from gve_jax.inputs.batch import Buckets
+from gve_jax.inputs.isolation import Isolated
+from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.learning import pyramid
-from gve_jax.learning.metrics import write_json
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.step import state_shardings
 from gve_jax.model.config import ModelConfig
@@ -41,6 +43,7 @@ class Experiment:
             self.model = ModelConfig.from_dict(config.model.to_dict())
             vision = self.model.vision
             self.buckets = Buckets(**config.buckets)
+            limits = Limits(**config.limits)
             spec = InputSpec(
                 **config.inputs,
                 max_length=self.buckets.max_length,
@@ -53,13 +56,15 @@ class Experiment:
         except (TypeError, ValueError) as error:
             raise UserError(f"config: {error}") from error
         prompt = Prompt(config.data.tokenizer.format(workdir=workdir), spec.max_length)
-        self.preprocess = Preprocessor(prompt, spec)
+        self.preprocess = Preprocessor(prompt, spec, limits)
+        # Beside each of the loader's workers one process decodes, beside its threads one a thread.
+        self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
         self._check(prompt)
         self.tx = make_optimizer(config.optimizer, config.steps)
         self.bounds = pyramid.stage_bounds(config.steps, config.pyramid.stages)
         # What must stay the same for a resumed run to go on as if it had never stopped.
         kept = config.to_dict()
-        for free in ("checkpoint", "log_every", "mesh", "data"):
+        for free in ("checkpoint", "log_every", "mesh", "data", "limits"):
             kept.pop(free)
         tokenizer = hashlib.sha256(Path(prompt.path).read_bytes()).hexdigest()[:16]
         kept["siblings"] = config.data.siblings.to_dict()
@@ -145,7 +150,7 @@ class Experiment:
 
     def loader(self) -> LoadPairs:
         process = (jax.process_index(), jax.process_count())
-        return LoadPairs(self.sources, self.preprocess, self.buckets, process)
+        return LoadPairs(self.sources, self._isolated, self.buckets, process)
 
     def export(self, params, directory: Path) -> None:
         GVE(self.model, params, self.preprocess, self.buckets, self.mesh).save_pretrained(directory)

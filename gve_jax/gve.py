@@ -1,12 +1,11 @@
 """The public encoder: texts, images, videos and their mixtures in, unit vectors out."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,18 @@ from rich.progress import Progress
 from gve_jax import __version__
 from gve_jax.adapters import read_adapter
 from gve_jax.errors import UserError
+from gve_jax.files import write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
 from gve_jax.inputs.batch import Buckets, default_buckets
-from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.instructions import choose_instruction
-from gve_jax.inputs.item import Item, as_item, source_name
+from gve_jax.inputs.isolation import Failure, Isolated
+from gve_jax.inputs.item import Item, as_item
+from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.packing import Plan, collate_decode, collate_tower, make_plan
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.inputs.quarantine import Quarantine, failure
 from gve_jax.learning.checkpoint import load_params, save_params
-from gve_jax.learning.metrics import write_json
 from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Frames, Packed, init_params, make_encode
@@ -64,6 +64,7 @@ class GVE:
     ):
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh
+        self._isolated = Isolated(preprocess, processes=os.cpu_count() or 1)
         self._tower, self._decode = map(jax.jit, make_encode(config))
 
     @functools.cached_property
@@ -86,6 +87,7 @@ class GVE:
         mrope: str | None = None,
         attention: str | None = None,
         adapter: str | os.PathLike | None = None,
+        limits: Limits | None = None,
         show_progress_bar: bool = False,
     ) -> "GVE":
         """Loads a model of ours, or a Hugging Face checkpoint of the Qwen2.5-VL architecture.
@@ -106,6 +108,8 @@ class GVE:
           attention: a kernel of `gve_jax.model.attention`. When absent, "xla" for a released
             checkpoint, and for one of ours what it was saved with.
           adapter: a directory of PEFT's LoRA files for this model; it stays apart from the weights.
+          limits: what one file or one string of encoded bytes may cost; they are decoded in
+            processes of their own.
           show_progress_bar: draws one on standard error while a released checkpoint is read.
 
         Raises:
@@ -150,7 +154,7 @@ class GVE:
             config, params = _attach(adapter, config, params, mesh)
         if bad := not_finite(params):
             raise UserError(f"{directory}: NaN or infinite numbers in {', '.join(bad)}")
-        return cls(config, params, Preprocessor(prompt, spec), buckets, mesh)
+        return cls(config, params, Preprocessor(prompt, spec, limits), buckets, mesh)
 
     def save_pretrained(
         self,
@@ -227,8 +231,8 @@ class GVE:
             name; vectors that are not finite.
         """
 
-        def refuse(index: int, item: Item, error: MediaError, seconds: float):
-            raise UserError(f"input {index}: {error}") from error
+        def refuse(index: int, item: Item, failed: Failure):
+            raise UserError(f"input {index}: {failed.reason}")
 
         if truncate_dim is not None and not 0 < truncate_dim <= self.embedding_dim:
             raise UserError(f"truncate_dim {truncate_dim} is not in 1..{self.embedding_dim}")
@@ -276,9 +280,8 @@ class GVE:
         Returns the vectors of the readable inputs, float32 [n, D], and which those are, bool [N].
         """
 
-        def record(index: int, item: Item, error: MediaError, seconds: float):
-            medium = item.video if item.video is not None else item.image
-            quarantine.record(ids[index], source_name(medium), str(error), seconds)
+        def record(index: int, item: Item, failed: Failure):
+            quarantine.record(**failure(ids[index], item, failed.reason, failed.seconds))
 
         vectors, valid = self._run(inputs, prompt, batch_size, show_progress_bar, record)
         return _unit(vectors), valid
@@ -315,27 +318,13 @@ class GVE:
         return vectors, valid
 
     def _rows(self, items: list[Item], start: int, on_error: Callable) -> dict[int, Row]:
-        def read(item: Item):
-            began = time.perf_counter()
-            try:
-                row = self.preprocess(item)
-                self.buckets.fit([row])
-                return row, 0.0
-            except MediaError as error:
-                failure = error
-            except ValueError as error:  # larger than every declared shape
-                failure = MediaError(str(error))
-            return failure, time.perf_counter() - began
-
         rows = {}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for index, (item, result) in enumerate(
-                zip(items, pool.map(read, items), strict=True), start
-            ):
-                if isinstance(result[0], Row):
-                    rows[index] = result[0]
+        with contextlib.closing(self._isolated.map(items, self.buckets.fit)) as results:
+            for index, (item, result) in enumerate(zip(items, results, strict=True), start):
+                if isinstance(result, Failure):
+                    on_error(index, item, result)
                 else:
-                    on_error(index, item, *result)
+                    rows[index] = result
         return rows
 
     def plan(self, rows: Mapping[int, Row], batch_size: int) -> Plan:

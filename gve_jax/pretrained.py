@@ -24,7 +24,7 @@ from rich.progress import track
 from tokenizers import Tokenizer
 
 from gve_jax.errors import UserError
-from gve_jax.learning.metrics import write_json
+from gve_jax.files import write_json
 from gve_jax.model import hf_config, lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params

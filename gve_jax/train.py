@@ -22,10 +22,10 @@ from ml_collections import ConfigDict, config_flags
 
 from gve_jax.errors import UserError, run_cli
 from gve_jax.experiment import Experiment
+from gve_jax.files import write_json
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning import pyramid
 from gve_jax.learning.checkpoint import Checkpoints
-from gve_jax.learning.metrics import write_json
 from gve_jax.learning.optimizer import make_schedule
 from gve_jax.learning.runlog import RunLog
 from gve_jax.learning.step import init_state, make_probe, make_train_step
@@ -113,7 +113,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         checkpoints.wait()
         write_json(workdir / "train.json", log.close() | {"quarantined": quarantine.count})
         run.export(state["params"], workdir / "model")
-    print(f"{log.summary()}; {quarantine.count} unreadable; the model is in {workdir / 'model'}")
+    print(f"{log.summary()}; the model is in {workdir / 'model'}")
+    print(quarantine.summary(sum(run.sources.sizes.values())))
 
 
 def probe_stage(

@@ -5,13 +5,18 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from gve_jax import GVE
 from gve_jax.errors import UserError
 from gve_jax.experiment import Experiment
+from gve_jax.inputs import isolation
 from gve_jax.inputs.instructions import INSTRUCTIONS
+from gve_jax.inputs.limits import Limits
+from gve_jax.inputs.preprocess import Preprocessor
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.model.embedder import init_params
+from tests.inputs.media import clip, picture
 from tests.train_test import make_config
 
 
@@ -164,6 +169,43 @@ def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path)
         ("b", str(broken)),
         ("d", "missing.mp4"),
     ]
+
+
+def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
+    limited = Preprocessor(model.preprocess.prompt, model.preprocess.spec, Limits(seconds=1.0))
+    made = GVE(model.config, model.params, limited, model.buckets, model.mesh)
+    files = [{"video": clip(8)}, {"video": clip(24), "text": "and then?"}]
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(clip(24)[:1500])
+    attacks = {b"HANG": "limits.seconds", b"CRASH": "SIGSEGV", b"BOMB": "limits.memory",
+               cut: "cut.mp4: "}  # fmt: skip
+    good = [*inputs, *files]
+    mixed = [{"video": medium} for medium in attacks]
+    mixed = [mixed[0], *good[:3], mixed[1], mixed[2], *good[3:], mixed[3]]
+    places = [0, 4, 5, len(mixed) - 1]
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1.0)
+    ids = [f"item {number}" for number in range(len(mixed))]
+    vectors, valid = made.encode_valid(mixed, ids, quarantine)
+    assert np.flatnonzero(~valid).tolist() == places
+    np.testing.assert_array_equal(vectors, model.encode(good))  # decoded here, by the very steps
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [ids[place] for place in places]
+    for line, reason in zip(lines, attacks.values(), strict=True):
+        assert reason in line["reason"]
+    with pytest.raises(UserError, match=r"input 3: <5 bytes>: its process died of SIGSEGV"):
+        made.encode(mixed[1:])
+
+
+def test_limits_are_the_caller_s(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    bomb = {"image": picture(Image.new("1", (6000, 6000)))}
+    small = GVE.from_pretrained(tmp_path, limits=Limits(memory=50_000_000))
+    with pytest.raises(UserError, match=r"input 0: .*50000000 bytes \(limits.memory\)"):
+        small.encode([bomb])
+    roomy = GVE.from_pretrained(tmp_path)
+    assert small.fingerprint == roomy.fingerprint
+    assert roomy.encode([bomb]).shape == (1, model.embedding_dim)
 
 
 @pytest.mark.parametrize("bad, named", [

@@ -13,7 +13,9 @@ import pytest
 
 from configs.quickstart import get_config
 from gve_jax.errors import UserError
+from gve_jax.experiment import Experiment
 from gve_jax.gve import GVE
+from gve_jax.inputs import isolation
 from gve_jax.streams.pairs import PairSources
 from gve_jax.train import train
 from tests.conftest import ROOT
@@ -166,6 +168,8 @@ def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished
     ("--config.batch_size=9999", "batch_size"),
     ("--config.model.text.num_key_value_heads=3", "num_attention_heads"),
     ("--config.pyramid.stages=0", "pyramid.stages"),
+    ("--config.limits.seconds=0", "limits.seconds"),
+    ("--config.limits.second=5", "second"),
     ("--config.data.siblings.T2V_camera=3", "data.siblings.T2V_camera"),
     ("--confg=x", "confg"),
     ("extra", "extra"),
@@ -199,6 +203,43 @@ def test_a_corrupt_video_is_quarantined_and_skipped(world, monkeypatch, tmp_path
     assert lines and all("000003" in line["id"] and line["reason"] for line in lines)
     assert len({line["id"] for line in lines}) == len(lines)
     assert all(np.isfinite(loss) for _, loss in losses(tmp_path).values())
+
+
+SPELLS = {"000001": b"HANG", "000002": b"CRASH", "000003": b"BOMB"}
+REASONS = {"000001": "limits.seconds", "000002": "SIGSEGV", "000003": "limits.memory"}
+
+
+def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
+    spoiled, read = {}, PairSources.read
+
+    def attacking(self, source, indices):
+        pairs = read(self, source, indices)
+        for pair in pairs:
+            item, number = pair["positive"], pair["id"][-6:]
+            if number in SPELLS and item.video is not None:
+                spoiled[f"{pair['id']}/positive"] = number
+                object.__setattr__(item, "video", SPELLS[number])
+        return pairs
+
+    monkeypatch.setattr(PairSources, "read", attacking)
+    train(make_config(world, data__max_bad_share=0.9, limits__seconds=0.5), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    # Batches that were read ahead of the last step may have been spoiled, and not trained on.
+    assert {SPELLS[spoiled[line["id"]]] for line in lines} == set(SPELLS.values())
+    for line in lines:
+        assert REASONS[spoiled[line["id"]]] in line["reason"]
+    assert all(np.isfinite(loss) for _, loss in losses(tmp_path).values())
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert f"{len(lines)} of " in printed and "not decoded in N seconds (limits.seconds)" in printed
+
+
+def test_other_limits_are_no_other_experiment(world, tmp_path):
+    made = [Experiment(make_config(world, limits__seconds=s), tmp_path) for s in (10.0, 20.0)]
+    assert made[0].fingerprint == made[1].fingerprint
+    assert [run.preprocess.limits.seconds for run in made] == [10.0, 20.0]
+    with pytest.raises(UserError, match="limits.memory must be above 0"):
+        Experiment(make_config(world, limits__memory=0), tmp_path)
 
 
 def test_too_many_corrupt_videos_stop_the_run(world, monkeypatch, tmp_path):

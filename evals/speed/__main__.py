@@ -11,13 +11,14 @@ NAMES = {
     "compile": "compiling a model of 36 layers and of 2",
     "loading": "memory and time of loading a checkpoint in the shapes of GVE-3B",
     "seeking": "8 frames of a 10-minute video, beside decoding all of it",
+    "isolation": "what decoding in processes of its own costs, and their memory over many clips",
 }
 
 
 def main() -> None:
     name, *options = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(__doc__ + "\n" + "\n".join(f"  {key:8} {text}" for key, text in NAMES.items()))
+        print(__doc__ + "\n" + "\n".join(f"  {key:9} {text}" for key, text in NAMES.items()))
         return
     if name not in NAMES:
         raise UserError(f"no benchmark {name!r}; known: {', '.join(NAMES)}")

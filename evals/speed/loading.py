@@ -26,7 +26,7 @@ from evals.speed.compile import GVE_3B, with_layers
 from evals.speed.result import write_result
 from gve_jax import GVE
 from gve_jax.errors import UserError
-from gve_jax.learning.metrics import write_json
+from gve_jax.files import write_json
 from gve_jax.model import hf_config
 from gve_jax.model.embedder import init_params
 from gve_jax.model.weights import sources

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from gve_jax import __version__
-from gve_jax.learning.metrics import write_json
+from gve_jax.files import write_json
 
 
 def write_result(name: str, settings: Mapping, result: Mapping, output: Path | None) -> None:

@@ -9,6 +9,7 @@ resumes.
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from evals.uvrb import check, report
-from evals.uvrb.embeddings import Embedder, Encoder, write_json
+from evals.uvrb.embeddings import Embedder, Encoder
 from evals.uvrb.evaluate import RULES, Scored, score_set, summary
 from evals.uvrb.reader import RetrievalSet, read_set
 from evals.uvrb.scores import ABILITIES, AVERAGES
 from evals.uvrb.tasks import MOTION, TASKS, choose
-from gve_jax.errors import UserError, run_cli
+from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.files import write_json
+from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
 
 SHOWN_PER_SET = 4  # queries of each set in the report
@@ -34,7 +37,7 @@ SHOWN_PER_SET = 4  # queries of each set in the report
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
     """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
     args = _parse(argv)
-    load = load or _load_gve
+    load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
     started = time.perf_counter()
     sets = [read_set(args.data, task) for task in choose(args.datasets)]
     motion = [found for found in sets if found.task.name in MOTION]
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_json(args.output / "results.json", results)
     print_results(results, Console())
+    print(quarantine.summary(total))
     if args.report:
         examples = {name: one.examples for name, one in scored.items()}
         report.write(args.report, results, sets, examples, args.run)
@@ -168,20 +172,15 @@ def _progress() -> Progress:
     )
 
 
-def _load_gve(name: str) -> Encoder:
+def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (see --help)")
+    return GVE.from_pretrained(name, limits=limits)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     summary_line, _, rest = __doc__.partition("\n\n")
-    parser = _Parser(
+    parser = Parser(
         prog="python -m evals.uvrb",
         description=f"{summary_line}\n\n{rest}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -205,6 +204,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="exit 1 unless the scores beat chance and controls"
     )
+    limits.add_arguments(parser)
     args = parser.parse_args(argv)
     if not 0 <= args.max_bad_share <= 1:
         parser.error(f"--max-bad-share is {args.max_bad_share}, it must be in 0..1")

@@ -11,7 +11,6 @@ embedded once.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from gve_jax.errors import UserError
+from gve_jax.files import differences, write_array, write_json
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.retrieval import check_unit_vectors
 
@@ -130,13 +130,7 @@ class Embedder:
         return Side(np.stack(rows) if rows else empty, valid)
 
     def _save(self, array: Path, manifest: Path, ids: Sequence[str], keys: list[str], side: Side):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = array.with_suffix(".npy.partial")
-        with open(temporary, "wb") as file:
-            np.save(file, side.vectors)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, array)
+        write_array(array, side.vectors)
         record = {
             "fingerprint": self._fingerprint,
             "shape": list(side.vectors.shape),
@@ -150,14 +144,14 @@ class Embedder:
         try:
             with open(manifest, encoding="utf-8") as file:
                 record = json.load(file)
-            vectors = np.load(array, mmap_mode="r")
+            vectors = np.load(array, mmap_mode="r", allow_pickle=False)
             made_with, shape = record["fingerprint"], record["shape"]
             old_ids, old_keys = record["ids"], record["keys"]
             valid = np.array(record["valid"], bool)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{manifest}: unreadable embeddings ({error}); delete it") from error
         remedy = "choose another --output or delete it"
-        for field, (old, new) in _differences(made_with, self._fingerprint).items():
+        for field, (old, new) in differences(made_with, self._fingerprint).items():
             raise UserError(f"{manifest}: made with {field} = {old}, now {new}; {remedy}")
         if old_ids != list(ids):
             raise UserError(f"{manifest}: made for other ids; {remedy}")
@@ -183,26 +177,3 @@ class Embedder:
                     digest.update(block)
             self._hashes[path] = digest.hexdigest()
         return self._hashes[path]
-
-
-def write_json(path: Path, record: dict) -> None:
-    """Writes JSON so that `path` holds either the old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _differences(old: object, new: object, field: str = "") -> dict[str, tuple]:
-    """Fields by dotted name that differ between two JSON values, with both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
-        for key in sorted(old.keys() | new.keys()):
-            name = f"{field}.{key}" if field else key
-            found |= _differences(old.get(key), new.get(key), name)
-        return found
-    return {} if old == new else {field or "fingerprint": (old, new)}

@@ -8,14 +8,14 @@ Media are paths relative to DIR/UVRB/<NAME>. A benchmark that is read wrongly st
 so everything that does not fit is refused.
 """
 
-import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from evals.uvrb.tasks import Task
 from gve_jax.errors import UserError
+from gve_jax.files import read_records, text_id, unique_id
+from gve_jax.inputs.paths import inside
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def read_set(data: str | os.PathLike, task: Task) -> RetrievalSet:
     home = root.resolve()
 
     corpus: dict[str, Document] = {}
-    for place, record in _lines(root / "jsonl" / "corpus.jsonl"):
-        document = _id(place, record, "id", corpus)
+    for place, record in read_records(root / "jsonl" / "corpus.jsonl"):
+        document = unique_id(place, record, "id", corpus)
         video = _media(place, record, "video", home)
         if video is None:
             raise UserError(f"{place}: document {document!r} has no video")
@@ -75,13 +75,13 @@ def read_set(data: str | os.PathLike, task: Task) -> RetrievalSet:
         raise UserError(f"{task.name}: corpus.jsonl is empty")
 
     positives: dict[str, tuple[str, ...]] = {}
-    for place, record in _lines(root / "jsonl" / "instances.jsonl"):
-        query = _id(place, record, "qid", positives)
+    for place, record in read_records(root / "jsonl" / "instances.jsonl"):
+        query = unique_id(place, record, "qid", positives)
         positives[query] = _positives(place, record, query, corpus)
 
     queries: dict[str, Query] = {}
-    for place, record in _lines(root / "jsonl" / "queries.jsonl"):
-        query = _id(place, record, "id", queries)
+    for place, record in read_records(root / "jsonl" / "queries.jsonl"):
+        query = unique_id(place, record, "id", queries)
         text = record.get("text") or ""
         if not isinstance(text, str):
             raise UserError(f"{place}: 'text' is not a string")
@@ -101,48 +101,11 @@ def read_set(data: str | os.PathLike, task: Task) -> RetrievalSet:
     return RetrievalSet(task, root, tuple(queries.values()), tuple(corpus.values()))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """Each record of a JSONL file with its place, `file:line`; empty lines are skipped."""
-    if not path.is_file():
-        raise UserError(f"missing file: {path}")
-    with open(path, encoding="utf-8") as file:
-        try:
-            lines = list(file)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8: {error.reason}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{place}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}")
-        yield place, record
-
-
-def _text_id(place: str, value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise UserError(f"{place}: {value!r} is not an id")
-    return str(value)
-
-
-def _id(place: str, record: dict, key: str, seen: dict) -> str:
-    if key not in record:
-        raise UserError(f"{place}: no {key!r}")
-    value = _text_id(place, record[key])
-    if value in seen:
-        raise UserError(f"{place}: {key} {value!r} occurs twice")
-    return value
-
-
 def _positives(place: str, record: dict, query: str, corpus: dict) -> tuple[str, ...]:
     values = record.get("pos")
     if not isinstance(values, list) or not values:
         raise UserError(f"{place}: query {query!r} has no positives")
-    ids = tuple(_text_id(place, value) for value in values)
+    ids = tuple(text_id(place, value) for value in values)
     for value in ids:
         if value not in corpus:
             raise UserError(f"{place}: positive {value!r} of query {query!r} is not in the corpus")
@@ -154,13 +117,9 @@ def _positives(place: str, record: dict, query: str, corpus: dict) -> tuple[str,
 def _media(place: str, record: dict, key: str, home: Path) -> Path | None:
     """The path of a medium, inside the set's own folder even through links; None when unused."""
     value = record.get(key) or ""
-    if not isinstance(value, str) or "\0" in value:
-        raise UserError(f"{place}: {key!r} is not a path")
     if not value:
         return None
-    path = (home / value).resolve()
-    if not path.is_relative_to(home):
-        raise UserError(f"{place}: {key} {value!r} leaves the set's folder")
+    path = inside(home, value, f"{place}: {key}")
     if not path.is_file():
         raise UserError(f"{place}: missing {key}: {value}")
     return path

@@ -1,5 +1,6 @@
 """What one medium may cost. A medium is untrusted: past a limit it is refused, never cut short."""
 
+import argparse
 import dataclasses
 
 from gve_jax.errors import UserError
@@ -35,3 +36,22 @@ class Limits:
             value = getattr(self, field.name)
             if not isinstance(value, int | float) or not value > 0:
                 raise UserError(f"limits.{field.name} must be above 0, not {value!r}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options `--limits.seconds 20` and so on, one a field."""
+    group = parser.add_argument_group("limits of one file (gve_jax/inputs/limits.py)")
+    for field in dataclasses.fields(Limits):
+        group.add_argument(
+            f"--limits.{field.name}",
+            type=field.type if isinstance(field.type, type) else float,
+            default=field.default,
+            metavar="N",
+            help=f"{field.default:,}",
+        )
+
+
+def from_arguments(args: argparse.Namespace) -> Limits:
+    """The limits that a command line asks for; raises UserError as `Limits` does."""
+    names = [field.name for field in dataclasses.fields(Limits)]
+    return Limits(**{name: getattr(args, f"limits.{name}") for name in names})

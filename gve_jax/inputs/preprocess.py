@@ -103,13 +103,21 @@ class Row:
 class Preprocessor:
     """Items to rows, by one tokenizer and one spec."""
 
-    def __init__(self, prompt: Prompt, spec: InputSpec, limits: Limits | None = None):
+    def __init__(self, prompt: Prompt | None, spec: InputSpec, limits: Limits | None = None):
         self.prompt, self.spec, self.limits = prompt, spec, limits or Limits()
 
     def __call__(self, item: Item) -> Row:
         """Raises MediaError for what cannot be read."""
-        spec = self.spec
-        visuals = []  # (patches [F, P, C], layout, grid of merged tokens, seconds a step)
+        return self.row(item, self.visuals(item))
+
+    def visuals(self, item: Item) -> list[tuple]:
+        """What is decoded, video first: (patches uint8 [F, P, C], layout, grid of merged tokens
+        (t, h, w), seconds a step) each. Needs no prompt, and is all that touches untrusted files.
+
+        Raises:
+          MediaError: what cannot be read, or has more tokens than a sequence.
+        """
+        spec, visuals = self.spec, []
         if item.video is not None:
             rate = item.fps if is_frames(item.video) else None
             clip = load_video(item.video, sampling_of(item, spec), rate, self.limits)
@@ -117,7 +125,14 @@ class Preprocessor:
             visuals.append(self._visual(frames, item, "video", spec.temporal / clip.fps))
         if item.image is not None:
             visuals.append(self._visual(load_image(item.image)[None], item, "image", 0.0))
+        tokens = sum(t * h * w for _, _, (t, h, w), _ in visuals)
+        if tokens > spec.max_length:
+            raise MediaError(f"too many visual tokens: {tokens} exceed {spec.max_length}")
+        return visuals
 
+    def row(self, item: Item, visuals: list[tuple]) -> Row:
+        """The row of an item and its decoded visuals; MediaError if they leave no room."""
+        spec = self.spec
         counts = [t * h * w for _, _, (t, h, w), _ in visuals]
         video = counts.pop(0) if item.video is not None else 0
         image = counts.pop(0) if item.image is not None else 0

@@ -1,9 +1,15 @@
 """What could not be read: recorded, counted, and past a share a reason to stop."""
 
+import collections
 import json
 import os
+import re
+from collections.abc import Mapping
 
 from gve_jax.errors import UserError
+from gve_jax.inputs.item import Item, source_name
+
+TOP = 3  # reasons that a summary names
 
 
 class Quarantine:
@@ -21,7 +27,7 @@ class Quarantine:
         if not 0 <= max_share <= 1:
             raise UserError(f"the share of unreadable items must be in 0..1, not {max_share}")
         self.path, self.max_share = os.fspath(path), max_share
-        self._ids: set[str] = set()
+        self._reasons: dict[str, str] = {}  # by id
         if os.path.exists(self.path):
             self._resume()
 
@@ -30,24 +36,36 @@ class Quarantine:
             *lines, torn = file.read().split(b"\n")
             for number, line in enumerate(lines, 1):
                 try:
-                    self._ids.add(json.loads(line)["id"])
-                except (ValueError, KeyError, TypeError) as error:
+                    record = json.loads(line)
+                    self._reasons[record["id"]] = _kind(record)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(f"{self.path}:{number}: not a quarantine line") from error
             if torn:  # the last line of a killed run: the next record must not be glued to it
                 file.truncate(file.tell() - len(torn))
 
     @property
     def count(self) -> int:
-        return len(self._ids)
+        return len(self._reasons)
 
     def record(self, id: str, path: str, reason: str, seconds: float) -> None:
-        if id in self._ids:
+        if id in self._reasons:
             return
-        self._ids.add(id)
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         line = {"id": id, "path": path, "reason": reason, "seconds": round(seconds, 3)}
+        self._reasons[id] = _kind(line)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def summary(self, total: int) -> str:
+        """The sum in a line: how many of `total`, their share, and why, the commonest first."""
+        if not self.count:
+            return f"all of {total:,} items could be read"
+        kinds = collections.Counter(self._reasons.values()).most_common()
+        why = [f"{count:,} x {kind}" for kind, count in kinds[:TOP]]
+        if rest := sum(count for _, count in kinds[TOP:]):
+            why.append(f"{rest:,} x other reasons")
+        share = f"{self.count:,} of {total:,} items ({self.count / total:.2%}) could not be read"
+        return f"{share}: {'; '.join(why)}; see {self.path}"
 
     def check(self, total: int) -> None:
         """Raises UserError when more than `max_share` of `total` items were unreadable."""
@@ -56,3 +74,21 @@ class Quarantine:
                 f"{self.count} of {total} items could not be read, more than the allowed "
                 f"{self.max_share:.1%}; see {self.path}"
             )
+
+
+def failure(id: str, item: Item, reason: str, seconds: float) -> dict:
+    """The line of an item: `path` names its medium, one without a path by the record it is of."""
+    media = [medium for medium in (item.video, item.image) if medium is not None]
+    names = [source_name(medium) for medium in media] or ["<text>"]
+    names = [f"{name} of {id}" if name.startswith("<") else name for name in names]
+    return {"id": id, "path": " + ".join(names), "reason": reason, "seconds": round(seconds, 3)}
+
+
+def _kind(record: Mapping) -> str:
+    """What many reasons have in common: no names, no numbers."""
+    kind = record["reason"]
+    for name in record["path"].split(" + "):
+        kind = kind.removeprefix(f"{name}: ")
+    kind = re.sub("^<[^>]*>: ", "", kind)  # a medium without a path
+    kind = re.sub(r"'[^']*'|\"[^\"]*\"", "...", kind)
+    return re.sub(r"\d+(\.\d+)?", "N", kind)[:120]

@@ -131,13 +131,6 @@ def write_all(writers: Sequence[MetricWriter], step: int, scalars: Mapping[str, 
             writer.write(step, fetched)
 
 
-def write_json(path: Path, value) -> None:
-    """Writes JSON whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
 class Progress:
     """A bar: step, stage, loss, pairs/s, the share of time spent waiting for data, the time left.
 

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from gve_jax.inputs.batch import Buckets, collate
-from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.item import Item, source_name
-from gve_jax.inputs.preprocess import Preprocessor, Row
+from gve_jax.inputs.isolation import Failure, Isolated
+from gve_jax.inputs.item import Item
+from gve_jax.inputs.preprocess import Row
+from gve_jax.inputs.quarantine import failure
 from gve_jax.model.embedder import Batch
 from gve_jax.sharding import place_batch
 from gve_jax.streams.pairs import PairSources, content_id
@@ -21,10 +22,13 @@ from gve_jax.streams.pairs import PairSources, content_id
 
 @dataclasses.dataclass(frozen=True)
 class LoadPairs(grain.transforms.Map):
-    """Reads, decodes and pads one global batch's local part; runs in workers, numpy only."""
+    """Reads, decodes and pads one global batch's local part; runs in workers, numpy only.
+
+    A worker decodes in a process of its own, which a hostile file may take down instead of it.
+    """
 
     sources: PairSources
-    preprocess: Preprocessor
+    preprocess: Isolated
     buckets: Buckets
     process: tuple[int, int] = (0, 1)  # index and count of JAX processes
 
@@ -32,12 +36,19 @@ class LoadPairs(grain.transforms.Map):
         source, indices = element
         index, count = self.process
         pairs = self.sources.read(source, indices[index::count])
-        failures: list[dict] = []
         sides = ["query", "positive"] + [f"negative{k}" for k in range(len(pairs[0]["negatives"]))]
-        rows = [[self._row(pair, side, failures) for side in sides] for pair in pairs]
+        items = [_side(pair, side) for pair in pairs for side in sides]
+        ids = [f"{pair['id']}/{side}" for pair in pairs for side in sides]
+        results = list(self.preprocess.map(items, self.buckets.fit))
+        failures = [
+            failure(id, item, result.reason, result.seconds)
+            for id, item, result in zip(ids, items, results, strict=True)
+            if isinstance(result, Failure)
+        ]
+        rows = [results[at : at + len(sides)] for at in range(0, len(results), len(sides))]
         # A pair with an unreadable side keeps its place, so that shapes stay static, but takes no
         # part in the loss: skipped, never replaced.
-        valid = np.array([all(row is not None for row in pair) for pair in rows])
+        valid = np.array([all(isinstance(row, Row) for row in pair) for pair in rows])
         blank = _blank(self.preprocess)
         batch = {
             "source": source,
@@ -53,25 +64,6 @@ class LoadPairs(grain.transforms.Map):
             batch[side] = collate(column, bucket, self.preprocess.spec)
         return batch
 
-    def _row(self, pair: dict, side: str, failures: list[dict]) -> Row | None:
-        item = _side(pair, side)
-        start = time.perf_counter()
-        try:
-            row = self.preprocess(item)
-            self.buckets.fit([row])
-            return row
-        except (MediaError, ValueError) as error:  # ValueError: larger than every bucket
-            medium = item.video if item.video is not None else item.image
-            failures.append(
-                {
-                    "id": f"{pair['id']}/{side}",
-                    "path": source_name(medium),
-                    "reason": str(error),
-                    "seconds": time.perf_counter() - start,
-                }
-            )
-            return None
-
 
 def _side(pair: dict, side: str) -> Item:
     if side.startswith("negative"):
@@ -79,7 +71,7 @@ def _side(pair: dict, side: str) -> Item:
     return pair[side]
 
 
-def _blank(preprocess: Preprocessor) -> Row:
+def _blank(preprocess: Isolated) -> Row:
     return preprocess(Item(text="."))
 
 

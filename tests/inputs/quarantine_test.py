@@ -5,7 +5,8 @@ import json
 import pytest
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.inputs.item import Item
+from gve_jax.inputs.quarantine import Quarantine, failure
 
 
 def lines(path):
@@ -43,10 +44,11 @@ def test_a_resumed_run_counts_earlier_lines_and_drops_a_torn_one(tmp_path, torn)
 @pytest.mark.parametrize("text", ["not json\n", "5\n", "[1]\n", "{}\n", '{"id": ["a"]}\n', "\n"])
 def test_another_file_is_not_taken_for_a_quarantine(tmp_path, text):
     path = tmp_path / "other.txt"
-    path.write_text('{"id": "a"}\n' + text, encoding="utf-8")
+    line = '{"id": "a", "path": "a.mp4", "reason": "bad", "seconds": 0.1}\n'
+    path.write_text(line + text, encoding="utf-8")
     with pytest.raises(UserError, match="other.txt:2"):
         Quarantine(path, 0.5)
-    assert path.read_text(encoding="utf-8") == '{"id": "a"}\n' + text
+    assert path.read_text(encoding="utf-8") == line + text
 
 
 def test_check_stops_past_the_share_and_not_at_it(tmp_path):
@@ -70,3 +72,39 @@ def test_a_share_of_nothing_stops_at_the_first(tmp_path):
 def test_a_share_that_is_none_is_refused(tmp_path, share):
     with pytest.raises(UserError, match="share"):
         Quarantine(tmp_path / "q.jsonl", share)
+
+
+def test_the_sum_groups_reasons_by_what_is_wrong(tmp_path):
+    path = tmp_path / "q.jsonl"
+    quarantine = Quarantine(path, 1.0)
+    assert quarantine.summary(7) == "all of 7 items could be read"
+    for number in range(3):
+        name = f"a: b/{number}.mp4"
+        quarantine.record(str(number), name, f"{name}: cut off, {number} of 24 frames", 0.1)
+    for id, name, reason in (
+        ("x", "<9 bytes> of x", "<9 bytes>: not a readable video ([Errno 5] '<none>')"),
+        ("y", "<10 bytes> of y", "<10 bytes>: not a readable video ([Errno 6] 'elsewhere')"),
+        ("z", "a.png", "sides 4 x 1000: the ratio is above 200"),
+        ("w", "v.mp4 + i.png", "i.png: no such file"),
+        ("v", "v.mp4 + i.png", "v.mp4: no such frame 2.5"),
+    ):
+        quarantine.record(id, name, reason, 0.1)
+    expected = (
+        "8 of 1,000 items (0.80%) could not be read: 3 x cut off, N of N frames; 2 x not a "
+        "readable video ([Errno N] ...); 1 x sides N x N: the ratio is above N; 2 x other "
+        f"reasons; see {path}"
+    )
+    assert quarantine.summary(1000) == expected
+    assert Quarantine(path, 1.0).summary(1000) == expected, "a resumed run knows the earlier ones"
+
+
+@pytest.mark.parametrize("item, path", [
+    (Item(video="a.mp4"), "a.mp4"),
+    (Item("t", image="b.png", video="a.mp4"), "a.mp4 + b.png"),
+    (Item(video=b"abc"), "<3 bytes> of T2V-7"),
+    (Item(image=b"abc", video="a.mp4"), "a.mp4 + <3 bytes> of T2V-7"),
+    (Item("too long"), "<text> of T2V-7"),
+])  # fmt: skip
+def test_a_medium_without_a_path_is_named_by_its_record(item, path):
+    line = failure("T2V-7", item, "bad", 0.12345)
+    assert line == {"id": "T2V-7", "path": path, "reason": "bad", "seconds": 0.123}

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from data.shapes.render import encode_mp4, encode_png
+from gve_jax.inputs import isolation
 from gve_jax.inputs.batch import Buckets
+from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.item import Item
+from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.streams.loader import LoadPairs
@@ -33,7 +36,7 @@ class Pairs:
 @pytest.fixture(scope="module")
 def preprocess(world):
     spec = InputSpec(min_pixels=56**2, max_pixels=56**2, max_length=64, window_side=2)
-    return Preprocessor(Prompt(world / "tokenizer.json", 64), spec)
+    return Isolated(Preprocessor(Prompt(world / "tokenizer.json", 64), spec), 1)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +58,27 @@ def test_a_pair_that_is_too_large_or_broken_is_named_and_left_out(preprocess, po
     # Its row stands for nothing: a blank text, no frame of anything.
     assert not batch["positive"]["patch_mask"][1].any()
     assert batch["positive"]["patch_mask"][[0, 2]].all()
+
+
+def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
+    monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
+    buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
+    spoiled = (b"HANG", b"CRASH", b"BOMB", CLIP[: len(CLIP) // 2])
+    good = [Item(video=encode_mp4(FRAMES[::-1])), *[Item(video=CLIP)] * 5]
+    limited = Preprocessor(preprocess.preprocess.prompt, preprocess.spec, Limits(seconds=1.0))
+    with Isolated(limited, 2) as isolated:
+        expected = LoadPairs(Pairs(*good), isolated, buckets).map(("T2V", np.arange(6)))
+        mixed = [good[0], *(Item(video=medium) for medium in spoiled), good[5]]
+        batch = LoadPairs(Pairs(*mixed), isolated, buckets).map(("T2V", np.arange(6)))
+    assert batch["valid"].tolist() == [True, False, False, False, False, True]
+    assert [failure["id"] for failure in batch["failures"]] == [
+        f"T2V-{number}/positive" for number in (1, 2, 3, 4)
+    ]
+    for failure, reason in zip(
+        batch["failures"], ("limits.seconds", "SIGSEGV", "limits.memory", "readable"), strict=True
+    ):
+        assert reason in failure["reason"] and failure["path"].endswith(f"of {failure['id']}")
+    for side in ("query", "positive"):
+        for name, array in batch[side].items():
+            rows = (slice(None), [0, 5]) if name == "positions" else [0, 5]
+            np.testing.assert_array_equal(array[rows], expected[side][name][rows])

@@ -1,0 +1,268 @@
+"""Embeds a folder or a list of texts, images and videos:
+
+    python -m gve_jax.embed --model M --input clips/ --output vectors
+    python -m gve_jax.embed --model M --input items.jsonl --output vectors --prompt-name MSRVTT
+
+A folder gives its videos and images, by their paths. A line of a JSONL file is an item with an
+`id` and any of `text`, `image`, `video`, `instruction`, `num_frames`, ... (gve_jax/inputs/item.py);
+its paths are relative to the file's folder, and may not leave it. OUTPUT receives
+
+    vectors-00000.npy, ...  float32 [n, D], unit rows
+    ids-00000.jsonl, ...    {"id": ...} of each row
+    quarantine.jsonl        {"id", "path", "reason", "seconds"} of what could not be read: no row
+    settings.json           model, prompt and input that the vectors are of; compared on resuming
+    manifest.json           the same with the list of shards: last, when all is done
+
+Killed at any time, the same command embeds what is missing, with the same result. A changed file,
+model or prompt is refused: choose another output.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.files import (
+    differences,
+    read_records,
+    unique_id,
+    write_array,
+    write_json,
+    write_whole,
+)
+from gve_jax.inputs import limits
+from gve_jax.inputs.instructions import choose_instruction
+from gve_jax.inputs.item import Item, as_item
+from gve_jax.inputs.paths import inside
+from gve_jax.inputs.quarantine import Quarantine
+
+FORMAT = "gve_jax vectors 1"
+CHUNK = 512  # items given to the model at once; also how often the progress bar moves
+VIDEOS = "mp4 m4v mov mkv webm avi ts m2ts mts".split()
+IMAGES = "jpg jpeg png webp gif bmp tif tiff ppm avif jp2".split()
+
+
+class Encoder(Protocol):
+    """What embeds: `gve_jax.GVE`, or anything with these three."""
+
+    fingerprint: dict
+    embedding_dim: int
+
+    def encode_valid(self, inputs, ids, quarantine, prompt=None, batch_size=32): ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item, its id, and what tells its content from another."""
+
+    id: str
+    item: Item
+    stamp: str
+
+
+def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
+    """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
+    args = _parse(argv)
+    prompt = choose_instruction(args.prompt, args.prompt_name)
+    load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    quarantine = Quarantine(args.output / "quarantine.jsonl", args.max_bad_share)
+    entries = list(read_folder(args.input) if args.input.is_dir() else read_list(args.input))
+    if not entries:
+        raise UserError(f"{args.input}: nothing to embed")
+    model = load(args.model)
+    settings = {
+        "format": FORMAT,
+        "fingerprint": model.fingerprint,
+        "prompt": prompt,
+        "shard_size": args.shard_size,
+        "input": {"items": len(entries), "digest": _digest(entries)},
+    }
+    _agree(args.output, json.loads(json.dumps(settings)))
+    shards = []
+    with _progress() as progress:
+        bar = progress.add_task("embedding", total=len(entries))
+        for start in range(0, len(entries), args.shard_size):
+            part = entries[start : start + args.shard_size]
+            shard = Shard(args.output, len(shards))
+            if shard.count(part, model.embedding_dim) is None:
+                embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
+                                          batch_size=args.batch_size)  # fmt: skip
+                _embed(shard, part, embed, quarantine, len(entries),
+                       lambda count: progress.advance(bar, count))  # fmt: skip
+            else:
+                progress.advance(bar, len(part))
+            shards.append({"vectors": shard.vectors.name, "ids": shard.ids.name,
+                           "count": shard.count(part, model.embedding_dim)})  # fmt: skip
+    count = sum(shard["count"] for shard in shards)
+    sums = {"dim": model.embedding_dim, "vectors": count, "quarantined": len(entries) - count}
+    write_json(args.output / "manifest.json", settings | sums | {"shards": shards})
+    print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {len(shards)} shards")
+    print(quarantine.summary(len(entries)))
+
+
+class Shard:
+    """Two files of an output; the ids are written last and seal it."""
+
+    def __init__(self, output: Path, number: int):
+        self.vectors = output / f"vectors-{number:05}.npy"
+        self.ids = output / f"ids-{number:05}.jsonl"
+
+    def count(self, part: list[Entry], dim: int) -> int | None:
+        """Its vectors; None when it is not finished.
+
+        Raises:
+          UserError: files that are damaged or of other items.
+        """
+        if not self.ids.exists():
+            return None
+        ids = [record.get("id") for _, record in read_records(self.ids)]
+        expected = iter([entry.id for entry in part])
+        try:
+            shape = np.load(self.vectors, mmap_mode="r", allow_pickle=False).shape
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.vectors}: unreadable ({error}); delete {self.ids}") from error
+        # Each id is found in what the ids before it have left over: the same order, some missing.
+        if shape != (len(ids), dim) or not all(id in expected for id in ids):
+            raise UserError(
+                f"{self.vectors}: {list(shape)} does not fit its ids; delete {self.ids}"
+            )
+        return len(ids)
+
+    def write(self, vectors: np.ndarray, ids: list[str]) -> None:
+        write_array(self.vectors, vectors)
+        text = "".join(json.dumps({"id": id}) + "\n" for id in ids)
+        write_whole(self.ids, lambda file: file.write(text.encode()))
+
+
+def read_list(path: Path) -> Iterator[Entry]:
+    """The items of a JSONL file; UserError names the line of one that cannot be."""
+    seen: set[str] = set()
+    for place, record in read_records(path):
+        id = unique_id(place, record, "id", seen)
+        seen.add(id)
+        fields, files = {key: value for key, value in record.items() if key != "id"}, []
+        for key in ("image", "video"):
+            if not fields.get(key):
+                continue
+            value = fields[key]
+            frames = key == "video" and isinstance(value, list)
+            names = value if frames else [value]
+            paths = [str(inside(path.parent, name, f"{place}: {key}")) for name in names]
+            fields[key] = paths if frames else paths[0]
+            files += paths
+        try:
+            item = as_item(fields)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+        yield Entry(id, item, json.dumps([record, [_stamp(file) for file in files]]))
+
+
+def read_folder(folder: Path) -> Iterator[Entry]:
+    """The videos and images of a folder and those below it, in the order of their paths."""
+    paths = [Path(above, name) for above, _, names in os.walk(folder) for name in names]
+    skipped = 0
+    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
+        kind = path.suffix.lower().removeprefix(".")
+        if kind not in VIDEOS + IMAGES:
+            skipped += 1
+            continue
+        name = path.relative_to(folder).as_posix()
+        file = str(inside(folder, name, f"{folder}:"))
+        item = Item(video=file) if kind in VIDEOS else Item(image=file)
+        yield Entry(name, item, json.dumps([name, _stamp(file)]))
+    if skipped:
+        print(f"{folder}: {skipped:,} files are neither videos nor images by their names")
+
+
+def _stamp(file: str) -> list[int] | None:
+    """Size and time of a file, None where there is none: reading it would take as long again."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _digest(entries: list[Entry]) -> str:
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(entry.stamp.encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _agree(output: Path, settings: dict) -> None:
+    """Writes the settings of a new output; UserError, naming the field, if it is of others."""
+    path = output / "settings.json"
+    if not path.exists():
+        if output.is_dir() and any(output.iterdir()):
+            raise UserError(f"{output} is not empty and holds no vectors (no settings.json)")
+        write_json(path, settings)
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+    for field, (was, now) in differences(old, settings).items():
+        raise UserError(f"{path}: made with {field} = {was}, now {now}; choose another --output")
+
+
+def _embed(shard: Shard, part: list[Entry], embed: Callable, quarantine: Quarantine, total: int,
+           advance: Callable[[int], None]) -> None:  # fmt: skip
+    vectors, ids = [], []
+    for start in range(0, len(part), CHUNK):
+        chunk = part[start : start + CHUNK]
+        names = [entry.id for entry in chunk]
+        found, valid = embed([entry.item for entry in chunk], names)
+        quarantine.check(total)
+        vectors.append(found)
+        ids += [name for name, readable in zip(names, valid, strict=True) if readable]
+        advance(len(chunk))
+    shard.write(np.concatenate(vectors), ids)
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _load_gve(name: str, limits: limits.Limits) -> Encoder:
+    from gve_jax import GVE
+
+    return GVE.from_pretrained(name, limits=limits, show_progress_bar=True)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m gve_jax.embed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="directory of the model, or its Hub id")
+    parser.add_argument("--input", required=True, type=Path, help="a JSONL file, or a folder")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the vectors")
+    parser.add_argument("--prompt", help="instruction of items that bring none of their own")
+    parser.add_argument("--prompt-name", help="the same by its name, MSRVTT")
+    parser.add_argument("--batch-size", type=int, default=32, help="items of a batch; 32")
+    parser.add_argument("--shard-size", type=int, default=4096, help="items of a shard; 4096")
+    parser.add_argument("--max-bad-share", type=float, default=0.05,
+                        help="stop above this share of unreadable items; 0.05")  # fmt: skip
+    limits.add_arguments(parser)
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "shard_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    run_cli(main)

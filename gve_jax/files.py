@@ -1,0 +1,85 @@
+"""Files that are whole or absent, lines of JSON, and what two records differ in."""
+
+import json
+import os
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from gve_jax.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`path` holds what it held before or all that `write` writes, whenever the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """An .npy file, whole or not at all; never with a pickle in it."""
+    write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def write_json(path: Path, value) -> None:
+    """JSON, whole or not at all; NaN and infinity, which it has not, raise ValueError."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict]]:
+    """Each object of a JSONL file with its place, `file:line`; empty lines are skipped.
+
+    Raises:
+      UserError: no such file, not UTF-8, a line that is no JSON object; it names the line.
+    """
+    if not path.is_file():
+        raise UserError(f"missing file: {path}")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                record = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                raise UserError(f"{place}: not UTF-8: {error.reason}") from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{place}: not valid JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}")
+            yield place, record
+
+
+def text_id(place: str, value: object) -> str:
+    """An id as text; UserError with its place if it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"{place}: {value!r} is not an id")
+    return str(value)
+
+
+def unique_id(place: str, record: dict, key: str, seen: Container[str]) -> str:
+    """The id under `key`, which none of `seen` may be; UserError with its place."""
+    if key not in record:
+        raise UserError(f"{place}: no {key!r}")
+    value = text_id(place, record[key])
+    if value in seen:
+        raise UserError(f"{place}: {key} {value!r} occurs twice")
+    return value
+
+
+def differences(old: object, new: object, field: str = "") -> dict[str, tuple]:
+    """Fields by dotted name that differ between two JSON values, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = {}
+        for key in sorted(old.keys() | new.keys()):
+            name = f"{field}.{key}" if field else key
+            found |= differences(old.get(key), new.get(key), name)
+        return found
+    return {} if old == new else {field or "fingerprint": (old, new)}

@@ -1,0 +1,330 @@
+"""Vectors of a folder or a list: complete, in order, resumed after a kill, refused when changed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gve_jax import GVE
+from gve_jax.embed import main
+from gve_jax.errors import UserError
+from gve_jax.files import differences, read_records
+from tests import checkpoints
+from tests.conftest import ROOT
+from tests.inputs.media import clip, picture
+
+
+class Lengths:
+    """Embeds the length of a text, or the size of a file; refuses files that begin with `bad`."""
+
+    embedding_dim = 3
+
+    def __init__(self, weights="a"):
+        self.fingerprint, self.asked = {"weights": weights, "inputs": {"num_frames": 8}}, []
+
+    def encode_valid(self, inputs, ids, quarantine, prompt=None, batch_size=32):
+        self.asked += ids
+        rows, valid = [], []
+        for item, id in zip(inputs, ids, strict=True):
+            file = item.video or item.image
+            data = Path(file).read_bytes() if file else item.text.encode()
+            valid.append(not data.startswith(b"bad"))
+            if valid[-1]:
+                rows.append([len(data), len(prompt or ""), 1.0])
+            else:
+                quarantine.record(id, file, f"{file}: bad", 0.1)
+        rows = np.array(rows, np.float32).reshape(-1, 3)
+        return rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.array(valid)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A list of eight items, one of them bad, beside its media."""
+    root = tmp_path / "set"
+    (root / "sub").mkdir(parents=True)
+    for number in range(4):
+        (root / "sub" / f"{number}.mp4").write_bytes(b"v" * (10 + number))
+    (root / "z.png").write_bytes(b"p" * 30)
+    (root / "bad.webm").write_bytes(b"bad")
+    (root / "notes.txt").write_bytes(b"no medium")
+    records = [{"id": "t", "text": "some"}, {"id": 7, "video": "sub/0.mp4"},
+               {"id": "b", "video": "bad.webm"}, {"id": "p", "image": "z.png", "text": "x"},
+               *({"id": f"v{n}", "video": f"sub/{n}.mp4"} for n in range(4))]  # fmt: skip
+    write(root / "items.jsonl", records)
+    return root
+
+
+def write(path: Path, records: list) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def run(source: Path, output: Path, *options: str, model=None):
+    model = model or Lengths()
+    arguments = ["--model", "m", "--input", source, "--output", output, "--max-bad-share", "0.5"]
+    main([str(a) for a in (*arguments, *options)], load=lambda name: model)
+    return model
+
+
+def stored(output: Path) -> dict[str, list[float]]:
+    manifest = json.loads((output / "manifest.json").read_text())
+    found = {}
+    for shard in manifest["shards"]:
+        vectors = np.load(output / shard["vectors"])
+        ids = [record["id"] for _, record in read_records(output / shard["ids"])]
+        assert len(ids) == shard["count"] == len(vectors) and vectors.dtype == np.float32
+        found |= dict(zip(ids, vectors.tolist(), strict=True))
+    assert len(found) == manifest["vectors"]
+    return found
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(output.iterdir())}
+
+
+def unit(*row: float) -> list[float]:
+    return pytest.approx([x / np.linalg.norm(row) for x in row], abs=1e-6)
+
+
+def test_a_list_gives_a_row_for_each_readable_item(folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    run(folder / "items.jsonl", output, "--shard-size", "3", "--prompt", "Find.")
+    found = stored(output)
+    sizes = {"t": 4, "7": 10, "p": 30, "v0": 10, "v1": 11, "v2": 12, "v3": 13}
+    assert list(found) == list(sizes)
+    assert all(found[id] == unit(size, 5, 1) for id, size in sizes.items())
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert [shard["count"] for shard in manifest["shards"]] == [2, 3, 2]
+    assert manifest["fingerprint"]["weights"] == "a" and manifest["prompt"] == "Find."
+    assert manifest["quarantined"] == 1 and manifest["input"]["items"] == 8
+    (line,) = [record for _, record in read_records(output / "quarantine.jsonl")]
+    assert line["id"] == "b" and line["path"] == str(folder.resolve() / "bad.webm")
+    printed = capsys.readouterr().out
+    assert "7 vectors of 3 in 3 shards" in printed
+    assert "1 of 8 items (12.50%) could not be read: 1 x bad; see" in printed
+
+
+def test_a_folder_gives_its_videos_and_images(folder, tmp_path, capsys):
+    run(folder, tmp_path / "out")
+    names = [f"sub/{number}.mp4" for number in range(4)]
+    assert list(stored(tmp_path / "out")) == [*names, "z.png"]
+    assert "2 files are neither videos nor images" in capsys.readouterr().out
+
+
+def test_repeating_asks_the_model_for_nothing(folder, tmp_path):
+    output = tmp_path / "out"
+    run(folder / "items.jsonl", output, "--shard-size", "3")
+    before = contents(output)
+    assert run(folder / "items.jsonl", output, "--shard-size", "3").asked == []
+    assert contents(output) == before
+
+
+@pytest.mark.parametrize("lost", ["ids-00001.jsonl", "vectors-00001.npy ids-00001.jsonl",
+                                  "manifest.json", "ids-00000.jsonl manifest.json"])  # fmt: skip
+def test_what_is_missing_is_embedded_again_and_no_more(folder, tmp_path, lost):
+    output = tmp_path / "out"
+    run(folder / "items.jsonl", output, "--shard-size", "3")
+    before = contents(output)
+    for name in lost.split():
+        (output / name).unlink()
+    (output / "vectors-00002.npy.part").write_bytes(b"torn")
+    again = run(folder / "items.jsonl", output, "--shard-size", "3")
+    assert len(again.asked) == 3 * lost.count("ids")
+    assert contents(output) == before | {"vectors-00002.npy.part": b"torn"}
+
+
+def change_file(folder):
+    (folder / "sub" / "2.mp4").write_bytes(b"v" * 99)
+
+
+def same_size(folder):
+    (folder / "sub" / "2.mp4").write_bytes(b"w" * 12)
+
+
+def one_more(folder):
+    with open(folder / "items.jsonl", "a") as file:
+        file.write('{"id": "new", "text": "x"}\n')
+
+
+@pytest.mark.parametrize("change, options, model, field", [
+    (None, [], Lengths("b"), "fingerprint.weights = a, now b"),
+    (None, ["--prompt-name", "MSRVTT"], None, "prompt = None, now Find the clip"),
+    (None, ["--shard-size", "4"], None, "shard_size = 3, now 4"),
+    (change_file, [], None, "input.digest"),
+    (same_size, [], None, "input.digest"),
+    (one_more, [], None, "input.digest"),
+])  # fmt: skip
+def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, model, field):
+    output = tmp_path / "out"
+    run(folder / "items.jsonl", output, "--shard-size", "3")
+    (output / "manifest.json").unlink()  # a run that was interrupted is protected, too
+    before = contents(output)
+    if change:
+        change(folder)
+    with pytest.raises(UserError, match=f"settings.json: made with {field}.*choose another"):
+        run(folder / "items.jsonl", output, "--shard-size", "3", *options, model=model)
+    assert contents(output) == before
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda out: (out / "vectors-00000.npy").write_bytes(b"x"), "unreadable"),
+    (lambda out: np.save(out / "vectors-00000.npy", np.eye(3, dtype=np.float32)), "does not fit"),
+    (lambda out: np.save(out / "vectors-00000.npy", np.array([{}] * 2)), "unreadable"),  # a pickle
+    (lambda out: write(out / "ids-00000.jsonl", [{"id": "7"}, {"id": "t"}]), "does not fit"),
+    (lambda out: write(out / "ids-00000.jsonl", [{"id": "t"}]), "does not fit"),
+    (lambda out: (out / "ids-00000.jsonl").write_text("{"), "ids-00000.jsonl:1: not valid JSON"),
+    (lambda out: (out / "settings.json").write_text("{"), "settings.json: not valid JSON"),
+    (lambda out: (out / "settings.json").unlink(), "holds no vectors"),
+])  # fmt: skip
+def test_damaged_outputs_are_named(folder, tmp_path, damage, message):
+    output = tmp_path / "out"
+    run(folder / "items.jsonl", output, "--shard-size", "3")
+    damage(output)
+    with pytest.raises(UserError, match=message):
+        run(folder / "items.jsonl", output, "--shard-size", "3")
+
+
+@pytest.mark.parametrize("records, message", [
+    ([], "nothing to embed"),
+    ([{"text": "x"}], r"items.jsonl:1: no 'id'"),
+    ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], ":2: id 'a' occurs twice"),
+    ([{"id": "a"}], ":1: an input has nothing to embed"),
+    ([{"id": "a", "vidoe": "sub/0.mp4"}], ":1: unknown key 'vidoe'"),
+    ([{"id": "a", "video": "../set2/0.mp4"}], "video '../set2/0.mp4' leaves the folder"),
+    ([{"id": "a", "video": "/etc/passwd"}], "'/etc/passwd' leaves"),
+    ([{"id": "a", "image": "link/passwd"}], "'link/passwd' leaves"),
+    ([{"id": "a", "video": ["z.png", "link/passwd"]}], "'link/passwd' leaves"),
+    ([{"id": "a", "image": {"path": "z.png"}}], "is not a path"),
+    ([{"id": "a", "video": "sub/0.mp4", "num_frames": 7}], ":1: num_frames"),
+    (["text"], ":1: expected a JSON object"),
+])  # fmt: skip
+def test_a_list_that_cannot_be_is_refused_by_its_line(folder, tmp_path, records, message):
+    (folder / "link").symlink_to("/etc")
+    write(folder / "items.jsonl", records)
+    with pytest.raises(UserError, match=message) as error:
+        run(folder / "items.jsonl", tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_link_that_leaves_it_is_refused(folder, tmp_path):
+    (tmp_path / "secret.mp4").write_bytes(b"x")
+    (folder / "a.mp4").symlink_to(tmp_path / "secret.mp4")
+    with pytest.raises(UserError, match="'a.mp4' leaves the folder"):
+        run(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--batch-size", "0"], "--batch-size must be at least 1"),
+    (["--shard-size", "x"], "--shard-size"),
+    (["--max-bad-share", "2"], "share"),
+    (["--limits.seconds", "0"], "limits.seconds must be above 0"),
+    (["--limits.sconds", "1"], "sconds"),
+    (["--prompt", "a", "--prompt-name", "MSRVTT"], "not both"),
+])  # fmt: skip
+def test_options_that_cannot_be(folder, tmp_path, options, message):
+    arguments = ["--model", "m", "--input", folder, "--output", tmp_path / "out", *options]
+    with pytest.raises(UserError, match=message):
+        main([str(argument) for argument in arguments])
+
+
+def test_too_many_unreadable_items_stop_it(folder, tmp_path):
+    with pytest.raises(UserError, match="1 of 8 items could not be read"):
+        run(folder / "items.jsonl", tmp_path / "out", "--max-bad-share", "0.1")
+
+
+def test_differences_are_named_by_their_field():
+    old, new = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "e": None, "d": [2]}
+    assert differences(old, new) == {"a.c": (2, 3), "d": ([1], [2])}
+
+
+# --- the command itself, with a model in the released format ---
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> tuple[Path, Path]:
+    """A small checkpoint, and a folder of nine media, of which one is cut off."""
+    root = tmp_path_factory.mktemp("released")
+    media = root / "media"
+    media.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        (media / f"{number}.mp4").write_bytes(clip(6 + 2 * number))
+    for number in range(3):
+        image = Image.fromarray(rng.integers(0, 256, (56, 84, 3), np.uint8))
+        (media / f"{number}.png").write_bytes(picture(image))
+    (media / "cut.mp4").write_bytes(clip(24)[:1000])
+    return checkpoints.write(root / "model"), media
+
+
+def command(released, output: Path, *options: str, kill: bool = False):
+    """Runs it in shards of two; with `kill`, SIGKILL when the second one is sealed."""
+    model, media = released
+    arguments = [
+        sys.executable,
+        "-m",
+        "gve_jax.embed",
+        "--model",
+        model,
+        "--input",
+        media,
+        "--output",
+        output,
+        "--shard-size",
+        "2",
+        "--max-bad-share",
+        "0.2",
+        *options,
+    ]
+    process = subprocess.Popen(
+        list(map(str, arguments)), cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if kill:
+        while not (output / "ids-00001.jsonl").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def test_killed_and_repeated_gives_the_same_files(released, tmp_path):
+    code, out, err = command(released, tmp_path / "whole")
+    assert code == 0, err
+    assert "8 vectors" in out and "1 of 9 items" in out and "1 x not a readable video" in out
+    code, *_ = command(released, tmp_path / "killed", kill=True)
+    assert code == -signal.SIGKILL and not (tmp_path / "killed" / "manifest.json").exists()
+    sealed = (tmp_path / "killed" / "ids-00001.jsonl").stat().st_mtime_ns
+    code, _, err = command(released, tmp_path / "killed")
+    assert code == 0, err
+    assert (tmp_path / "killed" / "ids-00001.jsonl").stat().st_mtime_ns == sealed
+    whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")
+    whole.pop("quarantine.jsonl"), killed.pop("quarantine.jsonl")  # these say how long it took
+    assert killed == whole
+
+    model, media = released
+    names = [name for name in sorted(path.name for path in media.iterdir()) if name != "cut.mp4"]
+    vectors = GVE.from_pretrained(model).encode(
+        [{"image" if name.endswith("png") else "video": str(media / name)} for name in names]
+    )
+    found = stored(tmp_path / "whole")
+    assert list(found) == names
+    np.testing.assert_allclose([found[name] for name in names], vectors, atol=2e-2)  # bfloat16
+
+
+def test_a_mistake_is_one_line_and_help_is_a_text(released, tmp_path):
+    code, _, err = command(released, tmp_path / "out", "--prompt-name", "nothing")
+    assert code == 2 and err.startswith("error: unknown prompt_name") and err.count("\n") == 1
+    model, media = released
+    shutil.copytree(media, tmp_path / "few")
+    code, _, err = command((tmp_path / "no model", media), tmp_path / "out")
+    assert code == 2 and "no model" in err and "Traceback" not in err
+    code, out, _ = command(released, tmp_path / "out", "--help")
+    assert code == 0 and "--limits.seconds" in out and "quarantine.jsonl" in out
