@@ -10,6 +10,7 @@ import signal
 
 import numpy as np
 
+from gve_jax.errors import UserError
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
@@ -74,7 +75,8 @@ def _decode(preprocess: Preprocessor, request: dict, body: memoryview) -> tuple[
         if _out_of_memory(error):
             return {"memory": True}, []
         # Whatever else a file makes a library raise is that file's reason, too.
-        text = str(error) if isinstance(error, MediaError) else f"{type(error).__name__}: {error}"
+        plain = isinstance(error, MediaError | UserError)
+        text = str(error) if plain else f"{type(error).__name__}: {error}"
         return {"error": text[:_MESSAGE], "named": isinstance(error, MediaError)}, []
     merge = preprocess.spec.merge
     shapes = [[t, h * merge, w * merge, float(s)] for _, _, (t, h, w), s in visuals]
