@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     sums = {"dim": model.embedding_dim, "vectors": count, "quarantined": len(entries) - count}
     write_json(args.output / "manifest.json", settings | sums | {"shards": shards})
     print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {len(shards)} shards")
+    print(model.summary())
     print(quarantine.summary(len(entries)))
 
 

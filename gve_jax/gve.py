@@ -27,6 +27,7 @@ from gve_jax.inputs.isolation import Failure, Isolated
 from gve_jax.inputs.item import Item, as_item
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.packing import Plan, collate_decode, collate_tower, make_plan
+from gve_jax.inputs.padding import Padding
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine, failure
@@ -66,6 +67,7 @@ class GVE:
         self.buckets, self.mesh = buckets, mesh
         self._isolated = Isolated(preprocess, processes=os.cpu_count() or 1)
         self._tower, self._decode = map(jax.jit, make_encode(config))
+        self._shapes, self._padding = set(), Padding()
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -312,6 +314,7 @@ class GVE:
                     vectors[places] = vector
                     valid[places] = True
                     progress.advance(bar, len(places))
+            progress.print(self.summary())
         vectors = vectors[valid]
         if not np.isfinite(vectors).all() or not vectors.any(axis=-1).all():
             raise UserError("the model gives vectors that are not finite, or zero")
@@ -339,6 +342,8 @@ class GVE:
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """(places, vectors) of batch after batch."""
         plan, spec = self.plan(rows, batch_size), self.preprocess.spec
+        self._shapes |= plan.shapes
+        self._padding.add(plan.used(rows), plan.slots)
         pairs = {index: [None] * len(row.patches) for index, row in rows.items() if row.patches}
         for batch in plan.tower:
             merged = self._run_program(self._tower, Frames(**collate_tower(batch, rows, spec)))
@@ -352,6 +357,11 @@ class GVE:
             hidden = self._run_program(self._decode, Packed(**arrays))
             kept = [hidden[b, : len(items)] for b, items in enumerate(batch.rows)]
             yield [index for items in batch.rows for index in items], np.concatenate(kept)
+
+    def summary(self) -> str:
+        """What encoding has cost so far: compiled shapes, and the share that was padding."""
+        told = [f"{len(self._shapes)} compiled shapes", self._padding.summary()]
+        return "; ".join(filter(None, told))
 
     def _run_program(self, program: Callable, arrays) -> np.ndarray:
         with jax.set_mesh(self.mesh):  # fused attention splits itself over it

@@ -40,7 +40,7 @@ def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
         raise MediaError(f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} "
                          f"s")  # fmt: skip
     indices, fps = sample(sampling, Timeline(total, rate), name)
-    pictures = [load_image(source[i]) for i in indices]
+    pictures = [load_image(source[i], limits.frame_pixels) for i in indices]
     if len({picture.shape for picture in pictures}) > 1:
         raise MediaError(f"{name}: the frames of a video differ in size")
     return np.stack(pictures), fps

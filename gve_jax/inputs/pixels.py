@@ -92,7 +92,7 @@ def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> n
     )
 
 
-def load_image(source) -> np.ndarray:
+def load_image(source, most_pixels: float = math.inf) -> np.ndarray:
     """A path, encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3].
 
     As qwen-vl-utils does: RGBA is put on white; in other modes (palettes, grey with alpha) the
@@ -119,7 +119,8 @@ def load_image(source) -> np.ndarray:
         else:
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             image = Image.open(file, formats=IMAGE_FORMATS)
-        limit = Image.MAX_IMAGE_PIXELS or math.inf  # None is how Pillow's users lift it
+        # None is how Pillow's users lift its limit.
+        limit = min(Image.MAX_IMAGE_PIXELS or math.inf, most_pixels)
         if image.width * image.height > limit:
             raise MediaError(f"{name}: {image.width} x {image.height} pixels is above the limit "
                              f"of {limit}")  # fmt: skip

@@ -124,7 +124,8 @@ class Preprocessor:
             frames = _reorder(clip.frames, item.frame_order)
             visuals.append(self._visual(frames, item, "video", spec.temporal / clip.fps))
         if item.image is not None:
-            visuals.append(self._visual(load_image(item.image)[None], item, "image", 0.0))
+            image = load_image(item.image, self.limits.frame_pixels)
+            visuals.append(self._visual(image[None], item, "image", 0.0))
         tokens = sum(t * h * w for _, _, (t, h, w), _ in visuals)
         if tokens > spec.max_length:
             raise MediaError(f"too many visual tokens: {tokens} exceed {spec.max_length}")

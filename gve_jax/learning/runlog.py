@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from gve_jax.errors import UserError
+from gve_jax.inputs.padding import Padding
 from gve_jax.learning.metrics import Progress, open_writers, write_all
 
 
@@ -32,7 +33,7 @@ class RunLog:
         learning_rate: Callable[[int], float],
     ):
         self._batch_size, self._every, self._learning_rate = batch_size, every, learning_rate
-        self._pending, self._seen = None, set()
+        self._pending, self._seen, self._padding = None, set(), Padding()
         self._writers = open_writers(workdir, first_step=first_step)
         self.progress = Progress(steps, first_step=first_step)
         self._began, self._steps = time.perf_counter(), 0
@@ -59,6 +60,7 @@ class RunLog:
             self._warm_wait += self._got - self._asked
             self._warm_steps += 1
         self._seen.add(shapes)
+        self._padding.add(batch.used, batch.slots)
         self._steps += 1
         self._asked = now
 
@@ -115,11 +117,12 @@ class RunLog:
             "pairs_per_s": self._speed(),
             "wait_share": self._wait_share(),
             "compiled_steps": len(self._seen),
+            "padding": self._padding.shares(),
         }
 
     def summary(self) -> str:
         return (
             f"trained {self._steps} steps in {time.perf_counter() - self._began:.0f} s: "
             f"{self._speed():.0f} pairs/s, waiting for data {self._wait_share():.1%} of the time "
-            f"once warm, {len(self._seen)} compiled steps"
+            f"once warm, {len(self._seen)} compiled steps; {self._padding.summary()}"
         )

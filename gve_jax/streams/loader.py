@@ -4,6 +4,7 @@ import dataclasses
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import grain
@@ -58,11 +59,17 @@ class LoadPairs(grain.transforms.Map):
             "query_id": np.array([content_id(pair["query"]) for pair in pairs], np.int32),
             "positive_id": np.array([content_id(pair["positive"]) for pair in pairs], np.int32),
         }
+        used, slots = Counter(), Counter()
         for number, side in enumerate(sides):
             column = [row[number] if ok else blank for row, ok in zip(rows, valid, strict=True)]
             bucket = self.buckets.fit(column)
             batch[side] = collate(column, bucket, self.preprocess.spec)
-        return batch
+            slots.update(tokens=batch[side]["tokens"].size, patches=batch[side]["patch_mask"].size)
+            used.update(
+                tokens=sum(len(row.tokens) for row in column),
+                patches=sum(len(pair) for row in column for pair in row.patches),
+            )
+        return batch | {"used": dict(used), "slots": dict(slots)}
 
 
 def _side(pair: dict, side: str) -> Item:
@@ -82,6 +89,8 @@ class PairBatch:
     source: str
     ids: list[str]
     failures: list[dict]
+    used: dict[str, int]  # tokens and patches that are no padding,
+    slots: dict[str, int]  # and those that the arrays have room for
     arrays: dict  # what the step takes: query, positive, negatives, valid, query_id, positive_id
 
 
@@ -128,7 +137,8 @@ def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
         "negatives": [Batch(**batch[key]) for key in negatives],
         **{key: batch[key] for key in ("valid", "query_id", "positive_id")},
     }
-    return PairBatch(batch["source"], batch["ids"], batch["failures"], place_batch(arrays, mesh))
+    told = {key: batch[key] for key in ("source", "ids", "failures", "used", "slots")}
+    return PairBatch(**told, arrays=place_batch(arrays, mesh))
 
 
 def placed(stream: grain.IterDataset, mesh: jax.sharding.Mesh) -> Iterator[PairBatch]:

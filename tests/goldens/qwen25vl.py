@@ -105,18 +105,19 @@ def reference_patches(frames: np.ndarray) -> np.ndarray:
     return x.reshape(t * h * w, 1176).astype(np.float32)
 
 
-def main():
+def record(shapes: dict, items: dict[int, dict]) -> dict[str, np.ndarray]:
+    """What the reference gives for items, by number: merged tokens, hidden states, vectors."""
     import torch
     import transformers
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-    rope = {"rope_type": "default", "mrope_section": CONFIG["text"]["mrope_section"],
+    rope = {"rope_type": "default", "mrope_section": shapes["text"]["mrope_section"],
             "rope_theta": 1_000_000.0}  # fmt: skip
-    text = {k: v for k, v in CONFIG["text"].items() if k != "mrope_section"}
+    text = {k: v for k, v in shapes["text"].items() if k != "mrope_section"}
     config = Qwen2_5_VLConfig(
         text_config=text | {"rope_parameters": rope, "rms_norm_eps": 1e-6, "bos_token_id": None,
                             "eos_token_id": None, "pad_token_id": None},
-        vision_config=CONFIG["vision"] | {"tokens_per_second": 2},
+        vision_config=shapes["vision"] | {"tokens_per_second": 2},
         video_token_id=VIDEO_PAD, image_token_id=IMAGE_PAD,
         vision_start_token_id=VISION_START, vision_end_token_id=VISION_END,
     )  # fmt: skip
@@ -128,7 +129,7 @@ def main():
 
     out = {"names": np.array(sorted(state)), "versions": np.array(
         [f"transformers {transformers.__version__}", f"torch {torch.__version__}"])}  # fmt: skip
-    for number, item in enumerate(ITEMS):
+    for number, item in items.items():
         ids, positions = tokens_of(number, item)
         visual = {}
         for kind, values, grid_name in (
@@ -156,8 +157,9 @@ def main():
             ).last_hidden_state[0]
         out[f"{number}/hidden"] = hidden.numpy()
         out[f"{number}/pooled"] = torch.nn.functional.normalize(hidden[-1], dim=-1).numpy()
-    np.savez_compressed(pathlib.Path(__file__).with_suffix(".npz"), **out)
+    return out
 
 
 if __name__ == "__main__":
-    main()
+    numbers = record(CONFIG, dict(enumerate(ITEMS)))
+    np.savez_compressed(pathlib.Path(__file__).with_suffix(".npz"), **numbers)

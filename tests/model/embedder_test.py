@@ -39,10 +39,14 @@ RENAMED = (
 
 @pytest.fixture(scope="module")
 def params():
+    return reference_params(CFG, NUMBERS["names"])
+
+
+def reference_params(cfg: ModelConfig, tensors):
     """The reference's weights in our tree: names mapped, matrices transposed, layers stacked."""
-    _, target = init_params(CFG, 0)
+    target = jax.eval_shape(lambda: init_params(cfg, 0)[1])
     loose = {}
-    for name in NUMBERS["names"]:
+    for name in tensors:
         ours = str(name)
         for pattern, replacement in RENAMED:
             ours = re.sub(pattern, replacement, ours)
