@@ -85,7 +85,7 @@ def default_buckets(spec: InputSpec) -> Buckets:
     """Shapes for whatever `spec` lets through, with up to eight times its frames.
 
     Tokens and frame pairs grow by steps of at most two. Frames with sides up to 1:3 grow by the
-    fourth root of two, from an eighth of the pixels allowed to all of them; whatever the sides,
+    eighth root of two, from an eighth of the pixels allowed to all of them; whatever the sides,
     they take all: a strip of a picture has several times the windows of a square.
     """
     lengths = [n for n in _LENGTHS if n < spec.max_length] + [spec.max_length]
@@ -93,7 +93,7 @@ def default_buckets(spec: InputSpec) -> Buckets:
     kinds = {0, 1, pairs, pairs + 1, 2 * pairs, 4 * pairs, 8 * pairs}  # + 1: an image beside it
     tokens = spec.max_pixels // (spec.patch_size * spec.merge) ** 2
     patches, side = spec.merge**2, spec.window_side // spec.merge
-    frames = [(max(1, round(tokens / 2 ** (step / 4))), 3) for step in range(12, -1, -1)]
+    frames = [(max(1, round(tokens / 2 ** (step / 8))), 3) for step in range(24, -1, -1)]
     return Buckets(
         shapes=tuple((kind, length) for kind in kinds for length in lengths if length > kind),
         patches=tokens * patches,
