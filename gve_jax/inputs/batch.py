@@ -82,7 +82,8 @@ class Buckets:
 
 
 def default_buckets(spec: InputSpec) -> Buckets:
-    """Shapes for whatever `spec` lets through, with up to eight times its frames.
+    """Shapes for whatever `spec` lets through, with up to eight times its frames, or `max_frames`
+    where those are sampled by time.
 
     Tokens and frame pairs grow by steps of at most two. Frames with sides up to 1:3 grow by the
     eighth root of two, from an eighth of the pixels allowed to all of them; whatever the sides,
@@ -90,7 +91,11 @@ def default_buckets(spec: InputSpec) -> Buckets:
     """
     lengths = [n for n in _LENGTHS if n < spec.max_length] + [spec.max_length]
     pairs = -(-spec.num_frames // spec.temporal)
-    kinds = {0, 1, pairs, pairs + 1, 2 * pairs, 4 * pairs, 8 * pairs}  # + 1: an image beside it
+    most = 8 * pairs
+    if spec.fps is not None:
+        most = max(most, -(-spec.max_frames // spec.temporal))
+    doubled = {pairs << n for n in range(1, most.bit_length()) if pairs << n < most}
+    kinds = {0, 1, pairs, pairs + 1, most, *doubled}  # + 1: an image beside it
     tokens = spec.max_pixels // (spec.patch_size * spec.merge) ** 2
     patches, side = spec.merge**2, spec.window_side // spec.merge
     frames = [(max(1, round(tokens / 2 ** (step / 8))), 3) for step in range(24, -1, -1)]

@@ -205,3 +205,11 @@ def test_default_buckets_hold_whatever_the_limits_let_through():
     for pairs, length in ((0, 8193), (33, 100)):
         with pytest.raises(ValueError, match="exceed every declared bucket"):
             buckets.fit([_row(pairs, length, (4, 4))])
+
+
+def test_default_buckets_hold_videos_sampled_by_time():
+    buckets = default_buckets(InputSpec(fps=2.0, max_frames=100))
+    assert buckets.fit([_row(50, 900, (4, 4))]).pairs == 50
+    assert buckets.fit([_row(17, 900, (4, 4))]).pairs == 32
+    with pytest.raises(ValueError, match="exceed every declared bucket"):
+        buckets.fit([_row(51, 900, (4, 4))])
