@@ -314,7 +314,8 @@ class GVE:
                     vectors[places] = vector
                     valid[places] = True
                     progress.advance(bar, len(places))
-            progress.print(self.summary())
+            if show:
+                progress.print(self.summary())
         vectors = vectors[valid]
         if not np.isfinite(vectors).all() or not vectors.any(axis=-1).all():
             raise UserError("the model gives vectors that are not finite, or zero")

@@ -310,8 +310,11 @@ class _Worker:
         poll.register(pipe, event)
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            seconds = self._limits.seconds
-            raise _Lost(f"not decoded in {seconds:g} seconds (limits.seconds)", again=False)
+            raise self._too_slow()
+
+    def _too_slow(self) -> _Lost:
+        seconds = self._limits.seconds
+        return _Lost(f"not decoded in {seconds:g} seconds (limits.seconds)", again=False)
 
     def _out_of_memory(self) -> _Lost:
         return _Lost(f"needs more memory than {self._limits.memory} bytes (limits.memory)")
@@ -323,6 +326,8 @@ class _Worker:
             return _Lost("its process closed its pipe")
         if status == OUT_OF_MEMORY:
             return self._out_of_memory()
+        if status == -signal.SIGALRM:  # its own clock, where this process was held up itself
+            return self._too_slow()
         try:
             how = f"died of {signal.Signals(-status).name}" if status < 0 else f"exited ({status})"
         except ValueError:  # a real-time signal has no name

@@ -92,7 +92,7 @@ def make_plan(
     """
     visual = {index for index, row in rows.items() if row.patches}
     decoder = []
-    for length, shared, packed in _pack(rows, buckets, share):
+    for length, shared, packed in _pack(rows, buckets, unit, share):
         for part, count in _batches(packed, _most_rows(length, size, unit), unit):
             has_visual = any(index in visual for row in part for index in row)
             decoder.append(Decode(count, length, has_visual, shared, part))
@@ -160,12 +160,16 @@ def batch_sizes(count: int, size: int, unit: int) -> list[int]:
 
 
 def _pack(
-    rows: Mapping[int, Row], buckets: Buckets, share: bool
+    rows: Mapping[int, Row], buckets: Buckets, unit: int, share: bool
 ) -> list[tuple[int, int, list[list[int]]]]:
     """Which items stand side by side: (tokens of a row, shared ones, items of each row), the
     longest first. Each item goes where it fits first, the longest item first."""
     order = sorted(rows, key=lambda index: (-len(rows[index].tokens), index))
     shared = common_start([rows[index] for index in order]) if share else 0
+    total = shared + sum(len(rows[index].tokens) - shared for index in order)
+    wanted = min(
+        ROW, -(-total // unit), buckets.lengths[-1]
+    )  # one short text is no reason for a long row
     room, places = np.zeros((2, len(order)), np.int64)  # tokens and items that a row still takes
     packed: list[list[int]] = []
     lengths: list[int] = []
@@ -175,7 +179,7 @@ def _pack(
         if len(fits):
             row = fits[0]
         else:
-            row, length = len(packed), _row_length(buckets, need + shared)
+            row, length = len(packed), _row_length(buckets, max(need + shared, wanted))
             packed.append([])
             lengths.append(length)
             room[row], places[row] = length - shared, most_items(length)
@@ -188,8 +192,7 @@ def _pack(
     ]
 
 
-def _row_length(buckets: Buckets, longest: int) -> int:
-    wanted = max(longest, min(ROW, buckets.lengths[-1]))
+def _row_length(buckets: Buckets, wanted: int) -> int:
     return next(length for length in buckets.lengths if length >= wanted)
 
 

@@ -191,3 +191,9 @@ def test_batches_are_of_few_sizes_and_little_padding(size, unit):
         assert sum(sizes) - count < unit or (sum(sizes) - count) <= sizes[-1] / 4 + unit - 1
     assert len(seen) <= 2 + np.log2(size // unit)
     assert batch_sizes(0, size, unit) == []
+
+
+def test_one_short_text_gets_a_short_row():
+    row = {0: Row(np.arange(30), np.zeros((3, 30), int), [], [], np.empty(0, int))}
+    (batch,) = make_plan(row, BUCKETS, 32, 1).decoder
+    assert (batch.count, batch.length) == (1, 64)
