@@ -130,7 +130,8 @@ def test_a_new_adapter_changes_nothing(embed):
     whole = drawn(LCFG, b=0)
     vectors = embed(whole, TEXT)
     base = jax.jit(make_embed(CFG))(lora.split(whole)[0], TEXT)
-    np.testing.assert_allclose(vectors, base, atol=1e-7)
+    # Two programs, which XLA fuses and so sums in orders of their own: float32's rounding.
+    np.testing.assert_allclose(vectors, base, atol=1e-6)
 
 
 def numpy_merged(params, scale):
