@@ -79,6 +79,7 @@ def get_config(form: str = "") -> ConfigDict:
     # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/inputs/limits.py).
     config.limits = ConfigDict(dataclasses.asdict(Limits()))
 
+    config.gradcache_chunk = 0  # pairs encoded at a time for one loss; 0: all of the batch
     config.loss = ConfigDict()
     config.loss.temperature = 0.03  # the paper's
 
@@ -89,6 +90,9 @@ def get_config(form: str = "") -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.1  # the paper's
     config.optimizer.clip_norm = 1.0
+    # (pattern, factor of the learning rate): the first pattern found in a parameter's path; 0
+    # freezes. Here everything trains.
+    config.optimizer.rates = ((".*", 1.0),)
 
     # The Modality Pyramid: P(source) ~ size * exp(R / sigma), R probed at the start of each stage.
     config.pyramid = ConfigDict()

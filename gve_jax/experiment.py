@@ -18,11 +18,10 @@ from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.learning import pyramid
+from gve_jax.learning import pyramid, state
+from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
-from gve_jax.learning.step import state_shardings
 from gve_jax.model.config import ModelConfig
-from gve_jax.model.embedder import init_params
 from gve_jax.sharding import make_mesh
 from gve_jax.streams.loader import LoadPairs, read_ahead
 from gve_jax.streams.mixture import Stage, batches
@@ -44,6 +43,7 @@ class Experiment:
             vision = self.model.vision
             self.buckets = Buckets(**config.buckets)
             limits = Limits(**config.limits)
+            self.loss = LossConfig(**config.loss)
             spec = InputSpec(
                 **config.inputs,
                 max_length=self.buckets.max_length,
@@ -60,7 +60,11 @@ class Experiment:
         # Beside each of the loader's workers one process decodes, beside its threads one a thread.
         self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
         self._check(prompt)
+        self.rates = config.optimizer.rates
         self.tx = make_optimizer(config.optimizer, config.steps)
+        self.abstract, self._frozen = state.abstract_state(
+            self.model, self.tx, self.mesh, self.rates, self.loss
+        )
         self.bounds = pyramid.stage_bounds(config.steps, config.pyramid.stages)
         # What must stay the same for a resumed run to go on as if it had never stopped.
         kept = config.to_dict()
@@ -116,15 +120,14 @@ class Experiment:
         write_json(seal, mine)
         return False
 
-    def abstract_state(self) -> dict:
-        """Shapes, dtypes and shardings of the training state."""
-        params = jax.eval_shape(lambda: init_params(self.model, 0)[1])
-        shapes = {"params": params, "opt": jax.eval_shape(self.tx.init, params)}
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            state_shardings(params, self.tx, self.mesh),
-        )
+    def start(self) -> tuple[dict, dict]:
+        """(state, frozen) before the first step."""
+        params = state.draw(self.model, self.config.seed, self.abstract["params"], self.loss)
+        return state.start(params, self.tx, self.abstract), self.frozen()
+
+    def frozen(self) -> dict:
+        """The leaves that do not train, which no checkpoint holds."""
+        return state.draw(self.model, self.config.seed, self._frozen, self.loss)
 
     def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
         """Batches `step` to `last` of the run: a pure function of curriculum and seed."""

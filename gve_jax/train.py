@@ -28,7 +28,8 @@ from gve_jax.learning import pyramid
 from gve_jax.learning.checkpoint import Checkpoints
 from gve_jax.learning.optimizer import make_schedule
 from gve_jax.learning.runlog import RunLog
-from gve_jax.learning.step import init_state, make_probe, make_train_step
+from gve_jax.learning.state import join
+from gve_jax.learning.step import make_probe, make_train_step
 from gve_jax.streams.loader import PairBatch, placed
 from gve_jax.streams.mixture import apportion
 
@@ -61,21 +62,24 @@ def train(config: ConfigDict, workdir: Path) -> None:
         print(f"{workdir}: training is complete; its model is in {workdir / 'model'}")
         return
     quarantine = Quarantine(workdir / "quarantine.jsonl", config.data.max_bad_share)
-    train_step = make_train_step(run.model, run.tx, config.loss.temperature)
+    train_step = make_train_step(
+        run.model, run.tx, run.loss, run.mesh, chunk=config.gradcache_chunk, seed=config.seed
+    )
     probe = make_probe(run.model)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, fingerprint=run.fingerprint
     )
     with checkpoints:
         # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) scratch --------
-        restored = checkpoints.restore(run.abstract_state())
+        restored = checkpoints.restore(run.abstract)
         if restored:
             step, state, curriculum = restored.step, restored.state, restored.meta["curriculum"]
+            frozen = run.frozen()
             print(f"resuming at step {step}", flush=True)
         else:
             step, curriculum = 0, []
-            state = init_state(run.model, run.tx, run.mesh, config.seed)
-            run.export(state["params"], workdir / "initial")
+            state, frozen = run.start()
+            run.export(join(state["params"], frozen), workdir / "initial")
 
         # --- stages: probe, decide what is sampled, train -----------------------------------------
         log = RunLog(
@@ -91,7 +95,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 if step >= last:
                     continue
                 if number == len(curriculum):
-                    curriculum.append(probe_stage(run, probe, number, state["params"], quarantine))
+                    params = join(state["params"], frozen)
+                    curriculum.append(probe_stage(run, probe, number, params, quarantine))
                     write_json(workdir / "curriculum.json", {"stages": curriculum})
                     log.progress.note(f"stage {number}: {describe(curriculum[-1])}")
                 log.warm_up()
@@ -99,7 +104,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     admit(batch, quarantine, run)
                     log.dispatching()
                     with jax.set_mesh(run.mesh):  # fused attention splits itself over it
-                        state, scalars = train_step(state, batch.arrays)
+                        state, scalars = train_step(state, frozen, batch.arrays, step)
                     # Only now, with this step under way, are the last one's numbers waited for.
                     log.dispatched(step, number, batch, scalars)
                     step += 1
@@ -112,7 +117,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         checkpoints.save(step, state, {"curriculum": curriculum})
         checkpoints.wait()
         write_json(workdir / "train.json", log.close() | {"quarantined": quarantine.count})
-        run.export(state["params"], workdir / "model")
+        run.export(join(state["params"], frozen), workdir / "model")
     print(f"{log.summary()}; the model is in {workdir / 'model'}")
     print(quarantine.summary(sum(run.sources.sizes.values())))
 
