@@ -145,10 +145,11 @@ def arrays():
 class Run:
     """Adapters that train on one mesh, over frozen weights from seed 3, with dropout."""
 
-    def __init__(self, mesh):
+    def __init__(self, mesh, first):
         self.mesh, self.tx = mesh, optimizer(ADAPTERS)
-        self.abstract, _ = abstract_state(LORA, self.tx, mesh, ADAPTERS)
-        self.start, self.frozen = init_state(LORA, self.tx, mesh, 3, ADAPTERS)
+        self.abstract, frozen = abstract_state(LORA, self.tx, mesh, ADAPTERS)
+        places = jax.tree.map(lambda leaf: leaf.sharding, (self.abstract, frozen))
+        self.start, self.frozen = jax.device_put(first, places)  # a copy
         self.step = make_train_step(LORA, self.tx, LossConfig(), mesh, seed=3)
         self.batch = place_batch(arrays(), mesh)
 
@@ -173,7 +174,9 @@ MESHES = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """By mesh: the run, the losses of its four steps; and the checkpoint of `data` after two."""
-    runs = {name: Run(make()) for name, make in MESHES.items()}
+    first = init_state(LORA, optimizer(ADAPTERS), MESHES["data"](), 3, ADAPTERS)
+    first = jax.tree.map(np.asarray, first)
+    runs = {name: Run(make(), first) for name, make in MESHES.items()}
     saved = tmp_path_factory.mktemp("saved")
     state, first = runs["data"].train(runs["data"].start, 0, 2)
     with Checkpoints(saved, keep=1, fingerprint={}) as checkpoints:
