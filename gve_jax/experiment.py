@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import grain
@@ -170,8 +171,9 @@ class Experiment:
             return True
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            write_json(self.workdir / ".writable", None)
-            (self.workdir / ".writable").unlink()
+            if jax.process_index() == 0:
+                write_json(self.workdir / ".writable", None)
+                (self.workdir / ".writable").unlink()
         except OSError as error:
             raise UserError(f"--workdir {self.workdir} cannot be written ({error.strerror})") from (
                 error
@@ -206,7 +208,7 @@ class Experiment:
         """The leaves that `abstract` names and the base has."""
         names = flatten_dict(abstract, sep="/").keys()
         plain = dataclasses.replace(self.model, lora=None)
-        found = self.base.load(plain, self.mesh, names.__contains__, show=True)
+        found = self.base.load(plain, self.mesh, names.__contains__, show=sys.stderr.isatty())
         if bad := not_finite(found):
             raise UserError(f"{self.base.directory}: NaN or infinite numbers in {', '.join(bad)}")
         return found

@@ -174,9 +174,11 @@ class GVE:
             return
         directory.mkdir(parents=True, exist_ok=True)
         save_params(directory / "params", self.params)
-        copy_tokenizer(tokenizer, directory)
         text = {"format": FORMAT, "model": self.config.to_dict(), **settings}
-        write_json(directory / "config.json", text | {"fingerprint": self.fingerprint})
+        text["fingerprint"] = self.fingerprint  # every process takes part in it
+        if jax.process_index() == 0:
+            copy_tokenizer(tokenizer, directory)
+            write_json(directory / "config.json", text)
 
     @property
     def embedding_dim(self) -> int:

@@ -1,6 +1,7 @@
 """A job that is told to end: SIGTERM, as schedulers send it before they take the machine away."""
 
 import signal
+import threading
 from types import FrameType
 
 import jax
@@ -20,12 +21,14 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         self._told, self._before = False, None
         self._distributed = jax.distributed.is_initialized()
-        if not self._distributed:
+        # Only the main thread may: a run in another one, of a notebook, ends as its process does.
+        self._ours = not self._distributed and threading.current_thread() is threading.main_thread()
+        if self._ours:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *_) -> None:
-        if not self._distributed:
+        if self._ours:
             signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -18,6 +18,8 @@ from gve_jax.experiment import Experiment
 from gve_jax.gve import GVE
 from gve_jax.learning.optimizer import ADAPTERS
 from gve_jax.learning.runlog import RunLog
+from gve_jax.model.quantize import Quantized
+from gve_jax.sharding import AXES
 from gve_jax.train import train
 from tests.train_test import losses, make_config
 
@@ -151,3 +153,35 @@ def test_the_published_recipe_runs_at_tiny_widths(world, tmp_path):
              if (np.asarray(a) != np.asarray(b)).any()}  # fmt: skip
     assert moved and all(name.endswith("/lora/b") or name.endswith("/lora/a") for name in moved)
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_base_of_few_bits_is_exported_as_it_was(world, monkeypatch, tmp_path):
+    pytest.importorskip("qwix")
+    one = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1],
+                        axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    monkeypatch.setattr("gve_jax.experiment.make_mesh", lambda axes: one)
+    wide = make_config(world)  # widths that 64 divides
+    wide.model.vision.out_hidden_size = wide.model.text.hidden_size = 64
+    wide.model.text.update(num_attention_heads=4)
+    run = Experiment(wide, tmp_path / "w")
+    run.export("hf", run.start({})["params"], {}, tmp_path / "hf")
+
+    config = recipe(world, tmp_path / "hf", quantize="nf4", pyramid__stages=1)
+    config.update(steps=1, export=("gve_jax",))
+    config.optimizer.warmup_steps = 0
+    run = Experiment(config, tmp_path / "run")
+    frozen = run.frozen()
+    kinds = {type(leaf) for leaf in flatten_dict(frozen["language"]).values()}
+    assert Quantized in kinds
+    dense = Experiment(recipe(world, tmp_path / "hf"), tmp_path / "dense")
+    dense.frozen()  # what the fingerprint names is the base as it was
+    assert run.fingerprint["frozen_weights"] == dense.fingerprint["frozen_weights"] is not None
+    train(config, tmp_path / "run")
+    assert np.isfinite(losses(tmp_path / "run")[0][1])
+    base = flatten_dict(GVE.from_pretrained(tmp_path / "hf", dtype="float32").params, sep="/")
+    ours = flatten_dict(GVE.from_pretrained(tmp_path / "run" / "model").params, sep="/")
+    for name, leaf in base.items():
+        np.testing.assert_array_equal(ours[name], leaf, name)
+    with pytest.raises(UserError, match=r"quantize: language/layers/\S+/kernel trains"):
+        config.optimizer.rates = ((".*", 1.0),)
+        Experiment(config, tmp_path / "full")
