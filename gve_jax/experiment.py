@@ -135,6 +135,8 @@ class Experiment:
             )
         if self.base is not None and not self.base.ours:
             check_tokens(self.base.fields, Path(prompt.path), self.model.text.vocab_size)
+        if not config.export:
+            raise UserError("export names no form of the trained model")
         for name in config.export:
             if name not in EXPORTS:
                 raise UserError(f"export {name!r} is unknown; known: {', '.join(EXPORTS)}")

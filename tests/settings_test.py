@@ -57,6 +57,7 @@ MISTAKES = [
     (dict(checkpoint__every=0), "checkpoint.every 0 must be at least 1"),
     (dict(log_every=0), "log_every 0 must be at least 1"),
     (dict(export=("onnx",)), "export 'onnx' is unknown; known: gve_jax, peft, hf"),
+    (dict(export=()), "export names no form"),
     (dict(export=("peft",)), "export 'peft' needs adapters"),
     (dict(pretrained="nowhere"), "nowhere: no such directory"),
     (dict(quantize="nf4"), "quantize needs config.pretrained"),
@@ -66,7 +67,7 @@ MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fields, message", MISTAKES, ids=[str(list(f)[0]) for f, _ in MISTAKES])
+@pytest.mark.parametrize("fields, message", MISTAKES, ids=[message for _, message in MISTAKES])
 def test_a_mistake_names_its_field(world, tmp_path, fields, message):
     with pytest.raises(UserError, match=message) as error:
         Experiment(make_config(world, **fields), tmp_path / "w")
