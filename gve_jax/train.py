@@ -49,13 +49,26 @@ def main() -> None:
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_told(error)) from error
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}")
     for flag in ("config", "workdir"):
         if getattr(flags.FLAGS, flag) is None:
             raise UserError(f"--{flag} is missing; see python -m gve_jax.train --help")
     train(_CONFIG.value, Path(_WORKDIR.value))
+
+
+def _told(error: Exception) -> str:
+    """A refused argument in one line. A field that is unknown comes as a bare name: its argument is
+    put before it."""
+    while error.args and isinstance(error.args[0], Exception):  # ml_collections' in absl's
+        error = error.args[0]
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    for argument in sys.argv[1:]:
+        field = argument.split("=")[0]
+        if text.startswith(f"'{field.split('.')[-1]}'"):
+            return f"{field}: unknown field {text}"
+    return text
 
 
 def train(config: ConfigDict, workdir: Path) -> None:

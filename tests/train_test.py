@@ -208,7 +208,8 @@ def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished
 
 
 @pytest.mark.parametrize("argument, named", [
-    ("--config.optimizer.lr=1", "lr"),
+    ("--config.optimizer.lr=1", "--config.optimizer.lr: unknown field"),
+    ("--config.loss.temprature=1", 'Did you mean "temperature"'),
     ("--config.steps=many", "steps"),
     ("--config=configs/none.py", "configs/none.py"),
     ("--config=configs/quickstart.py:fast", "fast"),
