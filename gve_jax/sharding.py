@@ -1,7 +1,7 @@
 """The mesh, and the one table that says where each parameter lives and whether it decays."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -49,8 +49,11 @@ _RULES = (
 RULES: tuple[Rule, ...] = tuple(Rule(*rule) for rule in _RULES)
 
 
-def make_mesh(axes: Mapping[str, int]) -> Mesh:
-    """A mesh `(data, fsdp, tensor)` over all devices; one axis may be -1: what is left.
+def make_mesh(axes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
+    """A mesh `(data, fsdp, tensor)`; one axis may be -1: what is left.
+
+    Args:
+      devices: all of this run when None; a planner brings those of a machine that is elsewhere.
 
     Raises:
       UserError: unknown axes, or sizes that do not multiply to the number of devices.
@@ -58,15 +61,15 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
     unknown = sorted(set(axes) - set(AXES))
     if unknown:
         raise UserError(f"mesh.{unknown[0]}: unknown axis; the axes are {', '.join(AXES)}")
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     sizes = [int(axes.get(axis, 1)) for axis in AXES]
     if sizes.count(-1) == 1:
         known = -int(np.prod(sizes))
-        sizes[sizes.index(-1)] = devices // known if known and devices % known == 0 else 0
-    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+        sizes[sizes.index(-1)] = count // known if known and count % known == 0 else 0
+    if min(sizes) < 1 or int(np.prod(sizes)) != count:
         given = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
-        raise UserError(f"mesh ({given}) does not divide {devices} devices")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+        raise UserError(f"mesh ({given}) does not divide {count} devices")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def path_name(path) -> str:

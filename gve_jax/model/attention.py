@@ -45,6 +45,13 @@ def check_kernel(kernel: str, dtype: str, head_sizes: tuple[int, ...], platform:
             raise UserError(f"attention='cudnn' needs head sizes in multiples of 8, not {bad[0]}")
 
 
+def target_platform() -> str:
+    """What is compiled for: the devices of the mesh that is set, which need not be of this machine
+    (`gve_jax.plan`); else this machine's."""
+    mesh = jax.sharding.get_mesh()
+    return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+
+
 def attend(
     query: Float[Array, "*B L N H"],
     key: Float[Array, "*B S K H"],

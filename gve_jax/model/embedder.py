@@ -6,10 +6,10 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from gve_jax.model import lora
-from gve_jax.model.attention import check_kernel
+from gve_jax.model.attention import check_kernel, target_platform
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.language import LanguageModel
-from gve_jax.model.layers import permute
+from gve_jax.model.layers import by_rows, permute
 from gve_jax.model.vision import VisionTower
 
 
@@ -112,7 +112,7 @@ class Embedder(nnx.Module):
         return x.astype(jnp.float32)
 
     def _embedded(self, tokens):
-        return self.language.embed_tokens[...][tokens].astype(jnp.dtype(self.cfg.dtype))
+        return by_rows(self.language.embed_tokens[...][tokens].astype(jnp.dtype(self.cfg.dtype)))
 
     def _placed(self, batch: Batch) -> Float[Array, "B L D"]:
         """Token vectors, with the merged visual tokens where they belong."""
@@ -184,7 +184,7 @@ def make_encode(cfg: ModelConfig):
 def _builder(cfg: ModelConfig):
     """Parameters -> the module that holds them; UserError when its kernel cannot run here."""
     heads = (cfg.vision.hidden_size // cfg.vision.num_heads, cfg.text.head_dim)
-    check_kernel(cfg.attention, cfg.dtype, heads, jax.default_backend())
+    check_kernel(cfg.attention, cfg.dtype, heads, target_platform())
     graph, _ = abstract_state(cfg)
 
     def build(params) -> Embedder:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from gve_jax.model import rope
 from gve_jax.model.attention import attend
 from gve_jax.model.config import TextConfig
-from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
+from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, by_rows, scan_layers, stack
 
 
 class Attention(nnx.Module):
@@ -79,7 +79,7 @@ class LanguageModel(nnx.Module):
         turns = self._turns(positions)
 
         def body(layer, x):
-            return layer(x, turns)
+            return by_rows(layer(x, turns))
 
         return self.norm(scan_layers(self.layers, x, body, remat=self.remat))
 
@@ -99,7 +99,7 @@ class LanguageModel(nnx.Module):
         turns = self._turns(positions)
 
         def body(layer, carry, last):
-            x, pooled = carry
+            x, pooled = by_rows(carry[0]), carry[1]
             # One stack, scanned: to run the last layer apart would copy the weights of the rest.
             return jax.lax.cond(
                 last,

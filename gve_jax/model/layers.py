@@ -1,10 +1,12 @@
-"""What tower and decoder share: RMSNorm, projections, SwiGLU, a scanned stack, a permutation."""
+"""What tower and decoder share: RMSNorm, projections, SwiGLU, a scanned stack, a permutation, and
+how activations are split over devices."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 
@@ -52,6 +54,18 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def by_rows(x: Array) -> Array:
+    """Keeps the first axis of activations split over (data, fsdp), and no other, when a mesh is set.
+
+    Left to itself the partitioner takes up the split of the embeddings' or the weights' width: all
+    rows on every device, and a sum over devices of every projection's result.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x  # rows that do not divide are not split
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from gve_jax.model import rope
 from gve_jax.model.attention import attend
 from gve_jax.model.config import VisionConfig
-from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, permute, scan_layers, stack
+from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, by_rows, permute, scan_layers, stack
 
 # CLIP's pixel statistics, as in Qwen2.5-VL's preprocessor_config.json.
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -117,13 +117,13 @@ class VisionTower(nnx.Module):
         `window_side`**2 slots a window, -1 where a window at the edge has none.
         """
         cfg = self.cfg
-        x = self.patch_embed(normalise(patches, cfg).astype(self.dtype))
+        x = by_rows(self.patch_embed(normalise(patches, cfg).astype(self.dtype)))
         turns = rope.vision_turns(coords, cfg.hidden_size // cfg.num_heads, cfg.rope_theta)
         is_full = np.isin(np.arange(cfg.depth), cfg.fullatt_block_indexes)
         windows = (window_slots, window_inverse, cfg.window_side**2)
 
         def body(block, x, full):
-            return block(x, turns, mask, windows, full)
+            return by_rows(block(x, turns, mask, windows, full))
 
         x = scan_layers(self.blocks, x, body, jnp.asarray(is_full), remat=self.remat)
         return self.merger(x)
