@@ -1,0 +1,165 @@
+"""Model FLOPs by arithmetic: what a step, or an encoding, must compute and no more.
+
+Matrix products alone, a multiply-add as two. Causal attention counts half, a window's attention its
+own window. Gradients of inputs count where something that trains lies below, gradients of weights
+where the weights train; adapters count as the small products they are. Nothing that a program does
+beside that is work: padding, recomputation, GradCache's second forward pass, the last layer's rows
+that nobody reads. The matrix of similarities, less than a thousandth, is left out.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from gve_jax.model.config import ModelConfig
+
+Trains = Callable[[str], bool]
+"""Whether a pattern (a regular expression) is found in the path of a leaf that trains."""
+
+
+class Flops(NamedTuple):
+    """FLOPs of tower (with its merger) and decoder."""
+
+    tower: float
+    decoder: float
+
+    @property
+    def total(self) -> float:
+        return self.tower + self.decoder
+
+
+class Counts(NamedTuple):
+    """What a batch of items holds; all that its FLOPs depend on. Counts of batches of one kind
+    (texts, or items with visuals) add up field by field."""
+
+    items: float = 0
+    tokens: float = 0  # visual ones included
+    seen: float = 0  # sum over items of L * (L + 1) / 2: pairs of a token and one that it sees
+    patches: float = 0
+    full: float = 0  # sum over frame pairs of P**2
+    windowed: float = 0  # sum over windows of P**2
+
+    @classmethod
+    def of(cls, lengths: Iterable[int], frames: Iterable[Sequence[int]] = ()) -> "Counts":
+        """Of what is there, without padding.
+
+        Args:
+          lengths: tokens of each item.
+          frames: of each frame pair of any item, the patches of each of its windows.
+        """
+        lengths = [float(n) for n in lengths]
+        frames = [[float(n) for n in frame] for frame in frames]
+        return cls(
+            len(lengths),
+            sum(lengths),
+            sum(n * (n + 1) / 2 for n in lengths),
+            sum(map(sum, frames)),
+            sum(sum(frame) ** 2 for frame in frames),
+            sum(n * n for frame in frames for n in frame),
+        )
+
+    @classmethod
+    def of_shape(cls, cfg: ModelConfig, items: int, pairs: int, patches: int, tokens: int):
+        """Of a batch as full as its static shape [B, F, P] and [B, L] allows."""
+        whole, rest = divmod(patches, cfg.vision.window_side**2)
+        frame = [cfg.vision.window_side**2] * whole + [rest] * bool(rest)
+        one = cls.of([tokens], [frame] * pairs)
+        return cls(*(field * items for field in one))
+
+
+def trains(names: Iterable[str]) -> Trains:
+    """Of the paths of trained leaves, such as `language/layers/mlp/up_proj/lora/a`."""
+    names = tuple(names)
+    return lambda pattern: any(re.search(pattern, name) for name in names)
+
+
+def encode(cfg: ModelConfig, counts: Counts) -> Flops:
+    """FLOPs of the vectors, adapters included where `cfg` has them."""
+    return train(cfg, [counts], lambda pattern: False)
+
+
+def train(cfg: ModelConfig, sides: Iterable[Counts], trained: Trains) -> Flops:
+    """FLOPs of a training step.
+
+    Args:
+      sides: queries, positives, each set of negatives.
+      trained: see `trains`.
+    """
+    works = [(_tower(cfg, side, trained), _decoder(cfg, side, trained)) for side in sides]
+    return Flops(*map(sum, zip(*works, strict=True)))
+
+
+def _projection(
+    cfg: ModelConfig, path: str, rows: float, sizes: tuple[int, int], below: bool, trained: Trains
+) -> float:
+    """`rows @ kernel` with its adapter; `below`: something that trains lies under the rows."""
+    inputs, outputs = sizes
+    kernel = trained(rf"^{path}/kernel$")
+    total = (1 + below + kernel) * 2.0 * rows * inputs * outputs
+    if cfg.lora is not None and re.search(cfg.lora.targets, path):
+        a, b = (trained(rf"^{path}/lora/{leaf}$") for leaf in "ab")
+        total += (1 + below + a) * 2.0 * rows * inputs * cfg.lora.rank
+        total += (1 + (below or a) + b) * 2.0 * rows * cfg.lora.rank * outputs
+    return total
+
+
+def _attention(pairs: float, width: int, query: bool, key: bool, value: bool) -> float:
+    """Scores, and the mixture of values; with the gradients that reach query, key and value."""
+    return 2.0 * pairs * width * (2 + query + key + (query or key) + value)
+
+
+def _mlp(cfg, path, rows, sizes, below, trained) -> float:
+    total = sum(
+        _projection(cfg, f"{path}/{gate}", rows, sizes, below, trained)
+        for gate in ("gate_proj", "up_proj")
+    )
+    below = below or trained(rf"^{path}/(gate|up)_proj/")
+    return total + _projection(cfg, f"{path}/down_proj", rows, sizes[::-1], below, trained)
+
+
+def _tower(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
+    v, rows, wide = cfg.vision, counts.patches, cfg.vision.hidden_size
+    if not rows:
+        return 0.0
+    total = _projection(cfg, "visual/patch_embed", rows, (v.patch_dim, wide), False, trained)
+    first, blocks = trained("^visual/patch_embed/"), trained("^visual/blocks/")
+    for layer in range(v.depth):
+        path = "visual/blocks"  # a stack: its leaves train in all layers or in none
+        below = first or (blocks and layer > 0) or trained(rf"^{path}/norm1/")
+        total += _projection(cfg, f"{path}/attn/qkv", rows, (wide, 3 * wide), below, trained)
+        below = below or trained(rf"^{path}/attn/qkv/")
+        pairs = counts.full if layer in v.fullatt_block_indexes else counts.windowed
+        total += _attention(pairs, wide, below, below, below)
+        total += _projection(cfg, f"{path}/attn/proj", rows, (wide, wide), below, trained)
+        below = below or trained(rf"^{path}/(attn/proj|norm2)/")
+        total += _mlp(cfg, f"{path}/mlp", rows, (wide, v.intermediate_size), below, trained)
+    side, rows = wide * v.merge_unit, rows / v.merge_unit
+    below = first or blocks or trained("^visual/merger/ln_q/")
+    total += _projection(cfg, "visual/merger/mlp_0", rows, (side, side), below, trained)
+    below = below or trained("^visual/merger/mlp_0/")
+    return total + _projection(
+        cfg, "visual/merger/mlp_2", rows, (side, v.out_hidden_size), below, trained
+    )
+
+
+def _decoder(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
+    t, wide, path = cfg.text, cfg.text.hidden_size, "language/layers"
+    heads, keys = t.num_attention_heads * t.head_dim, t.num_key_value_heads * t.head_dim
+    first = trained("^language/embed_tokens$") or (counts.patches > 0 and trained("^visual/"))
+    layers, total = trained(f"^{path}/"), 0.0
+    for layer in range(t.num_hidden_layers):
+        last = layer == t.num_hidden_layers - 1  # whose pooled rows alone are read
+        rows, pairs = (counts.items, counts.tokens) if last else (counts.tokens, counts.seen)
+        below = first or (layers and layer > 0) or trained(f"^{path}/input_layernorm/")
+        reached = []
+        for name, count, size in (("q", rows, heads), ("k", counts.tokens, keys),
+                                  ("v", counts.tokens, keys)):  # fmt: skip
+            name = f"{path}/self_attn/{name}_proj"
+            total += _projection(cfg, name, count, (wide, size), below, trained)
+            reached.append(below or trained(f"^{name}/"))
+        total += _attention(pairs, heads, *reached)
+        below = any(reached)
+        total += _projection(cfg, f"{path}/self_attn/o_proj", rows, (heads, wide), below, trained)
+        below = below or trained(f"^{path}/(self_attn/o_proj|post_attention_layernorm)/")
+        total += _mlp(cfg, f"{path}/mlp", rows, (wide, t.intermediate_size), below, trained)
+    return total
