@@ -57,7 +57,7 @@ class SwiGLU(nnx.Module):
 
 
 def by_rows(x: Array) -> Array:
-    """Keeps the first axis of activations split over (data, fsdp), and no other, when a mesh is set.
+    """Keeps activations split over (data, fsdp) by their first axis alone, when a mesh is set.
 
     Left to itself the partitioner takes up the split of the embeddings' or the weights' width: all
     rows on every device, and a sum over devices of every projection's result.

@@ -1,0 +1,84 @@
+"""Compiles a configuration's training step for a machine that is not here, and tells what it needs:
+
+    python -m gve_jax.plan --config configs/gve_7b.py --topology v5p:4x4x4
+
+`--topology` is CHIP:GRID: v5e:4x4, v5p:4x4x4, v6e:16x16 (needs `pip install 'gve_jax[tpu]'`), or
+h200:1x1x8, h100:1x1x8 (`gve_jax[cuda]`). No data and no weights are read. Fields are overridden as
+`--config.batch_size=256 --config.model.attention=splash`.
+
+  --query 0x128 --positive 4x896   declared shapes (frame pairs x tokens) to plan; by default the
+                                   shortest text, and the longest video of `inputs.num_frames`
+  --negatives N                    hard negatives of a pair, 0 to 3
+  --quick                          do not look for the largest batch that fits
+  --json FILE                      write everything there, too
+
+Exit status: 0 it fits; 1 it does not fit in memory; 2 a mistake, named in a line.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from gve_jax.errors import UserError, run_cli
+from gve_jax.planning.plan import make_plan
+from gve_jax.planning.program import Program
+from gve_jax.planning.report import show
+from gve_jax.planning.topology import open_topology, parse
+
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # else it asks the cloud which machine this is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is taken: two planners may run
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__.strip())
+        return
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    text = {name: flags.DEFINE_string(name, None, "", flag_values=values)
+            for name in ("topology", "query", "positive", "json")}  # fmt: skip
+    negatives = flags.DEFINE_integer("negatives", 0, "", 0, 3, flag_values=values)
+    quick = flags.DEFINE_bool("quick", False, "", flag_values=values)
+    try:
+        rest = values(sys.argv)[1:]
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if rest:
+        raise UserError(f"unknown argument {rest[0]!r}")
+    for name, value in (("config", config.value), ("topology", text["topology"].value)):
+        if value is None:
+            raise UserError(f"--{name} is missing; see python -m gve_jax.plan --help")
+    parse(text["topology"].value)
+    # Whatever accelerator this machine has is left alone: compilers alone are at work.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update(_LIBTPU)
+    program = Program(config.value, open_topology(text["topology"].value))
+    shapes = program.shapes(text["query"].value, text["positive"].value, negatives.value)
+    errors = Console(stderr=True)
+    with errors.status("planning") as status:
+
+        def note(doing: str) -> None:
+            status.update(doing)
+            if not errors.is_terminal:
+                print(doing, file=sys.stderr, flush=True)
+
+        plan = make_plan(program, shapes, quick.value, note)
+    show(plan, Console(width=None if sys.stdout.isatty() else 140))
+    if text["json"].value is not None:
+        Path(text["json"].value).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    if not plan["fits"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_cli(main)
