@@ -57,7 +57,7 @@ def times(
         return max(own(part)) + sum(count * whole(loop) for count, loop in part.loops)
 
     alone = [
-        (count * value for value in own(part))
+        tuple(count * value for value in own(part))
         for program in programs
         for count, part in program.walk()
     ]

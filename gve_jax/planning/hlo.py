@@ -252,13 +252,24 @@ def _group(attributes: str) -> tuple[int, ...]:
         groups, dims, order = ([int(n) for n in (part or "").split(",") if n]
                                for part in match.groups())  # fmt: skip
         return tuple(_strided(dims, order or list(range(len(dims))))[: prod(groups[1:])])
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-        axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", match.group(1))}
-        chosen = re.findall(r"'([^']+)'", match.group(2))
-        order = [list(axes).index(name) for name in axes if name not in chosen]
-        order += [list(axes).index(name) for name in axes if name in chosen]
-        return tuple(_strided(list(axes.values()), order)[: prod(axes[name] for name in chosen)])
-    return (0,)
+    if match := re.search(
+        r"replica_groups=mesh\[([^\]]*)\]"
+        r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}",
+        attributes,
+    ):
+        sizes, dims, order, names = match.groups()
+        axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", sizes)}
+        chosen = re.findall(r"'([^']+)'", names)
+        places = [list(axes).index(name) for name in axes if name not in chosen]
+        places += [list(axes).index(name) for name in axes if name in chosen]
+        members = _strided(list(axes.values()), places)[: prod(axes[name] for name in chosen)]
+        if dims is None:
+            return tuple(members)
+        dims = [int(n) for n in dims.split(",")]
+        order = [int(n) for n in order.split(",")] if order else list(range(len(dims)))
+        ids = _strided(dims, order)
+        return tuple(ids[place] for place in members)
+    raise ValueError(f"a collective's group is written in an unknown way: {attributes[:200]}")
 
 
 def _strided(dims: list[int], order: list[int]) -> list[int]:
