@@ -48,8 +48,9 @@ def check_kernel(kernel: str, dtype: str, head_sizes: tuple[int, ...], platform:
 def target_platform() -> str:
     """What is compiled for: the devices of the mesh that is set, which need not be of this machine
     (`gve_jax.plan`); else this machine's."""
-    mesh = jax.sharding.get_mesh()
-    return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def attend(

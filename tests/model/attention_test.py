@@ -7,7 +7,7 @@ import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.model import attention
-from gve_jax.model.attention import attend, check_kernel
+from gve_jax.model.attention import attend, check_kernel, target_platform
 
 
 def draw(seed, batch=2, length=5, count=7, heads=4, groups=2, size=8):
@@ -147,3 +147,10 @@ def test_kernels_that_can_run_pass():
     check_kernel("xla", "float32", (6, 10), "tpu")
     check_kernel("cudnn", "bfloat16", (80, 128), "gpu")
     check_kernel("splash", "float32", (80, 128), "tpu")
+
+
+def test_the_platform_is_that_of_the_mesh_also_within_a_trace(mesh):
+    with jax.set_mesh(mesh):
+        assert target_platform() == "cpu"
+        assert jax.eval_shape(lambda: jnp.zeros(len(target_platform()))).shape == (3,)
+    assert target_platform() == "cpu"

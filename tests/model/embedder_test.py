@@ -24,6 +24,7 @@ from gve_jax.model.embedder import (
     make_embed,
     make_encode,
 )
+from gve_jax.planning import hlo
 from gve_jax.sharding import make_mesh, param_shardings, place_batch
 from tests.goldens import qwen25vl as golden
 
@@ -248,3 +249,18 @@ def test_a_config_that_does_not_fit_names_its_field(field, value):
     fields["text"][field] = value
     with pytest.raises(ValueError, match="text"):
         ModelConfig.from_dict(fields)
+
+
+def test_rows_stay_split_through_both_stacks(params):
+    """FSDP moves weights, never sums of activations: without the constraints the partitioner splits
+    the width and adds up every projection's result."""
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
+    placed = (
+        jax.device_put(params, param_shardings(params, mesh)),
+        place_batch(make_batch([ROWS[0]] * 8, BUCKET), mesh),
+    )
+    with jax.set_mesh(mesh):
+        program = hlo.read(jax.jit(make_embed(CFG)).lower(*placed).compile().as_text())
+    rows, width = 8 * BUCKET.length, CFG.text.hidden_size
+    sums = [one for one in hlo.collectives(program) if one.kind == "all-reduce"]
+    assert all(one.bytes < rows * width * 4 / 8 for one in sums), sums
