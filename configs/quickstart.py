@@ -9,6 +9,7 @@
 import dataclasses
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from gve_jax.inputs.limits import Limits
 
@@ -20,6 +21,9 @@ def get_config(form: str = "") -> ConfigDict:
     config.seed = 42  # the paper's
     config.steps = 1150  # optimizer steps, all stages together
     config.batch_size = 32  # pairs of a global batch
+
+    config.pretrained = placeholder(str)  # directory or Hub id to start from; None: random weights
+    config.quantize = placeholder(str)  # "nf4" or "int8": a frozen decoder in few bits (QLoRA)
 
     # The Qwen2.5-VL architecture, small: same blocks, same names (see gve_jax/model/config.py).
     config.model = ConfigDict()
@@ -79,6 +83,7 @@ def get_config(form: str = "") -> ConfigDict:
     # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/inputs/limits.py).
     config.limits = ConfigDict(dataclasses.asdict(Limits()))
 
+    config.gradcache_chunk = 0  # pairs encoded at a time for one loss; 0: all of the batch
     config.loss = ConfigDict()
     config.loss.temperature = 0.03  # the paper's
 
@@ -89,6 +94,9 @@ def get_config(form: str = "") -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.1  # the paper's
     config.optimizer.clip_norm = 1.0
+    # (pattern, factor of the learning rate): the first pattern found in a parameter's path; 0
+    # freezes. Here everything trains.
+    config.optimizer.rates = ((".*", 1.0),)
 
     # The Modality Pyramid: P(source) ~ size * exp(R / sigma), R probed at the start of each stage.
     config.pyramid = ConfigDict()
@@ -104,6 +112,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.checkpoint.every = 100  # steps
     config.checkpoint.keep = 2
     config.log_every = 1  # steps between lines of metrics.jsonl
+    config.export = ("gve_jax",)  # forms of the trained model: "gve_jax", "peft", "hf"
 
     if form == "smoke":
         config.steps = 6

@@ -1,12 +1,18 @@
 """The one exception a user's mistake raises; command lines print it as one line."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
     """Bad input, named in one line: a file, a field, a value. Never a bug of ours."""
+
+
+class StoppedError(Exception):
+    """The job was told to end, and has saved. Status 143, as of a process that SIGTERM ended: no
+    success, so that a scheduler runs the command again."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,11 +23,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Runs `main`; a `UserError` or a full disk ends the process with one line and status 2."""
+    """Runs `main`; a `UserError` or a full disk ends the process with one line and status 2.
+
+    A job that was told to end exits with 143, an interrupted one with 130."""
     try:
         main()
     except UserError as error:
         sys.exit(_fail(str(error)))
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGTERM)
     except OSError as error:
         # A full disk or a missing permission is the machine's state, not a bug: name it.
         where = f": {error.filename}" if error.filename else ""

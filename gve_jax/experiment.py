@@ -1,32 +1,47 @@
 """What a configuration means: sources, inputs, model, optimizer, mesh, stages; checked up front."""
 
-import hashlib
+import dataclasses
 import json
+import re
+import sys
 from pathlib import Path
 
 import grain
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from gve_jax import __version__
+from gve_jax.adapters import write_adapter
+from gve_jax.base import open_base
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
+from gve_jax.files import differences, write_json
+from gve_jax.fingerprint import file_digest, not_finite, weights_digest
 from gve_jax.gve import GVE
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.learning import pyramid
+from gve_jax.learning import pyramid, state
+from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
-from gve_jax.learning.step import state_shardings
-from gve_jax.model.config import ModelConfig
-from gve_jax.model.embedder import init_params
-from gve_jax.sharding import make_mesh
+from gve_jax.model import lora
+from gve_jax.model.quantize import DECODER, KINDS, quantize
+from gve_jax.pretrained import check_tokens, read_json
+from gve_jax.settings import build, check_fields, kept_fields, model_config
+from gve_jax.sharding import make_mesh, replicated
 from gve_jax.streams.loader import LoadPairs, read_ahead
 from gve_jax.streams.mixture import Stage, batches
 from gve_jax.streams.pairs import PairSources
+
+# By name: the folder of the workdir, and the file in it that is written last.
+EXPORTS = {
+    "gve_jax": ("model", "config.json"),  # for GVE.from_pretrained; adapters apart
+    "peft": ("adapter", "adapter_config.json"),  # the adapters alone
+    "hf": ("hf", "config.json"),  # for transformers; adapters merged
+}
 
 
 class Experiment:
@@ -37,52 +52,70 @@ class Experiment:
 
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
+        check_fields(config)
         self.mesh = make_mesh(config.mesh)
+        self.base = None if config.pretrained is None else open_base(config.pretrained)
+        self.model = model_config(config, self.base)
+        self.loss = build("loss", LossConfig, config.loss)
         self.sources = PairSources(config.data.pairs.format(workdir=workdir))
-        try:
-            self.model = ModelConfig.from_dict(config.model.to_dict())
-            vision = self.model.vision
-            self.buckets = Buckets(**config.buckets)
-            limits = Limits(**config.limits)
-            spec = InputSpec(
-                **config.inputs,
-                max_length=self.buckets.max_length,
-                patch_size=vision.patch_size,
-                merge=vision.spatial_merge_size,
-                temporal=vision.temporal_patch_size,
-                window_side=vision.window_side,
-                tokens_per_second=vision.tokens_per_second,
-            )
-        except (TypeError, ValueError) as error:
-            raise UserError(f"config: {error}") from error
-        prompt = Prompt(config.data.tokenizer.format(workdir=workdir), spec.max_length)
+        vision = self.model.vision
+        self.buckets = build("buckets", Buckets, config.buckets)
+        limits = build("limits", Limits, config.limits)
+        spec = build(
+            "inputs",
+            InputSpec,
+            config.inputs,
+            max_length=self.buckets.max_length,
+            patch_size=vision.patch_size,
+            merge=vision.spatial_merge_size,
+            temporal=vision.temporal_patch_size,
+            window_side=vision.window_side,
+            tokens_per_second=vision.tokens_per_second,
+        )
+        prompt = Prompt(self._tokenizer(), spec.max_length)
         self.preprocess = Preprocessor(prompt, spec, limits)
         # Beside each of the loader's workers one process decodes, beside its threads one a thread.
         self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
         self._check(prompt)
+        self.rates = config.optimizer.rates
         self.tx = make_optimizer(config.optimizer, config.steps)
+        self.abstract, self._frozen = state.abstract_state(
+            self.model, self.tx, self.mesh, self.rates, self.loss
+        )
+        self._check_quantize()
         self.bounds = pyramid.stage_bounds(config.steps, config.pyramid.stages)
-        # What must stay the same for a resumed run to go on as if it had never stopped.
-        kept = config.to_dict()
-        for free in ("checkpoint", "log_every", "mesh", "data", "limits"):
-            kept.pop(free)
-        tokenizer = hashlib.sha256(Path(prompt.path).read_bytes()).hexdigest()[:16]
-        kept["siblings"] = config.data.siblings.to_dict()
         self.fingerprint = {
             "code": __version__,
-            "config": kept,
-            "data": {"sources": self.sources.sizes, "tokenizer": tokenizer},
+            "config": kept_fields(config, self.model),
+            "data": {
+                "sources": self.sources.sizes,
+                "bytes": self.sources.bytes,
+                "tokenizer": file_digest(prompt.path),
+            },
+            # Of the leaves that no checkpoint holds; known once they are read.
+            "frozen_weights": None,
         }
+
+    def _tokenizer(self) -> str | Path:
+        if self.config.data.tokenizer is not None:
+            return self.config.data.tokenizer.format(workdir=self.workdir)
+        if self.base is None:
+            raise UserError("config.data.tokenizer is missing, and so is config.pretrained")
+        return self.base.tokenizer
 
     def _check(self, prompt: Prompt) -> None:
         config = self.config
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if config.batch_size % rows:
             raise UserError(f"batch_size {config.batch_size} is no multiple of data x fsdp, {rows}")
+        chunk = config.gradcache_chunk
+        if chunk and (config.batch_size % chunk or chunk % rows):
+            raise UserError(
+                f"gradcache_chunk {chunk} must divide batch_size {config.batch_size} and be a "
+                f"multiple of data x fsdp, {rows}"
+            )
         if not 0 < config.pyramid.stages <= config.steps:
             raise UserError(f"pyramid.stages {config.pyramid.stages} is not in 1..{config.steps}")
-        if config.pyramid.pairs < 1:
-            raise UserError("pyramid.pairs must be at least 1")
         for name, size in self.sources.sizes.items():
             if size < config.batch_size:
                 raise UserError(f"source {name} has {size} pairs, less than batch_size")
@@ -100,31 +133,92 @@ class Experiment:
                 f"model.text.vocab_size {self.model.text.vocab_size} is less than the tokenizer's "
                 f"{prompt.vocab_size} entries"
             )
+        if self.base is not None and not self.base.ours:
+            check_tokens(self.base.fields, Path(prompt.path), self.model.text.vocab_size)
+        if not config.export:
+            raise UserError("export names no form of the trained model")
+        for name in config.export:
+            if name not in EXPORTS:
+                raise UserError(f"export {name!r} is unknown; known: {', '.join(EXPORTS)}")
+        if "peft" in config.export and self.model.lora is None:
+            raise UserError("export 'peft' needs adapters: config.model.lora")
+
+    def _check_quantize(self) -> None:
+        kind = self.config.quantize
+        if kind is None:
+            return
+        if self.base is None:
+            raise UserError("quantize needs config.pretrained: a random base is small")
+        if kind not in KINDS:
+            raise UserError(f"quantize {kind!r} is none of {', '.join(KINDS)}")
+        trained = flatten_dict(self.abstract["params"], sep="/")
+        if chosen := [name for name in trained if re.search(DECODER, name)]:
+            raise UserError(f"quantize: {chosen[0]} trains (optimizer.rates), and few bits cannot")
+        if self.mesh.size > 1:
+            raise UserError(f"quantize is for one device; the mesh has {self.mesh.size}")
 
     def complete(self) -> bool:
         """Whether this experiment is finished in the workdir; UserError if another one is."""
         seal = self.workdir / "run.json"
-        mine = json.loads(json.dumps(self.fingerprint))
-        if (self.workdir / "model" / "config.json").exists() and seal.exists():
-            if json.loads(seal.read_text(encoding="utf-8")) != mine:
+        if seal.exists() and all(done.exists() for done in map(self._seal, self.config.export)):
+            saved = read_json(seal)
+            mine = json.loads(json.dumps(self.fingerprint))
+            mine["frozen_weights"] = saved.get("frozen_weights")  # not read for this alone
+            if found := differences(saved, mine):
+                field, (was, now) = next(iter(found.items()))
                 raise UserError(
-                    f"{self.workdir} holds a finished run of another configuration; "
-                    "choose another --workdir"
+                    f"{self.workdir} holds a finished run of another configuration ({field} was "
+                    f"{json.dumps(was)}, is {json.dumps(now)}); choose another --workdir"
                 )
             return True
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        write_json(seal, mine)
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                write_json(self.workdir / ".writable", None)
+                (self.workdir / ".writable").unlink()
+        except OSError as error:
+            raise UserError(f"--workdir {self.workdir} cannot be written ({error.strerror})") from (
+                error
+            )
         return False
 
-    def abstract_state(self) -> dict:
-        """Shapes, dtypes and shardings of the training state."""
-        params = jax.eval_shape(lambda: init_params(self.model, 0)[1])
-        shapes = {"params": params, "opt": jax.eval_shape(self.tx.init, params)}
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            state_shardings(params, self.tx, self.mesh),
-        )
+    def frozen(self) -> dict:
+        """The leaves that do not train, which no checkpoint holds: of the base, else random. Those
+        of a base become part of the fingerprint."""
+        if self.base is None:
+            return state.draw(self.model, self.config.seed, self._frozen, self.loss)
+        frozen = self._of_base(self._frozen)
+        if frozen:
+            self.fingerprint["frozen_weights"] = weights_digest(frozen)
+        return quantize(frozen, self.config.quantize) if self.config.quantize else frozen
+
+    def start(self, frozen: dict) -> dict:
+        """The state before the first step: trained leaves of the base, or random ones."""
+        wanted = self.abstract["params"]
+        if self.base is None:
+            return state.start(self._drawn(wanted), self.tx, self.abstract)
+        params = self._of_base(wanted)
+        missing = flatten_dict(wanted).keys() - flatten_dict(params).keys()
+        new = {name: leaf for name, leaf in flatten_dict(wanted).items() if name in missing}
+        params = lora.join(params, self._drawn(unflatten_dict(new)))
+        return state.start(params, self.tx, self.abstract)
+
+    def _drawn(self, abstract: dict) -> dict:
+        return state.draw(self.model, self.config.seed, abstract, self.loss)
+
+    def _of_base(self, abstract: dict) -> dict:
+        """The leaves that `abstract` names and the base has."""
+        names = flatten_dict(abstract, sep="/").keys()
+        plain = dataclasses.replace(self.model, lora=None)
+        found = self.base.load(plain, self.mesh, names.__contains__, show=sys.stderr.isatty())
+        if bad := not_finite(found):
+            raise UserError(f"{self.base.directory}: NaN or infinite numbers in {', '.join(bad)}")
+        return found
+
+    def seal(self) -> None:
+        """Writes what this run is into its workdir."""
+        if jax.process_index() == 0:
+            write_json(self.workdir / "run.json", json.loads(json.dumps(self.fingerprint)))
 
     def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
         """Batches `step` to `last` of the run: a pure function of curriculum and seed."""
@@ -152,5 +246,23 @@ class Experiment:
         process = (jax.process_index(), jax.process_count())
         return LoadPairs(self.sources, self._isolated, self.buckets, process)
 
-    def export(self, params, directory: Path) -> None:
-        GVE(self.model, params, self.preprocess, self.buckets, self.mesh).save_pretrained(directory)
+    def _seal(self, name: str) -> Path:
+        return self.workdir / EXPORTS[name][0] / EXPORTS[name][1]
+
+    def export(self, name: str, params: dict, frozen: dict, directory: Path | None = None) -> Path:
+        """Writes the model in one of `EXPORTS`; returns where."""
+        directory = directory or self.workdir / EXPORTS[name][0]
+        if name == "peft":
+            adapters = lora.split(params)[1]
+            # Whole on every process: a shard of another host cannot be written here.
+            whole = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(adapters)
+            if jax.process_index() == 0:
+                base = None if self.base is None else str(self.config.pretrained)
+                write_adapter(directory, whole, self.model, base_model=base)
+            return directory
+        if self.config.quantize:  # adapters go with the base as it was
+            frozen = self._of_base(self._frozen)
+        whole = state.join(params, frozen)
+        model = GVE(self.model, whole, self.preprocess, self.buckets, self.mesh)
+        model.save_pretrained(directory, format=name)
+        return directory

@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from gve_jax import __version__
 from gve_jax.adapters import read_adapter
+from gve_jax.base import FORMAT, open_base
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
@@ -31,23 +32,14 @@ from gve_jax.inputs.padding import Padding
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine, failure
-from gve_jax.learning.checkpoint import load_params, save_params
+from gve_jax.learning.checkpoint import save_params
 from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
-from gve_jax.model.embedder import Frames, Packed, init_params, make_encode
-from gve_jax.model.hf_config import from_hf
-from gve_jax.pretrained import (
-    check_tokens,
-    copy_tokenizer,
-    find_directory,
-    load_hf,
-    read_json,
-    save_hf,
-)
+from gve_jax.model.embedder import Frames, Packed, make_encode
+from gve_jax.pretrained import check_tokens, copy_tokenizer, read_json, save_hf
 from gve_jax.sharding import make_mesh, param_shardings, place_batch
 
 Inputs = Sequence[str | Mapping | Item]
-FORMAT = "gve_jax 1"
 FORMATS = ("gve_jax", "hf")
 CHUNK = 16  # batches decoded ahead and sorted into buckets together: bounds the memory
 
@@ -119,24 +111,12 @@ class GVE:
             that do not fit the configuration, NaN weights, another model's tokenizer, a kernel that
             cannot run here, an adapter of another model.
         """
-        directory = find_directory(directory)
-        path = directory / "config.json"
-        if not path.is_file():
-            raise UserError(f"{directory}: not a model directory (no config.json)")
-        fields = read_json(path)
-        ours = "model_type" not in fields
-        if ours and fields.get("format") != FORMAT:
-            raise UserError(f"{path}: format {fields.get('format')!r} is not {FORMAT!r}")
+        base = open_base(directory, dtype)
+        config, path = base.config, base.directory / "config.json"
         try:
-            if ours:
-                config = ModelConfig.from_dict(fields["model"])
-                if dtype:
-                    config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-            else:
-                config = from_hf(fields, dtype or "bfloat16")
             _check_dtype(config.dtype)
             config = dataclasses.replace(config, attention=attention or config.attention)
-            settings = fields if ours else fields.get("gve_jax")
+            settings = base.fields if base.ours else base.fields.get("gve_jax")
             if settings is None:
                 spec = _paper_spec(config)
                 buckets = default_buckets(spec)
@@ -144,18 +124,17 @@ class GVE:
                 spec, buckets = InputSpec(**settings["inputs"]), Buckets(**settings["buckets"])
             spec = dataclasses.replace(spec, mrope=mrope or spec.mrope)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: {error if not ours else f'damaged ({error})'}") from error
-        prompt = Prompt(directory / "tokenizer.json", spec.max_length)
+            why = f"damaged ({error})" if base.ours else error
+            raise UserError(f"{path}: {why}") from error
+        prompt = Prompt(base.tokenizer, spec.max_length)
         mesh = mesh or make_mesh({"data": -1})
-        if ours:
-            params = _load_ours(directory / "params", config, mesh)
-        else:
-            check_tokens(fields, directory / "tokenizer.json", config.text.vocab_size)
-            params = load_hf(directory, config, mesh, show_progress_bar)
+        if not base.ours:
+            check_tokens(base.fields, base.tokenizer, config.text.vocab_size)
+        params = base.load(config, mesh, show=show_progress_bar)
         if adapter is not None:
             config, params = _attach(adapter, config, params, mesh)
         if bad := not_finite(params):
-            raise UserError(f"{directory}: NaN or infinite numbers in {', '.join(bad)}")
+            raise UserError(f"{base.directory}: NaN or infinite numbers in {', '.join(bad)}")
         return cls(config, params, Preprocessor(prompt, spec, limits), buckets, mesh)
 
     def save_pretrained(
@@ -195,9 +174,11 @@ class GVE:
             return
         directory.mkdir(parents=True, exist_ok=True)
         save_params(directory / "params", self.params)
-        copy_tokenizer(tokenizer, directory)
         text = {"format": FORMAT, "model": self.config.to_dict(), **settings}
-        write_json(directory / "config.json", text | {"fingerprint": self.fingerprint})
+        text["fingerprint"] = self.fingerprint  # every process takes part in it
+        if jax.process_index() == 0:
+            copy_tokenizer(tokenizer, directory)
+            write_json(directory / "config.json", text)
 
     @property
     def embedding_dim(self) -> int:
@@ -402,16 +383,6 @@ def _attach(adapter: str | os.PathLike, config: ModelConfig, params, mesh: jax.s
         raise UserError(f"{adapter}: the model has an adapter already; merge it first")
     config, tree = read_adapter(adapter, config)
     return config, lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
-
-
-def _load_ours(directory: Path, config: ModelConfig, mesh: jax.sharding.Mesh):
-    shapes = jax.eval_shape(lambda: init_params(config, 0)[1])
-    target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        param_shardings(shapes, mesh),
-    )
-    return load_params(directory, target)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,7 +130,13 @@ def stored_dtype(directory: Path) -> str:
     return str(max((DTYPES[name] for name in dtypes), key=lambda d: d.itemsize, default="float32"))
 
 
-def load_hf(directory: Path, config: ModelConfig, mesh: jax.sharding.Mesh, show: bool = False):
+def load_hf(
+    directory: Path,
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    show: bool = False,
+    keep: Callable[[str], bool] = lambda path: True,
+):
     """The parameters of a checkpoint, in `config.param_dtype`, sharded by the table of rules.
 
     Args:
@@ -138,6 +144,7 @@ def load_hf(directory: Path, config: ModelConfig, mesh: jax.sharding.Mesh, show:
       config: of the checkpoint; no adapters.
       mesh: where the parameters go. Shards that devices of this process share are read once.
       show: draws a progress bar on standard error.
+      keep: which parameters are read, by their paths.
 
     Raises:
       UserError: a damaged file; tensors that are missing, unexpected, misshapen or not of a
@@ -157,7 +164,7 @@ def load_hf(directory: Path, config: ModelConfig, mesh: jax.sharding.Mesh, show:
         listed = "\n  ".join(problems[:_LISTED])
         raise UserError(f"{directory}: {len(problems)} tensors do not fit:\n  {listed}{more}")
     # The largest first: where a buffer is copied after all, the copy is made while memory is empty.
-    order = sorted(leaves, key=lambda path: -leaves[path].size)
+    order = sorted(filter(keep, leaves), key=lambda path: -leaves[path].size)
     params = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for path in _track(order, "loading", show):

@@ -1,37 +1,52 @@
-"""The mesh, and the one table that says where each parameter lives."""
+"""The mesh, and the one table that says where each parameter lives and whether it decays."""
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from gve_jax.errors import UserError
 from gve_jax.model.embedder import Batch, Packed
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))
+ROWS = P(("data", "fsdp"))
+
+
+class Rule(NamedTuple):
+    """What becomes of the parameters whose path `pattern` is found in."""
+
+    pattern: str
+    spec: P
+    decays: bool
+
 
 # First match wins and every parameter must match. Stacked layers carry a leading layer axis, which
-# is never split. A dimension that its axis does not divide is replicated instead.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"language/embed_tokens$", PartitionSpec("tensor", "fsdp")),
-    (r"language/layers/.*/(q|k|v|gate|up)_proj/kernel$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"language/layers/.*/(o|down)_proj/kernel$", PartitionSpec(None, "tensor", "fsdp")),
-    (r"visual/blocks/.*/(qkv|gate_proj|up_proj)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"visual/blocks/.*/(proj|down_proj)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
-    (r"visual/patch_embed/kernel$", PartitionSpec(None, "fsdp")),
-    (r"visual/merger/mlp_0/kernel$", PartitionSpec("fsdp", "tensor")),
-    (r"visual/merger/mlp_2/kernel$", PartitionSpec("tensor", "fsdp")),
-    (r".*/(bias|weight)$", PartitionSpec()),
+# is never split. A dimension that its axis does not divide is replicated instead. Matrices decay;
+# embeddings, norms and biases do not. What trains, and how fast, is the experiment's own table of
+# the same kind: `config.optimizer.rates`.
+_RULES = (
+    (r"language/embed_tokens$", P("tensor", "fsdp"), False),
+    (r"language/layers/.*/(q|k|v|gate|up)_proj/kernel$", P(None, "fsdp", "tensor"), True),
+    (r"language/layers/.*/(o|down)_proj/kernel$", P(None, "tensor", "fsdp"), True),
+    (r"visual/blocks/.*/(qkv|gate_proj|up_proj)/kernel$", P(None, "fsdp", "tensor"), True),
+    (r"visual/blocks/.*/(proj|down_proj)/kernel$", P(None, "tensor", "fsdp"), True),
+    (r"visual/patch_embed/kernel$", P(None, "fsdp"), True),
+    (r"visual/merger/mlp_0/kernel$", P("fsdp", "tensor"), True),
+    (r"visual/merger/mlp_2/kernel$", P("tensor", "fsdp"), True),
+    (r".*/(bias|weight)$", P(), False),
     # Adapters go with their kernel: what it sums over, and what it gives.
-    (r"/((q|k|v|gate|up)_proj|qkv)/lora/a$", PartitionSpec(None, "fsdp")),
-    (r"/((q|k|v|gate|up)_proj|qkv)/lora/b$", PartitionSpec(None, None, "tensor")),
-    (r"/((o|down)_proj|proj)/lora/a$", PartitionSpec(None, "tensor")),
-    (r"/((o|down)_proj|proj)/lora/b$", PartitionSpec(None, None, "fsdp")),
-    (r"visual/merger/.*/lora/[ab]$", PartitionSpec()),
+    (r"/((q|k|v|gate|up)_proj|qkv)/lora/a$", P(None, "fsdp"), True),
+    (r"/((q|k|v|gate|up)_proj|qkv)/lora/b$", P(None, None, "tensor"), True),
+    (r"/((o|down)_proj|proj)/lora/a$", P(None, "tensor"), True),
+    (r"/((o|down)_proj|proj)/lora/b$", P(None, None, "fsdp"), True),
+    (r"visual/merger/.*/lora/[ab]$", P(), True),
+    (r"^loss/log_temperature$", P(), False),
 )
+RULES: tuple[Rule, ...] = tuple(Rule(*rule) for rule in _RULES)
 
 
 def make_mesh(axes: Mapping[str, int]) -> Mesh:
@@ -59,6 +74,18 @@ def path_name(path) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
+def rule_of(name: str) -> Rule:
+    """The rule of a parameter by its path.
+
+    Raises:
+      ValueError: no rule matches it.
+    """
+    for rule in RULES:
+        if re.search(rule.pattern, name):
+            return rule
+    raise ValueError(f"no rule of gve_jax.sharding matches parameter {name}")
+
+
 def param_shardings(params, mesh: Mesh):
     """NamedShardings of a parameter tree (arrays or their shapes), by `RULES`.
 
@@ -67,24 +94,21 @@ def param_shardings(params, mesh: Mesh):
     """
 
     def sharding(path, leaf):
-        name = path_name(path)
-        for pattern, spec in RULES:
-            if re.search(pattern, name):
-                return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
-        raise ValueError(f"no partition rule matches parameter {name}")
+        spec = rule_of(path_name(path)).spec
+        return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def _fitting(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    return PartitionSpec(
+def _fitting(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    return P(
         *(axis if axis and size % mesh.shape[axis] == 0 else None
           for axis, size in zip(spec, shape, strict=False))
     )  # fmt: skip
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, P())
 
 
 def place_batch(arrays, mesh: Mesh):
@@ -98,7 +122,7 @@ def place_batch(arrays, mesh: Mesh):
         if isinstance(node, Batch | Packed):
             fields = {name: place(getattr(node, name)) for name in node.__dataclass_fields__
                       if name != "positions"}  # fmt: skip
-            return type(node)(positions=put(node.positions, PartitionSpec(None, *ROWS)), **fields)
+            return type(node)(positions=put(node.positions, P(None, *ROWS)), **fields)
         return None if node is None else put(node)
 
     return jax.tree.map(place, arrays, is_leaf=lambda node: isinstance(node, Batch | Packed))

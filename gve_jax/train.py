@@ -8,6 +8,9 @@ quarantine.jsonl, and the model before and after training (initial/, model/).
 
 Repeating the command resumes from the newest whole checkpoint of the workdir, and returns at once
 when the run is complete. A field is overridden as `--config.optimizer.learning_rate=1e-4`.
+
+Exit status: 0 done; 2 a mistake or a full disk, named in a line; 143 told to end (SIGTERM), after
+saving: repeat the command to go on.
 """
 
 import logging
@@ -21,14 +24,16 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from gve_jax.errors import UserError, run_cli
-from gve_jax.experiment import Experiment
+from gve_jax.experiment import EXPORTS, Experiment
 from gve_jax.files import write_json
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning import pyramid
 from gve_jax.learning.checkpoint import Checkpoints
 from gve_jax.learning.optimizer import make_schedule
 from gve_jax.learning.runlog import RunLog
-from gve_jax.learning.step import init_state, make_probe, make_train_step
+from gve_jax.learning.state import join
+from gve_jax.learning.step import make_probe, make_train_step
+from gve_jax.preemption import Preemption
 from gve_jax.streams.loader import PairBatch, placed
 from gve_jax.streams.mixture import apportion
 
@@ -44,7 +49,7 @@ def main() -> None:
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_told(error)) from error
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}")
     for flag in ("config", "workdir"):
@@ -53,29 +58,48 @@ def main() -> None:
     train(_CONFIG.value, Path(_WORKDIR.value))
 
 
+def _told(error: Exception) -> str:
+    """A refused argument in one line. A field that is unknown comes as a bare name: its argument is
+    put before it."""
+    while error.args and isinstance(error.args[0], Exception):  # ml_collections' in absl's
+        error = error.args[0]
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    for argument in sys.argv[1:]:
+        field = argument.split("=")[0]
+        if text.startswith(f"'{field.split('.')[-1]}'"):
+            return f"{field}: unknown field {text}"
+    return text
+
+
 def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the experiment `config` in `workdir` to its end, from where it stands."""
     # --- what is trained, on what, where; another experiment in this workdir is refused -----------
     run = Experiment(config, workdir)
+    where = ", ".join(str(workdir / EXPORTS[name][0]) for name in config.export)
     if run.complete():
-        print(f"{workdir}: training is complete; its model is in {workdir / 'model'}")
+        print(f"{workdir}: training is complete; its model is in {where}")
         return
     quarantine = Quarantine(workdir / "quarantine.jsonl", config.data.max_bad_share)
-    train_step = make_train_step(run.model, run.tx, config.loss.temperature)
+    train_step = make_train_step(
+        run.model, run.tx, run.loss, run.mesh, chunk=config.gradcache_chunk, seed=config.seed
+    )
     probe = make_probe(run.model)
+    frozen = run.frozen()  # what does not train is in no checkpoint
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, fingerprint=run.fingerprint
     )
-    with checkpoints:
-        # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) scratch --------
-        restored = checkpoints.restore(run.abstract_state())
+    with checkpoints, Preemption() as preemption:
+        # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) the pretrained
+        # model's weights, new adapters from the seed, (3) scratch, from the seed ----------------
+        restored = checkpoints.restore(run.abstract)
+        run.seal()
         if restored:
             step, state, curriculum = restored.step, restored.state, restored.meta["curriculum"]
             print(f"resuming at step {step}", flush=True)
         else:
-            step, curriculum = 0, []
-            state = init_state(run.model, run.tx, run.mesh, config.seed)
-            run.export(state["params"], workdir / "initial")
+            step, state, curriculum = 0, run.start(frozen), []
+            if config.pretrained is None:  # else the start is there already
+                run.export("gve_jax", state["params"], frozen, workdir / "initial")
 
         # --- stages: probe, decide what is sampled, train -----------------------------------------
         log = RunLog(
@@ -91,7 +115,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 if step >= last:
                     continue
                 if number == len(curriculum):
-                    curriculum.append(probe_stage(run, probe, number, state["params"], quarantine))
+                    params = join(state["params"], frozen)
+                    curriculum.append(probe_stage(run, probe, number, params, quarantine))
                     write_json(workdir / "curriculum.json", {"stages": curriculum})
                     log.progress.note(f"stage {number}: {describe(curriculum[-1])}")
                 log.warm_up()
@@ -99,21 +124,29 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     admit(batch, quarantine, run)
                     log.dispatching()
                     with jax.set_mesh(run.mesh):  # fused attention splits itself over it
-                        state, scalars = train_step(state, batch.arrays)
+                        state, scalars = train_step(state, frozen, batch.arrays, step)
                     # Only now, with this step under way, are the last one's numbers waited for.
                     log.dispatched(step, number, batch, scalars)
                     step += 1
-                    if step % config.checkpoint.every == 0 and step < config.steps:
+                    stop = preemption.reached(step)
+                    if step < config.steps and (stop or step % config.checkpoint.every == 0):
                         log.flush()  # a line of metrics.jsonl is never behind its checkpoint
                         checkpoints.save(step, state, {"curriculum": curriculum})
+                    if step < config.steps and stop:
+                        checkpoints.wait()
+                        log.close()
+                        preemption.stop(step)
                 log.flush()
 
-        # --- the end: a last checkpoint, then the model, whose config.json seals the run ----------
+        # --- the end: a last checkpoint, then the model, each of whose forms seals itself ---------
         checkpoints.save(step, state, {"curriculum": curriculum})
         checkpoints.wait()
-        write_json(workdir / "train.json", log.close() | {"quarantined": quarantine.count})
-        run.export(state["params"], workdir / "model")
-    print(f"{log.summary()}; the model is in {workdir / 'model'}")
+        record = log.close() | {"quarantined": quarantine.count}
+        if record["steps"]:  # else it was finished before, but for an export
+            write_json(workdir / "train.json", record)
+        for name in config.export:
+            run.export(name, state["params"], frozen)
+    print(f"{log.summary()}; the model is in {where}")
     print(quarantine.summary(sum(run.sources.sizes.values())))
 
 

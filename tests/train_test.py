@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,9 +37,34 @@ def losses(workdir: Path) -> dict[int, tuple[str, float]]:
     return {r["step"]: (r["task"], r["loss"]) for r in records}
 
 
-def run_cli(world: Path, workdir: Path, *arguments: str, kill_at: int | None = None):
-    """`python -m gve_jax.train`; with `kill_at`, SIGKILL once that step's loss is on disk."""
-    command = [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
+# The trainer, which dies at the moment when the checkpoint of step 4, written, would get its name.
+DIES_SAVING = """
+import os, signal
+from gve_jax.errors import run_cli
+from gve_jax.train import main
+def guarded(rename):
+    def wrapped(source, target, *rest, **more):
+        if os.fspath(target).endswith("checkpoints/4"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(source, target, *rest, **more)
+    return wrapped
+os.rename, os.replace = guarded(os.rename), guarded(os.replace)
+run_cli(main)
+"""
+
+
+def run_cli(
+    world: Path,
+    workdir: Path,
+    *arguments: str,
+    kill_at: int | None = None,
+    kill: signal.Signals = signal.SIGKILL,
+    code: str | None = None,
+):
+    """`python -m gve_jax.train`, or `code` in its stead; with `kill_at`, its processes get the
+    signal `kill` once that step's loss is on disk."""
+    program = ["-c", code] if code else ["-m", "gve_jax.train"]
+    command = [sys.executable, *program, "--config=configs/quickstart.py:smoke",
                f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
                f"--config.data.tokenizer={world}/tokenizer.json", *arguments]  # fmt: skip
     process = subprocess.Popen(
@@ -48,13 +74,17 @@ def run_cli(world: Path, workdir: Path, *arguments: str, kill_at: int | None = N
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     if kill_at is not None:
         metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
         while not (metrics.exists() and f'"step": {kill_at},' in metrics.read_text()):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+        if kill == signal.SIGTERM:  # a scheduler tells all processes of a job
+            os.killpg(process.pid, kill)
+        else:
+            process.send_signal(kill)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
@@ -120,20 +150,40 @@ def test_repeating_a_finished_run_costs_nothing(world, finished):
 
 
 def test_killed_and_repeated_gives_bitwise_the_same_losses(world, finished, tmp_path):
-    """Killed in the first stage and again in the second, with a decoding process."""
+    """Killed in the first stage, and again while the first checkpoint of the second is saved; then
+    with threads instead of a decoding process, on which the stream does not depend."""
     workdir = tmp_path / "killed"
     arguments = ("--config.data.workers=1",)
     code, *_ = run_cli(world, workdir, *arguments, kill_at=2)
     assert code == -signal.SIGKILL
     assert not processes_of(workdir), "a decoding process outlived the killed run"
-    code, out, _ = run_cli(world, workdir, *arguments, kill_at=4)
-    assert code == -signal.SIGKILL
-    code, out, err = run_cli(world, workdir, *arguments)
+    code, _, err = run_cli(world, workdir, *arguments, code=DIES_SAVING)
+    assert code == -signal.SIGKILL, err
+    left = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert "2" in left and "4" not in left and any(name.startswith("4.") for name in left)
+    code, out, err = run_cli(world, workdir, "--config.data.workers=0")
     assert code == 0, err
-    assert "resuming at step" in out
+    assert "resuming at step 2" in out
     assert losses(workdir) == losses(finished)
     curriculum = "curriculum.json"
     assert (workdir / curriculum).read_text() == (finished / curriculum).read_text()
+
+
+def test_a_run_that_is_told_to_end_saves_and_says_so(world, tmp_path):
+    workdir = tmp_path / "told"
+    code, _, err = run_cli(
+        world, workdir, "--config.steps=100000", "--config.data.workers=1",
+        kill_at=1, kill=signal.SIGTERM,
+    )  # fmt: skip
+    assert code == 143, err
+    (line,) = err.strip().splitlines()[-1:]
+    step = re.fullmatch(
+        r"told to end \(SIGTERM\): saved at step (\d+); repeat the command .*", line
+    )
+    assert step and (workdir / "checkpoints" / step[1] / "_CHECKPOINT_METADATA").is_file()
+    assert "Traceback" not in err
+    assert not (workdir / "quarantine.jsonl").exists()  # nor was what decoders held
+    assert not processes_of(workdir)
 
 
 def test_eight_devices_and_threads_give_the_losses_of_one_device(world, finished, tmp_path):
@@ -158,7 +208,8 @@ def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished
 
 
 @pytest.mark.parametrize("argument, named", [
-    ("--config.optimizer.lr=1", "lr"),
+    ("--config.optimizer.lr=1", "--config.optimizer.lr: unknown field"),
+    ("--config.loss.temprature=1", 'Did you mean "temperature"'),
     ("--config.steps=many", "steps"),
     ("--config=configs/none.py", "configs/none.py"),
     ("--config=configs/quickstart.py:fast", "fast"),

@@ -284,11 +284,18 @@ def _refuse_keys(state: Any) -> None:
 
 def _checksums(tree: Any) -> dict[str, int]:
     """The sum of each array's bits, modulo 2**32: exact, and the same on any mesh."""
-    sums = {name: _sum_of_bits(leaf) for name, leaf in _leaves(tree).items()}
-    return {name: int(value) for name, value in jax.device_get(sums).items()}
+    leaves = _leaves(tree)
+    sums = jax.device_get(_sums_of_bits(list(leaves.values())))
+    return dict(zip(leaves, map(int, sums), strict=True))
 
 
 @jax.jit
+def _sums_of_bits(leaves: list[jax.Array]) -> jax.Array:
+    # One program: were each array summed by its own, those under way at once could wait for each
+    # other's collectives for ever where devices are many and threads few, as in tests on a CPU.
+    return jnp.stack([_sum_of_bits(leaf) for leaf in leaves])
+
+
 def _sum_of_bits(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = jax.lax.bitcast_convert_type(x, f"uint{jnp.finfo(x.dtype).bits}")

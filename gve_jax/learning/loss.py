@@ -1,8 +1,18 @@
 """The paper's symmetric InfoNCE (arXiv 2510.27571, equation 1), written once, globally."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What of the loss a configuration decides (`config.loss`)."""
+
+    temperature: float = 0.03
+    learned_temperature: bool = False
 
 
 def info_nce(

@@ -1,32 +1,58 @@
-"""AdamW with warm-up and cosine; which parameters decay is a table."""
+"""AdamW with warm-up and cosine, its moments in float32; which parameters train is a table."""
 
 import re
+from collections.abc import Iterable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from gve_jax.sharding import path_name
+from gve_jax.errors import UserError
+from gve_jax.sharding import path_name, rule_of
 
-# First match wins, every parameter must match: matrices decay, embeddings, norms and biases do not.
-WEIGHT_DECAY: tuple[tuple[str, bool], ...] = (
-    (r"embed_tokens$", False),
-    (r"kernel$", True),
-    (r"(bias|weight)$", False),
-    (r"lora/[ab]$", True),
-)
+Rates = Sequence[tuple[str, float]]
+"""(pattern, factor), in order: the first pattern found in a parameter's path gives the factor of
+its learning rate. 0 freezes: no gradient, no moments, no place in checkpoints."""
+
+EVERYTHING: Rates = ((".*", 1.0),)
+ADAPTERS: Rates = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 
 
 def decays(params):
-    """A tree of booleans: which parameters decay, by `WEIGHT_DECAY`."""
+    """A tree of booleans: which parameters decay, by `gve_jax.sharding.RULES`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: rule_of(path_name(path)).decays, params)
 
-    def find(path, _):
-        name = path_name(path)
-        for pattern, decay in WEIGHT_DECAY:
-            if re.search(pattern, name):
-                return decay
-        raise ValueError(f"no weight-decay rule matches parameter {name}")
 
-    return jax.tree_util.tree_map_with_path(find, params)
+def factors(names: Iterable[str], rates: Rates) -> dict[str, float]:
+    """The factor of each parameter, by its path.
+
+    Raises:
+      UserError: a parameter that no pattern matches, a pattern that decides none, a malformed one.
+    """
+    try:
+        compiled = [(re.compile(pattern), float(factor)) for pattern, factor in rates]
+    except (re.error, TypeError, ValueError) as error:
+        raise UserError(f"optimizer.rates must be pairs of (pattern, factor): {error}") from error
+    found, used = {}, set()
+    for name in names:
+        for number, (pattern, factor) in enumerate(compiled):
+            if pattern.search(name):
+                found[name] = factor
+                used.add(number)
+                break
+        else:
+            raise UserError(f"optimizer.rates: no pattern matches parameter {name}")
+    for number, (pattern, factor) in enumerate(compiled):
+        if not 0 <= factor < float("inf"):
+            raise UserError(f"optimizer.rates: factor {factor} of {pattern.pattern!r} is negative "
+                            "or not finite")  # fmt: skip
+        if number not in used:
+            shadowed = any(pattern.search(name) for name in found)
+            left = "that no earlier one matches" if shadowed else "of this model"
+            raise UserError(
+                f"optimizer.rates: pattern {pattern.pattern!r} matches no parameter {left}"
+            )
+    return found
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
@@ -35,14 +61,37 @@ def make_schedule(config, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-    """AdamW by `config`: learning_rate, warmup_steps, b1, b2, weight_decay, clip_norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            make_schedule(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=decays,
-        ),
+    """AdamW by `config`: learning_rate, warmup_steps, b1, b2, weight_decay, clip_norm, rates.
+
+    It is for trees of trained parameters alone. Moments and arithmetic are float32 whatever the
+    parameters' dtype: in bfloat16 a second moment stops at 256 times its smallest addend.
+    """
+    rates = [(re.compile(pattern), float(factor)) for pattern, factor in config.rates]
+
+    def scale(path, update):
+        name = path_name(path)
+        return update * next(factor for pattern, factor in rates if pattern.search(name))
+
+    return _in_float32(
+        optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.adamw(
+                make_schedule(config, steps),
+                b1=config.b1,
+                b2=config.b2,
+                weight_decay=config.weight_decay,
+                mask=decays,
+            ),
+            optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)),
+        )
+    )
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    def cast(tree):
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    return optax.GradientTransformation(
+        lambda params: tx.init(cast(params)),
+        lambda grads, state, params: tx.update(cast(grads), state, cast(params)),
     )

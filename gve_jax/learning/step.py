@@ -7,58 +7,52 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gve_jax.learning.loss import info_nce
+from gve_jax.learning.loss import LossConfig, info_nce
+from gve_jax.learning.state import join
 from gve_jax.model.config import ModelConfig
-from gve_jax.model.embedder import init_params, make_embed
-from gve_jax.sharding import param_shardings, replicated
-
-
-def init_state(cfg: ModelConfig, tx: optax.GradientTransformation, mesh, seed: int) -> dict:
-    """`{"params", "opt"}` on the mesh. Moments get their parameters' shardings explicitly: under
-    Auto axes `jit(tx.init)` alone would replicate them."""
-    shapes = jax.eval_shape(lambda: init_params(cfg, seed)[1])
-    shardings = state_shardings(shapes, tx, mesh)
-    params = jax.jit(lambda: init_params(cfg, seed)[1], out_shardings=shardings["params"])()
-    opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
-    return {"params": params, "opt": opt}
-
-
-def state_shardings(params, tx: optax.GradientTransformation, mesh) -> dict:
-    """Shardings of a state whose parameters have the shapes of `params`."""
-    shardings = param_shardings(params, mesh)
-    opt = optax.tree_map_params(
-        tx,
-        lambda _, sharding: sharding,
-        jax.eval_shape(tx.init, params),
-        shardings,
-        transform_non_params=lambda _: replicated(mesh),
-    )
-    return {"params": shardings, "opt": opt}
+from gve_jax.model.embedder import make_embed
 
 
 def make_train_step(
-    cfg: ModelConfig, tx: optax.GradientTransformation, temperature: float
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    loss: LossConfig,
+    mesh,
+    *,
+    chunk: int = 0,
+    seed: int = 0,
 ) -> Callable:
-    """`step(state, arrays) -> (state, scalars)`; the old state's memory is reused.
+    """`step(state, frozen, arrays, number) -> (state, scalars)`; the old state's memory is reused.
 
     Two programs: gradients, compiled for each shape of a batch, and the update, compiled once.
     """
     embed = make_embed(cfg)
+    drops = cfg.lora is not None and cfg.lora.dropout > 0
 
-    def loss_fn(params, arrays):
+    def loss_fn(params, frozen, arrays, number):
+        whole = join(params, frozen)
+        sides = [arrays["query"], arrays["positive"], *arrays["negatives"]]
+        keys = [None] * len(sides)
+        if drops:
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(sides))
+        query, positive, *negatives = [
+            embed(whole, side, key) for side, key in zip(sides, keys, strict=True)
+        ]
         return info_nce(
-            embed(params, arrays["query"]),
-            embed(params, arrays["positive"]),
-            [embed(params, negative) for negative in arrays["negatives"]],
+            query,
+            positive,
+            negatives,
             arrays["valid"],
             arrays["query_id"],
             arrays["positive_id"],
-            temperature,
+            loss.temperature,
         )
 
     @jax.jit
-    def gradients(params, arrays):
-        (loss, scalars), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, arrays)
+    def gradients(params, frozen, arrays, number):
+        (loss, scalars), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, frozen, arrays, number
+        )
         return grads, scalars | {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -66,10 +60,11 @@ def make_train_step(
         updates, opt = tx.update(grads, state["opt"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "opt": opt}
 
-    def step(state, arrays):
-        grads, scalars = gradients(state["params"], arrays)
+    def step(state, frozen, arrays, number):
+        grads, scalars = gradients(state["params"], frozen, arrays, number)
         return update(state, grads), scalars
 
+    step.gradients, step.update = gradients, update
     return step
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -114,6 +115,7 @@ def _start_worker(index: int, count: int) -> None:
 
     Nobody else ends the workers of a killed run; they would hold their memory for ever.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler tells all; the parent acts
     os.nice(3)  # batches are decoded ahead: on a machine short of cores the step comes first
     parent = os.getppid()
 

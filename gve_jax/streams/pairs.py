@@ -32,6 +32,9 @@ class PairSources:
         self.sizes = {
             name: split.num_examples for name, split in sorted(self._builder.info.splits.items())
         }
+        self.bytes = {
+            name: split.num_bytes for name, split in sorted(self._builder.info.splits.items())
+        }
         self._open: dict[str, object] = {}
 
     def __reduce__(self):

@@ -1,0 +1,126 @@
+"""What of a model trains and what is frozen: trees of both, their shardings, their first values.
+
+`params` (trained) and `frozen` are nested dicts without a leaf in common; together they are the
+encoder's tree. A learned temperature is one more trained leaf, `loss/log_temperature`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gve_jax.errors import UserError
+from gve_jax.learning.loss import LossConfig
+from gve_jax.learning.optimizer import EVERYTHING, Rates, factors
+from gve_jax.model.config import ModelConfig
+from gve_jax.model.embedder import init_params
+from gve_jax.sharding import param_shardings, replicated
+
+TEMPERATURE = "loss/log_temperature"
+
+
+def split(params: dict, rates: Rates) -> tuple[dict, dict]:
+    """(trained, frozen) of a tree of arrays or shapes, by the experiment's table.
+
+    Raises:
+      UserError: as `factors`; nothing trains; a learned temperature that is frozen.
+    """
+    flat = flatten_dict(params, sep="/")
+    found = factors(flat, rates)
+    trained = {name: leaf for name, leaf in flat.items() if found[name] > 0}
+    frozen = {name: leaf for name, leaf in flat.items() if found[name] == 0}
+    if not trained:
+        raise UserError("optimizer.rates freezes every parameter")
+    if TEMPERATURE in frozen:
+        raise UserError(f"loss.learned_temperature: optimizer.rates freezes {TEMPERATURE}")
+    return unflatten_dict(trained, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def join(params: dict, frozen: dict) -> dict:
+    """The encoder's tree; a learned temperature is no part of it."""
+    flat = flatten_dict(params, sep="/") | flatten_dict(frozen, sep="/")
+    return unflatten_dict({k: v for k, v in flat.items() if k != TEMPERATURE}, sep="/")
+
+
+def make_params(cfg: ModelConfig, loss: LossConfig | None, seed: int) -> dict:
+    """All leaves, random. Under `jax.jit` only those that are returned are computed."""
+    params = init_params(cfg, seed)[1]
+    if loss is not None and loss.learned_temperature:
+        params |= {"loss": {"log_temperature": jnp.float32(math.log(loss.temperature))}}
+    return params
+
+
+def state_shardings(params: dict, tx: optax.GradientTransformation, mesh) -> dict:
+    """Shardings of a state whose trained parameters have the shapes of `params`.
+
+    Moments get their parameters' explicitly: under Auto axes `jit(tx.init)` alone would replicate
+    them.
+    """
+    shardings = param_shardings(params, mesh)
+    opt = optax.tree_map_params(
+        tx,
+        lambda _, sharding: sharding,
+        jax.eval_shape(tx.init, params),
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    return {"params": shardings, "opt": opt}
+
+
+def abstract_state(
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    mesh,
+    rates: Rates = EVERYTHING,
+    loss: LossConfig | None = None,
+) -> tuple[dict, dict]:
+    """(state, frozen) as `jax.ShapeDtypeStruct`s with shardings; nothing is computed.
+
+    Raises:
+      UserError: as `split`.
+    """
+    trained, frozen = split(jax.eval_shape(lambda: make_params(cfg, loss, 0)), rates)
+    state = {"params": trained, "opt": jax.eval_shape(tx.init, trained)}
+    shardings = state_shardings(trained, tx, mesh), param_shardings(frozen, mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        (state, frozen),
+        shardings,
+    )
+
+
+def draw(cfg: ModelConfig, seed: int, abstract: dict, loss: LossConfig | None = None) -> dict:
+    """The leaves of a random start that `abstract` names: the same whenever they are asked for."""
+    names = flatten_dict(abstract)
+
+    def chosen():
+        flat = flatten_dict(make_params(cfg, loss, seed))
+        return unflatten_dict({name: flat[name] for name in names})
+
+    return jax.jit(chosen, out_shardings=_shardings(abstract))()
+
+
+def start(params: dict, tx: optax.GradientTransformation, abstract: dict) -> dict:
+    """The state before the first step, of trained parameters that lie on the mesh."""
+    opt = jax.jit(tx.init, out_shardings=_shardings(abstract["opt"]))(params)
+    return {"params": params, "opt": opt}
+
+
+def init_state(
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    mesh,
+    seed: int,
+    rates: Rates = EVERYTHING,
+    loss: LossConfig | None = None,
+) -> tuple[dict, dict]:
+    """(state, frozen) on the mesh, all of it random from `seed`."""
+    abstract, frozen = abstract_state(cfg, tx, mesh, rates, loss)
+    params = draw(cfg, seed, abstract["params"], loss)
+    return start(params, tx, abstract), draw(cfg, seed, frozen, loss)
+
+
+def _shardings(abstract):
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)

@@ -1,0 +1,132 @@
+"""Configurations: released sizes, what is named when a field is wrong, what makes another run."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from configs import gve_3b, gve_7b, quickstart
+from evals.reference import SIZES
+from gve_jax.errors import UserError
+from gve_jax.experiment import Experiment
+from gve_jax.model.embedder import init_params
+from gve_jax.settings import check_fields, model_config
+from tests.train_test import make_config
+
+# Of the released models; the larger one has a head of its own, which no embedder needs.
+PARAMETERS = {"3b": 3_754_622_976, "7b": 8_292_166_656 - 152_064 * 3584}
+RANK = 16
+
+
+@pytest.mark.parametrize("size, file", [("3b", gve_3b), ("7b", gve_7b)])
+def test_the_published_configurations_have_the_released_shapes(size, file):
+    config = file.get_config()
+    check_fields(config)
+    cfg = model_config(config, None)
+    plain = dataclasses.replace(cfg, lora=None)
+    shapes = jax.eval_shape(lambda: init_params(plain, 0)[1])
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[size]
+    for part in ("text", "vision"):
+        ours = dataclasses.asdict(getattr(cfg, part))
+        assert SIZES[size][part].items() <= ours.items()
+    t = cfg.text
+    wide, inner, keys = t.hidden_size, t.intermediate_size, t.head_dim * t.num_key_value_heads
+    ends = 2 * wide + 2 * (wide + keys) + 3 * (wide + inner)  # q; k and v; gate, up and down
+    both = jax.eval_shape(lambda: init_params(cfg, 0)[1])
+    added = sum(leaf.size for leaf in jax.tree.leaves(both)) - PARAMETERS[size]
+    assert added == RANK * ends * t.num_hidden_layers
+
+
+def test_both_sizes_have_one_smoke_form():
+    assert gve_7b.get_config("smoke").to_dict() == gve_3b.get_config("smoke").to_dict()
+    for file in (gve_3b, gve_7b):
+        with pytest.raises(ValueError, match="no form 'fast'"):
+            file.get_config("fast")
+
+
+MISTAKES = [
+    (dict(optimizer__rates=(("lora", 1.0), (".*", 1.0))), "rates: pattern 'lora' matches no"),
+    (dict(optimizer__rates=((".*", 0),)), "optimizer.rates freezes every parameter"),
+    (dict(optimizer__learning_rate=0.0), "optimizer.learning_rate 0.0 must be above 0"),
+    (dict(optimizer__warmup_steps=6), r"optimizer.warmup_steps 6 is not in 0..5"),
+    (dict(optimizer__b2=1.0), r"optimizer.b2 1.0 must be in \[0, 1\)"),
+    (dict(loss__temperature=0.0), "loss.temperature 0.0 must be above 0"),
+    (dict(steps=0), "steps 0 must be at least 1"),
+    (dict(batch_size=12), "batch_size 12 is no multiple of data x fsdp, 8"),
+    (dict(gradcache_chunk=3), "gradcache_chunk 3 must divide batch_size 8"),
+    (dict(checkpoint__every=0), "checkpoint.every 0 must be at least 1"),
+    (dict(log_every=0), "log_every 0 must be at least 1"),
+    (dict(export=("onnx",)), "export 'onnx' is unknown; known: gve_jax, peft, hf"),
+    (dict(export=()), "export names no form"),
+    (dict(export=("peft",)), "export 'peft' needs adapters"),
+    (dict(pretrained="nowhere"), "nowhere: no such directory"),
+    (dict(quantize="nf4"), "quantize needs config.pretrained"),
+    (dict(mesh__data=3), r"mesh \(data=3, .*does not divide 8 devices"),
+    (dict(data__tokenizer=None), "data.tokenizer is missing"),
+    (dict(inputs__num_frames=3), "num_frames must be an even number"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields, message", MISTAKES, ids=[message for _, message in MISTAKES])
+def test_a_mistake_names_its_field(world, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        Experiment(make_config(world, **fields), tmp_path / "w")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("section, field", [
+    ("loss", "temprature"), ("optimizer", "lr"), ("inputs", "frames"), ("buckets", "shape"),
+    ("limits", "second"), ("checkpoint", "step"), ("model", "dropout"), ("model.text", "layers"),
+])  # fmt: skip
+def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
+    config = make_config(world)
+    part = config
+    for name in section.split("."):
+        part = part[name]
+    part[field] = 1
+    with pytest.raises(UserError, match=rf"config\.{section}.*{field}"):
+        Experiment(config, tmp_path)
+
+
+def test_a_missing_field_of_a_file_is_named(world, tmp_path):
+    config = make_config(world)
+    del config.optimizer.rates
+    with pytest.raises(UserError, match="config.optimizer.rates is missing"):
+        Experiment(config, tmp_path)
+    config = make_config(world)
+    del config.model.text
+    with pytest.raises(UserError, match="config.model.text is missing, and so is config.pretr"):
+        Experiment(config, tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(world, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = Experiment(make_config(world), tmp_path / "file" / "w")
+    with pytest.raises(UserError, match=f"--workdir {tmp_path}/file/w cannot be written"):
+        run.complete()
+
+
+def test_where_and_how_it_is_computed_makes_no_other_run(world, tmp_path):
+    first = Experiment(make_config(world), tmp_path).fingerprint
+    free = Experiment(
+        make_config(
+            world, mesh__data=2, mesh__fsdp=4, checkpoint__every=5, log_every=2, data__workers=1,
+            limits__seconds=99.0, gradcache_chunk=8, model__remat_text="none", export=("hf",),
+            data__max_bad_share=0.5,
+        ),
+        tmp_path,
+    )  # fmt: skip
+    assert free.fingerprint == first
+    for name, value in {
+        "seed": 43, "steps": 7, "loss__temperature": 0.05, "data__siblings__T2V_camera": 4,
+        "optimizer__b2": 0.99, "inputs__num_frames": 6, "model__dtype": "bfloat16",
+        "model__text__num_hidden_layers": 3,
+    }.items():  # fmt: skip
+        other = Experiment(make_config(world, **{name: value}), tmp_path)
+        assert other.fingerprint != first, name
+
+
+def test_the_quickstart_states_every_field():
+    check_fields(quickstart.get_config())
+    check_fields(quickstart.get_config("smoke"))
