@@ -192,7 +192,7 @@ class Experiment:
             self.fingerprint["frozen_weights"] = weights_digest(frozen)
         return quantize(frozen, self.config.quantize) if self.config.quantize else frozen
 
-    def start(self, frozen: dict) -> dict:
+    def start(self) -> dict:
         """The state before the first step: trained leaves of the base, or random ones."""
         wanted = self.abstract["params"]
         if self.base is None:
