@@ -95,6 +95,12 @@ def get_config(form: str = "") -> ConfigDict:
     config.gradcache_chunk = 0  # pairs encoded at a time; 0: all at once (A.8: supported, but off)
     config.loss = ConfigDict()
     config.loss.temperature = 0.03  # Table 9, fixed
+    config.loss.form = "plain"  # where cosines live: or "all_gather", "ring" (learning/loss.py)
+    config.loss.duplicate_cosine = 1e-5  # of 1: no negative; of the class the authors built on
+    config.loss.false_negative_margin = placeholder(float)  # 0.1 there, in another class; None: off
+    config.loss.learned_temperature = False
+    config.loss.matryoshka = ()  # lengths that vectors are cut to; (): whole ones alone
+    config.loss.matryoshka_weights = ()
 
     config.optimizer = ConfigDict()  # AdamW with a cosine schedule; Table 9
     config.optimizer.learning_rate = 3e-5  # Table 9
@@ -145,6 +151,7 @@ def make_small(config: ConfigDict) -> None:
     config.data.tokenizer = "{workdir}/data/tokenizer.json"
     config.data.workers = 0
     config.optimizer.warmup_steps = 1
+    config.loss.duplicate_cosine = None  # an untrained model puts everything close together
     config.pyramid.stages = 1
     config.pyramid.pairs = 8
     config.mesh.update(data=-1, fsdp=1)

@@ -86,6 +86,14 @@ def get_config(form: str = "") -> ConfigDict:
     config.gradcache_chunk = 0  # pairs encoded at a time for one loss; 0: all of the batch
     config.loss = ConfigDict()
     config.loss.temperature = 0.03  # the paper's
+    config.loss.form = "plain"  # where cosines live: or "all_gather", "ring" (learning/loss.py)
+    # Pairs with the same content are no negatives of each other; by cosine, too, would leave none:
+    # an untrained model puts everything close together.
+    config.loss.duplicate_cosine = placeholder(float)
+    config.loss.false_negative_margin = placeholder(float)  # above the positive: no negative
+    config.loss.learned_temperature = False
+    config.loss.matryoshka = ()  # lengths that vectors are cut to; (): whole ones alone
+    config.loss.matryoshka_weights = ()
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 7e-4  # from scratch; the paper's LoRA uses 3e-5

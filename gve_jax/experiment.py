@@ -25,6 +25,7 @@ from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.learning import pyramid, state
+from gve_jax.learning.gradcache import check_chunk
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.model import lora
@@ -108,12 +109,11 @@ class Experiment:
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         if config.batch_size % rows:
             raise UserError(f"batch_size {config.batch_size} is no multiple of data x fsdp, {rows}")
-        chunk = config.gradcache_chunk
-        if chunk and (config.batch_size % chunk or chunk % rows):
-            raise UserError(
-                f"gradcache_chunk {chunk} must divide batch_size {config.batch_size} and be a "
-                f"multiple of data x fsdp, {rows}"
-            )
+        check_chunk(config.gradcache_chunk, config.batch_size, self.mesh)
+        try:
+            self.loss.check(self.model.text.hidden_size)
+        except ValueError as error:
+            raise UserError(f"config.loss: {error}") from error
         if not 0 < config.pyramid.stages <= config.steps:
             raise UserError(f"pyramid.stages {config.pyramid.stages} is not in 1..{config.steps}")
         for name, size in self.sources.sizes.items():
@@ -192,7 +192,7 @@ class Experiment:
             self.fingerprint["frozen_weights"] = weights_digest(frozen)
         return quantize(frozen, self.config.quantize) if self.config.quantize else frozen
 
-    def start(self, frozen: dict) -> dict:
+    def start(self) -> dict:
         """The state before the first step: trained leaves of the base, or random ones."""
         wanted = self.abstract["params"]
         if self.base is None:

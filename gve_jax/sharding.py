@@ -13,7 +13,8 @@ from gve_jax.errors import UserError
 from gve_jax.model.embedder import Batch, Packed
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = P(("data", "fsdp"))
+ROW_AXES = ("data", "fsdp")  # what the rows of a batch are split over
+ROWS = P(ROW_AXES)
 
 
 class Rule(NamedTuple):

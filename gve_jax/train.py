@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             step, state, curriculum = restored.step, restored.state, restored.meta["curriculum"]
             print(f"resuming at step {step}", flush=True)
         else:
-            step, state, curriculum = 0, run.start(frozen), []
+            step, state, curriculum = 0, run.start(), []
             if config.pretrained is None:  # else the start is there already
                 run.export("gve_jax", state["params"], frozen, workdir / "initial")
 

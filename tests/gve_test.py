@@ -173,7 +173,7 @@ def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path)
 
 def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
-    limited = Preprocessor(model.preprocess.prompt, model.preprocess.spec, Limits(seconds=1.0))
+    limited = Preprocessor(model.preprocess.prompt, model.preprocess.spec, Limits(seconds=4.0))
     made = GVE(model.config, model.params, limited, model.buckets, model.mesh)
     files = [{"video": clip(8)}, {"video": clip(24), "text": "and then?"}]
     cut = tmp_path / "cut.mp4"

@@ -31,7 +31,7 @@ def base(world, tmp_path_factory):
     """A checkpoint of transformers' format, with the world's tokenizer."""
     directory = tmp_path_factory.mktemp("base")
     run = Experiment(make_config(world), directory / "w")
-    run.export("hf", run.start({})["params"], {}, directory / "hf")
+    run.export("hf", run.start()["params"], {}, directory / "hf")
     return directory / "hf"
 
 
@@ -164,7 +164,7 @@ def test_a_base_of_few_bits_is_exported_as_it_was(world, monkeypatch, tmp_path):
     wide.model.vision.out_hidden_size = wide.model.text.hidden_size = 64
     wide.model.text.update(num_attention_heads=4)
     run = Experiment(wide, tmp_path / "w")
-    run.export("hf", run.start({})["params"], {}, tmp_path / "hf")
+    run.export("hf", run.start()["params"], {}, tmp_path / "hf")
 
     config = recipe(world, tmp_path / "hf", quantize="nf4", pyramid__stages=1)
     config.update(steps=1, export=("gve_jax",))

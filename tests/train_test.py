@@ -263,18 +263,24 @@ REASONS = {"000001": "limits.seconds", "000002": "SIGSEGV", "000003": "limits.me
 def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
     spoiled, read = {}, PairSources.read
+    # Only the clock tells a hang from a crash that a busy machine is slow to report: the limit is
+    # generous, and few pairs wait it out.
+    hang = 3
 
     def attacking(self, source, indices):
+        nonlocal hang
         pairs = read(self, source, indices)
         for pair in pairs:
             item, number = pair["positive"], pair["id"][-6:]
             if number in SPELLS and item.video is not None:
+                if SPELLS[number] == b"HANG" and (hang := hang - 1) < 0:
+                    continue
                 spoiled[f"{pair['id']}/positive"] = number
                 object.__setattr__(item, "video", SPELLS[number])
         return pairs
 
     monkeypatch.setattr(PairSources, "read", attacking)
-    train(make_config(world, data__max_bad_share=0.9, limits__seconds=0.5), tmp_path)
+    train(make_config(world, data__max_bad_share=0.9, limits__seconds=4.0), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     # Batches that were read ahead of the last step may have been spoiled, and not trained on.
     assert {SPELLS[spoiled[line["id"]]] for line in lines} == set(SPELLS.values())

@@ -4,15 +4,13 @@
 encoder's tree. A learned temperature is one more trained leaf, `loss/log_temperature`.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gve_jax.errors import UserError
-from gve_jax.learning.loss import LossConfig
+from gve_jax.learning.loss import LossConfig, log_temperature
 from gve_jax.learning.optimizer import EVERYTHING, Rates, factors
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
@@ -48,7 +46,7 @@ def make_params(cfg: ModelConfig, loss: LossConfig | None, seed: int) -> dict:
     """All leaves, random. Under `jax.jit` only those that are returned are computed."""
     params = init_params(cfg, seed)[1]
     if loss is not None and loss.learned_temperature:
-        params |= {"loss": {"log_temperature": jnp.float32(math.log(loss.temperature))}}
+        params |= {"loss": {"log_temperature": jnp.float32(log_temperature(loss))}}
     return params
 
 

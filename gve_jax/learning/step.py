@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gve_jax.learning.loss import LossConfig, info_nce
+from gve_jax.learning.gradcache import cached_value_and_grad
+from gve_jax.learning.loss import LossConfig, info_nce, learned
 from gve_jax.learning.state import join
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import make_embed
@@ -24,36 +25,54 @@ def make_train_step(
 ) -> Callable:
     """`step(state, frozen, arrays, number) -> (state, scalars)`; the old state's memory is reused.
 
-    Two programs: gradients, compiled for each shape of a batch, and the update, compiled once.
+    Two programs: `step.gradients`, compiled for each shape of a batch, and `step.update`, compiled
+    once. Dropout is a function of `seed`, the step's `number`, the side of the pair and the place
+    in the global batch: the same for any `chunk` and mesh.
+
+    Args:
+      loss: see `LossConfig`.
+      chunk: pairs of the global batch that are encoded at a time (GradCache); 0: all.
     """
     embed = make_embed(cfg)
     drops = cfg.lora is not None and cfg.lora.dropout > 0
 
-    def loss_fn(params, frozen, arrays, number):
-        whole = join(params, frozen)
-        sides = [arrays["query"], arrays["positive"], *arrays["negatives"]]
-        keys = [None] * len(sides)
-        if drops:
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), len(sides))
-        query, positive, *negatives = [
-            embed(whole, side, key) for side, key in zip(sides, keys, strict=True)
-        ]
-        return info_nce(
-            query,
-            positive,
-            negatives,
-            arrays["valid"],
-            arrays["query_id"],
-            arrays["positive_id"],
-            loss.temperature,
+    def encode(params, frozen, sides, places, number):
+        """Vectors of each side of the pairs, which stand at `places` of the global batch."""
+        whole, vectors = join(params, frozen), []
+        for side, batch in enumerate(sides):
+            keys = None
+            if drops:
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), side)
+                keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places)
+            vectors.append(embed(whole, batch, keys))
+        return vectors
+
+    def value(vectors, log, arrays):
+        query, positive, *negatives = vectors
+        told = [arrays[name] for name in ("valid", "query_id", "positive_id")]
+        temperature = None if log is None else learned(log)
+        result, scalars = info_nce(
+            query, positive, negatives, *told, loss, mesh=mesh, temperature=temperature
         )
+        return result, scalars if log is None else scalars | {"temperature": temperature}
 
     @jax.jit
     def gradients(params, frozen, arrays, number):
-        (loss, scalars), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            params, frozen, arrays, number
-        )
-        return grads, scalars | {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        sides = [arrays["query"], arrays["positive"], *arrays["negatives"]]
+        places = jnp.arange(len(arrays["valid"]), dtype=jnp.uint32)
+        (model, log), loss_of = _apart(params), functools.partial(value, arrays=arrays)
+        if chunk:
+            (result, scalars), grads = cached_value_and_grad(
+                lambda model, part: encode(model, frozen, *part, number),
+                loss_of, model, log, (sides, places), chunk, mesh,
+            )  # fmt: skip
+        else:
+            (result, scalars), grads = jax.value_and_grad(
+                lambda model, log: loss_of(encode(model, frozen, sides, places, number), log),
+                (0, 1), has_aux=True,
+            )(model, log)  # fmt: skip
+        grads = _together(*grads)
+        return grads, scalars | {"loss": result, "gradient_norm": optax.tree.norm(grads)}
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, grads):
@@ -66,6 +85,16 @@ def make_train_step(
 
     step.gradients, step.update = gradients, update
     return step
+
+
+def _apart(params: dict) -> tuple[dict, jax.Array | None]:
+    """The model's trained leaves, and the logarithm of a learned temperature."""
+    model = {name: leaf for name, leaf in params.items() if name != "loss"}
+    return model, params["loss"]["log_temperature"] if "loss" in params else None
+
+
+def _together(model: dict, log: jax.Array | None) -> dict:
+    return model if log is None else model | {"loss": {"log_temperature": log}}
 
 
 def make_probe(cfg: ModelConfig) -> Callable:

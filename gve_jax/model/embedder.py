@@ -138,22 +138,22 @@ def init_params(cfg: ModelConfig, seed: int):
 
 
 def make_embed(cfg: ModelConfig, normalize: bool = True):
-    """The encoder as a pure function `embed(params, batch, dropout_key=None) -> float32 [B, D]`.
+    """The encoder as a pure function `embed(params, batch, dropout_keys=None) -> float32 [B, D]`.
 
     Rows have unit length unless `normalize` is false.
 
-    With a random key the adapters of `cfg.lora` drop inputs, as in training; the same key drops the
-    same ones. Without one they do not.
+    With random keys [B] the adapters of `cfg.lora` drop inputs, as in training; an item's key says
+    which. Without them they do not.
 
     Raises:
       UserError: `cfg.attention` cannot run on this machine.
     """
     build = _builder(cfg)
 
-    def embed(params, batch: Batch, dropout_key=None) -> Float[Array, "B D"]:
+    def embed(params, batch: Batch, dropout_keys=None) -> Float[Array, "B D"]:
         model = build(params)
-        if dropout_key is not None:
-            lora.drop_inputs(model, dropout_key)
+        if dropout_keys is not None:
+            lora.drop_inputs(model, dropout_keys)
         return model(batch) if normalize else model.pooled(batch)
 
     return embed

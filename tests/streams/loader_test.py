@@ -65,7 +65,7 @@ def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
     buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
     spoiled = (b"HANG", b"CRASH", b"BOMB", CLIP[: len(CLIP) // 2])
     good = [Item(video=encode_mp4(FRAMES[::-1])), *[Item(video=CLIP)] * 5]
-    limited = Preprocessor(preprocess.preprocess.prompt, preprocess.spec, Limits(seconds=1.0))
+    limited = Preprocessor(preprocess.preprocess.prompt, preprocess.spec, Limits(seconds=4.0))
     with Isolated(limited, 2) as isolated:
         expected = LoadPairs(Pairs(*good), isolated, buckets).map(("T2V", np.arange(6)))
         mixed = [good[0], *(Item(video=medium) for medium in spoiled), good[5]]

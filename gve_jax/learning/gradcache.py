@@ -1,0 +1,99 @@
+"""GradCache (arXiv 2101.06983): the gradient of a loss over a batch of any size, in the memory of a
+chunk of it.
+
+The loss couples all pairs, but only through their vectors. So these are computed chunk by chunk
+and kept, without what a gradient needs; the loss gives its gradient at each vector; and each chunk
+is computed again, with that gradient at its end. No pair is seen by fewer negatives, as it would be
+if gradients of small batches were summed.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gve_jax.errors import UserError
+from gve_jax.model.embedder import Batch
+from gve_jax.sharding import ROW_AXES, ROWS
+
+
+def check_chunk(chunk: int, batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError if a batch of `batch_size` pairs does not fall into chunks of `chunk`."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if chunk < 0 or (chunk and (batch_size % chunk or chunk % rows)):
+        raise UserError(
+            f"gradcache_chunk {chunk} must divide batch_size {batch_size} and be a multiple of "
+            f"data x fsdp, {rows}"
+        )
+
+
+def chunk_of(tree, number, chunks: int, mesh: Mesh):
+    """The `number`-th of `chunks` parts of a tree of arrays [B, ...], in equal shares of every
+    device's rows: nothing moves between devices. (`positions` of a `Batch` are [3, B, L].)"""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def cut(x, axis=0):
+        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        x = x.reshape(*before, devices, chunks, size // devices // chunks, *after)
+        x = jax.lax.dynamic_index_in_dim(x, number, axis + 1, keepdims=False)
+        x = x.reshape(*before, size // chunks, *after)
+        spec = P(*(None,) * axis, ROW_AXES)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    def part(node):
+        if isinstance(node, Batch):
+            fields = {name: cut(getattr(node, name), int(name == "positions"))
+                      for name in node.__dataclass_fields__}  # fmt: skip
+            return Batch(**fields)
+        return cut(node)
+
+    return jax.tree.map(part, tree, is_leaf=lambda node: isinstance(node, Batch))
+
+
+def whole_of(parts, mesh: Mesh):
+    """Arrays [chunks, B / chunks, ...], as a scan over `chunk_of` stacks them -> [B, ...]."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def put(x):
+        chunks, size, *rest = x.shape
+        x = x.reshape(chunks, devices, size // devices, *rest).swapaxes(0, 1)
+        x = x.reshape(chunks * size, *rest)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, ROWS))
+
+    return jax.tree.map(put, parts)
+
+
+def cached_value_and_grad(
+    embed: Callable, loss: Callable, params, extra, batch, chunk: int, mesh: Mesh
+) -> tuple[tuple, tuple]:
+    """((loss, scalars), (gradient at `params`, gradient at `extra`)).
+
+    Args:
+      embed: `embed(params, part of batch)` -> a tree of vectors [rows, D].
+      loss: `loss(vectors, extra) -> (value, scalars)` of all rows.
+      batch: a tree of arrays [B, ...] and `Batch`es.
+      chunk: rows at a time; see `check_chunk`.
+    """
+    size = next(len(leaf) for leaf in jax.tree.leaves(batch) if leaf.ndim == 1)
+    chunks = size // chunk
+
+    def part(number):
+        return chunk_of(batch, number, chunks, mesh)
+
+    def forward(_, number):
+        return None, embed(params, part(number))
+
+    numbers = jnp.arange(chunks)
+    vectors = whole_of(jax.lax.scan(forward, None, numbers)[1], mesh)
+    value, (at_vectors, at_extra) = jax.value_and_grad(loss, (0, 1), has_aux=True)(vectors, extra)
+
+    def backward(total, number):
+        mine = part(number)
+        _, pull = jax.vjp(lambda params: embed(params, mine), params)
+        (gradient,) = pull(chunk_of(at_vectors, number, chunks, mesh))
+        return jax.tree.map(jnp.add, total, gradient), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return value, (jax.lax.scan(backward, zeros, numbers)[0], at_extra)

@@ -1,0 +1,122 @@
+"""GradCache: the gradient of the whole batch, dropout included, in the memory of a chunk."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from gve_jax.errors import UserError
+from gve_jax.learning.gradcache import check_chunk, chunk_of, whole_of
+from gve_jax.learning.loss import LossConfig
+from gve_jax.learning.optimizer import ADAPTERS
+from gve_jax.learning.state import init_state
+from gve_jax.learning.step import make_train_step
+from gve_jax.model.config import LoraConfig
+from gve_jax.sharding import make_mesh, place_batch
+from tests.learning.step_test import CFG, TX, arrays
+
+RATES = ((r"^loss/", 1.0), *ADAPTERS)
+LOSS = LossConfig(learned_temperature=True, form="all_gather")
+
+
+def adapted(dropout=0.3):
+    lora = LoraConfig(rank=4, alpha=8.0, dropout=dropout, targets=r"_proj$|qkv$")
+    return dataclasses.replace(CFG, lora=lora)
+
+
+def pairs(count=16):
+    """A batch of 16 pairs with one hard negative each, of which one is unreadable."""
+    halves = [arrays(), arrays()]
+    batch = jax.tree.map(_stacked, *halves)
+    for part in ("query", "positive"):
+        batch[f"{part}_id"] = np.arange(count, dtype=np.int32)
+    batch["valid"][3] = False
+    rng = np.random.default_rng(1)
+    for side in (batch["query"], batch["positive"], *batch["negatives"]):
+        side.tokens[:] = np.where(side.tokens > 0, rng.integers(1, 300, side.tokens.shape), 0)
+    return batch
+
+
+def _stacked(a, b):
+    axis = 1 if a.ndim == 3 and len(a) == 3 else 0  # positions
+    return np.concatenate([a, b], axis)
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    cfg, found = adapted(), {}
+    for name, axes, chunk in (
+        ("whole", {"data": 2, "fsdp": 2, "tensor": 2}, 0),
+        ("chunks", {"data": 2, "fsdp": 2, "tensor": 2}, 4),
+        ("other mesh", {"data": 8}, 8),
+    ):
+        mesh = make_mesh(axes)
+        state, frozen = init_state(cfg, TX, mesh, 3, RATES, LOSS)
+        # New adapters have b = 0, and then a has no gradient.
+        params = jax.tree.map(lambda leaf: leaf + 0.02, state["params"])
+        step = make_train_step(cfg, TX, LOSS, mesh, chunk=chunk, seed=5)
+        batch = place_batch(pairs(), mesh)
+        found[name] = jax.device_get(step.gradients(params, frozen, batch, 7))
+        found[name, "next"] = jax.device_get(step.gradients(params, frozen, batch, 8)[1])
+    return found
+
+
+@pytest.mark.parametrize("name", ["chunks", "other mesh"])
+def test_gradients_are_those_of_the_whole_batch_dropout_included(gradients, name):
+    (expected, told), (found, told_too) = gradients["whole"], gradients[name]
+    for scalar in told:
+        assert told_too[scalar] == pytest.approx(told[scalar], rel=1e-4), scalar
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * largest, rtol=1e-3),
+        found, expected,
+    )  # fmt: skip
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found))
+
+
+def test_dropout_follows_the_step(gradients):
+    assert abs(gradients["whole"][1]["loss"] - gradients["whole", "next"]["loss"]) > 1e-3
+
+
+def test_chunks_are_equal_shares_of_every_device_and_come_back_in_order():
+    mesh = make_mesh({"data": 4, "tensor": 2})
+    x = np.arange(16 * 3).reshape(16, 3)
+    placed = place_batch(x, mesh)
+    parts = [np.asarray(chunk_of(placed, n, 2, mesh)) for n in range(2)]
+    assert parts[0][:, 0].tolist() == [0, 3, 12, 15, 24, 27, 36, 39]  # rows 0, 1, 4, 5, 8, ...
+    assert np.array_equal(np.sort(np.concatenate(parts), axis=0), x)
+    back = jax.jit(lambda parts: whole_of(parts, mesh))(np.stack(parts))
+    np.testing.assert_array_equal(back, x)
+
+
+def test_memory_is_that_of_a_chunk_and_no_pixels_move():
+    cfg, mesh = adapted(), make_mesh({"data": 8})
+    state, frozen = init_state(cfg, TX, mesh, 3, RATES, LOSS)
+    used = {}
+    for size, chunk in ((16, 8), (64, 8), (64, 0)):
+        step = make_train_step(cfg, TX, LOSS, mesh, chunk=chunk)
+        times = size // 16
+        batch = jax.tree.map(lambda x: np.concatenate([x] * times, _axis(x)), pairs())  # noqa: B023
+        compiled = step.gradients.lower(
+            state["params"], frozen, place_batch(batch, mesh), 0
+        ).compile()
+        used[size, chunk] = compiled.memory_analysis().temp_size_in_bytes
+        if chunk:
+            moved = re.findall(
+                r"= (\w+)\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", compiled.as_text()
+            )
+            assert not [shape for kind, shape in moved if kind == "u8" and shape.endswith("1176")]
+    assert used[64, 8] < 1.15 * used[16, 8]
+    assert used[64, 0] > 2 * used[64, 8]
+
+
+def _axis(x):
+    return 1 if x.ndim == 3 and len(x) == 3 else 0
+
+
+@pytest.mark.parametrize("chunk, size", [(3, 16), (32, 16), (4, 16), (-8, 16)])
+def test_a_chunk_that_does_not_fit_is_named(chunk, size):
+    with pytest.raises(UserError, match=f"gradcache_chunk {chunk} must divide batch_size {size}"):
+        check_chunk(chunk, size, make_mesh({"data": 8}))
