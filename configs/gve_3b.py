@@ -127,6 +127,8 @@ def get_config(form: str = "") -> ConfigDict:
     config.checkpoint.every = 200  # steps
     config.checkpoint.keep = 3
     config.log_every = 1  # steps between lines of metrics.jsonl
+    config.wandb = placeholder(str)  # a Weights & Biases project to send them to as well
+    config.profile = ()  # (first step, steps) to trace, for XProf: WORKDIR/profile
     config.export = ("gve_jax", "peft")  # forms of the trained model; "hf": merged, for others
 
     if form == "smoke":

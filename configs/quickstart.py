@@ -120,6 +120,8 @@ def get_config(form: str = "") -> ConfigDict:
     config.checkpoint.every = 100  # steps
     config.checkpoint.keep = 2
     config.log_every = 1  # steps between lines of metrics.jsonl
+    config.wandb = placeholder(str)  # a Weights & Biases project to send them to as well
+    config.profile = ()  # (first step, steps) to trace, for XProf: WORKDIR/profile
     config.export = ("gve_jax",)  # forms of the trained model: "gve_jax", "peft", "hf"
 
     if form == "smoke":

@@ -1,9 +1,11 @@
 """What a configuration means: sources, inputs, model, optimizer, mesh, stages; checked up front."""
 
 import dataclasses
+import functools
 import json
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grain
@@ -20,11 +22,12 @@ from gve_jax.files import differences, write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
 from gve_jax.gve import GVE
 from gve_jax.inputs.batch import Buckets
+from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.learning import pyramid, state
+from gve_jax.learning import flops, pyramid, state
 from gve_jax.learning.gradcache import check_chunk
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
@@ -219,6 +222,13 @@ class Experiment:
         """Writes what this run is into its workdir."""
         if jax.process_index() == 0:
             write_json(self.workdir / "run.json", json.loads(json.dumps(self.fingerprint)))
+
+    def step_flops(self) -> Callable[[Sequence[Counts]], flops.Flops]:
+        """Model FLOPs of a step, by what its sides hold."""
+        trained = flops.trains(flatten_dict(self.abstract["params"], sep="/"))
+        # Its hundreds of patterns are searched once; batches differ in two ways at most.
+        known = functools.cache(lambda pattern: trained(pattern))
+        return lambda sides: flops.train(self.model, sides, known)
 
     def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
         """Batches `step` to `last` of the run: a pure function of curriculum and seed."""

@@ -20,10 +20,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 WHOLE = ("seed", "steps", "batch_size", "pretrained", "quantize", "model", "inputs", "buckets",
          "data", "limits", "gradcache_chunk", "loss", "optimizer", "pyramid", "mesh", "checkpoint",
-         "log_every", "export")  # fmt: skip
+         "log_every", "export", "profile", "wandb")  # fmt: skip
 # What makes no other run of it: where and how it is computed, kept and told of. `pretrained` is a
 # place; the contents stand in its stead.
-FREE = ("checkpoint", "log_every", "mesh", "limits", "export", "gradcache_chunk", "pretrained")
+FREE = ("checkpoint", "log_every", "mesh", "limits", "export", "gradcache_chunk", "pretrained",
+        "profile", "wandb")  # fmt: skip
 FREE_MODEL = ("attention", "remat_vision", "remat_text")
 FREE_DATA = ("pairs", "tokenizer", "workers", "max_bad_share")  # likewise
 FREE_LOSS = ("form",)

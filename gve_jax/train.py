@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jax.profiler import StepTraceAnnotation
 from ml_collections import ConfigDict, config_flags
 
 from gve_jax.errors import UserError, run_cli
@@ -109,6 +110,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
             batch_size=config.batch_size,
             every=config.log_every,
             learning_rate=make_schedule(config.optimizer, config.steps),
+            flops=run.step_flops(),
+            wandb=config.wandb,
+            profile=config.profile,
         )
         with log.progress:
             for number, (_, last) in enumerate(run.bounds):
@@ -122,8 +126,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 log.warm_up()
                 for batch in placed(run.stream(curriculum, step, last), run.mesh):
                     admit(batch, quarantine, run)
-                    log.dispatching()
-                    with jax.set_mesh(run.mesh):  # fused attention splits itself over it
+                    log.dispatching(step)
+                    with jax.set_mesh(run.mesh), StepTraceAnnotation("train", step_num=step):
                         state, scalars = train_step(state, frozen, batch.arrays, step)
                     # Only now, with this step under way, are the last one's numbers waited for.
                     log.dispatched(step, number, batch, scalars)

@@ -6,6 +6,7 @@ import sys
 from gve_jax.errors import UserError, run_cli
 
 NAMES = {
+    "train": "a LoRA training step, beside transformers + peft + torch; GradCache",
     "encode": "encoding a mixed set, beside transformers + torch (both must be installed)",
     "inputs": "from a video file to patches, beside qwen-vl-utils and transformers' processor",
     "compile": "compiling a model of 36 layers and of 2",

@@ -29,6 +29,12 @@ class Layout:
         """Whether a frame with so many slots holds it."""
         return len(self.coords) <= patches and self.windows <= windows
 
+    @functools.cached_property
+    def window_sizes(self) -> tuple[int, ...]:
+        """Patches of each window."""
+        slots = self.window_slots.reshape(self.windows, -1)
+        return tuple((slots >= 0).sum(axis=1).tolist())
+
 
 @functools.lru_cache(maxsize=512)
 def window_layout(gh: int, gw: int, side: int, merge: int) -> Layout:

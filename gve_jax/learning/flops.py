@@ -8,9 +8,10 @@ that nobody reads. The matrix of similarities, less than a thousandth, is left o
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from gve_jax.inputs.counts import Counts
 from gve_jax.model.config import ModelConfig
 
 Trains = Callable[[str], bool]
@@ -26,45 +27,6 @@ class Flops(NamedTuple):
     @property
     def total(self) -> float:
         return self.tower + self.decoder
-
-
-class Counts(NamedTuple):
-    """What a batch of items holds; all that its FLOPs depend on. Counts of batches of one kind
-    (texts, or items with visuals) add up field by field."""
-
-    items: float = 0
-    tokens: float = 0  # visual ones included
-    seen: float = 0  # sum over items of L * (L + 1) / 2: pairs of a token and one that it sees
-    patches: float = 0
-    full: float = 0  # sum over frame pairs of P**2
-    windowed: float = 0  # sum over windows of P**2
-
-    @classmethod
-    def of(cls, lengths: Iterable[int], frames: Iterable[Sequence[int]] = ()) -> "Counts":
-        """Of what is there, without padding.
-
-        Args:
-          lengths: tokens of each item.
-          frames: of each frame pair of any item, the patches of each of its windows.
-        """
-        lengths = [float(n) for n in lengths]
-        frames = [[float(n) for n in frame] for frame in frames]
-        return cls(
-            len(lengths),
-            sum(lengths),
-            sum(n * (n + 1) / 2 for n in lengths),
-            sum(map(sum, frames)),
-            sum(sum(frame) ** 2 for frame in frames),
-            sum(n * n for frame in frames for n in frame),
-        )
-
-    @classmethod
-    def of_shape(cls, cfg: ModelConfig, items: int, pairs: int, patches: int, tokens: int):
-        """Of a batch as full as its static shape [B, F, P] and [B, L] allows."""
-        whole, rest = divmod(patches, cfg.vision.window_side**2)
-        frame = [cfg.vision.window_side**2] * whole + [rest] * bool(rest)
-        one = cls.of([tokens], [frame] * pairs)
-        return cls(*(field * items for field in one))
 
 
 def trains(names: Iterable[str]) -> Trains:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from gve_jax.errors import UserError
 from gve_jax.model.embedder import Batch
-from gve_jax.sharding import ROW_AXES, ROWS
+from gve_jax.sharding import ROW_AXES, ROWS, param_shardings
 
 
 def check_chunk(chunk: int, batch_size: int, mesh: Mesh) -> None:
@@ -66,34 +66,40 @@ def whole_of(parts, mesh: Mesh):
 
 
 def cached_value_and_grad(
-    embed: Callable, loss: Callable, params, extra, batch, chunk: int, mesh: Mesh
+    embed: Callable, loss: Callable, params, extra, sides: list[Batch], chunk: int, mesh: Mesh
 ) -> tuple[tuple, tuple]:
     """((loss, scalars), (gradient at `params`, gradient at `extra`)).
 
     Args:
-      embed: `embed(params, part of batch)` -> a tree of vectors [rows, D].
-      loss: `loss(vectors, extra) -> (value, scalars)` of all rows.
-      batch: a tree of arrays [B, ...] and `Batch`es.
+      embed: `embed(params, side, batch, places)` -> vectors [rows, D]; `side` is the batch's number
+        in `sides`, `places` are its rows in the global batch. What it drops must depend on these.
+      loss: `loss(vectors of each side, extra) -> (value, scalars)` of all rows.
+      sides: batches of B items each.
       chunk: rows at a time; see `check_chunk`.
     """
-    size = next(len(leaf) for leaf in jax.tree.leaves(batch) if leaf.ndim == 1)
+    size = len(sides[0].length)
     chunks = size // chunk
+    numbers, places = jnp.arange(chunks), jnp.arange(size, dtype=jnp.uint32)
 
-    def part(number):
-        return chunk_of(batch, number, chunks, mesh)
+    def vectors_of(params, side, number):
+        batch, rows = chunk_of((sides[side], places), number, chunks, mesh)
+        return embed(params, side, batch, rows)
 
     def forward(_, number):
-        return None, embed(params, part(number))
+        return None, [vectors_of(params, side, number) for side in range(len(sides))]
 
-    numbers = jnp.arange(chunks)
     vectors = whole_of(jax.lax.scan(forward, None, numbers)[1], mesh)
     value, (at_vectors, at_extra) = jax.value_and_grad(loss, (0, 1), has_aux=True)(vectors, extra)
 
     def backward(total, number):
-        mine = part(number)
-        _, pull = jax.vjp(lambda params: embed(params, mine), params)
-        (gradient,) = pull(chunk_of(at_vectors, number, chunks, mesh))
-        return jax.tree.map(jnp.add, total, gradient), None
+        for side in range(len(sides)):
+            _, pull = jax.vjp(lambda params, side=side: vectors_of(params, side, number), params)
+            (gradient,) = pull(chunk_of(at_vectors[side], number, chunks, mesh))
+            total = jax.tree.map(lambda sum, one: sum + one.astype(sum.dtype), total, gradient)
+        return total, None
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return value, (jax.lax.scan(backward, zeros, numbers)[0], at_extra)
+    # Summed in float32, and split as the parameters are: nothing else would say so.
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    zeros = jax.lax.with_sharding_constraint(zeros, param_shardings(params, mesh))
+    total = jax.lax.scan(backward, zeros, numbers)[0]
+    return value, (jax.tree.map(lambda sum, leaf: sum.astype(leaf.dtype), total, params), at_extra)

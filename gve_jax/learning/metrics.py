@@ -1,4 +1,4 @@
-"""What a run reports as it goes: scalars to JSON lines and TensorBoard, and a progress bar.
+"""What a run reports as it goes: scalars to JSON lines, TensorBoard and W&B, and a progress bar.
 
 All of it happens on process 0 only: the others get no writers and a silent bar.
 """
@@ -113,14 +113,50 @@ class TensorBoardWriter:
             raise _unwritable(self.directory, error) from error
 
 
-def open_writers(workdir: str | os.PathLike, *, first_step: int = 0) -> list[MetricWriter]:
-    """`metrics.jsonl` and `tensorboard/` in `workdir`; none on other processes than the first."""
+class WandbWriter:
+    """Sends scalars to Weights & Biases, by its own client (`pip install gve_jax[wandb]`), with its
+    own settings (WANDB_MODE=offline keeps them here).
+
+    A resumed run goes on under the id that `wandb.txt` in `workdir` holds.
+
+    Raises:
+      UserError: the client is not installed, or cannot start.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, project: str):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("config.wandb needs wandb: pip install 'gve_jax[wandb]'") from error
+        kept = Path(workdir, "wandb.txt")
+        try:
+            id = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+            self._run = wandb.init(project=project, dir=os.fspath(workdir), id=id, resume="allow")
+            kept.write_text(self._run.id, encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(kept, error) from error
+        except Exception as error:
+            raise UserError(f"config.wandb: {' '.join(str(error).split())}") from error
+
+    def write(self, step: int, scalars: Mapping[str, Value]) -> None:
+        self._run.log({name: _plain(value) for name, value in scalars.items()}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_writers(
+    workdir: str | os.PathLike, *, first_step: int = 0, wandb: str | None = None
+) -> list[MetricWriter]:
+    """`metrics.jsonl` and `tensorboard/` in `workdir`, and the W&B project named; none on other
+    processes than the first."""
     if jax.process_index() != 0:
         return []
-    return [
+    writers = [
         JsonlWriter(Path(workdir, "metrics.jsonl"), first_step=first_step),
         TensorBoardWriter(Path(workdir, "tensorboard"), first_step=first_step),
     ]
+    return writers if wandb is None else [*writers, WandbWriter(workdir, wandb)]
 
 
 def write_all(writers: Sequence[MetricWriter], step: int, scalars: Mapping[str, Value]) -> None:

@@ -1,14 +1,19 @@
 """The numbers of a training run as it goes, one step behind the device."""
 
 import math
+import resource
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from gve_jax.errors import UserError
+from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.padding import Padding
+from gve_jax.learning import chips
+from gve_jax.learning.flops import Flops
 from gve_jax.learning.metrics import Progress, open_writers, write_all
 
 
@@ -18,6 +23,13 @@ class RunLog:
     Numbers are read one step late, so that the device always has a step to work on.
     `wait_share` is the part of the time in which the loop stood still for want of a batch, counted
     once warm: not the first batches of a stage, while workers start, nor steps that compile.
+    FLOPs are those of the model (`gve_jax.learning.flops`), MFU their share of the peak of all
+    chips in bfloat16; it is absent where the chip is not in `gve_jax.learning.chips`.
+
+    Args:
+      flops: of a step, by what its sides hold.
+      wandb: a project of Weights & Biases.
+      profile: (first step, steps) to trace, or ().
     """
 
     WARM = 3  # batches of a stage that count as its start
@@ -31,27 +43,38 @@ class RunLog:
         batch_size: int,
         every: int,
         learning_rate: Callable[[int], float],
+        flops: Callable[[Sequence[Counts]], Flops],
+        wandb: str | None = None,
+        profile: Sequence[int] = (),
     ):
         self._batch_size, self._every, self._learning_rate = batch_size, every, learning_rate
+        self._flops, self._profile = flops, Profile(workdir / "profile", *profile)
+        chip = chips.of_kind(jax.devices()[0].device_kind)
+        self._peak = chip.flops * jax.device_count() if chip else None
         self._pending, self._seen, self._padding = None, set(), Padding()
-        self._writers = open_writers(workdir, first_step=first_step)
+        self._writers = open_writers(workdir, first_step=first_step, wandb=wandb)
         self.progress = Progress(steps, first_step=first_step)
         self._began, self._steps = time.perf_counter(), 0
         self._warm_time = self._warm_wait = 0.0
-        self._warm_steps = 0
+        self._warm_steps = self._warm_tokens = 0
+        self._warm_flops = Flops(0.0, 0.0)
         self.warm_up()
 
     def warm_up(self) -> None:
         self._cold, self._asked = self.WARM, time.perf_counter()
 
-    def dispatching(self) -> None:
+    def dispatching(self, step: int) -> None:
         """A batch has come: the time since the last step was dispatched was spent waiting."""
         self._got = time.perf_counter()
+        self._profile.before(step)
 
     def dispatched(self, step: int, stage: int, batch, scalars: Mapping) -> None:
         previous, self._pending = self._pending, (step, stage, batch, scalars)
         self._report(previous)
+        self._profile.after(step, scalars)
         now = time.perf_counter()
+        work = self._flops([Counts(*counts) for counts in batch.counts.values()])
+        self._times = {"step_s": now - self._asked, "wait_s": self._got - self._asked}
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch.arrays))
         if self._cold > 0 or shapes not in self._seen:
             self._cold -= 1
@@ -59,6 +82,8 @@ class RunLog:
             self._warm_time += now - self._asked
             self._warm_wait += self._got - self._asked
             self._warm_steps += 1
+            self._warm_tokens += batch.used["tokens"]
+            self._warm_flops = Flops(*map(sum, zip(self._warm_flops, work, strict=True)))
         self._seen.add(shapes)
         self._padding.add(batch.used, batch.slots)
         self._steps += 1
@@ -92,12 +117,25 @@ class RunLog:
                 | {
                     f"loss/{batch.source}": scalars["loss"],
                     "learning_rate": float(self._learning_rate(step)),
-                    "pairs_per_s": speed,
-                    "wait_share": wait,
                     "stage": stage,
                     "task": batch.source,
+                    "pairs_per_s": speed,
+                    "wait_share": wait,
+                    **self._times,
+                    **self._rates(),
+                    "memory_gb": memory_in_use() / 1e9,
                 },
             )
+
+    def _rates(self) -> dict[str, float]:
+        """Tokens and model FLOPs a second, once warm; of all devices."""
+        time = self._warm_time or math.inf
+        rates = {"tokens_per_s": self._warm_tokens / time}
+        for part, flops in self._warm_flops._asdict().items():
+            rates[f"tflops_per_s/{part}"] = flops / time / 1e12
+        if self._peak:
+            rates["mfu"] = self._warm_flops.total / time / self._peak
+        return rates
 
     def _speed(self) -> float:
         if not self._warm_time:
@@ -109,6 +147,7 @@ class RunLog:
 
     def close(self) -> dict:
         """Closes the writers; the numbers since this process started, as a dict."""
+        self._profile.stop()
         for writer in self._writers:
             writer.close()
         return {
@@ -116,6 +155,8 @@ class RunLog:
             "seconds": time.perf_counter() - self._began,
             "pairs_per_s": self._speed(),
             "wait_share": self._wait_share(),
+            **self._rates(),
+            "memory_gb": memory_in_use() / 1e9,
             "compiled_steps": len(self._seen),
             "padding": self._padding.shares(),
         }
@@ -126,3 +167,37 @@ class RunLog:
             f"{self._speed():.0f} pairs/s, waiting for data {self._wait_share():.1%} of the time "
             f"once warm, {len(self._seen)} compiled steps; {self._padding.summary()}"
         )
+
+
+class Profile:
+    """Traces `steps` steps from `first` on, on the first process, for XProf."""
+
+    def __init__(self, directory: Path, first: int = 0, steps: int = 0):
+        self._directory, self._on = directory, False
+        here = steps and jax.process_index() == 0
+        self._first, self._last = (first, first + steps - 1) if here else (-1, -1)
+
+    def before(self, step: int) -> None:
+        if step == self._first:
+            jax.profiler.start_trace(self._directory)
+            self._on = True
+
+    def after(self, step: int, result) -> None:
+        if self._on and step >= self._last:
+            jax.block_until_ready(result)
+            self.stop()
+
+    def stop(self) -> None:
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()
+
+
+def memory_in_use() -> float:
+    """Bytes: the most that a device of this process has held, where it tells; else this process."""
+    told = [device.memory_stats() for device in jax.local_devices()]
+    held = [stats["peak_bytes_in_use"] for stats in told if stats and "peak_bytes_in_use" in stats]
+    if held:
+        return max(held)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

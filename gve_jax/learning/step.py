@@ -36,16 +36,13 @@ def make_train_step(
     embed = make_embed(cfg)
     drops = cfg.lora is not None and cfg.lora.dropout > 0
 
-    def encode(params, frozen, sides, places, number):
-        """Vectors of each side of the pairs, which stand at `places` of the global batch."""
-        whole, vectors = join(params, frozen), []
-        for side, batch in enumerate(sides):
-            keys = None
-            if drops:
-                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), side)
-                keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places)
-            vectors.append(embed(whole, batch, keys))
-        return vectors
+    def encode(params, frozen, number, side, batch, places):
+        """Vectors of one side of the pairs that stand at `places` of the global batch."""
+        keys = None
+        if drops:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), side)
+            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places)
+        return embed(join(params, frozen), batch, keys)
 
     def value(vectors, log, arrays):
         query, positive, *negatives = vectors
@@ -59,20 +56,26 @@ def make_train_step(
     @jax.jit
     def gradients(params, frozen, arrays, number):
         sides = [arrays["query"], arrays["positive"], *arrays["negatives"]]
-        places = jnp.arange(len(arrays["valid"]), dtype=jnp.uint32)
         (model, log), loss_of = _apart(params), functools.partial(value, arrays=arrays)
+
+        def embed_side(model, side, batch, places):
+            return encode(model, frozen, number, side, batch, places)
+
+        def at_once(model, log):
+            places = jnp.arange(len(arrays["valid"]), dtype=jnp.uint32)
+            vectors = [embed_side(model, *one, places) for one in enumerate(sides)]
+            return loss_of(vectors, log)
+
         if chunk:
             (result, scalars), grads = cached_value_and_grad(
-                lambda model, part: encode(model, frozen, *part, number),
-                loss_of, model, log, (sides, places), chunk, mesh,
-            )  # fmt: skip
+                embed_side, loss_of, model, log, sides, chunk, mesh
+            )
         else:
-            (result, scalars), grads = jax.value_and_grad(
-                lambda model, log: loss_of(encode(model, frozen, sides, places, number), log),
-                (0, 1), has_aux=True,
-            )(model, log)  # fmt: skip
+            valued = jax.value_and_grad(at_once, (0, 1), has_aux=True)
+            (result, scalars), grads = valued(model, log)
         grads = _together(*grads)
-        return grads, scalars | {"loss": result, "gradient_norm": optax.tree.norm(grads)}
+        return grads, scalars | {"loss": result, "gradient_norm": optax.tree.norm(grads),
+                                 "parameter_norm": optax.tree.norm(params)}  # fmt: skip
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, grads):

@@ -78,7 +78,9 @@ def trained_names(program: Program) -> list[str]:
 def model_flops(program: Program, shapes: Shapes, batch: int) -> Flops:
     """Of a step whose items fill their shapes: without real items, padding cannot be told."""
     sides = [
-        Counts.of_shape(program.model, batch, side.pairs, side.patches, side.length)
+        Counts.of_shape(
+            program.model.vision.window_side, batch, side.pairs, side.patches, side.length
+        )
         for side in shapes.sides
     ]
     return train(program.model, sides, trains(trained_names(program)))
@@ -93,7 +95,9 @@ def fused_flops(program: Program, shapes: Shapes, batch: int) -> float:
     trained = trains(trained_names(program))
     total = 0.0
     for side in shapes.sides:
-        counts = Counts.of_shape(cfg, batch, side.pairs, side.patches, side.length)
+        counts = Counts.of_shape(
+            cfg.vision.window_side, batch, side.pairs, side.patches, side.length
+        )
         decoder = 4.0 * counts.seen * cfg.text.hidden_size * cfg.text.num_hidden_layers
         tower = 4.0 * counts.full * cfg.vision.hidden_size * len(cfg.vision.fullatt_block_indexes)
         total += decoder * (3.5 + (cfg.remat_text != "none"))

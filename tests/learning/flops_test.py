@@ -74,10 +74,10 @@ def half_causal(cfg, sides) -> float:
 
 def test_encoding_counts_the_products_of_the_program():
     found = products(jax.make_jaxpr(make_embed(CFG))(abstract(CFG), batch()).jaxpr)
-    counts = flops.Counts.of_shape(CFG, ITEMS, PAIRS, PATCHES, TOKENS)
+    counts = flops.Counts.of_shape(CFG.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     expected = flops.encode(CFG, counts)
     assert expected.total + half_causal(CFG, 1) == pytest.approx(found, rel=1e-3)
-    texts = flops.encode(CFG, flops.Counts.of_shape(CFG, ITEMS, 0, 0, TOKENS))
+    texts = flops.encode(CFG, flops.Counts.of_shape(CFG.vision.window_side, ITEMS, 0, 0, TOKENS))
     assert texts == (0.0, expected.decoder)
 
 
@@ -96,7 +96,7 @@ def test_a_step_counts_the_products_of_its_gradient(rates):
     found = products(jax.make_jaxpr(gradient)(trained, frozen, batch()).jaxpr)
     names = ["/".join(str(key.key) for key in path)
              for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]]  # fmt: skip
-    counts = flops.Counts.of_shape(cfg, ITEMS, PAIRS, PATCHES, TOKENS)
+    counts = flops.Counts.of_shape(cfg.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     expected = flops.train(cfg, [counts], flops.trains(names))
     spare = half_causal(cfg, 3)
     if rates is ADAPTERS:
@@ -107,7 +107,7 @@ def test_a_step_counts_the_products_of_its_gradient(rates):
 
 def test_frozen_tower_below_all_that_trains_is_forward_only():
     cfg = dataclasses.replace(CFG, lora=LoraConfig(rank=4))
-    counts = flops.Counts.of_shape(cfg, ITEMS, PAIRS, PATCHES, TOKENS)
+    counts = flops.Counts.of_shape(cfg.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     names = ["language/layers/mlp/up_proj/lora/a", "language/layers/mlp/up_proj/lora/b"]
     step = flops.train(cfg, [counts], flops.trains(names))
     assert step.tower == flops.encode(cfg, counts).tower
@@ -117,7 +117,14 @@ def test_frozen_tower_below_all_that_trains_is_forward_only():
 def test_counts_leave_padding_out_and_add_up():
     one = flops.Counts.of([5, 3], [[16, 4], [2]])
     assert one == (2, 8, 15 + 6, 22, 400 + 4, 256 + 16 + 4)
-    assert flops.Counts.of_shape(CFG, 2, 1, 20, 5) == (2, 10, 30, 40, 800, 2 * (256 + 16))
+    assert flops.Counts.of_shape(CFG.vision.window_side, 2, 1, 20, 5) == (
+        2,
+        10,
+        30,
+        40,
+        800,
+        2 * (256 + 16),
+    )
 
 
 def test_chips_are_found_by_the_kind_a_device_says():
