@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from gve_jax import __version__
+from gve_jax import __version__, hosts
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
 from gve_jax.gve import GVE
@@ -24,7 +24,7 @@ from gve_jax.learning.step import state_shardings
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
 from gve_jax.sharding import make_mesh
-from gve_jax.streams.loader import LoadPairs, read_ahead
+from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
 from gve_jax.streams.mixture import Stage, batches
 from gve_jax.streams.pairs import PairSources
 
@@ -105,16 +105,18 @@ class Experiment:
         """Whether this experiment is finished in the workdir; UserError if another one is."""
         seal = self.workdir / "run.json"
         mine = json.loads(json.dumps(self.fingerprint))
-        if (self.workdir / "model" / "config.json").exists() and seal.exists():
-            if json.loads(seal.read_text(encoding="utf-8")) != mine:
-                raise UserError(
-                    f"{self.workdir} holds a finished run of another configuration; "
-                    "choose another --workdir"
-                )
-            return True
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        write_json(seal, mine)
-        return False
+        done = (self.workdir / "model" / "config.json").exists() and seal.exists()
+        if done and json.loads(seal.read_text(encoding="utf-8")) != mine:
+            raise UserError(
+                f"{self.workdir} holds a finished run of another configuration; "
+                "choose another --workdir"
+            )
+        if len(set(hosts.gather(done))) > 1:
+            raise UserError(f"{self.workdir} is not the same folder on all hosts")
+        if not done and jax.process_index() == 0:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            write_json(seal, mine)
+        return done
 
     def abstract_state(self) -> dict:
         """Shapes, dtypes and shardings of the training state."""
@@ -149,8 +151,8 @@ class Experiment:
         return read_ahead(grain.MapDataset.source(picked), self.loader(), workers=0)
 
     def loader(self) -> LoadPairs:
-        process = (jax.process_index(), jax.process_count())
-        return LoadPairs(self.sources, self._isolated, self.buckets, process)
+        rows = local_rows(self.mesh, self.config.batch_size)
+        return LoadPairs(self.sources, self._isolated, self.buckets, rows)
 
     def export(self, params, directory: Path) -> None:
         GVE(self.model, params, self.preprocess, self.buckets, self.mesh).save_pretrained(directory)

@@ -18,8 +18,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
+from gve_jax import hosts
 from gve_jax.errors import UserError, run_cli
 from gve_jax.experiment import Experiment
 from gve_jax.files import write_json
@@ -50,7 +52,9 @@ def main() -> None:
     for flag in ("config", "workdir"):
         if getattr(flags.FLAGS, flag) is None:
             raise UserError(f"--{flag} is missing; see python -m gve_jax.train --help")
-    train(_CONFIG.value, Path(_WORKDIR.value))
+    hosts.start()
+    with hosts.together():
+        train(_CONFIG.value, Path(_WORKDIR.value))
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -60,7 +64,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if run.complete():
         print(f"{workdir}: training is complete; its model is in {workdir / 'model'}")
         return
-    quarantine = Quarantine(workdir / "quarantine.jsonl", config.data.max_bad_share)
+    quarantine = Quarantine(
+        workdir / "quarantine.jsonl", config.data.max_bad_share, writes=jax.process_index() == 0
+    )
     train_step = make_train_step(run.model, run.tx, config.loss.temperature)
     probe = make_probe(run.model)
     checkpoints = Checkpoints(
@@ -92,10 +98,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     continue
                 if number == len(curriculum):
                     curriculum.append(probe_stage(run, probe, number, state["params"], quarantine))
-                    write_json(workdir / "curriculum.json", {"stages": curriculum})
+                    if jax.process_index() == 0:
+                        write_json(workdir / "curriculum.json", {"stages": curriculum})
                     log.progress.note(f"stage {number}: {describe(curriculum[-1])}")
                 log.warm_up()
-                for batch in placed(run.stream(curriculum, step, last), run.mesh):
+                for batch in placed(run.stream(curriculum, step, last), run.mesh, run.loader()):
                     admit(batch, quarantine, run)
                     log.dispatching()
                     with jax.set_mesh(run.mesh):  # fused attention splits itself over it
@@ -111,8 +118,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         # --- the end: a last checkpoint, then the model, whose config.json seals the run ----------
         checkpoints.save(step, state, {"curriculum": curriculum})
         checkpoints.wait()
-        write_json(workdir / "train.json", log.close() | {"quarantined": quarantine.count})
+        told = log.close() | {"quarantined": quarantine.count}
+        if jax.process_index() == 0:
+            write_json(workdir / "train.json", told)
         run.export(state["params"], workdir / "model")
+    if jax.process_index():
+        return
     print(f"{log.summary()}; the model is in {workdir / 'model'}")
     print(quarantine.summary(sum(run.sources.sizes.values())))
 
@@ -122,11 +133,15 @@ def probe_stage(
 ) -> dict:
     """The record of a stage: sigma, R by source (the model itself is the prober), P, batches."""
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in run.sources.sizes}
-    for batch in placed(run.probes(), run.mesh):
+    for batch in placed(run.probes(), run.mesh, run.loader()):
         admit(batch, quarantine, run)
         with jax.set_mesh(run.mesh):
-            values = np.asarray(probe(params, batch.arrays))
-        cosines[batch.source].append(values[np.asarray(batch.arrays["valid"])])
+            values = probe(params, batch.arrays)
+        # Whole on every host, so that all draw the same curriculum from them.
+        values, valid = multihost_utils.process_allgather(
+            (values, batch.arrays["valid"]), tiled=True
+        )
+        cosines[batch.source].append(values[valid])
     for name, values in cosines.items():
         if not sum(map(len, values)):
             raise UserError(f"source {name}: not one of its probed pairs can be read")
