@@ -197,7 +197,9 @@ class GVE:
         save_params(directory / "params", self.params)
         copy_tokenizer(tokenizer, directory)
         text = {"format": FORMAT, "model": self.config.to_dict(), **settings}
-        write_json(directory / "config.json", text | {"fingerprint": self.fingerprint})
+        sealed = text | {"fingerprint": self.fingerprint}  # on every host: it reads all parameters
+        if jax.process_index() == 0:
+            write_json(directory / "config.json", sealed)
 
     @property
     def embedding_dim(self) -> int:
