@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from gve_jax import __version__
+from gve_jax import __version__, hosts
 from gve_jax.adapters import write_adapter
 from gve_jax.base import open_base
 from gve_jax.errors import UserError
@@ -36,7 +36,7 @@ from gve_jax.model.quantize import DECODER, KINDS, quantize
 from gve_jax.pretrained import check_tokens, read_json
 from gve_jax.settings import build, check_fields, kept_fields, model_config
 from gve_jax.sharding import make_mesh, replicated
-from gve_jax.streams.loader import LoadPairs, read_ahead
+from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
 from gve_jax.streams.mixture import Stage, batches
 from gve_jax.streams.pairs import PairSources
 
@@ -163,7 +163,10 @@ class Experiment:
     def complete(self) -> bool:
         """Whether this experiment is finished in the workdir; UserError if another one is."""
         seal = self.workdir / "run.json"
-        if seal.exists() and all(done.exists() for done in map(self._seal, self.config.export)):
+        done = seal.exists() and all(file.exists() for file in map(self._seal, self.config.export))
+        if len(set(hosts.gather(done))) > 1:
+            raise UserError(f"--workdir {self.workdir} is not the same folder on all hosts")
+        if done:
             saved = read_json(seal)
             mine = json.loads(json.dumps(self.fingerprint))
             mine["frozen_weights"] = saved.get("frozen_weights")  # not read for this alone
@@ -253,8 +256,8 @@ class Experiment:
         return read_ahead(grain.MapDataset.source(picked), self.loader(), workers=0)
 
     def loader(self) -> LoadPairs:
-        process = (jax.process_index(), jax.process_count())
-        return LoadPairs(self.sources, self._isolated, self.buckets, process)
+        rows = local_rows(self.mesh, self.config.batch_size)
+        return LoadPairs(self.sources, self._isolated, self.buckets, rows)
 
     def _seal(self, name: str) -> Path:
         return self.workdir / EXPORTS[name][0] / EXPORTS[name][1]

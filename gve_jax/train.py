@@ -21,9 +21,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from jax.profiler import StepTraceAnnotation
 from ml_collections import ConfigDict, config_flags
 
+from gve_jax import hosts
 from gve_jax.errors import UserError, run_cli
 from gve_jax.experiment import EXPORTS, Experiment
 from gve_jax.files import write_json
@@ -56,7 +58,9 @@ def main() -> None:
     for flag in ("config", "workdir"):
         if getattr(flags.FLAGS, flag) is None:
             raise UserError(f"--{flag} is missing; see python -m gve_jax.train --help")
-    train(_CONFIG.value, Path(_WORKDIR.value))
+    hosts.start()
+    with hosts.together():
+        train(_CONFIG.value, Path(_WORKDIR.value))
 
 
 def _told(error: Exception) -> str:
@@ -80,7 +84,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if run.complete():
         print(f"{workdir}: training is complete; its model is in {where}")
         return
-    quarantine = Quarantine(workdir / "quarantine.jsonl", config.data.max_bad_share)
+    quarantine = Quarantine(
+        workdir / "quarantine.jsonl", config.data.max_bad_share, writes=jax.process_index() == 0
+    )
     train_step = make_train_step(
         run.model, run.tx, run.loss, run.mesh, chunk=config.gradcache_chunk, seed=config.seed
     )
@@ -121,10 +127,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 if number == len(curriculum):
                     params = join(state["params"], frozen)
                     curriculum.append(probe_stage(run, probe, number, params, quarantine))
-                    write_json(workdir / "curriculum.json", {"stages": curriculum})
+                    if jax.process_index() == 0:
+                        write_json(workdir / "curriculum.json", {"stages": curriculum})
                     log.progress.note(f"stage {number}: {describe(curriculum[-1])}")
                 log.warm_up()
-                for batch in placed(run.stream(curriculum, step, last), run.mesh):
+                for batch in placed(run.stream(curriculum, step, last), run.mesh, run.loader()):
                     admit(batch, quarantine, run)
                     log.dispatching(step)
                     with jax.set_mesh(run.mesh), StepTraceAnnotation("train", step_num=step):
@@ -146,10 +153,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         checkpoints.save(step, state, {"curriculum": curriculum})
         checkpoints.wait()
         record = log.close() | {"quarantined": quarantine.count}
-        if record["steps"]:  # else it was finished before, but for an export
+        if record["steps"] and jax.process_index() == 0:  # else finished before, but for an export
             write_json(workdir / "train.json", record)
         for name in config.export:
             run.export(name, state["params"], frozen)
+    if jax.process_index():
+        return
     print(f"{log.summary()}; the model is in {where}")
     print(quarantine.summary(sum(run.sources.sizes.values())))
 
@@ -159,11 +168,15 @@ def probe_stage(
 ) -> dict:
     """The record of a stage: sigma, R by source (the model itself is the prober), P, batches."""
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in run.sources.sizes}
-    for batch in placed(run.probes(), run.mesh):
+    for batch in placed(run.probes(), run.mesh, run.loader()):
         admit(batch, quarantine, run)
         with jax.set_mesh(run.mesh):
-            values = np.asarray(probe(params, batch.arrays))
-        cosines[batch.source].append(values[np.asarray(batch.arrays["valid"])])
+            values = probe(params, batch.arrays)
+        # Whole on every host, so that all draw the same curriculum from them.
+        values, valid = multihost_utils.process_allgather(
+            (values, batch.arrays["valid"]), tiled=True
+        )
+        cosines[batch.source].append(values[valid])
     for name, values in cosines.items():
         if not sum(map(len, values)):
             raise UserError(f"source {name}: not one of its probed pairs can be read")

@@ -63,22 +63,40 @@ class Buckets:
 
     def fit(self, rows: Sequence[Row]) -> Bucket:
         """Raises ValueError when the rows exceed every shape."""
-        pairs = max(len(row.patches) for row in rows)
-        length = max(len(row.tokens) for row in rows)
-        for shape in self.shapes:
-            # Frame pairs are padded to the next declared number, but text gets none at all.
-            if pairs <= shape[0] and length <= shape[1] and (pairs > 0 or shape[0] == 0):
-                frame = self._frame(rows) if pairs else (0, 0)
-                return Bucket(shape[0], *frame, shape[1])
-        raise ValueError(f"{pairs} frame pairs with {length} tokens exceed every declared bucket")
+        return self.hold(need(rows))
 
-    def _frame(self, rows: Sequence[Row]) -> tuple[int, int]:
-        layouts = {id(layout): layout for row in rows for layout in row.layouts}.values()
-        for size in self.frame_sizes:
-            if all(layout.fits(*size) for layout in layouts):
-                return size
-        worst = max(len(layout.coords) for layout in layouts)
-        raise ValueError(f"a frame of {worst} patches exceeds every declared bucket")
+    def hold(self, exact: Bucket) -> Bucket:
+        """The first declared shape with room for `exact`; ValueError when none has."""
+        for pairs, length in self.shapes:
+            # Frame pairs are padded to the next declared number, but text gets none at all.
+            if exact.pairs <= pairs and exact.length <= length and (exact.pairs or not pairs):
+                frame = self._frame(exact) if pairs else (0, 0)
+                return Bucket(pairs, *frame, length)
+        raise ValueError(
+            f"{exact.pairs} frame pairs with {exact.length} tokens exceed every declared bucket"
+        )
+
+    def _frame(self, exact: Bucket) -> tuple[int, int]:
+        for patches, windows in self.frame_sizes:
+            if exact.patches <= patches and exact.windows <= windows:
+                return patches, windows
+        raise ValueError(f"a frame of {exact.patches} patches exceeds every declared bucket")
+
+
+def need(rows: Sequence[Row]) -> Bucket:
+    """The least that holds the rows, declared or not."""
+    layouts = {id(layout): layout for row in rows for layout in row.layouts}.values()
+    return Bucket(
+        max(len(row.patches) for row in rows),
+        max((len(layout.coords) for layout in layouts), default=0),
+        max((layout.windows for layout in layouts), default=0),
+        max(len(row.tokens) for row in rows),
+    )
+
+
+def join(needs: Sequence[Bucket]) -> Bucket:
+    """What holds the rows of all."""
+    return Bucket(*(max(sizes) for sizes in zip(*map(dataclasses.astuple, needs), strict=True)))
 
 
 def default_buckets(spec: InputSpec) -> Buckets:
@@ -162,3 +180,37 @@ def put_frame(batch: dict[str, np.ndarray], at, pixels: np.ndarray, layout: Layo
     batch["patch_coords"][at][:used] = layout.coords
     batch["window_slots"][at][:windows] = layout.window_slots
     batch["window_inverse"][at][:used] = layout.window_inverse
+
+
+def widen(batch: dict[str, np.ndarray], bucket: Bucket, spec: InputSpec) -> dict[str, np.ndarray]:
+    """What `collate` gives for the same rows and a `bucket` that is no smaller in any size."""
+    (size, pairs, patches, dim), length = batch["patches"].shape, batch["tokens"].shape[1]
+    unit, slots = spec.merge**2, spec.window_side**2
+    windows = batch["window_slots"].shape[2] // slots
+    if Bucket(pairs, patches, windows, length) == bucket:
+        return batch
+    old, new = patches // unit, bucket.patches // unit
+    # An index counts frame pairs of `old` merged tokens; it is to count them of `new` ones.
+    sources = batch["visual_slots"]
+    if old:
+        sources = np.where(sources < 0, -1, sources // old * new + sources % old).astype(np.int32)
+    inverse = _grow(batch["visual_inverse"].reshape(size, pairs, old), (size, bucket.pairs, new))
+    frames = (size, bucket.pairs, bucket.patches)
+    return {
+        "tokens": _grow(batch["tokens"], (size, bucket.length), 0),
+        "length": batch["length"],
+        "positions": _grow(batch["positions"], (3, size, bucket.length), 0),
+        "patches": _grow(batch["patches"], (*frames, dim), 0),
+        "patch_mask": _grow(batch["patch_mask"], frames, False),
+        "patch_coords": _grow(batch["patch_coords"], (*frames, 2), 0),
+        "window_slots": _grow(batch["window_slots"], (*frames[:2], bucket.windows * slots)),
+        "window_inverse": _grow(batch["window_inverse"], frames),
+        "visual_slots": _grow(sources, (size, bucket.length)),
+        "visual_inverse": inverse.reshape(size, bucket.pairs * new),
+    }
+
+
+def _grow(array: np.ndarray, shape: tuple[int, ...], value=-1) -> np.ndarray:
+    out = np.full(shape, value, array.dtype)
+    out[tuple(map(slice, array.shape))] = array
+    return out

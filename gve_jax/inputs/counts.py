@@ -36,6 +36,10 @@ class Counts(NamedTuple):
         )
 
     @classmethod
+    def sum(cls, parts: Iterable[Sequence[float]]) -> "Counts":
+        return cls(*map(sum, zip(*parts, strict=True)))
+
+    @classmethod
     def of_rows(cls, rows: Iterable[Row]) -> "Counts":
         rows = list(rows)
         frames = [layout.window_sizes for row in rows for layout in row.layouts]

@@ -18,15 +18,17 @@ class Quarantine:
     Args:
       path: the file; lines of an earlier run of the same command are kept and count.
       max_share: the share of unreadable items past which `check` stops the run, 0 to 1.
+      writes: False counts only: another host of the job writes the file.
 
     Raises:
       UserError: a share that is none, or a file that holds something else.
     """
 
-    def __init__(self, path: str | os.PathLike, max_share: float):
+    def __init__(self, path: str | os.PathLike, max_share: float, *, writes: bool = True):
         if not 0 <= max_share <= 1:
             raise UserError(f"the share of unreadable items must be in 0..1, not {max_share}")
         self.path, self.max_share = os.fspath(path), max_share
+        self._writes = writes
         self._reasons: dict[str, str] = {}  # by id
         if os.path.exists(self.path):
             self._resume()
@@ -40,7 +42,9 @@ class Quarantine:
                     self._reasons[record["id"]] = _kind(record)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(f"{self.path}:{number}: not a quarantine line") from error
-            if torn:  # the last line of a killed run: the next record must not be glued to it
+            if (
+                torn and self._writes
+            ):  # the last line of a killed run: the next record must not be glued to it
                 file.truncate(file.tell() - len(torn))
 
     @property
@@ -50,9 +54,11 @@ class Quarantine:
     def record(self, id: str, path: str, reason: str, seconds: float) -> None:
         if id in self._reasons:
             return
-        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         line = {"id": id, "path": path, "reason": reason, "seconds": round(seconds, 3)}
         self._reasons[id] = _kind(line)
+        if not self._writes:
+            return
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -111,8 +111,8 @@ def info_nce(
       mesh: what the rows are split over (data, fsdp); all forms but "plain" need it.
       temperature: in place of `cfg.temperature`.
 
-    Returns the loss and scalars: `accuracy` (the positive is the best candidate of its query),
-    `positive_similarity`, `negative_similarity` (means of cosines).
+    Returns the loss and scalars: `accuracy` (the positive scores above all other candidates of its
+    query), `positive_similarity`, `negative_similarity` (means of cosines).
     """
     cfg.check(query.shape[-1])
     rows = {"query": query, "positive": positive, "valid": valid, "query_id": query_id,
@@ -165,8 +165,8 @@ _JOIN = {
 
 def _columns(rows: dict, columns: dict, cfg: LossConfig, tau) -> dict[str, Array]:
     """What a block of columns adds to each row: logsumexps of candidates' logits by cut [M, R], the
-    best cosine, the cosine of the row's own positive by cut (0 if it is in another block), and sum
-    and number of the negatives' cosines."""
+    best of their cosines, the cosine of the row's own positive by cut (0 if it is in another
+    block), and sum and number of the negatives' cosines."""
     query, positive = rows["query"], rows["positive"]
     cosine = _product(query, columns["positive"])
     reverse = _product(positive, columns["query"])
@@ -196,7 +196,7 @@ def _columns(rows: dict, columns: dict, cfg: LossConfig, tau) -> dict[str, Array
         sums["own"].append(jnp.sum(jnp.where(diagonal, there, 0), axis=1))
     counted = forward & rows["valid"][:, None]
     return {name: jnp.stack(values) for name, values in sums.items()} | {
-        "best": jax.lax.stop_gradient(jnp.max(jnp.where(forward | diagonal, cosine, -2), axis=1)),
+        "best": jax.lax.stop_gradient(jnp.max(jnp.where(forward, cosine, -2), axis=1)),
         "other": jnp.sum(jnp.where(counted, cosine, 0), axis=1),
         "others": jnp.sum(counted, axis=1, dtype=jnp.float32),
     }
@@ -230,7 +230,7 @@ def _sums(rows: dict, negatives: list, columns: dict, cfg: LossConfig, tau) -> d
 
     return {
         "loss": total(losses),
-        "accuracy": total((full >= jax.lax.stop_gradient(best)).astype(jnp.float32)),
+        "accuracy": total((full > jax.lax.stop_gradient(best)).astype(jnp.float32)),
         "positive_similarity": total(full),
         "pairs": total(1.0),
         "other": total(columns["other"]),

@@ -73,7 +73,7 @@ class RunLog:
         self._report(previous)
         self._profile.after(step, scalars)
         now = time.perf_counter()
-        work = self._flops([Counts(*counts) for counts in batch.counts.values()])
+        work = self._flops(batch.counts.values())
         self._times = {"step_s": now - self._asked, "wait_s": self._got - self._asked}
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch.arrays))
         if self._cold > 0 or shapes not in self._seen:

@@ -12,13 +12,15 @@ import grain
 import jax
 import numpy as np
 
-from gve_jax.inputs.batch import Buckets, collate
+from gve_jax import hosts
+from gve_jax.inputs.batch import Bucket, Buckets, collate, join, need, widen
+from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.isolation import Failure, Isolated
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import Row
 from gve_jax.inputs.quarantine import failure
 from gve_jax.model.embedder import Batch
-from gve_jax.sharding import place_batch
+from gve_jax.sharding import ROWS, place_batch
 from gve_jax.streams.pairs import PairSources, content_id
 
 
@@ -32,12 +34,13 @@ class LoadPairs(grain.transforms.Map):
     sources: PairSources
     preprocess: Isolated
     buckets: Buckets
-    process: tuple[int, int] = (0, 1)  # index and count of JAX processes
+    rows: tuple[int, ...] | None = None  # of the global batch, those of this process; None: all
 
     def map(self, element) -> dict:
         source, indices = element
-        index, count = self.process
-        pairs = self.sources.read(source, indices[index::count])
+        if self.rows is not None:
+            indices = np.asarray(indices)[list(self.rows)]
+        pairs = self.sources.read(source, indices)
         sides = ["query", "positive"] + [f"negative{k}" for k in range(len(pairs[0]["negatives"]))]
         items = [_side(pair, side) for pair in pairs for side in sides]
         ids = [f"{pair['id']}/{side}" for pair in pairs for side in sides]
@@ -60,17 +63,47 @@ class LoadPairs(grain.transforms.Map):
             "query_id": np.array([content_id(pair["query"]) for pair in pairs], np.int32),
             "positive_id": np.array([content_id(pair["positive"]) for pair in pairs], np.int32),
         }
-        used, slots = Counter(), Counter()
+        used, needs, counts = Counter(), {}, {}
         for number, side in enumerate(sides):
             column = [row[number] if ok else blank for row, ok in zip(rows, valid, strict=True)]
-            bucket = self.buckets.fit(column)
-            batch[side] = collate(column, bucket, self.preprocess.spec)
+            needs[side] = need(column)
+            batch[side] = collate(column, self.buckets.hold(needs[side]), self.preprocess.spec)
+            counts[side] = Counts.of_rows(column)
+            used.update(tokens=int(counts[side].tokens), patches=int(counts[side].patches))
+        return batch | {"used": dict(used), "needs": needs, "counts": counts}
+
+    def agree(self, batch: dict) -> dict:
+        """A decoded batch with what all hosts know of it: one shape, whoever has the largest row,
+        and one list of failures, so that what follows from them follows everywhere.
+
+        Every host calls it for every batch, in the main thread, while the step before is under way.
+        """
+        told = {key: batch[key] for key in ("ids", "failures", "used", "counts")}
+        told["needs"] = {side: dataclasses.astuple(size) for side, size in batch["needs"].items()}
+        told, sides = hosts.gather(told), list(batch["needs"])
+        batch, slots = dict(batch), Counter()
+        for side in batch.pop("needs"):
+            size = self.buckets.hold(join([Bucket(*other["needs"][side]) for other in told]))
+            batch[side] = widen(batch[side], size, self.preprocess.spec)
             slots.update(tokens=batch[side]["tokens"].size, patches=batch[side]["patch_mask"].size)
-            used.update(
-                tokens=sum(len(row.tokens) for row in column),
-                patches=sum(len(pair) for row in column for pair in row.patches),
-            )
-        return batch | {"used": dict(used), "slots": dict(slots)}
+        used = sum((Counter(other["used"]) for other in told), Counter())
+        # Hosts that share rows, as parts of one tensor axis, have told of the same ones.
+        ids = dict.fromkeys(id for other in told for id in other["ids"])
+        failures = {one["id"]: one for other in told for one in other["failures"]}
+        return batch | {
+            "ids": list(ids),
+            "failures": list(failures.values()),
+            "used": dict(used),
+            "counts": {side: Counts.sum(other["counts"][side] for other in told) for side in sides},
+            "slots": {name: count * len(told) for name, count in slots.items()},
+        }
+
+
+def local_rows(mesh: jax.sharding.Mesh, size: int) -> tuple[int, ...]:
+    """The rows of a global batch of `size` that this process's devices hold."""
+    sharding = jax.sharding.NamedSharding(mesh, ROWS)
+    held = sharding.addressable_devices_indices_map((size,)).values()
+    return tuple(sorted({row for (rows,) in held for row in range(*rows.indices(size))}))
 
 
 def _side(pair: dict, side: str) -> Item:
@@ -92,6 +125,7 @@ class PairBatch:
     failures: list[dict]
     used: dict[str, int]  # tokens and patches that are no padding,
     slots: dict[str, int]  # and those that the arrays have room for
+    counts: dict[str, Counts]  # by side
     arrays: dict  # what the step takes: query, positive, negatives, valid, query_id, positive_id
 
 
@@ -139,16 +173,18 @@ def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
         "negatives": [Batch(**batch[key]) for key in negatives],
         **{key: batch[key] for key in ("valid", "query_id", "positive_id")},
     }
-    told = {key: batch[key] for key in ("source", "ids", "failures", "used", "slots")}
+    told = {key: batch[key] for key in ("source", "ids", "failures", "used", "slots", "counts")}
     return PairBatch(**told, arrays=place_batch(arrays, mesh))
 
 
-def placed(stream: grain.IterDataset, mesh: jax.sharding.Mesh) -> Iterator[PairBatch]:
+def placed(
+    stream: grain.IterDataset, mesh: jax.sharding.Mesh, load: LoadPairs
+) -> Iterator[PairBatch]:
     """The stream's batches on the mesh; ends its workers when it ends, whatever the reason."""
     iterator = iter(stream)
     try:
         for batch in iterator:
-            yield place(batch, mesh)
+            yield place(load.agree(batch), mesh)
     finally:
         # Left to the garbage collector, workers leak their shared memory.
         iterator.close()

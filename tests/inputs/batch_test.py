@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gve_jax.inputs.batch import Bucket, Buckets, collate, default_buckets
+from gve_jax.inputs.batch import Bucket, Buckets, collate, default_buckets, join, need, widen
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.pixels import smart_resize
@@ -213,3 +213,20 @@ def test_default_buckets_hold_videos_sampled_by_time():
     assert buckets.fit([_row(17, 900, (4, 4))]).pairs == 32
     with pytest.raises(ValueError, match="exceed every declared bucket"):
         buckets.fit([_row(51, 900, (4, 4))])
+
+
+@pytest.mark.parametrize("kept", [slice(None), slice(1, 2), slice(2, 3)])
+def test_widened_arrays_are_those_of_the_wider_bucket(rows, kept):
+    rows = rows[kept]
+    small, big = BUCKETS.fit(rows), Bucket(pairs=7, patches=64, windows=5, length=208)
+    wide, expected = widen(collate(rows, small, SPEC), big, SPEC), collate(rows, big, SPEC)
+    assert wide.keys() == expected.keys()
+    for name, array in expected.items():
+        assert wide[name].dtype == array.dtype
+        np.testing.assert_array_equal(wide[name], array, err_msg=name)
+
+
+def test_parts_of_a_batch_agree_on_the_bucket_of_the_whole(rows):
+    parts = [need(rows[:1]), need(rows[1:2]), need(rows[2:])]
+    assert BUCKETS.hold(join(parts)) == BUCKETS.fit(rows)
+    assert BUCKETS.hold(parts[1]).pairs == 0 and BUCKETS.hold(join(parts)).pairs == 4

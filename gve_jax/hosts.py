@@ -1,0 +1,121 @@
+"""One job on several hosts: its start, what hosts tell each other, and its end when one dies.
+
+`start` needs no flags where JAX knows the cluster: TPU VMs, GKE, Slurm, Open MPI, and Kubernetes
+jobs with the `kubernetes` package. Elsewhere three variables say it, the same way on every host:
+
+    GVE_JAX_COORDINATOR=10.0.0.1:8476   where host 0 listens
+    GVE_JAX_HOSTS=4                     how many processes there are
+    GVE_JAX_HOST=0                      which of them this is
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+
+import jax
+from jax._src import distributed  # the key-value store has no public name; Orbax does the same
+
+from gve_jax.errors import UserError
+
+VARIABLES = ("GVE_JAX_COORDINATOR", "GVE_JAX_HOSTS", "GVE_JAX_HOST")
+WAIT_S = 1800  # the slowest batch that a host may take; a dead host is noticed much sooner
+LOST = 3  # exit status of a host that lost another
+
+_numbers = itertools.count()
+
+
+def start() -> None:
+    """Joins this process to its job; alone where there is none. Before any other use of JAX.
+
+    Raises:
+      UserError: half a setting, one that is none, or a cluster that does not answer.
+    """
+    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    heartbeat = _count("GVE_JAX_HEARTBEAT_S", os.environ.get("GVE_JAX_HEARTBEAT_S", "60"), 1)
+    options = {"heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": heartbeat}
+    if given == {"GVE_JAX_HOSTS": "1"}:
+        return
+    if given:
+        options |= _explicit(given)
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError as error:
+        # What JAX says where it knows no cluster: this machine is alone.
+        if given or "coordinator_address" not in str(error):
+            raise UserError(f"start of the hosts: {error}") from error
+    except RuntimeError as error:
+        hint = "; GVE_JAX_HOSTS=1 runs this host alone"
+        line = " ".join(str(error).split())
+        raise UserError(f"start of the hosts: {line}{'' if given else hint}") from error
+
+
+def _explicit(given: dict[str, str]) -> dict:
+    for name in VARIABLES:
+        if name not in given:
+            raise UserError(f"{name} is missing beside {', '.join(given)}")
+    address = given["GVE_JAX_COORDINATOR"]
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"GVE_JAX_COORDINATOR {address!r} is not HOST:PORT")
+    hosts = _count("GVE_JAX_HOSTS", given["GVE_JAX_HOSTS"], 1)
+    index = _count("GVE_JAX_HOST", given["GVE_JAX_HOST"], 0)
+    if index >= hosts:
+        raise UserError(f"GVE_JAX_HOST {index} is not in 0..{hosts - 1}")
+    return {
+        "coordinator_address": address,
+        "num_processes": hosts,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _count(name: str, value: str, least: int) -> int:
+    if not value.isdecimal() or int(value) < least:
+        raise UserError(f"{name} {value!r} is not a number from {least} on")
+    return int(value)
+
+
+def gather(value) -> list:
+    """`value`, plain JSON, of every host, in their order. All hosts call it in the same order.
+
+    Through the coordinator's key-value store and no collective of the devices: that would stand in
+    their queue behind the step under way, and a host that died would leave it without a limit.
+    """
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return [value]
+    client, number = distributed.global_state.client, next(_numbers)
+    folder, limit = f"gve_jax/{number}", WAIT_S * 1000
+    if index:
+        client.key_value_set(f"{folder}/{index}", json.dumps(value))
+        return json.loads(client.blocking_key_value_get(f"{folder}/all", limit))
+    # Host 0 collects and hands out, so that N hosts cost 2 N messages and not N times N.
+    told = [json.dumps(value)]
+    told += [client.blocking_key_value_get(f"{folder}/{n}", limit) for n in range(1, count)]
+    text = f"[{', '.join(told)}]"
+    client.key_value_set(f"{folder}/all", text)
+    if number:  # whoever told this number has read the last one
+        client.key_value_delete(f"gve_jax/{number - 1}/")
+    return json.loads(text)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends this process with one line when another host is lost, without waiting for it."""
+    try:
+        yield
+        gather(None)  # no host leaves, and takes the coordinator with it, before all are done
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        print(
+            f"error: host {jax.process_index()} lost another, or the devices failed: "
+            f"{str(error).splitlines()[0][:200]}; repeat the command on all hosts to resume",
+            file=sys.stderr,
+            flush=True,
+        )
+        # JAX would wait at exit for hosts that are gone.
+        os._exit(LOST)

@@ -1,0 +1,111 @@
+"""Two hosts: what starts them, that they train as one does, and how they end when one dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gve_jax import hosts
+from gve_jax.errors import UserError
+from gve_jax.gve import GVE
+from tests.conftest import ROOT
+from tests.train_test import losses
+
+
+def start(world: Path, workdir: Path, *arguments: str, count: int = 2) -> list[subprocess.Popen]:
+    """`count` hosts with eight devices between them, over loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
+               f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
+               f"--config.data.tokenizer={world}/tokenizer.json", "--config.checkpoint.every=2",
+               *arguments]  # fmt: skip
+    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": str(count), "GVE_JAX_HEARTBEAT_S": "10"}
+    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(8 // count)}
+    return [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | devices | job | {"GVE_JAX_HOST": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    try:
+        ends = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *end) for p, end in zip(processes, ends, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def alone(world, tmp_path_factory):
+    """One process with all eight devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    ((code, _, err),) = finish(start(world, workdir, count=1))
+    assert code == 0, err
+    return workdir
+
+
+def same_losses(one: Path, other: Path) -> None:
+    """Rows are where they were, but sums over devices cross hosts in another order: float32's
+    rounding, which six steps of training enlarge, and no more."""
+    expected, got = losses(one), losses(other)
+    assert len(expected) == 6
+    assert {step: task for step, (task, _) in got.items()} == {
+        step: task for step, (task, _) in expected.items()
+    }
+    for step, (_, loss) in expected.items():
+        np.testing.assert_allclose(got[step][1], loss, rtol=1e-5, err_msg=f"step {step}")
+
+
+def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, alone, tmp_path):
+    workdir = tmp_path / "run"
+    pair = start(world, workdir)
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+    while not (metrics.exists() and '"step": 3,' in metrics.read_text()):
+        assert all(p.poll() is None for p in pair) and time.monotonic() < deadline, finish(pair)
+        time.sleep(0.01)
+    pair[1].send_signal(signal.SIGKILL)
+    (code, _, err), _ = finish(pair)
+    assert code not in (0, None), err
+    assert "repeat the command on all hosts to resume" in err or "heartbeat" in err, err
+
+    (code, out, err), (other, _, problem) = finish(start(world, workdir))
+    assert (code, other) == (0, 0), err + problem
+    assert "resuming at step" in out
+    same_losses(alone, workdir)
+    model = GVE.from_pretrained(workdir / "model")
+    assert np.isfinite(model.encode([{"text": "a red ring"}])).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"GVE_JAX_HOSTS": "2"}, "GVE_JAX_COORDINATOR is missing"),
+        ({"GVE_JAX_COORDINATOR": "a:1", "GVE_JAX_HOSTS": "2"}, "GVE_JAX_HOST is missing"),
+        ({"GVE_JAX_COORDINATOR": "a", "GVE_JAX_HOSTS": "2", "GVE_JAX_HOST": "0"}, "HOST:PORT"),
+        ({"GVE_JAX_COORDINATOR": "a:1", "GVE_JAX_HOSTS": "2", "GVE_JAX_HOST": "2"}, "0..1"),
+        ({"GVE_JAX_COORDINATOR": "a:1", "GVE_JAX_HOSTS": "x", "GVE_JAX_HOST": "0"}, "'x'"),
+    ],
+)
+def test_half_a_setting_is_named(monkeypatch, given, named):
+    for name in hosts.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=named):
+        hosts.start()
