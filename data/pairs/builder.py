@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -22,22 +23,24 @@ from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
 VERSION = "1"  # of what is written for the same rows
 MANIFEST = "import.json"
 REJECTS = "rejects.jsonl"
+SHARD_BYTES = 512 * 2**20
 
 
 class Imported(tfds.core.GeneratorBasedBuilder):
     """Imported pairs, one split a source.
 
+    Without Beam it only describes the directory: above 1 GB of a split, TFDS sorts what a generator
+    yields in files that it opens with TensorFlow, which is not there (see `_write_in_order`).
+
     Args:
       sources: whose rows are read.
-      generate: makes what TFDS writes for a source: an iterator, or a transform of Apache Beam,
-        whose records come in the order of their keys' hashes.
-      ordered: whether the rows' order is kept.
+      generate: makes a source's transform of Apache Beam, of (key, record).
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, sources: list[Source], generate: Callable, ordered: bool, **kwargs):
-        self._sources, self._generate, self._ordered = sources, generate, ordered
+    def __init__(self, *, sources: list[Source], generate: Callable | None = None, **kwargs):
+        self._sources, self._generate = sources, generate
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -48,14 +51,14 @@ class Imported(tfds.core.GeneratorBasedBuilder):
             description="Training pairs, imported by data.pairs; see README.md beside this file.",
             features=pair_features(),
             metadata=tfds.core.MetadataDict({MEDIA_ROOT: str(root)} if by_reference else {}),
-            disable_shuffling=self._ordered,
+            disable_shuffling=self._generate is None,
         )
 
     def _split_generators(self, dl_manager) -> dict[str, object]:
         return {source.name: self._generate(source) for source in self._sources}
 
     def _generate_examples(self):
-        raise NotImplementedError  # `generate` does it, differently with Beam and without
+        raise NotImplementedError  # `generate` does it
 
 
 def run_import(
@@ -166,12 +169,10 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
             total = sum(path.stat().st_size for source in sources for path in source.files)
             bar = progress.add_task("rows", total=total if pipeline is None else None)
 
-            def generate(source: Source):
-                if pipeline is not None:
-                    return pipeline.Rows(source, str(building / "log" / source.name))
-                return importer.run(source, log, lambda read: progress.advance(bar, read))
-
-            _write(building, sources, generate, pipeline)
+            if pipeline is None:
+                _write_in_order(building, sources, log, lambda read: progress.advance(bar, read))
+            else:
+                _write_by_beam(building, sources, pipeline)
         if pipeline is not None:
             for path in sorted((building / "log").glob("*")):
                 for line in open(path, encoding="utf-8"):
@@ -191,18 +192,52 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
     return tallies
 
 
-def _write(building: Path, sources: list[Source], generate, pipeline) -> None:
-    config = tfds.download.DownloadConfig(
-        beam_runner=None if pipeline is None else pipeline.RUNNER, try_download_gcs=False
-    )
+def _write_in_order(building: Path, sources: list[Source], log, tick) -> None:
+    """Writes what TFDS would, record by record: memory does not grow with a source."""
+    directory = building / "pairs"
+    directory.mkdir()
+    info = Imported(sources=sources, data_dir=str(building / "tfds")).info
+    splits = []
+    for source in sources:
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory, dataset_name=info.name, split=source.name,
+            filetype_suffix="array_record",
+        )  # fmt: skip
+        lengths, size, writer, room = [], 0, None, 0
+        for record in importer.run(source, log, tick):
+            data = info.features.serialize_example(record)
+            if room <= 0:
+                if writer is not None:
+                    writer.close()
+                path = directory / f"{source.name}.{len(lengths)}"
+                writer, room = ArrayRecordWriter(str(path), "group_size:1"), SHARD_BYTES
+                lengths.append(0)
+            writer.write(data)
+            lengths[-1], size, room = lengths[-1] + 1, size + len(data), room - len(data)
+        if writer is None:
+            raise UserError(f"source {source.name!r}: its files changed, no pair is left in them")
+        writer.close()
+        for number in range(len(lengths)):  # their names tell how many there are
+            named = template.sharded_filepath(shard_index=number, num_shards=len(lengths))
+            os.rename(directory / f"{source.name}.{number}", named)
+        splits.append(
+            tfds.core.SplitInfo(
+                name=source.name, shard_lengths=lengths, num_bytes=size, filename_template=template
+            )
+        )
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(directory)
+
+
+def _write_by_beam(building: Path, sources: list[Source], pipeline) -> None:
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()  # ours counts all sources
     builder = Imported(
         sources=sources,
-        generate=generate,
-        ordered=pipeline is None,
+        generate=lambda source: pipeline.Rows(source, str(building / "log" / source.name)),
         data_dir=str(building / "tfds"),
     )
+    config = tfds.download.DownloadConfig(beam_runner=pipeline.RUNNER, try_download_gcs=False)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes, for now
         builder.download_and_prepare(download_config=config)
     os.rename(builder.data_dir, building / "pairs")

@@ -95,7 +95,8 @@ def mmeb(row: dict, lookup: Lookup | None = None) -> list[Draft]:
     pos_image_path`, and `neg_text, neg_image_path`, one or a list. An empty text or path is none.
 
     `<|image_1|>` in a text marks where Phi-3.5 has the image; VLM2Vec puts the backbone's own token
-    in its place. The prompt here puts the image before the text, so the mark is taken out.
+    in its place. The prompt here puts the image before the text, so the mark is taken out; also
+    where there is no image (queries of MMEB's WebQA have the mark and no path).
     """
     _needs(row, "qry", "pos_text")
     texts, paths = row.get("neg_text"), row.get("neg_image_path")
@@ -124,8 +125,6 @@ def _marked(row: dict, text: str, path: str) -> Item:
     marks = re.findall(r"<\|image_\d+\|>", value)
     if len(marks) > 1:
         raise Reject("several images in an item", f"{len(marks)} in {text}")
-    if marks and not image:
-        raise Reject("a tag without its medium", f"{marks[0]} in {text}, no {path}")
     return {"text": re.sub(r"<\|image_\d+\|>\s*", "", value).strip(), "image": image}
 
 
@@ -134,11 +133,11 @@ def _marked(row: dict, text: str, path: str) -> Item:
 
 def tevatron(row: dict, lookup: Lookup | None = None) -> list[Draft]:
     """Tevatron's training rows (texttron/tevatron, src/tevatron/retriever/dataset.py of v2, and its
-    README, read 2026-11), both generations; each positive makes a pair:
+    README, read 2026-11), both generations. Each positive makes a pair, where Tevatron draws one:
 
     - `query_id, query_text, query_image, query_video, positive_document_ids,
       negative_document_ids`, whose documents `docid, text, image, video` (or `document_text`, ...)
-      are in a corpus;
+      are in a corpus, with the title that some have as its encoder reads it;
     - `query_id, query, positive_passages, negative_passages`, passages `docid, title, text`; title
       and text are joined by a space, as Tevatron does.
     """

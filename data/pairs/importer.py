@@ -195,15 +195,13 @@ def outcomes(source: Source, place: str, row: dict | Reject) -> Iterator[tuple[d
 
 def run(
     source: Source, log: Callable[[dict], object], tick: Callable[[int], object]
-) -> Iterator[tuple[int, dict]]:
-    """The source's (key, record) in the order of its rows; `log` is told of every row."""
-    number = 0
+) -> Iterator[dict]:
+    """The source's records in the order of its rows; `log` is told of every row."""
     for place, row in _rows(source.files, tick):
         for record, line in outcomes(source, place, row):
             log(line)
             if record is not None:
-                yield number, record
-                number += 1
+                yield record
 
 
 # --- a corpus, by id -----------------------------------------------------------------------------

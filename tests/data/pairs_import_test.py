@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from data.pairs import builder, importer
 from data.pairs.__main__ import main
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import Item
@@ -75,7 +76,7 @@ def test_mmeb_rows(run):
         {"qry": "<|image_1|> And this?", "qry_image_path": "blue.png", "pos_text": "blue",
          "pos_image_path": None, "neg_text": "red", "neg_image_path": None},
     ]  # fmt: skip
-    several = {"qry": "a blue square", "qry_image_path": "", "pos_text": "",
+    several = {"qry": "<|image_1|>\na blue square", "qry_image_path": "", "pos_text": "",
                "pos_image_path": "blue.png", "neg_text": ["", "a ring"],
                "neg_image_path": ["red.png", ""]}  # fmt: skip
     one = table("mmeb.parquet", rows)
@@ -219,7 +220,7 @@ BAD = {
         "too few negatives": swift_row(negative_messages=[], negative_images=[]),
     },
     "mmeb": {
-        "a tag without its medium": {"qry": "<|image_1|> x", "pos_text": "y"},
+        "missing field": {"qry": "x"},
         "several images in an item": {"qry": "<|image_1|> <|image_2|>", "pos_text": "y"},
     },
     "tevatron": {
@@ -313,8 +314,6 @@ def test_an_import_is_repeated_only_if_something_changed(run):
 
 
 def test_an_import_that_was_killed_leaves_nothing_and_can_be_repeated(run, monkeypatch):
-    from data.pairs import importer
-
     asked = importing("pair", f"T2V_x={lines('rows.jsonl', *[PAIR] * 5)}")
     whole, started = importer.run, []
 
@@ -333,6 +332,15 @@ def test_an_import_that_was_killed_leaves_nothing_and_can_be_repeated(run, monke
     monkeypatch.setattr(importer, "run", whole)
     run(*asked)
     assert len(read("T2V_x")) == 5
+
+
+def test_a_source_of_several_shards_keeps_its_order(run, monkeypatch):
+    monkeypatch.setattr(builder, "SHARD_BYTES", 2000)
+    rows = [{"id": str(number), "query": "q", "positive": "p" * 100} for number in range(100)]
+    run(*importing("pair", f"T2T_x={lines('rows.jsonl', *rows)}"))
+    assert [pair["id"] for pair in read("T2T_x")] == [str(number) for number in range(100)]
+    assert len(list(Path("out").glob("*array_record*"))) > 5
+    assert "ready" in run("check", "out", "--batch-size", "100")
 
 
 def test_show_and_check(run):
