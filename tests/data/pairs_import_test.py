@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data.pairs import builder, importer
+from data.pairs import rows as rows_module
 from data.pairs.__main__ import main
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import Item
@@ -341,6 +342,16 @@ def test_a_source_of_several_shards_keeps_its_order(run, monkeypatch):
     assert [pair["id"] for pair in read("T2T_x")] == [str(number) for number in range(100)]
     assert len(list(Path("out").glob("*array_record*"))) > 5
     assert "ready" in run("check", "out", "--batch-size", "100")
+
+
+def test_a_line_without_an_end_is_not_read_whole(run, monkeypatch):
+    monkeypatch.setattr(rows_module, "LONGEST_LINE", 1000)
+    long = PAIR | {"query": "q" * 5000}
+    options = ("--max-reject-share", "0.5")
+    run(*importing("pair", f"T2V_x={lines('r.jsonl', PAIR, long, PAIR)}", options=options))
+    assert [pair["id"] for pair in read("T2V_x")] == ["r.jsonl:1", "r.jsonl:3"]
+    (reject,) = [json.loads(line) for line in open("out/rejects.jsonl")]
+    assert (reject["place"], reject["reason"]) == ("r.jsonl:2", "line too long")
 
 
 def test_show_and_check(run):
