@@ -8,12 +8,15 @@ from data.pairs.importer import Tally
 def tally(told: dict) -> Tally:
     """A tally read back from JSON, where numbers are no keys."""
     negatives = Counter({int(number): count for number, count in told["negatives"].items()})
-    return Tally(told["pairs"], told["bytes"], negatives, Counter(told["rejects"]))
+    return Tally(**told | {"negatives": negatives, "rejects": Counter(told["rejects"])})
 
 
 def line(name: str, tally: Tally) -> str:
     lost = sum(tally.rejects.values())
-    return f"{name}: {tally.pairs} pairs, {tally.bytes:,} bytes, {lost} rejects{_most(tally)}"
+    counts = f"{tally.pairs} pairs, {tally.kept} negatives each, {tally.bytes:,} bytes"
+    dropped = sum(max(0, n - tally.kept) * count for n, count in tally.negatives.items())
+    more = f", {dropped} further negatives left out" if dropped else ""
+    return f"{name}: {counts}{more}, {lost} rejects{_most(tally)}"
 
 
 def _most(tally: Tally) -> str:
@@ -36,7 +39,15 @@ def text(
         lost = sum(tally.rejects.values())
         if tally.pairs:
             pair = source.split("_")[0]
-            row = (source, pair, f"{tally.pairs:,}", counts, f"{tally.bytes:,}", f"{lost:,}")
+            row = (
+                source,
+                pair,
+                f"{tally.pairs:,}",
+                str(tally.kept),
+                counts,
+                f"{tally.bytes:,}",
+                f"{lost:,}",
+            )
             rows.append("| " + " | ".join(row) + " |")
         rejects += [f"| {source} | {reason} | {count:,} |"
                     for reason, count in tally.rejects.most_common()]  # fmt: skip
@@ -50,8 +61,8 @@ def text(
         f"# {name}\n",
         f"Training pairs imported from rows of format `{format}`; ArrayRecord through TFDS, one "
         f"split a source, as `gve_jax.streams.pairs` reads them. {media}\n",
-        "| source | modality pair | pairs | rows' negatives: pairs | bytes | rejects |",
-        "| --- | --- | ---: | --- | ---: | ---: |",
+        "| source | modality pair | pairs | negatives | rows' negatives: pairs | bytes | rejects |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: |",
         *rows,
         "",
         f"Licence, as given by who imported them: {license or 'none was given'}.\n",

@@ -168,6 +168,7 @@ class Tally:
 
     pairs: int = 0
     bytes: int = 0  # of texts and media, as they are stored
+    kept: int = 0  # negatives of each pair, as they are stored
     negatives: Counter = dataclasses.field(default_factory=Counter)  # as the rows have them
     rejects: Counter = dataclasses.field(default_factory=Counter)  # by reason
 
@@ -178,6 +179,7 @@ class Tally:
             self.pairs += 1
             self.bytes += line["bytes"]
             self.negatives[line["negatives"]] += 1
+            self.kept = line["kept"]
 
 
 def outcomes(source: Source, place: str, row: dict | Reject) -> Iterator[tuple[dict | None, dict]]:
@@ -190,7 +192,8 @@ def outcomes(source: Source, place: str, row: dict | Reject) -> Iterator[tuple[d
             record, negatives = found
             items = [record["query"], record["positive"], *record["negatives"]]
             size = sum(len(value) for item in items for value in item.values())
-            yield record, {"source": source.name, "bytes": size, "negatives": negatives}
+            counts = {"bytes": size, "negatives": negatives, "kept": source.negatives}
+            yield record, {"source": source.name} | counts
 
 
 def run(

@@ -118,7 +118,8 @@ def test_tevatron_rows_with_a_corpus(run):
         made("q2", "T2V_bars", Item(text="bars?"), video, red, red),
         made("q2/1", "T2V_bars", Item(text="bars?"), video, red, red),
     ]
-    assert "(corpus): 0 pairs, 0 bytes, 1 rejects (1 'a docid twice')" in told
+    assert "(corpus): 0 pairs, 0 negatives each, 0 bytes, 1 rejects (1 'a docid twice')" in told
+    assert "3 pairs, 2 negatives each" in told and "2 further negatives left out" in told
 
 
 def test_tevatron_rows_with_passages(run):
@@ -305,7 +306,7 @@ def test_an_import_is_repeated_only_if_something_changed(run):
     assert run(*asked) == first and os.stat("out/dataset_info.json").st_mtime_ns == stamp
     card = Path("out/README.md").read_text()
     assert card.startswith("---\nlicense: mit\n---\n")
-    assert f"| T2V_x | T2V | 1 | 0: 1 | {len(CLIP) + 1:,} | 0 |" in card
+    assert f"| T2V_x | T2V | 1 | 0 | 0: 1 | {len(CLIP) + 1:,} | 0 |" in card
     lines("rows.jsonl", PAIR, PAIR)
     with pytest.raises(UserError, match="imported with other files"):
         run(*asked)
