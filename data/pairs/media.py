@@ -2,21 +2,13 @@
 
 import base64
 import binascii
-import io
-import os
 import re
 from pathlib import Path
 
-from PIL import Image
-
+from data.pairs import reader
 from data.pairs.rows import Reject
 from gve_jax.errors import UserError
-from gve_jax.inputs.animation import is_animation
-from gve_jax.inputs.container import open_video
-from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.paths import inside
-from gve_jax.inputs.pixels import IMAGE_FORMATS
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
@@ -82,25 +74,12 @@ def kind_of(medium: bytes | Path) -> str:
 
 
 def check(kind: str, medium: bytes | Path) -> None:
-    """Reads the header of an "image" or a "video"; what only decoding can find stays unfound.
+    """Reads the header of an "image" or a "video", in a process that it may take down; what only
+    decoding can find stays unfound.
 
     Raises:
       Reject: a format that is not accepted, a damaged header, too large a picture.
     """
-    limits = Limits()
-    name = f"<{len(medium)} bytes>" if isinstance(medium, bytes) else str(medium)
-    try:
-        if kind == "image" or is_animation(medium):
-            file = io.BytesIO(medium) if isinstance(medium, bytes) else medium
-            with Image.open(file, formats=IMAGE_FORMATS) as image:
-                if image.width * image.height > limits.frame_pixels:
-                    raise MediaError(f"{image.width} x {image.height} pixels")
-                if kind == "video" and image.format != "GIF" and image.n_frames == 1:
-                    raise MediaError("a picture without motion")
-        else:
-            source = medium if isinstance(medium, bytes) else os.fspath(medium)
-            with open_video(source, name, limits):
-                pass
-    except Exception as error:
-        # Pillow's readers raise all kinds of things on damaged data.
-        raise Reject(f"unreadable {kind}", f"{name}: {error}") from error
+    if why := reader.ask(kind, medium):
+        name = f"<{len(medium)} bytes>" if isinstance(medium, bytes) else str(medium)
+        raise Reject(f"unreadable {kind}", why if why.startswith(name) else f"{name}: {why}")
