@@ -4,8 +4,8 @@
     python -m data.pairs show DIR
     python -m data.pairs check DIR --batch-size 64
 
-rows.py reads files row by row, formats.py knows what a row of each format says, media.py finds
-the media it names and reader.py reads their headers, importer.py turns a row into stored pairs or a
-reject, builder.py writes them
-(beam.py by Apache Beam), card.py says what came of it. See docs/pairs.md.
+rows.py reads files row by row, formats.py knows what a row of each format says, media.py finds the
+media it names, reader.py looks at their headers, importer.py turns a row into stored pairs or a
+reject, builder.py writes them (beam.py by Apache Beam), card.py says what came of it. See
+docs/pairs.md.
 """
