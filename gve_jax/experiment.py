@@ -119,9 +119,7 @@ class Experiment:
             raise UserError(f"config.loss: {error}") from error
         if not 0 < config.pyramid.stages <= config.steps:
             raise UserError(f"pyramid.stages {config.pyramid.stages} is not in 1..{config.steps}")
-        for name, size in self.sources.sizes.items():
-            if size < config.batch_size:
-                raise UserError(f"source {name} has {size} pairs, less than batch_size")
+        self.sources.check(dict.fromkeys(self.sources.sizes, config.batch_size))
         for name, together in config.data.siblings.items():
             size = self.sources.sizes.get(name)
             if size is None:

@@ -7,6 +7,7 @@ from multiprocessing.pool import Pool
 import tensorflow_datasets as tfds
 
 from data.shapes import pairs
+from gve_jax.streams.pairs import pair_features
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,23 +37,9 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         self._ready: dict[str, list[pairs.Record]] = {}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        item = {
-            "text": tfds.features.Text(),
-            "instruction": tfds.features.Text(),
-            "image": tfds.features.Text(),
-            "video": tfds.features.Text(),
-        }
         return self.dataset_info_from_configs(
             description="Pairs of a generated world of moving coloured shapes, one split a source.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "task": tfds.features.Text(),
-                    "query": item,
-                    "positive": item,
-                    "negatives": tfds.features.Sequence(item),
-                }
-            ),
+            features=pair_features(),
             disable_shuffling=True,
         )
 

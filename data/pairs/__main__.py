@@ -1,0 +1,118 @@
+"""`python -m data.pairs import | show | check`: see docs/pairs.md."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data.pairs.formats import FORMATS
+from data.pairs.importer import MOST_NEGATIVES
+from gve_jax.errors import Parser, UserError, run_cli
+
+
+def main() -> None:
+    parser = Parser(prog="python -m data.pairs", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    imports = commands.add_parser("import", help="rows of another toolkit -> a directory of pairs")
+    add = imports.add_argument
+    add("--format", required=True, choices=sorted(FORMATS))
+    add("--input", required=True, nargs="+", metavar="NAME=PATH", help="a source: a .jsonl or "
+        ".parquet file or a folder of them; NAME begins with its modality pair, as T2V_mine, or "
+        "gets that of the first row")  # fmt: skip
+    add("--output", required=True, type=Path, help="the folder to make")
+    add("--media-root", type=Path, help="the folder that paths in rows start from and may not "
+        "leave (default: that of the input)")  # fmt: skip
+    add("--corpus", nargs="+", help="Tevatron's documents: files, or folders of them")
+    add("--negatives", type=int, help="of each pair; rows with fewer are rejects, further ones are "
+        f"left out (default: as many as the first pair has, at most {MOST_NEGATIVES})")  # fmt: skip
+    add("--by-reference", action="store_true", help="store paths instead of media")
+    add("--max-reject-share", type=float, default=0.01, help="of a source's pairs (0.01)")
+    add("--license", default="", help="for the card, as an identifier: cc-by-4.0")
+    add("--beam", action="store_true", help="by Apache Beam, many files at once")
+
+    show = commands.add_parser("show", help="prints sources, sizes and first pairs")
+    show.add_argument("directory", type=Path)
+    show.add_argument("--rows", type=int, default=2, help="of each source (2)")
+
+    check = commands.add_parser("check", help="whether a directory can be trained on")
+    check.add_argument("directory", type=Path)
+    check.add_argument("--batch-size", type=int, default=1, help="pairs of a global batch (1)")
+
+    args = parser.parse_args()
+    {"import": _import, "show": _show, "check": _check}[args.command](args)
+
+
+def _import(args) -> None:
+    from data.pairs import card
+    from data.pairs.builder import run_import
+
+    if not 0 <= args.max_reject_share <= 1:
+        raise UserError(f"--max-reject-share must be from 0 to 1, not {args.max_reject_share}")
+    if args.negatives is not None and not 0 <= args.negatives <= MOST_NEGATIVES:
+        raise UserError(f"--negatives must be from 0 to {MOST_NEGATIVES}, not {args.negatives}")
+    if args.media_root is not None and not args.media_root.is_dir():
+        raise UserError(f"--media-root {args.media_root}: no such folder")
+    if args.corpus and args.format != "tevatron":
+        raise UserError("--corpus is for --format tevatron")
+    tallies = run_import(
+        args.output,
+        args.input,
+        args.format,
+        media_root=args.media_root,
+        negatives=args.negatives,
+        by_reference=args.by_reference,
+        corpus=args.corpus,
+        max_reject_share=args.max_reject_share,
+        license=args.license,
+        beam=args.beam,
+        command=shlex.join(["python", "-m", "data.pairs", *sys.argv[1:]]),
+    )
+    for name, tally in tallies.items():
+        print(card.line(name, tally))
+    print(f"wrote {args.output}")
+
+
+def _show(args) -> None:
+    from gve_jax.inputs.item import source_name
+    from gve_jax.streams.pairs import PairSources
+
+    def told(item) -> str:
+        text = (item.text or "")[:60]
+        media = [f"{key} {source_name(getattr(item, key))}" for key in ("image", "video")
+                 if getattr(item, key) is not None]  # fmt: skip
+        return " + ".join([repr(text)] * bool(text) + media)
+
+    sources = PairSources(args.directory)
+    sources.check(dict.fromkeys(sources.sizes, 1))
+    table = Table(title=str(args.directory))
+    for column in ("source", "pairs", "id", "query", "positive", "negatives"):
+        table.add_column(column)
+    for name, size in sources.sizes.items():
+        for number, pair in enumerate(sources.read(name, range(min(size, args.rows)))):
+            first = (name, f"{size:,}") if number == 0 else ("", "")
+            sides = told(pair["query"]), told(pair["positive"])
+            table.add_row(*first, pair["id"], *sides, str(len(pair["negatives"])))
+    Console().print(table)
+
+
+def _check(args) -> None:
+    from gve_jax.streams.pairs import PairSources
+
+    sources = PairSources(args.directory)
+    sources.check(dict.fromkeys(sources.sizes, args.batch_size))
+    for name, size in sources.sizes.items():
+        places = sorted({number * (size - 1) // 15 for number in range(16)})
+        counts = {len(pair["negatives"]) for pair in sources.read(name, places)}
+        if len(counts) > 1:
+            raise UserError(f"{args.directory}: source {name!r} has pairs of {sorted(counts)} "
+                            "negatives; a batch has one number of them")  # fmt: skip
+    pairs = sum(sources.sizes.values())
+    print(f"{args.directory}: {len(sources.sizes)} sources, {pairs:,} pairs, ready for batches of "
+          f"{args.batch_size}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,249 @@
+"""The TFDS builder of imported pairs, and an import from files to a whole directory."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data.pairs import card, importer
+from data.pairs.importer import Source, Tally
+from gve_jax.errors import UserError
+from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
+
+VERSION = "1"  # of what is written for the same rows
+MANIFEST = "import.json"
+REJECTS = "rejects.jsonl"
+SHARD_BYTES = 512 * 2**20
+
+
+class Imported(tfds.core.GeneratorBasedBuilder):
+    """Imported pairs, one split a source.
+
+    Without Beam it only describes the directory: above 1 GB of a split, TFDS sorts what a generator
+    yields in files that it opens with TensorFlow, which is not there (see `_write_in_order`).
+
+    Args:
+      sources: whose rows are read.
+      generate: makes a source's transform of Apache Beam, of (key, record).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, sources: list[Source], generate: Callable | None = None, **kwargs):
+        self._sources, self._generate = sources, generate
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        root = self._sources[0].root.resolve()
+        by_reference = self._sources[0].by_reference
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Training pairs, imported by data.pairs; see README.md beside this file.",
+            features=pair_features(),
+            metadata=tfds.core.MetadataDict({MEDIA_ROOT: str(root)} if by_reference else {}),
+            disable_shuffling=self._generate is None,
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, object]:
+        return {source.name: self._generate(source) for source in self._sources}
+
+    def _generate_examples(self):
+        raise NotImplementedError  # `generate` does it
+
+
+def run_import(
+    output: Path,
+    inputs: list[str],
+    format: str,
+    *,
+    media_root: Path | None = None,
+    negatives: int | None = None,
+    by_reference: bool = False,
+    corpus: list[str] | None = None,
+    max_reject_share: float = 0.01,
+    license: str = "",
+    beam: bool = False,
+    command: str = "",
+) -> dict[str, Tally]:
+    """Imports `NAME=PATH` inputs into `output`; what became of each source's rows.
+
+    All is written beside `output` and renamed at the end: a killed import leaves nothing that looks
+    whole. An import that was done before is not done again, if its files have not changed.
+
+    Raises:
+      UserError: an input that is no source; two of one name; `output` holds something else; more
+        rejects than the share: they are then in `OUTPUT.rejects.jsonl`.
+    """
+    output = output.resolve()
+    asked = {
+        "version": VERSION,
+        "inputs": inputs,
+        "format": format,
+        "media_root": None if media_root is None else str(media_root),
+        "negatives": negatives,
+        "by_reference": by_reference,
+        "corpus": corpus or [],
+        "license": license,
+        "files": _stamps([given.partition("=")[2] for given in inputs] + (corpus or [])),
+    }
+    if (done := _done(output, asked)) is not None:
+        return done
+    pipeline = None
+    if beam:
+        from data.pairs import beam as pipeline  # says in one line when Beam is not installed
+    building = output.with_name(output.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        tallies = _build(building, inputs, corpus, pipeline, max_reject_share, output,
+                         (format, media_root, negatives, by_reference))  # fmt: skip
+        told = {name: vars(tally) for name, tally in tallies.items()}
+        (building / "pairs" / MANIFEST).write_text(
+            json.dumps(asked | {"sources": told}, indent=1) + "\n"
+        )
+        text = card.text(output.name, format, tallies, license, command, by_reference)
+        (building / "pairs" / "README.md").write_text(text)
+        os.rename(building / "pairs", output)
+    finally:
+        importer.close_corpus()
+        shutil.rmtree(building, ignore_errors=True)
+    return tallies
+
+
+def _done(output: Path, asked: dict) -> dict[str, Tally] | None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    try:
+        found = json.loads((output / MANIFEST).read_text())
+    except (OSError, ValueError):
+        found = {}
+    told = found.pop("sources", None)
+    if not isinstance(told, dict):
+        raise UserError(f"{output} exists and is no import; use another --output")
+    changed = [key for key in asked if found.get(key) != asked[key]]
+    if changed:
+        raise UserError(f"{output} was imported with other {', '.join(changed)}; remove it or use "
+                        "another --output")  # fmt: skip
+    return {name: card.tally(value) for name, value in told.items()}
+
+
+def _stamps(paths: list[str]) -> dict[str, list[int]]:
+    stamps = {}
+    for path in paths:
+        for file in importer.input_files(path):
+            stat = file.stat()
+            stamps[str(file)] = [stat.st_size, stat.st_mtime_ns]
+    return stamps
+
+
+def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict[str, Tally]:
+    format, media_root, negatives, by_reference = rules
+    rejects = building / REJECTS
+    tallies: dict[str, Tally] = {}
+    with open(rejects, "w", encoding="utf-8") as file:
+
+        def log(line: dict) -> None:
+            tallies.setdefault(line["source"], Tally()).add(line)
+            if "reason" in line:
+                file.write(json.dumps(line, ensure_ascii=True) + "\n")
+
+        index = importer.index_corpus(corpus, building / "corpus.db", log) if corpus else None
+        sources = [importer.open_source(given, format, media_root, negatives, by_reference, index)
+                   for given in inputs]  # fmt: skip
+        names = [source.name for source in sources]
+        if len(set(names)) < len(names):
+            raise UserError(f"two inputs are named {max(names, key=names.count)!r}")
+        if by_reference and len({source.root.resolve() for source in sources}) > 1:
+            raise UserError("--by-reference needs one --media-root for all inputs")
+        with _progress() as progress:
+            total = sum(path.stat().st_size for source in sources for path in source.files)
+            bar = progress.add_task("rows", total=total if pipeline is None else None)
+
+            if pipeline is None:
+                _write_in_order(building, sources, log, lambda read: progress.advance(bar, read))
+            else:
+                _write_by_beam(building, sources, pipeline)
+        if pipeline is not None:
+            for path in sorted((building / "log").glob("*")):
+                for line in open(path, encoding="utf-8"):
+                    log(json.loads(line))
+    for source in sources:
+        tally = tallies.get(source.name, Tally())
+        lost, total = sum(tally.rejects.values()), tally.pairs + sum(tally.rejects.values())
+        if lost > max_share * total:
+            kept = output.with_name(f"{output.name}.{REJECTS}")
+            os.replace(rejects, kept)
+            raise UserError(
+                f"source {source.name!r}: {lost} of {total} pairs are rejects, above "
+                f"--max-reject-share {max_share:g}; most: {tally.rejects.most_common(1)[0][0]!r}; "
+                f"all are in {kept}"
+            )
+    os.replace(rejects, building / "pairs" / REJECTS)
+    return tallies
+
+
+def _write_in_order(building: Path, sources: list[Source], log, tick) -> None:
+    """Writes what TFDS would, record by record: memory does not grow with a source."""
+    directory = building / "pairs"
+    directory.mkdir()
+    info = Imported(sources=sources, data_dir=str(building / "tfds")).info
+    splits = []
+    for source in sources:
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory, dataset_name=info.name, split=source.name,
+            filetype_suffix="array_record",
+        )  # fmt: skip
+        lengths, size, writer, room = [], 0, None, 0
+        for record in importer.run(source, log, tick):
+            data = info.features.serialize_example(record)
+            if room <= 0:
+                if writer is not None:
+                    writer.close()
+                path = directory / f"{source.name}.{len(lengths)}"
+                writer, room = ArrayRecordWriter(str(path), "group_size:1"), SHARD_BYTES
+                lengths.append(0)
+            writer.write(data)
+            lengths[-1], size, room = lengths[-1] + 1, size + len(data), room - len(data)
+        if writer is None:
+            raise UserError(f"source {source.name!r}: its files changed, no pair is left in them")
+        writer.close()
+        for number in range(len(lengths)):  # their names tell how many there are
+            named = template.sharded_filepath(shard_index=number, num_shards=len(lengths))
+            os.rename(directory / f"{source.name}.{number}", named)
+        splits.append(
+            tfds.core.SplitInfo(
+                name=source.name, shard_lengths=lengths, num_bytes=size, filename_template=template
+            )
+        )
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(directory)
+
+
+def _write_by_beam(building: Path, sources: list[Source], pipeline) -> None:
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()  # ours counts all sources
+    builder = Imported(
+        sources=sources,
+        generate=lambda source: pipeline.Rows(source, str(building / "log" / source.name)),
+        data_dir=str(building / "tfds"),
+    )
+    config = tfds.download.DownloadConfig(beam_runner=pipeline.RUNNER, try_download_gcs=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes, for now
+        builder.download_and_prepare(download_config=config)
+    os.rename(builder.data_dir, building / "pairs")
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"),
+               TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    return Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=False)

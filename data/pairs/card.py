@@ -1,0 +1,75 @@
+"""What came of an import, to read: the dataset's card and the tables of the command line."""
+
+from collections import Counter
+
+from data.pairs.importer import Tally
+
+
+def tally(told: dict) -> Tally:
+    """A tally read back from JSON, where numbers are no keys."""
+    negatives = Counter({int(number): count for number, count in told["negatives"].items()})
+    return Tally(**told | {"negatives": negatives, "rejects": Counter(told["rejects"])})
+
+
+def line(name: str, tally: Tally) -> str:
+    lost = sum(tally.rejects.values())
+    counts = f"{tally.pairs} pairs, {tally.kept} negatives each, {tally.bytes:,} bytes"
+    dropped = sum(max(0, n - tally.kept) * count for n, count in tally.negatives.items())
+    more = f", {dropped} further negatives left out" if dropped else ""
+    return f"{name}: {counts}{more}, {lost} rejects{_most(tally)}"
+
+
+def _most(tally: Tally) -> str:
+    told = ", ".join(f"{count} {reason!r}" for reason, count in tally.rejects.most_common())
+    return f" ({told})" if told else ""
+
+
+def text(
+    name: str,
+    format: str,
+    tallies: dict[str, Tally],
+    license: str,
+    command: str,
+    by_reference: bool,
+) -> str:
+    """The README.md of a directory; its head is what dataset hubs read."""
+    rows, rejects = [], []
+    for source, tally in sorted(tallies.items()):
+        counts = ", ".join(f"{n}: {count}" for n, count in sorted(tally.negatives.items()))
+        lost = sum(tally.rejects.values())
+        if tally.pairs:
+            pair = source.split("_")[0]
+            row = (
+                source,
+                pair,
+                f"{tally.pairs:,}",
+                str(tally.kept),
+                counts,
+                f"{tally.bytes:,}",
+                f"{lost:,}",
+            )
+            rows.append("| " + " | ".join(row) + " |")
+        rejects += [f"| {source} | {reason} | {count:,} |"
+                    for reason, count in tally.rejects.most_common()]  # fmt: skip
+    media = (
+        "Media are stored as paths, below the folder that `metadata.json` names."
+        if by_reference
+        else "Media are stored in the records."
+    )
+    parts = [
+        f"---\nlicense: {license or 'unknown'}\n---\n",
+        f"# {name}\n",
+        f"Training pairs imported from rows of format `{format}`; ArrayRecord through TFDS, one "
+        f"split a source, as `gve_jax.streams.pairs` reads them. {media}\n",
+        "| source | modality pair | pairs | negatives | rows' negatives: pairs | bytes | rejects |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: |",
+        *rows,
+        "",
+        f"Licence, as given by who imported them: {license or 'none was given'}.\n",
+        "Made by:\n",
+        f"    {command}\n",
+    ]
+    if rejects:
+        parts += ["What was rejected (each one in `rejects.jsonl`):\n",
+                  "| source | reason | count |", "| --- | --- | ---: |", *rejects]  # fmt: skip
+    return "\n".join(parts).rstrip() + "\n"

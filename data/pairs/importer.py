@@ -1,0 +1,263 @@
+"""Rows -> stored pairs: one source's rules, and what became of its rows."""
+
+import dataclasses
+import pickle
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+from data.pairs import media
+from data.pairs.formats import FORMATS, Draft, Item
+from data.pairs.rows import Reject, input_files, read_rows
+from gve_jax.errors import UserError
+
+MOST_NEGATIVES = 3  # what a step takes
+_PAIR = re.compile(r"(?:T|I|V|TI|TV|IV|TIV)2(?:T|I|V|TI|TV|IV|TIV)")
+_NAME = re.compile(r"[A-Za-z0-9_]+")  # of a split of TFDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One source's rules; pickles, for workers elsewhere.
+
+    Attributes:
+      name: of the split, its modality pair first: `T2V_mine`.
+      files: that hold its rows.
+      format: a key of FORMATS.
+      root: the folder that no path in a row may leave.
+      negatives: how many each pair has: a batch has one shape. Further ones are left out.
+      by_reference: whether paths are stored instead of media.
+      corpus: the documents, by `index_corpus`; None where rows hold all.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    format: str
+    root: Path
+    negatives: int
+    by_reference: bool = False
+    corpus: Path | None = None
+
+    @property
+    def modality_pair(self) -> str:
+        return self.name.split("_")[0]
+
+    def pairs(self, place: str, row: dict | Reject) -> Iterator[tuple[dict, int] | Reject]:
+        """The records (`gve_jax.streams.pairs.pair_features`), each with the number of negatives
+        that the row has, and the rejects that a row makes."""
+        try:
+            drafts = [row] if isinstance(row, Reject) else self._drafts(row)
+        except Reject as reject:
+            drafts = [reject]
+        for number, draft in enumerate(drafts):
+            if isinstance(draft, Reject):
+                yield draft
+                continue
+            try:
+                record = self._record(draft, f"{place}/{number}" if number else place)
+                yield record, len(draft["negatives"])
+            except Reject as reject:
+                yield reject
+
+    def _drafts(self, row: dict) -> list[Draft]:
+        lookup = None if self.corpus is None else (lambda id: find(self.corpus, id))
+        return FORMATS[self.format](row, lookup)
+
+    def _record(self, draft: Draft, place: str) -> dict:
+        given = [draft["query"], draft["positive"], *draft["negatives"]]
+        if len(draft["negatives"]) < self.negatives:
+            raise Reject("too few negatives", f"{len(draft['negatives'])} of {self.negatives}")
+        query, positive, *negatives = [self._item(i) for i in given[: 2 + self.negatives]]
+        found = f"{_modalities(query)}2{_modalities(positive)}"
+        if self.modality_pair and found != self.modality_pair:
+            raise Reject("another modality pair", f"{found}, not {self.modality_pair}")
+        file, _, number = place.rpartition(":")
+        return {
+            "id": draft["id"] or f"{Path(file).name}:{number}",
+            "task": draft["task"] or self.name or found,
+            "query": query,
+            "positive": positive,
+            "negatives": negatives,
+        }
+
+    def _item(self, given: Item) -> dict:
+        item = {}
+        for key in ("text", "instruction"):
+            value = given.get(key)
+            if not isinstance(value, str | None):
+                raise Reject("wrong type", f"{key} is {type(value).__name__}, not a text")
+            try:
+                item[key] = (value or "").encode().decode()
+            except UnicodeEncodeError as error:
+                raise Reject("not UTF-8", f"{key}: {error.reason}") from error
+        item |= {"image": b"", "video": b""}
+        for key in ("image", "video", "medium"):
+            if given.get(key) in (None, "", b""):
+                continue
+            found = media.locate(given[key], self.root)
+            kind = media.kind_of(found) if key == "medium" else key
+            media.check(kind, found)
+            item[kind] = self._stored(found)
+        if not (item["text"] or item["image"] or item["video"]):
+            raise Reject("an empty item", "no text, image or video")
+        return item
+
+    def _stored(self, found: bytes | Path) -> bytes:
+        if not self.by_reference:
+            return found if isinstance(found, bytes) else found.read_bytes()
+        if isinstance(found, bytes):
+            raise Reject("no path to refer to", "the row holds the medium itself")
+        return str(found.relative_to(self.root.resolve())).encode()
+
+
+def _modalities(item: dict) -> str:
+    return "".join(key[0].upper() for key in ("text", "image", "video") if item[key])
+
+
+def open_source(
+    given: str,
+    format: str,
+    media_root: Path | None = None,
+    negatives: int | None = None,
+    by_reference: bool = False,
+    corpus: Path | None = None,
+) -> Source:
+    """The source of `NAME=PATH`, after a look at its first pair: its modality pair, put before the
+    name that lacks one, and where `negatives` is None, its negatives (MOST_NEGATIVES at most).
+
+    Raises:
+      UserError: no `NAME=PATH`, a name that is none of a split, no pair in all of the files.
+    """
+    name, _, path = given.partition("=")
+    if not path or not _NAME.fullmatch(name):
+        raise UserError(f"--input {given!r} is not NAME=PATH, NAME of letters, digits and _")
+    files = tuple(input_files(path))
+    root = media_root or (Path(path) if Path(path).is_dir() else files[0].parent)
+    known = _PAIR.fullmatch(name.split("_")[0])
+    probe = Source(name if known else "", files, format, root, negatives or 0, by_reference, corpus)
+    first: Counter = Counter()
+    for place, row in _rows(files):
+        for found in probe.pairs(place, row):
+            if isinstance(found, Reject):
+                first[f"{found.reason} ({place}: {found.detail})"] += 1
+                continue
+            record, count = found
+            if not known:
+                sides = (_modalities(record[side]) for side in ("query", "positive"))
+                name = f"{'2'.join(sides)}_{name}"
+            if negatives is None:
+                negatives = min(MOST_NEGATIVES, count)
+            return dataclasses.replace(probe, name=name, negatives=negatives)
+        if len(first) > 1000:
+            break
+    why = next(iter(first), "no row at all")
+    raise UserError(f"{path}: no pair of format {format!r} in it; first: {why}")
+
+
+def _rows(files, tick: Callable[[int], object] = lambda read: None):
+    for file in files:
+        yield from read_rows(file, tick)
+
+
+@dataclasses.dataclass
+class Tally:
+    """What became of one source's rows; `log` takes one line of JSON about each."""
+
+    pairs: int = 0
+    bytes: int = 0  # of texts and media, as they are stored
+    kept: int = 0  # negatives of each pair, as they are stored
+    negatives: Counter = dataclasses.field(default_factory=Counter)  # as the rows have them
+    rejects: Counter = dataclasses.field(default_factory=Counter)  # by reason
+
+    def add(self, line: dict) -> None:
+        if "reason" in line:
+            self.rejects[line["reason"]] += 1
+        else:
+            self.pairs += 1
+            self.bytes += line["bytes"]
+            self.negatives[line["negatives"]] += 1
+            self.kept = line["kept"]
+
+
+def outcomes(source: Source, place: str, row: dict | Reject) -> Iterator[tuple[dict | None, dict]]:
+    """(record, what the tally counts) of each pair of a row; the record is None for a reject."""
+    for found in source.pairs(place, row):
+        if isinstance(found, Reject):
+            told = {"place": place, "reason": found.reason, "detail": found.detail}
+            yield None, {"source": source.name} | told
+        else:
+            record, negatives = found
+            items = [record["query"], record["positive"], *record["negatives"]]
+            size = sum(len(value) for item in items for value in item.values())
+            counts = {"bytes": size, "negatives": negatives, "kept": source.negatives}
+            yield record, {"source": source.name} | counts
+
+
+def run(
+    source: Source, log: Callable[[dict], object], tick: Callable[[int], object]
+) -> Iterator[dict]:
+    """The source's records in the order of its rows; `log` is told of every row."""
+    for place, row in _rows(source.files, tick):
+        for record, line in outcomes(source, place, row):
+            log(line)
+            if record is not None:
+                yield record
+
+
+# --- a corpus, by id -----------------------------------------------------------------------------
+
+
+def index_corpus(paths: list[str], index: Path, log: Callable[[dict], object]) -> Path:
+    """Writes the documents of Tevatron's corpora into one file that finds them by `docid`, so that
+    memory does not grow with a corpus. Documents that cannot be read are logged.
+
+    Raises:
+      UserError: no such corpus, no document in it.
+    """
+    count = 0
+    with sqlite3.connect(index) as table:
+        table.execute("CREATE TABLE docs(id TEXT PRIMARY KEY, row BLOB) WITHOUT ROWID")
+        for place, row in _rows([file for path in paths for file in input_files(path)]):
+            told = _index(table, row)
+            if told is None:
+                count += 1
+            else:
+                reason = {"reason": told.reason, "detail": told.detail}
+                log({"source": "(corpus)", "place": place} | reason)
+    table.close()
+    if not count:
+        raise UserError(f"{', '.join(paths)}: no document with a 'docid'")
+    return index
+
+
+def _index(table: sqlite3.Connection, row: dict | Reject) -> Reject | None:
+    if isinstance(row, Reject):
+        return row
+    id = row.get("docid")
+    if isinstance(id, bool) or not isinstance(id, str | int):
+        return Reject("missing field", f"docid {id!r}")
+    try:
+        table.execute("INSERT INTO docs VALUES (?, ?)", (str(id), pickle.dumps(row)))
+    except sqlite3.IntegrityError:
+        return Reject("a docid twice", id)
+    return None
+
+
+@cache
+def _table(index: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{index}?mode=ro", uri=True, check_same_thread=False)
+
+
+def find(index: Path, id: str) -> dict:
+    """The document of an id; `Reject` without one."""
+    found = _table(index).execute("SELECT row FROM docs WHERE id = ?", (id,)).fetchone()
+    if found is None:
+        raise Reject("unknown document", f"docid {id!r} is not in the corpus")
+    return pickle.loads(found[0])
+
+
+def close_corpus() -> None:
+    _table.cache_clear()
