@@ -34,6 +34,8 @@ from gve_jax.planning.topology import open_topology, parse
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # else it asks the cloud which machine this is
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is taken: two planners may run
+    "TPU_WORKER_HOSTNAMES": "localhost",  # else it complains that it found none
+    "TPU_WORKER_ID": "0",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }

@@ -225,7 +225,28 @@ def _trips(loop: Instruction, computations) -> int | None:
     constants = [int(one.inside) for one in condition
                  if one.opcode == "constant" and re.fullmatch(r"-?\d+", one.inside)
                  and one.shape.startswith(("s32[]", "s64[]", "u32[]"))]  # fmt: skip
-    return constants[0] if len(constants) == 1 else None
+    if len(constants) != 1:
+        return None
+    counter = [one for one in condition if one.opcode == "get-tuple-element"]
+    number = re.search(r"index=(\d+)", counter[0].attributes) if len(counter) == 1 else None
+    step = _step(computations, _called(loop.attributes, "body")[0], int(number.group(1))
+                 ) if number else 1  # fmt: skip
+    return -(-constants[0] // step)
+
+
+def _step(computations, body: str, number: int) -> int:
+    """What a loop adds to its counter: unrolled loops count in twos."""
+    inside = {one.name: one for one in computations[body]}
+    root = computations[body][-1]
+    if root.opcode != "tuple":
+        return 1
+    added = inside[root.operands[number]]
+    around = [inside[name] for name in added.operands]
+    for called in _called(added.attributes, "calls"):
+        around += computations[called]
+    steps = [int(one.inside) for one in around
+             if one.opcode == "constant" and one.inside.isdigit()]  # fmt: skip
+    return max(steps[0], 1) if len(steps) == 1 else 1
 
 
 def _collective(one: Instruction, kind: str, computation: str, shapes) -> Collective:
