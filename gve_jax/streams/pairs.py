@@ -79,7 +79,7 @@ class PairSources:
             elif size == 0:
                 problems.append(f"source {source!r} is empty")
             elif size < batch:
-                problems.append(f"source {source!r} has {size} pairs, fewer than its batch of "
+                problems.append(f"source {source!r} has {size} pairs, fewer than batch_size "
                                 f"{batch}")  # fmt: skip
         if problems:
             raise UserError(f"{self.directory}: {'; '.join(problems)}")

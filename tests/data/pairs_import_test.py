@@ -376,7 +376,7 @@ def test_show_and_check(run):
     run(*importing("pair", *inputs))
     assert "T2V_y" in (told := run("show", "out")) and "'q'" in told
     assert "2 sources, 8 pairs, ready for batches of 3" in run("check", "out", "--batch-size", "3")
-    with pytest.raises(UserError, match="'T2V_y' has 3 pairs, fewer than its batch of 4$"):
+    with pytest.raises(UserError, match="'T2V_y' has 3 pairs, fewer than batch_size 4$"):
         run("check", "out", "--batch-size", "4")
     (shard,) = Path("out").glob("*T2V_x*array_record*")
     shard.unlink()
