@@ -197,7 +197,7 @@ def test_adapters_learn(trained):
 @pytest.mark.parametrize("name", ["fsdp", "mixed", "one"])
 def test_losses_of_adapters_do_not_depend_on_the_mesh(trained, name):
     _, losses, _ = trained
-    assert losses[name] == pytest.approx(losses["data"], rel=1e-3)
+    assert losses[name] == pytest.approx(losses["data"], rel=1e-3, abs=1e-5)
 
 
 def test_a_checkpoint_holds_what_trains_alone(trained):
@@ -226,4 +226,6 @@ def test_restored_on_another_mesh_training_goes_on(trained, name):
     if name == "mixed":
         moment = adam.nu["language"]["layers"]["self_attn"]["q_proj"]["lora"]["a"]
         assert moment.addressable_shards[0].data.shape[1] == moment.shape[1] // 2
-    assert run.train(restored.state, 2, 4)[1] == pytest.approx(losses["data"][2:], rel=1e-3)
+    assert run.train(restored.state, 2, 4)[1] == pytest.approx(
+        losses["data"][2:], rel=1e-3, abs=1e-5
+    )

@@ -104,7 +104,7 @@ def test_gradients_reach_the_adapters_of_a_packed_base(params):
     results = []
     for remat in ("none", "full"):
         embed = make_embed(dataclasses.replace(WIDE, remat_text=remat))
-        key = jax.random.key(0)
+        key = jax.random.split(jax.random.key(0), len(TEXT.length))
 
         def loss(tree, embed=embed, key=key):
             return (embed(lora.join(base, tree), TEXT, key) * weights).sum()
