@@ -16,6 +16,11 @@ from absl import flags
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Devices that wait for each other end the process after 40 s, which eight of them on two busy cores
+# may take; the variable reaches the processes that tests start, too.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # The trainer's tests start it again and again: each program is compiled once a session. The
