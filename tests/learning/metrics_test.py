@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import struct
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -186,3 +188,37 @@ def test_clock():
         "1:00:00",
         "10:01:01",
     ]
+
+
+def test_wandb_gets_the_same_and_goes_on_under_its_id(tmp_path, monkeypatch):
+    started, sent = [], []
+
+    def init(**arguments):
+        started.append(arguments)
+        return SimpleNamespace(
+            id="abc", log=lambda scalars, step: sent.append((step, scalars)), finish=lambda: None
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for first in (0, 5):
+        writers = metrics.open_writers(tmp_path, first_step=first, wandb="gve")
+        metrics.write_all(writers, first, {"loss": jnp.float32(1.5), "task": "T2V_whole"})
+        writers[-1].close()
+    assert [(run["project"], run["id"]) for run in started] == [("gve", None), ("gve", "abc")]
+    assert sent == [
+        (0, {"loss": 1.5, "task": "T2V_whole"}),
+        (5, {"loss": 1.5, "task": "T2V_whole"}),
+    ]
+
+
+def test_wandb_that_is_missing_or_refuses_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="config.wandb needs wandb"):
+        metrics.open_writers(tmp_path, wandb="gve")
+
+    def init(**_):
+        raise RuntimeError("no key:\nlog in")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(UserError, match="config.wandb: no key: log in$"):
+        metrics.open_writers(tmp_path, wandb="gve")
