@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gve_jax.model.hashing import mixed
 from gve_jax.sharding import path_name
 
 _CHUNK = 1 << 21  # numbers mixed at a time
@@ -72,7 +73,4 @@ def _mix(shard: jax.Array, start, places: jax.Array) -> jax.Array:
     rows = jax.lax.dynamic_slice_in_dim(shard, start, len(places))
     bits = jax.lax.bitcast_convert_type(rows, f"uint{8 * rows.dtype.itemsize}").astype(jnp.uint32)
     place = places[:, None] + jnp.arange(rows.shape[1], dtype=jnp.uint32)
-    mixed = bits + place * np.uint32(0x9E3779B9)  # murmur3's finalizer
-    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+    return jnp.sum(mixed(bits + place * np.uint32(0x9E3779B9)), dtype=jnp.uint32)

@@ -37,7 +37,7 @@ from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Frames, Packed, make_encode
 from gve_jax.pretrained import check_tokens, copy_tokenizer, read_json, save_hf
-from gve_jax.sharding import make_mesh, param_shardings, place_batch
+from gve_jax.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
 
 Inputs = Sequence[str | Mapping | Item]
 FORMATS = ("gve_jax", "hf")
@@ -314,7 +314,7 @@ class GVE:
 
     def plan(self, rows: Mapping[int, Row], batch_size: int) -> Plan:
         """The batches that `encode` makes of rows: their shapes, and how much is padding."""
-        unit = int(np.prod([self.mesh.shape[axis] for axis in ("data", "fsdp")]))
+        unit = int(np.prod([self.mesh.shape[axis] for axis in ROW_AXES]))
         size = -(-batch_size // unit) * unit
         # Splash attention knows no segment that all see.
         return make_plan(rows, self.buckets, size, unit, share=self.config.attention != "splash")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.reference import SIZES, Reference, make_example, write_checkpoint
-from evals.speed.result import write_result
+from evals.speed.result import in_turns, write_result
 from gve_jax.gve import GVE
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import Row
@@ -90,12 +90,7 @@ def measure(source: Path, args) -> dict:
     worst = min(float(np.sum(first * run(), axis=-1).min()) for run in list(ways.values())[1:])
     if worst < 0.999999:
         raise SystemExit(f"the vectors differ: smallest cosine {worst}")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.repeats):  # in turns: the machine's speed drifts
-        for name, run in ways.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
+    seconds = in_turns(ways, args.repeats)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     best = min(value for name, value in medians.items() if name != "ours")
     return {

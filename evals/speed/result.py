@@ -4,13 +4,25 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 
 from gve_jax import __version__
 from gve_jax.files import write_json
+
+
+def in_turns(ways: Mapping[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way, `repeats` times, one after the other: the machine's speed drifts."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, run in ways.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
 
 
 def write_result(name: str, settings: Mapping, result: Mapping, output: Path | None) -> None:

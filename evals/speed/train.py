@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from evals.reference import SIZES, Reference, make_example, write_checkpoint
-from evals.speed.result import write_result
+from evals.speed.result import in_turns, write_result
 from gve_jax.adapters import read_adapter
 from gve_jax.gve import GVE
 from gve_jax.inputs.batch import collate, need
@@ -28,7 +28,7 @@ from gve_jax.inputs.item import Item
 from gve_jax.learning.flops import train, trains
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import ADAPTERS, make_optimizer
-from gve_jax.learning.state import split, start, state_shardings
+from gve_jax.learning.state import abstract_state, split, start
 from gve_jax.learning.step import make_train_step
 from gve_jax.model.config import REMAT
 from gve_jax.model.embedder import Batch
@@ -97,12 +97,7 @@ def measure(folder: Path, args) -> dict:
     apart = distance(adapters(ours), moved, adapters(Ours(model, rows, args.remat)))
     if off > 1e-3 or apart > 2e-2:
         raise SystemExit(f"other losses {losses}, adapters' steps {apart:.1e} apart")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.repeats):  # in turns: the machine's speed drifts
-        for name, run in ways.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
+    seconds = in_turns(ways, args.repeats)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     best = min(value for name, value in medians.items() if name != "ours")
     return {
@@ -124,16 +119,8 @@ class Ours:
         self.tx, mesh = make_optimizer(OPTIMIZER, 1_000_000), model.mesh
         params, self.frozen = split(model.params, ADAPTERS)
         params = jax.tree.map(lambda leaf: leaf.copy(), params)  # the step takes them over
-        shardings = state_shardings(params, self.tx, mesh)
-        self.state = start(params, self.tx, {
-            "params": params,
-            "opt": jax.tree.map(
-                lambda leaf, sharding: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=sharding
-                ),
-                jax.eval_shape(self.tx.init, params), shardings["opt"],
-            ),
-        })  # fmt: skip
+        abstract, _ = abstract_state(cfg, self.tx, mesh, ADAPTERS)
+        self.state = start(params, self.tx, abstract)
         count = np.arange(len(rows[0]), dtype=np.int32)
         query, positive = (
             Batch(**collate(side, need(side), model.preprocess.spec)) for side in rows

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Bucket, Buckets
 from gve_jax.learning import state
+from gve_jax.learning.gradcache import check_chunk
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.step import make_train_step
@@ -75,11 +76,7 @@ class Program:
             raise UserError(
                 f"config.batch_size {batch_size} is no multiple of data x fsdp, {self.rows}"
             )
-        if chunk and (batch_size % chunk or chunk % self.rows):
-            raise UserError(
-                f"config.gradcache_chunk {chunk} must divide config.batch_size {batch_size} and be "
-                f"a multiple of data x fsdp, {self.rows}"
-            )
+        check_chunk(chunk, batch_size, self.mesh)
 
     def shapes(
         self, query: str | None = None, positive: str | None = None, negatives: int = 0
