@@ -1,7 +1,7 @@
 """What XLA's GPU compiler asks about a card that is not here: its `GpuTargetConfigProto`, as text.
 
-Figures: NVIDIA's Hopper white paper and the CUDA C++ Programming Guide, compute capability 9.0; memory
-as the cards report it.
+Figures: NVIDIA's Hopper white paper and the CUDA C++ Programming Guide, compute capability 9.0;
+memory as the cards report it.
 """
 
 from gve_jax.learning.chips import Chip
