@@ -40,6 +40,7 @@ from gve_jax.files import (
     write_json,
     write_whole,
 )
+from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.item import Item, as_item
@@ -266,4 +267,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_cli(main)

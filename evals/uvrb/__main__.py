@@ -28,6 +28,7 @@ from evals.uvrb.scores import ABILITIES, AVERAGES
 from evals.uvrb.tasks import MOTION, TASKS, choose
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json
+from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
 
@@ -216,4 +217,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_cli(main)
