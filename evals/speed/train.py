@@ -153,6 +153,7 @@ class Beside:
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, folder, args), daemon=True)
         self.process.start()
+        other.close()  # or a child that ended would be waited for
         self.pipe.recv()
 
     def _call(self, *what):
@@ -200,9 +201,11 @@ class Theirs:
 
     def __init__(self, folder: Path):
         import torch
-        from peft import LoraConfig, get_peft_model
 
         self.torch, self.reference = torch, Reference(folder / "model")
+        # Only now: Reference first declares what torchvision, which PEFT imports, lacks on a CPU.
+        from peft import LoraConfig, get_peft_model
+
         torch.manual_seed(0)
         # `init_lora_weights=False`: b is not zero, so that every adapter has a gradient at once.
         config = LoraConfig(
