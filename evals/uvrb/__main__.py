@@ -4,8 +4,9 @@
 
 prints a table and writes OUTPUT/results.json, for each set and ability beside its chance.
 `--baseline` adds the untrained model, `--control` the same model shown shuffled frames, `--report`
-a page to look at. Embeddings of finished sets are kept in OUTPUT/embeddings: repeating the command
-resumes.
+a page to look at; `--frames`, `--tokens` and `--reencode` ask how far the scores depend on these.
+Embeddings of finished sets are kept in OUTPUT/embeddings: repeating the command resumes. Every file
+that is written is described in docs/uvrb.md.
 """
 
 import argparse
@@ -16,18 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from evals.uvrb import check, report
-from evals.uvrb.embeddings import Embedder, Encoder
-from evals.uvrb.evaluate import RULES, Scored, score_set, summary
+from evals.uvrb import check, published, report
+from evals.uvrb.beyond import Runs, add_arguments, check_arguments, per_query
+from evals.uvrb.compare import compare
+from evals.uvrb.compare import load as load_scores
+from evals.uvrb.cost import Meter
+from evals.uvrb.embeddings import Encoder
+from evals.uvrb.evaluate import RULES, Scored, summary
+from evals.uvrb.output import print_results, write_results
+from evals.uvrb.pictures import Pictures
 from evals.uvrb.reader import RetrievalSet, read_set
-from evals.uvrb.scores import ABILITIES, AVERAGES
 from evals.uvrb.tasks import MOTION, TASKS, choose
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import write_json
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
 
@@ -46,99 +49,47 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     if args.check and len(sets) < len(TASKS):
         raise UserError("--check needs all sixteen sets")
 
+    rival = load_scores(args.compare) if args.compare else None
+
     total = sum(map(_size, sets))
     quarantine = Quarantine(args.output / "quarantine.jsonl", args.max_bad_share)
-    model = load(args.model)
+    pictures = Pictures()
+    shown = {}  # the examples of each set as HTML, made while its media are at hand
     with _progress() as progress:
-        embedder = Embedder(model, args.output / "embeddings" / "model", quarantine, total)
-        scored = _score("model", sets, embedder, progress, examples=SHOWN_PER_SET)
-        results = summary(args.model, model.fingerprint, _records(scored))
-        if args.control:
-            embedder = embedder.sibling(args.output / "embeddings" / "control")
-            control = _score("shuffled", motion, embedder, progress, frame_order="shuffled")
-            results["control"] = {"frame_order": "shuffled", "datasets": _records(control)}
-        del model, embedder
-        if args.baseline:
-            model = load(args.baseline)
-            embedder = Embedder(model, args.output / "embeddings" / "untrained", quarantine, total)
-            untrained = _score("untrained", sets, embedder, progress)
-            results["untrained"] = summary(args.baseline, model.fingerprint, _records(untrained))
+        run = Runs(args, quarantine, total, progress)
+        model = Meter(load(args.model))
 
+        def look(found: RetrievalSet, one: Scored) -> None:
+            if args.report:
+                shown[found.task.name] = report.examples(found, one, pictures)
+
+        scored = run.score("model", model, sets, examples=SHOWN_PER_SET, depth=args.trec, then=look)
+        results = summary(args.model, model.fingerprint, scored)
+        results |= run.beyond(model, sets, motion, scored, results)
+        del model
+        run.release()
+        if args.baseline:
+            untrained = Meter(load(args.baseline))
+            others = run.score("untrained", untrained, sets)
+            results["untrained"] = summary(args.baseline, untrained.fingerprint, others)
+            results["untrained"]["paired"] = compare(per_query(scored), per_query(others))
+    if rival is not None:
+        name, others = rival
+        results["compared"] = {"b": name, **compare(per_query(scored), others)}
+
+    results["published"] = published.comparison(results["datasets"])
     results["rules"] = list(RULES)
     results["quarantined"] = quarantine.count
     results["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(args.output / "results.json", results)
-    print_results(results, Console())
+    write_results(args.output, results)
+    # A file gets lines as wide as the tables: only a terminal has an end.
+    print_results(results, Console(width=None if sys.stdout.isatty() else 140), args.published)
     print(quarantine.summary(total))
     if args.report:
-        examples = {name: one.examples for name, one in scored.items()}
-        report.write(args.report, results, sets, examples, args.run)
+        report.write(args.report, results, shown, args.run)
         print(f"report: {args.report}")
     if args.check:
         _check(results)
-
-
-def print_results(results: Mapping, console: Console) -> None:
-    """The table of sets, the table of abilities, what could not be read, and the rules."""
-    untrained, control = results.get("untrained"), results.get("control")
-    extra = [name for name, one in (("untrained", untrained), ("shuffled", control)) if one]
-    table = Table(title=escape(f"UVRB · {results['model']}"), title_justify="left")
-    for column in ("set", "ability", "metric"):
-        table.add_column(column)
-    for column in ("score", "chance", *extra):
-        table.add_column(column, justify="right")
-    for task in TASKS:
-        record = results["datasets"].get(task.name)
-        if record is None:
-            continue
-        others = [one["datasets"].get(task.name, {}).get("score")
-                  for one in (untrained, control) if one]  # fmt: skip
-        cells = [record["score"], record["chance"], *others]
-        table.add_row(task.name, task.ability, task.label, *map(_cell, cells))
-    console.print(table)
-
-    table = Table(title="abilities", title_justify="left")
-    table.add_column("")
-    for column in ("score", "chance", *(["untrained"] if untrained else [])):
-        table.add_column(column, justify="right")
-    for part, names in (("abilities", ABILITIES), ("averages", AVERAGES)):
-        for name in (name for name in names if results[part][name] is not None):
-            sides = [results, results["chance"], *([untrained] if untrained else [])]
-            table.add_row(name, *(_cell(side[part][name]) for side in sides))
-        table.add_section()
-    if table.row_count:  # none, when no ability has all its sets
-        console.print(table)
-
-    lost = {name: r["quarantined"] for name, r in results["datasets"].items()
-            if any(r["quarantined"].values())}  # fmt: skip
-    for name, counts in lost.items():
-        said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
-        console.print(f"{name}: unreadable: {said}")
-    for rule in results["rules"]:
-        console.print(f"- {rule}")
-
-
-def _score(
-    label: str,
-    sets: Sequence[RetrievalSet],
-    embedder: Embedder,
-    progress: Progress,
-    frame_order: str = "forward",
-    examples: int = 0,
-) -> dict[str, Scored]:
-    bar = progress.add_task(label, total=sum(map(_size, sets)))
-    scored = {}
-    for found in sets:
-        progress.update(bar, description=f"{label} {found.task.name}")
-        scored[found.task.name] = score_set(
-            found,
-            embedder,
-            advance=lambda items: progress.advance(bar, items),
-            frame_order=frame_order,
-            examples=examples,
-        )
-    progress.update(bar, description=label)
-    return scored
 
 
 def _check(results: Mapping) -> None:
@@ -150,16 +101,8 @@ def _check(results: Mapping) -> None:
     print("check passed")
 
 
-def _records(scored: Mapping[str, Scored]) -> dict[str, dict]:
-    return {name: one.record for name, one in scored.items()}
-
-
 def _size(found: RetrievalSet) -> int:
     return len(found.queries) + len(found.corpus)
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 def _progress() -> Progress:
@@ -190,9 +133,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="where results are written")
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
     parser.add_argument("--baseline", help="directory of the same model, untrained")
-    parser.add_argument(
-        "--control", action="store_true", help="score the motion sets with shuffled frames too"
-    )
     parser.add_argument("--report", type=Path, help="HTML file to write")
     parser.add_argument("--run", type=Path, help="workdir of the training, for the report's curves")
     parser.add_argument(
@@ -204,11 +144,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="exit 1 unless the scores beat chance and controls"
     )
+    add_arguments(parser)
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
+    check_arguments(args)
     if not 0 <= args.max_bad_share <= 1:
         parser.error(f"--max-bad-share is {args.max_bad_share}, it must be in 0..1")
-    if args.check and not (args.baseline and args.control):
+    if args.check and not (args.baseline and "shuffled" in args.control):
         parser.error("--check needs --baseline and --control")
     if args.run and not args.report:
         parser.error("--run needs --report")

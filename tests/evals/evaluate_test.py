@@ -172,7 +172,19 @@ def test_vectors_that_are_not_unit_rows_are_refused(data, tmp_path):
         (["--datasets", "CRB-T", "--check", "--control", "--baseline", "none"], "all sixteen"),
         (["--max-bad-share", "2"], "must be in 0..1"),
         (["--run", "x"], "--run needs --report"),
-        (["--frames", "9"], "unrecognized arguments: --frames 9"),
+        (["--frames", "8,9"], "--frames: '8,9' must be even numbers above 0"),
+        (["--tokens", "many"], "--tokens: 'many' must be whole numbers above 0"),
+        (["--control", "slow"], "--control: unknown order 'slow'; known: shuffled, reversed"),
+        (["--reencode", "crf=x"], "--reencode: crf=x is no number"),
+        (["--reencode", "codec=none,crf=40"], "--reencode: this FFmpeg has no video encoder"),
+        (["--reencode", "crf=40,bitrate=1M"], "--reencode: give either crf=... or bitrate=..."),
+        (["--reencode", "quality=1"], "--reencode: unknown key 'quality'"),
+        (["--trec", "-1"], "--trec is -1"),
+        (
+            ["--datasets", "MSRVTT", "--compare", "nowhere"],
+            "nowhere: not the results of an evaluation",
+        ),
+        (["--bits", "9"], "unrecognized arguments: --bits 9"),
     ],
 )
 def test_bad_arguments_are_refused(data, tmp_path, arguments, message):

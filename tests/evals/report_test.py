@@ -93,6 +93,9 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
     assert drawings == {
         "Score of each set beside chance and controls", "Radar plot of the nine abilities",
         "Training curves", "Loss by source", "The curriculum: P and R by source and stage",
+        "Differences: this model less the untrained one",
+        "Differences: this model less itself shown shuffled frames",
+        "Correlation of abilities over models",
     }  # fmt: skip
     for words in (
         "untrained",
@@ -129,7 +132,7 @@ def test_page_needs_no_network_and_runs_nothing(data, tmp_path):
     )
     style = page.source[page.source.index("<style>") : page.source.index("</style>")]
     assert "url(" not in style and "@import" not in style and "color-scheme: dark" in style
-    assert page.count("details") == 4 and "all 528 characters" in page.text
+    assert page.count("details") == 4 + 1 and "all 528 characters" in page.text
 
 
 def test_figures_take_the_colours_of_the_page(data, tmp_path):

@@ -1,0 +1,193 @@
+"""The runs of one command: the model's own, and those that ask what its scores depend on.
+
+Order of frames (`--control`), number of frames and tokens (`--frames`, `--tokens`), encoding of the
+documents (`--reencode`). Each run keeps its embeddings in OUTPUT/embeddings/<label>.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from evals.uvrb import sweep
+from evals.uvrb.compare import compare
+from evals.uvrb.cost import Ledger, Meter
+from evals.uvrb.embeddings import Embedder
+from evals.uvrb.evaluate import Scored, score_set, summary
+from evals.uvrb.output import write_scored
+from evals.uvrb.per_query import PerQuery
+from evals.uvrb.reader import RetrievalSet
+from evals.uvrb.reencode import Reencoder, coding
+from gve_jax.errors import UserError
+from gve_jax.inputs import limits
+from gve_jax.inputs.quarantine import Quarantine
+
+ORDERS = ("shuffled", "reversed")
+DEPTH = 100  # documents of each query in a run file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the scores depend on, and what is written")
+    group.add_argument(
+        "--control", nargs="?", const="shuffled", default="", metavar="ORDERS",
+        help="score the motion sets with the frames shuffled too, or shuffled,reversed",
+    )  # fmt: skip
+    for kind, example in (("frames", "8,16,48"), ("tokens", "200,400,800")):
+        group.add_argument(f"--{kind}", metavar=example, help=f"score all sets at these numbers of "
+                           f"{sweep.KINDS[kind]}, too")  # fmt: skip
+    group.add_argument(
+        "--reencode", metavar="crf=40",
+        help="score all sets with the documents encoded again, too: codec=..., crf=... or "
+        "bitrate=...",
+    )  # fmt: skip
+    group.add_argument("--compare", type=Path, metavar="DIR", help="OUTPUT of another model: "
+                       "test the difference, paired by query")  # fmt: skip
+    group.add_argument("--trec", type=int, default=DEPTH, metavar="K", help=f"documents of each "
+                       f"query in TREC's run files; 0 writes none; {DEPTH}")  # fmt: skip
+    group.add_argument("--published", action="store_true",
+                       help="print the paper's models, whatever the sets' sizes")  # fmt: skip
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Reads the values of the flags above, in place.
+
+    Raises:
+      UserError: a value that cannot be; the message names the flag.
+    """
+    args.control = tuple(part for part in args.control.split(",") if part)
+    for order in args.control:
+        if order not in ORDERS:
+            raise UserError(f"--control: unknown order {order!r}; known: {', '.join(ORDERS)}")
+    for kind in sweep.KINDS:
+        text = getattr(args, kind)
+        setattr(args, kind, () if text is None else sweep.values(text, kind))
+    args.reencode = None if args.reencode is None else coding(args.reencode)
+    if args.trec < 0:
+        raise UserError(f"--trec is {args.trec}, it must be at least 0")
+
+
+class Runs:
+    """Scores sets, shows progress, counts costs and writes what each run leaves behind.
+
+    Args:
+      args: the command's.
+      quarantine: where unreadable media are recorded.
+      total: the number of items of the sets, for the quarantine's share.
+      progress: gets a bar a run.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, quarantine: Quarantine, total: int, progress: Progress
+    ):
+        self.args, self.quarantine, self.total = args, quarantine, total
+        self.progress = progress
+        self.ledger = Ledger(args.output / "cost.json")
+        self._model: Meter | None = None  # the first, and its embeddings
+        self._first: Embedder | None = None
+
+    def score(
+        self,
+        label: str,
+        model: Meter,
+        sets: Sequence[RetrievalSet],
+        *,
+        then: Callable[[RetrievalSet, Scored], None] | None = None,
+        **options,
+    ) -> dict[str, Scored]:
+        """One run over the sets, `options` as of `score_set`; `then` is called after each set."""
+        embedder = self._embedder(label, model)
+        bar = self.progress.add_task(label, total=sum(map(_size, sets)))
+        scored = {}
+        for found in sets:
+            name, before = found.task.name, model.spent
+            self.progress.update(bar, description=f"{label} {name}")
+            one = score_set(
+                found, embedder, advance=lambda items: self.progress.advance(bar, items), **options
+            )
+            one.record["cost"] |= self.ledger.add(label, name, before, model.spent)
+            write_scored(self.args.output, label, {name: one})
+            if then is not None:
+                then(found, one)
+            scored[name] = one
+        self.progress.update(bar, description=label)
+        return scored
+
+    def beyond(
+        self,
+        model: Meter,
+        sets: Sequence[RetrievalSet],
+        motion: Sequence[RetrievalSet],
+        scored: Mapping[str, Scored],
+        results: Mapping,
+    ) -> dict:
+        """The runs that the flags ask for beside the model's own, as parts of `results.json`."""
+        found = {}
+        for order in self.args.control:
+            other = self.score(order, model, motion, frame_order=order)
+            own = {name: scored[name] for name in other}
+            found.setdefault("controls", {})[order] = {
+                "frame_order": order,
+                "datasets": records(other),
+                "paired": compare(per_query(own), per_query(other)),
+            }
+        if "shuffled" in found.get("controls", {}):
+            one = found["controls"]["shuffled"]
+            found["control"] = {key: one[key] for key in ("frame_order", "datasets")}
+        for kind in sweep.KINDS:
+            points = [self._point(kind, value, model, sets, results)
+                      for value in getattr(self.args, kind)]  # fmt: skip
+            if points:
+                found.setdefault("sweeps", {})[kind] = points
+        if self.args.reencode is not None:
+            found["reencoded"] = self._reencoded(model, sets, scored)
+        return found
+
+    def _point(self, kind: str, value: int, model: Meter, sets, results: Mapping) -> dict:
+        other = Meter(sweep.variant(model.model, kind, value))
+        if dict(other.fingerprint) == dict(model.fingerprint):  # the model's own setting
+            part = {key: results[key] for key in ("datasets", "abilities", "averages",
+                                                  "intervals", "fingerprint")}  # fmt: skip
+            return {"value": value, **part}
+        run = self.score(f"{kind}-{value}", other, sets)
+        part = summary(results["model"], other.fingerprint, run)
+        del part["model"], part["chance"]
+        return {"value": value, **part}
+
+    def _reencoded(self, model: Meter, sets, scored: Mapping[str, Scored]) -> dict:
+        how = self.args.reencode
+        again = Reencoder(self.args.output / "reencoded", how, limits.from_arguments(self.args))
+        other = self.score(f"reencoded-{how.name}", model, sets, prepare=again)
+        part = summary("", model.fingerprint, other)
+        return {
+            "coding": how.name,
+            "failed": dict(sorted(again.failed.items())),
+            **{key: part[key] for key in ("datasets", "abilities", "averages", "intervals")},
+            "paired": compare(per_query(scored), per_query(other)),
+        }
+
+    def _embedder(self, label: str, model: Meter) -> Embedder:
+        """Runs of one model share what is known of content: texts are embedded once."""
+        folder = self.args.output / "embeddings" / label
+        if model is self._model:
+            return self._first.sibling(folder)
+        made = Embedder(model, folder, self.quarantine, self.total)
+        if self._model is None:
+            self._model, self._first = model, made
+        return made
+
+    def release(self) -> None:
+        """Lets the first model go: two large ones may not fit at once."""
+        self._model = self._first = None
+
+
+def per_query(scored: Mapping[str, Scored]) -> dict[str, PerQuery]:
+    return {name: one.per_query for name, one in scored.items()}
+
+
+def records(scored: Mapping[str, Scored]) -> dict[str, dict]:
+    return {name: one.record for name, one in scored.items()}
+
+
+def _size(found: RetrievalSet) -> int:
+    return len(found.queries) + len(found.corpus)
