@@ -80,7 +80,11 @@ def scores_by_set(
         axes.set(xlim=(0, 1.1), ylim=(-0.6, len(names) - 0.4), xlabel="score")
         axes.set_xticks(np.linspace(0, 1, 6))
         axes.grid(axis="y", visible=False)
-        figure.legend(loc="outside upper left", ncols=6)
+        handles, labels = axes.get_legend_handles_labels()
+        first = labels.index("this model")
+        order = [first, *(place for place in range(len(labels)) if place != first)]
+        figure.legend([handles[place] for place in order], [labels[place] for place in order],
+                      loc="outside upper left", ncols=6)  # fmt: skip
         return _svg(figure, "Score of each set beside chance and controls")
 
 

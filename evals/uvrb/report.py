@@ -25,8 +25,8 @@ LONG_TEXT = 260  # characters of a query shown before it is folded
 _ABILITY_NAMES = {
     "TXT": "textual", "CMP": "composed", "VIS": "visual", "CG": "coarse-grained",
     "FG": "fine-grained", "LC": "long-context", "S": "spatial", "T": "temporal",
-    "PR": "partially relevant", "AVG-A": "mean of TXT, CMP, VIS, CG, FG, LC",
-    "AVG-D": "mean of the sixteen sets",
+    "PR": "partially relevant", "AVG-A": "mean of the first six",
+    "AVG-D": "mean of the sets",
 }  # fmt: skip
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -129,24 +129,20 @@ def _sets(results: Mapping) -> str:
         controls
     )
     others = other_scores(results)
-    columns = ["set", "ability", "metric", "queries", "videos", "score", "95 %", "chance"]
-    columns += [*map(html.escape, others), "median rank"]
+    columns = ["set", "ability", "metric", "score", "95 %", "chance", *map(html.escape, others)]
     rows = []
     for task in TASKS:
         record = results["datasets"].get(task.name)
         if record is None:
             continue
-        median = record["metrics"]["median_rank"]
-        cells = [task.name, task.ability, task.label, f"{record['queries']:,}"]
-        cells += [f"{record['corpus']:,}", _number(record["score"])]
+        cells = [task.name, task.ability, task.label, _number(record["score"])]
         cells += [sections.bounds(record["interval"]), _number(record["chance"])]
-        cells += [_number(scores.get(task.name)) for scores in others.values()]
-        rows.append([*cells, "" if median is None else f"{median:g}"])
+        rows.append(cells + [_number(scores.get(task.name)) for scores in others.values()])
     return f"""<section id="sets"><h2>Scores by set</h2>
 <figure class="wide">{figures.scores_by_set(results["datasets"], untrained, controls)}
 <figcaption>{caption}.</figcaption></figure>
 {_table(columns, rows, numeric_from=3)}
-{sections.released(results)}{sections.cost(results)}</section>"""
+{sections.released(results)}{sections.sizes_and_costs(results)}</section>"""
 
 
 def _abilities(results: Mapping) -> str:

@@ -30,20 +30,23 @@ def released(results: Mapping) -> str:
     )
 
 
-def cost(results: Mapping) -> str:
-    """What each set has cost; nothing else is measured by wall clock."""
+def sizes_and_costs(results: Mapping) -> str:
+    """How large each set is, its further metrics, and what it has cost."""
     rows = []
     for task in TASKS:
         if record := results["datasets"].get(task.name):
-            one = record["cost"]
-            items = one.get("items")
-            cells = ["" if items is None else f"{items:,}", *cost_cells(one)]
-            rows.append([task.name, *cells])
-    columns = ["set", "items embedded", "seconds", "tokens", "GB"]
-    return f"""<details><summary>What it cost</summary>
-<p class="muted">Seconds in the model and in ranking, tokens through the decoder, and GB of media
-and embeddings. Content that several sets share is embedded, and counted, with the first of
-them.</p>{table(columns, rows, numeric_from=1)}</details>"""
+            one, metrics = record["cost"], record["metrics"]
+            items, median = one.get("items"), metrics["median_rank"]
+            cells = [f"{record['queries']:,}", f"{record['corpus']:,}"]
+            cells += ["" if median is None else f"{median:g}", number(metrics["mrr"])]
+            cells += [number(record["pessimistic"]), "" if items is None else f"{items:,}"]
+            rows.append([task.name, *cells, *cost_cells(one)])
+    columns = ["set", "queries", "videos", "median rank", "MRR", "pessimistic", "embedded"]
+    columns += ["seconds", "tokens", "GB"]
+    return f"""<details><summary>Sizes, further metrics and costs</summary>
+<p class="muted">“Pessimistic” is the score with every tie resolved against the model; “embedded”
+counts items; then seconds in the model and in ranking, tokens through the decoder, GB of media
+and embeddings. What several sets share is embedded, and counted, with the first of them.</p>{table(columns, rows, numeric_from=1)}</details>"""
 
 
 def differences(results: Mapping) -> str:
