@@ -109,21 +109,23 @@ class Reencoder:
                 raise UserError(f"--reencode: {video} is a folder of frames, not a file")
         self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return list(pool.map(self._copy, videos))
+            digests = list(pool.map(_digest, videos))
+            first = dict(zip(digests, videos, strict=True))  # the same content once
+            list(pool.map(self._copy, first, first.values()))
+        return [self.folder / f"{digest}.mp4" for digest in digests]
 
-    def _copy(self, video: Path) -> Path:
-        with open(video, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    def _copy(self, digest: str, video: Path) -> None:
         copy = self.folder / f"{digest}.mp4"
         if copy.exists():
             if not copy.stat().st_size:
                 self.failed[str(video)] = "could not be encoded by an earlier command"
-            return copy
-        part = self.folder / f"{digest}.{os.getpid()}.{hash(video)}.part"
-        setup = {"coding": dataclasses.asdict(self.coding), "limits": dataclasses.asdict(
-            self.limits)}  # fmt: skip
+            return
+        part = copy.with_suffix(f".{os.getpid()}.part")
+        setup = json.dumps(
+            {"coding": dataclasses.asdict(self.coding), "limits": dataclasses.asdict(self.limits)}
+        )
+        command = [sys.executable, "-m", "evals.uvrb.reencode", video, part, setup]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-m", "evals.uvrb.reencode", video, part, json.dumps(setup)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace",
                                   timeout=SECONDS, env=environment)  # fmt: skip
@@ -134,7 +136,11 @@ class Reencoder:
             self.failed[str(video)] = reason
             part.write_bytes(b"")
         os.replace(part, copy)
-        return copy
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def encode(source: Path, target: Path, coding: Coding, limits: Limits) -> None:

@@ -46,7 +46,8 @@ def sizes_and_costs(results: Mapping) -> str:
     return f"""<details><summary>Sizes, further metrics and costs</summary>
 <p class="muted">“Pessimistic” is the score with every tie resolved against the model; “embedded”
 counts items; then seconds in the model and in ranking, tokens through the decoder, GB of media
-and embeddings. What several sets share is embedded, and counted, with the first of them.</p>{table(columns, rows, numeric_from=1)}</details>"""
+and embeddings. What several sets share is embedded, and counted, with the first of them.</p>
+{table(columns, rows, numeric_from=1)}</details>"""
 
 
 def differences(results: Mapping) -> str:
