@@ -200,7 +200,8 @@ class GVE:
 
     @property
     def tokens_encoded(self) -> int:
-        """Tokens that all calls have put through the decoder so far, visual ones included."""
+        """Tokens that all calls have put through the decoder so far, visual ones included; what
+        the rows of a batch begin with alike goes through it once."""
         return self._padding.used("tokens")
 
     @property
