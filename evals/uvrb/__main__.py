@@ -4,32 +4,46 @@
 
 prints a table and writes OUTPUT/results.json, for each set and ability beside its chance.
 `--baseline` adds the untrained model, `--control` the same model shown shuffled frames, `--report`
-a page to look at. Embeddings of finished sets are kept in OUTPUT/embeddings: repeating the command
-resumes.
+a page to look at. DIR holds UVRB/<SET>/, or the archives <SET>.tar.gz.partNN as they are released
+(`python -m evals.uvrb.verify` checks either); `--one-at-a-time` extracts one set, embeds it, and
+removes it again. Embeddings are kept in OUTPUT/embeddings: repeating the command resumes, on any
+number of hosts. `--embeddings DIR` scores vectors made elsewhere (evals/uvrb/vectors.py).
 """
 
 import argparse
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from evals.uvrb import check, report
 from evals.uvrb.embeddings import Embedder, Encoder
-from evals.uvrb.evaluate import RULES, Scored, score_set, summary
-from evals.uvrb.reader import RetrievalSet, read_set
+from evals.uvrb.evaluate import RULES, Example, Scored, score_set, summary
+from evals.uvrb.reader import RetrievalSet
 from evals.uvrb.scores import ABILITIES, AVERAGES
-from evals.uvrb.tasks import MOTION, TASKS, choose
+from evals.uvrb.sets import Sets
+from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, choose
+from evals.uvrb.vectors import Vectors
+from gve_jax import hosts
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import write_json
+from gve_jax.files import read_records, write_json
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.sharding import make_mesh
 
 SHOWN_PER_SET = 4  # queries of each set in the report
 
@@ -39,32 +53,52 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     args = _parse(argv)
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
     started = time.perf_counter()
-    sets = [read_set(args.data, task) for task in choose(args.datasets)]
-    motion = [found for found in sets if found.task.name in MOTION]
+    tasks = choose(args.datasets)
+    motion = [task for task in tasks if task.name in MOTION]
     if args.control and not motion:
         raise UserError(f"--control needs a motion set: {' or '.join(MOTION)}")
-    if args.check and len(sets) < len(TASKS):
+    if args.check and len(tasks) < len(TASKS):
         raise UserError("--check needs all sixteen sets")
 
-    total = sum(map(_size, sets))
-    quarantine = Quarantine(args.output / "quarantine.jsonl", args.max_bad_share)
-    model = load(args.model)
-    with _progress() as progress:
-        embedder = Embedder(model, args.output / "embeddings" / "model", quarantine, total)
-        scored = _score("model", sets, embedder, progress, examples=SHOWN_PER_SET)
+    opened: dict[str, RetrievalSet] = {}
+    progress = _progress()
+    source = _source(args, progress)
+    source.check(tasks)
+    with progress:
+        sets = source.all(tasks)
+        total = source.size(tasks)
+        quarantine = _quarantine(args)
+        if args.embeddings:
+            model = embedder = Vectors(args.embeddings, quarantine, total, args.normalize)
+        else:
+            model = load(args.model)
+            embedder = Embedder(model, args.output / "embeddings" / "model", quarantine, total)
+
+        def score(label, sets, tasks, embedder, **more):
+            bar = progress.add_task(label, total=source.size(tasks))
+            return _score(label, sets, embedder, progress, bar, source, opened, **more)
+
+        scored = score("model", sets, tasks, embedder, examples=SHOWN_PER_SET)
         results = summary(args.model, model.fingerprint, _records(scored))
         if args.control:
             embedder = embedder.sibling(args.output / "embeddings" / "control")
-            control = _score("shuffled", motion, embedder, progress, frame_order="shuffled")
+            control = score(
+                "shuffled", source.all(motion), motion, embedder, frame_order="shuffled"
+            )
             results["control"] = {"frame_order": "shuffled", "datasets": _records(control)}
         del model, embedder
         if args.baseline:
             model = load(args.baseline)
             embedder = Embedder(model, args.output / "embeddings" / "untrained", quarantine, total)
-            untrained = _score("untrained", sets, embedder, progress)
+            untrained = score("untrained", sets, tasks, embedder)
             results["untrained"] = summary(args.baseline, model.fingerprint, _records(untrained))
+    if jax.process_index():
+        return  # every host has the same results, the first one writes them
+    _merge(args, quarantine)
+    sets = list(opened.values())
 
     results["rules"] = list(RULES)
+    results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_json(args.output / "results.json", results)
@@ -120,25 +154,70 @@ def print_results(results: Mapping, console: Console) -> None:
 
 def _score(
     label: str,
-    sets: Sequence[RetrievalSet],
-    embedder: Embedder,
+    sets: Iterable[RetrievalSet],
+    embedder: Embedder | Vectors,
     progress: Progress,
+    bar: TaskID,
+    source: Sets,
+    opened: dict[str, RetrievalSet],
     frame_order: str = "forward",
     examples: int = 0,
 ) -> dict[str, Scored]:
-    bar = progress.add_task(label, total=sum(map(_size, sets)))
     scored = {}
     for found in sets:
-        progress.update(bar, description=f"{label} {found.task.name}")
-        scored[found.task.name] = score_set(
+        name = found.task.name
+        progress.update(bar, description=f"{label} {name}")
+        opened[name], embedder.files = found, found.files
+        scored[name] = score_set(
             found,
             embedder,
             advance=lambda items: progress.advance(bar, items),
             frame_order=frame_order,
             examples=examples,
         )
+        for example in scored[name].examples:
+            source.keep(_media(found, example))
     progress.update(bar, description=label)
     return scored
+
+
+def _media(found: RetrievalSet, example: Example) -> list[Path]:
+    """What the report shows of an example."""
+    query = found.queries[example.query]
+    videos = [found.corpus[place].video for place in (*example.documents, example.right)]
+    return [path for path in (query.image, query.video, *videos) if path]
+
+
+def _source(args: argparse.Namespace, progress: Progress) -> Sets:
+    bars: dict[str, TaskID] = {}
+
+    def tick(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = progress.add_task(f"extracting {name}", total=total)
+        progress.update(bars[name], completed=done, visible=done < total)
+
+    return Sets(
+        args.data,
+        args.cache or args.output / "sets",
+        args.output / "digests",
+        moment_pool=args.moment_pool,
+        media=args.embeddings is None,
+        one_at_a_time=args.one_at_a_time,
+        tick=tick,
+    )
+
+
+def _quarantine(args: argparse.Namespace) -> Quarantine:
+    """Each host has a file of its own; the first one's receives the others' lines at the end."""
+    host = jax.process_index()
+    name = f"quarantine-{host}.jsonl" if host else "quarantine.jsonl"
+    return Quarantine(args.output / name, args.max_bad_share)
+
+
+def _merge(args: argparse.Namespace, quarantine: Quarantine) -> None:
+    for path in sorted(args.output.glob("quarantine-*.jsonl")):
+        for _, line in read_records(path):
+            quarantine.record(**line)
 
 
 def _check(results: Mapping) -> None:
@@ -152,10 +231,6 @@ def _check(results: Mapping) -> None:
 
 def _records(scored: Mapping[str, Scored]) -> dict[str, dict]:
     return {name: one.record for name, one in scored.items()}
-
-
-def _size(found: RetrievalSet) -> int:
-    return len(found.queries) + len(found.corpus)
 
 
 def _cell(value: float | None) -> str:
@@ -175,7 +250,9 @@ def _progress() -> Progress:
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, limits=limits)
+    # On several hosts each embeds a share of its own, on its own devices.
+    mesh = make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
+    return GVE.from_pretrained(name, mesh=mesh, limits=limits)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -185,10 +262,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=f"{summary_line}\n\n{rest}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="directory of the model")
-    parser.add_argument("--data", required=True, type=Path, help="directory that holds UVRB/")
+    parser.add_argument("--model", help="directory of the model; with --embeddings, its name")
+    parser.add_argument("--data", required=True, type=Path,
+                        help="directory that holds UVRB/, or the archives")  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="where results are written")
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
+    parser.add_argument("--embeddings", type=Path, help="score the vectors in this directory")
+    parser.add_argument("--normalize", action="store_true",
+                        help="bring the vectors of --embeddings to unit length")  # fmt: skip
+    parser.add_argument("--moment-pool", choices=POOLS, default="whole",
+                        help="rank MS-TI and MS-TV in the whole corpus, or each query in its own "
+                        "candidates; the paper does not say which")  # fmt: skip
+    parser.add_argument("--cache", type=Path, help="where archives are extracted; OUTPUT/sets")
+    parser.add_argument("--one-at-a-time", action="store_true",
+                        help="remove each extraction when its set is embedded")  # fmt: skip
     parser.add_argument("--baseline", help="directory of the same model, untrained")
     parser.add_argument(
         "--control", action="store_true", help="score the motion sets with shuffled frames too"
@@ -210,10 +297,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--max-bad-share is {args.max_bad_share}, it must be in 0..1")
     if args.check and not (args.baseline and args.control):
         parser.error("--check needs --baseline and --control")
+    if args.embeddings:
+        for name in ("baseline", "control", "check"):
+            if getattr(args, name):
+                parser.error(f"--{name} needs a model, not --embeddings")
+        args.model = args.model or args.embeddings.resolve().name
+    elif not args.model:
+        parser.error("--model is missing, or --embeddings")
+    elif args.normalize:
+        parser.error("--normalize is for --embeddings")
     if args.run and not args.report:
         parser.error("--run needs --report")
     return args
 
 
+def _on_hosts() -> None:
+    hosts.start()
+    with hosts.together():
+        if jax.process_count() == 1:
+            return main()
+        with jax.set_mesh(make_mesh({"data": -1}, jax.local_devices())):  # each ranks by itself
+            main()
+
+
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(_on_hosts)
