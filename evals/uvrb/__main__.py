@@ -14,10 +14,11 @@ import argparse
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -36,7 +37,7 @@ from evals.uvrb.evaluate import RULES, Example, Scored, score_set, summary
 from evals.uvrb.reader import RetrievalSet
 from evals.uvrb.scores import ABILITIES, AVERAGES
 from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, choose
+from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
 from evals.uvrb.vectors import Vectors
 from gve_jax import hosts
 from gve_jax.errors import Parser, UserError, run_cli
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     source = _source(args, progress)
     source.check(tasks)
     with progress:
-        sets = source.all(tasks)
+        source.ready(tasks)
         total = source.size(tasks)
         quarantine = _quarantine(args)
         if args.embeddings:
@@ -74,28 +75,23 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             model = load(args.model)
             embedder = Embedder(model, args.output / "embeddings" / "model", quarantine, total)
 
-        def score(label, sets, tasks, embedder, **more):
-            bar = progress.add_task(label, total=source.size(tasks))
-            return _score(label, sets, embedder, progress, bar, source, opened, **more)
-
-        scored = score("model", sets, tasks, embedder, examples=SHOWN_PER_SET)
+        score = functools.partial(_score, source, opened, bool(args.report), progress)
+        scored = score("model", tasks, embedder, examples=SHOWN_PER_SET)
         results = summary(args.model, model.fingerprint, _records(scored))
         if args.control:
             embedder = embedder.sibling(args.output / "embeddings" / "control")
-            control = score(
-                "shuffled", source.all(motion), motion, embedder, frame_order="shuffled"
-            )
+            control = score("shuffled", motion, embedder, frame_order="shuffled")
             results["control"] = {"frame_order": "shuffled", "datasets": _records(control)}
         del model, embedder
         if args.baseline:
             model = load(args.baseline)
             embedder = Embedder(model, args.output / "embeddings" / "untrained", quarantine, total)
-            untrained = score("untrained", sets, tasks, embedder)
+            untrained = score("untrained", tasks, embedder)
             results["untrained"] = summary(args.baseline, model.fingerprint, _records(untrained))
     if jax.process_index():
         return  # every host has the same results, the first one writes them
     _merge(args, quarantine)
-    sets = list(opened.values())
+    sets, total = list(opened.values()), source.total
 
     results["rules"] = list(RULES)
     results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
@@ -153,30 +149,35 @@ def print_results(results: Mapping, console: Console) -> None:
 
 
 def _score(
-    label: str,
-    sets: Iterable[RetrievalSet],
-    embedder: Embedder | Vectors,
-    progress: Progress,
-    bar: TaskID,
     source: Sets,
     opened: dict[str, RetrievalSet],
+    shown: bool,
+    progress: Progress,
+    label: str,
+    tasks: Sequence[Task],
+    embedder: Embedder | Vectors,
     frame_order: str = "forward",
     examples: int = 0,
 ) -> dict[str, Scored]:
+    """Scores some sets into `opened`; `shown` keeps the media of examples for the report."""
+    bar = progress.add_task(label, total=source.size(tasks))
     scored = {}
-    for found in sets:
+    for found in source.each(tasks):
         name = found.task.name
         progress.update(bar, description=f"{label} {name}")
-        opened[name], embedder.files = found, found.files
+        progress.update(bar, total=source.size(tasks))
+        opened[name] = found
+        embedder.files, embedder.total = found.files, source.total
         scored[name] = score_set(
             found,
             embedder,
             advance=lambda items: progress.advance(bar, items),
             frame_order=frame_order,
             examples=examples,
+            mesh=_own_mesh(),
         )
-        for example in scored[name].examples:
-            source.keep(_media(found, example))
+        if shown:
+            source.keep(path for one in scored[name].examples for path in _media(found, one))
     progress.update(bar, description=label)
     return scored
 
@@ -250,9 +251,12 @@ def _progress() -> Progress:
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    # On several hosts each embeds a share of its own, on its own devices.
-    mesh = make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
-    return GVE.from_pretrained(name, mesh=mesh, limits=limits)
+    return GVE.from_pretrained(name, mesh=_own_mesh(), limits=limits)
+
+
+def _own_mesh() -> Mesh | None:
+    """Of several hosts, each embeds its share on its own devices; None: all devices there are."""
+    return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -314,10 +318,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _on_hosts() -> None:
     hosts.start()
     with hosts.together():
-        if jax.process_count() == 1:
-            return main()
-        with jax.set_mesh(make_mesh({"data": -1}, jax.local_devices())):  # each ranks by itself
-            main()
+        main()
 
 
 if __name__ == "__main__":

@@ -155,10 +155,16 @@ def scan(
             f"{name}: the archive ends too early, in {stream.path.name} after {last}: a part is "
             "truncated, or the last parts are missing"
         ) from error
+    except _TooLong as error:
+        raise UserError(f"{name}: the archive has a header of {error} bytes after {last}") from None
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(
             f"{name}: the archive is damaged in {stream.path.name} after {last} ({error})"
         ) from error
+
+
+class _TooLong(Exception):
+    """Of a header; no UserError, which should name the set."""
 
 
 class _Header(tarfile.TarInfo):
@@ -166,7 +172,7 @@ class _Header(tarfile.TarInfo):
     def frombuf(cls, *arguments):
         header = super().frombuf(*arguments)
         if header.type in _LONG and header.size > _HEADER_BYTES:
-            raise UserError(f"the archive has a header of {header.size:,} bytes")
+            raise _TooLong(f"{header.size:,}")
         return header
 
 

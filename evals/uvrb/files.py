@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -73,7 +73,32 @@ class Folder:
         return path.relative_to(self.root).as_posix()
 
 
-class Archived(Folder):
+class Listed(Folder):
+    """Files known from a list, `{path: [bytes, time, SHA-256]}`; they need not be there."""
+
+    def __init__(self, root: Path, known: dict[str, list]):
+        super().__init__(root)
+        self._known = known
+        self._folders = {parent.as_posix() for name in known for parent in Path(name).parents}
+
+    def exists(self, path: Path) -> bool:
+        return self._name(path) in self._known
+
+    def has_folder(self, path: Path) -> bool:
+        return self._name(path) in self._folders
+
+    def digest(self, path: Path) -> str:
+        if self.has_folder(path):
+            return super().digest(path)
+        return self._known[self._name(path)][2]
+
+    def _list(self, path: Path) -> list[str]:
+        below = self._name(path) + "/"
+        names = (name[len(below) :] for name in self._known if name.startswith(below))
+        return sorted(name for name in names if "/" not in name and not name.startswith("."))
+
+
+class Archived(Listed):
     """A set that is extracted from its archive, once, and again where it was discarded.
 
     Args:
@@ -98,25 +123,11 @@ class Archived(Folder):
         if jax.process_index() == 0 and not (root / SEAL).exists():
             extract(self.parts, name, root, tick)
         hosts.gather(None)
-        super().__init__(root)
         seal = root / SEAL
-        made_of, self._known = _read_parts(seal), _read(seal)
+        super().__init__(root, _read(seal))
         now = [[part.name, part.stat().st_size] for part in self.parts]
-        if now and now != made_of:
+        if now and now != _json(seal).get("parts"):
             raise UserError(f"{seal}: extracted from other parts; delete {root}")
-        self._folders = {parent.as_posix() for name in self._known
-                         for parent in Path(name).parents}  # fmt: skip
-
-    def exists(self, path: Path) -> bool:
-        return self._name(path) in self._known
-
-    def has_folder(self, path: Path) -> bool:
-        return self._name(path) in self._folders
-
-    def digest(self, path: Path) -> str:
-        if self.has_folder(path):
-            return super().digest(path)
-        return self._known[self._name(path)][2]
 
     def ensure(self) -> None:
         """Extracts the set again if any of its files is gone. Every host of the job calls it."""
@@ -132,18 +143,18 @@ class Archived(Folder):
     def discard(self, keep: Iterable[Path] = ()) -> int:
         """Removes the extracted media, all but `keep`; the lists and the digests stay.
 
-        Returns the bytes that became free. Every host of the job calls it.
+        Returns the bytes that became free.
         """
-        hosts.gather(None)  # all have read what they need
+        if jax.process_index():
+            return 0  # all hosts have read what they need: they waited for each other's embeddings
         kept = {path.resolve() for path in keep}
         freed = 0
-        for name, (size, *_) in self._known.items() if jax.process_index() == 0 else ():
+        for name, (size, *_) in self._known.items():
             path = self.root / name
-            if name.startswith("jsonl/") or kept & {path, path.parent}:
+            if name.startswith("jsonl/") or kept & {path, path.parent} or not path.is_file():
                 continue
-            if path.is_file():
-                path.unlink()
-                freed += size
+            path.unlink()
+            freed += size
         return freed
 
     def _is_there(self, name: str) -> bool:
@@ -151,11 +162,6 @@ class Archived(Folder):
             return (self.root / name).stat().st_size == self._known[name][0]
         except OSError:
             return False
-
-    def _list(self, path: Path) -> list[str]:
-        below = self._name(path) + "/"
-        names = (name[len(below) :] for name in self._known if name.startswith(below))
-        return sorted(name for name in names if "/" not in name and not name.startswith("."))
 
 
 def extract(
@@ -222,10 +228,6 @@ def _read(path: Path) -> dict[str, list]:
     ):
         raise UserError(f"{path}: not a list of files; delete it")
     return files
-
-
-def _read_parts(path: Path) -> Collection:
-    return _json(path).get("parts")
 
 
 def _json(path: Path) -> dict:

@@ -68,6 +68,7 @@ def read_set(
     moment_pool: str = "whole",
     files: Folder | None = None,
     media: bool = True,
+    missing: list[str] | None = None,
 ) -> RetrievalSet:
     """Reads and checks one set.
 
@@ -77,6 +78,7 @@ def read_set(
       moment_pool: of MS-TI and MS-TV, one of POOLS; other sets are ranked whole.
       files: of the set's folder; by default what is on disk.
       media: False does not look whether the media exist, for whoever does not read them.
+      missing: receives the media that are not there, in the place of an error.
 
     Raises:
       UserError: a missing file or video, a line that is not the expected JSON, an id that occurs
@@ -88,7 +90,7 @@ def read_set(
     if not root.is_dir():
         raise UserError(f"{task.name}: no such folder: {root} (choose sets with --datasets)")
     files = files or Folder(root)
-    find = _Media(root.resolve(), files, media)
+    find = _Media(root.resolve(), files, media, missing)
     pool = moment_pool if task.name in MOMENT else "whole"
 
     corpus: dict[str, Document] = {}
@@ -181,8 +183,9 @@ def _candidates(
 class _Media:
     """Finds the media of a set, inside its own folder even through links."""
 
-    def __init__(self, home: Path, files: Folder, required: bool):
-        self._home, self._files, self._required = home, files, required
+    def __init__(self, home: Path, files: Folder, required: bool, missing: list[str] | None):
+        self._home, self._files = home, files
+        self._required, self._missing = required, missing
         self._frames: dict[Path, str] = {}  # whose frames a folder holds
 
     def image(self, place: str, record: dict) -> Path | None:
@@ -191,7 +194,7 @@ class _Media:
             return None
         path = inside(self._home, value, f"{place}: image")
         if self._required and not self._files.exists(path):
-            raise UserError(f"{place}: missing image: {value}")
+            self._miss(f"{place}: missing image: {value}")
         return path
 
     def video(self, place: str, record: dict) -> Path | None:
@@ -209,7 +212,13 @@ class _Media:
                 if owner != value:
                     raise UserError(f"{place}: {value} and {owner} share the frames in {name}")
                 return folder
-        raise UserError(f"{place}: missing video: {value}")
+        self._miss(f"{place}: missing video: {value}")
+        return path
+
+    def _miss(self, what: str) -> None:
+        if self._missing is None:
+            raise UserError(what)
+        self._missing.append(what)
 
 
 def _frame_folders(video: str) -> tuple[str, str]:

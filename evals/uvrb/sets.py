@@ -10,7 +10,7 @@ With `one_at_a_time` an extraction is removed when its embeddings are finished, 
 holds one set. Its lists and digests stay: scoring again needs no media.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from evals.uvrb.archives import find_parts
@@ -18,7 +18,6 @@ from evals.uvrb.files import SEAL, Archived, Folder
 from evals.uvrb.reader import RetrievalSet, read_set
 from evals.uvrb.tasks import Task
 from gve_jax.errors import UserError
-from gve_jax.files import read_records
 
 
 class Sets:
@@ -30,7 +29,7 @@ class Sets:
       digests: folder for the digests of extracted sets, so that no file is read twice for them.
       moment_pool: see `read_set`.
       media: False where only ids are needed.
-      one_at_a_time: `all` extracts a set when its turn comes, and discards it afterwards.
+      one_at_a_time: `each` extracts a set when its turn comes, and discards it afterwards.
       tick: called while a set is extracted: its name, bytes read of its archive, bytes in all.
     """
 
@@ -49,7 +48,9 @@ class Sets:
         self._moment_pool, self._media = moment_pool, media
         self._one_at_a_time, self._tick = one_at_a_time, tick
         self._kept: set[Path] = set()
-        self._opened: dict[str, RetrievalSet] = {}  # those that are folders
+        self._opened: dict[str, RetrievalSet] = {}
+        self._sizes: dict[str, int] = {}
+        self._tasks: tuple[Task, ...] = ()
 
     def check(self, tasks: Iterable[Task]) -> None:
         """Before any work: reads the sets that are folders, finds the archives of the others.
@@ -57,9 +58,28 @@ class Sets:
         Raises:
           UserError: see `open`.
         """
-        for task in tasks:
+        self._tasks = tuple(tasks)
+        for task in self._tasks:
             if self._locate(task) is None:
-                self._opened[task.name] = self.open(task)
+                self.open(task)
+
+    @property
+    def total(self) -> int:
+        """Queries and documents of all sets that were checked; see `size`."""
+        return self.size(self._tasks)
+
+    def ready(self, tasks: Iterable[Task]) -> None:
+        """Opens all sets, unless they come one at a time."""
+        for task in () if self._one_at_a_time else tasks:
+            self.open(task)
+
+    def each(self, tasks: Iterable[Task]) -> Iterator[RetrievalSet]:
+        """The sets in order; one at a time, an extraction is gone when the next set comes."""
+        for task in tasks:
+            found = self.open(task)
+            yield found
+            if self._one_at_a_time:
+                self.discard(found)
 
     def open(self, task: Task) -> RetrievalSet:
         """Reads one set; an archive is extracted first. Every host of the job calls it.
@@ -81,18 +101,15 @@ class Sets:
                 home / "UVRB" / task.name,
                 lambda done, total: self._tick(task.name, done, total),
             )
-        return read_set(home, task, moment_pool=self._moment_pool, files=files, media=self._media)
-
-    def all(self, tasks: Sequence[Task]) -> Iterable[RetrievalSet]:
-        """The sets, in order, as often as they are asked for: all read now, or one at a time."""
-        if not self._one_at_a_time:
-            return [self.open(task) for task in tasks]
-        self.check(tasks)
-        return _OneAtATime(self, tasks)
+        found = read_set(home, task, moment_pool=self._moment_pool, files=files, media=self._media)
+        self._sizes[task.name] = len(found.queries) + len(found.corpus)
+        if parts is None or not self._one_at_a_time:
+            self._opened[task.name] = found
+        return found
 
     def size(self, tasks: Iterable[Task]) -> int:
         """Queries and documents; the table's where a set has not been extracted yet."""
-        return sum(map(self._size, tasks))
+        return sum(self._sizes.get(task.name, task.queries + task.corpus) for task in tasks)
 
     def keep(self, media: Iterable[Path]) -> None:
         """Media that stay when their set is discarded: a report shows them."""
@@ -101,14 +118,6 @@ class Sets:
     def discard(self, found: RetrievalSet) -> None:
         if isinstance(found.files, Archived):
             found.files.discard(self._kept)
-
-    def _size(self, task: Task) -> int:
-        for home in (self.data, self.cache):
-            lists = [home / "UVRB" / task.name / "jsonl" / f"{side}.jsonl"
-                     for side in ("queries", "corpus")]  # fmt: skip
-            if all(path.is_file() for path in lists):
-                return sum(1 for path in lists for _ in read_records(path))
-        return task.queries + task.corpus
 
     def _locate(self, task: Task) -> list[Path] | None:
         """The parts of the set's archive, [] if only the cache has it, None if it is a folder."""
@@ -123,14 +132,3 @@ class Sets:
             f"{task.name}: no such folder: {self.data / 'UVRB' / task.name}, and no "
             f"{task.name}.tar.gz.part00 in {self.data} (choose sets with --datasets)"
         )
-
-
-class _OneAtATime:
-    def __init__(self, sets: Sets, tasks: Sequence[Task]):
-        self._sets, self._tasks = sets, tasks
-
-    def __iter__(self) -> Iterator[RetrievalSet]:
-        for task in self._tasks:
-            found = self._sets.open(task)
-            yield found
-            self._sets.discard(found)

@@ -20,7 +20,7 @@ from evals.uvrb.embeddings import Side
 from gve_jax.errors import UserError
 from gve_jax.files import text_id
 from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.retrieval import check_unit_vectors
+from gve_jax.retrieval.ranks import NORM_TOLERANCE
 
 _BLOCK = 65536  # rows looked at together
 _SUFFIXES = (".parquet", ".npy")
@@ -68,30 +68,31 @@ class Vectors:
         for id in (id for id, there in zip(ids, valid, strict=True) if not there):
             self.quarantine.record(f"{name}/{id}", str(path), "no vector", 0.0)
         self.quarantine.check(self.total)
-        rows = vectors[[place_of[id] for id in ids if id in place_of]].astype(np.float32)
         kept = [id for id in ids if id in place_of]
-        self._check(path, rows, kept)
+        rows = np.empty((len(kept), vectors.shape[1]), np.float32)
+        for start in range(0, len(kept), _BLOCK):
+            some = kept[start : start + _BLOCK]
+            block = vectors[[place_of[id] for id in some]].astype(np.float64)
+            rows[start : start + _BLOCK] = self._unit(path, some, block)
         self._digest.update(name.encode() + rows.tobytes())
         advance(len(ids))
         return Side(rows, valid)
 
-    def _check(self, path: Path, rows: np.ndarray, ids: Sequence[str]) -> None:
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            for bad, what in (
-                (~np.isfinite(block).all(axis=1), "has NaN or infinite numbers"),
-                (~block.any(axis=1), "is all zeros and has no direction"),
-            ):
-                if bad.any():
-                    raise UserError(f"{path}: the vector of {ids[start + bad.argmax()]!r} {what}")
-            if self.normalize:
-                # By its largest number first: squares of small or large numbers leave float32.
-                block /= np.abs(block).max(axis=1, keepdims=True)
-                block /= np.linalg.norm(block, axis=1, keepdims=True)
-        try:
-            check_unit_vectors(rows, str(path))
-        except UserError as error:
-            raise UserError(f"{error}; --normalize makes it so") from error
+    def _unit(self, path: Path, ids: Sequence[str], block: np.ndarray) -> np.ndarray:
+        def refuse(bad: np.ndarray, what: Callable[[int], str]) -> None:
+            if bad.any():
+                place = int(bad.argmax())
+                raise UserError(f"{path}: the vector of {ids[place]!r} {what(place)}")
+
+        refuse(~np.isfinite(block).all(axis=1), lambda _: "has NaN or infinite numbers")
+        refuse(~block.any(axis=1), lambda _: "is all zeros and has no direction")
+        largest = np.abs(block).max(axis=1, keepdims=True)  # squares may leave float64
+        lengths = largest * np.linalg.norm(block / largest, axis=1, keepdims=True)
+        if self.normalize:
+            return block / largest / (lengths / largest)
+        off = np.abs(lengths[:, 0] - 1) > NORM_TOLERANCE
+        refuse(off, lambda n: f"is of length {lengths[n, 0]:.4g}, not 1; --normalize divides by it")
+        return block
 
 
 def _read(path: Path) -> tuple[list[str], np.ndarray]:
