@@ -5,8 +5,11 @@
 prints a table and writes OUTPUT/results.json, for each set and ability beside its chance.
 `--baseline` adds the untrained model, `--control` the same model shown shuffled frames, `--report`
 a page to look at; `--frames`, `--tokens` and `--reencode` ask how far the scores depend on these.
-Embeddings of finished sets are kept in OUTPUT/embeddings: repeating the command resumes. Every file
-that is written is described in docs/uvrb.md.
+DIR holds UVRB/<SET>/, or the archives <SET>.tar.gz.partNN as they are released
+(`python -m evals.uvrb.verify` checks either); `--one-at-a-time` extracts one set, embeds it, and
+removes it again. Embeddings are kept in OUTPUT/embeddings: repeating the command resumes, on any
+number of hosts. `--embeddings DIR` scores vectors made elsewhere (evals/uvrb/vectors.py). Every
+file that is written is described in docs/uvrb.md.
 """
 
 import argparse
@@ -16,8 +19,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
+from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from evals.uvrb import check, published, report
 from evals.uvrb.beyond import Runs, add_arguments, check_arguments, per_query
@@ -25,14 +37,19 @@ from evals.uvrb.compare import compare
 from evals.uvrb.compare import load as load_scores
 from evals.uvrb.cost import Meter
 from evals.uvrb.embeddings import Encoder
-from evals.uvrb.evaluate import RULES, Scored, summary
+from evals.uvrb.evaluate import RULES, Example, Scored, summary
 from evals.uvrb.output import print_results, write_results
 from evals.uvrb.pictures import Pictures
-from evals.uvrb.reader import RetrievalSet, read_set
-from evals.uvrb.tasks import MOTION, TASKS, choose
+from evals.uvrb.reader import RetrievalSet
+from evals.uvrb.sets import Sets
+from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, choose
+from evals.uvrb.vectors import Vectors
+from gve_jax import hosts
 from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.files import read_records
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.sharding import make_mesh
 
 SHOWN_PER_SET = 4  # queries of each set in the report
 
@@ -42,54 +59,108 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     args = _parse(argv)
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
     started = time.perf_counter()
-    sets = [read_set(args.data, task) for task in choose(args.datasets)]
-    motion = [found for found in sets if found.task.name in MOTION]
+    tasks = choose(args.datasets)
+    motion = [task for task in tasks if task.name in MOTION]
     if args.control and not motion:
         raise UserError(f"--control needs a motion set: {' or '.join(MOTION)}")
-    if args.check and len(sets) < len(TASKS):
+    if args.check and len(tasks) < len(TASKS):
         raise UserError("--check needs all sixteen sets")
 
     rival = load_scores(args.compare) if args.compare else None
 
-    total = sum(map(_size, sets))
-    quarantine = Quarantine(args.output / "quarantine.jsonl", args.max_bad_share)
-    pictures = Pictures()
+    opened: dict[str, RetrievalSet] = {}
     shown = {}  # the examples of each set as HTML, made while its media are at hand
-    with _progress() as progress:
-        run = Runs(args, quarantine, total, progress)
-        model = Meter(load(args.model))
+    pictures = Pictures()
+    progress = _progress()
+    source = _source(args, progress)
+    source.check(tasks)
+    with progress:
+        source.ready(tasks)
+        quarantine = _quarantine(args)
+        run = Runs(args, source, quarantine, progress, _own_mesh())
+        if args.embeddings:
+            model = Vectors(args.embeddings, quarantine, source.total, args.normalize)
+        else:
+            model = Meter(load(args.model))
 
         def look(found: RetrievalSet, one: Scored) -> None:
+            opened[found.task.name] = found
             if args.report:
                 shown[found.task.name] = report.examples(found, one, pictures)
+                source.keep(path for example in one.examples for path in _media(found, example))
 
-        scored = run.score("model", model, sets, examples=SHOWN_PER_SET, depth=args.trec, then=look)
+        scored = run.score(
+            "model", model, tasks, examples=SHOWN_PER_SET, depth=args.trec, then=look
+        )
         results = summary(args.model, model.fingerprint, scored)
-        results |= run.beyond(model, sets, motion, scored, results)
+        results |= run.beyond(model, tasks, motion, scored, results)
         del model
         run.release()
         if args.baseline:
             untrained = Meter(load(args.baseline))
-            others = run.score("untrained", untrained, sets)
+            others = run.score("untrained", untrained, tasks)
             results["untrained"] = summary(args.baseline, untrained.fingerprint, others)
             results["untrained"]["paired"] = compare(per_query(scored), per_query(others))
+    if jax.process_index():
+        return  # every host has the same results, the first one writes them
+    _merge(args, quarantine)
     if rival is not None:
         name, others = rival
         results["compared"] = {"b": name, **compare(per_query(scored), others)}
 
     results["published"] = published.comparison(results["datasets"])
     results["rules"] = list(RULES)
+    results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_results(args.output, results)
     # A file gets lines as wide as the tables: only a terminal has an end.
     print_results(results, Console(width=None if sys.stdout.isatty() else 140), args.published)
-    print(quarantine.summary(total))
+    print(quarantine.summary(source.total))
     if args.report:
         report.write(args.report, results, shown, args.run)
         print(f"report: {args.report}")
     if args.check:
         _check(results)
+
+
+def _media(found: RetrievalSet, example: Example) -> list[Path]:
+    """What the report shows of an example."""
+    query = found.queries[example.query]
+    videos = [found.corpus[place].video for place in (*example.documents, example.right)]
+    return [path for path in (query.image, query.video, *videos) if path]
+
+
+def _source(args: argparse.Namespace, progress: Progress) -> Sets:
+    bars: dict[str, TaskID] = {}
+
+    def tick(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = progress.add_task(f"extracting {name}", total=total)
+        progress.update(bars[name], completed=done, visible=done < total)
+
+    return Sets(
+        args.data,
+        args.cache or args.output / "sets",
+        args.output / "digests",
+        moment_pool=args.moment_pool,
+        media=args.embeddings is None,
+        one_at_a_time=args.one_at_a_time,
+        tick=tick,
+    )
+
+
+def _quarantine(args: argparse.Namespace) -> Quarantine:
+    """Each host has a file of its own; the first one's receives the others' lines at the end."""
+    host = jax.process_index()
+    name = f"quarantine-{host}.jsonl" if host else "quarantine.jsonl"
+    return Quarantine(args.output / name, args.max_bad_share)
+
+
+def _merge(args: argparse.Namespace, quarantine: Quarantine) -> None:
+    for path in sorted(args.output.glob("quarantine-*.jsonl")):
+        for _, line in read_records(path):
+            quarantine.record(**line)
 
 
 def _check(results: Mapping) -> None:
@@ -99,10 +170,6 @@ def _check(results: Mapping) -> None:
     if lines:
         sys.exit(1)
     print("check passed")
-
-
-def _size(found: RetrievalSet) -> int:
-    return len(found.queries) + len(found.corpus)
 
 
 def _progress() -> Progress:
@@ -118,7 +185,12 @@ def _progress() -> Progress:
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, limits=limits)
+    return GVE.from_pretrained(name, mesh=_own_mesh(), limits=limits)
+
+
+def _own_mesh() -> Mesh | None:
+    """Of several hosts, each embeds its share on its own devices; None: all devices there are."""
+    return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -128,10 +200,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=f"{summary_line}\n\n{rest}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="directory of the model")
-    parser.add_argument("--data", required=True, type=Path, help="directory that holds UVRB/")
+    parser.add_argument("--model", help="directory of the model; with --embeddings, its name")
+    parser.add_argument("--data", required=True, type=Path,
+                        help="directory that holds UVRB/, or the archives")  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="where results are written")
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
+    parser.add_argument("--embeddings", type=Path, help="score the vectors in this directory")
+    parser.add_argument("--normalize", action="store_true",
+                        help="bring the vectors of --embeddings to unit length")  # fmt: skip
+    parser.add_argument("--moment-pool", choices=POOLS, default="whole",
+                        help="rank MS-TI and MS-TV in the whole corpus, or each query in its own "
+                        "candidates; the paper does not say which")  # fmt: skip
+    parser.add_argument("--cache", type=Path, help="where archives are extracted; OUTPUT/sets")
+    parser.add_argument("--one-at-a-time", action="store_true",
+                        help="remove each extraction when its set is embedded")  # fmt: skip
     parser.add_argument("--baseline", help="directory of the same model, untrained")
     parser.add_argument("--report", type=Path, help="HTML file to write")
     parser.add_argument("--run", type=Path, help="workdir of the training, for the report's curves")
@@ -152,10 +234,25 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--max-bad-share is {args.max_bad_share}, it must be in 0..1")
     if args.check and not (args.baseline and "shuffled" in args.control):
         parser.error("--check needs --baseline and --control")
+    if args.embeddings:
+        for name in ("baseline", "control", "frames", "tokens", "reencode", "check"):
+            if getattr(args, name):
+                parser.error(f"--{name} needs a model, not --embeddings")
+        args.model = args.model or args.embeddings.resolve().name
+    elif not args.model:
+        parser.error("--model is missing, or --embeddings")
+    elif args.normalize:
+        parser.error("--normalize is for --embeddings")
     if args.run and not args.report:
         parser.error("--run needs --report")
     return args
 
 
+def _on_hosts() -> None:
+    hosts.start()
+    with hosts.together():
+        main()
+
+
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(_on_hosts)

@@ -8,6 +8,8 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
+from jax.sharding import Mesh
 from rich.progress import Progress
 
 from evals.uvrb import sweep
@@ -18,7 +20,11 @@ from evals.uvrb.evaluate import Scored, score_set, summary
 from evals.uvrb.output import write_scored
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.reader import RetrievalSet
-from evals.uvrb.reencode import Reencoder, coding
+from evals.uvrb.reencode import Reencoder
+from evals.uvrb.sets import Sets
+from evals.uvrb.tasks import Task
+from evals.uvrb.transcode import coding
+from evals.uvrb.vectors import Vectors
 from gve_jax.errors import UserError
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
@@ -72,16 +78,22 @@ class Runs:
 
     Args:
       args: the command's.
+      source: opens the sets.
       quarantine: where unreadable media are recorded.
-      total: the number of items of the sets, for the quarantine's share.
       progress: gets a bar a run.
+      mesh: devices for the ranking; see `rank_positives`.
     """
 
     def __init__(
-        self, args: argparse.Namespace, quarantine: Quarantine, total: int, progress: Progress
+        self,
+        args: argparse.Namespace,
+        source: Sets,
+        quarantine: Quarantine,
+        progress: Progress,
+        mesh: Mesh | None = None,
     ):
-        self.args, self.quarantine, self.total = args, quarantine, total
-        self.progress = progress
+        self.args, self.source, self.quarantine = args, source, quarantine
+        self.progress, self.mesh = progress, mesh
         self.ledger = Ledger(args.output / "cost.json")
         self._model: Meter | None = None  # the first, and its embeddings
         self._first: Embedder | None = None
@@ -89,24 +101,35 @@ class Runs:
     def score(
         self,
         label: str,
-        model: Meter,
-        sets: Sequence[RetrievalSet],
+        model: Meter | Vectors,
+        tasks: Sequence[Task],
         *,
         then: Callable[[RetrievalSet, Scored], None] | None = None,
         **options,
     ) -> dict[str, Scored]:
-        """One run over the sets, `options` as of `score_set`; `then` is called after each set."""
+        """One run over some sets, `options` as of `score_set`; `then` is called after each set.
+
+        Vectors made elsewhere have cost what is not known here.
+        """
         embedder = self._embedder(label, model)
-        bar = self.progress.add_task(label, total=sum(map(_size, sets)))
+        bar = self.progress.add_task(label, total=self.source.size(tasks))
         scored = {}
-        for found in sets:
-            name, before = found.task.name, model.spent
+        for found in self.source.each(tasks):
+            name, before = found.task.name, getattr(model, "spent", None)
             self.progress.update(bar, description=f"{label} {name}")
+            self.progress.update(bar, total=self.source.size(tasks))
+            embedder.files, embedder.total = found.files, self.source.total
             one = score_set(
-                found, embedder, advance=lambda items: self.progress.advance(bar, items), **options
+                found,
+                embedder,
+                advance=lambda items: self.progress.advance(bar, items),
+                mesh=self.mesh,
+                **options,
             )
-            one.record["cost"] |= self.ledger.add(label, name, before, model.spent)
-            write_scored(self.args.output, label, {name: one})
+            if before is not None:
+                one.record["cost"] |= self.ledger.add(label, name, before, model.spent)
+            if jax.process_index() == 0:
+                write_scored(self.args.output, label, {name: one})
             if then is not None:
                 then(found, one)
             scored[name] = one
@@ -116,8 +139,8 @@ class Runs:
     def beyond(
         self,
         model: Meter,
-        sets: Sequence[RetrievalSet],
-        motion: Sequence[RetrievalSet],
+        tasks: Sequence[Task],
+        motion: Sequence[Task],
         scored: Mapping[str, Scored],
         results: Mapping,
     ) -> dict:
@@ -135,29 +158,29 @@ class Runs:
             one = found["controls"]["shuffled"]
             found["control"] = {key: one[key] for key in ("frame_order", "datasets")}
         for kind in sweep.KINDS:
-            points = [self._point(kind, value, model, sets, results)
+            points = [self._point(kind, value, model, tasks, results)
                       for value in getattr(self.args, kind)]  # fmt: skip
             if points:
                 found.setdefault("sweeps", {})[kind] = points
         if self.args.reencode is not None:
-            found["reencoded"] = self._reencoded(model, sets, scored)
+            found["reencoded"] = self._reencoded(model, tasks, scored)
         return found
 
-    def _point(self, kind: str, value: int, model: Meter, sets, results: Mapping) -> dict:
+    def _point(self, kind: str, value: int, model: Meter, tasks, results: Mapping) -> dict:
         other = Meter(sweep.variant(model.model, kind, value))
         if dict(other.fingerprint) == dict(model.fingerprint):  # the model's own setting
             part = {key: results[key] for key in ("datasets", "abilities", "averages",
                                                   "intervals", "fingerprint")}  # fmt: skip
             return {"value": value, **part}
-        run = self.score(f"{kind}-{value}", other, sets)
+        run = self.score(f"{kind}-{value}", other, tasks)
         part = summary(results["model"], other.fingerprint, run)
         del part["model"], part["chance"]
         return {"value": value, **part}
 
-    def _reencoded(self, model: Meter, sets, scored: Mapping[str, Scored]) -> dict:
+    def _reencoded(self, model: Meter, tasks, scored: Mapping[str, Scored]) -> dict:
         how = self.args.reencode
         again = Reencoder(self.args.output / "reencoded", how, limits.from_arguments(self.args))
-        other = self.score(f"reencoded-{how.name}", model, sets, prepare=again)
+        other = self.score(f"reencoded-{how.name}", model, tasks, prepare=again)
         part = summary("", model.fingerprint, other)
         return {
             "coding": how.name,
@@ -166,12 +189,14 @@ class Runs:
             "paired": compare(per_query(scored), per_query(other)),
         }
 
-    def _embedder(self, label: str, model: Meter) -> Embedder:
-        """Runs of one model share what is known of content: texts are embedded once."""
+    def _embedder(self, label: str, model: Meter | Vectors) -> Embedder | Vectors:
+        """Runs of one model share its vectors: texts are embedded once."""
+        if isinstance(model, Vectors):
+            return model
         folder = self.args.output / "embeddings" / label
         if model is self._model:
             return self._first.sibling(folder)
-        made = Embedder(model, folder, self.quarantine, self.total)
+        made = Embedder(model, folder, self.quarantine, self.source.total)
         if self._model is None:
             self._model, self._first = model, made
         return made
@@ -187,7 +212,3 @@ def per_query(scored: Mapping[str, Scored]) -> dict[str, PerQuery]:
 
 def records(scored: Mapping[str, Scored]) -> dict[str, dict]:
     return {name: one.record for name, one in scored.items()}
-
-
-def _size(found: RetrievalSet) -> int:
-    return len(found.queries) + len(found.corpus)

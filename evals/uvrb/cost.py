@@ -1,8 +1,8 @@
 """What a score has cost: seconds in the model, tokens, bytes of media and of embeddings.
 
 Embeddings are kept, so a command that resumes embeds less than the set has. OUTPUT/cost.json adds
-up what all commands have spent on each set; it is written after each set, so what a killed command
-had spent on its unfinished set is not in it.
+up what all commands have spent on each set (of several hosts, the first one's part). It is written
+after each set: what a killed command had spent on its unfinished set is not in it.
 """
 
 import json
@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from evals.uvrb.embeddings import Encoder, Side
@@ -78,7 +79,8 @@ class Ledger:
             sums[key] = None if None in (new, old) and after["items"] > before["items"] else (
                 old if new is None else (old or 0) + new
             )  # fmt: skip
-        write_json(self.path, self._spent)
+        if jax.process_index() == 0:
+            write_json(self.path, self._spent)
         return {**sums, "embed_seconds": round(sums["embed_seconds"], 3)}
 
 

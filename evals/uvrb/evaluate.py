@@ -17,7 +17,7 @@ from evals.uvrb.scores import ABILITIES, AVERAGES, abilities, averages, cells
 from evals.uvrb.statistics import interval, resampled
 from evals.uvrb.tasks import Task
 from gve_jax.errors import UserError
-from gve_jax.retrieval import Ranks, chance, evaluate, rank_positives, top_k
+from gve_jax.retrieval import Ranks, chance, evaluate, rank_candidates, rank_positives, top_k
 from gve_jax.retrieval.metrics import first_rank, median_rank
 
 RULES = (
@@ -91,7 +91,10 @@ def score_set(
     items = [query_item(found, place, frame_order) for place in range(len(found.queries))]
     queries = embedder.embed(f"{task.name}.queries", [q.id for q in found.queries], items, advance)
     videos = [document.video for document in found.corpus]
-    videos = prepare(videos) if prepare else videos
+    if prepare is not None:
+        if found.files is not None:
+            found.files.ensure()
+        videos = prepare(videos)
     items = [_with_order({"video": str(video)}, frame_order) for video in videos]
     corpus = embedder.embed(f"{task.name}.corpus", [d.id for d in found.corpus], items, advance)
     for side, name in ((queries, "query"), (corpus, "document")):
@@ -105,19 +108,23 @@ def score_set(
         [place_of[id] for id in found.queries[query].positives if id in place_of] for query in asked
     ]
     began = time.perf_counter()
-    ranks = rank_positives(queries.vectors, corpus.vectors, positives, ids, mesh=mesh)
+    vectors, pools = (queries.vectors, corpus.vectors), None
+    if found.candidates is None:
+        ranks = rank_positives(*vectors, positives, ids, mesh=mesh)
+    else:
+        pools = [
+            [place_of[id] for id in found.candidates[query] if id in place_of] or [0]
+            for query in asked
+        ]  # a query that all candidates were lost of has no positive either: it scores zero
+        ranks = rank_candidates(*vectors, pools, positives, ids, mesh=mesh)
     shown = _choose(task, ranks, examples)
-    listed = np.arange(len(asked)) if depth else np.array(shown, int)
-    best = np.zeros((0, SHOWN), int)
-    if len(listed):
-        best, cosines = top_k(
-            queries.vectors[listed], corpus.vectors, ids, max(depth, SHOWN), mesh=mesh
-        )
+    listed = list(range(len(asked))) if depth else shown
+    best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh)
     first, success = first_rank(ranks), evaluate(task.metric, ranks) > 0
     picked = tuple(
         Example(
             query=int(asked[query]),
-            documents=tuple(kept[best[place, :SHOWN]].tolist()),
+            documents=tuple(kept[best[place][:SHOWN]].tolist()),
             rank=int(first[query]),
             right=int(kept[_best_positive(ranks, query)]),
             success=bool(success[query]),
@@ -126,11 +133,16 @@ def score_set(
     )
     run = None
     if depth:
-        run = _run(found, asked, ids, positives, best[:, :depth], cosines[:, :depth])
+        best, cosines = [row[:depth] for row in best], [row[:depth] for row in cosines]
+        run = _run(found, asked, ids, positives, best, cosines)
     rank_seconds = time.perf_counter() - began
 
     # From here on all queries count, those that could not be asked too.
-    ranks = replace(ranks, query=asked[ranks.query], queries=len(found.queries))
+    sizes = ranks.corpus
+    if ranks.candidates is not None:
+        sizes = np.ones(len(found.queries), int)
+        sizes[asked] = ranks.candidates
+    ranks = replace(ranks, query=asked[ranks.query], queries=len(found.queries), candidates=None)
     count = np.bincount(ranks.query, minlength=ranks.queries)
     per_query = PerQuery(
         ids=np.array([query.id for query in found.queries]),
@@ -143,7 +155,7 @@ def score_set(
         "metric": task.label,
         "score": _mean(per_query.score),
         "interval": list(interval(resampled(per_query.score, task.name))),
-        "chance": _mean(chance(task.metric, count, ranks.corpus)),
+        "chance": _mean(chance(task.metric, count, sizes)),
         "queries": len(found.queries),
         "corpus": len(found.corpus),
         "pessimistic": _mean(evaluate(task.metric, ranks.worst())),
@@ -198,15 +210,40 @@ def _with_order(item: dict, frame_order: str) -> dict:
     return item | {"frame_order": frame_order} if reordered else item
 
 
+def _best(
+    queries: np.ndarray,
+    corpus: np.ndarray,
+    ids: Sequence[str],
+    listed: Sequence[int],
+    pools: Sequence[Sequence[int]] | None,
+    k: int,
+    mesh: Mesh | None,
+) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+    """Corpus indices and cosines of the k best documents of some queries, of its pool each."""
+    if not listed:
+        return [], []
+    if pools is None:
+        return top_k(queries[listed], corpus, ids, k, mesh=mesh)
+    best, cosines = [], []
+    for query in listed:
+        # Row by row, so that equal vectors have equal cosines wherever they stand.
+        scores = (corpus[pools[query]] * queries[query]).sum(axis=1, dtype=np.float32)
+        order = sorted(range(len(scores)), key=lambda at: ids[pools[query][at]], reverse=True)
+        order = sorted(order, key=lambda at: -scores[at])[:k]  # stable: ids descending where equal
+        best.append(np.array(pools[query])[order])
+        cosines.append(scores[order])
+    return best, cosines
+
+
 def _run(
     found: RetrievalSet,
     asked: np.ndarray,
     ids: Sequence[str],
     positives: Sequence[Sequence[int]],
-    best: np.ndarray,
-    cosines: np.ndarray,
+    best: Sequence[np.ndarray],
+    cosines: Sequence[np.ndarray],
 ) -> Run:
-    """The best documents [Q asked, k] with ids for indices."""
+    """The best documents of each asked query with ids for indices."""
     relevant = {query.id: query.positives for query in found.queries}
     for query, left in zip(asked, positives, strict=True):
         if left:  # else the query keeps what cannot be found, and scores zero

@@ -26,13 +26,13 @@ class Run:
     """The best documents of each query that was asked.
 
     queries: ids of the [Q] asked queries.
-    documents, scores: ids and cosines float32 [Q, k], best first.
+    documents, scores: ids and cosines float32 of the best k of each (fewer in a smaller pool).
     positives: {query id: document ids}, of all queries.
     """
 
     queries: Sequence[str]
     documents: Sequence[Sequence[str]]
-    scores: np.ndarray
+    scores: Sequence[np.ndarray]
     positives: dict[str, Sequence[str]]
 
     def write(self, folder: Path, name: str) -> None:

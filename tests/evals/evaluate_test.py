@@ -75,8 +75,12 @@ def test_each_content_is_embedded_once_and_a_repeat_embeds_nothing(benchmark, tm
     again, models = run(benchmark, tmp_path / "out")
     assert models["trained"].asked == []
     assert again["averages"] == results["averages"]
-    # An interrupted run: one set is missing, and only its queries are new.
-    (tmp_path / "out/embeddings/model/CRB-S.queries.json").unlink()
+    # An interrupted run: one shard is not finished, and only its items are new.
+    folder = tmp_path / "out/embeddings/model"
+    lost = json.loads((folder / "CRB-S.queries.json").read_text())["keys"]
+    shards = {path: json.loads(path.read_text()) for path in folder.glob("vectors-*.json")}
+    (shard,) = (path for path, record in shards.items() if record["keys"] == lost)
+    shard.unlink()
     again, models = run(benchmark, tmp_path / "out")
     assert models["trained"].asked == [f"CRB-S.queries/q{n}" for n in range(len(CLIPS))]
     assert again["datasets"]["CRB-S"]["score"] == results["datasets"]["CRB-S"]["score"]
@@ -141,8 +145,10 @@ def test_another_model_or_content_is_refused_by_field(data, tmp_path):
     ("damage", "message"),
     [
         (lambda folder: (folder / "MSRVTT.corpus.json").write_text("{"), "unreadable embeddings"),
-        (lambda folder: (folder / "MSRVTT.corpus.npy").write_bytes(b"x"), "unreadable embeddings"),
-        (lambda folder: np.save(folder / "MSRVTT.corpus.npy", np.eye(6)), "does not fit"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "unreadable embeddings"),
+        (lambda folder: (folder / "vectors-00-00001.json").write_text("[]"), "unreadable embed"),
+        (lambda folder: (folder / "vectors-00-00001.npy").write_bytes(b"x"), "unreadable embed"),
+        (lambda folder: np.save(folder / "vectors-00-00001.npy", np.eye(6)), "does not fit"),
     ],
 )
 def test_damaged_embeddings_are_refused(data, tmp_path, damage, message):

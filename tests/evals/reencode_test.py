@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from evals.uvrb.__main__ import main
-from evals.uvrb.reencode import Coding, Reencoder, coding, encode
+from evals.uvrb.reencode import Reencoder
+from evals.uvrb.transcode import Coding, coding, encode
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.video import load_video
