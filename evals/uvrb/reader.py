@@ -9,6 +9,7 @@ Media are paths relative to DIR/UVRB/<NAME>. Where a video is not there, but its
 wrongly still gives a number, so everything that does not fit is refused.
 """
 
+import functools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -59,6 +60,11 @@ class RetrievalSet:
     pool: str = "whole"
     candidates: tuple[tuple[str, ...], ...] | None = None
     files: Folder | None = field(default=None, compare=False, repr=False)
+
+    @functools.cached_property
+    def place_of(self) -> dict[str, int]:
+        """The place of each query by its id."""
+        return {query.id: place for place, query in enumerate(self.queries)}
 
 
 def read_set(

@@ -45,7 +45,7 @@ class Sets:
         tick: Callable[[str, int, int], None] = lambda name, done, total: None,
     ):
         self.data, self.cache, self._digests = data, cache, digests
-        self._moment_pool, self._media = moment_pool, media
+        self.moment_pool, self._media = moment_pool, media
         self._one_at_a_time, self._tick = one_at_a_time, tick
         self._kept: set[Path] = set()
         self._opened: dict[str, RetrievalSet] = {}
@@ -101,7 +101,7 @@ class Sets:
                 home / "UVRB" / task.name,
                 lambda done, total: self._tick(task.name, done, total),
             )
-        found = read_set(home, task, moment_pool=self._moment_pool, files=files, media=self._media)
+        found = read_set(home, task, moment_pool=self.moment_pool, files=files, media=self._media)
         self._sizes[task.name] = len(found.queries) + len(found.corpus)
         if parts is None or not self._one_at_a_time:
             self._opened[task.name] = found

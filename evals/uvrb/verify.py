@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems, notes = [], []
     console = Console()
     for task in choose(args.datasets):
-        with console.status(f"reading {task.name}"):
-            found = verify(args.data, task, known)
+        with console.status(f"reading {task.name}") as status:
+            found = verify(args.data, task, known, lambda read, name=task.name: status.update(
+                f"reading {name}, {read / 1e9:.1f} GB"))  # fmt: skip
         if not found.problems and found.hashes == "recorded":
             write_json(record, {"sets": known})
         counts = [_count(found.queries, task.queries), _count(found.corpus, task.corpus)]
@@ -78,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("all sets are as they should be")
 
 
-def verify(data: Path, task: Task, known: dict[str, dict[str, str]]) -> Found:
+def verify(
+    data: Path,
+    task: Task,
+    known: dict[str, dict[str, str]],
+    tick: Callable[[int], object] = lambda read: None,
+) -> Found:
     """Checks one set; compares its hashes with `known[NAME]`, or enters them if it is sound."""
     found = Found()
     folder = data / "UVRB" / task.name
@@ -90,11 +96,12 @@ def verify(data: Path, task: Task, known: dict[str, dict[str, str]]) -> Found:
             for path in sorted(path for path in paths if path.resolve().is_relative_to(home)):
                 found.files[path.relative_to(folder).as_posix()] = file_sha256(path)
                 found.bytes += path.stat().st_size
+                tick(found.bytes)
             _read(data, task, Folder(folder), found)
         elif parts := find_parts(data, task.name) or find_parts(data / "UVRB", task.name):
             found.form = f"{len(parts)} part{'s' * (len(parts) > 1)}"
             with tempfile.TemporaryDirectory() as lists:
-                _scan(parts, task, Path(lists), found)
+                _scan(parts, task, Path(lists), found, tick)
         else:
             found.problems.append(f"{task.name}: neither {folder} nor {task.name}.tar.gz.part00")
     except UserError as error:
@@ -104,7 +111,7 @@ def verify(data: Path, task: Task, known: dict[str, dict[str, str]]) -> Found:
     return found
 
 
-def _scan(parts: Sequence[Path], task: Task, lists: Path, found: Found) -> None:
+def _scan(parts: Sequence[Path], task: Task, lists: Path, found: Found, tick: Callable) -> None:
     root = lists / "UVRB" / task.name
     (root / "jsonl").mkdir(parents=True)
 
@@ -122,7 +129,7 @@ def _scan(parts: Sequence[Path], task: Task, lists: Path, found: Found) -> None:
         found.files[path] = digest.hexdigest()
         found.bytes += size
 
-    scan(parts, task.name, take)
+    scan(parts, task.name, take, tick=tick)
     known = {path: [0, 0, digest] for path, digest in found.files.items()}
     _read(lists, task, Listed(root, known), found)
 
