@@ -3,10 +3,13 @@
     OUTPUT/mteb/results/<organisation>__<model>/<revision>/UVRB-<SET>.json    a TaskResult
     OUTPUT/mteb/results/<organisation>__<model>/<revision>/model_meta.json    a ModelMeta
 
-`mteb.ResultCache("OUTPUT/mteb")` loads them. The revision is the digest of the weights, since a
-directory has no other; what mteb asks for and we do not know is null.
+`mteb.ResultCache("OUTPUT/mteb")` loads them. Tasks and revisions are named as by `evals.mteb`, where
+MTEB itself scores the sets; a revision is a digest of the fingerprint, weights and settings. What
+mteb asks for and we do not know is null.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +18,7 @@ from evals.uvrb.tasks import TASKS
 from gve_jax.files import write_json
 
 VERSION = "2.26.24"  # of mteb, whose format this is
-REVISION = "arXiv-2510.27571"  # of the sets: the dataset's files carry no version
+REVISION = "9aa95531e8ca43164360514b7ade40c3997d380e"  # of the sets on the Hub, as released
 SPLIT, LANGUAGE = "test", "eng-Latn"
 
 
@@ -53,8 +56,8 @@ def model_name(model: str) -> str:
 
 
 def revision_of(fingerprint: Mapping) -> str:
-    """The weights' digest as the name of a folder."""
-    return re.sub(r"[^\w.-]", "_", str(fingerprint.get("weights", "unknown")))[:64]
+    text = json.dumps(dict(fingerprint), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def _task_result(task, record: Mapping, now: float) -> dict:
