@@ -148,7 +148,7 @@ def compared(results: Mapping) -> Iterable[tuple[str, str, Mapping]]:
         )
     if "compared" in results:
         one = results["compared"]
-        yield "compared", f"this model less {one['b']}", one
+        yield one["b"], f"this model less {one['b']}", one
 
 
 def _beyond(results: Mapping) -> Table:
@@ -160,7 +160,7 @@ def _beyond(results: Mapping) -> Table:
         for part in ("datasets", "averages"):
             for name, one in found[part].items():
                 low, high = one["interval"]
-                table.add_row(what, name, f"{one['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}",
+                table.add_row(escape(what), name, f"{one['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}",
                               p_value(one["p"]), p_value(one.get("p_holm")))  # fmt: skip
         table.add_section()
     for kind, points in results.get("sweeps", {}).items():

@@ -66,7 +66,7 @@ def test_flag_compares_with_another_output(outputs, tmp_path, capsys):
         "difference": 0, "interval": [0, 0], "p": 1, "exact": True, "better": 0, "worse": 0,
         "p_holm": 1,
     }  # fmt: skip
-    assert "compared" in capsys.readouterr().out
+    assert "good" in capsys.readouterr().out
 
 
 def scores(ids, values, metric="hit_rate@1"):
