@@ -10,6 +10,7 @@ Memory is that of processes of their own, at two sizes of the corpus.
 import argparse
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,10 @@ from gve_jax.retrieval import stream_top_k
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
 
 
-def search(queries: np.ndarray, corpus: np.ndarray, k: int) -> list:
+def search(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple:
     """The last tile's answer: the others would be on disk by now."""
     ids = [str(i) for i in range(len(corpus))]
-    found = None
-    for found in stream_top_k(queries, corpus, ids, k):
-        pass
+    (found,) = deque(stream_top_k(queries, corpus, ids, k), maxlen=1)
     return found
 
 
