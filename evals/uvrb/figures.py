@@ -4,6 +4,7 @@ Colours are CSS variables of the page, so that one drawing reads well on light a
 name below is drawn as a colour that nothing else uses and replaced in the SVG.
 """
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -307,4 +308,4 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)
     for name, colour in _COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)

@@ -3,9 +3,9 @@
     OUTPUT/mteb/results/<organisation>__<model>/<revision>/UVRB-<SET>.json    a TaskResult
     OUTPUT/mteb/results/<organisation>__<model>/<revision>/model_meta.json    a ModelMeta
 
-`mteb.ResultCache("OUTPUT/mteb")` loads them. Tasks and revisions are named as by `evals.mteb`, where
-MTEB itself scores the sets; a revision is a digest of the fingerprint, weights and settings. What
-mteb asks for and we do not know is null.
+`mteb.ResultCache("OUTPUT/mteb")` loads them. Tasks and revisions are named as `evals.mteb` names
+them, where MTEB itself scores the sets: a revision is a digest of the fingerprint, weights and
+settings. What mteb asks for and we do not know is null.
 """
 
 import hashlib

@@ -125,9 +125,8 @@ def _sets(results: Mapping) -> str:
     caption = "Bars are this model, with the interval that holds 95 % of the scores of resamples of"
     caption += " its queries; the vertical tick is chance: the score of a random order"
     caption += "; circles are the same architecture before training" if untrained else ""
-    caption += "; diamonds are this model shown each video's frames in another order" * bool(
-        controls
-    )
+    for order, mark in zip(controls, ("diamonds", "squares"), strict=False):
+        caption += f"; {mark} are this model shown each video's frames {order}"
     others = other_scores(results)
     columns = ["set", "ability", "metric", "score", "95 %", "chance", *map(html.escape, others)]
     rows = []

@@ -1,7 +1,6 @@
 """Orders, sweeps, costs, and what mteb is given, on a tiny benchmark."""
 
 import json
-import types
 from pathlib import Path
 
 import pytest
@@ -11,30 +10,7 @@ from evals.uvrb.cost import Ledger
 from evals.uvrb.mteb_result import model_name
 from evals.uvrb.tasks import NAMES
 from gve_jax.errors import UserError
-from gve_jax.inputs.preprocess import InputSpec
-from tests.evals.small_uvrb import ColourEncoder, make_benchmark
-
-
-class Settings(ColourEncoder):
-    """Reads colours from four frames or more; below that it is blind. Counts tokens."""
-
-    def __init__(self, **inputs):
-        super().__init__()
-        spec = InputSpec(**inputs)
-        self.preprocess = types.SimpleNamespace(spec=spec)
-        self.fingerprint = {"weights": "w", "num_frames": spec.num_frames,
-                            "max_pixels": spec.max_pixels}  # fmt: skip
-        self.trained = spec.num_frames >= 4
-        self.tokens_encoded = 0
-
-    def with_inputs(self, **changes):
-        old = self.preprocess.spec
-        changes = {"num_frames": old.num_frames, "max_pixels": old.max_pixels} | changes
-        return Settings(**changes)
-
-    def encode_valid(self, inputs, ids, quarantine):
-        self.tokens_encoded += 7 * len(inputs)
-        return super().encode_valid(inputs, ids, quarantine)
+from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark
 
 
 @pytest.fixture(scope="module")
