@@ -97,7 +97,7 @@ def main(argv=None) -> None:
         else:
             index = faiss.IndexFlatIP(args.width)
             index.add(corpus)
-            ways["faiss k=10"] = lambda: index.search(queries, 10)
+            ways[f"faiss {faiss.__version__}, k=10"] = lambda: index.search(queries, 10)
     small = queries[:QUERY_TILE]
     bare(small, corpus[:CORPUS_TILE])  # compiles
     rank_positives(small, corpus, positives[:QUERY_TILE], ids)
