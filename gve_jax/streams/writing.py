@@ -30,7 +30,8 @@ def write_sources(
 ) -> dict[str, int]:
     """Writes records of `pair_features`, source by source in order; how many each has.
 
-    The same records give the same bytes. Memory does not grow with a source. One without a record leaves nothing.
+    The same records give the same bytes. Memory does not grow with a source. One without a record
+    leaves nothing.
 
     Args:
       directory: made here; a part of it may be left when the process ends: rename a whole one.
