@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from evals.uvrb.mteb_result import model_name
 from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import POOLS, choose
 from gve_jax.errors import Parser, UserError, run_cli
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     source = Sets(args.data, args.output / "sets", moment_pool=args.moment_pool)
     source.check(chosen)
     model = GVE.from_pretrained(args.model, limits=limits.from_arguments(args))
-    encoder = GVEEncoder(model, args.name or f"gve_jax/{Path(args.model).resolve().name}")
+    encoder = GVEEncoder(model, args.name or model_name(args.model))
     found = mteb.evaluate(
         encoder,
         tasks(source, chosen),
@@ -55,7 +56,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="directory of the model, or its Hub id")
-    parser.add_argument("--name", help="organisation/model, for MTEB; gve_jax/<directory>")
+    parser.add_argument("--name", help="organisation/model, for MTEB")
     parser.add_argument("--data", required=True, type=Path,
                         help="directory that holds UVRB/, or the archives")  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="MTEB's results")

@@ -1,7 +1,5 @@
 """A model of ours as an MTEB encoder: `mteb.evaluate(GVEEncoder(model, "name"), tasks)`."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +9,7 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
+from evals.uvrb.mteb_result import revision_of
 from gve_jax import GVE
 from gve_jax.errors import UserError
 
@@ -34,12 +33,11 @@ class GVEEncoder(AbsEncoder):
         if name.count("/") != 1 or not all(name.split("/")):
             raise UserError(f"MTEB's name of a model is organisation/model, not {name!r}")
         self.model = model
-        fingerprint = json.dumps(model.fingerprint, sort_keys=True, default=str)
         sizes = [leaf.size for leaf in _leaves(model.params)]
         self.mteb_model_meta = ModelMeta(
             loader=None,
             name=name,
-            revision=hashlib.sha256(fingerprint.encode()).hexdigest()[:40],
+            revision=revision_of(model.fingerprint),
             release_date=None,
             languages=["eng-Latn"],
             n_parameters=sum(sizes),
@@ -57,7 +55,6 @@ class GVEEncoder(AbsEncoder):
             training_datasets=None,
             adapted_from=adapted_from,
             modalities=list(_MODALITIES),
-            experiment_kwargs={"fingerprint": fingerprint},
         )
 
     def encode(

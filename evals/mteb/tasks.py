@@ -13,13 +13,12 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from evals.uvrb.mteb_result import LANGUAGE, REVISION, SPLIT, task_name
 from evals.uvrb.reader import RetrievalSet
 from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import Task
 from gve_jax.errors import UserError
 
-SPLIT = "test"
-_REVISION = "9aa95531e8ca43164360514b7ade40c3997d380e"  # the upload
 _QUERIES = {  # what asks, by MTEB's letters; all others ask by text
     "MS-TI": ("image", "text"),
     "MS-TV": ("video", "text"),
@@ -66,19 +65,16 @@ def metadata(task: Task) -> TaskMetadata:
     """What MTEB wants to know of a set."""
     asks = _QUERIES.get(task.name, ("text",))
     return TaskMetadata(
-        name=f"UVRB-{task.name}",
+        name=task_name(task.name),
         description=f"{task.source}: one of the sixteen sets of the Universal Video Retrieval "
         f"Benchmark, scored by {task.label} in the paper.",
         reference="https://huggingface.co/datasets/Alibaba-NLP/UVRB",
-        dataset={
-            "path": "Alibaba-NLP/UVRB",
-            "revision": "9aa95531e8ca43164360514b7ade40c3997d380e",
-        },
+        dataset={"path": "Alibaba-NLP/UVRB", "revision": REVISION},
         type="Any2AnyRetrieval",
         category=f"{''.join(kind[0] for kind in asks)}2v",
         modalities=sorted({*asks, "video"}),
         eval_splits=[SPLIT],
-        eval_langs=["eng-Latn"],
+        eval_langs=[LANGUAGE],
         main_score=task.metric.replace("@", "_at_"),
         prompt={"query": task.instruction},
         bibtex_citation=_BIBTEX,

@@ -8,26 +8,23 @@ Memory is that of processes of their own, at two sizes of the corpus.
 """
 
 import argparse
-import os
-import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 
 from evals.speed.memory import growth
-from evals.speed.rank import asked, bare, told, vectors
-from evals.speed.result import in_turns, write_result
+from evals.speed.rank import asked, bare, in_turns, vectors
+from evals.speed.result import write_result
 from gve_jax.errors import Parser, UserError
 from gve_jax.retrieval import stream_top_k
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
 
 
-def search(queries: np.ndarray, corpus: np.ndarray, k: int) -> list:
+def search(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple:
     """The last tile's answer: the others would be on disk by now."""
     ids = [str(i) for i in range(len(corpus))]
-    found = None
-    for found in stream_top_k(queries, corpus, ids, k):
-        pass
+    (found,) = deque(stream_top_k(queries, corpus, ids, k), maxlen=1)
     return found
 
 
@@ -61,13 +58,11 @@ def main(argv=None) -> None:
     queries, _ = asked(corpus, args.queries)
     bare(queries[:QUERY_TILE], corpus[:CORPUS_TILE])  # compiles
     compare(queries, corpus, search(queries[:QUERY_TILE], corpus, args.k))
-    load, began = os.getloadavg()[0], time.perf_counter()
     ways = {
         "product": lambda: bare(queries, corpus),
         "mining": lambda: search(queries, corpus, args.k),
     }
-    seconds = in_turns(ways, args.repeats)
-    result = told(seconds, 2 * args.queries * args.corpus * args.width, "product", load, began)
+    result = in_turns(ways, args.repeats, 2 * args.queries * args.corpus * args.width)
     if not args.no_memory:
         sizes = [args.corpus, 4 * args.corpus]
         result["memory, MiB"] = growth("evals.speed.mine", args.queries, sizes, args.width)

@@ -4,8 +4,8 @@
     python -m evals.speed rank --queries 10000 --corpus 100000        # the size of the goal
 
 All three run in turns, so that what else the machine does falls on each; a way's time is the median
-of its turns, and a ratio the median of the ratios within a turn. Ranks are compared with a count
-over the bare product first. Memory is that of processes of their own, at two sizes of the corpus.
+of its turns, and a ratio the median of the ratios within a turn. Ranks are compared with counts in
+float64 first. Memory is that of processes of their own, at two sizes of the corpus.
 faiss-cpu is a peer and no dependency: without it (or with --no-faiss) its column is left out.
 """
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evals.speed.memory import growth
-from evals.speed.result import in_turns, write_result
+from evals.speed.result import write_result
 from gve_jax.errors import Parser, UserError
 from gve_jax.retrieval import rank_positives
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
@@ -52,14 +52,6 @@ def bare(queries: np.ndarray, corpus: np.ndarray) -> None:
         rows = jax.device_put(queries[start : start + QUERY_TILE])
         for at in range(0, len(corpus), CORPUS_TILE):
             multiply(rows, jax.device_put(corpus[at : at + CORPUS_TILE])).block_until_ready()
-
-
-def by_numpy(queries: np.ndarray, corpus: np.ndarray) -> None:
-    """The same products by numpy's BLAS."""
-    for start in range(0, len(queries), QUERY_TILE):
-        rows = queries[start : start + QUERY_TILE]
-        for at in range(0, len(corpus), CORPUS_TILE):
-            np.matmul(rows, corpus[at : at + CORPUS_TILE].T)
 
 
 def compare(queries, corpus, documents, ranks, count: int = 64) -> int:
@@ -96,8 +88,7 @@ def main(argv=None) -> None:
     def rank():
         return rank_positives(queries, corpus, positives, ids)
 
-    ways = {"product": lambda: bare(queries, corpus), "numpy product":
-            lambda: by_numpy(queries, corpus), "ranks": rank}  # fmt: skip
+    ways = {"product": lambda: bare(queries, corpus), "ranks": rank}
     if not args.no_faiss:
         try:
             import faiss
@@ -106,14 +97,12 @@ def main(argv=None) -> None:
         else:
             index = faiss.IndexFlatIP(args.width)
             index.add(corpus)
-            ways["faiss k=10"] = lambda: index.search(queries, 10)
+            ways[f"faiss {faiss.__version__}, k=10"] = lambda: index.search(queries, 10)
     small = queries[:QUERY_TILE]
     bare(small, corpus[:CORPUS_TILE])  # compiles
     rank_positives(small, corpus, positives[:QUERY_TILE], ids)
     differ = compare(queries, corpus, documents, rank().rank)
-    load, began = os.getloadavg()[0], time.perf_counter()
-    seconds = in_turns(ways, args.repeats)
-    result = told(seconds, 2 * args.queries * args.corpus * args.width, "product", load, began)
+    result = in_turns(ways, args.repeats, 2 * args.queries * args.corpus * args.width)
     result["ranks that float32 and float64 count differently, of 64"] = int(differ)
     if not args.no_memory:
         sizes = [args.corpus, 4 * args.corpus]
@@ -121,19 +110,29 @@ def main(argv=None) -> None:
     write_result("rank", vars(args), result, args.output)
 
 
-def told(seconds: dict, operations: int, base: str, load: float, began: float) -> dict:
-    """Medians, rates, and ratios to `base` within the turns with their spread."""
-    result = {"load before": round(load, 1), "load after": round(os.getloadavg()[0], 1),
-              "wall s": round(time.perf_counter() - began, 1)}  # fmt: skip
-    for name, its in seconds.items():
-        ratios = [b / s for b, s in zip(seconds[base], its, strict=True)]
-        middle = float(np.median(its))
-        result[name] = {
-            "seconds": round(middle, 2),
-            "GFLOP/s": round(operations / middle / 1e9, 1),
-            f"rate beside {base}": round(float(np.median(ratios)), 3),
-            "lowest, highest": [round(min(ratios), 3), round(max(ratios), 3)],
-        }
+def in_turns(ways: dict, repeats: int, operations: int) -> dict:
+    """Times of each way, one after the other; rates, and their ratios to the first way's.
+
+    Processor seconds are of all threads: they hardly feel the neighbours of a shared machine, but
+    do not see a thread that waits for another, which wall seconds do.
+    """
+    taken = {name: [] for name in ways}
+    load = os.getloadavg()[0]
+    for _ in range(repeats):
+        for name, run in ways.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            run()
+            taken[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    base = np.array(next(iter(taken.values())))
+    result = {"load before, after": [round(load, 1), round(os.getloadavg()[0], 1)]}
+    for name, seconds in taken.items():
+        wall, processor = np.median(seconds, axis=0)
+        result[name] = {"wall s": round(wall, 2), "processor s": round(processor, 2),
+                        "GFLOP/s": round(operations / wall / 1e9, 1)}  # fmt: skip
+        ratios = base / np.array(seconds)
+        for clock, column in zip(("wall", "processor"), ratios.T, strict=True):
+            spread = f"({column.min():.3f} to {column.max():.3f})" if repeats > 1 else ""
+            result[name][f"rate by {clock} s, product = 1"] = f"{np.median(column):.3f} {spread}"
     return result
 
 

@@ -85,9 +85,10 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
 
         def look(found: RetrievalSet, one: Scored) -> None:
             opened[found.task.name] = found
-            if args.report:
+            if args.report and jax.process_index() == 0:
+                media = {path for example in one.examples for path in _media(found, example)}
+                found.files.fetch(media)  # of a set that was embedded, and discarded, before
                 shown[found.task.name] = report.examples(found, one, pictures)
-                source.keep(path for example in one.examples for path in _media(found, example))
 
         scored = run.score(
             "model", model, tasks, examples=SHOWN_PER_SET, depth=args.trec, then=look

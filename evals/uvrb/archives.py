@@ -109,7 +109,7 @@ def scan(
     Args:
       parts: from `find_parts`.
       name: of the set; `UVRB/NAME/` and `NAME/` before a path are its folder.
-      take: must use up the content before it returns; what it raises passes through.
+      take: may leave the content, whole or from a place on; what it raises passes through.
       tick: called with the bytes of the parts that have been read.
 
     Raises:

@@ -17,7 +17,7 @@ import jax
 from evals.uvrb import archives
 from gve_jax import hosts
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
+from gve_jax.files import write_json, write_whole
 
 SEAL = "files.json"  # in an extracted folder: {"parts": [[name, bytes]], "files": {path: [...]}}
 FRAMES_FPS = 8.0  # frames a second of a folder of frames
@@ -59,6 +59,9 @@ class Folder:
 
     def ensure(self) -> None:
         """Makes the files be there; they are."""
+
+    def fetch(self, paths: Iterable[Path]) -> None:
+        """Makes some of the files be there; they are."""
 
     def save(self) -> None:
         """Keeps the digests for the next run."""
@@ -140,21 +143,32 @@ class Archived(Listed):
         hosts.gather(None)
         self._known = _read(self.root / SEAL)
 
-    def discard(self, keep: Iterable[Path] = ()) -> int:
-        """Removes the extracted media, all but `keep`; the lists and the digests stay.
+    def fetch(self, paths: Iterable[Path]) -> None:
+        """Extracts those of some files that are gone, for one host to look at; nothing where the
+        archive is gone, too."""
+        asked = {self._name(path) for path in paths}
+        asked |= {name for name in self._known if Path(name).parent.as_posix() in asked}  # frames
+        wanted = {name for name in asked & self._known.keys() if not self._is_there(name)}
 
-        Returns the bytes that became free.
-        """
+        def take(name: str, size: int, blocks) -> None:
+            if name in wanted:
+                target = self.root / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(target, lambda file: file.writelines(blocks))
+
+        if wanted and self.parts:
+            total = sum(part.stat().st_size for part in self.parts)
+            archives.scan(self.parts, self.name, take, tick=lambda done: self._tick(done, total))
+
+    def discard(self) -> int:
+        """Removes the extracted media; the lists and the digests stay. Returns the bytes freed."""
         if jax.process_index():
             return 0  # all hosts have read what they need: they waited for each other's embeddings
-        kept = {path.resolve() for path in keep}
         freed = 0
         for name, (size, *_) in self._known.items():
-            path = self.root / name
-            if name.startswith("jsonl/") or kept & {path, path.parent} or not path.is_file():
-                continue
-            path.unlink()
-            freed += size
+            if not name.startswith("jsonl/") and (self.root / name).is_file():
+                (self.root / name).unlink()
+                freed += size
         return freed
 
     def _is_there(self, name: str) -> bool:

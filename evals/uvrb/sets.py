@@ -47,7 +47,6 @@ class Sets:
         self.data, self.cache, self._digests = data, cache, digests
         self.moment_pool, self._media = moment_pool, media
         self._one_at_a_time, self._tick = one_at_a_time, tick
-        self._kept: set[Path] = set()
         self._opened: dict[str, RetrievalSet] = {}
         self._sizes: dict[str, int] = {}
         self._tasks: tuple[Task, ...] = ()
@@ -111,13 +110,9 @@ class Sets:
         """Queries and documents; the table's where a set has not been extracted yet."""
         return sum(self._sizes.get(task.name, task.queries + task.corpus) for task in tasks)
 
-    def keep(self, media: Iterable[Path]) -> None:
-        """Media that stay when their set is discarded: a report shows them."""
-        self._kept |= set(media)
-
     def discard(self, found: RetrievalSet) -> None:
         if isinstance(found.files, Archived):
-            found.files.discard(self._kept)
+            found.files.discard()
 
     def _locate(self, task: Task) -> list[Path] | None:
         """The parts of the set's archive, [] if only the cache has it, None if it is a folder."""

@@ -79,7 +79,7 @@ def stream_top_k(
     k = min(k, len(corpus))
     mesh = tiles.choose_mesh(mesh)
     first, stop, _ = (rows or slice(None)).indices(len(queries))
-    q_tile = tiles.tile_size(stop - first, query_tile, mesh.size)
+    q_tile = tiles.tile_size(len(queries), query_tile, mesh.size)  # whatever `rows` are
     c_tile = tiles.tile_size(len(corpus), corpus_tile)
     by_order = np.argsort(tiles.id_order(ids))
     make = _on_host if mesh.devices.flat[0].platform == "cpu" else _on_devices

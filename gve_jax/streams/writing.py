@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from gve_jax.streams.pairs import pair_features
 
@@ -29,17 +30,21 @@ def write_sources(
 ) -> dict[str, int]:
     """Writes records of `pair_features`, source by source in order; how many each has.
 
-    Memory does not grow with a source. One without a record leaves nothing.
+    The same records give the same bytes. Memory does not grow with a source. One without a record
+    leaves nothing.
 
     Args:
       directory: made here; a part of it may be left when the process ends: rename a whole one.
     """
     directory.mkdir()
+    serializer = ExampleSerializer(info.features.get_serialized_info())
     splits, counts = [], {}
     for source, records in sources.items():
         lengths, size, writer, room = [], 0, None, 0
         for record in records:
-            data = info.features.serialize_example(record)
+            example = serializer.get_tf_example(info.features.encode_example(record))
+            # Else the order of fields differs from process to process.
+            data = example.SerializeToString(deterministic=True)
             if room <= 0:
                 if writer is not None:
                     writer.close()

@@ -171,8 +171,8 @@ def test_an_extraction_is_whole_and_its_media_may_go(root, tmp_path):
     assert told[-1] == (sum(path.stat().st_size for path in paths),) * 2
     video, frames = home / "videos/sub/3.mp4", home / "videos/sub"
     before = files.digest(video), files.digest(frames)
-    assert files.discard([home / "videos/sub/1.mp4"]) == 3000 * (2 + 3 + 4)
-    left = {"jsonl/corpus.jsonl", "videos/sub/1.mp4"}
+    assert files.discard() == 3000 * (1 + 2 + 3 + 4)
+    left = {"jsonl/corpus.jsonl"}
     assert set(on_disk(home)) == left
     # A new run knows the same of the files that are gone, without the archive too.
     for parts in (paths, []):
@@ -183,7 +183,16 @@ def test_an_extraction_is_whole_and_its_media_may_go(root, tmp_path):
     assert set(on_disk(home)) == left
     with pytest.raises(UserError, match="CMRB: its files were discarded, and its archive is not"):
         files.ensure()
-    Archived("CMRB", paths, home).ensure()
+    files.fetch([video])  # nothing to take it from
+    assert set(on_disk(home)) == left
+    files = Archived("CMRB", paths, home)
+    files.fetch([video, home / "videos/sub/1.mp4", home / "jsonl/corpus.jsonl"])
+    assert set(on_disk(home)) == left | {"videos/sub/1.mp4", "videos/sub/3.mp4"}
+    assert video.read_bytes() == b"\x03" * 9000
+    files.fetch([frames])
+    assert on_disk(home) == on_disk(root)
+    files.discard()
+    files.ensure()
     assert on_disk(home) == on_disk(root)
     with pytest.raises(UserError, match="extracted from other parts; delete"):
         Archived("CMRB", paths[:2], home)

@@ -127,6 +127,13 @@ def test_uvrbs_sets_score_as_here(folder, tmp_path):
         theirs = files[f"UVRB-{name}"]["scores"]["test"][0]
         assert theirs["main_score"] == pytest.approx(ours[name]["score"], abs=1e-5), name
         assert theirs["ndcg_at_10"] == pytest.approx(ours[name]["metrics"]["ndcg@10"], abs=1e-5)
+    # MTEB reads our evaluator's files as its own, of the same model, revision and tasks.
+    (mine,) = mteb.ResultCache(tmp_path / "ours/mteb").load_results().model_results
+    (its,) = mteb.ResultCache(tmp_path / "theirs").load_results().model_results
+    assert (mine.model_name, mine.model_revision) == (its.model_name, its.model_revision)
+    read = ({one.task_name: one.get_score() for one in who.task_results} for who in (mine, its))
+    mine, its = read
+    assert mine == pytest.approx(its, abs=1e-5) and len(mine) == len(names)
 
 
 def test_candidates_are_ranked_alone(model, tmp_path):
