@@ -13,7 +13,7 @@ is within --duplicate-cosine of one.
 
 OUTPUT is a directory of pairs as training reads it, with README.md (the card), mining.json (what
 was asked, scores) and negatives.jsonl (the ids). Negatives that the pairs had are replaced. A pair
-that gets fewer than --negatives is left out, and counted. WORK keeps vectors and ranks: killed at
+that gets fewer than --negatives is left out and counted. WORK keeps vectors and ranks: killed at
 any time, the same command goes on from there, and another window uses the same vectors. See
 docs/mining.md.
 """
@@ -34,7 +34,7 @@ from gve_jax.files import differences
 from gve_jax.inputs import limits
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.world import WITHIN, World, read_world
-from gve_jax.mining.write import LOST, MANIFEST, write_mined
+from gve_jax.mining.write import LOST, MANIFEST, number, write_mined
 from gve_jax.retrieval.negatives import Rule
 
 FORMAT = "gve_jax mined pairs 1"
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
         print(f"{output} is mined already")
         return
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
-    rule = Rule(args.ranks, args.margin, args.share, args.negatives, args.choose, args.seed)
+    rule = Rule(args.ranks, args.share, args.margin, args.negatives, args.choose, args.seed)
     with _progress() as progress:
         bar = progress.add_task("reading pairs", total=None)
         world = read_world(args.pairs, args.corpus, lambda count: progress.advance(bar, count))
@@ -79,13 +79,15 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             "corpus": {"documents": len(world.corpus), "digest": world.corpus.digest()},
             "fingerprint": queries.vectors.manifest.get("fingerprint"),
         }
-        told = write_mined(output, world, queries, positives, of_pair, rule, settings,
-                           lambda count: progress.advance(bar, count))  # fmt: skip
+        told = write_mined(
+            output, world, queries, positives, of_pair, rule, settings,
+            lambda count: progress.advance(bar, count), args.max_lost_share,
+        )  # fmt: skip
     for name, its in told.items():
-        lost = ", ".join(f"{its['lost'][why]:,} {why}" for why in LOST if its["lost"][why])
+        lost = "".join(f"; {its['lost'][why]:,} {why}" for why in LOST if its["lost"][why])
         print(f"{name}: {its['mined']:,} of {its['pairs']:,} pairs, mean score of positives "
-              f"{its['means']['positive score']:.3f}, of negatives "
-              f"{its['means']['negative score']:.3f}{'; ' if lost else ''}{lost}")  # fmt: skip
+              f"{number(its['means']['positive score'])}, of negatives "
+              f"{number(its['means']['negative score'])}{lost}")  # fmt: skip
     print(f"wrote {output}")
 
 
@@ -163,6 +165,10 @@ def _ranks(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _limit(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m gve_jax.mine", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -179,10 +185,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what a query is compared with: documents of its positive's modalities, of its "
         "source, or all")  # fmt: skip
     add("--ranks", type=_ranks, default=(1, 100), metavar="FIRST-LAST", help="the window; 1-100")
-    add("--margin", type=float, default=0.0,
-        help="a negative scores at least this much below the positive; 0")  # fmt: skip
-    add("--share", type=float, default=0.95,
-        help="and at most this share of the positive's score, where above 0; 0.95")  # fmt: skip
+    add(
+        "--share",
+        type=_limit,
+        default=0.95,
+        help="a negative has at most this share of the positive's score; none: no limit; 0.95",
+    )
+    add(
+        "--margin",
+        type=_limit,
+        default=None,
+        help="and scores at least this much below the positive; no limit",
+    )
     add("--duplicate-cosine", type=float, default=1e-5,
         help="documents this near to a positive are none's negatives; 1e-5")  # fmt: skip
     add("--negatives", type=int, default=1, help=f"of each pair, 1 to {MOST}; 1")
@@ -193,6 +207,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--shard-size", type=int, default=4096, help="items of a shard of vectors; 4096")
     add("--max-bad-share", type=float, default=0.05,
         help="stop above this share of unreadable items; 0.05")  # fmt: skip
+    add("--max-lost-share", type=float, default=0.5,
+        help="fail above this share of pairs with too few negatives; 0.5")  # fmt: skip
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "shard_size"):
@@ -203,9 +219,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.ranks[1] - args.ranks[0] + 1 < args.negatives:
         parser.error(f"--ranks {args.ranks[0]}-{args.ranks[1]} has no room for {args.negatives} "
                      "negatives")  # fmt: skip
-    for name, least, most in (("share", 0, 1), ("margin", 0, 2), ("duplicate_cosine", 0, 2)):
+    for name, least, most in (("share", 0, 1), ("margin", 0, 2), ("duplicate_cosine", 0, 2),
+                              ("max_lost_share", 0, 1)):  # fmt: skip
         value = getattr(args, name)
-        if not least <= value <= most:
+        if value is not None and not least <= value <= most:
             parser.error(f"--{name.replace('_', '-')} must be {least} to {most}, not {value}")
     if args.seed < 0:
         parser.error(f"--seed must not be negative: {args.seed}")

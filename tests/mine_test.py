@@ -310,6 +310,7 @@ def test_another_corpus_with_vectors_made_before(pairs, tmp_path):
         ([0.9, 0.8, 0.7, 0.6], 0.8, Rule((1, 4), margin=0.15, share=1, count=3), [3]),
         ([0.9, 0.8, 0.7, 0.6], 2.0, Rule((2, 3), share=1, count=3), [1, 2]),
         ([0.1, -0.2, -0.3], -0.2, Rule((1, 3), share=0.5, count=2), [1, 2]),  # no share below 0
+        ([0.9, 0.8, 0.7, 0.6], 0.1, Rule((2, 3), share=None, count=3), [1, 2]),
         ([], 0.5, Rule((1, 9), count=1), []),
     ],
 )
@@ -328,7 +329,8 @@ def test_the_rule_by_hand(scores, positive, rule, expected):
     (["--seed", "-1"], "--seed must not be negative"),
     (["--corpus-vectors", "x"], "--corpus-vectors needs the --corpus"),
     (["--corpus", "none.jsonl"], "none.jsonl: no such file or folder"),
-    (["--ranks", "1-9", "--share", "0"], "no pair got its negatives"),
+    (["--ranks", "1-9", "--share", "0"], "fewer than 1 negatives, above --max-lost-share 0.5"),
+    (["--margin", "x"], "--margin: invalid"),
     (["--queries-vectors", "none"], "none: no finished vectors"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(pairs, tmp_path, monkeypatch, options, message):

@@ -42,14 +42,14 @@ class Tally:
         self.sums += positive, scores.mean(), ranks.mean()
 
     def told(self) -> dict:
-        means = self.sums / max(1, self.mined)
         names = ("positive score", "negative score", "rank")
+        means = [round(float(s) / self.mined, 6) if self.mined else None for s in self.sums]
         return {
             "pairs": self.pairs,
             "mined": self.mined,
             "lost": self.lost,
             "share with too few negatives": self.lost[LOST[2]] / max(1, self.pairs),
-            "means": dict(zip(names, np.round(means, 6).tolist(), strict=True)),
+            "means": dict(zip(names, means, strict=True)),
             "positive scores": self.positives.tolist(),
             "negative scores": self.negatives.tolist(),
         }
@@ -64,6 +64,7 @@ def write_mined(
     rule: Rule,
     settings: Mapping,
     advance: Callable[[int], None],
+    max_lost_share: float,
 ) -> dict[str, dict]:
     """Writes OUTPUT and returns what became of each source.
 
@@ -71,9 +72,10 @@ def write_mined(
       look: a pair, by source and index, to its documents (numbers in the corpus) and their scores.
       settings: of the manifest, what was asked and what the vectors are of.
       advance: called for every pair.
+      max_lost_share: of all pairs, those that may get too few negatives.
 
     Raises:
-      UserError: no pair is left; a document that a pair cannot hold.
+      UserError: more of them, or no pair that is left; a document that a pair cannot hold.
     """
     building = output.with_name(output.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
@@ -89,9 +91,14 @@ def write_mined(
             info = pair_info("mined", "Training pairs with mined hard negatives; see README.md.",
                              building)  # fmt: skip
             counts = write_sources(building / "pairs", info, records)
-        if not any(counts.values()):
-            raise UserError("no pair got its negatives: widen --ranks, or lower --margin or raise "
-                            "--share")  # fmt: skip
+        few, total = (sum(part(tally) for tally in tallies.values()) for part in
+                      (lambda tally: tally.lost[LOST[2]], lambda tally: tally.pairs))  # fmt: skip
+        if few > max_lost_share * total or not any(counts.values()):
+            raise UserError(
+                f"{few} of {total} pairs got fewer than {rule.count} negatives, above "
+                f"--max-lost-share {max_lost_share:g}: widen --ranks, or raise "
+                "--share or lower --margin (none: no limit)"
+            )
         os.replace(building / NEGATIVES, building / "pairs" / NEGATIVES)
         sources = {name: tally.told() for name, tally in tallies.items()}
         edges = {"edges of the histograms": EDGES.tolist()}
@@ -179,8 +186,12 @@ def card(name: str, sources: Mapping[str, dict], settings: Mapping) -> str:
     ]
     for source, told in sorted(sources.items()):
         counts = [told["pairs"], told["mined"], *(told["lost"][why] for why in LOST)]
-        cells = [source, *(f"{n:,}" for n in counts), *(f"{m:.3f}" for m in told["means"].values())]
+        cells = [source, *(f"{n:,}" for n in counts), *map(number, told["means"].values())]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "What was asked:\n", *(f"    {key} = {value}" for key, value in asked.items()
                                         if key != "files")]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def number(mean: float | None) -> str:
+    return "-" if mean is None else f"{mean:.3f}"

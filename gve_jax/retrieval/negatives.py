@@ -18,16 +18,17 @@ class Rule:
 
     Attributes:
       ranks: the first and the last rank, from 1, among documents that are not excluded.
-      margin: a negative scores at least this much less than the positive.
-      share: and no more than this share of the positive's score, if that is above zero.
+      share: a negative has at most this share of the positive's score, or at most that score where
+        it is not above zero; None for no limit.
+      margin: a negative scores at least this much less than the positive; None for no limit.
       count: negatives of a pair.
       choose: "hardest", the best ranked ones, or "random" ones of those that may be.
       seed: of the random choice.
     """
 
     ranks: tuple[int, int] = (1, 100)
-    margin: float = 0.0
-    share: float = 0.95
+    share: float | None = 0.95
+    margin: float | None = None
     count: int = 1
     choose: str = "hardest"
     seed: int = 0
@@ -42,9 +43,9 @@ class Rule:
           key: tells this pair's random choice from others'.
         """
         first, last = self.ranks
-        ceiling = positive - self.margin
-        if positive > 0:
-            ceiling = min(ceiling, self.share * positive)
+        ceiling = np.inf if self.margin is None else positive - self.margin
+        if self.share is not None:
+            ceiling = min(ceiling, positive * (self.share if positive > 0 else 1))
         may = first - 1 + np.flatnonzero(scores[first - 1 : last] <= ceiling)
         if self.choose == "random":
             may = np.sort(np.random.default_rng([self.seed, *key]).permutation(may)[: self.count])

@@ -1,7 +1,9 @@
-"""Metrics against hand-worked values, enumeration of all orders, and trec_eval's own code."""
+"""Metrics against hand-worked values, enumeration of all orders, trec_eval and ranx."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from gve_jax.errors import UserError
 from gve_jax.retrieval.metrics import chance, evaluate, first_rank, median_rank
 from gve_jax.retrieval.ranks import Ranks, rank_positives
+from tests.goldens import ranx_metrics as golden
 
 
 def ranks_of(*places, corpus=20):
@@ -114,3 +117,14 @@ def test_metrics_equal_trec_eval_with_ties():
     for ours, theirs in names.items():
         expected = [oracle[str(q)][theirs] for q in range(40)]
         np.testing.assert_allclose(evaluate(ours, ranks), expected, atol=1e-9, err_msg=ours)
+
+
+def test_metrics_equal_ranx():
+    """Its values are recorded, by goldens/ranx_metrics.py."""
+    queries, corpus, positives = golden.rankings()
+    ranks = rank_positives(queries, corpus, positives, [f"d{d}" for d in range(len(corpus))])
+    recorded = json.loads(Path(golden.__file__).with_suffix(".json").read_text())
+    assert set(recorded) == set(golden.NAMES)
+    for name, expected in recorded.items():
+        assert len(expected) == len(queries) and 0 < np.mean(expected) < 1
+        np.testing.assert_allclose(evaluate(name, ranks), expected, atol=1e-9, err_msg=name)
