@@ -160,8 +160,9 @@ def _beyond(results: Mapping) -> Table:
         for part in ("datasets", "averages"):
             for name, one in found[part].items():
                 low, high = one["interval"]
-                table.add_row(escape(what), name, f"{one['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}",
-                              p_value(one["p"]), p_value(one.get("p_holm")))  # fmt: skip
+                cells = [f"{one['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}"]
+                cells += [p_value(one["p"]), p_value(one.get("p_holm"))]
+                table.add_row(escape(what), name, *cells)
         table.add_section()
     for kind, points in results.get("sweeps", {}).items():
         for point in points:
