@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             model = Vectors(args.embeddings, quarantine, source.total, args.normalize)
         else:
             model = Meter(load(args.model))
+        run.check(model)
 
         def look(found: RetrievalSet, one: Scored) -> None:
             opened[found.task.name] = found

@@ -98,6 +98,16 @@ class Runs:
         self._model: Meter | None = None  # the first, and its embeddings
         self._first: Embedder | None = None
 
+    def check(self, model: Meter | Vectors) -> None:
+        """Before hours of work: whether the model takes the numbers of the sweeps.
+
+        Raises:
+          UserError: an encoder without input settings, or a number that it cannot take.
+        """
+        for kind in sweep.KINDS:
+            for value in getattr(self.args, kind):
+                sweep.variant(model.model, kind, value)
+
     def score(
         self,
         label: str,

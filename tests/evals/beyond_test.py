@@ -85,8 +85,12 @@ def test_costs_of_an_encoder_that_does_not_count_tokens_are_unknown(data, tmp_pa
 
 
 def test_encoder_without_input_settings_cannot_be_swept(data, tmp_path):
+    model = ColourEncoder()
     with pytest.raises(UserError, match="--frames: this encoder has no input settings"):
-        run(data, tmp_path, "--datasets", "MSRVTT", "--frames", "4", model=ColourEncoder())
+        run(data, tmp_path, "--datasets", "MSRVTT", "--frames", "4", model=model)
+    with pytest.raises(UserError, match="max_pixels 784 is below min_pixels"):
+        run(data, tmp_path, "--datasets", "MSRVTT", "--tokens", "1,200")
+    assert not (tmp_path / "embeddings").exists()  # before anything is embedded
 
 
 def test_intervals_hold_the_scores(data, tmp_path):
