@@ -3,8 +3,8 @@
 OUTPUT/embeddings/<label>/ holds
 
     manifest.json            the model's fingerprint; another model or setting is refused by field
-    vectors-00-00000.npy     float32 [n, D]: what host 00 embedded, at most SHARD items
-    vectors-00-00000.json    keys of those items and which are valid; written last, it is the seal
+    vectors-00-00000-*.npy   float32 [n, D]: what host 00 embedded, at most SHARD items
+    vectors-00-00000-*.json  keys of those items and which are valid; written last, it is the seal
     <SET>.<side>.json        ids, keys and validity of a side of a set that is finished
 
 A key hashes the content of an item (text, instruction, bytes of image and video, order of the
@@ -100,10 +100,12 @@ class Store:
         """A new shard; `vectors` has a row for each valid key."""
         host = f"vectors-{jax.process_index():02}"
         number = 1 + max(
-            (int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"{host}-*.json")),
+            (int(path.stem.split("-")[2]) for path in self.folder.glob(f"{host}-*.json")),
             default=-1,
         )
-        path = self.folder / f"{host}-{number:05}.json"
+        # The digest keeps two commands in one folder from sealing each other's vectors.
+        digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
+        path = self.folder / f"{host}-{number:05}-{digest}.json"
         write_array(path.with_suffix(".npy"), np.asarray(vectors, np.float32))
         write_json(path, {"keys": list(keys), "valid": np.asarray(valid).tolist()})
         self.refresh()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from evals.uvrb import embeddings
@@ -111,7 +112,7 @@ def test_a_shard_without_its_seal_is_made_again(benchmark, expected, tmp_path, m
 
     def stop(path, value):
         calls.append(path)
-        if path.name == "vectors-00-00001.json":
+        if path.match("vectors-00-00001-*.json"):
             raise KeyboardInterrupt
         write(path, value)
 
@@ -121,12 +122,26 @@ def test_a_shard_without_its_seal_is_made_again(benchmark, expected, tmp_path, m
         run(benchmark, tmp_path / "out", *options())
     monkeypatch.setattr(embeddings, "write_json", write)
     folder = tmp_path / "out/embeddings/model"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "manifest.json", "vectors-00-00000.json", "vectors-00-00000.npy", "vectors-00-00001.npy",
+    names = sorted(path.name for path in folder.iterdir())
+    assert [(name.rsplit("-", 1)[0], name[-4:]) for name in names[1:]] == [
+        ("vectors-00-00000", "json"), ("vectors-00-00000", ".npy"), ("vectors-00-00001", ".npy"),
     ]  # fmt: skip
     _, models = run(benchmark, tmp_path / "out", *options())
     assert models["trained"].asked[0] == "MSRVTT.queries/q2"
     assert scores(tmp_path / "out") == expected
+
+
+def test_two_commands_in_one_folder_keep_their_own_vectors(tmp_path):
+    """Both write their first shard: a seal must not be of the other's vectors."""
+    rows = np.eye(3, dtype=np.float32)
+    one, other = (embeddings.Store(tmp_path, {}, 3) for _ in range(2))
+    one.write(["a", "b"], rows[:2], [True, True])
+    other._read |= {path.name for path in tmp_path.glob("vectors-*")}  # it looked before that
+    other.write(["c", "a"], rows[[2, 0]], [True, True])
+    for path in tmp_path.glob("vectors-00-00001-*"):  # and so has the same number
+        path.rename(str(path).replace("-00001-", "-00000-"))
+    both = embeddings.Store(tmp_path, {}, 3).side(["c", "b", "a"])
+    assert (both.vectors == rows[[2, 1, 0]]).all()
 
 
 def test_content_is_embedded_once_after_a_restart_too(benchmark, tmp_path):
