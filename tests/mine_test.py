@@ -16,8 +16,14 @@ from data.pairs.builder import run_import
 from gve_jax import embed
 from gve_jax.errors import UserError
 from gve_jax.files import read_records
+from gve_jax.inputs.batch import Buckets
+from gve_jax.inputs.isolation import Isolated
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor
+from gve_jax.inputs.prompt import Prompt
 from gve_jax.mine import main
+from gve_jax.mining.world import content, kind
 from gve_jax.retrieval.negatives import Rule
+from gve_jax.streams.loader import LoadPairs
 from gve_jax.streams.pairs import PairSources
 from tests.conftest import ROOT
 
@@ -353,3 +359,36 @@ def test_a_changed_model_or_rule_is_named(pairs, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="exists and holds no mined pairs"):
         mine(pairs, tmp_path / "other", *options)
+
+
+class ByContent(Prober):
+    """A random vector for every content; nothing is decoded."""
+
+    def encode_valid(self, inputs, ids, quarantine, prompt=None, batch_size=32):
+        rows = [vector(content(item).hex()) for item in inputs]
+        return np.array(rows), np.ones(len(rows), bool)
+
+
+def test_training_reads_mined_media(world, tmp_path):
+    mine(world / "pairs", tmp_path / "out", "--share", "none", "--negatives", 2, "--ranks", "1-9",
+         model=ByContent())  # fmt: skip
+    sources, names = PairSources(tmp_path / "out"), ids_of(tmp_path / "out")
+    assert sources.sizes == PairSources(world / "pairs").sizes
+    documents = {f"{source}/{id}": pair["positive"]
+                 for (source, id), pair in read(world / "pairs").items()}  # fmt: skip
+    mined = read(tmp_path / "out")
+    for key, pair in read(world / "pairs").items():
+        again = mined[key]
+        assert [again[side] for side in ("query", "positive", "task")] == [
+            pair[side] for side in ("query", "positive", "task")
+        ]
+        assert again["negatives"] == [documents[one["id"]] for one in names[key]]
+        assert {kind(item) for item in again["negatives"]} == {kind(pair["positive"])}
+
+    spec = InputSpec(min_pixels=56**2, max_pixels=56**2, max_length=128, window_side=2)
+    with Isolated(Preprocessor(Prompt(world / "tokenizer.json", 128), spec), 1) as preprocess:
+        buckets = Buckets(shapes=((0, 128), (4, 128)), patches=16, windows=4)
+        batch = LoadPairs(sources, preprocess, buckets).map(("T2V_whole", np.arange(3)))
+    assert batch["valid"].all(), batch["failures"]
+    assert batch["negative0"]["patch_mask"].all() and batch["negative1"]["patch_mask"].all()
+    assert (batch["negative0"]["patches"] != batch["positive"]["patches"]).any(axis=(1, 2, 3)).all()

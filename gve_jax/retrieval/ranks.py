@@ -30,7 +30,7 @@ from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
 
 POSITIVES_PER_ROW = 4  # a query with more positives takes several rows
 HELD_TILES = 6  # products with the positives' tiles, kept until they are counted
-LARGEST_TILE = 1 << 15  # documents of a tile: two counts of them share the halves of an int32
+LARGEST_TILE = 1 << 14  # documents of a tile: two counts of them share an int32, and its sign
 LIST_TILE = (32, 128)  # queries and candidates of each that are scored at once
 
 
@@ -92,6 +92,7 @@ def rank_positives(
     tiles.check(queries, corpus, ids)
     if corpus_tile > LARGEST_TILE:
         raise UserError(f"corpus_tile is {corpus_tile}, it must be at most {LARGEST_TILE}")
+    order = tiles.id_order(ids)
     query, document = _pairs(positives, len(queries), len(corpus))
     row, slot, row_query, width = _rows(query, len(queries))
     position = np.full((len(row_query), width), -1, np.int32)
@@ -102,7 +103,6 @@ def rank_positives(
     mesh = tiles.choose_mesh(mesh)
     q_tile = tiles.tile_size(len(row_query), query_tile, mesh.size)
     c_tile = tiles.tile_size(len(corpus), corpus_tile)
-    order = tiles.id_order(ids)
     tile_orders = tiles.padded(order, -(-len(order) // c_tile) * c_tile, -1).reshape(-1, c_tile)
     fetch, product, count = tiles.fetcher(mesh, corpus, c_tile), tiles.product(mesh), _count(mesh)
 
@@ -159,6 +159,7 @@ def rank_candidates(
         without candidates, a positive that is not among them.
     """
     tiles.check(queries, corpus, ids)
+    order = tiles.id_order(ids)
     query, document = _pairs(positives, len(queries), len(corpus))
     of, among = _pairs(candidates, len(queries), len(corpus), "candidate")
     sizes = np.bincount(of, minlength=len(queries))
@@ -172,7 +173,7 @@ def rank_candidates(
         at = int(np.argmax(stray))
         raise UserError(f"query {query[at]}: its positive {ids[document[at]]!r} is no candidate")
 
-    mesh, order = tiles.choose_mesh(mesh), tiles.id_order(ids)
+    mesh = tiles.choose_mesh(mesh)
     score = np.zeros(len(query), np.float32)
     counts = np.zeros((len(query), 2), np.int32)
     own = tiles.own_rows(len(query))

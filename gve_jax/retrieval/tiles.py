@@ -5,6 +5,7 @@ product needs a collective. Several hosts divide the queries: each has a mesh of
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -63,7 +64,7 @@ def check_unit_vectors(vectors: np.ndarray, name: str, ids: Sequence[str] | None
 
 
 def check(queries: np.ndarray, corpus: np.ndarray, ids: Sequence[str]) -> None:
-    """Refuses what cannot be compared: see `check_unit_vectors`; also widths and ids."""
+    """Refuses what cannot be compared: see `check_unit_vectors`; also two widths, missing ids."""
     check_unit_vectors(queries, "queries")
     check_unit_vectors(corpus, "corpus", ids if len(ids) == len(corpus) else None)
     if queries.shape[1] != corpus.shape[1]:
@@ -72,11 +73,6 @@ def check(queries: np.ndarray, corpus: np.ndarray, ids: Sequence[str]) -> None:
         )
     if len(ids) != len(corpus):
         raise UserError(f"{len(ids)} document ids for {len(corpus)} vectors")
-    if len(set(ids)) != len(ids):
-        twice = next(
-            i for i, other in zip(sorted(ids), sorted(ids)[1:], strict=False) if i == other
-        )
-        raise UserError(f"document id {twice!r} occurs twice")
 
 
 # ---- the product ------------------------------------------------------------------------------
@@ -141,9 +137,17 @@ def padded(array: np.ndarray, rows: int, value: float) -> np.ndarray:
 
 
 def id_order(ids: Sequence[str]) -> np.ndarray:
-    """int32 [C], the place of each id among all sorted as strings: the larger wins a tie."""
+    """int32 [C], the place of each id among all sorted as strings: the larger wins a tie.
+
+    Raises:
+      UserError: an id that occurs twice; it is named.
+    """
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    for one, next_one in itertools.pairwise(by_id):
+        if ids[one] == ids[next_one]:
+            raise UserError(f"document id {ids[one]!r} occurs twice")
     order = np.empty(len(ids), np.int32)
-    order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids), dtype=np.int32)
+    order[by_id] = np.arange(len(ids), dtype=np.int32)
     return order
 
 
