@@ -135,10 +135,11 @@ class _Best:
         """Documents with scores [Q, C] and orders uint64 [C]."""
         if not self.least.any():
             self._start(scores)
+        # Fresh pages for every tile would cost as much as the comparison.
         if self._reach.shape != scores.shape:
             self._reach = np.empty(
                 scores.shape, bool
-            )  # fresh pages would cost as much as comparing
+            )
         at = np.flatnonzero(np.greater_equal(scores, self.floor, out=self._reach))
         row, column = np.divmod(at, scores.shape[1])
         keys = _key(scores.ravel()[at] if scores.flags.c_contiguous else scores[row, column],
