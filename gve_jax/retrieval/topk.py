@@ -137,9 +137,7 @@ class _Best:
             self._start(scores)
         # Fresh pages for every tile would cost as much as the comparison.
         if self._reach.shape != scores.shape:
-            self._reach = np.empty(
-                scores.shape, bool
-            )
+            self._reach = np.empty(scores.shape, bool)
         at = np.flatnonzero(np.greater_equal(scores, self.floor, out=self._reach))
         row, column = np.divmod(at, scores.shape[1])
         keys = _key(scores.ravel()[at] if scores.flags.c_contiguous else scores[row, column],
