@@ -1,4 +1,4 @@
-"""The K best documents of every query, as mining needs them, beside the bare product.
+"""The K best documents of every query that are not its positive, beside the bare product.
 
     python -m evals.speed mine                                        # 4,096 x 32,768 x 1,024
     python -m evals.speed mine --queries 100000 --corpus 100000       # the size of the goal
@@ -18,14 +18,26 @@ from evals.speed.rank import asked, bare, in_turns, vectors
 from evals.speed.result import write_result
 from gve_jax.errors import Parser, UserError
 from gve_jax.retrieval import stream_top_k
+from gve_jax.retrieval.negatives import stream_neighbours
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
 
 
-def search(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple:
-    """The last tile's answer: the others would be on disk by now."""
+def search(queries: np.ndarray, corpus: np.ndarray, k: int, positives=None) -> tuple:
+    """The last tile's answer: the others would be on disk by now.
+
+    Without `positives`, one document of each query, nothing is excluded.
+    """
     ids = [str(i) for i in range(len(corpus))]
-    (found,) = deque(stream_top_k(queries, corpus, ids, k), maxlen=1)
-    return found
+    if positives is None:
+        found = stream_top_k(queries, corpus, ids, k)
+    else:
+        found = stream_neighbours(
+            queries, corpus, ids, k, lambda asked: (np.arange(len(asked)), positives[asked]),
+            lambda asked: (np.arange(len(asked)), corpus[positives[asked]]), 1e-5,
+            rows=slice(0, len(queries)),
+        )  # fmt: skip
+    (last,) = deque(found, maxlen=1)
+    return last
 
 
 def compare(queries: np.ndarray, corpus: np.ndarray, found: tuple, count: int = 16) -> None:
@@ -55,12 +67,12 @@ def main(argv=None) -> None:
     if min(args.queries, args.corpus, args.width, args.repeats, args.k) < 1:
         raise UserError("--queries, --corpus, --width, --k and --repeats must be at least 1")
     corpus = vectors(args.corpus, args.width, 0)
-    queries, _ = asked(corpus, args.queries)
+    queries, positives = asked(corpus, args.queries)
     bare(queries[:QUERY_TILE], corpus[:CORPUS_TILE])  # compiles
     compare(queries, corpus, search(queries[:QUERY_TILE], corpus, args.k))
     ways = {
         "product": lambda: bare(queries, corpus),
-        "mining": lambda: search(queries, corpus, args.k),
+        "mining": lambda: search(queries, corpus, args.k, positives),
     }
     result = in_turns(ways, args.repeats, 2 * args.queries * args.corpus * args.width)
     if not args.no_memory:
@@ -71,4 +83,5 @@ def main(argv=None) -> None:
 
 def work(queries: int, corpus: np.ndarray) -> None:
     """What is measured in a process of its own."""
-    search(asked(corpus, queries)[0], corpus, 100)
+    rows, positives = asked(corpus, queries)
+    search(rows, corpus, 100, positives)

@@ -118,13 +118,17 @@ class Neighbours:
         if not len(asked) or not len(documents):
             return lambda query: nothing
 
-        def excluded(number: int) -> list[int]:
-            return [place[n] for n in self._excluded(int(asked[number])) if place[n] >= 0]
+        def excluded(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            its = [self._excluded(int(query)) for query in asked[numbers]]
+            owner = np.repeat(np.arange(len(its)), [len(one) for one in its])
+            document = place[np.array([n for one in its for n in one], np.int64)]
+            return owner[document >= 0], document[document >= 0]
 
-        def twins(number: int) -> np.ndarray:
-            right = self._right[self.world.queries.contents[asked[number]]]
-            rows = self.positives.row[sorted(right)]
-            return self.positives.vectors[rows[rows >= 0]]
+        def positives(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            its = [sorted(self._right[self.world.queries.contents[q]]) for q in asked[numbers]]
+            owner = np.repeat(np.arange(len(its)), [len(one) for one in its])
+            row = self.positives.row[np.array([n for one in its for n in one], np.int64)]
+            return owner[row >= 0], self.positives.vectors[row[row >= 0]]
 
         tile = query_tile(len(asked), jax.local_device_count())
         files = [self.folder / f"{group.name}-{n:06}.npz" for n in range(-(-len(asked) // tile))]
@@ -134,7 +138,7 @@ class Neighbours:
             stream = stream_neighbours(
                 Selection(self.queries.vectors, self.queries.row[asked]),
                 Selection(self.corpus.vectors, self.corpus.row[documents]),
-                [self.world.corpus.ids[n] for n in documents], self.last, excluded, twins,
+                [self.world.corpus.ids[n] for n in documents], self.last, excluded, positives,
                 self.tolerance, rows=slice(done * tile, len(asked)), advance=advance,
             )  # fmt: skip
             for rows, places, scores in stream:

@@ -1,15 +1,16 @@
 """Which documents a query may have as hard negatives: ranks without its positives, and a rule."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from gve_jax.retrieval import tiles
+from gve_jax.retrieval.tiles import NORM_TOLERANCE
 from gve_jax.retrieval.topk import stream_top_k
 
 SPARE = 16  # documents asked for beyond the window, in place of those that are excluded
-ROUNDING = 4e-3  # of a score, for lengths that differ from one by `tiles.NORM_TOLERANCE`
+PAIRS = 4096  # documents compared with a positive at a time
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def stream_neighbours(
     corpus: np.ndarray,
     ids: list[str],
     count: int,
-    excluded: Callable[[int], Collection[int]],
-    positives: Callable[[int], np.ndarray],
+    excluded: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    positives: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     tolerance: float,
     *,
     rows: slice,
@@ -68,9 +69,11 @@ def stream_neighbours(
 
     Args:
       queries, corpus, ids, rows, advance: as in `stream_top_k`.
-      excluded: corpus indices that a query, by its index, must not get.
-      positives: the vectors of a query's positives, [n, D]: neither what is as close to one of them
-        as a cosine of 1 - `tolerance`.
+      excluded: of query indices [n] to what they must not get: places in [n], int64 [E], and corpus
+        indices, int64 [E].
+      positives: of query indices [n] to places in [n], int64 [P], ascending, and the vectors of
+        those queries' positives, [P, D]. What is as close to one of them as a cosine of
+        1 - `tolerance`, its query does not get either.
 
     Yields:
       The queries' slice; corpus indices int64 [n, count], -1 where there are no more documents;
@@ -81,47 +84,51 @@ def stream_neighbours(
     for chosen, places, scores in found:
         kept = np.full((len(places), count), -1, np.int64)
         kept_scores = np.full((len(places), count), -np.inf, np.float32)
-        width, open_rows = wanted, np.arange(len(places))
+        width, left = wanted, np.arange(len(places))
         while True:
-            short = []
-            for row, its_places, its_scores in zip(open_rows, places, scores, strict=True):
-                query = chosen.start + int(row)
-                good = ~np.isin(its_places, list(excluded(query)))
-                good &= ~_twins(queries, corpus, query, its_places, its_scores, positives(query),
-                                tolerance)  # fmt: skip
-                good = np.flatnonzero(good)[:count]
-                if len(good) < count and width < len(corpus):
-                    short.append(row)
-                kept[row, : len(good)] = its_places[good]
-                kept_scores[row, : len(good)] = its_scores[good]
-            if not short:
+            asked = chosen.start + left
+            good = ~_has(places, *excluded(asked), len(corpus))
+            good &= ~_twins(queries, corpus, asked, places, scores, *positives(asked), tolerance)
+            rank = np.cumsum(good, axis=1) - 1
+            row, column = np.nonzero(good & (rank < count))
+            kept[left[row], rank[row, column]] = places[row, column]
+            kept_scores[left[row], rank[row, column]] = scores[row, column]
+            left = left[good.sum(axis=1) < count] if width < len(corpus) else left[:0]
+            if not len(left):
                 break
             # More was excluded than was spare: these few ask again, for more.
-            width, open_rows = min(4 * width, len(corpus)), np.array(short)
-            again = stream_top_k(queries[chosen.start + open_rows], corpus, ids, width)
-            _, places, scores = (list(part) for part in zip(*again, strict=True))
-            places, scores = np.concatenate(places), np.concatenate(scores)
+            width = min(4 * width, len(corpus))
+            again = list(stream_top_k(queries[chosen.start + left], corpus, ids, width))
+            places, scores = (np.concatenate([part[n] for part in again]) for n in (1, 2))
         yield chosen, kept, kept_scores
 
 
-def _twins(queries, corpus, query, places, scores, positives, tolerance) -> np.ndarray:
-    """bool [k], which documents are as close to a positive as a cosine of 1 - `tolerance`.
+def _has(places: np.ndarray, row: np.ndarray, document: np.ndarray, corpus: int) -> np.ndarray:
+    """bool [n, k], which of the documents int64 [n, k] are among a row's own."""
+    keys = np.arange(len(places))[:, None] * corpus + places
+    return np.isin(keys, row * corpus + document)
+
+
+def _twins(queries, corpus, asked, places, scores, owner, positives, tolerance) -> np.ndarray:
+    """bool [n, k], which documents are as close to a positive as a cosine of 1 - `tolerance`.
 
     Two rows of that cosine are sqrt(2 tolerance) apart, and so are their products with a query at
     most: only documents that score that near to the positive are looked at.
     """
-    twin = np.zeros(len(places), bool)
-    if not len(positives):
-        return twin
+    twin = np.zeros(places.shape, bool)
     positives = positives / np.linalg.norm(positives, axis=1, keepdims=True)
-    own = positives @ np.asarray(queries[query : query + 1], np.float32)[0]
-    near = np.abs(scores[:, None] - own) <= np.sqrt(2 * tolerance) + ROUNDING
-    at = np.flatnonzero(near.any(axis=1))
-    if len(at):
-        rows = np.asarray(corpus[places[at]], np.float64)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    own = np.einsum("pd,pd->p", positives, np.asarray(queries[asked[owner]], np.float32))
+    # Lengths may differ from one by a little.
+    reach = (1 + NORM_TOLERANCE) * (np.sqrt(2 * tolerance) + NORM_TOLERANCE * np.abs(scores))
+    which, column = np.nonzero(np.abs(scores[owner] - own[:, None]) <= reach[owner])
+    for start in range(0, len(which), PAIRS):
+        pair, at = which[start : start + PAIRS], column[start : start + PAIRS]
+        rows = corpus[places[owner[pair], at]]
+        cosine = np.einsum("nd,nd->n", rows, positives[pair])
+        cosine /= np.sqrt(np.einsum("nd,nd->n", rows, rows))
         # A rounding of float32 vectors is no difference.
-        twin[at] = (rows @ positives.T.astype(np.float64) >= 1 - tolerance - 1e-6).any(axis=1)
+        same = cosine >= 1 - tolerance - 1e-6
+        twin[owner[pair[same]], at[same]] = True
     return twin
 
 

@@ -127,6 +127,7 @@ class _Best:
         self.k = k
         self.keys = np.zeros((queries, k), np.uint64)
         self.waiting: list[np.ndarray] = []
+        self._reach = np.empty((0, 0), bool)
         self.least = np.zeros(queries, np.uint64)  # a key below cannot be among the best
         self.floor = np.full((queries, 1), -np.inf, np.float32)  # its score
 
@@ -134,7 +135,10 @@ class _Best:
         """Documents with scores [Q, C] and orders uint64 [C]."""
         if not self.least.any():
             self._start(scores)
-        at = np.flatnonzero(scores >= self.floor)
+        # Fresh pages for every tile would cost as much as the comparison.
+        if self._reach.shape != scores.shape:
+            self._reach = np.empty(scores.shape, bool)
+        at = np.flatnonzero(np.greater_equal(scores, self.floor, out=self._reach))
         row, column = np.divmod(at, scores.shape[1])
         keys = _key(scores.ravel()[at] if scores.flags.c_contiguous else scores[row, column],
                     order[column])  # fmt: skip

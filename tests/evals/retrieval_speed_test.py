@@ -1,0 +1,43 @@
+"""The benchmarks of ranks and of mining run, and notice results that are wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evals.speed import mine, rank
+from gve_jax.errors import UserError
+from gve_jax.retrieval import rank_positives
+
+SMALL = ["--queries", "40", "--corpus", "300", "--width", "32", "--repeats", "1", "--no-memory"]
+
+
+def test_both_print_what_they_measured(tmp_path):
+    rank.main([*SMALL, "--no-faiss", "--output", str(tmp_path / "rank.json")])
+    mine.main([*SMALL, "--k", "7", "--output", str(tmp_path / "mine.json")])
+    for name, way in (("rank", "ranks"), ("mine", "mining")):
+        told = json.loads((tmp_path / f"{name}.json").read_text())
+        assert told["benchmark"] == name and told["settings"]["corpus"] == 300
+        assert told["result"]["product"]["wall s"] >= 0 and "processor s" in told["result"][way]
+
+
+def test_wrong_results_end_them():
+    corpus = rank.vectors(200, 32, 0)
+    queries, documents = rank.asked(corpus, 30)
+    ids = [str(i) for i in range(200)]
+    ranks = rank_positives(queries, corpus, documents[:, None].tolist(), ids).rank
+    assert rank.compare(queries, corpus, documents, ranks) == 0
+    with pytest.raises(SystemExit, match="query 3: rank"):
+        rank.compare(queries, corpus, documents, ranks + 5 * (np.arange(30) == 3))
+    found = mine.search(queries, corpus, 5)
+    mine.compare(queries, corpus, found)
+    with pytest.raises(SystemExit, match="not the best documents"):
+        mine.compare(queries, corpus, (found[0], (found[1] + 1) % 200, found[2]))
+    _, places, _ = mine.search(queries, corpus, 5, documents)
+    assert not (places == documents[:, None]).any()
+
+
+def test_sizes_that_cannot_be():
+    for module in (rank, mine):
+        with pytest.raises(UserError, match="must be at least 1"):
+            module.main(["--queries", "0"])
