@@ -84,6 +84,9 @@ def get_config(form: str = "") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.pairs = "data/gve"  # TFDS directory, one split a source; 0-3 hard negatives a pair
+    config.data.sources = ()  # patterns of whole names, those that train; (): all
+    config.data.batch_sizes = ()  # (pattern, pairs of a global batch); else batch_size
+    config.data.repeat = ()  # (pattern, passes over a source at most); else any number
     config.data.tokenizer = placeholder(str)  # None: that of `pretrained`
     config.data.siblings = ConfigDict()  # source: records side by side that share a batch
     config.data.workers = 8  # decoding processes of a host; the order does not depend on it
@@ -113,12 +116,21 @@ def get_config(form: str = "") -> ConfigDict:
     # freezes. Tower, merger, embeddings and the decoder's own weights are frozen (figure 4).
     config.optimizer.rates = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 
-    # The Modality Pyramid: P(source) ~ size * exp(R / sigma), R probed at the start of each stage.
+    # The Modality Pyramid: P(task) ~ size * exp(R / sigma), R probed as each stage starts. What
+    # fields may be: gve_jax/learning/curriculum.py.
     config.pyramid = ConfigDict()
     config.pyramid.stages = 3  # one an epoch, and 3 epochs; section 3.3
+    config.pyramid.unit = "steps"  # of equal parts: its curves end after about one epoch, not 3
+    config.pyramid.bounds = ()  # or the first steps of the stages after the first
+    config.pyramid.schedule = "pyramid"  # or "uniform", "proportional", "manual"
+    config.pyramid.weights = ()  # of "manual": (pattern, weight, or one a stage)
+    config.pyramid.task = "source"  # not stated; "modality": pairs of modalities, split by size
+    config.pyramid.by_size = True  # not stated; False would show 4 k pairs as often as 5 M
+    config.pyramid.sigma = "linear"  # section 3.3
+    config.pyramid.sigma_per = "stage"  # not stated; "step": each step is drawn with its own
     config.pyramid.sigma_first = 0.1  # section 3.3
     config.pyramid.sigma_last = 1.0  # section 3.3
-    config.pyramid.by_size = True  # not stated; False would show 4 k pairs as often as 5 M
+    config.pyramid.prober = placeholder(str)  # section 3.3: GME-7B; here the start, unless named
     config.pyramid.pairs = 1024  # probed of each source; not stated
 
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # -1: all devices left

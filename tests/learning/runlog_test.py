@@ -22,7 +22,6 @@ def make_log(workdir, monkeypatch, **more):
         workdir,
         first_step=0,
         steps=8,
-        batch_size=16,
         every=1,
         learning_rate=lambda step: 0.5,
         flops=lambda sides: Flops(1e12, sum(side.tokens for side in sides) * 1e10),
@@ -32,7 +31,7 @@ def make_log(workdir, monkeypatch, **more):
 
 def batch():
     return SimpleNamespace(
-        arrays={"x": np.zeros((16, 4))},
+        arrays={"valid": np.ones(16, bool)},
         source="T2V_whole",
         ids=["a", "b"],
         used={"tokens": 300, "patches": 10},
