@@ -4,6 +4,7 @@
     python -m gve_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
 `--config configs/quickstart.py:smoke` is the same experiment in seconds: does it run at all?
+`:small` is what `python -m evals.curriculum` repeats: a narrower model, fewer steps.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ from gve_jax.inputs.limits import Limits
 
 
 def get_config(form: str = "") -> ConfigDict:
-    if form not in ("", "smoke"):
-        raise ValueError(f"configs/quickstart.py has no form {form!r}; known: smoke")
+    if form not in ("", "smoke", "small"):
+        raise ValueError(f"configs/quickstart.py has no form {form!r}; known: smoke, small")
     config = ConfigDict()
     config.seed = 42  # the paper's
     config.steps = 1150  # optimizer steps, all stages together
@@ -138,6 +139,14 @@ def get_config(form: str = "") -> ConfigDict:
     config.profile = ()  # (first step, steps) to trace, for XProf: WORKDIR/profile
     config.export = ("gve_jax",)  # forms of the trained model: "gve_jax", "peft", "hf"
 
+    if form == "small":
+        config.steps = 500
+        config.model.vision.update(hidden_size=64, intermediate_size=128, num_heads=2)
+        config.model.vision.out_hidden_size = 64
+        config.model.text.update(hidden_size=64, intermediate_size=192, num_hidden_layers=2)
+        config.model.text.update(num_attention_heads=2, num_key_value_heads=1)
+        config.buckets.shapes = ((0, 64), (0, 192), (1, 80), (4, 80), (5, 192))
+        config.optimizer.learning_rate = 1.5e-3  # narrower
     if form == "smoke":
         config.steps = 6
         config.batch_size = 8
