@@ -12,6 +12,7 @@ NAMES = {
     "compile": "compiling a model of 36 layers and of 2",
     "loading": "memory and time of loading a checkpoint in the shapes of GVE-3B",
     "seeking": "8 frames of a 10-minute video, beside decoding all of it",
+    "streams": "the pair streams alone beside the step they feed; 1,000 sources beside 1; starting",
     "isolation": "what decoding in processes of its own costs, and their memory over many clips",
 }
 
