@@ -2,8 +2,8 @@
 
     python -m gve_jax.train --config configs/gve_7b.py --workdir runs/gve-7b
 
-The forms are the same: `:s`, `:i`, `:own`, `:smoke`. The paper gives both sizes one table of hyper-parameters; the
-7B sees up to 13.73 M pairs (`configs/gve_mixture.py`).
+The forms are the same: `:s`, `:i`, `:own`, `:smoke`. The paper gives both sizes one table of
+hyper-parameters; the 7B sees up to 13.73 M pairs (`configs/gve_mixture.py`).
 """
 
 from ml_collections import ConfigDict
