@@ -136,10 +136,11 @@ class Experiment:
             raise UserError(f"config.loss: {error}") from error
         self.sources.check(self.batch_sizes)
         for name, together in config.data.siblings.items():
-            size = self.sources.sizes.get(name)
-            if size is None:
+            if name not in self.sources.known:
                 raise UserError(f"data.siblings names {name}, which is no source")
-            batch = self.batch_sizes[name]
+            if name not in self.sources.sizes:  # not chosen
+                continue
+            size, batch = self.sources.sizes[name], self.batch_sizes[name]
             if together < 1 or size % together or batch % together:
                 raise UserError(
                     f"data.siblings.{name} {together} does not divide its {size} pairs and "

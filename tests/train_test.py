@@ -256,10 +256,13 @@ def test_a_prober_measures_what_the_run_would_itself(world, finished, tmp_path):
 
 def test_batches_have_their_sources_size_and_repeat_as_told(world, tmp_path):
     """The stream of a run with a policy for each: what it was told is what it gives."""
-    fields = dict(
-        data__batch_sizes=(("^T2V_(crossing|camera)$", 16),), data__repeat=(("^I2I$", 1),)
-    )
-    fields |= dict(data__sources=("I2I", "T2V_c.*"), pyramid__stages=1, pyramid__schedule="uniform")
+    fields = {
+        "data__batch_sizes": (("^T2V_(crossing|camera)$", 16),),
+        "data__repeat": (("^I2I$", 1),),
+        "data__sources": ("I2I", "T2V_c.*"),
+        "pyramid__stages": 1,
+        "pyramid__schedule": "uniform",
+    }
     run = Experiment(make_config(world, **fields), tmp_path)
     record = run.stage(0, dict.fromkeys(run.sources.sizes, 0.5), [])
     assert record["batches"] == {"I2I": 1, "T2V_camera": 3, "T2V_crossing": 2}  # not 2, 2, 2

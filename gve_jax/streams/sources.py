@@ -20,7 +20,8 @@ class Sources:
       chosen: patterns that match whole names; (): all sources.
 
     Attributes:
-      sizes, bytes: of each source, by sorted name.
+      sizes, bytes: of each chosen source, by sorted name.
+      known: all names, chosen or not.
 
     Raises:
       UserError: as `PairSources`; two sources of one name; a pattern that matches none.
@@ -39,17 +40,18 @@ class Sources:
                         f"{directory}; give one of them a name, as NAME={directory}"
                     )
                 found[known] = part, name
-        self._found = {name: found[name] for name in self._choose(sorted(found))}
+        self.known = sorted(found)
+        self._found = {name: found[name] for name in self._choose()}
         self.sizes = {name: part.sizes[own] for name, (part, own) in self._found.items()}
         self.bytes = {name: part.bytes[own] for name, (part, own) in self._found.items()}
 
     def __reduce__(self):
         return Sources, (self.parts, self.chosen)
 
-    def _choose(self, names: list[str]) -> list[str]:
+    def _choose(self) -> list[str]:
         if not self.chosen:
-            return names
-        kept = set()
+            return self.known
+        kept, names = set(), self.known
         for pattern in self.chosen:
             try:
                 matched = [name for name in names if re.fullmatch(pattern, name)]
