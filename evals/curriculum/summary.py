@@ -43,13 +43,13 @@ def _scores(workdir: Path) -> dict[str, float]:
     return {name: told["averages" if name in AVERAGES else "abilities"][name] for name in NAMES}
 
 
-def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and sample standard deviation (0 of one run)."""
+def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean and sample standard deviation (None of one run)."""
     found = {}
     for name in NAMES:
         values = np.array([row[name] for row in rows])
-        deviation = values.std(ddof=1) if len(values) > 1 else 0.0
-        found[name] = {"mean": float(values.mean()), "sd": float(deviation)}
+        deviation = float(values.std(ddof=1)) if len(values) > 1 else None
+        found[name] = {"mean": float(values.mean()), "sd": deviation}
     return found
 
 
@@ -126,5 +126,6 @@ _HEAD = (
 )
 
 
-def _plus_minus(value: Mapping[str, float], signed: bool = False) -> str:
-    return f"{value['mean']:{'+' if signed else ''}.3f} ± {value['sd']:.3f}"
+def _plus_minus(value: Mapping[str, float | None], signed: bool = False) -> str:
+    spread = "" if value["sd"] is None else f" ± {value['sd']:.3f}"
+    return f"{value['mean']:{'+' if signed else ''}.3f}{spread}"
