@@ -1,11 +1,16 @@
 """GVE-3B: LoRA on Qwen2.5-VL-3B-Instruct with the published hyper-parameters (arXiv 2510.27571).
 
-    python -m gve_jax.train --config configs/gve_3b.py --workdir runs/gve-3b \\
-        --config.data.pairs=PAIRS
+    python -m gve_jax.train --config configs/gve_3b.py --workdir runs/gve-3b
 
-"Table 9", "A.8" and sections are the paper's; what it does not state is said so. `gve_3b.py:smoke`
-is the same recipe at tiny widths, from random weights, on the generated world of
-`python -m data.shapes --output WORKDIR/data`: does it run at all?
+"Table 9", "A.8" and sections are the paper's; what it does not state is said so. The mixture is
+`configs/gve_mixture.py`, and docs/reproduce.md tells how to come by it. Forms:
+
+    gve_3b.py         GVE: collected and synthesized pairs, the Modality Pyramid
+    gve_3b.py:s       GVE-s: the same pairs, no curriculum: sources in proportion to their size
+    gve_3b.py:i       GVE-i: collected pairs alone, no curriculum
+    gve_3b.py:own     GVE's recipe on pairs of your own: `--config.data.pairs=PAIRS`
+    gve_3b.py:smoke   at tiny widths, from random weights, on the generated world of
+                      `python -m data.shapes --output WORKDIR/data`: does it run at all?
 """
 
 import dataclasses
@@ -13,17 +18,21 @@ import dataclasses
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from configs import gve_mixture
 from gve_jax.inputs.limits import Limits
 from gve_jax.model.config import LORA_TARGETS
 
+FORMS = ("i", "s", "own", "smoke")
+
 
 def get_config(form: str = "") -> ConfigDict:
-    if form not in ("", "smoke"):
-        raise ValueError(f"this configuration has no form {form!r}; known: smoke")
+    if form and form not in FORMS:
+        raise ValueError(f"this configuration has no form {form!r}; known: {', '.join(FORMS)}")
+    mixture = gve_mixture.COLLECTED if form == "i" else gve_mixture.ALL
     config = ConfigDict()
     config.seed = 42  # Table 9
     config.steps = 12_000  # its curves end there: 12.55 M pairs, once (it also says: 3 epochs)
-    config.batch_size = 1024  # pairs of a global batch: 32 on each of 32 A100s
+    config.batch_size = 1024  # pairs of a global batch, 32 on each of 32 A100s; see batch_sizes
     config.pretrained = placeholder(str)  # so that it may be overridden with None, too
     config.pretrained = "Qwen/Qwen2.5-VL-3B-Instruct"  # directory or Hub id; brings the tokenizer
     config.quantize = placeholder(str)  # "nf4" or "int8": the frozen decoder in few bits, one GPU
@@ -83,7 +92,15 @@ def get_config(form: str = "") -> ConfigDict:
     config.buckets.windows = 50  # of any frame pair: a strip touches the most
 
     config.data = ConfigDict()
-    config.data.pairs = "data/gve"  # TFDS directory, one split a source; 0-3 hard negatives a pair
+    # TFDS directories, one split a source: DIR, or NAME=DIR to add a name to its sources', several
+    # by commas, with * for many; 0 to 3 hard negatives a pair.
+    config.data.pairs = "data/gve/*"
+    config.data.sources = gve_mixture.names(mixture)  # patterns of whole names; (): all there are
+    # (pattern, pairs of a global batch), else batch_size; table 6: 32 or 64 a GPU by source.
+    config.data.batch_sizes = gve_mixture.batch_sizes(mixture)
+    # (pattern, passes over a source at most), else any number. Not stated: "small, valuable" ones
+    # were repeated.
+    config.data.repeat = ()
     config.data.tokenizer = placeholder(str)  # None: that of `pretrained`
     config.data.siblings = ConfigDict()  # source: records side by side that share a batch
     config.data.workers = 8  # decoding processes of a host; the order does not depend on it
@@ -113,12 +130,21 @@ def get_config(form: str = "") -> ConfigDict:
     # freezes. Tower, merger, embeddings and the decoder's own weights are frozen (figure 4).
     config.optimizer.rates = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 
-    # The Modality Pyramid: P(source) ~ size * exp(R / sigma), R probed at the start of each stage.
+    # The Modality Pyramid: P(task) ~ size * exp(R / sigma), R probed as each stage starts. What
+    # fields may be: gve_jax/learning/curriculum.py.
     config.pyramid = ConfigDict()
     config.pyramid.stages = 3  # one an epoch, and 3 epochs; section 3.3
+    config.pyramid.unit = "steps"  # of equal parts: its curves end after about one epoch, not 3
+    config.pyramid.bounds = ()  # or the first steps of the stages after the first
+    config.pyramid.schedule = "pyramid"  # or "uniform", "proportional", "manual"
+    config.pyramid.weights = ()  # of "manual": (pattern, weight, or one a stage)
+    config.pyramid.task = "source"  # not stated; "modality": pairs of modalities, split by size
+    config.pyramid.by_size = True  # not stated; False would show 4 k pairs as often as 5 M
+    config.pyramid.sigma = "linear"  # section 3.3
+    config.pyramid.sigma_per = "stage"  # not stated; "step": each step is drawn with its own
     config.pyramid.sigma_first = 0.1  # section 3.3
     config.pyramid.sigma_last = 1.0  # section 3.3
-    config.pyramid.by_size = True  # not stated; False would show 4 k pairs as often as 5 M
+    config.pyramid.prober = placeholder(str)  # section 3.3: GME-7B; here the start, unless named
     config.pyramid.pairs = 1024  # probed of each source; not stated
 
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # -1: all devices left
@@ -131,6 +157,10 @@ def get_config(form: str = "") -> ConfigDict:
     config.profile = ()  # (first step, steps) to trace, for XProf: WORKDIR/profile
     config.export = ("gve_jax", "peft")  # forms of the trained model; "hf": merged, for others
 
+    if form in ("i", "s"):
+        config.pyramid.schedule = "proportional"
+    if form == "own":
+        config.data.sources = config.data.batch_sizes = ()
     if form == "smoke":
         make_small(config)
     return config
@@ -150,6 +180,7 @@ def make_small(config: ConfigDict) -> None:
     config.inputs.min_pixels = config.inputs.max_pixels = 56 * 56
     config.buckets.update(shapes=((0, 192), (4, 192)), frames=(), patches=16, windows=4)
     config.data.pairs = "{workdir}/data/pairs"
+    config.data.sources = config.data.batch_sizes = ()
     config.data.tokenizer = "{workdir}/data/tokenizer.json"
     config.data.workers = 0
     config.optimizer.warmup_steps = 1

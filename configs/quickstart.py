@@ -4,6 +4,7 @@
     python -m gve_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
 `--config configs/quickstart.py:smoke` is the same experiment in seconds: does it run at all?
+`:small` is what `python -m evals.curriculum` repeats: a narrower model, fewer steps.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ from gve_jax.inputs.limits import Limits
 
 
 def get_config(form: str = "") -> ConfigDict:
-    if form not in ("", "smoke"):
-        raise ValueError(f"configs/quickstart.py has no form {form!r}; known: smoke")
+    if form not in ("", "smoke", "small"):
+        raise ValueError(f"configs/quickstart.py has no form {form!r}; known: smoke, small")
     config = ConfigDict()
     config.seed = 42  # the paper's
     config.steps = 1150  # optimizer steps, all stages together
@@ -73,8 +74,13 @@ def get_config(form: str = "") -> ConfigDict:
     config.buckets.windows = 4  # attention windows of a frame pair
 
     config.data = ConfigDict()
-    config.data.pairs = "{workdir}/data/pairs"  # TFDS directory, one split a source
+    # TFDS directories, one split a source: DIR, or NAME=DIR to add a name to its sources', several
+    # by commas, with * for many.
+    config.data.pairs = "{workdir}/data/pairs"
+    config.data.sources = ()  # patterns of whole names, those that train; (): all
     config.data.tokenizer = "{workdir}/data/tokenizer.json"
+    config.data.batch_sizes = ()  # (pattern, pairs of a global batch); else batch_size
+    config.data.repeat = ()  # (pattern, passes over a source at most); else any number
     # Records side by side that differ in time only: they share a batch, as hard negatives.
     config.data.siblings = ConfigDict(dict(T2V_crossing=2, T2V_motion=2, T2V_camera=2))
     config.data.workers = 1  # decoding processes; 0 decodes in threads
@@ -106,12 +112,21 @@ def get_config(form: str = "") -> ConfigDict:
     # freezes. Here everything trains.
     config.optimizer.rates = ((".*", 1.0),)
 
-    # The Modality Pyramid: P(source) ~ size * exp(R / sigma), R probed at the start of each stage.
+    # The Modality Pyramid: P(task) ~ size * exp(R / sigma), R probed as each stage starts. What
+    # fields may be: gve_jax/learning/curriculum.py.
     config.pyramid = ConfigDict()
-    config.pyramid.stages = 5  # of equal steps; the paper has one an epoch, and 3 epochs
+    config.pyramid.stages = 5  # the paper has one an epoch, and 3 epochs
+    config.pyramid.unit = "steps"  # equal parts of the run; "epoch": a pass over all records each
+    config.pyramid.bounds = ()  # or the first steps of the stages after the first
+    config.pyramid.schedule = "pyramid"  # or "uniform", "proportional", "manual"
+    config.pyramid.weights = ()  # of "manual": (pattern, weight, or one a stage)
+    config.pyramid.task = "source"  # what R and P are of; or "modality": its pair, split by size
+    config.pyramid.by_size = True  # the paper does not say; False: P ~ exp(R / sigma) alone
+    config.pyramid.sigma = "linear"  # over the run; or "cosine", "step", "constant"
+    config.pyramid.sigma_per = "stage"  # or "step": each step is drawn with its own
     config.pyramid.sigma_first = 0.1
     config.pyramid.sigma_last = 1.0
-    config.pyramid.by_size = True  # the paper does not say; False: P ~ exp(R / sigma) alone
+    config.pyramid.prober = placeholder(str)  # of the first stage: a model, or scores as JSON
     config.pyramid.pairs = 32  # pairs probed of each source
 
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices left
@@ -124,6 +139,14 @@ def get_config(form: str = "") -> ConfigDict:
     config.profile = ()  # (first step, steps) to trace, for XProf: WORKDIR/profile
     config.export = ("gve_jax",)  # forms of the trained model: "gve_jax", "peft", "hf"
 
+    if form == "small":
+        config.steps = 500
+        config.model.vision.update(hidden_size=64, intermediate_size=128, num_heads=2)
+        config.model.vision.out_hidden_size = 64
+        config.model.text.update(hidden_size=64, intermediate_size=192, num_hidden_layers=2)
+        config.model.text.update(num_attention_heads=2, num_key_value_heads=1)
+        config.buckets.shapes = ((0, 64), (0, 192), (1, 80), (4, 80), (5, 192))
+        config.optimizer.learning_rate = 1.5e-3  # narrower
     if form == "smoke":
         config.steps = 6
         config.batch_size = 8

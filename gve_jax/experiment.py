@@ -5,7 +5,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import grain
@@ -27,18 +27,22 @@ from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.learning import flops, pyramid, state
+from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.learning import flops, state
+from gve_jax.learning.curriculum import Curriculum, PyramidConfig
 from gve_jax.learning.gradcache import check_chunk
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.model import lora
 from gve_jax.model.quantize import DECODER, KINDS, quantize
+from gve_jax.patterns import assign
 from gve_jax.pretrained import check_tokens, read_json
+from gve_jax.prober import is_scores, measure, read_scores
 from gve_jax.settings import build, check_fields, kept_fields, model_config
 from gve_jax.sharding import make_mesh, replicated
 from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
-from gve_jax.streams.mixture import Stage, batches
-from gve_jax.streams.pairs import PairSources
+from gve_jax.streams.mixture import UNLIMITED, Stage, batches, choose, epoch_batches
+from gve_jax.streams.sources import Sources, parse
 
 # By name: the folder of the workdir, and the file in it that is written last.
 EXPORTS = {
@@ -61,7 +65,9 @@ class Experiment:
         self.base = None if config.pretrained is None else open_base(config.pretrained)
         self.model = model_config(config, self.base)
         self.loss = build("loss", LossConfig, config.loss)
-        self.sources = PairSources(config.data.pairs.format(workdir=workdir))
+        pairs = parse(config.data.pairs.format(workdir=workdir))
+        self.sources = Sources(pairs, config.data.sources)
+        self.batch_sizes = self._batch_sizes()
         vision = self.model.vision
         self.buckets = build("buckets", Buckets, config.buckets)
         limits = build("limits", Limits, config.limits)
@@ -81,16 +87,26 @@ class Experiment:
         # Beside each of the loader's workers one process decodes, beside its threads one a thread.
         self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
         self._check(prompt)
+        epochs = self._epochs()
+        self.room = self._room(epochs)
+        policy = build("pyramid", PyramidConfig, config.pyramid.to_dict())
+        self.curriculum = Curriculum(policy, self.sources.sizes, config.steps, sum(epochs.values()))
+        self.scores = None  # R of the first stage, where a file tells it
+        if policy.prober is not None and is_scores(policy.prober):
+            self.scores = read_scores(policy.prober, self.curriculum.tasks)
         self.rates = config.optimizer.rates
         self.tx = make_optimizer(config.optimizer, config.steps)
         self.abstract, self._frozen = state.abstract_state(
             self.model, self.tx, self.mesh, self.rates, self.loss
         )
         self._check_quantize()
-        self.bounds = pyramid.stage_bounds(config.steps, config.pyramid.stages)
+        kept = kept_fields(config, self.model)
+        kept["pyramid"] = dataclasses.asdict(policy)
+        if self.scores is not None:  # not where they are, but what they are
+            kept["pyramid"]["prober"] = self.scores
         self.fingerprint = {
             "code": __version__,
-            "config": kept_fields(config, self.model),
+            "config": kept,
             "data": {
                 "sources": self.sources.sizes,
                 "bytes": self.sources.bytes,
@@ -110,24 +126,25 @@ class Experiment:
     def _check(self, prompt: Prompt) -> None:
         config = self.config
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        if config.batch_size % rows:
-            raise UserError(f"batch_size {config.batch_size} is no multiple of data x fsdp, {rows}")
-        check_chunk(config.gradcache_chunk, config.batch_size, self.mesh)
+        for size in sorted({config.batch_size, *self.batch_sizes.values()}):
+            if size % rows:
+                raise UserError(f"batch_size {size} is no multiple of data x fsdp, {rows}")
+            check_chunk(config.gradcache_chunk, size, self.mesh)
         try:
             self.loss.check(self.model.text.hidden_size)
         except ValueError as error:
             raise UserError(f"config.loss: {error}") from error
-        if not 0 < config.pyramid.stages <= config.steps:
-            raise UserError(f"pyramid.stages {config.pyramid.stages} is not in 1..{config.steps}")
-        self.sources.check(dict.fromkeys(self.sources.sizes, config.batch_size))
+        self.sources.check(self.batch_sizes)
         for name, together in config.data.siblings.items():
-            size = self.sources.sizes.get(name)
-            if size is None:
+            if name not in self.sources.known:
                 raise UserError(f"data.siblings names {name}, which is no source")
-            if together < 1 or size % together or config.batch_size % together:
+            if name not in self.sources.sizes:  # not chosen
+                continue
+            size, batch = self.sources.sizes[name], self.batch_sizes[name]
+            if together < 1 or size % together or batch % together:
                 raise UserError(
                     f"data.siblings.{name} {together} does not divide its {size} pairs and "
-                    f"batch_size {config.batch_size}"
+                    f"batch_size {batch}"
                 )
         if prompt.vocab_size > self.model.text.vocab_size:
             raise UserError(
@@ -143,6 +160,42 @@ class Experiment:
                 raise UserError(f"export {name!r} is unknown; known: {', '.join(EXPORTS)}")
         if "peft" in config.export and self.model.lora is None:
             raise UserError("export 'peft' needs adapters: config.model.lora")
+
+    def _batch_sizes(self) -> dict[str, int]:
+        """Pairs of a global batch of each source."""
+        table, default = self.config.data.batch_sizes, self.config.batch_size
+        found = assign("data.batch_sizes", table, self.sources.sizes, default)
+        for name, size in found.items():
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"data.batch_sizes: {size!r} of {name!r} must be at least 1")
+        return found
+
+    def _epochs(self) -> dict[str, int]:
+        """Batches of one pass over each source."""
+        return {
+            name: epoch_batches(
+                size, self.batch_sizes[name], self.config.data.siblings.get(name, 1)
+            )
+            for name, size in self.sources.sizes.items()
+        }
+
+    def _room(self, epochs: dict[str, int]) -> np.ndarray | None:
+        """int64 [K], the batches that each source may give: its passes by `data.repeat`."""
+        table = self.config.data.repeat
+        passes = assign("data.repeat", table, self.sources.sizes, 0)
+        for name, count in passes.items():
+            if not isinstance(count, int) or count < 0:
+                raise UserError(f"data.repeat: {count!r} of {name!r} must be a number of passes, "
+                                "or 0 for any")  # fmt: skip
+        if not any(passes.values()):
+            return None
+        room = [count * epochs[name] if count else UNLIMITED for name, count in passes.items()]
+        if (most := sum(room)) < self.config.steps:
+            raise UserError(
+                f"data.repeat: all sources together have {most} batches for {self.config.steps} "
+                "steps"
+            )
+        return np.array(room, np.int64)
 
     def _check_quantize(self) -> None:
         kind = self.config.quantize
@@ -231,30 +284,48 @@ class Experiment:
         known = functools.cache(lambda pattern: trained(pattern))
         return lambda sides: flops.train(self.model, sides, known)
 
-    def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
-        """Batches `step` to `last` of the run: a pure function of curriculum and seed."""
-        names = list(self.sources.sizes)
-        stages = [
-            Stage(record["first_step"], record["last_step"], tuple(record["P"][n] for n in names))
+    def stage(self, number: int, alignment: Mapping[str, float], before: list[dict]) -> dict:
+        """The record of a stage by R of each source, after those `before`: what it will sample."""
+        record = self.curriculum.record(number, alignment)
+        chosen = choose(self._stages([*before, record]), self.config.seed, self.room)[-1]
+        counts = np.bincount(chosen, minlength=len(self.sources.sizes)).tolist()
+        return record | {"batches": dict(zip(self.sources.sizes, counts, strict=True))}
+
+    def _stages(self, curriculum: list[dict]) -> list[Stage]:
+        return [
+            Stage(record["first_step"], record["last_step"], self.curriculum.weights(record))
             for record in curriculum
         ]
-        sizes = dict.fromkeys(names, self.config.batch_size)
+
+    def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
+        """Batches `step` to `last` of the run: a pure function of curriculum and seed."""
         siblings = self.config.data.siblings.to_dict()
-        order = batches(self.sources.sizes, sizes, stages, self.config.seed, siblings)
+        order = batches(self.sources.sizes, self.batch_sizes, self._stages(curriculum),
+                        self.config.seed, siblings, self.room)  # fmt: skip
         return read_ahead(order[step:last], self.loader(), self.config.data.workers)
 
+    def picked(self) -> list[tuple[str, np.ndarray]]:
+        """Batches that hold `pyramid.pairs` fixed pairs of each source, or a few more; all of a
+        smaller source, but for a rest that fills no batch."""
+        picked = []
+        for number, (name, count) in enumerate(self.sources.sizes.items()):
+            size = self.batch_sizes[name]
+            order = np.random.default_rng([self.config.seed, number, 0]).permutation(count)
+            wanted = min(-(-self.curriculum.config.pairs // size), count // size)
+            picked += [(name, order[at * size : (at + 1) * size]) for at in range(wanted)]
+        return picked
+
     def probes(self) -> grain.IterDataset:
-        """Batches that hold `pyramid.pairs` fixed pairs of each source, or a few more."""
-        size = self.config.batch_size
-        picked = [
-            (name, np.random.default_rng([self.config.seed, number, at]).permutation(count)[:size])
-            for number, (name, count) in enumerate(self.sources.sizes.items())
-            for at in range(-(-self.config.pyramid.pairs // size))
-        ]
-        return read_ahead(grain.MapDataset.source(picked), self.loader(), workers=0)
+        """The picked pairs as batches for the run's own model."""
+        return read_ahead(grain.MapDataset.source(self.picked()), self.loader(), workers=0)
+
+    def measured(self, quarantine: Quarantine) -> dict[str, list[np.ndarray]]:
+        """Cosines of the picked pairs, by the model that `pyramid.prober` names."""
+        prober, limits = self.curriculum.config.prober, self.preprocess.limits
+        return measure(prober, self.sources, self.picked(), self.mesh, limits, quarantine)
 
     def loader(self) -> LoadPairs:
-        rows = local_rows(self.mesh, self.config.batch_size)
+        rows = {size: local_rows(self.mesh, size) for size in set(self.batch_sizes.values())}
         return LoadPairs(self.sources, self._isolated, self.buckets, rows)
 
     def _seal(self, name: str) -> Path:

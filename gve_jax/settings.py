@@ -12,10 +12,10 @@ from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
 # What each section must have, and may have: other sections are fields of a dataclass.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "data": ("pairs", "tokenizer", "siblings", "workers", "max_bad_share"),
+    "data": ("pairs", "sources", "tokenizer", "batch_sizes", "repeat", "siblings", "workers",
+             "max_bad_share"),
     "optimizer": ("learning_rate", "warmup_steps", "b1", "b2", "weight_decay", "clip_norm",
                   "rates"),
-    "pyramid": ("stages", "sigma_first", "sigma_last", "by_size", "pairs"),
     "checkpoint": ("every", "keep"),
 }  # fmt: skip
 WHOLE = ("seed", "steps", "batch_size", "pretrained", "quantize", "model", "inputs", "buckets",
@@ -46,8 +46,6 @@ _RANGES = {
     "data.workers": (lambda v: v >= 0, "at least 0"),
     "data.max_bad_share": (lambda v: 0 <= v <= 1, "in [0, 1]"),
     "pyramid.pairs": (lambda v: v >= 1, "at least 1"),
-    "pyramid.sigma_first": (lambda v: v > 0, "above 0"),
-    "pyramid.sigma_last": (lambda v: v > 0, "above 0"),
 }
 
 

@@ -39,7 +39,6 @@ from gve_jax.learning.state import join
 from gve_jax.learning.step import make_probe, make_train_step
 from gve_jax.preemption import Preemption
 from gve_jax.streams.loader import PairBatch, placed
-from gve_jax.streams.mixture import apportion
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the model go.")
@@ -114,7 +113,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
             workdir,
             first_step=step,
             steps=config.steps,
-            batch_size=config.batch_size,
             every=config.log_every,
             learning_rate=make_schedule(config.optimizer, config.steps),
             flops=run.step_flops(),
@@ -122,12 +120,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
             profile=config.profile,
         )
         with log.progress:
-            for number, (_, last) in enumerate(run.bounds):
+            for number, (_, last) in enumerate(run.curriculum.bounds):
                 if step >= last:
                     continue
                 if number == len(curriculum):
                     params = join(state["params"], frozen)
-                    curriculum.append(probe_stage(run, probe, number, params, quarantine))
+                    alignment = probe_stage(run, probe, number, params, quarantine)
+                    curriculum.append(run.stage(number, alignment, curriculum))
+                    log.stage(curriculum[-1])
                     if jax.process_index() == 0:
                         write_json(workdir / "curriculum.json", {"stages": curriculum})
                     log.progress.note(f"stage {number}: {describe(curriculum[-1])}")
@@ -166,10 +166,16 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 def probe_stage(
     run: Experiment, probe: Callable, number: int, params, quarantine: Quarantine
-) -> dict:
-    """The record of a stage: sigma, R by source (the model itself is the prober), P, batches."""
+) -> dict[str, float]:
+    """R by source: of the first stage as `pyramid.prober` says, else by the model itself."""
+    first = number == 0 and run.curriculum.config.prober is not None
+    if first and run.scores is not None:
+        return run.scores
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in run.sources.sizes}
-    for batch in placed(run.probes(), run.mesh, run.loader()):
+    if first:
+        cosines = run.measured(quarantine)
+        quarantine.check(sum(run.sources.sizes.values()))
+    for batch in () if first else placed(run.probes(), run.mesh, run.loader()):
         admit(batch, quarantine, run)
         with jax.set_mesh(run.mesh):
             values = probe(params, batch.arrays)
@@ -181,21 +187,7 @@ def probe_stage(
     for name, values in cosines.items():
         if not sum(map(len, values)):
             raise UserError(f"source {name}: not one of its probed pairs can be read")
-    alignment = {name: pyramid.mean_alignment(values) for name, values in cosines.items()}
-    settings, (first, last) = run.config.pyramid, run.bounds[number]
-    sigma = pyramid.sigma_at(number, settings.stages, settings.sigma_first, settings.sigma_last)
-    sizes = run.sources.sizes if settings.by_size else None
-    chances = pyramid.probabilities(alignment, sigma, sizes)
-    counts = apportion(list(chances.values()), last - first).tolist()
-    return {
-        "stage": number,
-        "first_step": first,
-        "last_step": last,
-        "sigma": sigma,
-        "R": alignment,
-        "P": chances,
-        "batches": dict(zip(chances, counts, strict=True)),
-    }
+    return {name: pyramid.mean_alignment(values) for name, values in cosines.items()}
 
 
 def describe(stage: Mapping) -> str:

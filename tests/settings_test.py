@@ -5,11 +5,14 @@ import dataclasses
 import jax
 import pytest
 
-from configs import gve_3b, gve_7b, quickstart
+from configs import gve_3b, gve_7b, gve_mixture, quickstart
 from evals.reference import SIZES
 from gve_jax.errors import UserError
 from gve_jax.experiment import Experiment
+from gve_jax.learning.curriculum import PyramidConfig
+from gve_jax.learning.pyramid import modality
 from gve_jax.model.embedder import init_params
+from gve_jax.patterns import assign
 from gve_jax.settings import check_fields, model_config
 from tests.train_test import make_config
 
@@ -64,6 +67,17 @@ MISTAKES = [
     (dict(mesh__data=3), r"mesh \(data=3, .*does not divide 8 devices"),
     (dict(data__tokenizer=None), "data.tokenizer is missing"),
     (dict(inputs__num_frames=3), "num_frames must be an even number"),
+    (dict(data__batch_sizes=(("T2V", 12),)), "batch_size 12 is no multiple of data x fsdp, 8"),
+    (dict(data__batch_sizes=(("X2X", 8),)), "data.batch_sizes: pattern 'X2X' decides no source"),
+    (dict(data__batch_sizes=((".*", 0),)), "data.batch_sizes: 0 of 'I2I' must be at least 1"),
+    (dict(data__batch_sizes=(("I2I", 1024),)), "'I2I' has 8 pairs, fewer than batch_size 1024"),
+    (dict(data__batch_sizes=(("I2I", 8), "x")), "data.batch_sizes: 'x' is not .pattern, value"),
+    (dict(data__repeat=((".*", -1),)), "data.repeat: -1 of 'I2I' must be a number of passes"),
+    (dict(data__repeat=((".*", 1),), steps=999), r"data.repeat: .* have \d+ batches for 999 steps"),
+    (dict(data__sources=("T2V_none",)), "data.sources: no source 'T2V_none'"),
+    (dict(pyramid__schedule="random"), "config.pyramid: schedule 'random' is none of"),
+    (dict(pyramid__pairs=0), "config.pyramid.pairs 0 must be at least 1"),
+    (dict(pyramid__prober="none.json"), "pyramid.prober none.json: .*No such file"),
 ]  # fmt: skip
 
 
@@ -78,6 +92,7 @@ def test_a_mistake_names_its_field(world, tmp_path, fields, message):
 @pytest.mark.parametrize("section, field", [
     ("loss", "temprature"), ("optimizer", "lr"), ("inputs", "frames"), ("buckets", "shape"),
     ("limits", "second"), ("checkpoint", "step"), ("model", "dropout"), ("model.text", "layers"),
+    ("pyramid", "sigmas"), ("data", "weights"),
 ])  # fmt: skip
 def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
     config = make_config(world)
@@ -120,6 +135,7 @@ def test_where_and_how_it_is_computed_makes_no_other_run(world, tmp_path):
     assert free.fingerprint == first
     for name, value in {
         "seed": 43, "steps": 7, "loss__temperature": 0.05, "data__siblings__T2V_camera": 4,
+        "pyramid__sigma_per": "step", "data__repeat": ((".*", 9),),
         "optimizer__b2": 0.99, "inputs__num_frames": 6, "model__dtype": "bfloat16",
         "model__text__num_hidden_layers": 3,
     }.items():  # fmt: skip
@@ -128,5 +144,29 @@ def test_where_and_how_it_is_computed_makes_no_other_run(world, tmp_path):
 
 
 def test_the_quickstart_states_every_field():
-    check_fields(quickstart.get_config())
-    check_fields(quickstart.get_config("smoke"))
+    for form in ("", "smoke", "small"):
+        config = quickstart.get_config(form)
+        check_fields(config)
+        assert set(config.pyramid) == {field.name for field in dataclasses.fields(PyramidConfig)}
+
+
+def test_the_recipes_name_the_papers_mixture():
+    """Sums of tables 6 to 8, and what the ablations leave out."""
+    full, plain, collected = (gve_3b.get_config(form) for form in ("", "s", "i"))
+    assert full.data.sources == plain.data.sources
+    assert set(full.data.sources) - set(collected.data.sources) == {
+        f"{pair}_uvrd" for pair in ("T2T", "T2I", "T2V", "TI2V", "TV2V", "I2V", "V2V")
+    }
+    schedules = [config.pyramid.schedule for config in (full, plain, collected)]
+    assert schedules == ["pyramid", "proportional", "proportional"]
+    sizes = {
+        group: sum(s.size_3b for s in gve_mixture.ALL if modality(s.name) in pairs)
+        for group, pairs in {"text": ("T2T",), "to video": ("T2V", "TI2V", "TV2V", "I2V", "V2V")}
+        .items()
+    }  # fmt: skip
+    assert sizes == {"text": 380 + 100, "to video": 8804 + 879 + 89 + 35 + 200 + 36}
+    assert sum(s.size_3b for s in gve_mixture.SYNTHESIZED) == 1549
+    found = assign("batch_sizes", full.data.batch_sizes, full.data.sources)
+    assert found["T2V_webvid"] == 1024 and found["T2V_pevideo"] == found["TV2V_uvrd"] == 2048
+    own = gve_7b.get_config("own")
+    assert own.data.sources == own.data.batch_sizes == () and own.pyramid == full.pyramid

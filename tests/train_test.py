@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from gve_jax.errors import UserError
 from gve_jax.experiment import Experiment
 from gve_jax.gve import GVE
 from gve_jax.inputs import isolation
+from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.learning.pyramid import mean_alignment
 from gve_jax.streams.pairs import PairSources
 from gve_jax.train import train
 from tests.conftest import ROOT
@@ -230,6 +233,42 @@ def test_a_mistake_is_one_line_that_names_it(world, tmp_path, argument, named):
     assert code == 2
     assert named in err and len(err.strip().splitlines()) == 1 and err.startswith("error: ")
     assert not (tmp_path / "w" / "checkpoints").exists()
+
+
+def test_a_prober_measures_what_the_run_would_itself(world, finished, tmp_path):
+    """The run's own start as prober of a run from there: R of its first stage, by another path."""
+    run = Experiment(make_config(world, pyramid__prober=str(finished / "initial")), tmp_path)
+    found = run.measured(Quarantine(tmp_path / "quarantine.jsonl", 0.0))
+    expected = json.loads((finished / "curriculum.json").read_text())["stages"][0]["R"]
+    assert {name: mean_alignment(values) for name, values in found.items()} == pytest.approx(
+        expected, abs=1e-5
+    )
+    damaged = tmp_path / "damaged"
+    shutil.copytree(finished / "initial", damaged)
+    fields = json.loads((damaged / "config.json").read_text())
+    fields["model"]["text"]["hidden_size"] *= 2
+    (damaged / "config.json").write_text(json.dumps(fields))
+    run = Experiment(make_config(world, pyramid__prober=str(damaged)), tmp_path)
+    with pytest.raises(UserError, match="pyramid.prober: ") as error:
+        run.measured(Quarantine(tmp_path / "quarantine.jsonl", 0.0))
+    assert "\n" not in str(error.value)
+
+
+def test_batches_have_their_sources_size_and_repeat_as_told(world, tmp_path):
+    """The stream of a run with a policy for each: what it was told is what it gives."""
+    fields = {
+        "data__batch_sizes": (("^T2V_(crossing|camera)$", 16),),
+        "data__repeat": (("^I2I$", 1),),
+        "data__sources": ("I2I", "T2V_c.*"),
+        "pyramid__stages": 1,
+        "pyramid__schedule": "uniform",
+    }
+    run = Experiment(make_config(world, **fields), tmp_path)
+    record = run.stage(0, dict.fromkeys(run.sources.sizes, 0.5), [])
+    assert record["batches"] == {"I2I": 1, "T2V_camera": 3, "T2V_crossing": 2}  # not 2, 2, 2
+    found = [(b["source"], len(b["valid"])) for b in run.stream([record], 0, 6)]
+    assert sorted(found) == [("I2I", 8)] + 3 * [("T2V_camera", 16)] + 2 * [("T2V_crossing", 16)]
+    assert [(b["source"], len(b["valid"])) for b in run.stream([record], 4, 6)] == found[4:]
 
 
 def damage(monkeypatch, ids):

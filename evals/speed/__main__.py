@@ -14,6 +14,7 @@ NAMES = {
     "seeking": "8 frames of a 10-minute video, beside decoding all of it",
     "rank": "exact ranks of 10k queries in 100k documents, beside the bare product and faiss",
     "mine": "the 100 best of 100k documents for 100k queries, beside the bare product",
+    "streams": "the pair streams alone beside the step they feed; 1,000 sources beside 1; starting",
     "isolation": "what decoding in processes of its own costs, and their memory over many clips",
 }
 

@@ -247,24 +247,35 @@ def loss_by_source(lines: Sequence[Mapping]) -> str:
         return _svg(figure, "Loss by source")
 
 
-def curriculum(stages: Sequence[Mapping]) -> str:
-    """P, what is sampled, and R, the measured alignment, by source and stage."""
+def curriculum(
+    stages: Sequence[Mapping], losses: Sequence[Mapping[str, float]] | None = None
+) -> str:
+    """P, what is sampled, R, the measured alignment, and the loss, by source and stage.
+
+    Args:
+      stages: their records.
+      losses: the mean loss by source of each stage; None leaves that panel out.
+    """
     sources = list(stages[0]["P"])
+    panels = [
+        ("P: share of batches", "{:.0%}", [stage["P"] for stage in stages]),
+        ("R: mean cosine of pairs", "{:.2f}", [stage["R"] for stage in stages]),
+    ]
+    if losses is not None:
+        panels.append(("mean loss", "{:.2f}", losses))
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(_COLUMN, 1.3 + 0.27 * len(sources)), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, key, title in zip(
-            panels, "PR", ("P: share of batches", "R: mean cosine of pairs"), strict=True
-        ):
-            values = np.array([[stage[key][source] for stage in stages] for source in sources])
-            most = max(values.max(), 1e-9)
-            for row, column in np.ndindex(*values.shape):
+        drawn = figure.subplots(1, len(panels), sharey=True)
+        for axes, (title, form, columns) in zip(drawn, panels, strict=True):
+            values = np.array([[column.get(s, np.nan) for column in columns] for s in sources])
+            most = max(np.nanmax(values, initial=0), 1e-9)
+            for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
+                value = values[row, column]
                 axes.bar(column, 0.92, 0.96, row - 0.46, color=_COLOURS["model"],
-                         alpha=0.75 * max(values[row, column], 0) / most, lw=0)  # fmt: skip
-                text = f"{values[row, column]:.0%}" if key == "P" else f"{values[row, column]:.2f}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=9)
+                         alpha=0.75 * max(value, 0) / most, lw=0)  # fmt: skip
+                axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8)
             axes.set_title(title)
-            axes.set_xticks(range(len(stages)), [_stage_label(stage) for stage in stages])
+            axes.set_xticks(range(len(stages)), [_stage_label(s) for s in stages], fontsize=8)
             axes.set_yticks(range(len(sources)), sources)
             axes.tick_params(length=0)
             axes.tick_params(axis="y", labelcolor=_COLOURS["ink"])

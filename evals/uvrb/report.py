@@ -191,13 +191,40 @@ def _curriculum(workdir: Path | None) -> str:
         found = f"{workdir}/curriculum.json has no stage yet."
     if isinstance(found, str):
         return f'<section id="curriculum"><h2>Curriculum</h2>{_missing(found)}</section>'
+    stages, lines = found[0]["stages"], _records(workdir, "metrics.jsonl")
+    losses = None if isinstance(lines, str) else _stage_losses(stages, lines)
+    rows = [
+        [f"{stage['stage']} (σ {stage['sigma']:.2f})", name, f"{stage['R'][name]:.3f}",
+         f"{stage['P'][name]:.1%}", f"{stage['batches'].get(name, 0):,}",
+         _number(losses[number].get(name)) if losses else ""]
+        for number, stage in enumerate(stages)
+        for name in stage["P"]
+    ]  # fmt: skip
+    columns = ["stage", "source", "R", "P", "batches", "mean loss"]
     return f"""<section id="curriculum"><h2>Curriculum</h2>
-<p class="muted">At the start of each stage the model itself measures R, the mean cosine of the
-pairs of each source; P, the share of batches a source gets, is proportional to exp(R / σ), and σ
-grows from stage to stage, so that what is aligned comes first and the rest catches up.</p>
-<figure class="wide">{figures.curriculum(found[0]["stages"])}
+<p class="muted">At the start of each stage R is measured, the mean cosine of the pairs of each
+source, by the model itself or, before the first, by the prober of the configuration. P is the share
+of batches that a source gets; the pyramid's is proportional to exp(R / σ), times the size of the
+source if the configuration says so, and σ grows, so that what is aligned comes first and the rest
+catches up.</p>
+<figure class="wide">{figures.curriculum(stages, losses)}
 <figcaption>Each column is a stage, named by its first step; a stronger colour is more.</figcaption>
-</figure></section>"""
+</figure><details><summary>all numbers</summary>{_table(columns, rows, numeric_from=2)}</details>
+</section>"""
+
+
+def _stage_losses(stages: Sequence[Mapping], lines: Sequence[Mapping]) -> list[dict[str, float]]:
+    """Mean loss of each stage's recorded batches by source; sources without one are absent."""
+    found = []
+    for stage in stages:
+        sums: dict[str, list[float]] = {}
+        for line in lines:
+            if stage["first_step"] <= line["step"] < stage["last_step"]:
+                for name in stage["P"]:
+                    if line.get(f"loss/{name}") is not None:
+                        sums.setdefault(name, []).append(line[f"loss/{name}"])
+        found.append({name: sum(values) / len(values) for name, values in sums.items()})
+    return found
 
 
 def _examples(shown: Mapping[str, str]) -> str:

@@ -40,28 +40,35 @@ class RunLog:
         *,
         first_step: int,
         steps: int,
-        batch_size: int,
         every: int,
         learning_rate: Callable[[int], float],
         flops: Callable[[Sequence[Counts]], Flops],
         wandb: str | None = None,
         profile: Sequence[int] = (),
     ):
-        self._batch_size, self._every, self._learning_rate = batch_size, every, learning_rate
+        self._every, self._learning_rate = every, learning_rate
         self._flops, self._profile = flops, Profile(workdir / "profile", *profile)
         chip = chips.of_kind(jax.devices()[0].device_kind)
         self._peak = chip.flops * jax.device_count() if chip else None
         self._pending, self._seen, self._padding = None, set(), Padding()
+        self._stage: dict[int, dict[str, float]] = {}  # what to tell of a stage, by its first step
         self._writers = open_writers(workdir, first_step=first_step, wandb=wandb)
         self.progress = Progress(steps, first_step=first_step)
         self._began, self._steps = time.perf_counter(), 0
         self._warm_time = self._warm_wait = 0.0
-        self._warm_steps = self._warm_tokens = 0
+        self._warm_pairs = self._warm_tokens = 0
         self._warm_flops = Flops(0.0, 0.0)
         self.warm_up()
 
     def warm_up(self) -> None:
         self._cold, self._asked = self.WARM, time.perf_counter()
+
+    def stage(self, record: Mapping) -> None:
+        """A new stage: its sigma, R, P and batches by source, told with its first step."""
+        told = {"pyramid/sigma": record["sigma"]}
+        for part in ("R", "P", "batches"):
+            told |= {f"pyramid/{part}/{name}": value for name, value in record[part].items()}
+        self._stage[record["first_step"]] = told
 
     def dispatching(self, step: int) -> None:
         """A batch has come: the time since the last step was dispatched was spent waiting."""
@@ -81,7 +88,7 @@ class RunLog:
         else:
             self._warm_time += now - self._asked
             self._warm_wait += self._got - self._asked
-            self._warm_steps += 1
+            self._warm_pairs += len(batch.arrays["valid"])
             self._warm_tokens += batch.used["tokens"]
             self._warm_flops = Flops(*map(sum, zip(self._warm_flops, work, strict=True)))
         self._seen.add(shapes)
@@ -109,7 +116,8 @@ class RunLog:
         self.progress.update(
             step + 1, stage=stage, loss=scalars["loss"], pairs_per_s=speed, wait_share=wait
         )
-        if step % self._every == 0:
+        told = self._stage.pop(step, {})
+        if step % self._every == 0 or told:
             write_all(
                 self._writers,
                 step,
@@ -124,6 +132,7 @@ class RunLog:
                     **self._times,
                     **self._rates(),
                     "memory_gb": memory_in_use() / 1e9,
+                    **told,
                 },
             )
 
@@ -140,7 +149,7 @@ class RunLog:
     def _speed(self) -> float:
         if not self._warm_time:
             return 0.0
-        return self._warm_steps * self._batch_size / self._warm_time
+        return self._warm_pairs / self._warm_time
 
     def _wait_share(self) -> float:
         return self._warm_wait / self._warm_time if self._warm_time else 0.0

@@ -21,7 +21,8 @@ from gve_jax.inputs.preprocess import Row
 from gve_jax.inputs.quarantine import failure
 from gve_jax.model.embedder import Batch
 from gve_jax.sharding import ROWS, place_batch
-from gve_jax.streams.pairs import PairSources, content_id
+from gve_jax.streams.pairs import content_id
+from gve_jax.streams.sources import Sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +32,16 @@ class LoadPairs(grain.transforms.Map):
     A worker decodes in a process of its own, which a hostile file may take down instead of it.
     """
 
-    sources: PairSources
+    sources: Sources
     preprocess: Isolated
     buckets: Buckets
-    rows: tuple[int, ...] | None = None  # of the global batch, those of this process; None: all
+    # By the size of a global batch, the rows of it that are this process's; None: all.
+    rows: Mapping[int, tuple[int, ...]] | None = None
 
     def map(self, element) -> dict:
         source, indices = element
         if self.rows is not None:
-            indices = np.asarray(indices)[list(self.rows)]
+            indices = np.asarray(indices)[list(self.rows[len(indices)])]
         pairs = self.sources.read(source, indices)
         sides = ["query", "positive"] + [f"negative{k}" for k in range(len(pairs[0]["negatives"]))]
         items = [_side(pair, side) for pair in pairs for side in sides]

@@ -76,12 +76,13 @@ def training_run(workdir):
         for step in range(40):
             line = {"step": step, "time": 0.0, "loss": 3 / (1 + step), "accuracy": step / 40}
             line |= {"learning_rate": 1e-4, "wait_share": 0.01, "stage": step // 20}
-            line |= {f"loss/{('T2V_whole', 'I2V')[step % 2]}": 1.0, "pairs_per_s": None}
+            line |= {f"loss/{('T2V_whole', 'I2V')[step % 2]}": float(step), "pairs_per_s": None}
             file.write(json.dumps(line) + "\n")
         file.write('{"step": 40, "lo')  # torn by a kill
     stage = {"stage": 0, "first_step": 0, "last_step": 20, "sigma": 0.1, "batches": {}}
     stage |= {"R": {"T2V_whole": 0.1234, "I2V": -0.2}, "P": {"T2V_whole": 0.75, "I2V": 0.25}}
-    stages = [stage, stage | {"stage": 1, "first_step": 20, "sigma": 1.0}]
+    stages = [stage, stage | {"stage": 1, "first_step": 20, "last_step": 40, "sigma": 1.0}]
+    stages[1]["batches"] = {"T2V_whole": 15, "I2V": 1234}
     (workdir / "curriculum.json").write_text(json.dumps({"stages": stages}))
     return workdir
 
@@ -111,6 +112,9 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
         "T2V_whole",
         "share of time waiting for data",
         "right video at rank 1 of 5",
+        # The table: the second stage's batches of I2V, and its mean loss over steps 21, 23, ... 39.
+        "1,234",
+        "30.000",
     ):
         assert words in page.text, words  # fmt: skip
     # Four queries of each of five sets, each with three documents and, if need be, the right one.

@@ -18,21 +18,14 @@ def make_log(workdir, monkeypatch, **more):
     """A log under a clock that moves a quarter of a second whenever it is read."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(runlog.time, "perf_counter", lambda: next(ticks) / 4)
-    return runlog.RunLog(
-        workdir,
-        first_step=0,
-        steps=8,
-        batch_size=16,
-        every=1,
-        learning_rate=lambda step: 0.5,
-        flops=lambda sides: Flops(1e12, sum(side.tokens for side in sides) * 1e10),
-        **more,
-    )
+    fields = {"first_step": 0, "steps": 8, "every": 1, "learning_rate": lambda step: 0.5}
+    flops = lambda sides: Flops(1e12, sum(side.tokens for side in sides) * 1e10)  # noqa: E731
+    return runlog.RunLog(workdir, flops=flops, **(fields | more))
 
 
 def batch():
     return SimpleNamespace(
-        arrays={"x": np.zeros((16, 4))},
+        arrays={"valid": np.ones(16, bool)},
         source="T2V_whole",
         ids=["a", "b"],
         used={"tokens": 300, "patches": 10},
@@ -67,6 +60,21 @@ def test_rates_are_work_over_the_time_once_warm(tmp_path, monkeypatch):
         assert record["mfu"] == pytest.approx(4 / step_s / 2)
     assert 0.05 < told["memory_gb"] < 100
     assert lines[-1]["learning_rate"] == 0.5 and lines[-1]["loss/T2V_whole"] == 1.0
+
+
+def test_a_stage_is_told_with_its_first_step(tmp_path, monkeypatch):
+    log = make_log(tmp_path, monkeypatch, every=4)
+    record = {"first_step": 2, "sigma": 0.5, "R": {"I2I": 0.25}, "P": {"I2I": 1.0}}
+    log.stage(record | {"batches": {"I2I": 6}})
+    run(log)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4]  # 2 because of the stage alone
+    told = {name: value for name, value in lines[1].items() if name.startswith("pyramid/")}
+    assert told == {
+        "pyramid/sigma": 0.5, "pyramid/R/I2I": 0.25, "pyramid/P/I2I": 1.0,
+        "pyramid/batches/I2I": 6,
+    }  # fmt: skip
+    assert not any(name.startswith("pyramid/") for line in (lines[0], lines[2]) for name in line)
 
 
 def test_a_cpu_has_no_mfu(tmp_path, monkeypatch):

@@ -5,7 +5,15 @@ import collections
 import numpy as np
 import pytest
 
-from gve_jax.streams.mixture import Stage, StageSelection, apportion, batches
+from gve_jax.streams.mixture import (
+    SpentError,
+    Stage,
+    StageSelection,
+    apportion,
+    batches,
+    choose,
+    epoch_batches,
+)
 
 SIZES = {"I2I": 40, "T2T": 64, "T2V": 23}
 BATCH = {"I2I": 4, "T2T": 8, "T2V": 4}
@@ -20,6 +28,43 @@ STAGES = [Stage(0, 20, (0.7, 0.2, 0.1)), Stage(20, 41, (0.2, 0.2, 0.6))]
 ])  # fmt: skip
 def test_apportion(weights, steps, expected):
     assert apportion(weights, steps).tolist() == expected
+
+
+@pytest.mark.parametrize("weights, steps, room, expected", [
+    ((0.5, 0.25, 0.25), 8, (2, 9, 9), [2, 3, 3]),
+    ((0.8, 0.1, 0.1), 10, (2, 3, 9), [2, 3, 5]),  # the first has 2, then the second its 3
+    ((1.0, 0.0), 5, (3, 9), [3, 2]),  # even what has no weight, before the run stops
+])  # fmt: skip
+def test_what_a_spent_source_leaves_goes_to_the_others(weights, steps, room, expected):
+    assert apportion(weights, steps, np.array(room)).tolist() == expected
+    with pytest.raises(SpentError):
+        apportion(weights, sum(room) + 1, np.array(room))
+
+
+def test_repeats_are_counted_over_stages_and_end_exactly():
+    passes = {"I2I": 1, "T2T": 9, "T2V": 2}
+    room = np.array([passes[n] * epoch_batches(SIZES[n], BATCH[n]) for n in SIZES])
+    assert room.tolist() == [10, 72, 10]
+    for stages in (STAGES, [Stage(s.first, s.last, np.tile(s.weights, (s.last - s.first, 1)))
+                            for s in STAGES]):  # fmt: skip
+        drawn = list(batches(SIZES, BATCH, stages, 7, room=room)[:41])
+        seen = collections.defaultdict(list)
+        for name, keys in drawn:
+            seen[name] += keys.tolist()
+        # The first stage asks for 14 of I2I and has 10; the second for 25 of T2V.
+        assert len(seen["I2I"]) == len(set(seen["I2I"])) == 40
+        assert max(collections.Counter(seen["T2V"]).values()) == 2
+        assert len(drawn) == 41
+
+
+def test_steps_are_drawn_from_their_own_weights():
+    # From only the first source to only the second: the share drawn follows.
+    ramp = np.linspace(0, 1, 4000)
+    (order,) = choose([Stage(0, 4000, np.stack([1 - ramp, ramp], axis=1))], seed=1)
+    parts = order.reshape(4, 1000).mean(axis=1)
+    np.testing.assert_allclose(parts, [0.125, 0.375, 0.625, 0.875], atol=0.05)
+    (again,) = choose([Stage(0, 4000, np.stack([1 - ramp, ramp], axis=1))], seed=1)
+    assert (order == again).all()
 
 
 def read(first=0, last=41, seed=7, stages=STAGES):

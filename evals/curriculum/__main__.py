@@ -1,0 +1,150 @@
+"""What a curriculum is worth on the generated world, measured:
+
+    python -m evals.curriculum --output DIR [--seeds 3] [--steps 500] [--arms uniform,pyramid,...]
+
+trains a small form of the quickstart once for each arm and seed, all with the same steps, scores
+each model with evals.uvrb, and writes OUTPUT/results.json and results.md: means and spread over the
+seeds, and what each arm did by source. `--sources NAME=DIR` trains each arm a second time, with the
+pairs of DIR added. What is finished is kept: repeating the command resumes, and more seeds or arms
+are added to what is there.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from evals.curriculum import summary
+from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.files import write_json
+
+CONFIG = "configs/quickstart.py:small"
+FIRST_SEED = 42
+# Arm -> what of the configuration makes it.
+ARMS: dict[str, dict[str, object]] = {
+    "uniform": {"pyramid.schedule": "uniform"},
+    "proportional": {"pyramid.schedule": "proportional"},
+    "pyramid": {},
+    "pyramid-no-size": {"pyramid.by_size": False},
+    "pyramid-per-step": {"pyramid.sigma_per": "step"},
+    "pyramid-modality": {"pyramid.task": "modality"},
+    "pyramid-falling": {"pyramid.sigma_first": 1.0, "pyramid.sigma_last": 0.1},
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parse(argv)
+    arms = {name: ARMS[name] for name in args.arms}
+    compiled = args.output / "compiled"
+    data = args.data or args.output / "data"
+    if args.data is None:
+        _run(["-m", "data.shapes", "--output", str(data)], args.output / "data.log", compiled)
+    runs, seeds = {}, range(FIRST_SEED, FIRST_SEED + args.seeds)
+    # Seed by seed: stopped early, what is there compares all arms.
+    for seed in seeds:
+        for arm, fields in arms.items():
+            for name, pairs in _pairs(arm, f"{data}/pairs", args.sources).items():
+                fields = fields | {"data.pairs": pairs, "seed": seed, "steps": args.steps}
+                workdir = args.output / "runs" / f"{name}-{seed}"
+                runs.setdefault(name, {})[seed] = train_and_score(workdir, fields, data, compiled)
+        # After every seed: an ablation that is stopped has told of the seeds before.
+        found = summary.summarise(runs)
+        found["settings"] = {
+            "config": CONFIG,
+            "steps": args.steps,
+            "seeds": list(range(FIRST_SEED, seed + 1)),
+            "arms": {name: ARMS[name] for name in arms},
+            "sources": args.sources,
+        }
+        write_json(args.output / "results.json", found)
+        text = summary.markdown(found)
+        (args.output / "results.md").write_text(text, encoding="utf-8")
+    print(f"{text}\nwrote {args.output}/results.json and results.md")
+
+
+def train_and_score(workdir: Path, fields: dict, data: Path, compiled: Path) -> Path:
+    """A finished run and its scores in `workdir/uvrb/results.json`; what is there is not redone."""
+    results = workdir / "uvrb" / "results.json"
+    if results.exists():
+        known = json.loads((workdir / "fields.json").read_text(encoding="utf-8"))
+        if known != fields:
+            changed = next(k for k in known | fields if known.get(k) != fields.get(k))
+            raise UserError(
+                f"{workdir} was made with {changed} {known.get(changed)!r}, not "
+                f"{fields.get(changed)!r}; use another --output"
+            )
+        return workdir
+    began = time.perf_counter()
+    write_json(workdir / "fields.json", fields)
+    train = ["-m", "gve_jax.train", "--config", CONFIG, f"--workdir={workdir}"]
+    train += [f"--config.{name}={value}" for name, value in fields.items()]
+    train += [f"--config.data.tokenizer={data}/tokenizer.json"]
+    _run(train, workdir / "train.log", compiled)
+    trained = time.perf_counter()
+    score = ["-m", "evals.uvrb", "--model", f"{workdir}/model", "--data", str(data)]
+    _run([*score, "--output", f"{workdir}/uvrb"], workdir / "uvrb.log", compiled)
+    averages = json.loads(results.read_text(encoding="utf-8"))["averages"]
+    print(
+        f"{workdir.name}: trained in {trained - began:.0f} s, scored in "
+        f"{time.perf_counter() - trained:.0f} s, "
+        + ", ".join(f"{name} {value:.3f}" for name, value in averages.items()),
+        flush=True,
+    )
+    return workdir
+
+
+def _pairs(arm: str, pairs: str, sources: str | None) -> dict[str, str]:
+    if sources is None:
+        return {arm: pairs}
+    return {arm: pairs, f"{arm}+{sources.split('=')[0]}": f"{pairs},{sources}"}
+
+
+def _run(arguments: list[str], log: Path, compiled: Path) -> None:
+    """Runs Python; what it prints goes to a file, whose last line an error shows."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # All runs have the same programs: each is compiled once.
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(compiled.resolve()),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}  # fmt: skip
+    with open(log, "w", encoding="utf-8") as file:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | kept,
+        )
+    if done.returncode:
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise UserError(f"{' '.join(arguments[:3])} failed: {''.join(last)} (all of it: {log})")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m evals.curriculum",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", required=True, type=Path, help="where runs and results go")
+    add("--data", type=Path, help="a folder that data.shapes wrote (default: made in OUTPUT/data)")
+    add("--seeds", type=int, default=3)
+    add("--steps", type=int, default=500)
+    add("--arms", default="uniform,proportional,pyramid", help=f"of {', '.join(ARMS)}")
+    add("--sources", help="NAME=DIR: pairs to train with a second time; NAME goes to their sources")
+    args = parser.parse_args(argv)
+    args.arms = args.arms.split(",")
+    for name in args.arms:
+        if name not in ARMS:
+            raise UserError(f"--arms: no arm {name!r}; known: {', '.join(ARMS)}")
+    if args.sources and "=" not in args.sources:
+        raise UserError(f"--sources {args.sources!r} is not NAME=DIR")
+    if args.seeds < 1 or args.steps < 100:
+        raise UserError("--seeds must be at least 1 and --steps at least 100")
+    return args
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,72 @@
+"""Sources of several directories: their names, their records, and what is said of mistakes."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from data.pairs.builder import run_import
+from gve_jax.errors import UserError
+from gve_jax.streams.sources import Sources, parse
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """a/ with T2T_x of 3 and T2T_y of 2 pairs with a negative each, b/ with another T2T_x of 4."""
+    folder = tmp_path_factory.mktemp("sources")
+    for directory, counts in {"a": {"x": 3, "y": 2}, "b": {"x": 4}}.items():
+        inputs = []
+        for name, count in counts.items():
+            rows = [
+                {"query": f"{directory} {name} {n}", "positive": "p", "negatives": [f"no {n}"]}
+                for n in range(count)
+            ]
+            path = folder / f"{directory}{name}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            inputs.append(f"T2T_{name}={path}")
+        run_import(folder / directory, inputs, "pair")
+    return folder
+
+
+def told(sources, name, *indices):
+    return [pair["query"].text for pair in sources.read(name, np.array(indices))]
+
+
+def test_a_suffix_keeps_sources_of_one_name_apart(folder):
+    sources = Sources(parse(f"{folder}/a, more={folder}/b"))
+    assert sources.sizes == {"T2T_x": 3, "T2T_x_more": 4, "T2T_y": 2}
+    sources = pickle.loads(pickle.dumps(sources))  # as a worker gets it
+    assert told(sources, "T2T_x", 2, 0) == ["a x 2", "a x 0"]
+    assert told(sources, "T2T_x_more", 3) == ["b x 3"]
+    (pair,) = sources.read("T2T_y", np.array([1]))
+    assert [item.text for item in pair["negatives"]] == ["no 1"]
+    sources.check({"T2T_x": 3, "T2T_x_more": 4, "T2T_y": 2})
+    with pytest.raises(UserError, match="/b: source 'T2T_x' has 4 pairs, fewer than batch_size 5"):
+        sources.check({"T2T_x": 1, "T2T_x_more": 5, "T2T_y": 1})
+
+
+def test_patterns_choose_sources_and_directories(folder):
+    assert list(Sources(parse(f"{folder}/[a]*"), ["T2T_(x|y)"]).sizes) == ["T2T_x", "T2T_y"]
+    assert list(Sources(parse(f"{folder}/a"), ["T2T_y"]).sizes) == ["T2T_y"]
+
+
+@pytest.mark.parametrize("given, chosen, named", [
+    ("{0}/a,{0}/b", (), "source 'T2T_x' is in .*/a and in .*/b; give one of them a name"),
+    ("{0}/a", ("T2T_z",), r"data.sources: no source 'T2T_z' in .*/a \(there are T2T_x, T2T_y\)"),
+    ("{0}/a", ("T2T_(",), "is no pattern"),
+    ("{0}/c*", (), "no directory matches .*/c"),
+    ("{0}/a,", (), "'' is neither DIR nor NAME=DIR"),
+    ("{0}/none", (), "none: no such directory"),
+])  # fmt: skip
+def test_a_mistake_is_named(folder, given, chosen, named):
+    with pytest.raises(UserError, match=named):
+        Sources(parse(given.format(folder)), chosen)
+
+
+def test_a_missing_shard_is_named(folder, tmp_path):
+    run_import(tmp_path / "a", [f"T2T_x={folder}/ax.jsonl"], "pair")
+    (shard,) = (tmp_path / "a").glob("*array_record*")
+    shard.unlink()
+    with pytest.raises(UserError, match=f"source 'T2T_x' misses the shard {shard.name}"):
+        Sources(parse(f"{tmp_path}/a")).check({"T2T_x": 1})
