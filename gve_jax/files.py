@@ -52,14 +52,26 @@ def read_records(path: Path) -> Iterator[tuple[str, dict]]:
                 raise UserError(f"{place}: not UTF-8: {error.reason}") from error
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{place}: not valid JSON: {error}") from error
+            if rb"\ud" in line.lower() and not _encodes(record):
+                raise UserError(f"{place}: half a surrogate pair, such as \\ud800, is no text")
             if not isinstance(record, dict):
                 raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}")
             yield place, record
 
 
+def _encodes(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def text_id(place: str, value: object) -> str:
     """An id as text; UserError with its place if it is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or (
+        "\0" in str(value)  # which numpy's strings lose at their end
+    ):  # fmt: skip
         raise UserError(f"{place}: {value!r} is not an id")
     return str(value)
 
