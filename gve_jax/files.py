@@ -1,5 +1,6 @@
 """Files that are whole or absent, lines of JSON, and what two records differ in."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Container, Iterator
@@ -12,14 +13,25 @@ from gve_jax.errors import UserError
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`path` holds what it held before or all that `write` writes, whenever the process ends."""
+    """`path` holds what it held before or all that `write` writes, whenever the process ends.
+
+    A full disk is an OSError that names `path`; what was written until then is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    # By process: two commands may write the same file at once.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:  # numpy says only how many bytes it could not write
+            raise OSError(errno.ENOSPC, str(error), str(path)) from error
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
