@@ -1,5 +1,6 @@
 """Files that are whole or absent, lines of JSON, and what two records differ in."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Container, Iterator
@@ -12,14 +13,25 @@ from gve_jax.errors import UserError
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`path` holds what it held before or all that `write` writes, whenever the process ends."""
+    """`path` holds what it held before or all that `write` writes, whenever the process ends.
+
+    A full disk is an OSError that names `path`; what was written until then is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    # By process: two commands may write the same file at once.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:  # numpy says only how many bytes it could not write
+            raise OSError(errno.ENOSPC, str(error), str(path)) from error
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -52,14 +64,26 @@ def read_records(path: Path) -> Iterator[tuple[str, dict]]:
                 raise UserError(f"{place}: not UTF-8: {error.reason}") from error
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{place}: not valid JSON: {error}") from error
+            if rb"\ud" in line.lower() and not _encodes(record):
+                raise UserError(f"{place}: half a surrogate pair, such as \\ud800, is no text")
             if not isinstance(record, dict):
                 raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}")
             yield place, record
 
 
+def _encodes(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def text_id(place: str, value: object) -> str:
     """An id as text; UserError with its place if it is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or (
+        "\0" in str(value)  # which numpy's strings lose at their end
+    ):  # fmt: skip
         raise UserError(f"{place}: {value!r} is not an id")
     return str(value)
 

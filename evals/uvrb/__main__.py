@@ -33,7 +33,7 @@ from rich.progress import (
 
 from evals.uvrb import check, published, report
 from evals.uvrb.beyond import Runs, add_arguments, check_arguments, per_query
-from evals.uvrb.compare import compare
+from evals.uvrb.compare import check_same_ranking, compare
 from evals.uvrb.compare import load as load_scores
 from evals.uvrb.cost import Meter
 from evals.uvrb.embeddings import Encoder
@@ -42,7 +42,7 @@ from evals.uvrb.output import print_results, write_results
 from evals.uvrb.pictures import Pictures
 from evals.uvrb.reader import RetrievalSet
 from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, choose
+from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
 from evals.uvrb.vectors import Vectors
 from gve_jax import hosts
 from gve_jax.errors import Parser, UserError, run_cli
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
         raise UserError("--check needs all sixteen sets")
 
     rival = load_scores(args.compare) if args.compare else None
+    if rival is not None and not any(task.name in rival[1] for task in tasks):
+        raise UserError(f"--compare: {args.compare} has none of these sets")
 
     opened: dict[str, RetrievalSet] = {}
     shown = {}  # the examples of each set as HTML, made while its media are at hand
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     source.check(tasks)
     with progress:
         source.ready(tasks)
-        quarantine = _quarantine(args)
+        quarantine = _quarantine(args, tasks)
         run = Runs(args, source, quarantine, progress, _own_mesh())
         if args.embeddings:
             model = Vectors(args.embeddings, quarantine, source.total, args.normalize)
@@ -107,16 +109,17 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     if jax.process_index():
         return  # every host has the same results, the first one writes them
     _merge(args, quarantine)
-    if rival is not None:
-        name, others = rival
-        results["compared"] = {"b": name, **compare(per_query(scored), others)}
-
     results["published"] = published.comparison(results["datasets"])
     results["rules"] = list(RULES)
     results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_results(args.output, results)
+    if rival is not None:
+        theirs, others = rival
+        check_same_ranking(results, theirs)
+        results["compared"] = {"b": theirs["model"], **compare(per_query(scored), others)}
+        write_results(args.output, results)
     # A file gets lines as wide as the tables: only a terminal has an end.
     print_results(results, Console(width=None if sys.stdout.isatty() else 140), args.published)
     print(quarantine.summary(source.total))
@@ -153,11 +156,14 @@ def _source(args: argparse.Namespace, progress: Progress) -> Sets:
     )
 
 
-def _quarantine(args: argparse.Namespace) -> Quarantine:
-    """Each host has a file of its own; the first one's receives the others' lines at the end."""
+def _quarantine(args: argparse.Namespace, tasks: Sequence[Task]) -> Quarantine:
+    """Each host has a file of its own; the first one's receives the others' lines at the end.
+
+    Only this command's sets count: OUTPUT may hold others, whose items are not in its total."""
     host = jax.process_index()
     name = f"quarantine-{host}.jsonl" if host else "quarantine.jsonl"
-    return Quarantine(args.output / name, args.max_bad_share)
+    prefixes = tuple(f"{task.name}." for task in tasks)
+    return Quarantine(args.output / name, args.max_bad_share, prefixes=prefixes)
 
 
 def _merge(args: argparse.Namespace, quarantine: Quarantine) -> None:

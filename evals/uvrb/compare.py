@@ -21,6 +21,7 @@ from rich.table import Table
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.scores import ABILITIES, AVERAGES, cells
 from evals.uvrb.statistics import holm, paired, paired_over_sets
+from evals.uvrb.tasks import NAMES
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json
 
@@ -62,8 +63,28 @@ def compare(a: Mapping[str, PerQuery], b: Mapping[str, PerQuery]) -> dict:
     }
 
 
-def load(results: Path) -> tuple[str, dict[str, PerQuery]]:
-    """The model's name and the scores of its queries, from a results.json or the folder it is in.
+def check_same_ranking(one: Mapping, other: Mapping) -> None:
+    """Two results that may be compared have a set in common, and rank the same documents in it.
+
+    Raises:
+      UserError: no common set; a set whose corpus or pool differs.
+    """
+    common = [name for name in one["datasets"] if name in other["datasets"]]
+    if not common:
+        raise UserError("the two have no set in common")
+    for name in common:
+        pools = [results.get("pools", {}).get(name) for results in (one, other)]
+        if pools[0] != pools[1]:
+            raise UserError(f"{name}: one was ranked with --moment-pool {pools[0]}, the other "
+                            f"with {pools[1]}")  # fmt: skip
+        sizes = [results["datasets"][name].get("corpus") for results in (one, other)]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{name}: one was ranked among {sizes[0]} documents, the other among "
+                            f"{sizes[1]}")  # fmt: skip
+
+
+def load(results: Path) -> tuple[dict, dict[str, PerQuery]]:
+    """The results and the scores of their queries, from a results.json or the folder it is in.
 
     Raises:
       UserError: a file that is missing or damaged.
@@ -71,11 +92,14 @@ def load(results: Path) -> tuple[str, dict[str, PerQuery]]:
     results = results / "results.json" if results.is_dir() else results
     try:
         record = json.loads(results.read_text(encoding="utf-8"))
-        model, names = str(record["model"]), list(record["datasets"])
+        record["model"], names = str(record["model"]), list(record["datasets"])
+        if unknown := [name for name in names if name not in NAMES]:
+            raise ValueError(f"unknown set {unknown[0]!r}")
+        dict(record.get("pools", {})), [dict(one) for one in record["datasets"].values()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results}: not the results of an evaluation ({error})") from error
     folder = results.parent / "per_query"
-    return model, {name: PerQuery.read(folder / f"{name}.npz") for name in names}
+    return record, {name: PerQuery.read(folder / f"{name}.npz") for name in names}
 
 
 def print_comparison(found: Mapping, a: str, b: str, console: Console) -> None:
@@ -119,8 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     (a, one), (b, other) = load(args.a), load(args.b)
-    found = {"a": a, "b": b, **compare(one, other)}
-    print_comparison(found, a, b, Console())
+    check_same_ranking(a, b)
+    found = {"a": a["model"], "b": b["model"], **compare(one, other)}
+    print_comparison(found, a["model"], b["model"], Console())
     missing = sorted(set(one) ^ set(other))
     if missing:
         print(f"not compared, scored for one of the two only: {', '.join(missing)}")

@@ -192,6 +192,9 @@ class Embedder:
         new = sorted(place for key, place in first.items() if key not in self._store)
         # Hosts may see a network's folder differently: what is missing is decided once.
         new = hosts.gather(new if jax.process_index() == 0 else None)[0]
+        tried = {keys[place] for place in new}
+        self.quarantine.forget(f"{name}/{id}" for id, key in zip(ids, keys, strict=True)
+                               if key in tried)  # fmt: skip
         if new and self.files is not None:
             self.files.ensure()
         advance(len(ids) - len(new))

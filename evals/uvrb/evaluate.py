@@ -100,6 +100,9 @@ def score_set(
     for side, name in ((queries, "query"), (corpus, "document")):
         if not side.valid.any():
             raise UserError(f"{task.name}: not one {name} can be read")
+    widths = queries.vectors.shape[1], corpus.vectors.shape[1]
+    if widths[0] != widths[1]:
+        raise UserError(f"{task.name}: queries have {widths[0]} dimensions, documents {widths[1]}")
 
     asked, kept = np.flatnonzero(queries.valid), np.flatnonzero(corpus.valid)
     ids = [found.corpus[place].id for place in kept]

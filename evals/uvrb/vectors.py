@@ -42,6 +42,7 @@ class Vectors:
         self.folder, self.quarantine, self.total = folder, quarantine, total
         self.normalize, self.files = normalize, None
         self._digest = hashlib.sha256()
+        quarantine.forget(quarantine.ids)  # whatever an earlier command lacked is looked for again
 
     @property
     def fingerprint(self) -> dict:

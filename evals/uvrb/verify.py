@@ -131,7 +131,10 @@ def _scan(parts: Sequence[Path], task: Task, lists: Path, found: Found, tick: Ca
 
     scan(parts, task.name, take, tick=tick)
     known = {path: [0, 0, digest] for path, digest in found.files.items()}
-    _read(lists, task, Listed(root, known), found)
+    try:
+        _read(lists, task, Listed(root, known), found)
+    except UserError as error:  # of a list that lies in a temporary folder
+        raise UserError(_short(str(error), lists)) from error
 
 
 def _read(home: Path, task: Task, files: Folder, found: Found) -> None:
@@ -162,7 +165,7 @@ def _pool(home: Path, task: Task) -> str:
 
 
 def _short(line: str, home: Path) -> str:
-    return line.removeprefix(f"{home.resolve()}/").removeprefix(f"{home}/")
+    return line.replace(f"{home.resolve()}/", "").replace(f"{home}/", "")
 
 
 def _compare(task: Task, found: Found, known: dict[str, dict[str, str]]) -> None:

@@ -4,9 +4,11 @@ import collections
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from gve_jax.errors import UserError
+from gve_jax.files import write_whole
 from gve_jax.inputs.item import Item, source_name
 
 TOP = 3  # reasons that a summary names
@@ -19,16 +21,24 @@ class Quarantine:
       path: the file; lines of an earlier run of the same command are kept and count.
       max_share: the share of unreadable items past which `check` stops the run, 0 to 1.
       writes: False counts only: another host of the job writes the file.
+      prefixes: of the ids that count, where the file also holds those of other commands.
 
     Raises:
       UserError: a share that is none, or a file that holds something else.
     """
 
-    def __init__(self, path: str | os.PathLike, max_share: float, *, writes: bool = True):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        max_share: float,
+        *,
+        writes: bool = True,
+        prefixes: tuple[str, ...] = ("",),
+    ):
         if not 0 <= max_share <= 1:
             raise UserError(f"the share of unreadable items must be in 0..1, not {max_share}")
         self.path, self.max_share = os.fspath(path), max_share
-        self._writes = writes
+        self._writes, self._prefixes = writes, prefixes
         self._reasons: dict[str, str] = {}  # by id
         if os.path.exists(self.path):
             self._resume()
@@ -39,7 +49,8 @@ class Quarantine:
             for number, line in enumerate(lines, 1):
                 try:
                     record = json.loads(line)
-                    self._reasons[record["id"]] = _kind(record)
+                    if record["id"].startswith(self._prefixes):
+                        self._reasons[record["id"]] = _kind(record)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(f"{self.path}:{number}: not a quarantine line") from error
             if (
@@ -51,6 +62,10 @@ class Quarantine:
     def count(self) -> int:
         return len(self._reasons)
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._reasons)
+
     def record(self, id: str, path: str, reason: str, seconds: float) -> None:
         if id in self._reasons:
             return
@@ -61,6 +76,15 @@ class Quarantine:
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Takes out ids that are tried again: what failed then may be readable now."""
+        again = [id for id in ids if self._reasons.pop(id, None) is not None]
+        if again and self._writes:
+            gone = set(again)
+            with open(self.path, "rb") as file:
+                kept = [line for line in file if json.loads(line)["id"] not in gone]
+            write_whole(Path(self.path), lambda file: file.writelines(kept))
 
     def summary(self, total: int) -> str:
         """The sum in a line: how many of `total`, their share, and why, the commonest first."""

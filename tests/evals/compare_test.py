@@ -110,3 +110,33 @@ def test_damaged_results_are_refused(tmp_path):
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(UserError, match="results.json: not the results of an evaluation"):
         compare.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"pools": {"MS-TI": "candidates"}}, "MS-TI: one was ranked with --moment-pool whole, the "),
+     ({"datasets": {"MS-TI": {"corpus": 6}}}, "MS-TI: one was ranked among 5 documents, the other"),
+     ({"datasets": {"CRB-T": {"corpus": 5}}}, "no set in common")],
+)  # fmt: skip
+def test_other_rankings_are_not_compared(change, message):
+    one = {"datasets": {"MS-TI": {"corpus": 5}}, "pools": {"MS-TI": "whole"}}
+    compare.check_same_ranking(one, one)
+    with pytest.raises(UserError, match=message):
+        compare.check_same_ranking(one, one | change)
+
+
+def test_results_are_written_even_if_the_comparison_is_refused(outputs, tmp_path):
+    theirs = tmp_path / "theirs"
+    (theirs / "per_query").mkdir(parents=True)
+    one = PerQuery.read(outputs / "good/per_query/MSRVTT.npz")
+    one.write(theirs / "per_query/MSRVTT.npz")
+    record = {"model": "x", "datasets": {"MSRVTT": {"corpus": 500}}}
+    (theirs / "results.json").write_text(json.dumps(record))
+    arguments = ["--model", "a", "--data", str(outputs / "data"), "--output", str(tmp_path / "o")]
+    with pytest.raises(UserError, match="has none of these sets"):
+        main([*arguments, "--datasets", "CRB-T", "--compare", str(theirs)])
+    arguments += ["--datasets", "MSRVTT", "--compare", str(theirs)]
+    with pytest.raises(UserError, match="ranked among 5 documents, the other among 500"):
+        main(arguments, load=lambda _: ColourEncoder())
+    results = json.loads((tmp_path / "o/results.json").read_text())
+    assert results["datasets"]["MSRVTT"]["score"] == one.score.mean()

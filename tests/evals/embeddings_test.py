@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from evals.uvrb import embeddings
+from evals.uvrb.__main__ import main
 from evals.uvrb.embeddings import share
+from gve_jax.errors import UserError
 from gve_jax.fingerprint import weights_digest
 from tests.conftest import ROOT
 from tests.evals.evaluate_test import run
@@ -201,3 +203,18 @@ class Told(ColourEncoder):
     def __init__(self, fingerprint):
         super().__init__()
         self.fingerprint = fingerprint
+
+
+def test_media_mended_after_a_refusal_are_scored(tmp_path):
+    data = make_benchmark(tmp_path, ("CRB-T",))
+    video = sorted((data / "UVRB/CRB-T/videos").iterdir())[0]
+    sound = video.read_bytes()
+    video.write_bytes(b"junk")
+    arguments = ["--model", "m", "--data", str(data), "--output", str(tmp_path / "out")]
+    arguments += ["--datasets", "CRB-T", "--max-bad-share", "0"]
+    with pytest.raises(UserError, match="1 of 10 items could not be read"):
+        main(arguments, load=lambda _: ColourEncoder())
+    video.write_bytes(sound)
+    main(arguments, load=lambda _: ColourEncoder())
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["quarantined"] == 0 and results["datasets"]["CRB-T"]["score"] == 1

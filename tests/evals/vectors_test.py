@@ -238,3 +238,19 @@ def test_arguments_that_exclude_each_other(benchmark, tmp_path, arguments, messa
     given = ["--data", str(benchmark), "--output", str(tmp_path / "out"), "--datasets", "CRB-T"]
     with pytest.raises(UserError, match=message):
         main([*given, *arguments])
+
+
+def test_vectors_added_after_a_refusal_are_scored(benchmark, sides, tmp_path):
+    """What was missing then does not count now, nor what another set lacks."""
+    sides, results = sides
+    folder = save(tmp_path / "v", sides, npy_json, lambda name, ids, vectors: (
+        (ids[1:], vectors[1:]) if name == "CRB-T/corpus" else (ids, vectors)))  # fmt: skip
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="1 of 20 items could not be read"):
+        score(benchmark, folder, out, "--max-bad-share", "0")
+    other = score(benchmark, folder, out, "--max-bad-share", "0", "--datasets", "MSRVTT-I2V")
+    assert other["quarantined"] == 0
+    save(folder, sides, npy_json)
+    again = score(benchmark, folder, out, "--max-bad-share", "0")
+    assert again["quarantined"] == 0 and scores(again) == scores(results)
+    assert (out / "quarantine.jsonl").read_text() == ""

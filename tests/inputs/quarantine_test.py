@@ -108,3 +108,17 @@ def test_the_sum_groups_reasons_by_what_is_wrong(tmp_path):
 def test_a_medium_without_a_path_is_named_by_its_record(item, path):
     line = failure("T2V-7", item, "bad", 0.12345)
     assert line == {"id": "T2V-7", "path": path, "reason": "bad", "seconds": 0.123}
+
+
+def test_what_is_tried_again_leaves_count_and_file(tmp_path):
+    path = tmp_path / "q.jsonl"
+    first = Quarantine(path, 0.5)
+    for id in ("A/1", "A/2", "B/1"):
+        first.record(id, "x.mp4", "bad", 0)
+    again = Quarantine(path, 0.5, prefixes=("A/",))
+    assert again.count == 2, "another command's items are not of this total"
+    again.forget(["A/1", "A/3", "B/1"])
+    assert again.count == 1
+    assert [line["id"] for line in lines(path)] == ["A/2", "B/1"]
+    again.record("A/1", "x.mp4", "still bad", 0)
+    assert [line["id"] for line in lines(path)] == ["A/2", "B/1", "A/1"]
