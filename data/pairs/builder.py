@@ -11,19 +11,18 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
-from array_record.python.array_record_module import ArrayRecordWriter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data.pairs import card, importer
 from data.pairs.importer import Source, Tally
+from data.pairs.shards import write_splits
 from gve_jax.errors import UserError
 from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
 
 VERSION = "1"  # of what is written for the same rows
 MANIFEST = "import.json"
 REJECTS = "rejects.jsonl"
-SHARD_BYTES = 512 * 2**20
 
 
 class Imported(tfds.core.GeneratorBasedBuilder):
@@ -194,39 +193,10 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
 
 def _write_in_order(building: Path, sources: list[Source], log, tick) -> None:
     """Writes what TFDS would, record by record: memory does not grow with a source."""
-    directory = building / "pairs"
-    directory.mkdir()
     info = Imported(sources=sources, data_dir=str(building / "tfds")).info
-    splits = []
-    for source in sources:
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=directory, dataset_name=info.name, split=source.name,
-            filetype_suffix="array_record",
-        )  # fmt: skip
-        lengths, size, writer, room = [], 0, None, 0
-        for record in importer.run(source, log, tick):
-            data = info.features.serialize_example(record)
-            if room <= 0:
-                if writer is not None:
-                    writer.close()
-                path = directory / f"{source.name}.{len(lengths)}"
-                writer, room = ArrayRecordWriter(str(path), "group_size:1"), SHARD_BYTES
-                lengths.append(0)
-            writer.write(data)
-            lengths[-1], size, room = lengths[-1] + 1, size + len(data), room - len(data)
-        if writer is None:
-            raise UserError(f"source {source.name!r}: its files changed, no pair is left in them")
-        writer.close()
-        for number in range(len(lengths)):  # their names tell how many there are
-            named = template.sharded_filepath(shard_index=number, num_shards=len(lengths))
-            os.rename(directory / f"{source.name}.{number}", named)
-        splits.append(
-            tfds.core.SplitInfo(
-                name=source.name, shard_lengths=lengths, num_bytes=size, filename_template=template
-            )
-        )
-    info.set_splits(tfds.core.splits.SplitDict(splits))
-    info.write_to_directory(directory)
+    encode = info.features.serialize_example
+    splits = {source.name: map(encode, importer.run(source, log, tick)) for source in sources}
+    write_splits(building / "pairs", info, splits)
 
 
 def _write_by_beam(building: Path, sources: list[Source], pipeline) -> None:
