@@ -42,7 +42,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.video.most_bytes = 64 * 2**20  # of a file: it is stored in the pairs
     config.video.least_seconds = 1.0
     config.video.most_seconds = 180.0
-    config.video.least_motion = 0.004  # mean change between frames, of 0 to 1; below: static
+    config.video.least_motion = 0.003  # mean change between frames, of 0 to 1; below: static
 
     config.similarity = 0.2  # least cosine of a caption and its video; with --embedder only
 
@@ -105,6 +105,7 @@ def get_config(form: str = "") -> ConfigDict:
 
     if form == "world":
         config.video.max_pixels = config.clip.max_pixels = 112 * 112
+        config.video.least_motion = 0.0004  # its things are small
         config.clip.fps = 4.0
         config.frame.format = "png"
         config.lengths.summary = (3, 60)

@@ -26,7 +26,7 @@ from data.uvrd.similarity import Similarity
 from data.uvrd.source import Entry
 from gve_jax.files import write_json
 from gve_jax.inputs.isolation import Failure
-from gve_jax.inputs.item import Item
+from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.quarantine import failure
 from gve_jax.streams.pairs import pair_features
 
@@ -223,7 +223,7 @@ def _look(entry: Entry, shop: Workshop):
         return Reject("file too large", f"{len(data)} bytes")
     clip: Clip | Failure = shop.decoder.whole(data)
     if isinstance(clip, Failure):
-        return clip
+        return dataclasses.replace(clip, reason=clip.reason.replace(source_name(data), entry.name))
     if not rules.least_seconds <= clip.seconds <= rules.most_seconds:
         return Reject("video too short or too long", f"{clip.seconds:.2f} s")
     digest = hashlib.sha256(data).hexdigest()

@@ -167,8 +167,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        known = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
-        self._send(200 if self.path == "/v1/models" else 404, known)
+        if self.path == "/v1/models":
+            self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        else:
+            self._send(404, {"error": {"message": "no such thing here"}})
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)

@@ -20,8 +20,8 @@ _NAMELESS = re.compile(
 )
 _SPAM = re.compile(
     r"\b(?:subscribe|click (?:here|the link)|link in (?:the )?(?:bio|description)|(?:buy|order|"
-    r"call) now|free (?:shipping|download|trial)|promo code|discount code|follow (?:me|us)|giveaway|casino|"
-    r"limited offer|100% free|whatsapp)\b",
+    r"call) now|free (?:shipping|download|trial)|promo code|discount code|follow (?:me|us)|"
+    r"giveaway|casino|limited offer|100% free|whatsapp)\b",
     re.IGNORECASE,
 )
 # Words that tell a model what to do, or marks that only its own templates have.
