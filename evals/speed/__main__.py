@@ -13,6 +13,7 @@ NAMES = {
     "loading": "memory and time of loading a checkpoint in the shapes of GVE-3B",
     "seeking": "8 frames of a 10-minute video, beside decoding all of it",
     "isolation": "what decoding in processes of its own costs, and their memory over many clips",
+    "synth": "synthesizing pairs: CPU a pair without the model, calls at once, memory",
 }
 
 
