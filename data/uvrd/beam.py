@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
+from data.uvrd.compose import ASKED
 from data.uvrd.part import Parts, make_part
 from data.uvrd.run import Job, Synthesized, add_usage, split
 from gve_jax.errors import UserError
@@ -51,7 +52,8 @@ def make_parts(job: Job, arguments: list[str]) -> int:
 
 async def _check(job: Job) -> None:
     async with job.workshop(None) as shop:
-        await shop.server.check()
+        if any(job.settings.pairs[name] for name in ASKED):
+            await shop.server.check()
 
 
 class _MakePart(beam.DoFn):

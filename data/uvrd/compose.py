@@ -16,6 +16,14 @@ from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.isolation import Failure
 
 SOURCE = "uvrd"  # of a split's name: T2V_uvrd
+# The prompt that a type's texts are the answer of; the others need no model.
+ASKED = {
+    "T2V": "video_captions",
+    "T2T": "video_captions",
+    "T2I": "frame_captions",
+    "TI2V": "image_query",
+    "TV2V": "clip_query",
+}
 # A query's instruction: that of the set of UVRB which asks the same way.
 _BY_KIND = {
     "summary": "MSRVTT",
@@ -238,7 +246,7 @@ class _Composer:
         if query["text"]:
             history["words"] = len(text.words(query["text"]))
         if answer is not None:
-            prompt = _PROMPT_OF[name]
+            prompt = ASKED[name]
             asked = self.settings.server
             history |= {
                 "prompt": prompts.load(prompt).record,
@@ -253,10 +261,6 @@ class _Composer:
                 "original": self.video.caption,
             }  # fmt: skip
         self.made.pairs.append((name, record, history | more))
-
-
-_PROMPT_OF = {"T2V": "video_captions", "T2T": "video_captions", "T2I": "frame_captions",
-              "TI2V": "image_query", "TV2V": "clip_query"}  # fmt: skip
 
 
 def item(text: str = "", image: bytes = b"", video: bytes = b"", instruction: str = "") -> dict:

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from data.pairs.shards import write_splits
 from data.uvrd import card, page, prompts
-from data.uvrd.compose import SOURCE
+from data.uvrd.compose import ASKED, SOURCE
 from data.uvrd.part import Parts, Tally, Workshop, make_part
 from data.uvrd.pictures import Decoder
 from data.uvrd.server import Server, Usage
@@ -145,7 +145,8 @@ def synthesize(
 
 async def _make_parts(job: Job, embedder: Similarity | None, tick: Callable) -> int:
     """Makes what is missing, `run.ahead` parts at once; the number of parts."""
-    parts, total, checked = job.parts, 0, False
+    parts, total = job.parts, 0
+    checked = not any(job.settings.pairs[name] for name in ASKED)
     working: set[asyncio.Task] = set()
     async with job.workshop(embedder) as shop:
         try:
