@@ -16,6 +16,7 @@ from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.isolation import Failure
 
 SOURCE = "uvrd"  # of a split's name: T2V_uvrd
+_SHOWN_QUALITY = 85  # of the JPEGs that the model is shown
 # The prompt that a type's texts are the answer of; the others need no model.
 ASKED = {
     "T2V": "video_captions",
@@ -80,6 +81,7 @@ class _Composer:
     def __init__(self, video, server, decoder, settings, run):
         self.video, self.server, self.decoder = video, server, decoder
         self.settings, self._run, self.made = settings, run, Made()
+        self._frames: asyncio.Future | None = None  # as the model is shown them
         entry = video.entry
         # Each kind of draw has its own generator: one more pair of a type moves no other's draws.
         self._rng = {name: random.Random(f"{settings.seed}:{entry.id}:{name}")
@@ -142,7 +144,7 @@ class _Composer:
 
     async def _image(self, name: str, number: int, rng: random.Random) -> None:
         place, image = await self._still(rng, 1.0)
-        answer = await self._ask("frame_captions", self._slots(frame=True), [image])
+        answer = await self._ask("frame_captions", self._slots(), [image])
         kind = rng.choice(KINDS)
         query = item(captions(answer.value)[kind], instruction=_OWN["T2I"])
         self._add(name, number, query, item(image=image), answer,
@@ -183,7 +185,7 @@ class _Composer:
 
     # --- what they share --------------------------------------------------------------------------
 
-    def _slots(self, frame: bool = False) -> dict:
+    def _slots(self) -> dict:
         lengths = {name: f"{least} to {most}"
                    for name, (least, most) in self.settings.lengths.items()}  # fmt: skip
         return lengths | {
@@ -197,10 +199,11 @@ class _Composer:
                                      lambda value: fault(name, value, self.settings))  # fmt: skip
 
     async def _picture(self, frame) -> bytes:
-        return await self._run(pictures.encode_image, frame, "jpeg", 85)  # what the model is shown
+        return await self._run(pictures.encode_image, frame, "jpeg", _SHOWN_QUALITY)
 
     async def _shown(self) -> list[bytes]:
-        if not hasattr(self, "_frames"):
+        """Frames of the whole video for the model, encoded once for all questions."""
+        if self._frames is None:
             chosen = _spread(self.video.clip.frames, self.settings.server.images)
             self._frames = asyncio.gather(*map(self._picture, chosen))
         return list(await self._frames)
