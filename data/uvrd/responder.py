@@ -2,6 +2,7 @@
 world, in a model's stead:
 
     python -m data.uvrd.responder --world DIR [--port 8011] [--latency 0]
+    python -m data.uvrd.responder --world DIR --port 0 --run python -m data.uvrd --server {url} ...
 
 It looks at the pictures of a request, finds the scene they are of, and tells of it as the request's
 schema asks. Only 127.0.0.1 is served. For tests it can be made to fail (FAULTS).
@@ -11,6 +12,8 @@ import argparse
 import base64
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -255,11 +258,17 @@ def main(argv=None) -> None:
     parser = Parser(prog="python -m data.uvrd.responder", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--world", type=Path, required=True)
-    parser.add_argument("--port", type=int, default=8011)
+    parser.add_argument("--port", type=int, default=8011, help="8011; 0 takes a free one")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds of every answer")
     parser.add_argument("--slots", type=int, default=1024, help="answers at once")
+    parser.add_argument("--run", nargs=argparse.REMAINDER, metavar="COMMAND", help="serve as long "
+                        "as this runs, `{url}` in it being the server's")  # fmt: skip
     args = parser.parse_args(argv)
     server = Responder(args.world, port=args.port, latency=args.latency, slots=args.slots)
+    if args.run:
+        with server:
+            command = [part.replace("{url}", server.url) for part in args.run]
+            sys.exit(subprocess.run(command, check=False).returncode)
     print(f"model {MODEL!r} at {server.url}", flush=True)
     server.serve()
 
