@@ -165,7 +165,7 @@ class _Composer:
         if rng.random() >= 0.5:
             relation = rng.choice(prompts.RELATIONS[1:])
         few = max(2, self.settings.server.images // 2)
-        parts = [await self._picture(frame) for frame in _spread(clip.frames, few)]
+        parts = await self._jpegs(_spread(clip.frames, few))
         slots = self._slots() | {"clip_images": len(parts), "images": len(shown),
                                  "relation": relation}  # fmt: skip
         answer = await self._ask("clip_query", slots, [*parts, *shown])
@@ -198,15 +198,18 @@ class _Composer:
         return await self.server.ask(prompts.load(name), slots, images,
                                      lambda value: fault(name, value, self.settings))  # fmt: skip
 
-    async def _picture(self, frame) -> bytes:
-        return await self._run(pictures.encode_image, frame, "jpeg", _SHOWN_QUALITY)
+    async def _jpegs(self, frames: list) -> list[bytes]:
+        """Frames as the model is shown them."""
+        return await self._run(
+            lambda: [pictures.encode_image(frame, "jpeg", _SHOWN_QUALITY) for frame in frames]
+        )
 
     async def _shown(self) -> list[bytes]:
         """Frames of the whole video for the model, encoded once for all questions."""
         if self._frames is None:
             chosen = _spread(self.video.clip.frames, self.settings.server.images)
-            self._frames = asyncio.gather(*map(self._picture, chosen))
-        return list(await self._frames)
+            self._frames = asyncio.ensure_future(self._jpegs(chosen))
+        return await self._frames
 
     async def _still(self, rng: random.Random, latest: float) -> tuple[float, bytes]:
         clip, rules = self.video.clip, self.settings.frame

@@ -78,23 +78,33 @@ class Server:
 
     async def __aenter__(self) -> "Server":
         calls, key = self.settings.calls, os.environ.get(KEY)
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=calls.seconds,
-            limits=httpx.Limits(max_connections=calls.concurrency),
-            trust_env=not self._local,  # no proxy stands between this machine and itself
-        )
-        self._free = asyncio.Semaphore(calls.concurrency)
+        context = httpx.create_ssl_context()
+        # A client a call at once: one for all looks through all of its connections for each call,
+        # several times over. The last one used comes first: it has a connection that is open.
+        self._free: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        self._clients = [
+            httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=calls.seconds,
+                verify=context,
+                limits=httpx.Limits(max_connections=1),
+                trust_env=not self._local,  # no proxy is between this machine and itself
+            )
+            for _ in range(calls.concurrency)
+        ]
+        for client in self._clients:
+            self._free.put_nowait(client)
         return self
 
     async def __aexit__(self, *exception) -> None:
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     async def check(self) -> None:
         """Raises UserError, in one line, if no server answers, or not with this model."""
         try:
             async with asyncio.timeout(min(30.0, self.settings.calls.seconds)):
-                response = await self._client.get(f"{self.url}/models")
+                response = await self._clients[0].get(f"{self.url}/models")
             known = [str(one["id"]) for one in response.json()["data"]]
         except (httpx.HTTPError, TimeoutError) as error:
             why = str(error) or type(error).__name__
@@ -134,8 +144,11 @@ class Server:
             key = hashlib.sha256(body).hexdigest()[:32]
             kept = self._read(key)
             if kept is None:
-                async with self._free:
-                    kept = await self._call(body)
+                client = await self._free.get()
+                try:
+                    kept = await self._call(client, body)
+                finally:
+                    self._free.put_nowait(client)
                 self._write(key, kept)
                 self.usage.calls += 1
                 self.usage.prompt_tokens += kept["usage"][0]
@@ -179,7 +192,7 @@ class Server:
             body["response_format"] = {"type": "json_object"}
         return json.dumps(body).encode()
 
-    async def _call(self, body: bytes) -> dict:
+    async def _call(self, client: httpx.AsyncClient, body: bytes) -> dict:
         calls = self.settings.calls
         if self._stopped:
             raise self._stopped
@@ -192,7 +205,7 @@ class Server:
             why, wait = "", 0.0
             try:
                 async with asyncio.timeout(calls.seconds):
-                    status, headers, data = await self._post(body)
+                    status, headers, data = await self._post(client, body)
             except TimeoutError:
                 why = "no answer in time"
             except httpx.HTTPError as error:
@@ -224,10 +237,12 @@ class Server:
             raise self._stopped
         raise Reject(f"server: {why}", f"after {calls.attempts} attempts")
 
-    async def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
+    async def _post(
+        self, client: httpx.AsyncClient, body: bytes
+    ) -> tuple[int, httpx.Headers, bytes]:
         headers, data = {"Content-Type": "application/json"}, bytearray()
         url = f"{self.url}/chat/completions"
-        async with self._client.stream("POST", url, content=body, headers=headers) as response:
+        async with client.stream("POST", url, content=body, headers=headers) as response:
             async for chunk in response.aiter_bytes():
                 data += chunk
                 if len(data) > _MOST_BYTES:

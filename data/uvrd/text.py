@@ -61,7 +61,8 @@ def rectify(text: str) -> str:
     text = html.unescape(text)
     text = _HASH.sub(" ", _LINK.sub(" ", _TAG.sub(" ", text)))
     text = unicodedata.normalize("NFC", text)
-    text = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in text)
+    if not text.isprintable():  # control characters and blanks other than the space
+        text = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in text)
     return " ".join(text.split())
 
 
@@ -112,7 +113,7 @@ def spam(text: str, rules: Text, links: int = 0, tags: int = 0) -> str:
         rules.most_repeated * len(found)
     ):
         return f"{most[0]!r} {most[1]} times of {len(found)}"
-    letters = sum(c.isalpha() or c.isspace() for c in text)
+    letters = sum(map(str.isalpha, text)) + sum(map(str.isspace, text))
     if letters < rules.least_letters * len(text):
         return f"{letters} letters of {len(text)} characters"
     return ""
@@ -121,10 +122,11 @@ def spam(text: str, rules: Text, links: int = 0, tags: int = 0) -> str:
 def is_english(text: str) -> bool:
     """Latin letters throughout, and no more function words of other languages than of English: a
     judgement by words, without a model; short lists of nouns pass."""
-    letters = [c for c in text if c.isalpha()]
-    latin = sum("LATIN" in unicodedata.name(c, "") for c in letters)
-    if latin < 0.9 * len(letters):
-        return False
+    if not text.isascii():
+        letters = [c for c in text if c.isalpha()]
+        latin = sum("LATIN" in unicodedata.name(c, "") for c in letters)
+        if latin < 0.9 * len(letters):
+            return False
     found = [word.lower() for word in words(text)]
     other = sum(word in _OTHERS for word in found)
     return other <= sum(word in _ENGLISH for word in found) or other < 2
