@@ -48,7 +48,7 @@ def main() -> None:
     try:
         rest = flags.FLAGS(arguments)[1:]
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_told(error, arguments)) from error
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}")
     for flag in ("config", "input", "output", "model"):
@@ -77,6 +77,19 @@ def main() -> None:
         manifest = synthesize(job, lambda count: progress.advance(bar, count), beam=beam)
     print("\n".join(card.lines(manifest)))
     print(f"{output}: {sum(manifest['tally']['pairs'].values())} pairs; {output / page.FILE}")
+
+
+def _told(error: Exception, arguments: list[str]) -> str:
+    """A refused argument in one line: of an unknown field ml_collections says the bare name, of an
+    unknown form it gives a traceback."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    for argument in arguments:
+        field = argument.partition("=")[0]
+        if text.strip("'\"") == field.split(".")[-1]:
+            return f"{field}: unknown field"
+    return text.rpartition("Error: ")[2] if "Traceback" in text else text
 
 
 def _progress() -> Progress:

@@ -1,6 +1,8 @@
 """Every field of configs/uvrd.py is checked by name and documented; shares are exact."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +40,21 @@ def test_a_field_that_cannot_be_is_named(field, value):
     section = field.split(".")[0]
     with pytest.raises(UserError, match=rf"config\.({field}|{section}) "):
         Settings.of(config)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--config.video.colour=7", "--config.video.colour: unknown field"),
+        ("--config=configs/uvrd.py:moon", "configs/uvrd.py has no form 'moon'; known: world"),
+        ("--colour=7", "Unknown command line flag 'colour'"),
+    ],
+)
+def test_a_refused_argument_is_one_line(argument, said):
+    command = [sys.executable, "-m", "data.uvrd", "--config=configs/uvrd.py", argument]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {said}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_unknown_and_missing_fields_are_named():
