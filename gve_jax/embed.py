@@ -40,6 +40,7 @@ from gve_jax.files import (
     write_json,
     write_whole,
 )
+from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.item import Item, as_item
@@ -80,35 +81,68 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     if not entries:
         raise UserError(f"{args.input}: nothing to embed")
     model = load(args.model)
+    ids = [entry.id for entry in entries]
+    count, shards = embed_all(
+        args.output, ids, lambda start, stop: [entry.item for entry in entries[start:stop]],
+        _digest(entries), model, quarantine, prompt=prompt, shard_size=args.shard_size,
+        batch_size=args.batch_size,
+    )  # fmt: skip
+    print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {shards} shards")
+    print(model.summary())
+    print(quarantine.summary(len(entries)))
+
+
+def embed_all(
+    output: Path,
+    ids: Sequence[str],
+    read: Callable[[int, int], list[Item]],
+    digest: str,
+    model: Encoder,
+    quarantine: Quarantine,
+    *,
+    prompt: str | None = None,
+    shard_size: int = 4096,
+    batch_size: int = 32,
+    told: str = "embedding",
+) -> tuple[int, int]:
+    """Embeds what is missing of an output, as the module says; its vectors and shards.
+
+    Args:
+      ids: of the items, unique.
+      read: the items from `start` to `stop`; called for what is embedded, a chunk at a time.
+      digest: tells the items and their content from others.
+      told: what the progress bar says.
+
+    Raises:
+      UserError: an output of other settings, a damaged one, too many unreadable items.
+    """
     settings = {
         "format": FORMAT,
         "fingerprint": model.fingerprint,
         "prompt": prompt,
-        "shard_size": args.shard_size,
-        "input": {"items": len(entries), "digest": _digest(entries)},
+        "shard_size": shard_size,
+        "input": {"items": len(ids), "digest": digest},
     }
-    _agree(args.output, json.loads(json.dumps(settings)))
+    agree(output, json.loads(json.dumps(settings)))
     shards = []
     with _progress() as progress:
-        bar = progress.add_task("embedding", total=len(entries))
-        for start in range(0, len(entries), args.shard_size):
-            part = entries[start : start + args.shard_size]
-            shard = Shard(args.output, len(shards))
-            if shard.count(part, model.embedding_dim) is None:
+        bar = progress.add_task(told, total=len(ids))
+        for start in range(0, len(ids), shard_size):
+            stop = min(start + shard_size, len(ids))
+            shard = Shard(output, len(shards))
+            if shard.count(ids[start:stop], model.embedding_dim) is None:
                 embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
-                                          batch_size=args.batch_size)  # fmt: skip
-                _embed(shard, part, embed, quarantine, len(entries),
+                                          batch_size=batch_size)  # fmt: skip
+                _embed(shard, ids, start, stop, read, embed, quarantine,
                        lambda count: progress.advance(bar, count))  # fmt: skip
             else:
-                progress.advance(bar, len(part))
+                progress.advance(bar, stop - start)
             shards.append({"vectors": shard.vectors.name, "ids": shard.ids.name,
-                           "count": shard.count(part, model.embedding_dim)})  # fmt: skip
+                           "count": shard.count(ids[start:stop], model.embedding_dim)})  # fmt: skip
     count = sum(shard["count"] for shard in shards)
-    sums = {"dim": model.embedding_dim, "vectors": count, "quarantined": len(entries) - count}
-    write_json(args.output / "manifest.json", settings | sums | {"shards": shards})
-    print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {len(shards)} shards")
-    print(model.summary())
-    print(quarantine.summary(len(entries)))
+    sums = {"dim": model.embedding_dim, "vectors": count, "quarantined": len(ids) - count}
+    write_json(output / "manifest.json", settings | sums | {"shards": shards})
+    return count, len(shards)
 
 
 class Shard:
@@ -118,8 +152,8 @@ class Shard:
         self.vectors = output / f"vectors-{number:05}.npy"
         self.ids = output / f"ids-{number:05}.jsonl"
 
-    def count(self, part: list[Entry], dim: int) -> int | None:
-        """Its vectors; None when it is not finished.
+    def count(self, expected: Sequence[str], dim: int) -> int | None:
+        """Its vectors, of some of the expected ids; None when it is not finished.
 
         Raises:
           UserError: files that are damaged or of other items.
@@ -127,13 +161,13 @@ class Shard:
         if not self.ids.exists():
             return None
         ids = [record.get("id") for _, record in read_records(self.ids)]
-        expected = iter([entry.id for entry in part])
+        left = iter(expected)
         try:
             shape = np.load(self.vectors, mmap_mode="r", allow_pickle=False).shape
         except (OSError, ValueError) as error:
             raise UserError(f"{self.vectors}: unreadable ({error}); delete {self.ids}") from error
         # Each id is found in what the ids before it have left over: the same order, some missing.
-        if shape != (len(ids), dim) or not all(id in expected for id in ids):
+        if shape != (len(ids), dim) or not all(id in left for id in ids):
             raise UserError(
                 f"{self.vectors}: {list(shape)} does not fit its ids; delete {self.ids}"
             )
@@ -201,7 +235,7 @@ def _digest(entries: list[Entry]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _agree(output: Path, settings: dict) -> None:
+def agree(output: Path, settings: dict) -> None:
     """Writes the settings of a new output; UserError, naming the field, if it is of others."""
     path = output / "settings.json"
     if not path.exists():
@@ -217,18 +251,26 @@ def _agree(output: Path, settings: dict) -> None:
         raise UserError(f"{path}: made with {field} = {was}, now {now}; choose another --output")
 
 
-def _embed(shard: Shard, part: list[Entry], embed: Callable, quarantine: Quarantine, total: int,
-           advance: Callable[[int], None]) -> None:  # fmt: skip
-    vectors, ids = [], []
-    for start in range(0, len(part), CHUNK):
-        chunk = part[start : start + CHUNK]
-        names = [entry.id for entry in chunk]
-        found, valid = embed([entry.item for entry in chunk], names)
-        quarantine.check(total)
-        vectors.append(found)
-        ids += [name for name, readable in zip(names, valid, strict=True) if readable]
-        advance(len(chunk))
-    shard.write(np.concatenate(vectors), ids)
+def _embed(
+    shard: Shard,
+    ids: Sequence[str],
+    start: int,
+    stop: int,
+    read: Callable,
+    embed: Callable,
+    quarantine: Quarantine,
+    advance: Callable[[int], None],
+) -> None:
+    vectors, found = [], []
+    for at in range(start, stop, CHUNK):
+        end = min(at + CHUNK, stop)
+        names = list(ids[at:end])
+        rows, valid = embed(read(at, end), names)
+        quarantine.check(len(ids))
+        vectors.append(rows)
+        found += [name for name, readable in zip(names, valid, strict=True) if readable]
+        advance(end - at)
+    shard.write(np.concatenate(vectors), found)
 
 
 def _progress() -> Progress:
@@ -266,4 +308,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_cli(main)

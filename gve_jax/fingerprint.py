@@ -37,11 +37,15 @@ def _is_finite(leaf: jax.Array) -> jax.Array:
 
 
 def weights_digest(params) -> str:
-    """Of all parameters by name, the same on any mesh. Every process of a job must call it."""
+    """Of all parameters by name, the same on any mesh. Every process of a job must call it, where
+    they are spread over processes; a process that holds them all needs no other."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     sums = [jax.device_get(_sums(leaf)) for _, leaf in leaves]
     here = np.array([sum(map(int, found)) % 2**32 for found in sums], np.uint32)
-    everywhere = multihost_utils.process_allgather(here).reshape(-1, len(leaves))
+    if all(leaf.is_fully_addressable for _, leaf in leaves):
+        everywhere = here[None]  # those of other processes are copies, and would count again
+    else:
+        everywhere = multihost_utils.process_allgather(here).reshape(-1, len(leaves))
     totals = everywhere.sum(axis=0, dtype=np.uint64) % 2**32
     text = "".join(f"{path_name(path)} {total}\n" for (path, _), total in
                    zip(leaves, totals, strict=True))  # fmt: skip

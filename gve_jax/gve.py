@@ -180,6 +180,30 @@ class GVE:
             copy_tokenizer(tokenizer, directory)
             write_json(directory / "config.json", text)
 
+    def with_inputs(self, **changes) -> "GVE":
+        """The same weights, not copied, with other input settings: `num_frames=16`.
+
+        Args:
+          changes: fields of `gve_jax.inputs.preprocess.InputSpec`. The shapes of batches are then
+            the default ones of the new settings, not those the model was trained with.
+
+        Raises:
+          UserError: a number that cannot be; it names the field.
+        """
+        spec = dataclasses.replace(self.preprocess.spec, **changes)
+        preprocess = Preprocessor(self.preprocess.prompt, spec, self.preprocess.limits)
+        made = GVE(self.config, self.params, preprocess, default_buckets(spec), self.mesh)
+        # The weights are those of `self`: they need not be hashed again.
+        inputs = {f"inputs.{name}": value for name, value in dataclasses.asdict(spec).items()}
+        made.fingerprint = {**self.fingerprint, **inputs}
+        return made
+
+    @property
+    def tokens_encoded(self) -> int:
+        """Tokens that all calls have put through the decoder so far, visual ones included; what
+        the rows of a batch begin with alike goes through it once."""
+        return self._padding.used("tokens")
+
     @property
     def embedding_dim(self) -> int:
         return self.config.embedding_dim

@@ -29,6 +29,7 @@ from gve_jax import hosts
 from gve_jax.errors import UserError, run_cli
 from gve_jax.experiment import EXPORTS, Experiment
 from gve_jax.files import write_json
+from gve_jax.heap import keep_freed
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning import pyramid
 from gve_jax.learning.checkpoint import Checkpoints
@@ -216,4 +217,5 @@ def admit(batch: PairBatch, quarantine: Quarantine, run: Experiment) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_cli(main)

@@ -24,12 +24,13 @@ os.environ["XLA_FLAGS"] = (
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # The trainer's tests start it again and again: each program is compiled once a session. The
-# variables reach the processes that tests start, the settings this one.
-_COMPILED = tempfile.mkdtemp(prefix="gve_jax-compiled-")
-atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+# variables reach the workers of pytest-xdist and the processes that tests start, the settings this
+# one.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gve_jax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-jax.config.update("jax_compilation_cache_dir", _COMPILED)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # TFDS and ml_collections read absl flags, which only a command line would have parsed.
 flags.FLAGS.mark_as_parsed()

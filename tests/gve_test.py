@@ -12,6 +12,7 @@ from gve_jax.errors import UserError
 from gve_jax.experiment import Experiment
 from gve_jax.inputs import isolation
 from gve_jax.inputs.instructions import INSTRUCTIONS
+from gve_jax.inputs.item import as_item
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import Preprocessor
 from gve_jax.inputs.quarantine import Quarantine
@@ -143,6 +144,23 @@ def test_order_of_frames_matters_to_a_video(model, inputs):
     mirrored = model.encode([inputs[1] | {"video": inputs[1]["video"][::-1]}])
     assert cosine(forward, reversed_).max() < 0.9999
     assert cosine(mirrored, reversed_).min() > 0.999999
+
+
+def test_other_input_settings_leave_the_weights(model, inputs):
+    other = model.with_inputs(num_frames=4)
+    assert other.params is model.params and model.preprocess.spec.num_frames != 4
+    changed = {key for key in model.fingerprint if model.fingerprint[key] != other.fingerprint[key]}
+    assert changed == {"inputs.num_frames"} and other.fingerprint["inputs.num_frames"] == 4
+    # As the item asks for it: other shapes of batches, the same vector.
+    video = inputs[1]
+    found = other.encode([video, "a red circle"])
+    assert np.abs(found - model.encode([video | {"num_frames": 4}, "a red circle"])).max() < 1e-5
+    assert np.abs(found[0] - model.encode([video])[0]).max() > 1e-3
+    before = other.tokens_encoded
+    other.encode([video])  # alone: rows of a batch share what they begin with
+    assert other.tokens_encoded - before == len(other.preprocess(as_item(video)).tokens)
+    with pytest.raises(UserError, match="num_frames must be an even number"):
+        model.with_inputs(num_frames=3)
 
 
 def test_saved_and_loaded_is_the_same_encoder(model, inputs, tmp_path):

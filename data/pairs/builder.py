@@ -16,9 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from data.pairs import card, importer
 from data.pairs.importer import Source, Tally
-from data.pairs.shards import write_splits
 from gve_jax.errors import UserError
 from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
+from gve_jax.streams.writing import write_sources
 
 VERSION = "1"  # of what is written for the same rows
 MANIFEST = "import.json"
@@ -194,9 +194,10 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
 def _write_in_order(building: Path, sources: list[Source], log, tick) -> None:
     """Writes what TFDS would, record by record: memory does not grow with a source."""
     info = Imported(sources=sources, data_dir=str(building / "tfds")).info
-    encode = info.features.serialize_example
-    splits = {source.name: map(encode, importer.run(source, log, tick)) for source in sources}
-    write_splits(building / "pairs", info, splits)
+    records = {source.name: importer.run(source, log, tick) for source in sources}
+    for name, count in write_sources(building / "pairs", info, records).items():
+        if not count:
+            raise UserError(f"source {name!r}: its files changed, no pair is left in them")
 
 
 def _write_by_beam(building: Path, sources: list[Source], pipeline) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -11,7 +11,7 @@ from absl import logging
 
 from data.uvrd.compose import ASKED
 from data.uvrd.part import Parts, make_part
-from data.uvrd.run import Job, Synthesized, add_usage, split
+from data.uvrd.run import DESCRIPTION, Job, add_usage, split
 from gve_jax.errors import UserError
 from gve_jax.streams.pairs import pair_features
 
@@ -87,6 +87,31 @@ def write_splits(building: Path, parts: Parts, names: list[str], total: int,
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes, for now
         builder.download_and_prepare(download_config=config)
     Path(builder.data_dir).rename(building / "pairs")
+
+
+class Synthesized(tfds.core.GeneratorBasedBuilder):
+    """Writes the directory of synthesized pairs.
+
+    Args:
+      generate: by split, what makes its transform of Apache Beam, of (key, record).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, generate: dict[str, Callable], **kwargs):
+        self._generate = generate
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self, description=DESCRIPTION, features=pair_features()
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, object]:
+        return {name: make() for name, make in self._generate.items()}
+
+    def _generate_examples(self):
+        raise NotImplementedError  # `generate` does it
 
 
 class _Records(beam.PTransform):

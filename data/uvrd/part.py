@@ -29,6 +29,7 @@ from gve_jax.inputs.isolation import Failure
 from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.quarantine import failure
 from gve_jax.streams.pairs import pair_features
+from gve_jax.streams.writing import encoder
 
 STAGES = ("videos", "captions", "decoded", "moving", "similar", "enriched")
 _BLOCK = 64  # records read at a time
@@ -113,7 +114,7 @@ class Parts:
         building = self.folder / f"{number:06}.{os.getpid()}.building"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        features = pair_features()
+        encode = encoder(pair_features())
         writer = ArrayRecordWriter(str(building / "pairs.array_record"), "group_size:1")
         runs = []
         with open(building / "history.jsonl", "w", encoding="utf-8") as history:
@@ -121,7 +122,7 @@ class Parts:
                 chosen = [pair for pair in made if pair[0] == name]
                 runs.append((name, len(chosen)))
                 for _, record, told in chosen:
-                    writer.write(features.serialize_example(features.encode_example(record)))
+                    writer.write(encode(record))
                     history.write(json.dumps(told) + "\n")
         writer.close()
         with open(building / "rejects.jsonl", "w", encoding="utf-8") as file:

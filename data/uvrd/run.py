@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from data.pairs.shards import write_splits
 from data.uvrd import card, page, prompts
 from data.uvrd.compose import ASKED, SOURCE
 from data.uvrd.part import Parts, Tally, Workshop, make_part
@@ -25,10 +22,11 @@ from data.uvrd.source import Entry, is_folder_of_videos, read_entries, stamps
 from gve_jax.errors import UserError
 from gve_jax.files import differences, write_json
 from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.streams.pairs import pair_features
+from gve_jax.streams.writing import pair_info, write_encoded
 
 VERSION = "1"  # of what is made of the same answers
 MANIFEST = "synthesis.json"
+DESCRIPTION = "Training pairs, synthesized by data.uvrd; see README.md beside this file."
 SIDE = ("history.jsonl", "rejects.jsonl")  # a line a pair, a line a reject
 
 
@@ -244,9 +242,9 @@ def _assemble(job: Job, asked: dict, total: int, beam: list[str] | None) -> dict
 
         pipeline.write_splits(building, parts, names, total, beam)
     else:
-        info = Synthesized(data_dir=str(building / "tfds")).info
+        info = pair_info("synthesized", DESCRIPTION, building)
         splits = {split(name): _of_type(parts, total, name) for name in names}
-        write_splits(building / "pairs", info, splits)
+        write_encoded(building / "pairs", info, splits)
     made = building / "pairs"
     for name in SIDE:
         with open(made / name, "wb") as file:
@@ -282,31 +280,3 @@ def split(name: str) -> str:
 def _of_type(parts: Parts, total: int, name: str) -> Iterator[bytes]:
     for number in range(total):
         yield from parts.records(number, name)
-
-
-class Synthesized(tfds.core.GeneratorBasedBuilder):
-    """Describes the directory of synthesized pairs; with `generate`, writes it by Apache Beam.
-
-    Args:
-      generate: by split, a transform of Apache Beam that gives (key, record).
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, generate: dict[str, Callable] | None = None, **kwargs):
-        self._generate = generate
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Training pairs, synthesized by data.uvrd; see README.md beside this file.",
-            features=pair_features(),
-            disable_shuffling=self._generate is None,
-        )
-
-    def _split_generators(self, dl_manager) -> dict[str, object]:
-        return {name: make() for name, make in self._generate.items()}
-
-    def _generate_examples(self):
-        raise NotImplementedError  # `generate` does it

@@ -12,6 +12,8 @@ NAMES = {
     "compile": "compiling a model of 36 layers and of 2",
     "loading": "memory and time of loading a checkpoint in the shapes of GVE-3B",
     "seeking": "8 frames of a 10-minute video, beside decoding all of it",
+    "rank": "exact ranks of 10k queries in 100k documents, beside the bare product and faiss",
+    "mine": "the 100 best of 100k documents for 100k queries, beside the bare product",
     "isolation": "what decoding in processes of its own costs, and their memory over many clips",
     "synth": "synthesizing pairs: CPU a pair without the model, calls at once, memory",
 }

@@ -4,11 +4,15 @@ Texts of 8 to 64 tokens with videos of 8 frames; symmetric InfoNCE over the batc
 q, k, v, up, gate, down adapted (rank 16), all else frozen; AdamW, clipped. A step is forward,
 backward and update from arrays that are ready on both sides. Losses and adapters after the first
 steps are compared before anything is timed. Theirs runs with gradient checkpointing and without;
-the better counts. With --gradcache, the plain step of ours is compared with one in chunks instead.
+the better counts. Each side has a process of its own, with the allocator its users have: ours keeps
+freed memory (gve_jax/heap.py), with `--same-heap` theirs does, too. With --gradcache, the plain
+step of ours is compared with one in chunks instead.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import multiprocessing
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +26,7 @@ from evals.reference import SIZES, Reference, make_example, write_checkpoint
 from evals.speed.result import in_turns, write_result
 from gve_jax.adapters import read_adapter
 from gve_jax.gve import GVE
+from gve_jax.heap import keep_freed
 from gve_jax.inputs.batch import collate, need
 from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.item import Item
@@ -61,20 +66,20 @@ def main(argv=None) -> None:
     parser.add_argument("--remat", default="full", choices=REMAT, help="what ours recomputes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gradcache", type=int, help="pairs of a chunk")
+    parser.add_argument("--same-heap", action="store_true", help="theirs keeps freed memory, too")
     parser.add_argument("--output", type=Path, help="a JSON file to write")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), args)
+    keep_freed()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        result = measure(Path(folder), args, stack)
     write_result("train", vars(args), result, args.output)
 
 
-def measure(folder: Path, args) -> dict:
+def measure(folder: Path, args, stack: contextlib.ExitStack) -> dict:
     write_checkpoint(folder / "model", args.size, args.layers, args.layers)
-    theirs = Theirs(folder)
+    theirs = stack.enter_context(Beside(folder, args))
     model = GVE.from_pretrained(folder / "model", dtype="float32", adapter=folder / "adapter")
-    sides = draw_pairs(args.pairs, args.side)
-    examples = [[make_example(item, model.preprocess) for item in side] for side in sides]
-    rows = [[example.row for example in side] for side in examples]
+    rows = [[example.row for example in side] for side in draw_examples(args, model)]
     ours = Ours(model, rows, args.remat)
     ways = {"ours": ours.step}
     if args.gradcache:
@@ -82,8 +87,8 @@ def measure(folder: Path, args) -> dict:
         ways["ours, in chunks"] = chunked.step
     else:
         ways |= {
-            "theirs": lambda: theirs.step(examples, checkpointing=False),
-            "theirs, checkpointing": lambda: theirs.step(examples, checkpointing=True),
+            "theirs": lambda: theirs.step(False),
+            "theirs, checkpointing": lambda: theirs.step(True),
         }
     # Outputs before times.
     began = time.perf_counter()
@@ -140,14 +145,67 @@ class Ours:
         return float(scalars["loss"])
 
 
+class Beside:
+    """`Theirs` in a process of its own."""
+
+    def __init__(self, folder: Path, args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, folder, args), daemon=True)
+        self.process.start()
+        other.close()  # or a child that ended would be waited for
+        self.pipe.recv()
+
+    def _call(self, *what):
+        self.pipe.send(what)
+        return self.pipe.recv()
+
+    def step(self, checkpointing: bool) -> float:
+        return self._call("step", checkpointing)
+
+    def adapters(self, folder: Path, model: GVE) -> dict:
+        self._call("save", folder)
+        return flatten_dict(read_adapter(folder, model.config)[1], sep="/")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(pipe, folder: Path, args) -> None:
+    if args.same_heap:
+        keep_freed()
+    theirs = Theirs(folder)
+    examples = draw_examples(args, GVE.from_pretrained(folder / "model", dtype="float32"))
+    pipe.send("ready")
+    while True:
+        what, value = pipe.recv()
+        if what == "step":
+            pipe.send(theirs.step(examples, checkpointing=value))
+        else:
+            theirs.model.save_pretrained(value)
+            pipe.send("saved")
+
+
+def draw_examples(args, model: GVE) -> list[list]:
+    """The same in every process."""
+    sides = draw_pairs(args.pairs, args.side)
+    return [[make_example(item, model.preprocess) for item in side] for side in sides]
+
+
 class Theirs:
     """PEFT's model and torch's AdamW on the same batch."""
 
     def __init__(self, folder: Path):
         import torch
-        from peft import LoraConfig, get_peft_model
 
         self.torch, self.reference = torch, Reference(folder / "model")
+        # Only now: Reference first declares what torchvision, which PEFT imports, lacks on a CPU.
+        from peft import LoraConfig, get_peft_model
+
         torch.manual_seed(0)
         # `init_lora_weights=False`: b is not zero, so that every adapter has a gradient at once.
         config = LoraConfig(
@@ -183,10 +241,6 @@ class Theirs:
         last = [len(e.row.tokens) - 1 for e in examples]
         pooled = hidden.last_hidden_state[range(len(examples)), last].float()
         return self.torch.nn.functional.normalize(pooled, dim=-1)
-
-    def adapters(self, folder: Path, model: GVE) -> dict:
-        self.model.save_pretrained(folder)
-        return flatten_dict(read_adapter(folder, model.config)[1], sep="/")
 
 
 def adapters(ours: Ours) -> dict:

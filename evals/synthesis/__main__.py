@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import uvrd
-from data.pairs.shards import write_splits
 from data.shapes.generate import generate, is_ready
 from data.uvrd import world
 from data.uvrd.responder import MODEL, Responder
@@ -34,6 +33,7 @@ from data.uvrd.settings import Settings
 from evals.uvrb.tasks import choose
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json
+from gve_jax.streams.writing import pair_info, write_encoded
 
 # No T2T: long texts on both sides are most of a step's time, and tell nothing of videos.
 COLLECTED = ("T2I", "I2I", "TI2I", "T2V_spatial", "T2V_temporal", "T2V_event")
@@ -90,7 +90,7 @@ def join(folders: Iterable[Path], output: Path) -> None:
         for name, split in builder.info.splits.items():
             if name in COLLECTED or name.endswith("_uvrd"):
                 splits[name] = _records(split.filepaths)
-    write_splits(building, builder.info, splits)
+    write_encoded(building, pair_info("joined", "Two directories in one.", building), splits)
     os.rename(building, output)
 
 

@@ -4,8 +4,12 @@
 
 prints a table and writes OUTPUT/results.json, for each set and ability beside its chance.
 `--baseline` adds the untrained model, `--control` the same model shown shuffled frames, `--report`
-a page to look at. Embeddings of finished sets are kept in OUTPUT/embeddings: repeating the command
-resumes.
+a page to look at; `--frames`, `--tokens` and `--reencode` ask how far the scores depend on these.
+DIR holds UVRB/<SET>/, or the archives <SET>.tar.gz.partNN as they are released
+(`python -m evals.uvrb.verify` checks either); `--one-at-a-time` extracts one set, embeds it, and
+removes it again. Embeddings are kept in OUTPUT/embeddings: repeating the command resumes, on any
+number of hosts. `--embeddings DIR` scores vectors made elsewhere (evals/uvrb/vectors.py). Every
+file that is written is described in docs/uvrb.md.
 """
 
 import argparse
@@ -15,21 +19,38 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
+from jax.sharding import Mesh
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-from evals.uvrb import check, report
-from evals.uvrb.embeddings import Embedder, Encoder
-from evals.uvrb.evaluate import RULES, Scored, score_set, summary
-from evals.uvrb.reader import RetrievalSet, read_set
-from evals.uvrb.scores import ABILITIES, AVERAGES
-from evals.uvrb.tasks import MOTION, TASKS, choose
+from evals.uvrb import check, published, report
+from evals.uvrb.beyond import Runs, add_arguments, check_arguments, per_query
+from evals.uvrb.compare import compare
+from evals.uvrb.compare import load as load_scores
+from evals.uvrb.cost import Meter
+from evals.uvrb.embeddings import Encoder
+from evals.uvrb.evaluate import RULES, Example, Scored, summary
+from evals.uvrb.output import print_results, write_results
+from evals.uvrb.pictures import Pictures
+from evals.uvrb.reader import RetrievalSet
+from evals.uvrb.sets import Sets
+from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, choose
+from evals.uvrb.vectors import Vectors
+from gve_jax import hosts
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import write_json
+from gve_jax.files import read_records
+from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.sharding import make_mesh
 
 SHOWN_PER_SET = 4  # queries of each set in the report
 
@@ -39,106 +60,110 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     args = _parse(argv)
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
     started = time.perf_counter()
-    sets = [read_set(args.data, task) for task in choose(args.datasets)]
-    motion = [found for found in sets if found.task.name in MOTION]
+    tasks = choose(args.datasets)
+    motion = [task for task in tasks if task.name in MOTION]
     if args.control and not motion:
         raise UserError(f"--control needs a motion set: {' or '.join(MOTION)}")
-    if args.check and len(sets) < len(TASKS):
+    if args.check and len(tasks) < len(TASKS):
         raise UserError("--check needs all sixteen sets")
 
-    total = sum(map(_size, sets))
-    quarantine = Quarantine(args.output / "quarantine.jsonl", args.max_bad_share)
-    model = load(args.model)
-    with _progress() as progress:
-        embedder = Embedder(model, args.output / "embeddings" / "model", quarantine, total)
-        scored = _score("model", sets, embedder, progress, examples=SHOWN_PER_SET)
-        results = summary(args.model, model.fingerprint, _records(scored))
-        if args.control:
-            embedder = embedder.sibling(args.output / "embeddings" / "control")
-            control = _score("shuffled", motion, embedder, progress, frame_order="shuffled")
-            results["control"] = {"frame_order": "shuffled", "datasets": _records(control)}
-        del model, embedder
-        if args.baseline:
-            model = load(args.baseline)
-            embedder = Embedder(model, args.output / "embeddings" / "untrained", quarantine, total)
-            untrained = _score("untrained", sets, embedder, progress)
-            results["untrained"] = summary(args.baseline, model.fingerprint, _records(untrained))
+    rival = load_scores(args.compare) if args.compare else None
 
+    opened: dict[str, RetrievalSet] = {}
+    shown = {}  # the examples of each set as HTML, made while its media are at hand
+    pictures = Pictures()
+    progress = _progress()
+    source = _source(args, progress)
+    source.check(tasks)
+    with progress:
+        source.ready(tasks)
+        quarantine = _quarantine(args)
+        run = Runs(args, source, quarantine, progress, _own_mesh())
+        if args.embeddings:
+            model = Vectors(args.embeddings, quarantine, source.total, args.normalize)
+        else:
+            model = Meter(load(args.model))
+        run.check(model)
+
+        def look(found: RetrievalSet, one: Scored) -> None:
+            opened[found.task.name] = found
+            if args.report and jax.process_index() == 0:
+                media = {path for example in one.examples for path in _media(found, example)}
+                found.files.fetch(media)  # of a set that was embedded, and discarded, before
+                shown[found.task.name] = report.examples(found, one, pictures)
+
+        scored = run.score(
+            "model", model, tasks, examples=SHOWN_PER_SET, depth=args.trec, then=look
+        )
+        results = summary(args.model, model.fingerprint, scored)
+        results |= run.beyond(model, tasks, motion, scored, results)
+        del model
+        run.release()
+        if args.baseline:
+            untrained = Meter(load(args.baseline))
+            others = run.score("untrained", untrained, tasks)
+            results["untrained"] = summary(args.baseline, untrained.fingerprint, others)
+            results["untrained"]["paired"] = compare(per_query(scored), per_query(others))
+    if jax.process_index():
+        return  # every host has the same results, the first one writes them
+    _merge(args, quarantine)
+    if rival is not None:
+        name, others = rival
+        results["compared"] = {"b": name, **compare(per_query(scored), others)}
+
+    results["published"] = published.comparison(results["datasets"])
     results["rules"] = list(RULES)
+    results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
     results["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(args.output / "results.json", results)
-    print_results(results, Console())
-    print(quarantine.summary(total))
+    write_results(args.output, results)
+    # A file gets lines as wide as the tables: only a terminal has an end.
+    print_results(results, Console(width=None if sys.stdout.isatty() else 140), args.published)
+    print(quarantine.summary(source.total))
     if args.report:
-        examples = {name: one.examples for name, one in scored.items()}
-        report.write(args.report, results, sets, examples, args.run)
+        report.write(args.report, results, shown, args.run)
         print(f"report: {args.report}")
     if args.check:
         _check(results)
 
 
-def print_results(results: Mapping, console: Console) -> None:
-    """The table of sets, the table of abilities, what could not be read, and the rules."""
-    untrained, control = results.get("untrained"), results.get("control")
-    extra = [name for name, one in (("untrained", untrained), ("shuffled", control)) if one]
-    table = Table(title=escape(f"UVRB · {results['model']}"), title_justify="left")
-    for column in ("set", "ability", "metric"):
-        table.add_column(column)
-    for column in ("score", "chance", *extra):
-        table.add_column(column, justify="right")
-    for task in TASKS:
-        record = results["datasets"].get(task.name)
-        if record is None:
-            continue
-        others = [one["datasets"].get(task.name, {}).get("score")
-                  for one in (untrained, control) if one]  # fmt: skip
-        cells = [record["score"], record["chance"], *others]
-        table.add_row(task.name, task.ability, task.label, *map(_cell, cells))
-    console.print(table)
-
-    table = Table(title="abilities", title_justify="left")
-    table.add_column("")
-    for column in ("score", "chance", *(["untrained"] if untrained else [])):
-        table.add_column(column, justify="right")
-    for part, names in (("abilities", ABILITIES), ("averages", AVERAGES)):
-        for name in (name for name in names if results[part][name] is not None):
-            sides = [results, results["chance"], *([untrained] if untrained else [])]
-            table.add_row(name, *(_cell(side[part][name]) for side in sides))
-        table.add_section()
-    if table.row_count:  # none, when no ability has all its sets
-        console.print(table)
-
-    lost = {name: r["quarantined"] for name, r in results["datasets"].items()
-            if any(r["quarantined"].values())}  # fmt: skip
-    for name, counts in lost.items():
-        said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
-        console.print(f"{name}: unreadable: {said}")
-    for rule in results["rules"]:
-        console.print(f"- {rule}")
+def _media(found: RetrievalSet, example: Example) -> list[Path]:
+    """What the report shows of an example."""
+    query = found.queries[example.query]
+    videos = [found.corpus[place].video for place in (*example.documents, example.right)]
+    return [path for path in (query.image, query.video, *videos) if path]
 
 
-def _score(
-    label: str,
-    sets: Sequence[RetrievalSet],
-    embedder: Embedder,
-    progress: Progress,
-    frame_order: str = "forward",
-    examples: int = 0,
-) -> dict[str, Scored]:
-    bar = progress.add_task(label, total=sum(map(_size, sets)))
-    scored = {}
-    for found in sets:
-        progress.update(bar, description=f"{label} {found.task.name}")
-        scored[found.task.name] = score_set(
-            found,
-            embedder,
-            advance=lambda items: progress.advance(bar, items),
-            frame_order=frame_order,
-            examples=examples,
-        )
-    progress.update(bar, description=label)
-    return scored
+def _source(args: argparse.Namespace, progress: Progress) -> Sets:
+    bars: dict[str, TaskID] = {}
+
+    def tick(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = progress.add_task(f"extracting {name}", total=total)
+        progress.update(bars[name], completed=done, visible=done < total)
+
+    return Sets(
+        args.data,
+        args.cache or args.output / "sets",
+        args.output / "digests",
+        moment_pool=args.moment_pool,
+        media=args.embeddings is None,
+        one_at_a_time=args.one_at_a_time,
+        tick=tick,
+    )
+
+
+def _quarantine(args: argparse.Namespace) -> Quarantine:
+    """Each host has a file of its own; the first one's receives the others' lines at the end."""
+    host = jax.process_index()
+    name = f"quarantine-{host}.jsonl" if host else "quarantine.jsonl"
+    return Quarantine(args.output / name, args.max_bad_share)
+
+
+def _merge(args: argparse.Namespace, quarantine: Quarantine) -> None:
+    for path in sorted(args.output.glob("quarantine-*.jsonl")):
+        for _, line in read_records(path):
+            quarantine.record(**line)
 
 
 def _check(results: Mapping) -> None:
@@ -148,18 +173,6 @@ def _check(results: Mapping) -> None:
     if lines:
         sys.exit(1)
     print("check passed")
-
-
-def _records(scored: Mapping[str, Scored]) -> dict[str, dict]:
-    return {name: one.record for name, one in scored.items()}
-
-
-def _size(found: RetrievalSet) -> int:
-    return len(found.queries) + len(found.corpus)
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 def _progress() -> Progress:
@@ -175,7 +188,12 @@ def _progress() -> Progress:
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, limits=limits)
+    return GVE.from_pretrained(name, mesh=_own_mesh(), limits=limits)
+
+
+def _own_mesh() -> Mesh | None:
+    """Of several hosts, each embeds its share on its own devices; None: all devices there are."""
+    return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -185,14 +203,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=f"{summary_line}\n\n{rest}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="directory of the model")
-    parser.add_argument("--data", required=True, type=Path, help="directory that holds UVRB/")
+    parser.add_argument("--model", help="directory of the model; with --embeddings, its name")
+    parser.add_argument("--data", required=True, type=Path,
+                        help="directory that holds UVRB/, or the archives")  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="where results are written")
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
+    parser.add_argument("--embeddings", type=Path, help="score the vectors in this directory")
+    parser.add_argument("--normalize", action="store_true",
+                        help="bring the vectors of --embeddings to unit length")  # fmt: skip
+    parser.add_argument("--moment-pool", choices=POOLS, default="whole",
+                        help="rank MS-TI and MS-TV in the whole corpus, or each query in its own "
+                        "candidates; the paper does not say which")  # fmt: skip
+    parser.add_argument("--cache", type=Path, help="where archives are extracted; OUTPUT/sets")
+    parser.add_argument("--one-at-a-time", action="store_true",
+                        help="remove each extraction when its set is embedded")  # fmt: skip
     parser.add_argument("--baseline", help="directory of the same model, untrained")
-    parser.add_argument(
-        "--control", action="store_true", help="score the motion sets with shuffled frames too"
-    )
     parser.add_argument("--report", type=Path, help="HTML file to write")
     parser.add_argument("--run", type=Path, help="workdir of the training, for the report's curves")
     parser.add_argument(
@@ -204,16 +229,34 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="exit 1 unless the scores beat chance and controls"
     )
+    add_arguments(parser)
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
+    check_arguments(args)
     if not 0 <= args.max_bad_share <= 1:
         parser.error(f"--max-bad-share is {args.max_bad_share}, it must be in 0..1")
-    if args.check and not (args.baseline and args.control):
+    if args.check and not (args.baseline and "shuffled" in args.control):
         parser.error("--check needs --baseline and --control")
+    if args.embeddings:
+        for name in ("baseline", "control", "frames", "tokens", "reencode", "check"):
+            if getattr(args, name):
+                parser.error(f"--{name} needs a model, not --embeddings")
+        args.model = args.model or args.embeddings.resolve().name
+    elif not args.model:
+        parser.error("--model is missing, or --embeddings")
+    elif args.normalize:
+        parser.error("--normalize is for --embeddings")
     if args.run and not args.report:
         parser.error("--run needs --report")
     return args
 
 
+def _on_hosts() -> None:
+    hosts.start()
+    with hosts.together():
+        main()
+
+
 if __name__ == "__main__":
-    run_cli(main)
+    keep_freed()
+    run_cli(_on_hosts)

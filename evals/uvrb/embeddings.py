@@ -1,30 +1,41 @@
-"""Embeds each distinct item once, and keeps what is finished on disk.
+"""Embeds each distinct content once, and keeps what is finished on disk.
 
-OUTPUT/embeddings/<label>/<SET>.<side>.npy holds the vectors [N valid, D], and the .json beside it
-the ids of all items, which of them are valid, a key of the content of each, and the fingerprint of
-the model. The .json is written last: where it exists, the side is finished.
+OUTPUT/embeddings/<label>/ holds
 
-The key hashes the content of an item (text, instruction, bytes of image and video, order of the
+    manifest.json            the model's fingerprint; another model or setting is refused by field
+    vectors-00-00000-*.npy   float32 [n, D]: what host 00 embedded, at most SHARD items
+    vectors-00-00000-*.json  keys of those items and which are valid; written last, it is the seal
+    <SET>.<side>.json        ids, keys and validity of a side of a set that is finished
+
+A key hashes the content of an item (text, instruction, bytes of image and video, order of the
 frames), not its name, so a video that several sets ship (CRB ships its videos three times) is
-embedded once.
+embedded once. Killed at any time, the same command embeds what no shard has.
+
+On several hosts, each embeds its share of what is missing into shards of its own, in a folder that
+all share, and then all wait for each other.
 """
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import jax
 import numpy as np
 
+from evals.uvrb.files import Folder, file_sha256
+from gve_jax import hosts
 from gve_jax.errors import UserError
 from gve_jax.files import differences, write_array, write_json
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.retrieval import check_unit_vectors
 
-CHUNK = 512  # items given to the model at once; also how often the progress bar moves
-_HASH_BLOCK = 1 << 20
+FORMAT = "uvrb vectors 1"
+SHARD = 512  # items given to the model at once and written together; also how often a bar moves
+_SHARED_S = 90  # how long files of another host may take to appear in a network's folder
 
 
 class Encoder(Protocol):
@@ -47,32 +58,122 @@ class Side:
     valid: np.ndarray
 
 
+class Store:
+    """Vectors by the key of their content, in shards in `folder`.
+
+    Args:
+      fingerprint: of the model, as plain JSON.
+      dim: D.
+
+    Raises:
+      UserError: a folder of another model or setting, damaged shards.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict, dim: int):
+        self.folder, self.dim = folder, dim
+        self._rows: dict[str, tuple[int, int] | None] = {}  # shard and row; None: unreadable
+        self._shards: list[np.ndarray] = []
+        self._read: set[str] = set()
+        manifest = folder / "manifest.json"
+        now = {"format": FORMAT, "dim": dim, "fingerprint": fingerprint}
+        if manifest.exists():
+            old = _json(manifest)
+            made, wanted = old.pop("fingerprint", None), now.pop("fingerprint")
+            for field, (was, is_now) in (differences(old, now) | differences(made, wanted)).items():
+                raise UserError(f"{manifest}: made with {field} = {was}, now {is_now}; choose "
+                                "another --output or delete its folder")  # fmt: skip
+        elif jax.process_index() == 0:
+            write_json(manifest, now)
+        self.refresh()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def refresh(self) -> None:
+        """Reads the shards that were finished since the last time."""
+        for path in sorted(self.folder.glob("vectors-*.json")):
+            if path.name not in self._read:
+                self._load(path)
+                self._read.add(path.name)
+
+    def write(self, keys: Sequence[str], vectors: np.ndarray, valid: np.ndarray) -> None:
+        """A new shard; `vectors` has a row for each valid key."""
+        host = f"vectors-{jax.process_index():02}"
+        number = 1 + max(
+            (int(path.stem.split("-")[2]) for path in self.folder.glob(f"{host}-*.json")),
+            default=-1,
+        )
+        # The digest keeps two commands in one folder from sealing each other's vectors.
+        digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
+        path = self.folder / f"{host}-{number:05}-{digest}.json"
+        write_array(path.with_suffix(".npy"), np.asarray(vectors, np.float32))
+        write_json(path, {"keys": list(keys), "valid": np.asarray(valid).tolist()})
+        self.refresh()
+
+    def side(self, keys: Sequence[str]) -> Side:
+        """The vectors of keys that are all here."""
+        places = [self._rows[key] for key in keys]
+        valid = np.array([place is not None for place in places], bool)
+        kept = [place for place in places if place is not None]
+        vectors = np.empty((len(kept), self.dim), np.float32)
+        shards, rows = np.array(kept, np.int64).reshape(-1, 2).T
+        for shard in np.unique(shards):
+            own = shards == shard
+            vectors[own] = self._shards[shard][rows[own]]
+        return Side(vectors, valid)
+
+    def _load(self, path: Path) -> None:
+        record, array = _json(path), path.with_suffix(".npy")
+        try:
+            vectors = np.load(array, mmap_mode="r", allow_pickle=False)
+            keys, valid = record["keys"], [bool(value) for value in record["valid"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{array}: unreadable embeddings ({error}); delete {path}") from error
+        if vectors.shape != (sum(valid), self.dim) or len(keys) != len(valid):
+            raise UserError(f"{array}: {list(vectors.shape)} does not fit its list; delete {path}")
+        row = 0
+        for key, readable in zip(keys, valid, strict=True):
+            self._rows.setdefault(key, (len(self._shards), row) if readable else None)
+            row += readable
+        self._shards.append(vectors)
+
+
 class Embedder:
-    """One model, its finished embeddings on disk, and the vectors of all content seen so far.
+    """One model and its embeddings on disk.
 
     Args:
       model: the encoder.
       folder: OUTPUT/embeddings/<label>.
       quarantine: where unreadable media are recorded.
       total: the number of items of the whole command, for the quarantine's share.
+
+    files: those of the set at hand, to be set before `embed`: they know digests of media that are
+      not there any more, and which videos are folders of frames. None: whatever is on disk.
     """
 
     def __init__(self, model: Encoder, folder: Path, quarantine: Quarantine, total: int):
         self.model, self.folder, self.quarantine, self.total = model, folder, quarantine, total
-        self._fingerprint = json.loads(json.dumps(dict(model.fingerprint)))
-        self._known: dict[str, np.ndarray | None] = {}  # None: unreadable
+        fingerprint = json.loads(json.dumps(dict(model.fingerprint)))
+        self._store = Store(folder, fingerprint, model.embedding_dim)
         self._hashes: dict[Path, str] = {}
+        self.files: Folder | None = None
 
     def sibling(self, folder: Path) -> "Embedder":
-        """The same model writing to another folder, sharing what is known of content."""
-        other = Embedder(self.model, folder, self.quarantine, self.total)
-        other._known, other._hashes = self._known, self._hashes
+        """The same model and vectors, with the lists of its sides in another folder."""
+        other = object.__new__(type(self))
+        other.__dict__ = self.__dict__ | {"folder": folder}
         return other
 
     def embed(
-        self, name: str, ids: Sequence[str], items: Sequence[dict], advance: Callable[[int], None]
+        self,
+        name: str,
+        ids: Sequence[str],
+        items: Sequence[dict],
+        advance: Callable[[int], None],
     ) -> Side:
-        """The vectors of one side, from disk if it is finished, else by the model.
+        """The vectors of one side: those that a shard has, the rest by the model.
+
+        Every host of a job calls it with the same arguments, and gets the same side.
 
         Args:
           name: `<SET>.<side>`, such as `CRB-T.corpus`.
@@ -81,99 +182,100 @@ class Embedder:
           advance: called with a number of items whenever so many more are done.
 
         Raises:
-          UserError: embeddings on disk that were made with another model, settings or content (the
-            message names the field), too many unreadable items, vectors that are not unit rows.
+          UserError: a side that was made of other ids or content (the message names them), too
+            many unreadable items, vectors that are not unit rows.
         """
+        items = [self._with_rate(item) for item in items]
         keys = [self._key(item) for item in items]
-        array = self.folder / f"{name}.npy"
-        manifest = self.folder / f"{name}.json"
-        if manifest.exists():
-            side = self._load(array, manifest, ids, keys)
-            advance(len(ids))
-        else:
-            side = self._encode(name, ids, items, keys, advance)
-            self._save(array, manifest, ids, keys, side)
-        rows = iter(side.vectors)
-        for key, valid in zip(keys, side.valid, strict=True):
-            self._known[key] = next(rows) if valid else None
+        self._compare(name, ids, keys)
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        new = sorted(place for key, place in first.items() if key not in self._store)
+        # Hosts may see a network's folder differently: what is missing is decided once.
+        new = hosts.gather(new if jax.process_index() == 0 else None)[0]
+        if new and self.files is not None:
+            self.files.ensure()
+        advance(len(ids) - len(new))
+        mine = share(new, jax.process_index(), jax.process_count())
+        for start in range(0, len(mine), SHARD):
+            self._encode(name, ids, items, keys, mine[start : start + SHARD])
+            self.quarantine.check(self.total)
+            advance(len(mine[start : start + SHARD]))
+        hosts.gather(None)
+        self._await(name, keys)
+        advance(len(new) - len(mine))
+        side = self._store.side(keys)
+        if jax.process_index() == 0:
+            record = {"ids": list(ids), "keys": keys, "valid": side.valid.tolist()}
+            write_json(self.folder / f"{name}.json", record)
+            if self.files is not None:
+                self.files.save()
         return side
 
-    def _encode(
-        self,
-        name: str,
-        ids: Sequence[str],
-        items: Sequence[dict],
-        keys: list[str],
-        advance: Callable[[int], None],
-    ) -> Side:
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        new = [place for key, place in sorted(first.items(), key=lambda pair: pair[1])
-               if key not in self._known]  # fmt: skip
-        advance(len(ids) - len(new))
-        for start in range(0, len(new), CHUNK):
-            chunk = new[start : start + CHUNK]
-            vectors, valid = self.model.encode_valid(
-                [items[place] for place in chunk],
-                ids=[f"{name}/{ids[place]}" for place in chunk],
-                quarantine=self.quarantine,
-            )
-            if len(vectors):
-                check_unit_vectors(vectors, f"{name}: the model's output")
-            rows = iter(np.asarray(vectors, np.float32))
-            for place, readable in zip(chunk, valid, strict=True):
-                self._known[keys[place]] = next(rows) if readable else None
-            self.quarantine.check(self.total)
-            advance(len(chunk))
-        valid = np.array([self._known[key] is not None for key in keys], bool)
-        rows = [self._known[key] for key, readable in zip(keys, valid, strict=True) if readable]
-        empty = np.zeros((0, self.model.embedding_dim), np.float32)
-        return Side(np.stack(rows) if rows else empty, valid)
+    def _encode(self, name, ids, items, keys, chunk: Sequence[int]) -> None:
+        vectors, valid = self.model.encode_valid(
+            [items[place] for place in chunk],
+            ids=[f"{name}/{ids[place]}" for place in chunk],
+            quarantine=self.quarantine,
+        )
+        if len(vectors):
+            check_unit_vectors(vectors, f"{name}: the model's output")
+        vectors = np.reshape(vectors, (-1, self.model.embedding_dim))
+        self._store.write([keys[place] for place in chunk], vectors, valid)
 
-    def _save(self, array: Path, manifest: Path, ids: Sequence[str], keys: list[str], side: Side):
-        write_array(array, side.vectors)
-        record = {
-            "fingerprint": self._fingerprint,
-            "shape": list(side.vectors.shape),
-            "ids": list(ids),
-            "valid": side.valid.tolist(),
-            "keys": keys,
-        }
-        write_json(manifest, record)
+    def _await(self, name: str, keys: Sequence[str]) -> None:
+        """Waits until what other hosts have written is seen here."""
+        for _ in range(_SHARED_S):
+            self._store.refresh()
+            if all(key in self._store for key in keys):
+                return
+            time.sleep(1)
+        raise UserError(
+            f"{name}: embeddings of another host are not in {self.folder}: --output must be a "
+            "folder that all hosts share"
+        )
 
-    def _load(self, array: Path, manifest: Path, ids: Sequence[str], keys: list[str]) -> Side:
-        try:
-            with open(manifest, encoding="utf-8") as file:
-                record = json.load(file)
-            vectors = np.load(array, mmap_mode="r", allow_pickle=False)
-            made_with, shape = record["fingerprint"], record["shape"]
-            old_ids, old_keys = record["ids"], record["keys"]
-            valid = np.array(record["valid"], bool)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{manifest}: unreadable embeddings ({error}); delete it") from error
-        remedy = "choose another --output or delete it"
-        for field, (old, new) in differences(made_with, self._fingerprint).items():
-            raise UserError(f"{manifest}: made with {field} = {old}, now {new}; {remedy}")
-        if old_ids != list(ids):
+    def _compare(self, name: str, ids: Sequence[str], keys: list[str]) -> None:
+        manifest = self.folder / f"{name}.json"
+        if not manifest.exists():
+            return
+        record, remedy = _json(manifest), "choose another --output or delete it"
+        if record.get("ids") != list(ids):
             raise UserError(f"{manifest}: made for other ids; {remedy}")
-        for id, old, new in zip(ids, old_keys, keys, strict=True):
+        for id, old, new in zip(ids, record.get("keys", ()), keys, strict=False):
             if old != new:
                 raise UserError(f"{manifest}: the content of {id!r} has changed; {remedy}")
-        if list(vectors.shape) != shape or len(valid) != len(ids) or valid.sum() != len(vectors):
-            raise UserError(f"{array}: {list(vectors.shape)} does not fit its manifest; {remedy}")
-        return Side(vectors, valid)
+
+    def _with_rate(self, item: dict) -> dict:
+        rate = self._of_set(item.get("video")) and self.files.rate(Path(item["video"]))
+        return item | {"fps": rate} if rate else item
 
     def _key(self, item: dict) -> str:
         content = {key: value for key, value in item.items() if value}
         for medium in ("image", "video"):
             if medium in content:
-                content[medium] = self._file_hash(Path(content[medium]))
+                content[medium] = self._digest(Path(content[medium]))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _file_hash(self, path: Path) -> str:
+    def _digest(self, path: Path) -> str:
         if path not in self._hashes:
-            digest = hashlib.sha256()
-            with open(path, "rb") as file:
-                while block := file.read(_HASH_BLOCK):
-                    digest.update(block)
-            self._hashes[path] = digest.hexdigest()
+            own = self._of_set(path)
+            self._hashes[path] = self.files.digest(path) if own else file_sha256(path)
         return self._hashes[path]
+
+    def _of_set(self, path: str | Path | None) -> bool:
+        return bool(path and self.files and Path(path).is_relative_to(self.files.root))
+
+
+def share(places: Sequence[int], host: int, count: int) -> Sequence[int]:
+    """What one of `count` hosts embeds: every count-th, as long videos often follow each other."""
+    return places[host::count]
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable embeddings ({error}); delete it") from error
+    return value

@@ -3,16 +3,21 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
+from evals.uvrb import cost
 from evals.uvrb.embeddings import Embedder
+from evals.uvrb.per_query import PerQuery
 from evals.uvrb.reader import RetrievalSet
-from evals.uvrb.scores import abilities, averages
+from evals.uvrb.runs import Run
+from evals.uvrb.scores import ABILITIES, AVERAGES, abilities, averages, cells
+from evals.uvrb.statistics import interval, resampled
 from evals.uvrb.tasks import Task
 from gve_jax.errors import UserError
-from gve_jax.retrieval import Ranks, chance, evaluate, rank_positives, top_k
+from gve_jax.retrieval import Ranks, chance, evaluate, rank_candidates, rank_positives, top_k
 from gve_jax.retrieval.metrics import first_rank, median_rank
 
 RULES = (
@@ -21,8 +26,10 @@ RULES = (
     "R@k is the hit rate: the share of queries with a positive among the first k.",
     "Equal scores are ordered by document id, descending, as trec_eval does.",
     "Chance is the expected score of a random order of the same corpus.",
+    "Intervals hold 95 % of the scores of 10,000 resamples of the queries.",
 )
-ALSO = ("hit_rate@1", "hit_rate@10", "recall@10", "ndcg@10", "mrr")  # beside the set's own metric
+# Beside the set's own metric, of each set and of each query.
+ALSO = ("hit_rate@1", "hit_rate@10", "precision@1", "recall@10", "ndcg@10", "mrr")
 SHOWN = 3  # documents of an example
 
 
@@ -45,10 +52,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Scored:
-    """One set scored: its record for `results.json`, and a few queries to look at."""
+    """One set scored: its record for `results.json`, the score of each query, a few queries to look
+    at, and the best documents of all (None when not asked for)."""
 
     record: dict
+    per_query: PerQuery
     examples: tuple[Example, ...]
+    run: Run | None
 
 
 def score_set(
@@ -57,7 +67,9 @@ def score_set(
     *,
     advance: Callable[[int], None],
     frame_order: str = "forward",
+    prepare: Callable[[Sequence[Path]], Sequence[Path]] | None = None,
     examples: int = 0,
+    depth: int = 0,
     mesh: Mesh | None = None,
 ) -> Scored:
     """Embeds one set and scores it.
@@ -67,7 +79,9 @@ def score_set(
       embedder: the model and its embeddings.
       advance: called with the number of further items done.
       frame_order: "shuffled" for the control, in every video of queries and corpus.
+      prepare: gives the files to embed in the place of the documents' videos.
       examples: how many queries to return for people to look at.
+      depth: how many documents of each query the run holds; 0 makes none.
       mesh: devices for the ranking; see `rank_positives`.
 
     Raises:
@@ -76,7 +90,12 @@ def score_set(
     task, start = found.task, time.perf_counter()
     items = [query_item(found, place, frame_order) for place in range(len(found.queries))]
     queries = embedder.embed(f"{task.name}.queries", [q.id for q in found.queries], items, advance)
-    items = [_with_order({"video": str(d.video)}, frame_order) for d in found.corpus]
+    videos = [document.video for document in found.corpus]
+    if prepare is not None:
+        if found.files is not None:
+            found.files.ensure()
+        videos = prepare(videos)
+    items = [_with_order({"video": str(video)}, frame_order) for video in videos]
     corpus = embedder.embed(f"{task.name}.corpus", [d.id for d in found.corpus], items, advance)
     for side, name in ((queries, "query"), (corpus, "document")):
         if not side.valid.any():
@@ -88,58 +107,92 @@ def score_set(
     positives = [
         [place_of[id] for id in found.queries[query].positives if id in place_of] for query in asked
     ]
-    ranks = rank_positives(queries.vectors, corpus.vectors, positives, ids, mesh=mesh)
+    began = time.perf_counter()
+    vectors, pools = (queries.vectors, corpus.vectors), None
+    if found.candidates is None:
+        ranks = rank_positives(*vectors, positives, ids, mesh=mesh)
+    else:
+        pools = [
+            [place_of[id] for id in found.candidates[query] if id in place_of] or [0]
+            for query in asked
+        ]  # a query that all candidates were lost of has no positive either: it scores zero
+        ranks = rank_candidates(*vectors, pools, positives, ids, mesh=mesh)
     shown = _choose(task, ranks, examples)
-    best, _ = top_k(queries.vectors[shown], corpus.vectors, ids, SHOWN, mesh=mesh) if shown else (
-        [], None
-    )  # fmt: skip
+    listed = list(range(len(asked))) if depth else shown
+    best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh)
     first, success = first_rank(ranks), evaluate(task.metric, ranks) > 0
     picked = tuple(
         Example(
             query=int(asked[query]),
-            documents=tuple(kept[documents].tolist()),
+            documents=tuple(kept[best[place][:SHOWN]].tolist()),
             rank=int(first[query]),
             right=int(kept[_best_positive(ranks, query)]),
             success=bool(success[query]),
         )
-        for query, documents in zip(shown, best, strict=True)
+        for query, place in zip(shown, shown if depth else range(len(shown)), strict=True)
     )
+    run = None
+    if depth:
+        best, cosines = [row[:depth] for row in best], [row[:depth] for row in cosines]
+        run = _run(found, asked, ids, positives, best, cosines)
+    rank_seconds = time.perf_counter() - began
 
     # From here on all queries count, those that could not be asked too.
-    ranks = replace(ranks, query=asked[ranks.query], queries=len(found.queries))
+    sizes = ranks.corpus
+    if ranks.candidates is not None:
+        sizes = np.ones(len(found.queries), int)
+        sizes[asked] = ranks.candidates
+    ranks = replace(ranks, query=asked[ranks.query], queries=len(found.queries), candidates=None)
     count = np.bincount(ranks.query, minlength=ranks.queries)
+    per_query = PerQuery(
+        ids=np.array([query.id for query in found.queries]),
+        metric=task.metric,
+        score=evaluate(task.metric, ranks),
+        first_rank=first_rank(ranks),
+        metrics={name: evaluate(name, ranks) for name in ALSO},
+    )
     record = {
         "metric": task.label,
-        "score": _mean(evaluate(task.metric, ranks)),
-        "chance": _mean(chance(task.metric, count, ranks.corpus)),
+        "score": _mean(per_query.score),
+        "interval": list(interval(resampled(per_query.score, task.name))),
+        "chance": _mean(chance(task.metric, count, sizes)),
         "queries": len(found.queries),
         "corpus": len(found.corpus),
         "pessimistic": _mean(evaluate(task.metric, ranks.worst())),
-        "metrics": {name: _mean(evaluate(name, ranks)) for name in ALSO}
+        "metrics": {name: _mean(values) for name, values in per_query.metrics.items()}
         | {"median_rank": _finite(median_rank(ranks))},
         "quarantined": {
             "queries": int((~queries.valid).sum()),
             "documents": int((~corpus.valid).sum()),
             "queries_without_positives": int((count[asked] == 0).sum()),
         },
+        "cost": {"rank_seconds": round(rank_seconds, 3), **cost.sizes(found, (queries, corpus))},
         "seconds": round(time.perf_counter() - start, 2),
     }
-    return Scored(record, picked)
+    return Scored(record, per_query, picked, run)
 
 
-def summary(model: str, fingerprint: Mapping, datasets: Mapping[str, dict]) -> dict:
+def summary(model: str, fingerprint: Mapping, scored: Mapping[str, Scored]) -> dict:
     """One model's part of `results.json`: its sets, the abilities and both averages.
 
-    `chance` holds the abilities and averages of the sets' chance values.
+    `chance` holds the abilities and averages of the sets' chance values, `intervals` the 95 %
+    intervals of the model's own, from resamples of the queries of each set.
     """
+    datasets = {name: one.record for name, one in scored.items()}
     scores = {name: record["score"] for name, record in datasets.items()}
     by_chance = {name: record["chance"] for name, record in datasets.items()}
+    drawn = cells({name: resampled(one.per_query.score, name) for name, one in scored.items()})
+    bounds = {name: None if one is None else list(interval(one)) for name, one in drawn.items()}
     return {
         "model": model,
         "fingerprint": dict(fingerprint),
-        "datasets": dict(datasets),
+        "datasets": datasets,
         "abilities": abilities(scores),
         "averages": averages(scores),
+        "intervals": {
+            "abilities": {name: bounds[name] for name in ABILITIES},
+            "averages": {name: bounds[name] for name in AVERAGES},
+        },
         "chance": {"abilities": abilities(by_chance), "averages": averages(by_chance)},
     }
 
@@ -155,6 +208,48 @@ def query_item(found: RetrievalSet, place: int, frame_order: str = "forward") ->
 def _with_order(item: dict, frame_order: str) -> dict:
     reordered = frame_order != "forward" and "video" in item
     return item | {"frame_order": frame_order} if reordered else item
+
+
+def _best(
+    queries: np.ndarray,
+    corpus: np.ndarray,
+    ids: Sequence[str],
+    listed: Sequence[int],
+    pools: Sequence[Sequence[int]] | None,
+    k: int,
+    mesh: Mesh | None,
+) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+    """Corpus indices and cosines of the k best documents of some queries, of its pool each."""
+    if not listed:
+        return [], []
+    if pools is None:
+        return top_k(queries[listed], corpus, ids, k, mesh=mesh)
+    best, cosines = [], []
+    for query in listed:
+        # Row by row, so that equal vectors have equal cosines wherever they stand.
+        scores = (corpus[pools[query]] * queries[query]).sum(axis=1, dtype=np.float32)
+        order = sorted(range(len(scores)), key=lambda at: ids[pools[query][at]], reverse=True)
+        order = sorted(order, key=lambda at: -scores[at])[:k]  # stable: ids descending where equal
+        best.append(np.array(pools[query])[order])
+        cosines.append(scores[order])
+    return best, cosines
+
+
+def _run(
+    found: RetrievalSet,
+    asked: np.ndarray,
+    ids: Sequence[str],
+    positives: Sequence[Sequence[int]],
+    best: Sequence[np.ndarray],
+    cosines: Sequence[np.ndarray],
+) -> Run:
+    """The best documents of each asked query with ids for indices."""
+    relevant = {query.id: query.positives for query in found.queries}
+    for query, left in zip(asked, positives, strict=True):
+        if left:  # else the query keeps what cannot be found, and scores zero
+            relevant[found.queries[query].id] = [ids[place] for place in left]
+    names = [found.queries[query].id for query in asked]
+    return Run(names, [[ids[place] for place in row] for row in best], cosines, relevant)
 
 
 def _choose(task: Task, ranks: Ranks, count: int) -> list[int]:

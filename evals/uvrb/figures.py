@@ -4,6 +4,7 @@ Colours are CSS variables of the page, so that one drawing reads well on light a
 name below is drawn as a colour that nothing else uses and replaced in the SVG.
 """
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,9 @@ from evals.uvrb.scores import ABILITIES
 
 _COLOURS = {
     name: f"#0f{place:02x}ed"
-    for place, name in enumerate(("ink", "muted", "grid", "model", "untrained", "shuffled"))
+    for place, name in enumerate(
+        ("ink", "muted", "grid", "model", "untrained", "shuffled", "right", "wrong")
+    )
 }
 _STYLE = {
     "svg.fonttype": "none",  # text stays text, in the page's font
@@ -45,8 +48,11 @@ _COLUMN = 9.2  # inches; the page's column
 SMOOTH = 0.05  # share of a run that a smoothed line averages over
 
 
-def scores_by_set(datasets: Mapping, untrained: Mapping | None, control: Mapping | None) -> str:
-    """A bar for each set, with marks for chance, the untrained model and shuffled frames."""
+def scores_by_set(
+    datasets: Mapping, untrained: Mapping | None, controls: Mapping[str, Mapping]
+) -> str:
+    """A bar and an interval for each set, with marks for chance, the untrained model and other
+    orders of frames (`{"shuffled": datasets}`)."""
     names = list(datasets)[::-1]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_COLUMN, 0.9 + 0.34 * len(names)), layout="constrained")
@@ -54,25 +60,104 @@ def scores_by_set(datasets: Mapping, untrained: Mapping | None, control: Mapping
         rows = np.arange(len(names))
         scores = [datasets[name]["score"] for name in names]
         axes.barh(rows, scores, 0.62, color=_COLOURS["model"], label="this model")
-        for row, score in zip(rows, scores, strict=True):
-            axes.text(score + 0.012, row, f"{score:.3f}", va="center", fontsize=9)
-        for label, marker, side in (("untrained", "o", untrained), ("shuffled", "D", control)):
+        bounds = np.array([datasets[name]["interval"] for name in names]).T
+        axes.hlines(rows, *bounds, color=_COLOURS["ink"], lw=1.1, zorder=2.5, label="95 %")
+        marks = [("untrained model", "o", "untrained", untrained)]
+        marks += [(f"{order} frames", marker, "shuffled", side) for (order, side), marker in
+                  zip(controls.items(), "Ds", strict=False)]  # fmt: skip
+        for label, marker, colour, side in marks:
             if side:
                 points = [(side[n]["score"], row) for row, n in enumerate(names) if n in side]
-                name = "untrained model" if label == "untrained" else "shuffled frames"
-                axes.plot(*zip(*points, strict=True), marker, ms=6, color=_COLOURS[label],
+                axes.plot(*zip(*points, strict=True), marker, ms=6, color=_COLOURS[colour],
                           markeredgecolor=_COLOURS["ink"], markeredgewidth=0.6, zorder=3,
-                          clip_on=False, label=name)  # fmt: skip
+                          clip_on=False, label=label)  # fmt: skip
         chance = [datasets[name]["chance"] for name in names]
         axes.plot(chance, rows, "|", ms=15, mew=2, color=_COLOURS["ink"], clip_on=False,
                   label="chance")  # fmt: skip
+        for row, score in zip(rows, scores, strict=True):  # in a column: marks are never under it
+            axes.text(1.1, row, f"{score:.3f}", va="center", ha="right", fontsize=9)
         axes.set_yticks(rows, [f"{name}  ({datasets[name]['metric']})" for name in names])
         axes.tick_params(axis="y", labelcolor=_COLOURS["ink"], length=0)
-        axes.set(xlim=(0, 1.08), ylim=(-0.6, len(names) - 0.4), xlabel="score")
+        axes.set(xlim=(0, 1.1), ylim=(-0.6, len(names) - 0.4), xlabel="score")
         axes.set_xticks(np.linspace(0, 1, 6))
         axes.grid(axis="y", visible=False)
-        figure.legend(loc="outside upper left", ncols=4)
+        handles, labels = axes.get_legend_handles_labels()
+        first = labels.index("this model")
+        order = [first, *(place for place in range(len(labels)) if place != first)]
+        figure.legend([handles[place] for place in order], [labels[place] for place in order],
+                      loc="outside upper left", ncols=6)  # fmt: skip
         return _svg(figure, "Score of each set beside chance and controls")
+
+
+def differences(datasets: Mapping[str, Mapping], title: str) -> str:
+    """A point and an interval for each set's difference, on both sides of a line at none."""
+    names = list(datasets)[::-1]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_COLUMN, 0.7 + 0.3 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=_COLOURS["ink"], lw=1)
+        for row, name in enumerate(names):
+            (low, high), value = datasets[name]["interval"], datasets[name]["difference"]
+            colour = "muted" if low <= 0 <= high else "right" if value > 0 else "wrong"
+            axes.hlines(row, low, high, color=_COLOURS[colour], lw=2)
+            axes.plot(value, row, "o", ms=6, color=_COLOURS[colour])
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(axis="y", labelcolor=_COLOURS["ink"], length=0)
+        axes.set(ylim=(-0.6, len(names) - 0.4), xlabel="difference of scores")
+        widest = max(abs(edge) for one in datasets.values() for edge in one["interval"])
+        axes.set_xlim(-1.1 * (widest or 0.1), 1.1 * (widest or 0.1))
+        axes.grid(axis="y", visible=False)
+        return _svg(figure, f"Differences: {title}")
+
+
+def curves(series: Mapping[str, Sequence[tuple]], label: str) -> str:
+    """A small panel each: `{name: [(x, score, (low, high)), ...]}`, x on a scale of doublings."""
+    columns = min(4, len(series))
+    rows = -(-len(series) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_COLUMN, 0.4 + 1.7 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
+        for axes, (name, points) in zip(grid.flat, series.items(), strict=False):
+            x, y, bounds = zip(*points, strict=True)
+            low, high = zip(*bounds, strict=True)
+            axes.fill_between(x, low, high, color=_COLOURS["model"], alpha=0.18, lw=0)
+            axes.plot(x, y, "o-", ms=4, lw=1.8, color=_COLOURS["model"])
+            axes.set_title(name, fontsize=10)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(x, [str(value) for value in x])
+            axes.minorticks_off()
+            axes.tick_params(labelsize=8, labelbottom=True)
+            axes.margins(y=0.15)
+        for axes in list(grid.flat)[len(series) :]:
+            axes.set_visible(False)
+        figure.supxlabel(label, fontsize=10, color=_COLOURS["muted"])
+        return _svg(figure, f"Scores by {label}")
+
+
+def heat_maps(panels: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """Correlations [N, N], -1 to 1, of each panel: the stronger the colour the further from 0."""
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        size = (_COLUMN * 1.25, 0.2 + 1.15 * _COLUMN / len(panels))
+        figure = Figure(figsize=size, layout="constrained")
+        for axes, (title, values) in zip(
+            figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True
+        ):
+            for row, column in np.ndindex(*values.shape):
+                value = values[row, column]
+                if column > row:
+                    continue
+                axes.bar(column, 0.94, 0.94, row - 0.47, lw=0, alpha=0.7 * abs(value),
+                         color=_COLOURS["model" if value > 0 else "wrong"])  # fmt: skip
+                text = f"{value:.2f}".replace("0.", ".").replace("-", "−")
+                axes.text(column, row, "1" if row == column else text, ha="center", va="center",
+                          fontsize=8)  # fmt: skip
+            axes.set_title(title)
+            axes.set_xticks(range(len(names)), names, rotation=90)
+            axes.set_yticks(range(len(names)), names)
+            axes.tick_params(length=0, labelsize=8.5, labelcolor=_COLOURS["ink"])
+            axes.spines[:].set_visible(False)
+            axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
+        return _svg(figure, "Correlation of abilities over models")
 
 
 def radar(sides: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -83,8 +168,10 @@ def radar(sides: Mapping[str, Mapping[str, float | None]]) -> str:
         axes = figure.add_subplot(projection="polar")
         axes.set_theta_offset(np.pi / 2)
         axes.set_theta_direction(-1)
+        others = iter(("shuffled", "right"))
         for name, values in sides.items():
-            colour = _COLOURS["ink" if name == "chance" else name]
+            own = {"chance": "ink", "model": "model", "untrained": "untrained"}.get(name)
+            colour = _COLOURS[own or next(others)]
             radius = np.array([values[ability] or 0.0 for ability in ABILITIES])
             closed = np.append(angles, angles[0]), np.append(radius, radius[0])
             line = ":" if name == "chance" else "-"
@@ -221,4 +308,4 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)
     for name, colour in _COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)

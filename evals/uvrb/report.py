@@ -5,21 +5,28 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evals.uvrb import figures
-from evals.uvrb.evaluate import Example
+from evals.uvrb import figures, sections
+from evals.uvrb.evaluate import Example, Scored
+from evals.uvrb.markup import card as _card
+from evals.uvrb.markup import missing as _missing
+from evals.uvrb.markup import number as _number
+from evals.uvrb.markup import table as _table
+from evals.uvrb.markup import times as _times
+from evals.uvrb.output import other_scores
 from evals.uvrb.pictures import Pictures
 from evals.uvrb.reader import Query, RetrievalSet
 from evals.uvrb.scores import ABILITIES, AVERAGES
-from evals.uvrb.tasks import MOTION, TASKS
+from evals.uvrb.tasks import NAMES, TASKS
 from gve_jax.errors import UserError
+from gve_jax.files import write_whole
 
 LONG_TEXT = 260  # characters of a query shown before it is folded
 
 _ABILITY_NAMES = {
     "TXT": "textual", "CMP": "composed", "VIS": "visual", "CG": "coarse-grained",
     "FG": "fine-grained", "LC": "long-context", "S": "spatial", "T": "temporal",
-    "PR": "partially relevant", "AVG-A": "mean of TXT, CMP, VIS, CG, FG, LC",
-    "AVG-D": "mean of the sixteen sets",
+    "PR": "partially relevant", "AVG-A": "mean of the first six",
+    "AVG-D": "mean of the sets",
 }  # fmt: skip
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -39,47 +46,53 @@ _PAGE = """<!doctype html>
 """
 
 
-def write(
-    path: Path,
-    results: Mapping,
-    sets: Sequence[RetrievalSet],
-    examples: Mapping[str, Sequence[Example]],
-    workdir: Path | None,
-) -> None:
+def write(path: Path, results: Mapping, shown: Mapping[str, str], workdir: Path | None) -> None:
     """Writes the report.
 
     Args:
       path: the HTML file.
       results: what `results.json` holds.
-      sets: the sets as read, for the queries' content.
-      examples: the queries to show, by set.
+      shown: by set, what `examples` made of it.
       workdir: the training run, for its curves; None leaves them out and says so.
 
     Raises:
       UserError: the training records are damaged.
     """
     title = f"UVRB: {results['model']}"
-    body = "\n".join((
-        _head(results),
-        _sets(results),
-        _abilities(results),
-        _training(workdir),
-        _curriculum(workdir),
-        _examples(results, sets, examples),
-        _method(results),
-    ))  # fmt: skip
+    parts = {
+        "Sets": _sets(results),
+        "Abilities": _abilities(results),
+        "Differences": sections.differences(results),
+        "Sweeps": sections.sweeps(results),
+        "Published": sections.published_models(results),
+        "Correlations": sections.correlations(),
+        "Training": _training(workdir),
+        "Curriculum": _curriculum(workdir),
+        "Retrieved examples": _examples(shown),
+        "Method": _method(results),
+    }
+    parts = {name: part for name, part in parts.items() if part}
+    body = "\n".join((_head(results, list(parts)), *parts.values()))
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     page = _PAGE.format(title=html.escape(title), style=style, body=body)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, lambda file: file.write(page.encode()))
+
+
+def examples(found: RetrievalSet, scored: Scored, pictures: Pictures) -> str:
+    """The retrieved examples of one set as HTML; its media are read now."""
+    if not scored.examples:
+        return ""
+    task = found.task
+    cards = "".join(_example(found, example, pictures) for example in scored.examples)
+    score = _number(scored.record["score"])
+    return f"""<h3 id="{task.name}">{task.name} · {task.label} {score}</h3>
+<p class="muted">{html.escape(task.instruction)}</p>{cards}"""
 
 
 # ---- sections ---------------------------------------------------------------------------------
 
 
-def _head(results: Mapping) -> str:
+def _head(results: Mapping, parts: Sequence[str]) -> str:
     chance, untrained = results["chance"], results.get("untrained")
     cards = []
     for name, what in (("AVG-D", "mean over the sixteen sets"), ("AVG-A", "mean over abilities")):
@@ -91,19 +104,12 @@ def _head(results: Mapping) -> str:
         if untrained:
             other = untrained["averages"]["AVG-D"]
             cards.append(_times(average, other, "the untrained model (AVG-D)"))
-    if control := results.get("control"):
-        for name in (name for name in MOTION if name in control["datasets"]):
-            score, other = (side["datasets"][name]["score"] for side in (results, control))
-            cards.append(_card(f"{score - other:+.3f}", f"{name}, over shuffled frames"))
+    for order, control in results.get("controls", {}).items():
+        for name, one in control["paired"]["datasets"].items():
+            cards.append(_card(f"{one['difference']:+.3f}", f"{name}, over {order} frames"))
     count = len(results["datasets"])
     items = sum(one["queries"] + one["corpus"] for one in results["datasets"].values())
-    links = "".join(
-        f'<a href="#{anchor}">{name}</a>'
-        for anchor, name in (
-            ("sets", "Sets"), ("abilities", "Abilities"), ("training", "Training"),
-            ("curriculum", "Curriculum"), ("examples", "Retrieved examples"), ("method", "Method"),
-        )
-    )  # fmt: skip
+    links = "".join(f'<a href="#{name.split()[-1].lower()}">{name}</a>' for name in parts)
     return f"""<header>
 <h1>Universal video retrieval</h1>
 <p class="lead">The model <code>{html.escape(str(results["model"]))}</code> on {count} of the
@@ -114,45 +120,47 @@ sixteen sets of UVRB: {items:,} queries and videos, {results["quarantined"]} of 
 
 
 def _sets(results: Mapping) -> str:
-    untrained, control = _datasets(results, "untrained"), _datasets(results, "control")
-    caption = "Bars are this model, the vertical tick is chance: the score of a random order"
+    untrained = results["untrained"]["datasets"] if "untrained" in results else None
+    controls = {name: one["datasets"] for name, one in results.get("controls", {}).items()}
+    caption = "Bars are this model, with the interval that holds 95 % of the scores of resamples of"
+    caption += " its queries; the vertical tick is chance: the score of a random order"
     caption += "; circles are the same architecture before training" if untrained else ""
-    caption += "; diamonds are this model shown each video's frames in shuffled order" * bool(
-        control
-    )
-    columns = ["set", "ability", "metric", "queries", "videos", "score", "chance"]
-    columns += ["untrained"] * bool(untrained) + ["shuffled"] * bool(control) + ["median rank"]
+    for order, mark in zip(controls, ("diamonds", "squares"), strict=False):
+        caption += f"; {mark} are this model shown each video's frames {order}"
+    others = other_scores(results)
+    columns = ["set", "ability", "metric", "score", "95 %", "chance", *map(html.escape, others)]
     rows = []
     for task in TASKS:
         record = results["datasets"].get(task.name)
         if record is None:
             continue
-        others = [side.get(task.name, {}).get("score") for side in (untrained, control) if side]
-        median = record["metrics"]["median_rank"]
-        cells = [task.name, task.ability, task.label, f"{record['queries']:,}"]
-        cells += [f"{record['corpus']:,}", *map(_number, [record["score"], record["chance"]])]
-        rows.append(cells + [*map(_number, others), "" if median is None else f"{median:g}"])
+        cells = [task.name, task.ability, task.label, _number(record["score"])]
+        cells += [sections.bounds(record["interval"]), _number(record["chance"])]
+        rows.append(cells + [_number(scores.get(task.name)) for scores in others.values()])
     return f"""<section id="sets"><h2>Scores by set</h2>
-<figure class="wide">{figures.scores_by_set(results["datasets"], untrained, control)}
+<figure class="wide">{figures.scores_by_set(results["datasets"], untrained, controls)}
 <figcaption>{caption}.</figcaption></figure>
-{_table(columns, rows, numeric_from=3)}</section>"""
+{_table(columns, rows, numeric_from=3)}
+{sections.released(results)}{sections.sizes_and_costs(results)}</section>"""
 
 
 def _abilities(results: Mapping) -> str:
     sides = {"model": results, "untrained": results.get("untrained"), "chance": results["chance"]}
     sides = {name: side for name, side in sides.items() if side}
-    rows = [
-        [name, _ABILITY_NAMES[name], *(_number(side[part][name]) for side in sides.values())]
-        for part, names in (("abilities", ABILITIES), ("averages", AVERAGES))
-        for name in names
-    ]
-    columns = ["", "", "score", *list(sides)[1:]]
+    rows = []
+    for part, names in (("abilities", ABILITIES), ("averages", AVERAGES)):
+        for name in names:
+            score, *others = [_number(side[part][name]) for side in sides.values()]
+            interval = sections.bounds(results["intervals"][part][name])
+            rows.append([name, _ABILITY_NAMES[name], score, interval, *others])
+    columns = ["", "", "score", "95 %", *list(sides)[1:]]
     table = _table(columns, rows, numeric_from=2, totals=len(AVERAGES))
     known = results["abilities"]
     if all(value is None for value in known.values()):
         drawing = _missing("No ability has all of its sets scored in this run.")
     else:
         drawn_sides = {name: side["abilities"] for name, side in sides.items()}
+        drawn_sides |= sections.published_radar(results)
         drawn, rim = figures.radar(drawn_sides), figures.rim(drawn_sides)
         note = " Abilities with unscored sets are drawn at 0." if None in known.values() else ""
         drawing = f"""<figure>{drawn}<figcaption>The nine abilities, 0 at the centre, {rim:g} at the
@@ -192,24 +200,13 @@ grows from stage to stage, so that what is aligned comes first and the rest catc
 </figure></section>"""
 
 
-def _examples(
-    results: Mapping, sets: Sequence[RetrievalSet], examples: Mapping[str, Sequence[Example]]
-) -> str:
-    pictures = Pictures()
-    parts = []
-    for found in sets:
-        task, shown = found.task, examples.get(found.task.name, ())
-        if not shown:
-            continue
-        score = _number(results["datasets"][task.name]["score"])
-        cards = "".join(_example(found, example, pictures) for example in shown)
-        parts.append(f"""<h3 id="{task.name}">{task.name} · {task.label} {score}</h3>
-<p class="muted">{html.escape(task.instruction)}</p>{cards}""")
+def _examples(shown: Mapping[str, str]) -> str:
+    parts = "".join(shown[name] for name in NAMES if name in shown)
     return f"""<section id="examples"><h2>Retrieved examples</h2>
 <p class="muted">A few queries of each set, drawn at random, failures first. Beside each its best
 videos as four frames from the first to the last, and, if it is not among them, the right one with
 its rank. <span class="found">Green</span> is right, <span class="lost">red</span> is wrong.</p>
-{"".join(parts)}</section>"""
+{parts}</section>"""
 
 
 def _example(found: RetrievalSet, example: Example, pictures: Pictures) -> str:
@@ -291,40 +288,3 @@ def _json(text: str, place: str) -> dict:
     if not isinstance(record, dict):
         raise UserError(f"{place}: expected a JSON object")
     return record
-
-
-def _datasets(results: Mapping, part: str) -> Mapping | None:
-    return results[part]["datasets"] if part in results else None
-
-
-def _table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric_from: int, totals: int = 0
-) -> str:
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(
-            f'<{tag} class="n">{cell}</{tag}>' if at >= numeric_from else f"<{tag}>{cell}</{tag}>"
-            for at, cell in enumerate(row)
-        )
-
-    kinds = [""] * (len(rows) - totals) + [' class="total"'] * totals
-    body = "".join(
-        f"<tr{kind}>{cells('td', row)}</tr>" for kind, row in zip(kinds, rows, strict=True)
-    )
-    head = f"<thead><tr>{cells('th', columns)}</tr></thead>"
-    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
-
-
-def _times(value: float, other: float, name: str) -> str:
-    return _card(f"{value / other:.1f}×" if other else "—", name)
-
-
-def _card(value: str, name: str) -> str:
-    return f'<div class="card"><b>{value}</b><span>{name}</span></div>'
-
-
-def _missing(sentence: str) -> str:
-    return f'<p class="missing">{html.escape(sentence)}</p>'
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -5,9 +5,7 @@ its table of sets but the misprints marked in `published.csv`. FG is the mean of
 sub-domains, not of its seven sets, and TXT the mean of three domains, not of its twelve sets.
 """
 
-import csv
 from collections.abc import Mapping
-from pathlib import Path
 
 from evals.uvrb.tasks import NAMES, TASKS
 
@@ -42,23 +40,11 @@ def averages(scores: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-def published() -> list[dict]:
-    """The paper's sixteen models: tables 1 and 2 joined, one dict a row.
-
-    Keys: `model`, the set names, the abilities and averages (float), and `misprints`, the tuple of
-    the cells that contradict the model's other cells.
-    """
-    with open(Path(__file__).with_name("published.csv"), encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        {
-            "model": row.pop("model"),
-            "misprints": tuple(row.pop("misprints").split()),
-            **{name: float(value) for name, value in row.items()},
-        }
-        for row in rows
-    ]
+def cells(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """All abilities and averages; of arrays of resamples, the same arithmetic on each."""
+    return abilities(scores) | averages(scores)
 
 
 def _mean(values: list[float | None]) -> float | None:
-    return None if None in values else sum(values) / len(values)
+    # `is`: the values may be arrays of resamples, which `in` would compare one by one.
+    return None if any(value is None for value in values) else sum(values) / len(values)

@@ -1,4 +1,4 @@
-"""The sixteen sets of UVRB as data (paper tables 4 and 5)."""
+"""The sixteen sets of UVRB as data (paper tables 4 and 5, section A.2)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,9 @@ class Task:
     ability: the finest ability it belongs to; `scores.py` builds the broader ones.
     label, metric: the metric as the paper writes it, and as `gve_jax.retrieval.metrics` does.
     queries, corpus: counts in the paper. For MS-TI and MS-TV it prints a corpus of 10, most
-      likely a pool for each query.
+      likely a pool for each query: see MOMENT.
+    seconds: mean length of its videos. words: of its queries; None where they have no text.
+    source: what it was made from.
     """
 
     name: str
@@ -22,6 +24,14 @@ class Task:
     metric: str
     queries: int
     corpus: int
+    seconds: float
+    words: float | None
+    source: str
+
+    @property
+    def kind(self) -> str:
+        """TXT, CMP or VIS: text, text with a picture or clip, or a picture or clip alone asks."""
+        return self.ability if self.ability in ("CMP", "VIS") else "TXT"
 
     @property
     def instruction(self) -> str:
@@ -33,26 +43,31 @@ class Task:
 _R1, _R10, _P1 = ("R@1", "hit_rate@1"), ("R@10", "hit_rate@10"), ("P@1", "precision@1")
 
 TASKS: tuple[Task, ...] = (
-    Task("MSRVTT", "CG", *_R1, 1000, 1000),
-    Task("DiDeMo", "CG", *_R1, 1004, 1004),
-    Task("CRB-G", "CG", *_R1, 1000, 1000),
-    Task("CRB-S", "S", *_R1, 1000, 1000),
-    Task("VDC-O", "S", *_R1, 1027, 1027),
-    Task("CRB-T", "T", *_R1, 1000, 1000),
-    Task("CMRB", "T", *_R10, 728, 1071),
-    Task("DREAM-E", "PR", *_R1, 6251, 1000),
-    Task("LoVR-TH", "PR", *_R10, 8854, 8854),
-    Task("PEV-K", "PR", *_R1, 14427, 15000),
-    Task("LoVR-V", "LC", *_R1, 100, 467),
-    Task("VDC-D", "LC", *_R1, 1000, 1027),
-    Task("MS-TI", "CMP", *_P1, 400, 10),
-    Task("MS-TV", "CMP", *_P1, 400, 10),
-    Task("MSRVTT-I2V", "VIS", *_R1, 1000, 1000),
-    Task("LoVR-C2V", "VIS", *_R1, 467, 467),
+    Task("MSRVTT", "CG", *_R1, 1000, 1000, 15.0, 9.4, "MSR-VTT, the 1k-A split"),
+    Task("DiDeMo", "CG", *_R1, 1004, 1004, 53.9, 29.1, "DiDeMo, a paragraph for each video"),
+    Task("CRB-G", "CG", *_R1, 1000, 1000, 14.4, 232.2, "CaReBench, caption"),
+    Task("CRB-S", "S", *_R1, 1000, 1000, 14.4, 115.0, "CaReBench, spatial_caption"),
+    Task("VDC-O", "S", *_R1, 1027, 1027, 30.1, 91.4, "VDC, main_object_caption"),
+    Task("CRB-T", "T", *_R1, 1000, 1000, 14.4, 103.2, "CaReBench, temporal_caption"),
+    Task("CMRB", "T", *_R10, 728, 1071, 5.7, 24.8, "CameraBench, text of the camera's motion"),
+    Task("DREAM-E", "PR", *_R1, 6251, 1000, 8.8, 6.5, "DREAM-1K, a query for each event"),
+    Task("LoVR-TH", "PR", *_R10, 8854, 8854, 16.9, 48.1, "LoVR, themes of clips"),
+    Task("PEV-K", "PR", *_R1, 14427, 15000, 16.9, 45.5, "PE-Video, test split, keywords"),
+    Task("LoVR-V", "LC", *_R1, 100, 467, 1560.3, 17364.5, "LoVR, caption of the whole video"),
+    Task("VDC-D", "LC", *_R1, 1000, 1027, 30.1, 508.0, "VDC, detailed_caption"),
+    Task("MS-TI", "CMP", *_P1, 400, 10, 13.5, 68.5, "MomentSeeker, text and picture"),
+    Task("MS-TV", "CMP", *_P1, 400, 10, 13.5, 68.5, "MomentSeeker, text and clip"),
+    Task("MSRVTT-I2V", "VIS", *_R1, 1000, 1000, 15.0, None, "MSR-VTT, a random frame of the video"),
+    Task("LoVR-C2V", "VIS", *_R1, 467, 467, 1560.3, None, "LoVR, a clip of the long video"),
 )  # fmt: skip
 
 NAMES: tuple[str, ...] = tuple(task.name for task in TASKS)
 MOTION: tuple[str, ...] = ("CRB-T", "CMRB")  # sets that the order of frames must matter to
+
+# The paper prints a corpus of 10 for these. Read as a pool of candidates for each query, as in
+# MMEB-V2, that is "candidates"; others rank each query in the whole corpus.jsonl, "whole".
+MOMENT: tuple[str, ...] = ("MS-TI", "MS-TV")
+POOLS: tuple[str, ...] = ("whole", "candidates")
 
 
 def choose(names: str | None) -> tuple[Task, ...]:

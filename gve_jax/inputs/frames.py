@@ -27,7 +27,7 @@ def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
             raise MediaError(f"a video array must be uint8 [T, H, W, 3], not {source.dtype} "
                              f"{list(source.shape)}")  # fmt: skip
     elif isinstance(source, str | os.PathLike):
-        source = _folder(source, name)
+        source = in_order(source, name)
     elif not isinstance(source, list | tuple):
         raise MediaError(f"a video must be a path, bytes, a uint8 array or a list of images, not "
                          f"{type(source).__name__}")  # fmt: skip
@@ -46,7 +46,7 @@ def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
     return np.stack(pictures), fps
 
 
-def _folder(folder, name: str) -> list[str]:
+def in_order(folder, name: str) -> list[str]:
     """The images in a folder, by their names with numbers as numbers (2.png before 10.png).
 
     Hidden files do not count. Anything else is refused: a folder that holds more than frames is

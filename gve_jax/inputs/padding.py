@@ -15,6 +15,10 @@ class Padding:
         self._used.update(used)
         self._slots.update(slots)
 
+    def used(self, kind: str) -> int:
+        """How many of a kind were computed that are no padding."""
+        return self._used[kind]
+
     def shares(self) -> dict[str, float]:
         """Of each kind that was computed at all, the share that was padding."""
         return {kind: 1 - self._used[kind] / n for kind, n in self._slots.items() if n}

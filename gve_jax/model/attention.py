@@ -126,10 +126,12 @@ def _xla(query, key, value, mask):
 
 def _cudnn(query, key, value, keys, causal, segments):
     mask = _mask(query, key, keys, False, None, segments)
+    if mask is not None:  # cuDNN takes one that all heads share, but not one that all rows share
+        batch, length, count = len(query), query.shape[1], key.shape[1]
+        mask = jnp.broadcast_to(mask, (batch, length, count))[:, None]
     return jax.nn.dot_product_attention(
-        query, key, value, mask=None if mask is None else mask[:, None],
-        is_causal=causal, implementation="cudnn",
-    )  # fmt: skip
+        query, key, value, mask=mask, is_causal=causal, implementation="cudnn"
+    )
 
 
 def _splash(query, key, value, keys, causal, segments=None, interpret=False):

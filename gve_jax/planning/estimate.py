@@ -5,7 +5,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
-from gve_jax.planning.hlo import Collective, Part, collectives
+from gve_jax.planning.hlo import GATHERED, Collective, Part, collectives
 from gve_jax.planning.topology import Topology
 
 MATRIX, MEMORY, LINK = 0.8, 0.8, 0.8  # shares of the published rates that are assumed attained
@@ -117,6 +117,8 @@ def table(programs: Sequence[Part], topology: Topology, order: Sequence) -> list
 
 def place(source: str) -> str:
     """`gradients, forward, in a loop: dot_general` of an operation's name in the program."""
+    if source == GATHERED:
+        return f"compiler's own: {GATHERED}"
     parts = source.split("/")
     program = parts[0].removeprefix("jit(").rstrip(")") or "compiler's own"
     phase = "forward"

@@ -16,6 +16,7 @@ _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
          "call", "after-all", "partition-id", "replica-id", "opt-barrier", "copy-done",
          "async-done", "async-update", "slice-done"}  # fmt: skip
+GATHERED = "shards gathered as a sum"  # the source of such an all-reduce
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 
@@ -177,7 +178,7 @@ def _part(name: str, computations, done: dict[str, Part]) -> Part:
 def _add(part: Part, name: str, computations, done, seen: set, inner: bool) -> None:
     """Adds a computation's instructions; `inner`: of a fusion, whose values are not in memory."""
     body = computations[name]
-    shapes = {one.name: one.shape for one in body}
+    shapes, by_name = {one.name: one.shape for one in body}, {one.name: one for one in body}
     for one in body:
         opcode = one.opcode
         if opcode == "while":
@@ -201,7 +202,7 @@ def _add(part: Part, name: str, computations, done, seen: set, inner: bool) -> N
             channel = re.search(r"channel_id=(\d+)", one.attributes)
             if channel is None or channel.group(1) not in seen:
                 seen.add(channel.group(1) if channel else one.name)
-                part.collectives.append(_collective(one, kind, name, shapes))
+                part.collectives.append(_collective(one, kind, name, by_name))
         elif opcode == "dot":
             part.flops += 2 * _elements(one.shape) * _contracted(one, shapes, one.attributes)
         elif opcode == "convolution":
@@ -249,16 +250,29 @@ def _step(computations, body: str, number: int) -> int:
     return max(steps[0], 1) if len(steps) == 1 else 1
 
 
-def _collective(one: Instruction, kind: str, computation: str, shapes) -> Collective:
-    given = sum(size(shapes[name]) for name in one.operands)
+def _collective(
+    one: Instruction, kind: str, computation: str, body: dict[str, Instruction]
+) -> Collective:
+    given = sum(size(body[name].shape) for name in one.operands)
     moved = max(given, size(one.shape)) if "-start" not in one.opcode else max(
         given, size(one.shape) - given if kind != "collective-permute" else given)  # fmt: skip
     if kind == "all-reduce":
         moved = given
         if computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
-    source = re.search(r'op_name="([^"]*)"', one.attributes)
-    return Collective(kind, moved, _group(one.attributes), 1, source.group(1) if source else "")
+    named = re.search(r'op_name="([^"]*)"', one.attributes)
+    source = named.group(1) if named else ""
+    if not named and kind == "all-reduce" and all(_shard(o, body) for o in one.operands):
+        source = GATHERED
+    return Collective(kind, moved, _group(one.attributes), 1, source)
+
+
+def _shard(name: str, body: dict[str, Instruction]) -> bool:
+    """Whether a value is a shard laid into zeros of the whole: their sum over devices gathers it,
+    which is how XLA:TPU gathers FSDP's weights on a torus of three axes."""
+    while name in body and body[name].opcode.startswith("copy"):
+        name = body[name].operands[0]
+    return "dynamic-update-slice" in name
 
 
 def _group(attributes: str) -> tuple[int, ...]:

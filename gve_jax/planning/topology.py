@@ -2,11 +2,11 @@
 
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 from gve_jax.errors import UserError
 from gve_jax.learning.chips import CHIPS, Chip
+from gve_jax.planning.gpus import target_config
 
 GPU_NAMES = "1x1xN: hosts are not modelled, N GPUs share NVLink"
 
@@ -73,15 +73,15 @@ def _gpu(name: str, chip: Chip, grid: tuple[int, ...]) -> list:
                         "pip install 'gve_jax[cuda]'")  # fmt: skip
     from jax.experimental import topologies
 
-    target = Path(__file__).with_name(f"{chip.name}.txtpb")
-    if not target.exists():
+    target = target_config(chip)
+    if target is None:
         raise UserError(f"--topology {name}: there is no description of a {chip.name} to compile "
                         "for")  # fmt: skip
     shape = "x".join(map(str, grid))
     try:
         return list(
             topologies.get_topology_desc(
-                shape, "cuda", topology=shape, target_config=target.read_text(encoding="utf-8")
+                shape, "cuda", topology=shape, target_config=target
             ).devices
         )
     except Exception as error:

@@ -1,6 +1,17 @@
 """Exact retrieval: ranks by counting, streaming top-k, and the metrics computed from ranks."""
 
 from gve_jax.retrieval.metrics import chance, evaluate
-from gve_jax.retrieval.ranks import Ranks, check_unit_vectors, rank_positives, top_k
+from gve_jax.retrieval.ranks import Ranks, rank_candidates, rank_positives
+from gve_jax.retrieval.tiles import check_unit_vectors
+from gve_jax.retrieval.topk import stream_top_k, top_k
 
-__all__ = ["Ranks", "chance", "check_unit_vectors", "evaluate", "rank_positives", "top_k"]
+__all__ = [
+    "Ranks",
+    "chance",
+    "check_unit_vectors",
+    "evaluate",
+    "rank_candidates",
+    "rank_positives",
+    "stream_top_k",
+    "top_k",
+]

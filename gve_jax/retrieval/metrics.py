@@ -1,8 +1,8 @@
 """Retrieval metrics from ranks, and the value each has when the ranking is random.
 
-A metric is named `hit_rate@k`, `recall@k`, `precision@k`, `ndcg@k` or `mrr`. The R@k of video
-papers is the hit rate: the share of queries with at least one positive among the first k. True
-recall is the share of a query's positives found there. The two agree only with one positive a
+A metric is named `hit_rate@k`, `recall@k`, `precision@k`, `ndcg@k`, `mrr@k` or `mrr`. The R@k of
+video papers is the hit rate: the share of queries with at least one positive among the first k.
+True recall is the share of a query's positives found there. The two agree only with one positive a
 query, so each has its own name here. Relevance is binary: nDCG's linear and exponential gain agree.
 
 Everything is numpy on [Q] and [N]; a query without positives (see `Ranks`) scores zero.
@@ -30,13 +30,13 @@ def evaluate(metric: str, ranks: Ranks) -> np.ndarray:
     return compute(ranks, k)
 
 
-def chance(metric: str, positives: np.ndarray, corpus: int) -> np.ndarray:
+def chance(metric: str, positives: np.ndarray, corpus: int | np.ndarray) -> np.ndarray:
     """The expected metric of each query when all orders of the corpus are equally likely.
 
     Args:
       metric: a name as above.
       positives: int [Q], the number of positives of each query; zero gives zero.
-      corpus: the number of documents C.
+      corpus: the number of documents C, or int [Q] of each query's candidates.
 
     Returns:
       float64 [Q].
@@ -46,11 +46,14 @@ def chance(metric: str, positives: np.ndarray, corpus: int) -> np.ndarray:
     """
     _, expect, k = _parse(metric)
     positives = np.asarray(positives)
-    if positives.max(initial=0) > corpus:
-        raise UserError(f"{positives.max()} positives in a corpus of {corpus} documents")
-    kinds, inverse = np.unique(positives, return_inverse=True)
-    values = [expect(int(kind), corpus, k) if kind else 0.0 for kind in kinds]
-    return np.array(values, np.float64)[inverse]
+    both = np.stack([positives, np.broadcast_to(corpus, positives.shape)])
+    over = both[0] > both[1]
+    if over.any():
+        few, many = both[1][over][0], both[0][over].max()
+        raise UserError(f"{many} positives in a corpus of {few} documents")
+    kinds, inverse = np.unique(both, axis=1, return_inverse=True)
+    values = [expect(int(own), int(size), k) if own else 0.0 for own, size in kinds.T]
+    return np.array(values, np.float64)[inverse.reshape(-1)]
 
 
 def first_rank(ranks: Ranks) -> np.ndarray:
@@ -88,8 +91,9 @@ def _ndcg(ranks: Ranks, k: int) -> np.ndarray:
     return total / ideal[positives]
 
 
-def _mrr(ranks: Ranks, k: None) -> np.ndarray:
-    return 1 / first_rank(ranks)
+def _mrr(ranks: Ranks, k: int | None) -> np.ndarray:
+    first = first_rank(ranks)
+    return np.where(first <= (k or np.inf), 1 / first, 0.0)
 
 
 def _expected_hit_rate(positives: int, corpus: int, k: int) -> float:
@@ -108,9 +112,9 @@ def _expected_ndcg(positives: int, corpus: int, k: int) -> float:
     return positives / corpus * _ideal_gain(corpus, k) / _ideal_gain(positives, k)
 
 
-def _expected_mrr(positives: int, corpus: int, k: None) -> float:
+def _expected_mrr(positives: int, corpus: int, k: int | None) -> float:
     missed = _missed(positives, corpus)
-    return float(np.sum((missed[:-1] - missed[1:]) / np.arange(1, corpus + 1)))
+    return float(np.sum(((missed[:-1] - missed[1:]) / np.arange(1, corpus + 1))[:k]))
 
 
 def _found(ranks: Ranks, k: int) -> np.ndarray:
@@ -136,6 +140,7 @@ _AT_K: dict[str, tuple[Callable, Callable]] = {
     "recall": (_recall, _expected_recall),
     "precision": (_precision, _expected_precision),
     "ndcg": (_ndcg, _expected_ndcg),
+    "mrr": (_mrr, _expected_mrr),
 }
 
 

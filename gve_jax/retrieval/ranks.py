@@ -1,20 +1,17 @@
-"""Exact ranks of every positive by counting better documents, and exact top-k, both over tiles.
+"""Exact ranks of every positive by counting better documents, over tiles.
 
 A positive's rank is one plus the number of documents that come before it, so nothing is sorted and
 nothing of size Q x C is ever held: one tile of queries meets one tile of the corpus at a time, and
 memory is that of a few tiles whatever the size of the corpus (which may be a `np.memmap`).
 
 The score of a positive is read out of the same tile product that scores its competitors. A separate
-dot product rounds differently, which turns ties into wins. So a tile of queries first visits the
-corpus tiles that hold its positives, then counts over all tiles; queries are ordered by their
-positives so that this costs almost no extra product.
+dot product rounds differently, which turns ties into wins. So a tile of queries first meets its
+positives, then counts over all tiles. Queries are ordered by their positives, which then lie in few
+tiles: their products are kept until they are counted, and cost nothing twice.
 
 Ties are broken as trec_eval does: score descending, then document id descending as strings. A model
 whose vectors are all equal therefore scores chance. The pessimistic rank puts every tied document
 that is not a positive first.
-
-Query rows are sharded over all axes of the mesh and each device sees the whole corpus tile, so no
-step needs a collective.
 """
 
 import functools
@@ -24,18 +21,17 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gve_jax.errors import UserError
+from gve_jax.retrieval import tiles
+from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
 
-QUERY_TILE = 1024  # rows of queries in one product
-CORPUS_TILE = 4096  # rows of the corpus in one product
-SMALLEST_TILE = 128  # small sets are padded to this, so that they share one compilation
-RESIDENT_TILES = 4  # corpus tiles kept on the devices
 POSITIVES_PER_ROW = 4  # a query with more positives takes several rows
-NORM_TOLERANCE = 1e-3  # a vector whose length differs from one by more is refused
-NORM_BLOCK = 65536  # rows checked at a time, so that the check too is flat in memory
+HELD_TILES = 6  # products with the positives' tiles, kept until they are counted
+LARGEST_TILE = 1 << 14  # documents of a tile: two counts of them share an int32, and its sign
+LIST_TILE = (32, 128)  # queries and candidates of each that are scored at once
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ class Ranks:
     rank: int64 [N], from 1, ties as trec_eval.
     pessimistic: int64 [N], from 1, ties against the positives.
     queries, corpus: Q and C. A query without an entry has no positive and scores zero.
+    candidates: int64 [Q], documents that each query ranks, where they are not the whole corpus.
     """
 
     query: np.ndarray
@@ -57,6 +54,7 @@ class Ranks:
     pessimistic: np.ndarray
     queries: int
     corpus: int
+    candidates: np.ndarray | None = None
 
     def worst(self) -> "Ranks":
         """The same pairs with every tie resolved against the positives."""
@@ -80,7 +78,8 @@ def rank_positives(
       corpus: [C, D] unit rows; may be memory-mapped, it is read tile by tile.
       positives: for each query the corpus indices of its positives; may be empty.
       ids: the C document ids; they break ties.
-      mesh: devices to use; by default the mesh in use (`jax.set_mesh`), else all devices.
+      mesh: devices to use; by default the mesh in use (`jax.set_mesh`), else all devices. Several
+        hosts call it with the same arguments, divide the queries and all get the same result.
       query_tile, corpus_tile: largest tiles; smaller sets use the next power of two.
 
     Returns:
@@ -90,218 +89,262 @@ def rank_positives(
       UserError: vectors that are not finite unit rows, ids that are not unique, positives outside
         the corpus or given twice.
     """
-    _check(queries, corpus, ids)
+    tiles.check(queries, corpus, ids)
+    if corpus_tile > LARGEST_TILE:
+        raise UserError(f"corpus_tile is {corpus_tile}, it must be at most {LARGEST_TILE}")
+    order = tiles.id_order(ids)
     query, document = _pairs(positives, len(queries), len(corpus))
     row, slot, row_query, width = _rows(query, len(queries))
     position = np.full((len(row_query), width), -1, np.int32)
     position[row, slot] = document
     score = np.zeros(position.shape, np.float32)
-    before = np.zeros(position.shape, np.int32)
-    level = np.zeros(position.shape, np.int32)
+    counts = np.zeros((*position.shape, 2), np.int32)
 
-    mesh = _mesh(mesh)
-    q_tile = _tile_size(len(row_query), query_tile, mesh.size)
-    c_tile = _tile_size(len(corpus), corpus_tile)
-    order = _id_order(ids)
-    fetch = _tiles_on(mesh, corpus, order, c_tile)
-    step = _rank_step(mesh)
-    sharding = NamedSharding(mesh, P(mesh.axis_names))
+    mesh = tiles.choose_mesh(mesh)
+    q_tile = tiles.tile_size(len(row_query), query_tile, mesh.size)
+    c_tile = tiles.tile_size(len(corpus), corpus_tile)
+    tile_orders = tiles.padded(order, -(-len(order) // c_tile) * c_tile, -1).reshape(-1, c_tile)
+    fetch, product, count = tiles.fetcher(mesh, corpus, c_tile), tiles.product(mesh), _count(mesh)
 
     # Rows with neighbouring positives go together: few corpus tiles then hold their positives.
     nearby = np.argsort(position[:, 0], kind="stable")
-    for start in range(0, len(nearby), q_tile):
-        chosen = nearby[start : start + q_tile]
-        tile_position = _padded(position[chosen], q_tile, -1)
-        tile_order = np.where(tile_position >= 0, order[tile_position], -1).astype(np.int32)
-        tile_queries = _padded(queries[row_query[chosen]], q_tile, 0).astype(np.float32)
-        zeros = np.zeros(tile_position.shape, np.int32)
-        state = jax.device_put((zeros.astype(np.float32), zeros, zeros), sharding)
-        fixed = jax.device_put((tile_queries, tile_position, tile_order), sharding)
-        for tile, counting in _visits(tile_position, c_tile, len(corpus)):
-            last = state
-            state = step(state, *fixed, *fetch(tile), np.int32(tile * c_tile), np.int32(counting))
+    own = tiles.own_rows(len(nearby))
+    for start in range(own.start, min(own.stop, len(nearby)), q_tile):
+        chosen = nearby[start : min(start + q_tile, own.stop)]
+        tile_position = tiles.padded(position[chosen], q_tile, -1)
+        rows = tiles.padded(np.asarray(queries[row_query[chosen]], np.float32), q_tile, 0)
+        rows = tiles.split(mesh, rows)
+        held, tile_score = _positive_scores(mesh, rows, tile_position, corpus, c_tile, fetch)
+        known = tiles.split(mesh, tile_score)
+        known_order = np.where(tile_position >= 0, order[tile_position], -1).astype(np.int32)
+        known_order = tiles.split(mesh, known_order)
+        state = tiles.split(mesh, np.zeros((*tile_position.shape, 2), np.int32))
+        for tile, tile_order in enumerate(tile_orders):
+            scores = held.pop(tile, None)
+            if scores is None:
+                scores = product(rows, fetch(tile))
+            padding = np.int32(max(0, (tile + 1) * c_tile - len(corpus)))
+            last, state = state, count(state, scores, known, known_order, tile_order, padding)
             jax.block_until_ready(last)  # else every tile of the corpus is queued on the device
-        score[chosen], before[chosen], level[chosen] = (
-            np.asarray(part)[: len(chosen)] for part in state
-        )
+        score[chosen] = tile_score[: len(chosen)]
+        counts[chosen] = np.asarray(state)[: len(chosen)]
 
-    score = score[row, slot]
+    # By row of `nearby`, in which the hosts divide them.
+    score[nearby] = tiles.of_all_hosts(score[nearby], len(nearby))
+    counts[nearby] = tiles.of_all_hosts(counts[nearby], len(nearby))
+    found = score[row, slot], counts[row, slot, 0], counts[row, slot, 1]
+    return _ranks(query, document, *found, order, len(queries), len(corpus))
+
+
+def rank_candidates(
+    queries: np.ndarray,
+    corpus: np.ndarray,
+    candidates: Sequence[Sequence[int]],
+    positives: Sequence[Sequence[int]],
+    ids: Sequence[str],
+    *,
+    mesh: Mesh | None = None,
+) -> Ranks:
+    """Ranks the positives of each query among its own candidates only, exactly, in float32.
+
+    Args:
+      queries, corpus, positives, ids, mesh: as in `rank_positives`.
+      candidates: for each query the corpus indices of what it ranks; its positives are among them.
+
+    Returns:
+      `Ranks` with `candidates`, ties as in `rank_positives`.
+
+    Raises:
+      UserError: as `rank_positives`; also candidates outside the corpus or given twice, a query
+        without candidates, a positive that is not among them.
+    """
+    tiles.check(queries, corpus, ids)
+    order = tiles.id_order(ids)
+    query, document = _pairs(positives, len(queries), len(corpus))
+    of, among = _pairs(candidates, len(queries), len(corpus), "candidate")
+    sizes = np.bincount(of, minlength=len(queries))
+    if not sizes.all():
+        raise UserError(f"query {int(np.argmin(sizes))} has no candidates")
+    starts = np.cumsum(sizes) - sizes
+    place = np.searchsorted(of * len(corpus) + among, query * len(corpus) + document)
+    inside = np.minimum(place, len(of) - 1)
+    stray = (of[inside] != query) | (among[inside] != document)
+    if stray.any():
+        at = int(np.argmax(stray))
+        raise UserError(f"query {query[at]}: its positive {ids[document[at]]!r} is no candidate")
+
+    mesh = tiles.choose_mesh(mesh)
+    score = np.zeros(len(query), np.float32)
+    counts = np.zeros((len(query), 2), np.int32)
+    own = tiles.own_rows(len(query))
+    step = -(-LIST_TILE[0] // mesh.size) * mesh.size
+    # Queries with as many candidates go together: little padding.
+    asked = np.unique(query[own])
+    asked = asked[np.argsort(sizes[asked], kind="stable")]
+    for start in range(0, len(asked), step):
+        group = asked[start : start + step]
+        lists = [among[starts[q] : starts[q] + sizes[q]] for q in group]
+        for q, its, scores in zip(
+            group, lists, _list_scores(mesh, queries, corpus, group, lists, step), strict=True
+        ):
+            mine = slice(*np.searchsorted(query, [q, q + 1]))
+            found = scores[np.searchsorted(its, document[mine])]
+            score[mine] = found
+            same = scores == found[:, None]
+            later = order[its] > order[document[mine]][:, None]
+            ahead = (scores > found[:, None]) | (same & later)
+            counts[mine, 0] = ahead.sum(axis=1)
+            counts[mine, 1] = (scores >= found[:, None]).sum(axis=1)
+    score = tiles.of_all_hosts(score, len(query))
+    counts = tiles.of_all_hosts(counts, len(query))
+    ranks = _ranks(query, document, score, *counts.T, order, len(queries), len(corpus))
+    return replace(ranks, candidates=sizes)
+
+
+# ---- the work on the devices ------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _count(mesh: Mesh) -> Callable:
+    """Adds one tile to int32 [Q, M, 2]: documents before each positive, and those not below it.
+
+    Takes scores [Q, C], the positives' scores [Q, M] (infinite where there is none) and id orders
+    [Q, M], the documents' id orders [C] and how many of them are padding, which scores zero.
+    """
+    rows, same = P(mesh.axis_names), P()
+
+    def step(state, scores, own, own_order, order, padding):
+        s, o = scores[:, None, :], own[:, :, None]  # [Q, 1, C], [Q, M, 1]
+        # Two counts in one pass over the scores, which are larger than any cache.
+        both = jnp.sum((s > o).astype(jnp.int32) + ((s >= o).astype(jnp.int32) << 16), axis=-1)
+        above = (both & 0xFFFF) - padding * (0 > own)
+        level = (both >> 16) - padding * (0 >= own)
+
+        def ties():
+            later = (s == o) & (order > own_order[:, :, None])
+            return jnp.sum(later, axis=-1, dtype=jnp.int32)
+
+        # Few tiles hold ties, beside those of the positives, which tie with themselves.
+        tied = jax.lax.cond(jnp.any(level > above), ties, lambda: jnp.zeros_like(above))
+        return state + jnp.stack([above + tied, level], axis=-1)
+
+    specs = (rows, rows, rows, rows, same, same)
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=rows))
+
+
+@functools.lru_cache(maxsize=8)
+def _take(mesh: Mesh) -> Callable:
+    """Scores [Q, C] at columns [Q, M]; infinite where the column is none, -1."""
+
+    def step(scores, columns):
+        found = jnp.take_along_axis(scores, jnp.maximum(columns, 0), axis=1)
+        return jnp.where(columns >= 0, found, jnp.inf)
+
+    rows = P(mesh.axis_names)
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(rows, rows), out_specs=rows))
+
+
+def _positive_scores(
+    mesh: Mesh,
+    rows: jax.Array,
+    position: np.ndarray,
+    corpus: np.ndarray,
+    c_tile: int,
+    fetch: Callable[[int], jax.Array],
+) -> tuple[dict[int, jax.Array], np.ndarray]:
+    """Scores of the positives of a tile of queries, by the product that scores all.
+
+    Args:
+      rows: [Q, D] on the mesh.
+      position: int32 [Q, M], corpus indices of the positives; -1 where there is none.
+
+    Returns:
+      The products that held them, by tile, to be counted; float32 [Q, M], infinite at -1.
+    """
+    product, take = tiles.product(mesh), _take(mesh)
+    wanted = np.unique(position[position >= 0])
+    numbers = np.unique(wanted // c_tile)
+    if len(numbers) <= HELD_TILES:
+        held = {int(tile): product(rows, fetch(int(tile))) for tile in numbers}
+        parts = [(scores, tile * c_tile + np.arange(c_tile)) for tile, scores in held.items()]
+    else:  # the positives alone make up tiles, of fewer documents than those that hold them
+        held = {}
+        chunks = [wanted[at : at + c_tile] for at in range(0, len(wanted), c_tile)]
+        parts = [(product(rows, tiles.whole(mesh, corpus[chunk], c_tile)), chunk)
+                 for chunk in chunks]  # fmt: skip
+    score = np.full(position.shape, np.inf, np.float32)
+    for scores, documents in parts:
+        columns = np.searchsorted(documents, position)
+        at = np.minimum(columns, len(documents) - 1)
+        here = documents[at] == position
+        found = take(scores, tiles.split(mesh, np.where(here, at, -1).astype(np.int32)))
+        score = np.where(here, np.asarray(found), score)
+    return held, score
+
+
+@functools.lru_cache(maxsize=8)
+def _list_product(mesh: Mesh) -> Callable:
+    """[Q, D], [Q, L, D] -> [Q, L] in full float32: each query with its own documents."""
+
+    def scores(queries, documents):
+        return jnp.einsum("qd,qld->ql", queries, documents, precision=jax.lax.Precision.HIGHEST)
+
+    rows = P(mesh.axis_names)
+    return jax.jit(jax.shard_map(scores, mesh=mesh, in_specs=(rows, rows), out_specs=rows))
+
+
+def _list_scores(
+    mesh: Mesh,
+    queries: np.ndarray,
+    corpus: np.ndarray,
+    group: np.ndarray,
+    lists: list[np.ndarray],
+    step: int,
+) -> Iterator[np.ndarray]:
+    """Scores float32 [its candidates] of each query of a group of at most `step`."""
+    longest, chunk = max(map(len, lists)), LIST_TILE[1]
+    found = np.zeros((len(group), -(-longest // chunk) * chunk), np.float32)
+    rows = tiles.split(mesh, tiles.padded(np.asarray(queries[group], np.float32), step, 0))
+    for start in range(0, longest, chunk):
+        block = np.zeros((step, chunk, corpus.shape[1]), np.float32)
+        for number, its in enumerate(lists):
+            part = its[start : start + chunk]
+            block[number, : len(part)] = corpus[part]
+        scores = _list_product(mesh)(rows, tiles.split(mesh, block))
+        found[:, start : start + chunk] = np.asarray(scores)[: len(group)]
+    return (scores[: len(its)] for scores, its in zip(found, lists, strict=True))
+
+
+# ---- bookkeeping on the host ------------------------------------------------------------------
+
+
+def _ranks(query, document, score, before, level, order, queries: int, corpus: int) -> Ranks:
+    """`Ranks` of how many documents come before each positive, and how many are not below it."""
     # In the worst order the tied negatives come first and the tied positives follow by id. `level`
     # counts every document that scores at least as much, so the positives after this one come off.
     after = _tied_positives_after(query, score, order[document])
+    rank = before.astype(np.int64) + 1
     return Ranks(
-        query,
-        document,
-        score,
-        before[row, slot].astype(np.int64) + 1,
-        level[row, slot].astype(np.int64) - after,
-        len(queries),
-        len(corpus),
-    )
-
-
-def top_k(
-    queries: np.ndarray,
-    corpus: np.ndarray,
-    ids: Sequence[str],
-    k: int,
-    *,
-    mesh: Mesh | None = None,
-    query_tile: int = QUERY_TILE,
-    corpus_tile: int = CORPUS_TILE,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best documents of each query, exactly, for run files and for people to look at.
-
-    Arguments, tie order and errors as `rank_positives`; k above C gives all C.
-
-    Returns:
-      Corpus indices int64 [Q, k] and cosines float32 [Q, k], best first.
-    """
-    _check(queries, corpus, ids)
-    if k < 1:
-        raise UserError(f"top_k: k is {k}, it must be at least 1")
-    k = min(k, len(corpus))
-    mesh = _mesh(mesh)
-    q_tile = _tile_size(len(queries), query_tile, mesh.size)
-    c_tile = max(_tile_size(len(corpus), corpus_tile), k)
-    # `lax.top_k` prefers the earlier of two equals: with ids descending that is trec_eval's rule.
-    best_first = np.argsort(-_id_order(ids))
-    fetch = _tiles_on(mesh, corpus, np.arange(len(corpus), dtype=np.int32), c_tile, best_first)
-    step = _top_k_step(mesh)
-    sharding = NamedSharding(mesh, P(mesh.axis_names))
-
-    places = np.zeros((len(queries), k), np.int64)
-    scores = np.zeros((len(queries), k), np.float32)
-    for start in range(0, len(queries), q_tile):
-        tile_queries = _padded(queries[start : start + q_tile], q_tile, 0).astype(np.float32)
-        tile_queries = jax.device_put(tile_queries, sharding)
-        worst = np.full((q_tile, k), -np.inf, np.float32)
-        state = jax.device_put((worst, np.full((q_tile, k), -1, np.int32)), sharding)
-        for tile in range(-(-len(corpus) // c_tile)):
-            last, state = state, step(state, tile_queries, *fetch(tile))
-            jax.block_until_ready(last)
-        stop = min(start + q_tile, len(queries))
-        scores[start:stop] = np.asarray(state[0])[: stop - start]
-        places[start:stop] = np.asarray(state[1])[: stop - start]
-    return best_first[places], scores
-
-
-def check_unit_vectors(vectors: np.ndarray, name: str, ids: Sequence[str] | None = None) -> None:
-    """Refuses vectors that cannot be ranked by cosine.
-
-    Args:
-      vectors: [N, D], floating point.
-      name: what they are, for the message.
-      ids: N ids, for the message.
-
-    Raises:
-      UserError: not a float matrix, empty, or a row that is NaN, infinite, zero or not of unit
-        length (tolerance 1e-3); the message names the first such row.
-    """
-    if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f":
-        raise UserError(
-            f"{name}: expected a non-empty float matrix of vectors, "
-            f"got {vectors.dtype} {list(vectors.shape)}"
-        )
-    for start in range(0, len(vectors), NORM_BLOCK):
-        block = np.asarray(vectors[start : start + NORM_BLOCK], np.float32)
-        norms = np.sqrt(np.einsum("nd,nd->n", block, block))
-        bad = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # NaN compares false
-        if len(bad) == 0:
-            continue
-        row, norm = start + bad[0], norms[bad[0]]
-        label = f"{name}: vector {row}" + (f" ({ids[row]})" if ids is not None else "")
-        if np.isnan(block[bad[0]]).any():
-            raise UserError(f"{label} contains NaN")
-        if not np.isfinite(norm):
-            raise UserError(f"{label} contains infinite values")
-        if norm == 0:
-            raise UserError(f"{label} is all zeros")
-        raise UserError(f"{label} is not of unit length: its norm is {norm:.6g}")
-
-
-# ---- the products on the devices --------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=8)
-def _rank_step(mesh: Mesh) -> Callable:
-    """One visit of a query tile to a corpus tile; see `rank_positives` for the arguments."""
-    rows, whole = P(mesh.axis_names), P()
-
-    def step(state, queries, position, position_order, documents, order, offset, counting):
-        score, before, level = state  # each [Q, M], M positives a row
-        scores = _scores(queries, documents, order)
-        local = position - offset
-        here = (position >= 0) & (local >= 0) & (local < scores.shape[1])
-        found = jnp.take_along_axis(scores, jnp.clip(local, 0, scores.shape[1] - 1), axis=1)
-        score = jnp.where(here, found, score)
-        s, own = scores[:, None, :], score[:, :, None]  # [Q, 1, C], [Q, M, 1]
-        ahead = (s > own) | ((s == own) & (order > position_order[:, :, None]))
-        before += counting * jnp.sum(ahead, axis=-1, dtype=jnp.int32)
-        level += counting * jnp.sum(s >= own, axis=-1, dtype=jnp.int32)
-        return score, before, level
-
-    specs = ((rows,) * 3, rows, rows, rows, whole, whole, whole, whole)
-    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(rows,) * 3))
-
-
-@functools.lru_cache(maxsize=8)
-def _top_k_step(mesh: Mesh) -> Callable:
-    """Merges one corpus tile into the best so far: (scores, places), each [Q, k]."""
-    rows, whole = P(mesh.axis_names), P()
-
-    def step(state, queries, documents, order):
-        scores = jnp.concatenate([state[0], _scores(queries, documents, order)], axis=1)
-        order = jnp.broadcast_to(order, (len(queries), len(order)))
-        places = jnp.concatenate([state[1], order], axis=1)
-        best, at = jax.lax.top_k(scores, state[0].shape[1])
-        return best, jnp.take_along_axis(places, at, axis=1)
-
-    specs = ((rows, rows), rows, whole, whole)
-    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(rows, rows)))
-
-
-def _scores(queries: jax.Array, documents: jax.Array, order: jax.Array) -> jax.Array:
-    """[Q, D], [C, D] -> [Q, C] in full float32; padding (order -1) scores minus infinity."""
-    scores = jnp.einsum("qd,cd->qc", queries, documents, precision=jax.lax.Precision.HIGHEST)
-    return jnp.where(order >= 0, scores, -jnp.inf)
-
-
-# ---- tiles and bookkeeping on the host --------------------------------------------------------
-
-
-def _check(queries: np.ndarray, corpus: np.ndarray, ids: Sequence[str]) -> None:
-    check_unit_vectors(queries, "queries")
-    check_unit_vectors(corpus, "corpus", ids if len(ids) == len(corpus) else None)
-    if queries.shape[1] != corpus.shape[1]:
-        raise UserError(
-            f"queries have {queries.shape[1]} dimensions and the corpus {corpus.shape[1]}"
-        )
-    if len(ids) != len(corpus):
-        raise UserError(f"{len(ids)} document ids for {len(corpus)} vectors")
-    if len(set(ids)) != len(ids):
-        twice = next(
-            i for i, other in zip(sorted(ids), sorted(ids)[1:], strict=False) if i == other
-        )
-        raise UserError(f"document id {twice!r} occurs twice")
+        query, document, score, rank, level.astype(np.int64) - after, queries, corpus
+    )  # fmt: skip
 
 
 def _pairs(
-    positives: Sequence[Sequence[int]], queries: int, corpus: int
+    positives: Sequence[Sequence[int]], queries: int, corpus: int, kind: str = "positive"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Query and document index of every positive, int64 [N] each, sorted by both."""
     if len(positives) != queries:
-        raise UserError(f"{len(positives)} lists of positives for {queries} queries")
+        raise UserError(f"{len(positives)} lists of {kind}s for {queries} queries")
     counts = [len(of_query) for of_query in positives]
     query = np.repeat(np.arange(queries), counts)
     document = np.array([d for of_query in positives for d in of_query], np.int64)
     if len(document) and not 0 <= document.min() <= document.max() < corpus:
-        raise UserError(f"a positive lies outside the corpus of {corpus} documents")
+        raise UserError(f"a {kind} lies outside the corpus of {corpus} documents")
     by_both = np.lexsort((document, query))
     query, document = query[by_both], document[by_both]
     twice = (np.diff(query) == 0) & (np.diff(document) == 0)
     if twice.any():
-        raise UserError(f"query {query[1:][twice][0]} has the same positive twice")
+        raise UserError(f"query {query[1:][twice][0]} has the same {kind} twice")
     return query, document
 
 
@@ -322,61 +365,6 @@ def _rows(query: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray, np.n
     return row, within % width, np.repeat(np.arange(queries), rows_of), width
 
 
-def _visits(position: np.ndarray, c_tile: int, corpus: int) -> Iterator[tuple[int, bool]]:
-    """Corpus tiles in the order to visit them, and whether to count there.
-
-    Counting can start at the last tile that holds a positive, when all their scores are known.
-    """
-    *first, last = np.unique(position[position >= 0] // c_tile).tolist()
-    yield from ((tile, False) for tile in first)
-    yield last, True
-    yield from ((tile, True) for tile in range(-(-corpus // c_tile)) if tile != last)
-
-
-def _tiles_on(
-    mesh: Mesh,
-    corpus: np.ndarray,
-    order: np.ndarray,
-    c_tile: int,
-    permutation: np.ndarray | None = None,
-) -> Callable[[int], tuple[jax.Array, jax.Array]]:
-    """A function from a tile's number to its vectors [c_tile, D] and order [c_tile] on the mesh.
-
-    Tiles are padded with order -1; the last few stay on the devices.
-    """
-    whole = NamedSharding(mesh, P())
-
-    @functools.lru_cache(maxsize=RESIDENT_TILES)
-    def fetch(tile: int) -> tuple[jax.Array, jax.Array]:
-        window = slice(tile * c_tile, (tile + 1) * c_tile)
-        vectors = corpus[window if permutation is None else permutation[window]]
-        vectors = _padded(np.asarray(vectors, np.float32), c_tile, 0)
-        return jax.device_put((vectors, _padded(order[window], c_tile, -1)), whole)
-
-    return fetch
-
-
-def _tile_size(rows: int, largest: int, devices: int = 1) -> int:
-    """The next power of two, at most `largest`, rounded up to a multiple of the devices."""
-    size = min(largest, max(SMALLEST_TILE, 1 << max(rows - 1, 0).bit_length()))
-    return -(-size // devices) * devices
-
-
-def _padded(array: np.ndarray, rows: int, value: float) -> np.ndarray:
-    """`array` with rows of `value` added at the end up to `rows`."""
-    missing = rows - len(array)
-    if missing == 0:
-        return array
-    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), constant_values=value)
-
-
-def _id_order(ids: Sequence[str]) -> np.ndarray:
-    """int32 [C], the place of each id among all sorted as strings: the larger wins a tie."""
-    order = np.empty(len(ids), np.int32)
-    order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids), dtype=np.int32)
-    return order
-
-
 def _tied_positives_after(query: np.ndarray, score: np.ndarray, order: np.ndarray) -> np.ndarray:
     """For each pair the positives of its query with the same score and a smaller id, int64 [N]."""
     if len(query) == 0:
@@ -389,11 +377,3 @@ def _tied_positives_after(query: np.ndarray, score: np.ndarray, order: np.ndarra
     after = np.empty(len(query), np.int64)
     after[by_group] = place - start
     return after
-
-
-def _mesh(mesh: Mesh | None) -> Mesh:
-    """The given mesh, else the one in use, else one axis over all devices."""
-    if mesh is not None:
-        return mesh
-    current = jax.sharding.get_mesh()
-    return Mesh(np.array(jax.devices()), ("data",)) if current.empty else current

@@ -13,11 +13,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from data.pairs import importer, reader, shards
+from data.pairs import importer, reader
 from data.pairs import rows as rows_module
 from data.pairs.__main__ import main
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import Item
+from gve_jax.streams import writing
 from gve_jax.streams.pairs import PairSources, content_id
 from tests.data import hostile_reader
 from tests.inputs.media import clip, picture
@@ -338,7 +339,7 @@ def test_an_import_that_was_killed_leaves_nothing_and_can_be_repeated(run, monke
 
 
 def test_a_source_of_several_shards_keeps_its_order(run, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 2000)
     rows = [{"id": str(number), "query": "q", "positive": "p" * 100} for number in range(100)]
     run(*importing("pair", f"T2T_x={lines('rows.jsonl', *rows)}"))
     assert [pair["id"] for pair in read("T2T_x")] == [str(number) for number in range(100)]

@@ -75,8 +75,12 @@ def test_each_content_is_embedded_once_and_a_repeat_embeds_nothing(benchmark, tm
     again, models = run(benchmark, tmp_path / "out")
     assert models["trained"].asked == []
     assert again["averages"] == results["averages"]
-    # An interrupted run: one set is missing, and only its queries are new.
-    (tmp_path / "out/embeddings/model/CRB-S.queries.json").unlink()
+    # An interrupted run: one shard is not finished, and only its items are new.
+    folder = tmp_path / "out/embeddings/model"
+    lost = json.loads((folder / "CRB-S.queries.json").read_text())["keys"]
+    shards = {path: json.loads(path.read_text()) for path in folder.glob("vectors-*.json")}
+    (shard,) = (path for path, record in shards.items() if record["keys"] == lost)
+    shard.unlink()
     again, models = run(benchmark, tmp_path / "out")
     assert models["trained"].asked == [f"CRB-S.queries/q{n}" for n in range(len(CLIPS))]
     assert again["datasets"]["CRB-S"]["score"] == results["datasets"]["CRB-S"]["score"]
@@ -137,12 +141,19 @@ def test_another_model_or_content_is_refused_by_field(data, tmp_path):
         run(data, output, *sets)
 
 
+def shard(folder, kind):
+    (path,) = folder.glob(f"vectors-00-00001-*.{kind}")
+    return path
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "MSRVTT.corpus.json").write_text("{"), "unreadable embeddings"),
-        (lambda folder: (folder / "MSRVTT.corpus.npy").write_bytes(b"x"), "unreadable embeddings"),
-        (lambda folder: np.save(folder / "MSRVTT.corpus.npy", np.eye(6)), "does not fit"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "unreadable embeddings"),
+        (lambda folder: shard(folder, "json").write_text("[]"), "unreadable embed"),
+        (lambda folder: shard(folder, "npy").write_bytes(b"x"), "unreadable embed"),
+        (lambda folder: np.save(shard(folder, "npy"), np.eye(6)), "does not fit"),
     ],
 )
 def test_damaged_embeddings_are_refused(data, tmp_path, damage, message):
@@ -172,7 +183,19 @@ def test_vectors_that_are_not_unit_rows_are_refused(data, tmp_path):
         (["--datasets", "CRB-T", "--check", "--control", "--baseline", "none"], "all sixteen"),
         (["--max-bad-share", "2"], "must be in 0..1"),
         (["--run", "x"], "--run needs --report"),
-        (["--frames", "9"], "unrecognized arguments: --frames 9"),
+        (["--frames", "8,9"], "--frames: '8,9' must be even numbers above 0"),
+        (["--tokens", "many"], "--tokens: 'many' must be whole numbers above 0"),
+        (["--control", "slow"], "--control: unknown order 'slow'; known: shuffled, reversed"),
+        (["--reencode", "crf=x"], "--reencode: crf=x is no number"),
+        (["--reencode", "codec=none,crf=40"], "--reencode: this FFmpeg has no video encoder"),
+        (["--reencode", "crf=40,bitrate=1M"], "--reencode: give either crf=... or bitrate=..."),
+        (["--reencode", "quality=1"], "--reencode: unknown key 'quality'"),
+        (["--trec", "-1"], "--trec is -1"),
+        (
+            ["--datasets", "MSRVTT", "--compare", "nowhere"],
+            "nowhere: not the results of an evaluation",
+        ),
+        (["--bits", "9"], "unrecognized arguments: --bits 9"),
     ],
 )
 def test_bad_arguments_are_refused(data, tmp_path, arguments, message):

@@ -6,11 +6,15 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from evals.uvrb import sections
 from evals.uvrb.__main__ import main
 from evals.uvrb.figures import rim
 from evals.uvrb.pictures import HEIGHT, Pictures
+from evals.uvrb.published import comparison
+from evals.uvrb.scores import ABILITIES
+from evals.uvrb.tasks import TASKS
 from gve_jax.errors import UserError
-from tests.evals.small_uvrb import ColourEncoder, make_benchmark, make_clip
+from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark, make_clip
 
 SETS = ("MSRVTT", "CRB-T", "CMRB", "MS-TI", "LoVR-C2V")
 VOID = {"meta", "img"}
@@ -93,6 +97,9 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
     assert drawings == {
         "Score of each set beside chance and controls", "Radar plot of the nine abilities",
         "Training curves", "Loss by source", "The curriculum: P and R by source and stage",
+        "Differences: this model less the untrained one",
+        "Differences: this model less itself shown shuffled frames",
+        "Correlation of abilities over models",
     }  # fmt: skip
     for words in (
         "untrained",
@@ -116,6 +123,45 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
     assert page.count("img", alt="image of the query") == 4
 
 
+def test_sweeps_re_encoding_and_comparisons_have_sections(data, tmp_path):
+    out = tmp_path / "out"
+    render(data, tmp_path / "other", sets=("MSRVTT",))
+    arguments = ["--model", "m", "--data", str(data), "--output", str(out), "--datasets", "MSRVTT"]
+    arguments += ["--frames", "2,8", "--tokens", "50", "--reencode", "crf=40", "--compare"]
+    arguments += [str(tmp_path / "other"), "--report", str(out / "report.html")]
+    main(arguments, load=lambda _: Settings())
+    page = Page(out / "report.html")
+    drawings = {found["aria-label"] for tag, found in page.elements if tag == "svg"}
+    assert drawings >= {
+        "Scores by frames of a video", "Scores by tokens of a frame, at most",
+        "Differences: this model less itself on documents at libx264-crf40",
+        "Differences: this model less m<1>",
+    }  # fmt: skip
+    for anchor in ("sweeps", "differences", "published", "correlations"):
+        assert page.count("section", id=anchor) == 1 and page.count("a", href=f"#{anchor}") == 1
+    assert "Not the released sets: sizes differ on 1 of 1" in page.text
+    assert "This run is not among them" in page.text and "0.516*" in page.text
+    assert "Sizes, further metrics and costs" in page.text
+
+
+def test_released_sizes_bring_the_papers_models_into_the_figures():
+    results = {
+        "averages": {"AVG-A": 0.5, "AVG-D": 0.5}, "abilities": dict.fromkeys(ABILITIES, 0.5),
+        "model": "<us>",
+        "published": comparison(
+            {t.name: {"queries": t.queries, "corpus": t.corpus} for t in TASKS}
+        ),
+    }  # fmt: skip
+    found = sections.published_radar(results)
+    assert list(found) == ["GVE-7B", "GVE-3B"] and found["GVE-7B"]["S"] == 0.821
+    table = sections.published_models(results)
+    assert "&lt;us&gt;" in table and "this run" in table and "not among them" not in table
+    assert sections.released(results) == ""
+    results["published"]["differing"] = {"MSRVTT": "x"}
+    assert sections.published_radar(results) == {}
+    assert "this run" not in sections.published_models(results)
+
+
 def test_page_needs_no_network_and_runs_nothing(data, tmp_path):
     page = render(data, tmp_path / "out")
     assert page.count("script") == 0 and page.count("link") == 0
@@ -129,7 +175,7 @@ def test_page_needs_no_network_and_runs_nothing(data, tmp_path):
     )
     style = page.source[page.source.index("<style>") : page.source.index("</style>")]
     assert "url(" not in style and "@import" not in style and "color-scheme: dark" in style
-    assert page.count("details") == 4 and "all 528 characters" in page.text
+    assert page.count("details") == 4 + 1 and "all 528 characters" in page.text
 
 
 def test_figures_take_the_colours_of_the_page(data, tmp_path):

@@ -1,6 +1,7 @@
 """A tiny benchmark of real mp4 files, and an encoder that reads colours from them."""
 
 import json
+import types
 from pathlib import Path
 
 import av
@@ -9,6 +10,7 @@ from PIL import Image
 
 from evals.uvrb.tasks import NAMES
 from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.inputs.video import load_video
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230)}
@@ -99,3 +101,25 @@ class ColourEncoder:
                 first = np.asarray(image).mean(axis=(0, 1))
             return np.concatenate([first, first]) - 60
         return np.concatenate([COLOURS[colour] for colour in item["text"].split()]) - 60.0
+
+
+class Settings(ColourEncoder):
+    """Reads colours from four frames or more; below that it is blind. Counts tokens."""
+
+    def __init__(self, **inputs):
+        super().__init__()
+        spec = InputSpec(**inputs)
+        self.preprocess = types.SimpleNamespace(spec=spec)
+        self.fingerprint = {"weights": "w", "num_frames": spec.num_frames,
+                            "max_pixels": spec.max_pixels}  # fmt: skip
+        self.trained = spec.num_frames >= 4
+        self.tokens_encoded = 0
+
+    def with_inputs(self, **changes):
+        old = self.preprocess.spec
+        changes = {"num_frames": old.num_frames, "max_pixels": old.max_pixels} | changes
+        return Settings(**changes)
+
+    def encode_valid(self, inputs, ids, quarantine):
+        self.tokens_encoded += 7 * len(inputs)
+        return super().encode_valid(inputs, ids, quarantine)

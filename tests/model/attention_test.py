@@ -154,3 +154,20 @@ def test_the_platform_is_that_of_the_mesh_also_within_a_trace(mesh):
         assert target_platform() == "cpu"
         assert jax.eval_shape(lambda: jnp.zeros(len(target_platform()))).shape == (3,)
     assert target_platform() == "cpu"
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [None, "keys", "segments"])
+def test_cudnn_takes_the_masks_it_is_given(monkeypatch, masked, causal):
+    """Traced, not run: without a GPU, what JAX checks of cuDNN's arguments is all there is."""
+    module = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{module}.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(f"{module}.check_compute_capability", lambda _: True)
+    arrays = [jax.ShapeDtypeStruct((2, 3, 40, heads, 16), jnp.bfloat16) for heads in (4, 2, 2)]
+    dtype = {"keys": jnp.bool_, "segments": jnp.int32}.get(masked)
+    masks = {masked: jax.ShapeDtypeStruct((2, 3, 40), dtype)} if masked else {}
+
+    def run(q, k, v, **masks):
+        return attend(q, k, v, kernel="cudnn", causal=causal, **masks)
+
+    assert jax.eval_shape(run, *arrays, **masks).shape == (2, 3, 40, 4, 16)

@@ -126,6 +126,28 @@ def test_steps_of_one_collective_count_once_and_loops_count_by_their_condition()
     assert (one.kind, one.times, one.sent) == ("all-gather", 9, 8 * 64 * 2)
 
 
+GATHER = """
+ENTRY %main (a: bf16[16,64], b: bf16[16,64]) -> bf16[16,64] {
+  %a = bf16[16,64]{1,0} parameter(0)
+  %b = bf16[16,64]{1,0} parameter(1)
+  %laid_dynamic-update-slice_fusion = bf16[16,64]{1,0} fusion(%a), kind=kLoop, calls=%lay
+  %copy-start.1 = (bf16[16,64]{1,0:S(1)}, bf16[16,64]{1,0}, u32[]) copy-start(%laid_dynamic-update-slice_fusion)
+  %copy-done.1 = bf16[16,64]{1,0:S(1)} copy-done(%copy-start.1)
+  %whole = bf16[16,64]{1,0} all-reduce(%copy-done.1), channel_id=1, replica_groups={{0,1,2,3}}
+  ROOT %sum = bf16[16,64]{1,0} all-reduce(%b), channel_id=2, replica_groups={{0,1,2,3}}
+}
+%lay (a: bf16[16,64]) -> bf16[16,64] {
+  ROOT %a = bf16[16,64]{1,0} parameter(0)
+}
+"""  # noqa: E501
+
+
+def test_a_gather_that_is_written_as_a_sum_is_told_from_a_sum():
+    gather, total = hlo.collectives(hlo.read(GATHER))
+    assert (gather.source, total.source) == (hlo.GATHERED, "")
+    assert gather.sent == total.sent == 2 * 16 * 64 * 2 * 3 / 4
+
+
 def test_products_on_padding_are_none():
     """Counted one by one."""
     one = hlo.Instruction(

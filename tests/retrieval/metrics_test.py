@@ -1,7 +1,9 @@
-"""Metrics against hand-worked values, enumeration of all orders, and trec_eval's own code."""
+"""Metrics against hand-worked values, enumeration of all orders, trec_eval and ranx."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from gve_jax.errors import UserError
 from gve_jax.retrieval.metrics import chance, evaluate, first_rank, median_rank
 from gve_jax.retrieval.ranks import Ranks, rank_positives
+from tests.goldens import ranx_metrics as golden
 
 
 def ranks_of(*places, corpus=20):
@@ -33,6 +36,8 @@ RANKS = ranks_of([3], [1, 4, 11], [])
         ("precision@1", [0, 1, 0]),
         ("precision@5", [1 / 5, 2 / 5, 0]),
         ("mrr", [1 / 3, 1, 0]),
+        ("mrr@2", [0, 1, 0]),
+        ("mrr@3", [1 / 3, 1, 0]),
         # DCG of query 1 at 10: 1/log2(2) + 1/log2(5); ideal 1/log2(2) + 1/log2(3) + 1/log2(4).
         ("ndcg@10", [0.5, (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3) + 0.5), 0]),
         ("ndcg@2", [0, 1 / (1 + 1 / math.log2(3)), 0]),
@@ -52,7 +57,7 @@ def test_first_and_median_rank():
 @pytest.mark.parametrize(
     "metric",
     ["hit_rate@1", "hit_rate@3", "hit_rate@9", "recall@2", "precision@1", "precision@4",
-     "precision@9", "ndcg@3", "ndcg@9", "mrr"],
+     "precision@9", "ndcg@3", "ndcg@9", "mrr", "mrr@2", "mrr@9"],
 )  # fmt: skip
 def test_chance_is_the_mean_over_all_orders(metric, positives):
     corpus = 6
@@ -65,7 +70,7 @@ def test_chance_of_a_query_without_positives_is_zero():
     np.testing.assert_array_equal(chance("hit_rate@1", np.array([0, 1, 0]), 4), [0, 0.25, 0])
 
 
-@pytest.mark.parametrize("metric", ["R@1", "hit_rate", "hit_rate@", "recall@0", "ndcg@-1", "mrr@3"])
+@pytest.mark.parametrize("metric", ["R@1", "hit_rate", "hit_rate@", "recall@0", "ndcg@-1", "mrr@"])
 def test_unknown_metric_is_refused(metric):
     with pytest.raises(UserError, match="unknown metric"):
         evaluate(metric, RANKS)
@@ -76,6 +81,14 @@ def test_unknown_metric_is_refused(metric):
 def test_more_positives_than_documents_is_refused():
     with pytest.raises(UserError, match="7 positives in a corpus of 5"):
         chance("mrr", np.array([1, 7]), 5)
+
+
+def test_chance_of_each_query_s_own_candidates():
+    each = chance("mrr", np.array([1, 2, 1]), np.array([4, 6, 4]))
+    expected = [chance("mrr", np.array([own]), size)[0] for own, size in ((1, 4), (2, 6), (1, 4))]
+    np.testing.assert_array_equal(each, expected)
+    with pytest.raises(UserError, match="3 positives in a corpus of 2"):
+        chance("mrr", np.array([1, 3]), np.array([9, 2]))
 
 
 def test_metrics_equal_trec_eval_with_ties():
@@ -104,3 +117,14 @@ def test_metrics_equal_trec_eval_with_ties():
     for ours, theirs in names.items():
         expected = [oracle[str(q)][theirs] for q in range(40)]
         np.testing.assert_allclose(evaluate(ours, ranks), expected, atol=1e-9, err_msg=ours)
+
+
+def test_metrics_equal_ranx():
+    """Its values are recorded, by goldens/ranx_metrics.py."""
+    queries, corpus, positives = golden.rankings()
+    ranks = rank_positives(queries, corpus, positives, [f"d{d}" for d in range(len(corpus))])
+    recorded = json.loads(Path(golden.__file__).with_suffix(".json").read_text())
+    assert set(recorded) == set(golden.NAMES)
+    for name, expected in recorded.items():
+        assert len(expected) == len(queries) and 0 < np.mean(expected) < 1
+        np.testing.assert_allclose(evaluate(name, ranks), expected, atol=1e-9, err_msg=name)

@@ -6,9 +6,15 @@ import pytest
 from jax.sharding import Mesh
 
 from gve_jax.errors import UserError
-from gve_jax.retrieval import ranks as ranks_module
+from gve_jax.retrieval import (
+    check_unit_vectors,
+    rank_candidates,
+    rank_positives,
+    tiles,
+    top_k,
+    topk,
+)
 from gve_jax.retrieval.metrics import chance, evaluate
-from gve_jax.retrieval.ranks import check_unit_vectors, rank_positives, top_k
 
 
 @pytest.fixture(params=[1, 8], ids=["1-device", "8-devices"])
@@ -76,6 +82,17 @@ def test_ties_follow_trec_eval_and_pessimistic_order(mesh, most):
     np.testing.assert_array_equal(ranks.worst().rank, ranks.pessimistic)
 
 
+def test_positives_in_many_tiles_are_scored_by_themselves(mesh):
+    """More tiles hold positives than products are kept."""
+    rng = np.random.default_rng(20)
+    queries, corpus = grid_unit(rng, 128), grid_unit(rng, 1300)
+    corpus[rng.integers(0, 1300, 400)] = corpus[7]
+    ids = [str(i) for i in rng.permutation(1300)]
+    positives = [rng.choice(1300, size=3, replace=False) for _ in range(128)]
+    ranks = rank_positives(queries, corpus, positives, ids, mesh=mesh, corpus_tile=128)
+    assert as_dict(ranks) == brute_force(queries, corpus, positives, ids)
+
+
 @pytest.mark.parametrize("width", [33, 512, 1536])
 def test_collapsed_encoder_scores_chance(mesh, width):
     corpus = np.repeat(unit(np.random.default_rng(2), 1, width), 500, axis=0)
@@ -112,13 +129,13 @@ def test_ranks_do_not_depend_on_devices_or_the_mesh_in_use():
 def test_sets_of_similar_size_share_one_compilation():
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     rng = np.random.default_rng(6)
-    ranks_module._rank_step.cache_clear()
+    tiles.product.cache_clear()
     for size in (65, 90, 128):
         vectors = unit(rng, size, 24)
         rank_positives(
             vectors, vectors, [[i] for i in range(size)], [str(i) for i in range(size)], mesh=mesh
         )
-    assert ranks_module._rank_step(mesh)._cache_size() == 1
+    assert tiles.product(mesh)._cache_size() == 1
 
 
 def test_corpus_is_read_tile_by_tile(mesh):
@@ -134,7 +151,7 @@ def test_corpus_is_read_tile_by_tile(mesh):
     plain = unit(rng, 2000, 8)
     Corpus.largest = 0
     tile = 128
-    original, ranks_module.NORM_BLOCK = ranks_module.NORM_BLOCK, tile
+    original, tiles.NORM_BLOCK = tiles.NORM_BLOCK, tile
     try:
         ranks = rank_positives(
             plain[:100],
@@ -145,24 +162,92 @@ def test_corpus_is_read_tile_by_tile(mesh):
             corpus_tile=tile,
         )
     finally:
-        ranks_module.NORM_BLOCK = original
+        tiles.NORM_BLOCK = original
     assert Corpus.largest == tile
     assert (ranks.rank == 1).all()
 
 
-@pytest.mark.parametrize("k", [1, 5, 1000])
-def test_top_k_equals_brute_force_with_ties(mesh, k):
+@pytest.mark.parametrize("way", ["_on_host", "_on_devices"])
+@pytest.mark.parametrize("k", [1, 2, 5, 1000])
+def test_top_k_equals_brute_force_with_ties(mesh, k, way, monkeypatch):
+    """The ways of a CPU and of other devices, which runs on a CPU too."""
+    monkeypatch.setattr(topk, "_on_host", getattr(topk, way))
     rng = np.random.default_rng(8)
-    queries, corpus = grid_unit(rng, 70), grid_unit(rng, 300)
+    queries, corpus = grid_unit(rng, 70), grid_unit(rng, 900)
     corpus[:40] = corpus[50]
-    ids = [str(i) for i in rng.permutation(300)]
-    places, scores = top_k(queries, corpus, ids, k, mesh=mesh, query_tile=64, corpus_tile=128)
+    corpus[600:] = corpus[600]  # whole blocks of equals
+    queries[1], queries[2] = corpus[50], corpus[600]
+    ids = [str(i) for i in rng.permutation(900)]
+    places, scores = top_k(queries, corpus, ids, k, mesh=mesh, query_tile=64, corpus_tile=512)
     exact = queries @ corpus.T
-    by_id = sorted(range(300), key=lambda d: ids[d], reverse=True)
+    by_id = sorted(range(900), key=lambda d: ids[d], reverse=True)
     for q in range(70):
         expected = sorted(by_id, key=lambda d: -exact[q, d])[:k]
         np.testing.assert_array_equal(places[q], expected)
         np.testing.assert_array_equal(scores[q], exact[q, expected])
+
+
+def test_top_k_of_a_collapsed_encoder_is_the_order_of_ids(mesh):
+    corpus = np.repeat(unit(np.random.default_rng(2), 1, 33), 700, axis=0)
+    ids = [f"{i:03d}" for i in np.random.default_rng(3).permutation(700)]
+    places, _ = top_k(corpus[:9], corpus, ids, 20, mesh=mesh, corpus_tile=256)
+    expected = sorted(range(700), key=lambda d: ids[d], reverse=True)[:20]
+    np.testing.assert_array_equal(places, [expected] * 9)
+
+
+def test_keys_have_the_order_of_scores_and_ids():
+    scores = np.array([-1, -0.5, -1e-40, -0.0, 0, 1e-40, 0.25, 1, -np.inf, np.inf], np.float32)
+    keys = topk._key(scores, np.zeros(10, np.uint64))
+    np.testing.assert_array_equal(topk._score(keys), scores + 0)
+    assert (np.argsort(keys, kind="stable") == np.argsort(scores, kind="stable")).all()
+    assert keys[3] == keys[4] and topk._key(scores[3:4], np.ones(1, np.uint64)) > keys[4]
+
+
+@pytest.mark.parametrize("make", [unit, grid_unit], ids=["distinct", "ties"])
+def test_candidates_are_ranked_among_themselves(mesh, make):
+    rng = np.random.default_rng(21)
+    queries, corpus = make(rng, 75, 64), make(rng, 300, 64)
+    if make is grid_unit:
+        corpus[rng.integers(0, 300, 150)] = corpus[7]
+    ids = [str(i) for i in rng.permutation(300)]
+    lists = [rng.choice(300, size=rng.integers(1, 300), replace=False) for _ in range(75)]
+    positives = [rng.permutation(own)[: rng.integers(0, 6)] for own in lists]
+    ranks = rank_candidates(queries, corpus, lists, positives, ids, mesh=mesh)
+    expected = {}
+    for q, (own, right) in enumerate(zip(lists, positives, strict=True)):
+        names = [ids[d] for d in own]
+        places = {int(d): place for place, d in enumerate(own)}
+        found = brute_force(
+            queries[q : q + 1], corpus[own], [[places[int(d)] for d in right]], names
+        )
+        expected |= {(q, int(own[place])): value for (_, place), value in found.items()}
+    assert as_dict(ranks) == expected
+    np.testing.assert_array_equal(ranks.candidates, [len(own) for own in lists])
+
+
+def test_candidates_that_are_the_corpus_rank_as_it_does(mesh):
+    rng = np.random.default_rng(22)
+    queries, corpus = unit(rng, 40, 48), unit(rng, 90, 48)
+    ids, positives = [str(i) for i in range(90)], [[i, i + 1] for i in range(40)]
+    among = rank_candidates(queries, corpus, [range(90)] * 40, positives, ids, mesh=mesh)
+    whole = rank_positives(queries, corpus, positives, ids, mesh=mesh)
+    assert as_dict(among) == as_dict(whole)
+    np.testing.assert_allclose(among.score, whole.score, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "positives", "message"),
+    [
+        ([[0], []], [[0], []], "query 1 has no candidates"),
+        ([[0], [1, 1]], [[0], [1]], "query 1 has the same candidate twice"),
+        ([[0], [9]], [[0], []], "a candidate lies outside the corpus of 4"),
+        ([[0], [1, 2]], [[0], [3]], "query 1: its positive 'd' is no candidate"),
+        ([[0]], [[0], [1]], "1 lists of candidates for 2 queries"),
+    ],
+)
+def test_candidates_that_cannot_be_are_refused(candidates, positives, message):
+    with pytest.raises(UserError, match=message):
+        rank_candidates(GOOD[:2], GOOD, candidates, positives, list("abcd"))
 
 
 def _with(vectors, row, value):

@@ -1,0 +1,6 @@
+"""UVRB's sets as TFDS datasets, read by the evaluator's own readers.
+
+    python -m data.uvrb --data DIR --output DIR [--datasets MSRVTT,...] [--by-reference]
+
+builder.py says what a record is and writes sets of any size; `read` gives them back.
+"""

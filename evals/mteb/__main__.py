@@ -1,0 +1,72 @@
+"""Runs MTEB itself on UVRB's sets with a model of ours:
+
+    python -m evals.mteb --model M --data DIR --output DIR [--datasets MSRVTT,...]
+
+prints the paper's metric of each set and writes MTEB's result files below OUTPUT. `python -m
+evals.uvrb` measures the same, exactly, faster and resumable; this is for whoever wants MTEB's word.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from evals.uvrb.mteb_result import model_name
+from evals.uvrb.sets import Sets
+from evals.uvrb.tasks import POOLS, choose
+from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.inputs import limits
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parse(argv)
+    try:
+        import mteb
+    except ImportError as error:
+        raise UserError(f"MTEB is not installed ({error}): pip install 'gve_jax[mteb]'") from error
+    from evals.mteb.encoder import GVEEncoder
+    from evals.mteb.tasks import tasks
+    from gve_jax import GVE
+
+    chosen = choose(args.datasets)
+    source = Sets(args.data, args.output / "sets", moment_pool=args.moment_pool)
+    source.check(chosen)
+    model = GVE.from_pretrained(args.model, limits=limits.from_arguments(args))
+    encoder = GVEEncoder(model, args.name or model_name(args.model))
+    found = mteb.evaluate(
+        encoder,
+        tasks(source, chosen),
+        encode_kwargs={"batch_size": args.batch_size},
+        cache=mteb.ResultCache(args.output),
+    )
+    table = Table(title=f"UVRB by MTEB {mteb.__version__} · {encoder.mteb_model_meta.name}",
+                  title_justify="left")  # fmt: skip
+    for column in ("set", "metric", "score"):
+        table.add_column(column, justify="right" if column == "score" else "left")
+    for task, result in zip(chosen, found.task_results, strict=True):
+        table.add_row(task.name, task.label, f"{result.get_score():.3f}")
+    Console().print(table)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m evals.mteb",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="directory of the model, or its Hub id")
+    parser.add_argument("--name", help="organisation/model, for MTEB")
+    parser.add_argument("--data", required=True, type=Path,
+                        help="directory that holds UVRB/, or the archives")  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, help="MTEB's results")
+    parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
+    parser.add_argument("--moment-pool", choices=POOLS, default="whole",
+                        help="how MS-TI and MS-TV are ranked")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=32)
+    limits.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run_cli(main)

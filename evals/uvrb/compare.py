@@ -1,0 +1,132 @@
+"""Two models on the same queries: is one better, and how sure is that?
+
+    python -m evals.uvrb.compare A/results.json B/results.json [--output FILE.json]
+
+prints for each set and ability A's score less B's, its 95 % interval (paired bootstrap) and the
+p-value of no difference (sign flips of the queries' differences, all of them where they can be
+counted), for the sets also after Holm's correction over the sets. Reads the scores of the queries
+that `python -m evals.uvrb` writes beside results.json.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evals.uvrb.per_query import PerQuery
+from evals.uvrb.scores import ABILITIES, AVERAGES, cells
+from evals.uvrb.statistics import holm, paired, paired_over_sets
+from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.files import write_json
+
+
+def compare(a: Mapping[str, PerQuery], b: Mapping[str, PerQuery]) -> dict:
+    """A against B on the sets that both have.
+
+    Returns:
+      {"datasets": {SET: {"difference", "interval", "p", "exact", "p_holm", "better", "worse"}},
+      "abilities": {...}, "averages": {...}}; `better` and `worse` count queries. Abilities that
+      lack a set are absent.
+
+    Raises:
+      UserError: no common set, or a set whose queries or metric differ.
+    """
+    names = [name for name in a if name in b]
+    if not names:
+        raise UserError("the two have no set in common")
+    datasets = {}
+    for name in names:
+        one, other = a[name], b[name]
+        if one.metric != other.metric:
+            raise UserError(f"{name}: scored by {one.metric} and by {other.metric}")
+        if not np.array_equal(one.ids, other.ids):
+            raise UserError(f"{name}: the queries differ: {_first_difference(one.ids, other.ids)}")
+        datasets[name] = paired(one.score, other.score, name).record() | {
+            "better": int((one.score > other.score).sum()),
+            "worse": int((one.score < other.score).sum()),
+        }
+    for name, p in zip(names, holm([datasets[n]["p"] for n in names]), strict=True):
+        datasets[name]["p_holm"] = p
+    over = paired_over_sets(
+        {name: a[name].score for name in names}, {name: b[name].score for name in names}, cells
+    )
+    return {
+        "datasets": datasets,
+        "abilities": {name: over[name].record() for name in ABILITIES if name in over},
+        "averages": {name: over[name].record() for name in AVERAGES if name in over},
+    }
+
+
+def load(results: Path) -> tuple[str, dict[str, PerQuery]]:
+    """The model's name and the scores of its queries, from a results.json or the folder it is in.
+
+    Raises:
+      UserError: a file that is missing or damaged.
+    """
+    results = results / "results.json" if results.is_dir() else results
+    try:
+        record = json.loads(results.read_text(encoding="utf-8"))
+        model, names = str(record["model"]), list(record["datasets"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{results}: not the results of an evaluation ({error})") from error
+    folder = results.parent / "per_query"
+    return model, {name: PerQuery.read(folder / f"{name}.npz") for name in names}
+
+
+def print_comparison(found: Mapping, a: str, b: str, console: Console) -> None:
+    """The table of sets, then of abilities."""
+    table = Table(title=escape(f"{a}  −  {b}"), title_justify="left")
+    table.add_column("")
+    for column in ("difference", "95 %", "better", "worse", "p", "p (Holm)"):
+        table.add_column(column, justify="right")
+    for part in ("datasets", "abilities", "averages"):
+        for name, one in found[part].items():
+            low, high = one["interval"]
+            counts = [str(one.get(key, "")) for key in ("better", "worse")]
+            table.add_row(name, f"{one['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", *counts,
+                          p_value(one["p"]), p_value(one.get("p_holm")))  # fmt: skip
+        table.add_section()
+    console.print(table)
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def _first_difference(one: np.ndarray, other: np.ndarray) -> str:
+    if len(one) != len(other):
+        return f"{len(one)} and {len(other)} of them"
+    place = int(np.flatnonzero(one != other)[0])
+    return f"number {place + 1} is {str(one[place])!r} and {str(other[place])!r}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    summary_line, _, rest = __doc__.partition("\n\n")
+    parser = Parser(
+        prog="python -m evals.uvrb.compare",
+        description=f"{summary_line}\n\n{rest}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="results.json of one model")
+    parser.add_argument("b", type=Path, metavar="B", help="results.json of the other")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    (a, one), (b, other) = load(args.a), load(args.b)
+    found = {"a": a, "b": b, **compare(one, other)}
+    print_comparison(found, a, b, Console())
+    missing = sorted(set(one) ^ set(other))
+    if missing:
+        print(f"not compared, scored for one of the two only: {', '.join(missing)}")
+    if args.output:
+        write_json(args.output, found)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,109 @@
+"""Results in the files and folders that mteb keeps its own in, so that its readers read ours.
+
+    OUTPUT/mteb/results/<organisation>__<model>/<revision>/UVRB-<SET>.json    a TaskResult
+    OUTPUT/mteb/results/<organisation>__<model>/<revision>/model_meta.json    a ModelMeta
+
+`mteb.ResultCache("OUTPUT/mteb")` loads them. Tasks and revisions are named as `evals.mteb` names
+them, where MTEB itself scores the sets: a revision is a digest of the fingerprint, weights and
+settings. What mteb asks for and we do not know is null.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from evals.uvrb.tasks import TASKS
+from gve_jax.files import write_json
+
+VERSION = "2.26.24"  # of mteb, whose format this is
+REVISION = "9aa95531e8ca43164360514b7ade40c3997d380e"  # of the sets on the Hub, as released
+SPLIT, LANGUAGE = "test", "eng-Latn"
+
+
+def write(output: Path, results: Mapping, now: float) -> Path:
+    """Writes a TaskResult for each set, and the ModelMeta; returns their folder.
+
+    Args:
+      output: OUTPUT of the command.
+      results: what `results.json` holds.
+      now: seconds since 1970.
+    """
+    name, revision = model_name(results["model"]), revision_of(results["fingerprint"])
+    folder = output / "mteb" / "results" / name.replace("/", "__").replace(" ", "_") / revision
+    for task in TASKS:
+        if task.name in results["datasets"]:
+            record = results["datasets"][task.name]
+            write_json(folder / f"{task_name(task.name)}.json",
+                       _task_result(task, record, now))  # fmt: skip
+    write_json(folder / "model_meta.json", _model_meta(name, revision, results["fingerprint"]))
+    return folder
+
+
+def task_name(name: str) -> str:
+    return f"UVRB-{name}"
+
+
+def model_name(model: str) -> str:
+    """`organisation/model`, as mteb wants it: an id of the Hub as it is, a directory by name."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists():
+        return model
+    path = Path(model).absolute()
+    # `.../GVE-3B/model` is what training writes: its own folder says more.
+    last = path.parent.name + "-model" if path.name == "model" and path.parent.name else path.name
+    return "local/" + (re.sub(r"[^\w.-]", "_", last) or "model")
+
+
+def revision_of(fingerprint: Mapping) -> str:
+    text = json.dumps(dict(fingerprint), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _task_result(task, record: Mapping, now: float) -> dict:
+    names = {name.replace("@", "_at_"): value for name, value in record["metrics"].items()}
+    scores = {
+        **{name: value for name, value in names.items() if value is not None},
+        "main_score": record["score"],
+        "main_metric": task.metric.replace("@", "_at_"),
+        "chance": record["chance"],
+        "interval_low": record["interval"][0],
+        "interval_high": record["interval"][1],
+        "hf_subset": "default",
+        "languages": [LANGUAGE],
+    }
+    return {
+        "dataset_revision": REVISION,
+        "task_name": task_name(task.name),
+        "mteb_version": VERSION,
+        "scores": {SPLIT: [scores]},
+        "evaluation_time": record["seconds"],
+        "kg_co2_emissions": None,
+        "date": now,
+        "evaluation_phases": None,
+    }
+
+
+def _model_meta(name: str, revision: str, fingerprint: Mapping) -> dict:
+    unknown = (
+        "release_date", "n_parameters", "n_active_parameters_override", "n_embedding_parameters",
+        "memory_usage_mb", "license", "open_weights", "public_training_code",
+        "public_training_data", "reference", "training_datasets", "adapted_from", "superseded_by",
+        "citation", "contacts", "output_dtypes", "extra_requirements_groups", "embed_dim",
+    )  # fmt: skip
+    return {
+        **dict.fromkeys(unknown),
+        "loader": None,
+        "loader_kwargs": {},
+        "name": name,
+        "revision": revision,
+        "languages": [LANGUAGE],
+        "max_tokens": fingerprint.get("inputs.max_length"),
+        "framework": ["JAX"],
+        "similarity_fn_name": "cosine",
+        "use_instructions": True,
+        "modalities": ["text", "image", "video"],
+        "model_type": ["dense"],
+        "experiment_kwargs": None,
+        "is_cross_encoder": False,
+    }

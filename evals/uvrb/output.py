@@ -1,0 +1,199 @@
+"""The files of an evaluation, and what is printed of it."""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evals.uvrb import mteb_result
+from evals.uvrb.compare import p_value
+from evals.uvrb.evaluate import Scored
+from evals.uvrb.published import corrected, published
+from evals.uvrb.scores import ABILITIES, AVERAGES
+from evals.uvrb.tasks import TASKS
+from gve_jax.files import write_json
+
+
+def write_scored(output: Path, label: str, scored: Mapping[str, Scored]) -> None:
+    """The scores of the queries of one run, and the run and qrels where there are any."""
+    sub = () if label == "model" else (label,)
+    for name, one in scored.items():
+        one.per_query.write(output.joinpath("per_query", *sub, f"{name}.npz"))
+        if one.run is not None:
+            one.run.write(output.joinpath("trec", *sub), name)
+
+
+def write_results(output: Path, results: Mapping) -> None:
+    """results.json, and the same for mteb."""
+    mteb_result.write(output, results, time.time())
+    write_json(output / "results.json", results)
+
+
+# ---- what is printed --------------------------------------------------------------------------
+
+
+def print_results(results: Mapping, console: Console, all_published: bool = False) -> None:
+    """The tables of sets, abilities and comparisons, what could not be read, and the rules.
+
+    Args:
+      results: what `results.json` holds.
+      console: where.
+      all_published: whether the paper's sixteen models are printed even where no set can be
+        compared with theirs.
+    """
+    console.print(_sets(results))
+    table = _abilities(results)
+    if table.row_count:  # none, when no ability has all its sets
+        console.print(table)
+    beyond = _beyond(results)
+    if beyond.row_count:
+        console.print(beyond)
+    theirs = results["published"]
+    if theirs["comparable"] or all_published:
+        console.print(_published(results))
+    if theirs["differing"]:
+        first = next(iter(theirs["differing"]))
+        console.print(
+            f"{len(theirs['differing'])} of {len(results['datasets'])} sets are not the released "
+            f"ones, so the paper's scores do not stand beside them: {first} has "
+            f"{theirs['differing'][first]}."
+        )
+    lost = {name: r["quarantined"] for name, r in results["datasets"].items()
+            if any(r["quarantined"].values())}  # fmt: skip
+    for name, counts in lost.items():
+        said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
+        console.print(f"{name}: unreadable: {said}")
+    for rule in results["rules"]:
+        console.print(f"- {rule}")
+
+
+def other_scores(results: Mapping) -> dict[str, Mapping[str, float]]:
+    """{column: {set: score}} of the runs that stand beside the model's."""
+    columns = {}
+    if "untrained" in results:
+        columns["untrained"] = results["untrained"]["datasets"]
+    columns |= {order: one["datasets"] for order, one in results.get("controls", {}).items()}
+    if "reencoded" in results:
+        columns["re-encoded"] = results["reencoded"]["datasets"]
+    found = {column: {name: r["score"] for name, r in datasets.items()}
+             for column, datasets in columns.items()}  # fmt: skip
+    return found | dict(results["published"]["models"])
+
+
+def _sets(results: Mapping) -> Table:
+    table = Table(title=escape(f"UVRB · {results['model']}"), title_justify="left",
+                  box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
+    for column in ("set", "ability", "metric"):
+        table.add_column(column, no_wrap=True)
+    others = other_scores(results)
+    for column in ("score", "95 %", "chance", *others, "seconds", "tokens", "GB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for task in TASKS:
+        record = results["datasets"].get(task.name)
+        if record is None:
+            continue
+        cells = [_cell(record["score"]), _interval(record["interval"]), _cell(record["chance"])]
+        cells += [_cell(scores.get(task.name)) for scores in others.values()]
+        table.add_row(task.name, task.ability, task.label, *cells, *cost_cells(record["cost"]))
+    return table
+
+
+def cost_cells(cost: Mapping) -> list[str]:
+    """Seconds in the model and in ranking, tokens, GB of media and embeddings, as text."""
+    seconds = (cost.get("embed_seconds") or 0) + cost["rank_seconds"]
+    tokens, gb = cost.get("tokens"), cost["embeddings_gb"] + (cost["media_gb"] or 0)
+    size = f"{gb:.3f}" if gb >= 0.0005 else "<0.001"
+    return [f"{seconds:,.1f}", "" if tokens is None else _short(tokens), size]
+
+
+def _short(count: int) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}"
+    return str(count)
+
+
+def _abilities(results: Mapping) -> Table:
+    table = Table(title="abilities", title_justify="left")
+    table.add_column("")
+    untrained = results.get("untrained")
+    for column in ("score", "95 %", "chance", *(["untrained"] if untrained else [])):
+        table.add_column(column, justify="right")
+    for part, names in (("abilities", ABILITIES), ("averages", AVERAGES)):
+        for name in (name for name in names if results[part][name] is not None):
+            sides = [results["chance"], *([untrained] if untrained else [])]
+            table.add_row(name, _cell(results[part][name]),
+                          _interval(results["intervals"][part][name]),
+                          *(_cell(side[part][name]) for side in sides))  # fmt: skip
+        table.add_section()
+    return table
+
+
+def compared(results: Mapping) -> Iterable[tuple[str, str, Mapping]]:
+    """(what, with what, the paired comparison) of every run beside the model's."""
+    if "untrained" in results:
+        yield "untrained", "this model less the untrained one", results["untrained"]["paired"]
+    for order, control in results.get("controls", {}).items():
+        yield order, f"this model less itself shown {order} frames", control["paired"]
+    if "reencoded" in results:
+        how = results["reencoded"]["coding"]
+        yield (
+            "re-encoded",
+            f"this model less itself on documents at {how}",
+            (results["reencoded"]["paired"]),
+        )
+    if "compared" in results:
+        one = results["compared"]
+        yield one["b"], f"this model less {one['b']}", one
+
+
+def _beyond(results: Mapping) -> Table:
+    """Differences to the other runs, set by set, and the sweeps."""
+    table = Table(title="differences, paired by query", title_justify="left")
+    for column in ("less", "", "difference", "95 %", "p", "p (Holm)"):
+        table.add_column(column, justify="left" if column in ("less", "") else "right")
+    for what, _, found in compared(results):
+        for part in ("datasets", "averages"):
+            for name, one in found[part].items():
+                low, high = one["interval"]
+                cells = [f"{one['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}"]
+                cells += [p_value(one["p"]), p_value(one.get("p_holm"))]
+                table.add_row(escape(what), name, *cells)
+        table.add_section()
+    for kind, points in results.get("sweeps", {}).items():
+        for point in points:
+            for name, value in point["averages"].items():
+                difference = None if value is None else value - results["averages"][name]
+                if difference is not None:
+                    table.add_row(f"{point['value']} {kind}", name, f"{difference:+.3f}", "", "",
+                                  "")  # fmt: skip
+    return table
+
+
+def _published(results: Mapping) -> Table:
+    """The paper's models by ability, ours among them where it can be compared on all sets."""
+    table = Table(title="the paper's models (misprints recomputed: *)", title_justify="left")
+    names = ("AVG-A", "AVG-D", *ABILITIES)
+    table.add_column("model")
+    for column in names:
+        table.add_column(column, justify="right")
+    rows = [(corrected(row), row["misprints"]) for row in published()]
+    if not results["published"]["differing"] and results["averages"]["AVG-D"] is not None:
+        own = {**results["abilities"], **results["averages"], "model": "» " + results["model"]}
+        rows.append((own, ()))
+    for row, misprints in sorted(rows, key=lambda pair: pair[0]["AVG-A"]):
+        cells = [f"{row[name]:.3f}" + "*" * (name in misprints) for name in names]
+        table.add_row(escape(row["model"]), *cells)
+    return table
+
+
+def _interval(bounds) -> str:
+    return "" if bounds is None else f"{bounds[0]:.3f}–{bounds[1]:.3f}"
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,102 @@
+"""Documents encoded again, at a low bitrate or with another codec: does the ranking survive it?
+
+    python -m evals.uvrb ... --reencode crf=40
+    python -m evals.uvrb ... --reencode codec=mpeg4,bitrate=100k
+
+Every frame keeps its time, and its picture is upright afterwards; an odd last row or column is
+cut, as the codecs need even sides; sound is dropped. Each file is read by a process of its own,
+which can be killed, under the limits of `gve_jax.inputs.limits` (but for the seconds: a whole file
+takes longer than eight frames). The copies stay in OUTPUT/reencoded, which may be deleted
+afterwards.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+
+from evals.uvrb.transcode import Coding
+from gve_jax import hosts
+from gve_jax.errors import UserError
+from gve_jax.inputs.limits import Limits
+
+WORKER = "evals.uvrb.transcode"
+SECONDS = 1800.0  # of one file
+_REASON = 300  # characters
+
+
+class Reencoder:
+    """Encodes videos again and keeps the copies.
+
+    `failed` holds why a video could not be, by its path: in its place stands an empty file, which
+    the encoder cannot read and puts into the quarantine.
+
+    Args:
+      folder: OUTPUT/reencoded.
+      coding: how.
+      limits: what one file may cost.
+    """
+
+    def __init__(self, folder: Path, coding: Coding, limits: Limits | None = None):
+        self.folder, self.coding = folder / coding.name, coding
+        self.limits = limits or Limits()
+        self.failed: dict[str, str] = {}
+
+    def __call__(self, videos: Sequence[Path]) -> list[Path]:
+        """The copies of the videos, those that are missing made now, several at once.
+
+        Raises:
+          UserError: a video that is a folder of frames.
+        """
+        for video in videos:
+            if os.path.isdir(video):
+                raise UserError(f"--reencode: {video} is a folder of frames, not a file")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            digests = list(pool.map(_digest, videos))
+            first = dict(zip(digests, videos, strict=True))  # the same content once
+            if jax.process_index() == 0:
+                list(pool.map(self._copy, first, first.values()))
+        hosts.gather(None)  # of several hosts the first one encodes, the others wait
+        return [self.folder / f"{digest}.mp4" for digest in digests]
+
+    def _copy(self, digest: str, video: Path) -> None:
+        copy = self.folder / f"{digest}.mp4"
+        if copy.exists():
+            if not copy.stat().st_size:
+                self.failed[str(video)] = "could not be encoded by an earlier command"
+            return
+        part = copy.with_suffix(f".{os.getpid()}.part")
+        setup = json.dumps(
+            {"coding": dataclasses.asdict(self.coding), "limits": dataclasses.asdict(self.limits)}
+        )
+        command = [sys.executable, "-m", WORKER, video, part, setup]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                                  timeout=SECONDS, env=environment)  # fmt: skip
+            reason = "" if done.returncode == 0 else _last_line(done.stderr)
+        except subprocess.TimeoutExpired:
+            reason = f"not encoded in {SECONDS:g} seconds"
+        if reason:
+            self.failed[str(video)] = reason
+            part.write_bytes(b"")
+        os.replace(part, copy)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _last_line(text: str) -> str:
+    """One printable line: a file may have chosen these words."""
+    lines = text.strip().split("\n")
+    return "".join(c if c.isprintable() else "?" for c in lines[-1][:_REASON]) or "it crashed"

@@ -1,0 +1,44 @@
+"""The same model at other numbers of frames and of tokens a frame."""
+
+from collections.abc import Mapping
+
+from evals.uvrb.embeddings import Encoder
+from gve_jax.errors import UserError
+
+KINDS = {"frames": "frames of a video", "tokens": "tokens of a frame, at most"}
+
+
+def values(text: str, kind: str) -> tuple[int, ...]:
+    """The numbers of `8,16,48`, ascending.
+
+    Raises:
+      UserError: anything else; the message names the flag.
+    """
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = []
+    if not found or found[0] < 1 or (kind == "frames" and any(value % 2 for value in found)):
+        wanted = "even numbers above 0" if kind == "frames" else "whole numbers above 0"
+        raise UserError(f"--{kind}: {text!r} must be {wanted}, such as 8,16,48")
+    return tuple(found)
+
+
+def variant(model: Encoder, kind: str, value: int) -> Encoder:
+    """The model with `value` frames a video, or at most `value` tokens a frame.
+
+    Raises:
+      UserError: an encoder without input settings, or settings that cannot be.
+    """
+    if not hasattr(model, "with_inputs"):
+        raise UserError(f"--{kind}: this encoder has no input settings that could be changed")
+    if kind == "frames":
+        return model.with_inputs(num_frames=value, fps=None)
+    spec = model.preprocess.spec
+    return model.with_inputs(max_pixels=value * (spec.patch_size * spec.merge) ** 2)
+
+
+def curve(points: Mapping[int, Mapping], part: str, name: str) -> list[tuple[int, float]]:
+    """(value, score) of an ability or average over a sweep, where it is known."""
+    known = [(value, one[part][name]) for value, one in sorted(points.items())]
+    return [(value, score) for value, score in known if score is not None]

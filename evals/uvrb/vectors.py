@@ -1,0 +1,164 @@
+"""Vectors that were made elsewhere, by any embedder:
+
+    DIR/<SET>/queries.npy, corpus.npy           [N, D], floating point
+    DIR/<SET>/queries.ids.json, corpus.ids.json a list of N ids; or .ids.txt, an id a line
+    DIR/<SET>/queries.parquet, corpus.parquet   instead of both: columns `id` and `vector`
+
+Vectors that are not of unit length are refused, or normalised on request. NaN, infinity, zeros, an
+id twice and an id that the set has not are refused. A query or document without a vector counts as
+one that could not be read.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evals.uvrb.embeddings import Side
+from gve_jax.errors import UserError
+from gve_jax.files import text_id
+from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.retrieval.tiles import NORM_TOLERANCE
+
+_BLOCK = 65536  # rows looked at together
+_SUFFIXES = (".parquet", ".npy")
+
+
+class Vectors:
+    """Stands in for an `Embedder`.
+
+    Args:
+      folder: DIR.
+      quarantine: where missing vectors are recorded.
+      total: the number of items of the whole command, for the quarantine's share.
+      normalize: divides vectors by their length.
+    """
+
+    def __init__(self, folder: Path, quarantine: Quarantine, total: int, normalize: bool = False):
+        if not folder.is_dir():
+            raise UserError(f"--embeddings {folder}: no such folder")
+        self.folder, self.quarantine, self.total = folder, quarantine, total
+        self.normalize, self.files = normalize, None
+        self._digest = hashlib.sha256()
+
+    @property
+    def fingerprint(self) -> dict:
+        """Of all that has been read so far."""
+        return {"embeddings": self._digest.hexdigest()[:16], "normalized": self.normalize}
+
+    def embed(
+        self, name: str, ids: Sequence[str], items: Sequence[dict], advance: Callable[[int], None]
+    ) -> Side:
+        """The vectors of one side in the order of `ids`; see `Embedder.embed`.
+
+        Raises:
+          UserError: no file, or one that the rules above refuse; it names the file and the id.
+        """
+        path = self.folder / name.replace(".", "/")
+        found, vectors = _read(path)
+        place_of: dict[str, int] = {}
+        for place, id in enumerate(found):
+            if place_of.setdefault(id, place) != place:
+                raise UserError(f"{path}: id {id!r} occurs twice")
+        if unknown := sorted(place_of.keys() - set(ids)):
+            raise UserError(f"{path}: id {unknown[0]!r} is not one of the set's")
+        valid = np.array([id in place_of for id in ids], bool)
+        for id in (id for id, there in zip(ids, valid, strict=True) if not there):
+            self.quarantine.record(f"{name}/{id}", str(path), "no vector", 0.0)
+        self.quarantine.check(self.total)
+        kept = [id for id in ids if id in place_of]
+        rows = np.empty((len(kept), vectors.shape[1]), np.float32)
+        for start in range(0, len(kept), _BLOCK):
+            some = kept[start : start + _BLOCK]
+            block = vectors[[place_of[id] for id in some]].astype(np.float64)
+            rows[start : start + _BLOCK] = self._unit(path, some, block)
+        self._digest.update(name.encode() + rows.tobytes())
+        advance(len(ids))
+        return Side(rows, valid)
+
+    def _unit(self, path: Path, ids: Sequence[str], block: np.ndarray) -> np.ndarray:
+        def refuse(bad: np.ndarray, what: Callable[[int], str]) -> None:
+            if bad.any():
+                place = int(bad.argmax())
+                raise UserError(f"{path}: the vector of {ids[place]!r} {what(place)}")
+
+        refuse(~np.isfinite(block).all(axis=1), lambda _: "has NaN or infinite numbers")
+        refuse(~block.any(axis=1), lambda _: "is all zeros and has no direction")
+        largest = np.abs(block).max(axis=1, keepdims=True)  # squares may leave float64
+        lengths = largest * np.linalg.norm(block / largest, axis=1, keepdims=True)
+        if self.normalize:
+            return block / largest / (lengths / largest)
+        off = np.abs(lengths[:, 0] - 1) > NORM_TOLERANCE
+        refuse(off, lambda n: f"is of length {lengths[n, 0]:.4g}, not 1; --normalize divides by it")
+        return block
+
+
+def _read(path: Path) -> tuple[list[str], np.ndarray]:
+    """Ids and vectors [N, D] of a side."""
+    there = [suffix for suffix in _SUFFIXES if path.with_name(path.name + suffix).is_file()]
+    if len(there) != 1:
+        what = "are both there; keep one" if there else "are missing"
+        raise UserError(f"{path}.npy and {path}.parquet {what}")
+    file = path.with_name(path.name + there[0])
+    ids, vectors = _parquet(file) if there[0] == ".parquet" else _npy(file)
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise UserError(
+            f"{file}: {vectors.dtype} {list(vectors.shape)} is not floating point [N, D]"
+        )
+    if len(ids) != len(vectors):
+        raise UserError(f"{file}: {len(vectors)} vectors, but {len(ids)} ids")
+    return ids, vectors
+
+
+def _npy(file: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file}: not an .npy file of numbers ({error})") from error
+    if not isinstance(vectors, np.ndarray):
+        raise UserError(f"{file}: not an .npy file of numbers")
+    listed, lines = file.with_suffix(".ids.json"), file.with_suffix(".ids.txt")
+    if listed.is_file():
+        try:
+            values = json.loads(listed.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{listed}: not valid JSON: {error}") from error
+        if not isinstance(values, list):
+            raise UserError(f"{listed}: not a list of ids")
+        return [text_id(str(listed), value) for value in values], vectors
+    if not lines.is_file():
+        raise UserError(f"missing file: {listed} or {lines.name}")
+    try:
+        text = lines.read_text(encoding="utf-8")  # splitlines would split at more than newlines
+        return [line for line in text.split("\n") if line], vectors
+    except UnicodeDecodeError as error:
+        raise UserError(f"{lines}: not UTF-8: {error.reason}") from error
+
+
+def _parquet(file: Path) -> tuple[list[str], np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: not a Parquet file ({str(error).splitlines()[0]})") from error
+    for column in ("id", "vector"):
+        if column not in table.column_names:
+            raise UserError(f"{file}: no column {column!r}")
+    ids = [text_id(str(file), value) for value in table["id"].to_pylist()]
+    column = table["vector"].combine_chunks()
+    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not (lists or pa.types.is_fixed_size_list(column.type)):
+        raise UserError(f"{file}: column 'vector' is no list of numbers but {column.type}")
+    if column.null_count or column.flatten().null_count:
+        raise UserError(f"{file}: a vector, or a number in one, is null")
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    if not len(ids):
+        return ids, np.zeros((0, 0), np.float32)
+    width, rest = divmod(len(values), len(ids))
+    if rest or (lists and np.unique(column.value_lengths().to_numpy()).size > 1):
+        raise UserError(f"{file}: the vectors differ in length")
+    return ids, values.reshape(len(ids), width)

@@ -1,0 +1,235 @@
+"""Mines hard negatives for training pairs:
+
+    python -m gve_jax.mine --pairs pairs --model M --output mined
+    python -m gve_jax.mine --pairs pairs --model M --corpus clips/ --ranks 10-100 --negatives 3 \\
+        --choose random --output mined
+
+Every query of PAIRS is compared with every document of the corpus: the pairs' own positives, or
+with --corpus another directory of pairs (its positives), a folder of media or a JSONL file (as
+`gve_jax.embed` takes them). The best documents that are none of its positives are ranked, and
+those that the rule allows become the pair's negatives. Not ranked are documents with the content or
+the id of the query or of any positive of the same query, and those whose cosine to such a positive
+is within --duplicate-cosine of one.
+
+OUTPUT is a directory of pairs as training reads it, with README.md (the card), mining.json (what
+was asked, scores) and negatives.jsonl (the ids). Negatives that the pairs had are replaced. A pair
+that gets fewer than --negatives is left out and counted. WORK keeps vectors and ranks: killed at
+any time, the same command goes on from there, and another window uses the same vectors. See
+docs/mining.md.
+"""
+
+import argparse
+import functools
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from gve_jax.embed import Encoder
+from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.files import differences
+from gve_jax.inputs import limits
+from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
+from gve_jax.mining.world import WITHIN, World, read_world
+from gve_jax.mining.write import LOST, MANIFEST, number, write_mined
+from gve_jax.retrieval.negatives import Rule
+
+FORMAT = "gve_jax mined pairs 1"
+MOST = 3  # negatives that a step takes
+
+
+def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
+    """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
+    args = _parse(argv)
+    output = args.output.resolve()
+    work = args.work or output.with_name(output.name + ".mining")
+    asked = _asked(args)
+    if _done(output, asked):
+        print(f"{output} is mined already")
+        return
+    load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    rule = Rule(args.ranks, args.share, args.margin, args.negatives, args.choose, args.seed)
+    with _progress() as progress:
+        bar = progress.add_task("reading pairs", total=None)
+        world = read_world(args.pairs, args.corpus, lambda count: progress.advance(bar, count))
+    found = _vectors(args, world, work, functools.cache(lambda: _model(args, load)))
+    queries, positives = found["queries"], found["positives"]
+    neighbours = Neighbours(
+        work / f"ranks-{args.within}-{args.ranks[1]}", world, *found.values(), args.ranks[1],
+        args.duplicate_cosine,
+    )  # fmt: skip
+    with _progress() as progress:
+        groups = world.groups(args.within)
+        products = sum(len(group.queries) * len(group.documents) for group in groups)
+        bar = progress.add_task("comparing", total=products)
+        look = {group.name: neighbours.find(group, lambda n: progress.advance(bar, n))
+                for group in groups}  # fmt: skip
+        progress.update(bar, completed=products)
+        bar = progress.add_task("writing pairs", total=sum(map(len, world.query.values())))
+
+        def of_pair(source: str, index: int):
+            return look[world.group_of(source, index, args.within)](world.query[source][index])
+
+        settings = {
+            "format": FORMAT,
+            "asked": asked,
+            "corpus": {"documents": len(world.corpus), "digest": world.corpus.digest()},
+            "fingerprint": queries.vectors.manifest.get("fingerprint"),
+        }
+        told = write_mined(
+            output, world, queries, positives, of_pair, rule, settings,
+            lambda count: progress.advance(bar, count), args.max_lost_share,
+        )  # fmt: skip
+    for name, its in told.items():
+        lost = "".join(f"; {its['lost'][why]:,} {why}" for why in LOST if its["lost"][why])
+        print(f"{name}: {its['mined']:,} of {its['pairs']:,} pairs, mean score of positives "
+              f"{number(its['means']['positive score'])}, of negatives "
+              f"{number(its['means']['negative score'])}{lost}")  # fmt: skip
+    print(f"wrote {output}")
+
+
+def _vectors(args, world: World, work: Path, model: Callable) -> dict[str, Found]:
+    found = {}
+    for name, things in {"queries": world.queries, "positives": world.positives,
+                         "corpus": world.corpus}.items():  # fmt: skip
+        if name == "corpus" and world.own_corpus:
+            found[name] = found["positives"]
+            continue
+        found[name] = vectors_of(
+            name, things, work / name, getattr(args, f"{name}_vectors"), model,
+            max_bad_share=args.max_bad_share, batch_size=args.batch_size,
+            shard_size=args.shard_size,
+        )  # fmt: skip
+    check_same(found)
+    return found
+
+
+def _asked(args) -> dict:
+    """The options that the output depends on, and the files it is made of."""
+    keys = ("pairs", "corpus", "model", "queries_vectors", "positives_vectors", "corpus_vectors",
+            "ranks", "margin", "share", "negatives", "choose", "seed", "within",
+            "duplicate_cosine")  # fmt: skip
+    asked = {key: getattr(args, key) for key in keys}
+    asked |= {key: str(value) for key, value in asked.items() if isinstance(value, Path)}
+    files = {}
+    for path in (args.pairs, args.corpus):
+        if path is not None and not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        inside = [] if path is None else sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in inside:
+            stat = file.stat()
+            files[str(file)] = [stat.st_size, stat.st_mtime_ns]
+    return json.loads(json.dumps(asked | {"files": files}))
+
+
+def _done(output: Path, asked: dict) -> bool:
+    if not output.exists():
+        return False
+    try:
+        old = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["asked"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{output} exists and holds no mined pairs; choose another --output") from (
+            error
+        )
+    for key, (was, now) in differences(old, asked).items():
+        raise UserError(f"{output} was mined with {key} = {was}, now {now}; choose another "
+                        "--output")  # fmt: skip
+    return True
+
+
+def _model(args, load: Callable[[str], Encoder]) -> Encoder:
+    if args.model is None:
+        raise UserError("--model is missing: only with vectors of queries, positives and corpus "
+                        "can it be left out")  # fmt: skip
+    return load(args.model)
+
+
+def _load_gve(name: str, limits: limits.Limits) -> Encoder:
+    from gve_jax import GVE
+
+    return GVE.from_pretrained(name, limits=limits, show_progress_bar=True)
+
+
+def _progress() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _ranks(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST-LAST, from 1")
+    return int(found[1]), int(found[2])
+
+
+def _limit(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m gve_jax.mine", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("--pairs", required=True, type=Path, help="a directory of training pairs")
+    add("--output", required=True, type=Path, help="the directory of pairs to make")
+    add("--model", help="the prober: a model's directory, or its Hub id")
+    add("--corpus", type=Path, help="pairs, a folder or a JSONL file; the pairs' own positives")
+    add("--queries-vectors", type=Path, help="made before, ids SOURCE/PAIR")
+    add("--positives-vectors", type=Path, help="made before, ids SOURCE/PAIR")
+    add("--corpus-vectors", type=Path, help="of --corpus, made by gve_jax.embed")
+    add("--work", type=Path, help="folder of vectors and ranks; OUTPUT.mining")
+    add("--within", choices=WITHIN, default="modality",
+        help="what a query is compared with: documents of its positive's modalities, of its "
+        "source, or all")  # fmt: skip
+    add("--ranks", type=_ranks, default=(1, 100), metavar="FIRST-LAST", help="the window; 1-100")
+    add(
+        "--share",
+        type=_limit,
+        default=0.95,
+        help="a negative has at most this share of the positive's score; none: no limit; 0.95",
+    )
+    add(
+        "--margin",
+        type=_limit,
+        default=None,
+        help="and scores at least this much below the positive; no limit",
+    )
+    add("--duplicate-cosine", type=float, default=1e-5,
+        help="documents this near to a positive are none's negatives; 1e-5")  # fmt: skip
+    add("--negatives", type=int, default=1, help=f"of each pair, 1 to {MOST}; 1")
+    add("--choose", choices=("hardest", "random"), default="hardest",
+        help="the best ranked of those allowed, or any of them")  # fmt: skip
+    add("--seed", type=int, default=0, help="of the random choice")
+    add("--batch-size", type=int, default=32, help="items of a batch; 32")
+    add("--shard-size", type=int, default=4096, help="items of a shard of vectors; 4096")
+    add("--max-bad-share", type=float, default=0.05,
+        help="stop above this share of unreadable items; 0.05")  # fmt: skip
+    add("--max-lost-share", type=float, default=0.5,
+        help="fail above this share of pairs with too few negatives; 0.5")  # fmt: skip
+    limits.add_arguments(parser)
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "shard_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if not 1 <= args.negatives <= MOST:
+        parser.error(f"--negatives must be 1 to {MOST}, not {args.negatives}")
+    if args.ranks[1] - args.ranks[0] + 1 < args.negatives:
+        parser.error(f"--ranks {args.ranks[0]}-{args.ranks[1]} has no room for {args.negatives} "
+                     "negatives")  # fmt: skip
+    for name, least, most in (("share", 0, 1), ("margin", 0, 2), ("duplicate_cosine", 0, 2),
+                              ("max_lost_share", 0, 1)):  # fmt: skip
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name.replace('_', '-')} must be {least} to {most}, not {value}")
+    if args.seed < 0:
+        parser.error(f"--seed must not be negative: {args.seed}")
+    if args.corpus_vectors and not args.corpus:
+        parser.error("--corpus-vectors needs the --corpus that they are of")
+    return args
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,44 @@
+"""What XLA's GPU compiler asks about a card that is not here: its `GpuTargetConfigProto`, as text.
+
+Figures: NVIDIA's Hopper white paper and the CUDA C++ Programming Guide, compute capability 9.0;
+memory as the cards report it.
+"""
+
+from gve_jax.learning.chips import Chip
+
+_HOPPER = {
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "threads_per_core_limit": 2048,
+    "shared_memory_per_block": 48 << 10,
+    "shared_memory_per_block_optin": 227 << 10,
+    "shared_memory_per_core": 228 << 10,
+    "registers_per_core_limit": 1 << 16,
+    "registers_per_block_limit": 1 << 16,
+    "core_count": 132,
+    "fpus_per_core": 128,
+    "block_dim_limit_x": 2**31 - 1,
+    "block_dim_limit_y": 2**16 - 1,
+    "block_dim_limit_z": 2**16 - 1,
+    "l2_cache_size": 50 << 20,
+    "clock_rate_ghz": 1.98,
+}
+_CARDS = {
+    "h100": {"device_memory_size": 84_942_979_072, "memory_bandwidth": 3_352_320_000_000},
+    "h200": {"device_memory_size": 151_397_597_184, "memory_bandwidth": 4_800_000_000_000},
+}
+
+
+def target_config(chip: Chip) -> str | None:
+    """The description of `chip`, or None where there is none."""
+    if chip.name not in _CARDS:
+        return None
+    figures = "\n".join(f"  {key}: {value}" for key, value in (_HOPPER | _CARDS[chip.name]).items())
+    return (
+        f"gpu_device_info {{\n{figures}\n"
+        "  cuda_compute_capability { major: 9 }\n"
+        "}\n"
+        'platform_name: "CUDA"\n'
+        "dnn_version_info { major: 9 minor: 10 }\n"
+        f'device_description_str: "NVIDIA {chip.name.upper()}"\n'
+    )

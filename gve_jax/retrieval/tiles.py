@@ -1,0 +1,182 @@
+"""What ranks and top-k share: checks of their input, tiles on the mesh, the product of two tiles.
+
+Query rows are sharded over all axes of the mesh and each device sees the whole corpus tile, so no
+product needs a collective. Several hosts divide the queries: each has a mesh of its own devices.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gve_jax.errors import UserError
+
+QUERY_TILE = 1024  # rows of queries in one product
+CORPUS_TILE = 4096  # rows of the corpus in one product
+SMALLEST_TILE = 128  # small sets are padded to this, so that they share one compilation
+RESIDENT_TILES = 4  # corpus tiles kept on the devices
+NORM_TOLERANCE = 1e-3  # a vector whose length differs from one by more is refused
+NORM_BLOCK = 65536  # rows checked at a time, so that the check too is flat in memory
+
+
+# ---- what is refused --------------------------------------------------------------------------
+
+
+def check_unit_vectors(vectors: np.ndarray, name: str, ids: Sequence[str] | None = None) -> None:
+    """Refuses vectors that cannot be ranked by cosine.
+
+    Args:
+      vectors: [N, D], floating point.
+      name: what they are, for the message.
+      ids: N ids, for the message.
+
+    Raises:
+      UserError: not a float matrix, empty, or a row that is NaN, infinite, zero or not of unit
+        length (tolerance 1e-3); the message names the first such row.
+    """
+    if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f":
+        raise UserError(
+            f"{name}: expected a non-empty float matrix of vectors, "
+            f"got {vectors.dtype} {list(vectors.shape)}"
+        )
+    for start in range(0, len(vectors), NORM_BLOCK):
+        block = np.asarray(vectors[start : start + NORM_BLOCK], np.float32)
+        norms = np.sqrt(np.einsum("nd,nd->n", block, block))
+        bad = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # NaN compares false
+        if len(bad) == 0:
+            continue
+        row, norm = start + bad[0], norms[bad[0]]
+        label = f"{name}: vector {row}" + (f" ({ids[row]})" if ids is not None else "")
+        if np.isnan(block[bad[0]]).any():
+            raise UserError(f"{label} contains NaN")
+        if not np.isfinite(norm):
+            raise UserError(f"{label} contains infinite values")
+        if norm == 0:
+            raise UserError(f"{label} is all zeros")
+        raise UserError(f"{label} is not of unit length: its norm is {norm:.6g}")
+
+
+def check(queries: np.ndarray, corpus: np.ndarray, ids: Sequence[str]) -> None:
+    """Refuses what cannot be compared: see `check_unit_vectors`; also two widths, missing ids."""
+    check_unit_vectors(queries, "queries")
+    check_unit_vectors(corpus, "corpus", ids if len(ids) == len(corpus) else None)
+    if queries.shape[1] != corpus.shape[1]:
+        raise UserError(
+            f"queries have {queries.shape[1]} dimensions and the corpus {corpus.shape[1]}"
+        )
+    if len(ids) != len(corpus):
+        raise UserError(f"{len(ids)} document ids for {len(corpus)} vectors")
+
+
+# ---- the product ------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def product(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """[Q, D], [C, D] -> [Q, C] in full float32, rows over all axes of the mesh.
+
+    Every score that is compared comes out of this one program in one shape: equal documents then
+    score the same wherever they stand, which another order of the sum would not promise.
+    """
+
+    def scores(queries, documents):
+        return jnp.einsum("qd,cd->qc", queries, documents, precision=jax.lax.Precision.HIGHEST)
+
+    rows = P(mesh.axis_names)
+    return jax.jit(jax.shard_map(scores, mesh=mesh, in_specs=(rows, P()), out_specs=rows))
+
+
+def fetcher(
+    mesh: Mesh, corpus: np.ndarray, tile_size: int, permutation: np.ndarray | None = None
+) -> Callable[[int], jax.Array]:
+    """A function from a tile's number to its vectors [tile_size, D] on every device of the mesh.
+
+    Rows of zeros pad the last tile. The last few tiles stay on the devices. With `permutation`,
+    int [C], row n is `corpus[permutation[n]]`.
+    """
+
+    @functools.lru_cache(maxsize=RESIDENT_TILES)
+    def fetch(tile: int) -> jax.Array:
+        window = slice(tile * tile_size, (tile + 1) * tile_size)
+        return whole(mesh, corpus[window if permutation is None else permutation[window]],
+                     tile_size)  # fmt: skip
+
+    return fetch
+
+
+def whole(mesh: Mesh, vectors: np.ndarray, rows: int) -> jax.Array:
+    """`vectors`, padded by zeros to `rows`, on every device."""
+    vectors = np.asarray(vectors, np.float32)
+    return jax.device_put(padded(vectors, rows, 0), NamedSharding(mesh, P()))
+
+
+def split(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """`array`, its rows divided among all devices."""
+    return jax.device_put(array, NamedSharding(mesh, P(mesh.axis_names)))
+
+
+def tile_size(rows: int, largest: int, devices: int = 1) -> int:
+    """The next power of two, at most `largest`, rounded up to a multiple of the devices."""
+    size = min(largest, max(SMALLEST_TILE, 1 << max(rows - 1, 0).bit_length()))
+    return -(-size // devices) * devices
+
+
+def padded(array: np.ndarray, rows: int, value: float) -> np.ndarray:
+    """`array` with rows of `value` added at the end up to `rows`."""
+    missing = rows - len(array)
+    if missing == 0:
+        return array
+    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), constant_values=value)
+
+
+def id_order(ids: Sequence[str]) -> np.ndarray:
+    """int32 [C], the place of each id among all sorted as strings: the larger wins a tie.
+
+    Raises:
+      UserError: an id that occurs twice; it is named.
+    """
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    for one, next_one in itertools.pairwise(by_id):
+        if ids[one] == ids[next_one]:
+            raise UserError(f"document id {ids[one]!r} occurs twice")
+    order = np.empty(len(ids), np.int32)
+    order[by_id] = np.arange(len(ids), dtype=np.int32)
+    return order
+
+
+# ---- devices and hosts ------------------------------------------------------------------------
+
+
+def choose_mesh(mesh: Mesh | None) -> Mesh:
+    """The given mesh, else the one in use, else one axis over all devices.
+
+    One that spans several hosts becomes an axis over this host's own devices.
+    """
+    if mesh is None:
+        mesh = jax.sharding.get_mesh()
+        if mesh.empty:
+            mesh = Mesh(np.array(jax.local_devices()), ("data",))
+    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return mesh if len(own) == mesh.size else Mesh(np.array(own), ("data",))
+
+
+def own_rows(rows: int) -> slice:
+    """The rows that this host works on: hosts divide them in order, as evenly as can be."""
+    share = math.ceil(rows / jax.process_count())
+    return slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+
+def of_all_hosts(array: np.ndarray, rows: int) -> np.ndarray:
+    """`array` [rows, ...], of which each host knows its own rows, whole on every host."""
+    if jax.process_count() == 1:
+        return array
+    share = math.ceil(rows / jax.process_count())
+    told = multihost_utils.process_allgather(padded(array[own_rows(rows)], share, 0))
+    return np.asarray(told).reshape(-1, *array.shape[1:])[:rows]

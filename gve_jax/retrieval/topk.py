@@ -1,0 +1,235 @@
+"""The exact k best documents of every query, over tiles, in memory that is flat in the corpus.
+
+Sorting every tile would cost more than its product. On a CPU, a document is looked at again only if
+it reaches the k-th best so far: those are few after the first tile, whose own k-th best has a lower
+bound in the maxima of blocks. What reaches it is kept as one integer, score above id, so that the
+order of integers is that of trec_eval. Elsewhere `lax.top_k` gets the k blocks of the tile with the
+largest maxima: none of the k best can be in another.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from gve_jax.errors import UserError
+from gve_jax.retrieval import tiles
+from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
+
+BLOCK = 128  # documents whose maximum stands for them, where `lax.top_k` merges
+
+
+def top_k(
+    queries: np.ndarray,
+    corpus: np.ndarray,
+    ids: Sequence[str],
+    k: int,
+    *,
+    mesh: Mesh | None = None,
+    query_tile: int = QUERY_TILE,
+    corpus_tile: int = CORPUS_TILE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best documents of each query, exactly, for run files and for people to look at.
+
+    Arguments, hosts, tie order and errors as `rank_positives`; k above C gives all C.
+
+    Returns:
+      Corpus indices int64 [Q, k] and cosines float32 [Q, k], best first.
+    """
+    width = min(k, len(corpus)) if k > 0 else 0
+    places = np.zeros((len(queries), width), np.int32)
+    scores = np.zeros((len(queries), width), np.float32)
+    mine = tiles.own_rows(len(queries))
+    found = stream_top_k(queries, corpus, ids, k, mesh=mesh, query_tile=query_tile,
+                         corpus_tile=corpus_tile, rows=mine)  # fmt: skip
+    for rows, its_places, its_scores in found:
+        places[rows], scores[rows] = its_places, its_scores
+    return (tiles.of_all_hosts(places, len(queries)).astype(np.int64),
+            tiles.of_all_hosts(scores, len(queries)))  # fmt: skip
+
+
+def stream_top_k(
+    queries: np.ndarray,
+    corpus: np.ndarray,
+    ids: Sequence[str],
+    k: int,
+    *,
+    mesh: Mesh | None = None,
+    query_tile: int = QUERY_TILE,
+    corpus_tile: int = CORPUS_TILE,
+    rows: slice | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """`top_k` query tile by query tile, for a run of any length: nothing of length Q is held.
+
+    Args:
+      rows: the queries to answer; all by default. Hosts each give their own.
+      advance: called after each product with the number of scores in it.
+
+    Yields:
+      The queries' slice, corpus indices int64 [n, k], cosines float32 [n, k].
+    """
+    tiles.check(queries, corpus, ids)
+    if k < 1:
+        raise UserError(f"top_k: k is {k}, it must be at least 1")
+    k = min(k, len(corpus))
+    mesh = tiles.choose_mesh(mesh)
+    first, stop, _ = (rows or slice(None)).indices(len(queries))
+    q_tile = tiles.tile_size(len(queries), query_tile, mesh.size)  # whatever `rows` are
+    c_tile = tiles.tile_size(len(corpus), corpus_tile)
+    by_order = np.argsort(tiles.id_order(ids))
+    make = _on_host if mesh.devices.flat[0].platform == "cpu" else _on_devices
+    answer = make(mesh, corpus, by_order, k, c_tile, advance or (lambda count: None))
+    for start in range(first, stop, q_tile):
+        chosen = slice(start, min(start + q_tile, stop))
+        asked = np.asarray(queries[chosen], np.float32)
+        places, scores = answer(tiles.split(mesh, tiles.padded(asked, q_tile, 0)), len(asked))
+        yield chosen, places, scores
+
+
+# ---- on a CPU: whatever reaches the k-th best -------------------------------------------------
+
+
+def _on_host(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
+    order = np.empty(len(by_order), np.uint64)
+    order[by_order] = np.arange(len(by_order), dtype=np.uint64)
+    fetch, product = tiles.fetcher(mesh, corpus, c_tile), tiles.product(mesh)
+    starts = range(0, len(corpus), c_tile)
+
+    def answer(queries: jax.Array, count: int) -> tuple[np.ndarray, np.ndarray]:
+        best = _Best(count, k)
+        coming = product(queries, fetch(0))
+        for tile, start in enumerate(starts):
+            scores = coming
+            if start + c_tile < len(corpus):  # computed while this one is looked through
+                coming = product(queries, fetch(tile + 1))
+            its = order[start : start + c_tile]
+            best.add(np.asarray(scores)[:count, : len(its)], its)
+            advance(count * len(its))
+        keys = best.sorted()
+        return by_order[(keys & 0xFFFFFFFF).astype(np.int64)], _score(keys)
+
+    return answer
+
+
+class _Best:
+    """The k best keys of each of Q queries, and what may yet be among them.
+
+    A key is uint64: the score, as an integer of the same order, above the place of the id; the
+    larger is the better, and zero is none.
+    """
+
+    def __init__(self, queries: int, k: int):
+        self.k = k
+        self.keys = np.zeros((queries, k), np.uint64)
+        self.waiting: list[np.ndarray] = []
+        self.least = np.zeros(queries, np.uint64)  # a key below cannot be among the best
+        self.floor = np.full((queries, 1), -np.inf, np.float32)  # its score
+
+    def add(self, scores: np.ndarray, order: np.ndarray) -> None:
+        """Documents with scores [Q, C] and orders uint64 [C]."""
+        if not self.least.any():
+            self._start(scores)
+        at = np.flatnonzero(scores >= self.floor)
+        row, column = np.divmod(at, scores.shape[1])
+        keys = _key(scores.ravel()[at] if scores.flags.c_contiguous else scores[row, column],
+                    order[column])  # fmt: skip
+        reach = keys > self.least[row]
+        row, keys = row[reach], keys[reach]
+        counts = np.bincount(row, minlength=len(self.keys))
+        width = counts.max(initial=0)
+        if not width:
+            return
+        slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        block = np.zeros((len(self.keys), width), np.uint64)
+        block[row, slot] = keys
+        self.waiting.append(block)
+        if sum(b.shape[1] for b in self.waiting) >= self.k // 2:
+            self._merge()
+
+    def _start(self, scores: np.ndarray) -> None:
+        """A score that at least k documents of the first tile reach."""
+        blocks = 4 * self.k
+        deep = scores.shape[1] // blocks
+        if deep < 2:
+            return
+        most = scores[:, : deep * blocks].reshape(len(scores), deep, blocks).max(axis=1)
+        self.floor = np.partition(most, blocks - self.k, axis=1)[:, blocks - self.k, None]
+
+    def _merge(self) -> None:
+        keys = np.concatenate([self.keys, *self.waiting], axis=1)
+        self.waiting = []
+        self.keys = np.partition(keys, keys.shape[1] - self.k, axis=1)[:, -self.k :]
+        least = self.keys.min(axis=1)
+        full = least > 0
+        self.least = np.where(full, least, self.least)
+        self.floor = np.where(full[:, None], _score(least)[:, None], self.floor)
+
+    def sorted(self) -> np.ndarray:
+        """uint64 [Q, k], best first."""
+        self._merge()
+        return np.sort(self.keys, axis=1)[:, ::-1]
+
+
+def _key(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
+    bits = (scores + np.float32(0)).view(np.uint32)  # no -0.0, which would not tie with 0.0
+    bits = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return bits.astype(np.uint64) << np.uint64(32) | order
+
+
+def _score(keys: np.ndarray) -> np.ndarray:
+    bits = (keys >> np.uint64(32)).astype(np.uint32)
+    return np.where(bits >> 31, bits ^ np.uint32(1 << 31), ~bits).view(np.float32)
+
+
+# ---- on other devices: the blocks with the largest maxima -------------------------------------
+
+
+def _on_devices(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
+    # `lax.top_k` prefers the earlier of two equals: with ids descending that is trec_eval's rule.
+    best_first = by_order[::-1]
+    fetch, step = tiles.fetcher(mesh, corpus, c_tile, best_first), _merge_step(mesh)
+
+    def answer(queries: jax.Array, count: int) -> tuple[np.ndarray, np.ndarray]:
+        shape = (len(queries), k)
+        state = (tiles.split(mesh, np.full(shape, -np.inf, np.float32)),
+                 tiles.split(mesh, np.full(shape, -1, np.int32)))  # fmt: skip
+        for tile in range(-(-len(corpus) // c_tile)):
+            there = np.int32(tile * c_tile), np.int32(len(corpus))
+            last, state = state, step(state, queries, fetch(tile), *there)
+            jax.block_until_ready(last)  # else every tile of the corpus is queued on the device
+            advance(count * min(c_tile, len(corpus) - tile * c_tile))
+        scores, places = (np.asarray(part)[:count] for part in state)
+        return best_first[places], scores
+
+    return answer
+
+
+@functools.lru_cache(maxsize=8)
+def _merge_step(mesh: Mesh) -> Callable:
+    """Merges one corpus tile into the best so far: (scores, places), each [Q, k]."""
+    rows, same = P(mesh.axis_names), P()
+
+    def step(state, queries, documents, offset, corpus):
+        scores = jnp.einsum("qd,cd->qc", queries, documents, precision=jax.lax.Precision.HIGHEST)
+        place = offset + jnp.arange(scores.shape[1])
+        scores = jnp.where(place < corpus, scores, -jnp.inf)
+        place = jnp.broadcast_to(place, scores.shape)
+        k, blocks = state[0].shape[1], scores.shape[1] // BLOCK
+        if blocks > k:
+            most = scores.reshape(len(scores), blocks, BLOCK).max(axis=-1)
+            # In the order of the corpus: the earlier of two equals must stay the earlier one.
+            chosen = jnp.sort(jax.lax.top_k(most, k)[1], axis=1)
+            column = (chosen[:, :, None] * BLOCK + jnp.arange(BLOCK)).reshape(len(scores), -1)
+            scores = jnp.take_along_axis(scores, column, axis=1)
+            place = offset + column
+        scores = jnp.concatenate([state[0], scores], axis=1)
+        best, at = jax.lax.top_k(scores, k)
+        return best, jnp.take_along_axis(jnp.concatenate([state[1], place], axis=1), at, axis=1)
+
+    specs = ((rows, rows), rows, same, same, same)
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(rows, rows)))

@@ -1,0 +1,88 @@
+"""Writes pairs as `PairSources` reads them: what a TFDS builder would, record by record."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from gve_jax.streams.pairs import pair_features
+
+SHARD_BYTES = 512 * 2**20
+
+
+def pair_info(name: str, description: str, directory: Path) -> tfds.core.DatasetInfo:
+    """What TFDS is to know of a directory of pairs whose media are in the records."""
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(directory), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity, description=description, features=pair_features(), disable_shuffling=True
+    )
+    info.set_file_format("array_record")
+    return info
+
+
+def encoder(features: tfds.features.FeaturesDict) -> Callable[[dict], bytes]:
+    """Records -> what a record file holds; the same records give the same bytes."""
+    serializer = ExampleSerializer(features.get_serialized_info())
+
+    def encode(record: dict) -> bytes:
+        example = serializer.get_tf_example(features.encode_example(record))
+        # Else the order of fields differs from process to process.
+        return example.SerializeToString(deterministic=True)
+
+    return encode
+
+
+def write_sources(
+    directory: Path, info: tfds.core.DatasetInfo, sources: Mapping[str, Iterable[dict]]
+) -> dict[str, int]:
+    """`write_encoded`, of records of `pair_features`."""
+    encode = encoder(info.features)
+    return write_encoded(directory, info, {name: map(encode, of) for name, of in sources.items()})
+
+
+def write_encoded(
+    directory: Path, info: tfds.core.DatasetInfo, sources: Mapping[str, Iterable[bytes]]
+) -> dict[str, int]:
+    """Writes what `encoder` gave, source by source in order; how many records each has.
+
+    Memory does not grow with a source. One without a record leaves nothing.
+
+    Args:
+      directory: made here; a part of it may be left when the process ends: rename a whole one.
+    """
+    directory.mkdir()
+    splits, counts = [], {}
+    for source, records in sources.items():
+        lengths, size, writer, room = [], 0, None, 0
+        for data in records:
+            if room <= 0:
+                if writer is not None:
+                    writer.close()
+                path = directory / f"{source}.{len(lengths)}"
+                writer, room = ArrayRecordWriter(str(path), "group_size:1"), SHARD_BYTES
+                lengths.append(0)
+            writer.write(data)
+            lengths[-1], size, room = lengths[-1] + 1, size + len(data), room - len(data)
+        counts[source] = sum(lengths)
+        if writer is None:
+            continue
+        writer.close()
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory, dataset_name=info.name, split=source, filetype_suffix="array_record"
+        )
+        for number in range(len(lengths)):  # their names tell how many there are
+            named = template.sharded_filepath(shard_index=number, num_shards=len(lengths))
+            os.rename(directory / f"{source}.{number}", named)
+        splits.append(
+            tfds.core.SplitInfo(
+                name=source, shard_lengths=lengths, num_bytes=size, filename_template=template
+            )
+        )
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(directory)
+    return counts

@@ -1,0 +1,112 @@
+"""Two models compared from what their evaluations wrote."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evals.uvrb import compare
+from evals.uvrb.__main__ import main
+from evals.uvrb.per_query import PerQuery
+from evals.uvrb.tasks import NAMES
+from gve_jax.errors import UserError
+from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """OUTPUT of a model that reads colours and of one that does not, on all sets."""
+    folder = tmp_path_factory.mktemp("compare")
+    data = make_benchmark(folder / "data")
+    for name, trained in (("good", True), ("bad", False)):
+        main(["--model", name, "--data", str(data), "--output", str(folder / name)],
+             load=lambda _, trained=trained: ColourEncoder(trained))  # fmt: skip
+    return folder
+
+
+def test_scores_of_queries_have_the_set_s_score_as_their_mean(outputs):
+    results = json.loads((outputs / "good/results.json").read_text())
+    for name in NAMES:
+        one = PerQuery.read(outputs / f"good/per_query/{name}.npz")
+        assert one.score.mean() == pytest.approx(results["datasets"][name]["score"])
+        assert one.ids.tolist() == [f"q{n}" for n in range(5)]
+        hit = one.metrics["hit_rate@10"]
+        assert np.array_equal(hit, one.first_rank <= 10)
+        assert one.metrics["mrr"] == pytest.approx(1 / one.first_rank)
+
+
+def test_command_compares_two_outputs(outputs, capsys):
+    a, b = outputs / "good/results.json", outputs / "bad"
+    compare.main([str(a), str(b), "--output", str(outputs / "c.json")])
+    printed = capsys.readouterr().out
+    assert "good" in printed and "bad" in printed and "AVG-D" in printed
+    found = json.loads((outputs / "c.json").read_text())
+    assert (found["a"], found["b"]) == ("good", "bad") and list(found["datasets"]) == list(NAMES)
+    one = found["datasets"]["MSRVTT"]
+    # All equal vectors: the largest id is first, so one query of five is right for both.
+    assert (one["better"], one["worse"], one["difference"]) == (4, 0, pytest.approx(0.8))
+    assert one["p"] == pytest.approx(2 / 2**4) and one["exact"]
+    # Holm's factor is the number of sets not yet passed: all sixteen for the smallest p.
+    smallest = min(found["datasets"].values(), key=lambda one: one["p"])
+    assert smallest["p_holm"] == pytest.approx(min(1, 16 * smallest["p"]))
+    scores = [json.loads((outputs / f"{name}/results.json").read_text())["averages"]["AVG-A"]
+              for name in ("good", "bad")]  # fmt: skip
+    average = found["averages"]["AVG-A"]
+    assert average["difference"] == pytest.approx(scores[0] - scores[1])
+    assert average["interval"][0] > 0 and average["p"] < 0.01
+
+
+def test_flag_compares_with_another_output(outputs, tmp_path, capsys):
+    arguments = ["--model", "again", "--data", str(outputs / "data"), "--output", str(tmp_path)]
+    arguments += ["--compare", str(outputs / "good"), "--datasets", "MSRVTT,CRB-T"]
+    main(arguments, load=lambda _: ColourEncoder())
+    found = json.loads((tmp_path / "results.json").read_text())["compared"]
+    assert found["b"] == "good" and list(found["datasets"]) == ["MSRVTT", "CRB-T"]
+    assert found["datasets"]["CRB-T"] == {
+        "difference": 0, "interval": [0, 0], "p": 1, "exact": True, "better": 0, "worse": 0,
+        "p_holm": 1,
+    }  # fmt: skip
+    assert "good" in capsys.readouterr().out
+
+
+def scores(ids, values, metric="hit_rate@1"):
+    values = np.array(values, float)
+    return PerQuery(np.array(ids), metric, values, values, {})
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"CRB-T": scores(["a", "b"], [1, 0])}, "no set in common"),
+        ({"MSRVTT": scores(["a", "c"], [1, 0])}, "MSRVTT: the queries differ: number 2 is 'b' and"),
+        ({"MSRVTT": scores(["a"], [1])}, "MSRVTT: the queries differ: 2 and 1 of them"),
+        ({"MSRVTT": scores(["a", "b"], [1, 0], "mrr")}, "scored by hit_rate@1 and by mrr"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(other, message):
+    with pytest.raises(UserError, match=message):
+        compare.compare({"MSRVTT": scores(["a", "b"], [1, 0])}, other)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "missing: score that model again"), (b"junk", "unreadable scores of queries"),
+     (b"", "unreadable scores of queries")],
+)  # fmt: skip
+def test_damaged_scores_are_refused(tmp_path, content, message):
+    path = tmp_path / "per_query/MSRVTT.npz"
+    path.parent.mkdir()
+    (tmp_path / "results.json").write_text('{"model": "m", "datasets": {"MSRVTT": {}}}')
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        compare.load(tmp_path)
+    np.savez(path, ids=np.array(["a"]), score=np.zeros(2), first_rank=np.zeros(2), metric="m")
+    with pytest.raises(UserError, match="unreadable scores of queries"):
+        compare.load(tmp_path)
+
+
+def test_damaged_results_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(UserError, match="results.json: not the results of an evaluation"):
+        compare.load(tmp_path)

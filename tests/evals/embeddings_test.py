@@ -1,0 +1,203 @@
+"""Embeddings that are made once: killed in the middle, on two hosts, in another order of sets."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evals.uvrb import embeddings
+from evals.uvrb.embeddings import share
+from gve_jax.fingerprint import weights_digest
+from tests.conftest import ROOT
+from tests.evals.evaluate_test import run
+from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+
+SETS = ("MSRVTT", "CRB-T", "LoVR-C2V")
+
+# One process that scores with the colour encoder; arguments as of `python -m evals.uvrb`. The
+# environment says after how many items it dies as if the machine had lost its power.
+PROGRAM = """
+import json, os, signal, sys
+import numpy as np
+import jax.numpy as jnp
+from evals.uvrb import __main__ as command, embeddings
+from gve_jax.errors import run_cli
+from gve_jax.fingerprint import weights_digest
+from tests.evals.small_uvrb import ColourEncoder
+
+embeddings.SHARD = 2
+DIES = int(os.environ.get("DIES_AFTER", 1000))
+
+class Mortal(ColourEncoder):
+    def encode_valid(self, inputs, ids, quarantine):
+        found = super().encode_valid(inputs, ids, quarantine)
+        if len(self.asked) > DIES:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+model = Mortal()
+def load(name):
+    model.fingerprint["digest"] = weights_digest({"a": jnp.arange(12.0).reshape(3, 4)})
+    return model
+main = command.main
+command.main = lambda: main(load=load)
+run_cli(command._on_hosts)
+print("asked", json.dumps(model.asked))
+"""
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return make_benchmark(tmp_path_factory.mktemp("benchmark"), SETS)
+
+
+@pytest.fixture(scope="module")
+def expected(benchmark, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    run(benchmark, out, *options())
+    return scores(out)
+
+
+def options():
+    return "--datasets", ",".join(SETS), "--max-bad-share", "0.2"
+
+
+def scores(out):
+    results = json.loads((out / "results.json").read_text())
+    return {name: {key: value for key, value in one.items() if key not in ("seconds", "cost")}
+            for name, one in results["datasets"].items()}  # fmt: skip
+
+
+def start(data, out, **environment):
+    command = [sys.executable, "-c", PROGRAM, "--model", "m", "--data", str(data), "--output",
+               str(out), *options()]  # fmt: skip
+    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | devices | environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def asked(out):
+    return json.loads(out.split("asked ")[1])
+
+
+def test_killed_in_the_middle_it_embeds_what_is_missing(benchmark, expected, tmp_path):
+    process = start(benchmark, tmp_path / "out", DIES_AFTER="7")
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+    assert not (tmp_path / "out/results.json").exists()
+    # Shards of two: five queries make three of them, and the eighth item dies with its shard.
+    shards = sorted((tmp_path / "out/embeddings/model").glob("vectors-*.json"))
+    done = [json.loads(path.read_text())["keys"] for path in shards]
+    assert [len(keys) for keys in done] == [2, 2, 1, 2]
+    process = start(benchmark, tmp_path / "out", GVE_JAX_HOSTS="1")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert asked(out) == [
+        *(f"MSRVTT.corpus/v{n}" for n in (2, 3, 4)),
+        *(f"CRB-T.queries/q{n}" for n in range(5)),
+        *(f"LoVR-C2V.queries/q{n}" for n in range(5)),
+    ]
+    assert scores(tmp_path / "out") == expected
+
+
+def test_a_shard_without_its_seal_is_made_again(benchmark, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "SHARD", 2)
+    calls = []
+
+    def stop(path, value):
+        calls.append(path)
+        if path.match("vectors-00-00001-*.json"):
+            raise KeyboardInterrupt
+        write(path, value)
+
+    write = embeddings.write_json
+    monkeypatch.setattr(embeddings, "write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(benchmark, tmp_path / "out", *options())
+    monkeypatch.setattr(embeddings, "write_json", write)
+    folder = tmp_path / "out/embeddings/model"
+    names = sorted(path.name for path in folder.iterdir())
+    assert [(name.rsplit("-", 1)[0], name[-4:]) for name in names[1:]] == [
+        ("vectors-00-00000", "json"), ("vectors-00-00000", ".npy"), ("vectors-00-00001", ".npy"),
+    ]  # fmt: skip
+    _, models = run(benchmark, tmp_path / "out", *options())
+    assert models["trained"].asked[0] == "MSRVTT.queries/q2"
+    assert scores(tmp_path / "out") == expected
+
+
+def test_two_commands_in_one_folder_keep_their_own_vectors(tmp_path):
+    """Both write their first shard: a seal must not be of the other's vectors."""
+    rows = np.eye(3, dtype=np.float32)
+    one, other = (embeddings.Store(tmp_path, {}, 3) for _ in range(2))
+    one.write(["a", "b"], rows[:2], [True, True])
+    other._read |= {path.name for path in tmp_path.glob("vectors-*")}  # it looked before that
+    other.write(["c", "a"], rows[[2, 0]], [True, True])
+    for path in tmp_path.glob("vectors-00-00001-*"):  # and so has the same number
+        path.rename(str(path).replace("-00001-", "-00000-"))
+    both = embeddings.Store(tmp_path, {}, 3).side(["c", "b", "a"])
+    assert (both.vectors == rows[[2, 1, 0]]).all()
+
+
+def test_content_is_embedded_once_after_a_restart_too(benchmark, tmp_path):
+    run(benchmark, tmp_path / "out", "--datasets", "CRB-T")
+    _, models = run(benchmark, tmp_path / "out", "--datasets", "MSRVTT")
+    assert models["trained"].asked == [f"MSRVTT.queries/q{n}" for n in range(5)]
+    # The control shows other videos, and asks with the same texts.
+    _, models = run(benchmark, tmp_path / "out", "--datasets", "CRB-T", "--control")
+    assert models["trained"].asked == [f"CRB-T.corpus/v{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("items", [0, 1, 7, 24])
+def test_shares_are_all_and_apart(items, count):
+    places = list(range(5, 5 + items))
+    shares = [share(places, host, count) for host in range(count)]
+    assert sorted(place for own in shares for place in own) == places
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_two_hosts_share_the_work_and_get_the_same_scores(benchmark, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    make_benchmark(data, SETS)
+    for name in SETS:  # the second of five: the second host's
+        (data / f"UVRB/{name}/videos/blue_red.mp4").write_bytes(b"not a video")
+    run(data, tmp_path / "alone", *options())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": "2"}
+    pair = [start(data, out, GVE_JAX_HOST=str(host), **job) for host in range(2)]
+    try:
+        ends = [process.communicate(timeout=300) for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    assert [process.returncode for process in pair] == [0, 0], "\n".join(err for _, err in ends)
+    first, second = (asked(out) for out, _ in ends)
+    assert first == [f"{name}/{id}" for name, ids in (
+        ("MSRVTT.queries", "q0 q2 q4"), ("MSRVTT.corpus", "v0 v2 v4"),
+        ("CRB-T.queries", "q0 q2 q4"), ("LoVR-C2V.queries", "q0 q2 q4"),
+    ) for id in ids.split()]  # fmt: skip
+    assert len(second) == 2 * 4 and not set(first) & set(second)
+    assert scores(out) == scores(tmp_path / "alone")
+    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in lines} >= {"MSRVTT.corpus/v1", "LoVR-C2V.queries/q1"}
+    results = json.loads((out / "results.json").read_text())
+    assert results["quarantined"] == len(lines) == 2
+    # The digest of weights is that of one host, though each holds them all.
+    assert results["fingerprint"]["digest"] == weights_digest({"a": jnp.arange(12.0).reshape(3, 4)})
+    # One host resumes what two began: nothing is left.
+    _, models = run(data, out, *options(), models={"trained": Told(results["fingerprint"])})
+    assert models["trained"].asked == []
+
+
+class Told(ColourEncoder):
+    def __init__(self, fingerprint):
+        super().__init__()
+        self.fingerprint = fingerprint

@@ -1,0 +1,162 @@
+"""MTEB evaluates a model of ours and agrees with our evaluator; where `make parity` installs it."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mteb", reason="MTEB brings torch: run where `make parity` installs it")
+
+import datasets
+import mteb
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models import EncoderProtocol
+
+from evals.mteb.__main__ import main
+from evals.mteb.encoder import GVEEncoder
+from evals.mteb.tasks import metadata, tasks
+from evals.uvrb.__main__ import main as evaluate_uvrb
+from evals.uvrb.sets import Sets
+from evals.uvrb.tasks import TASKS, choose
+from gve_jax import GVE
+from gve_jax.errors import UserError
+from gve_jax.retrieval import evaluate, rank_positives
+from tests import checkpoints
+from tests.evals.small_uvrb import make_benchmark
+
+WORDS = "red green blue ball square left right fast slow".split()
+PROMPT = "Find what is described."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoints.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return GVE.from_pretrained(folder, dtype="float32")
+
+
+class Words(AbsTaskRetrieval):
+    """A real retrieval task, in memory: 40 texts, of which 12 queries have one to three each."""
+
+    metadata = TaskMetadata(
+        name="Words", description="Texts of a few words.", type="Retrieval", category="t2t",
+        modalities=["text"], eval_splits=["test"], eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10", prompt={"query": PROMPT},
+        dataset={"path": "in/memory", "revision": "1"},
+    )  # fmt: skip
+
+    def load_data(self, **kwargs):
+        draw = np.random.default_rng(0)
+        texts = list(dict.fromkeys(" ".join(draw.choice(WORDS, 5)) for _ in range(60)))[:40]
+        self.texts = {f"d{n:02}": text for n, text in enumerate(texts)}
+        self.asked = {f"q{n}": " ".join(draw.choice(WORDS, 3)) for n in range(12)}
+        self.positives = {
+            query: sorted(str(d) for d in draw.choice(list(self.texts), 1 + n % 3, replace=False))
+            for n, query in enumerate(self.asked)
+        }
+        self.dataset = {"default": {"test": RetrievalSplitData(
+            corpus=_dataset(self.texts), queries=_dataset(self.asked),
+            relevant_docs={q: dict.fromkeys(ds, 1) for q, ds in self.positives.items()},
+            top_ranked=None,
+        )}}  # fmt: skip
+        self.data_loaded = True
+
+
+def _dataset(texts):
+    return datasets.Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
+
+
+def scores(result):
+    return result.task_results[0].scores["test"][0]
+
+
+def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
+    encoder, task = GVEEncoder(model, "tests/small"), Words()
+    assert isinstance(encoder, EncoderProtocol)
+    found = scores(mteb.evaluate(encoder, task, cache=None, show_progress_bar=False))
+    queries = model.encode_query(list(task.asked.values()), prompt=PROMPT)
+    corpus = model.encode_document(list(task.texts.values()))
+    place = {id: n for n, id in enumerate(task.texts)}
+    positives = [[place[id] for id in ids] for ids in task.positives.values()]
+    ranks = rank_positives(queries, corpus, positives, list(task.texts))
+    for ours, theirs in (("ndcg@10", "ndcg_at_10"), ("recall@1", "recall_at_1"),
+                         ("recall@10", "recall_at_10"), ("hit_rate@10", "hit_rate_at_10"),
+                         ("precision@3", "precision_at_3")):  # fmt: skip
+        # MTEB rounds to five digits.
+        assert found[theirs] == pytest.approx(evaluate(ours, ranks).mean(), abs=1e-5), ours
+    assert 0 < found["ndcg_at_10"] < 1 and found["main_score"] == found["ndcg_at_10"]
+
+
+def test_queries_carry_the_instruction_and_documents_none(model):
+    class Listening(GVE):
+        def __init__(self, other):
+            self.__dict__.update(other.__dict__)
+            self.seen = []
+
+        def encode(self, inputs, prompt=None, **options):
+            self.seen.append((prompt, len(inputs)))
+            return super().encode(inputs, prompt, **options)
+
+    listening = Listening(model)
+    mteb.evaluate(GVEEncoder(listening, "tests/small"), Words(), cache=None,
+                  show_progress_bar=False)  # fmt: skip
+    assert listening.seen == [(PROMPT, 12), (None, 40)]
+
+
+def test_uvrbs_sets_score_as_here(folder, tmp_path):
+    """Text, picture, clip, and text with either ask; with MTEB's own files on disk."""
+    names = ("MSRVTT", "MS-TI", "MS-TV", "MSRVTT-I2V", "LoVR-C2V")
+    data = make_benchmark(tmp_path / "data", names)
+    for name in ("MS-TI", "MS-TV"):
+        lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "neg": [f"v{(n + 1) % 5}"]} for n in range(5)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (data / f"UVRB/{name}/jsonl/instances.jsonl").write_text(text)
+    arguments = ["--model", str(folder), "--data", str(data), "--datasets", ",".join(names)]
+    evaluate_uvrb([*arguments, "--output", str(tmp_path / "ours")])
+    ours = json.loads((tmp_path / "ours/results.json").read_text())["datasets"]
+    main([*arguments, "--output", str(tmp_path / "theirs")])
+    files = {path.stem: json.loads(path.read_text())
+             for path in (tmp_path / "theirs").rglob("UVRB-*.json")}  # fmt: skip
+    assert files.keys() == {f"UVRB-{name}" for name in names}
+    for name in names:
+        theirs = files[f"UVRB-{name}"]["scores"]["test"][0]
+        assert theirs["main_score"] == pytest.approx(ours[name]["score"], abs=1e-5), name
+        assert theirs["ndcg_at_10"] == pytest.approx(ours[name]["metrics"]["ndcg@10"], abs=1e-5)
+    # MTEB reads our evaluator's files as its own, of the same model, revision and tasks.
+    (mine,) = mteb.ResultCache(tmp_path / "ours/mteb").load_results().model_results
+    (its,) = mteb.ResultCache(tmp_path / "theirs").load_results().model_results
+    assert (mine.model_name, mine.model_revision) == (its.model_name, its.model_revision)
+    read = ({one.task_name: one.get_score() for one in who.task_results} for who in (mine, its))
+    mine, its = read
+    assert mine == pytest.approx(its, abs=1e-5) and len(mine) == len(names)
+
+
+def test_candidates_are_ranked_alone(model, tmp_path):
+    data = make_benchmark(tmp_path, ("MS-TV",))
+    lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "candidates": [f"v{n}"]} for n in range(5)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (data / "UVRB/MS-TV/jsonl/instances.jsonl").write_text(text)
+    (task,) = tasks(Sets(data, tmp_path, moment_pool="candidates"), choose("MS-TV"))
+    found = scores(mteb.evaluate(GVEEncoder(model, "a/b"), task, cache=None,
+                                 show_progress_bar=False))  # fmt: skip
+    assert found["main_score"] == 1  # each is the only one of its pool
+
+
+def test_every_set_has_valid_metadata():
+    for task in TASKS:
+        said = metadata(task)
+        assert said.prompt == {"query": task.instruction}
+        assert said.category.endswith("2v") and len(said.category) == 3 + (task.kind == "CMP")
+    assert metadata(choose("CMRB")[0]).main_score == "hit_rate_at_10"
+    assert metadata(choose("MS-TV")[0]).main_score == "precision_at_1"
+
+
+def test_names_that_mteb_would_not_take(model):
+    for name in ("small", "a/b/c", "/b"):
+        with pytest.raises(UserError, match="is organisation/model, not"):
+            GVEEncoder(model, name)

@@ -1,0 +1,92 @@
+"""Videos encoded again: the same frames at the same times, worse pictures; bad files are told."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+
+from evals.uvrb.__main__ import main
+from evals.uvrb.reencode import Reencoder
+from evals.uvrb.transcode import Coding, coding, encode
+from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.limits import Limits
+from gve_jax.inputs.video import load_video
+from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """12 frames of a moving gradient with noise, 66 x 50, at 8 frames a second."""
+    path = tmp_path_factory.mktemp("clip") / "noisy.mp4"
+    rng, ramp = np.random.default_rng(0), np.linspace(0, 200, 66)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 66, 50, "yuv420p"
+        for shift in range(12):
+            image = np.roll(ramp, 5 * shift)[None, :, None] + rng.integers(0, 50, (50, 66, 3))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(
+                image.clip(0, 255).astype(np.uint8), format="rgb24")))  # fmt: skip
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("text", ["crf=45", "codec=mpeg4,bitrate=50k", "codec=libx265,crf=40"])
+def test_frames_and_times_stay_and_bytes_go(noisy, tmp_path, text):
+    encode(noisy, tmp_path / "x.mp4", coding(text), Limits())
+    with av.open(str(noisy)) as a, av.open(str(tmp_path / "x.mp4")) as b:
+        assert b.streams.video[0].codec_context.name == {
+            "crf=45": "h264", "codec=mpeg4,bitrate=50k": "mpeg4", "codec=libx265,crf=40": "hevc",
+        }[text]  # fmt: skip
+        times = [[float(frame.time) for frame in one.decode(video=0)] for one in (a, b)]
+    assert times[1] == pytest.approx(times[0], abs=1e-3) and len(times[0]) == 12
+    assert (tmp_path / "x.mp4").stat().st_size < 0.9 * noisy.stat().st_size
+    before, after = (load_video(path, 12).frames.astype(float) for path in (
+        noisy, tmp_path / "x.mp4"))  # fmt: skip
+    assert before.shape == after.shape
+    assert 2 < np.abs(before - after).mean() < 25  # other pictures, of the same scene
+    assert np.abs(before.mean(axis=(1, 2)) - after.mean(axis=(1, 2))).max() < 12
+
+
+def test_copies_are_kept_and_the_same_bytes_each_time(noisy, tmp_path):
+    first = Reencoder(tmp_path / "a", Coding(crf=40))([noisy, noisy])
+    assert first[0] == first[1] and first[0].parent.name == "libx264-crf40"
+    stamp = first[0].stat().st_mtime_ns
+    assert Reencoder(tmp_path / "a", Coding(crf=40))([noisy]) == first[:1]
+    assert first[0].stat().st_mtime_ns == stamp
+    other = Reencoder(tmp_path / "b", Coding(crf=40))([noisy])
+    assert other[0].read_bytes() == first[0].read_bytes()  # else embeddings could not be resumed
+    assert not list((tmp_path / "a").rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [(Limits(frames=3), "more frames than the limit of 3"),
+     (Limits(frame_pixels=100), "above the limit of 100 pixels")],
+)  # fmt: skip
+def test_limits_hold(noisy, tmp_path, limits, message):
+    with pytest.raises(MediaError, match=message):
+        encode(noisy, tmp_path / "x.mp4", Coding(crf=40), limits)
+
+
+def test_run_scores_the_copies_and_counts_what_cannot_be_encoded(tmp_path):
+    data = make_benchmark(tmp_path, ("MSRVTT",))
+    bad = data / "UVRB/MSRVTT/videos/red_blue.mp4"
+    bad.write_bytes(b"not a video")
+    output, seen = tmp_path / "out", []
+
+    class Watching(ColourEncoder):
+        def encode_valid(self, inputs, ids, quarantine):
+            seen.extend(item["video"] for item in inputs if "video" in item)
+            return super().encode_valid(inputs, ids, quarantine)
+
+    main(["--model", "m", "--data", str(data), "--output", str(output), "--datasets", "MSRVTT",
+          "--reencode", "crf=40", "--max-bad-share", "0.5"], load=lambda _: Watching())  # fmt: skip
+    results = json.loads((output / "results.json").read_text())
+    found = results["reencoded"]
+    assert found["coding"] == "libx264-crf40" and list(found["failed"]) == [str(bad)]
+    assert found["datasets"]["MSRVTT"]["score"] == results["datasets"]["MSRVTT"]["score"] == 0.8
+    assert found["datasets"]["MSRVTT"]["quarantined"]["documents"] == 1
+    assert found["paired"]["datasets"]["MSRVTT"]["p"] == 1
+    copies = [path for path in seen if "reencoded" in path]
+    assert len(copies) == 5 and len(seen) == 10

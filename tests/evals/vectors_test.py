@@ -1,0 +1,240 @@
+"""Vectors made elsewhere: every form scores as our own do, and what cannot be right is refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evals.uvrb.__main__ import main
+from gve_jax.errors import UserError
+from tests.evals.evaluate_test import run
+from tests.evals.small_uvrb import make_benchmark
+
+SETS = ("CRB-T", "MSRVTT-I2V")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return make_benchmark(tmp_path_factory.mktemp("benchmark"), SETS)
+
+
+@pytest.fixture(scope="module")
+def sides(benchmark, tmp_path_factory):
+    """{SET/side: (ids, vectors)} of the colour encoder in an order of their own, and its scores."""
+    out = tmp_path_factory.mktemp("ours")
+    results, _ = run(benchmark, out, "--datasets", ",".join(SETS))
+    folder, sides = out / "embeddings/model", {}
+    rows = {}
+    for path in folder.glob("vectors-*.json"):
+        keys = json.loads(path.read_text())["keys"]
+        rows |= dict(zip(keys, np.load(path.with_suffix(".npy")), strict=True))
+    for path in [folder / f"{name}.{side}.json" for name in SETS for side in ("queries", "corpus")]:
+        record = json.loads(path.read_text())
+        order = np.random.default_rng(0).permutation(len(record["ids"]))
+        vectors = np.stack([rows[key] for key in record["keys"]])
+        sides[path.stem.replace(".", "/")] = ([record["ids"][n] for n in order], vectors[order])
+    return sides, results
+
+
+def npy_json(path, ids, vectors):
+    np.save(path.with_name(path.name + ".npy"), vectors)
+    path.with_name(path.name + ".ids.json").write_text(json.dumps(ids))
+
+
+def npy_txt(path, ids, vectors):
+    np.save(path.with_name(path.name + ".npy"), vectors)
+    path.with_name(path.name + ".ids.txt").write_text("".join(f"{id}\n" for id in ids))
+
+
+def parquet(path, ids, vectors):
+    table = pa.table({"id": ids, "vector": list(vectors)})
+    pq.write_table(table, path.with_name(path.name + ".parquet"), row_group_size=2)
+
+
+def fixed_parquet(path, ids, vectors):
+    flat = pa.array(vectors.ravel())
+    column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    pq.write_table(pa.table({"vector": column, "id": ids}), path.with_name(path.name + ".parquet"))
+
+
+def save(folder, sides, write, change=lambda name, ids, vectors: (ids, vectors)):
+    for name, (ids, vectors) in sides.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, *change(name, list(ids), vectors.copy()))
+    return folder
+
+
+def score(benchmark, folder, output, *more):
+    main(["--embeddings", str(folder), "--data", str(benchmark), "--output", str(output),
+          "--datasets", ",".join(SETS), *more])  # fmt: skip
+    return json.loads((output / "results.json").read_text())
+
+
+def scores(results):
+    return {name: {key: value for key, value in one.items() if key not in ("seconds", "cost")}
+            for name, one in results["datasets"].items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [npy_json, npy_txt, parquet, fixed_parquet])
+def test_every_form_scores_as_our_own(benchmark, sides, tmp_path, write):
+    made, expected = sides
+    results = score(benchmark, save(tmp_path / "theirs", made, write), tmp_path / "out")
+    assert scores(results) == scores(expected)
+    assert results["model"] == "theirs" and not results["fingerprint"]["normalized"]
+
+
+def test_half_precision_and_other_lengths(benchmark, sides, tmp_path):
+    def rounded(results):
+        return scores(results)["CRB-T"]  # the other set has exact ties, which rounding breaks
+
+    made, expected = sides[0], scores(sides[1])
+    half = save(tmp_path / "half", made, npy_json, lambda name, ids, v: (ids, v.astype("float16")))
+    assert rounded(score(benchmark, half, tmp_path / "a")) == expected["CRB-T"]
+    far = save(
+        tmp_path / "farther", made, npy_txt, lambda name, ids, v: (ids, v.astype(float) * 1e300)
+    )
+    assert rounded(score(benchmark, far, tmp_path / "c", "--normalize")) == expected["CRB-T"]
+    far = save(tmp_path / "far", made, parquet, lambda name, ids, v: (ids, v * np.float32(1e30)))
+    with pytest.raises(UserError, match="queries: the vector of 'q.' is of length 1e\\+30, not 1"):
+        score(benchmark, far, tmp_path / "b")
+    results = score(benchmark, far, tmp_path / "b", "--normalize", "--model", "their-model")
+    assert rounded(results) == expected["CRB-T"]
+    assert results["model"] == "their-model" and results["fingerprint"]["normalized"]
+
+
+def test_media_need_not_be_there(benchmark, sides, tmp_path):
+    made, expected = sides
+    bare = tmp_path / "bare"
+    for name in SETS:
+        (bare / "UVRB" / name / "jsonl").mkdir(parents=True)
+        for path in (benchmark / "UVRB" / name / "jsonl").iterdir():
+            (bare / "UVRB" / name / "jsonl" / path.name).write_bytes(path.read_bytes())
+    folder = save(tmp_path / "theirs", made, npy_json)
+    assert scores(score(bare, folder, tmp_path / "out")) == scores(expected)
+
+
+def test_missing_vectors_count_as_unreadable(benchmark, sides, tmp_path):
+    def drop(name, ids, vectors):
+        if name != "CRB-T/corpus":
+            return ids, vectors
+        keep = [place for place, id in enumerate(ids) if id != "v0"]
+        return [ids[place] for place in keep], vectors[keep]
+
+    folder = save(tmp_path / "theirs", sides[0], npy_json, drop)
+    with pytest.raises(UserError, match="1 of 20 items could not be read, more than the allowed"):
+        score(benchmark, folder, tmp_path / "out", "--max-bad-share", "0.01")
+    results = score(benchmark, folder, tmp_path / "out")
+    record = results["datasets"]["CRB-T"]
+    assert record["quarantined"]["documents"] == 1
+    assert record["score"] == pytest.approx(4 / 5)
+    line = json.loads((tmp_path / "out/quarantine.jsonl").read_text())
+    assert (line["id"], line["reason"]) == ("CRB-T.corpus/v0", "no vector")
+
+
+def one(value):
+    def change(name, ids, vectors):
+        if name == "CRB-T/corpus":
+            vectors[ids.index("v2")] = value
+        return ids, vectors
+
+    return change
+
+
+def ids_of(change):
+    return lambda name, ids, v: (change(ids), v) if name == "CRB-T/corpus" else (ids, v)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (one(np.nan), "CRB-T/corpus: the vector of 'v2' has NaN or infinite numbers"),
+        (one(np.inf), "the vector of 'v2' has NaN or infinite numbers"),
+        (one(0), "the vector of 'v2' is all zeros and has no direction"),
+        (one(0.5), r"the vector of 'v2' is of length 1.225, not 1; --normalize divides by it"),
+        (ids_of(lambda ids: ["v0", *ids[1:]] if ids[0] != "v0" else [*ids[:-1], "v0"]), "twice"),
+        (ids_of(lambda ids: ["other", *ids[1:]]), "id 'other' is not one of the set's"),
+        (ids_of(lambda ids: ids[1:]), "5 vectors, but 4 ids"),
+        (ids_of(lambda ids: [[1], *ids[1:]]), r"\[1\] is not an id"),
+        (lambda name, ids, v: (ids, np.rint(v).astype(int)), r"int64 \[5, 6\] is not floating"),
+        (lambda name, ids, v: (ids, v[:, None]), r"float32 \[5, 1, 6\] is not floating point \[N"),
+        (lambda name, ids, v: (ids, v.astype(object)), "not an .npy file of numbers"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(benchmark, sides, tmp_path, change, message):
+    folder = save(tmp_path / "theirs", sides[0], npy_json, change)
+    with pytest.raises(UserError, match=message):
+        score(benchmark, folder, tmp_path / "out")
+    assert not (tmp_path / "out/results.json").exists()
+
+
+def test_other_widths_are_refused(benchmark, sides, tmp_path):
+    def narrow(name, ids, vectors):
+        return ids, vectors[:, :5] if "queries" in name else vectors
+
+    folder = save(tmp_path / "theirs", sides[0], npy_json, narrow)
+    with pytest.raises(UserError, match="5.*6"):
+        score(benchmark, folder, tmp_path / "out", "--normalize")
+
+
+def damaged(path, what):
+    files = {
+        "no file": lambda: path.with_name("corpus.npy").unlink(),
+        "no ids": lambda: path.with_name("corpus.ids.json").unlink(),
+        "both": lambda: path.with_name("corpus.parquet").write_bytes(b""),
+        "cut": lambda: path.with_name("corpus.npy").write_bytes(b"\x93NUMPY"),
+        "ids": lambda: path.with_name("corpus.ids.json").write_text("{"),
+    }
+    files[what]()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no file", "CRB-T/corpus.npy and .*corpus.parquet are missing"),
+        ("no ids", "missing file: .*corpus.ids.json or corpus.ids.txt"),
+        ("both", "are both there; keep one"),
+        ("cut", "corpus.npy: not an .npy file of numbers"),
+        ("ids", "corpus.ids.json: not valid JSON"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(benchmark, sides, tmp_path, what, message):
+    folder = save(tmp_path / "theirs", sides[0], npy_json)
+    damaged(folder / "CRB-T/corpus", what)
+    with pytest.raises(UserError, match=message):
+        score(benchmark, folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"id": ["v0"], "vectors": [[1.0]]}, "no column 'vector'"),
+        ({"id": ["v0"], "vector": [1.0]}, "column 'vector' is no list of numbers but double"),
+        ({"id": ["v0", "v1"], "vector": [[1.0], [0.0, 1.0]]}, "the vectors differ in length"),
+        ({"id": ["v0", "v1"], "vector": [[1.0], None]}, "a vector, or a number in one, is null"),
+        ({"id": ["v0"], "vector": [["a"]]}, "is not floating point"),
+    ],
+)
+def test_tables_that_do_not_fit_are_named(benchmark, sides, tmp_path, table, message):
+    folder = save(tmp_path / "theirs", sides[0], parquet)
+    pq.write_table(pa.table(table), folder / "CRB-T/corpus.parquet")
+    with pytest.raises(UserError, match=message):
+        score(benchmark, folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--embeddings", "x", "--control"], "--control needs a model, not --embeddings"),
+        (["--embeddings", "x", "--baseline", "m"], "--baseline needs a model"),
+        (["--model", "x", "--normalize"], "--normalize is for --embeddings"),
+        (["--embeddings", "nowhere"], "--embeddings nowhere: no such folder"),
+        ([], "--model is missing, or --embeddings"),
+    ],
+)
+def test_arguments_that_exclude_each_other(benchmark, tmp_path, arguments, message):
+    given = ["--data", str(benchmark), "--output", str(tmp_path / "out"), "--datasets", "CRB-T"]
+    with pytest.raises(UserError, match=message):
+        main([*given, *arguments])
