@@ -16,6 +16,7 @@ NAMES = {
     "mine": "the 100 best of 100k documents for 100k queries, beside the bare product",
     "streams": "the pair streams alone beside the step they feed; 1,000 sources beside 1; starting",
     "isolation": "what decoding in processes of its own costs, and their memory over many clips",
+    "synth": "synthesizing pairs: CPU a pair without the model, calls at once, memory",
 }
 
 

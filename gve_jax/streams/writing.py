@@ -1,7 +1,7 @@
 """Writes pairs as `PairSources` reads them: what a TFDS builder would, record by record."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -25,26 +25,41 @@ def pair_info(name: str, description: str, directory: Path) -> tfds.core.Dataset
     return info
 
 
+def encoder(features: tfds.features.FeaturesDict) -> Callable[[dict], bytes]:
+    """Records -> what a record file holds; the same records give the same bytes."""
+    serializer = ExampleSerializer(features.get_serialized_info())
+
+    def encode(record: dict) -> bytes:
+        example = serializer.get_tf_example(features.encode_example(record))
+        # Else the order of fields differs from process to process.
+        return example.SerializeToString(deterministic=True)
+
+    return encode
+
+
 def write_sources(
     directory: Path, info: tfds.core.DatasetInfo, sources: Mapping[str, Iterable[dict]]
 ) -> dict[str, int]:
-    """Writes records of `pair_features`, source by source in order; how many each has.
+    """`write_encoded`, of records of `pair_features`."""
+    encode = encoder(info.features)
+    return write_encoded(directory, info, {name: map(encode, of) for name, of in sources.items()})
 
-    The same records give the same bytes. Memory does not grow with a source. One without a record
-    leaves nothing.
+
+def write_encoded(
+    directory: Path, info: tfds.core.DatasetInfo, sources: Mapping[str, Iterable[bytes]]
+) -> dict[str, int]:
+    """Writes what `encoder` gave, source by source in order; how many records each has.
+
+    Memory does not grow with a source. One without a record leaves nothing.
 
     Args:
       directory: made here; a part of it may be left when the process ends: rename a whole one.
     """
     directory.mkdir()
-    serializer = ExampleSerializer(info.features.get_serialized_info())
     splits, counts = [], {}
     for source, records in sources.items():
         lengths, size, writer, room = [], 0, None, 0
-        for record in records:
-            example = serializer.get_tf_example(info.features.encode_example(record))
-            # Else the order of fields differs from process to process.
-            data = example.SerializeToString(deterministic=True)
+        for data in records:
             if room <= 0:
                 if writer is not None:
                     writer.close()

@@ -1,0 +1,1 @@
+"""Whether synthesized pairs help: training with and without them, on the generated world."""

@@ -1,0 +1,66 @@
+"""The same pairs by Apache Beam; a worker that dies loses nothing."""
+
+import dataclasses
+import json
+
+import pytest
+
+from data.uvrd import part, world
+from data.uvrd.responder import Responder
+from data.uvrd.run import synthesize
+from tests.data.uvrd_run_test import content, job
+
+pytest.importorskip("apache_beam", reason="Apache Beam is not installed: extra `beam`")
+RUNNER = ["--runner=DirectRunner"]
+
+
+def by_id(directory) -> dict[str, dict]:
+    return {
+        name: {pair["id"]: pair for pair in found} for name, found in content(directory).items()
+    }
+
+
+def test_beam_makes_the_same_pairs(raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Responder(raw) as server:
+        plain = job(raw, tmp_path / "plain", server.url)
+        synthesize(plain)
+        asked = len(server.requests)
+        synthesize(dataclasses.replace(plain, output=tmp_path / "beam"), beam=RUNNER)
+        assert len(server.requests) == 2 * asked
+        synthesize(dataclasses.replace(plain, output=tmp_path / "beam"), beam=RUNNER)
+        assert len(server.requests) == 2 * asked
+    assert by_id(tmp_path / "beam") == by_id(tmp_path / "plain")
+    told = [
+        json.loads((tmp_path / name / "synthesis.json").read_text()) for name in ("plain", "beam")
+    ]
+    for one in told:
+        one["tally"]["rejects"] = dict(sorted(one["tally"]["rejects"].items()))
+    assert told[0] == told[1]
+
+
+def test_a_worker_that_dies_loses_nothing(raw, tmp_path, monkeypatch):
+    """Half of the parts fail at first: a repeated command makes these and no others."""
+    monkeypatch.chdir(tmp_path)
+    write, failed = part.Parts.write, []
+
+    def once(self, number, *rest):
+        if number % 2 and number not in failed:
+            failed.append(number)
+            raise OSError("the worker is gone")
+        write(self, number, *rest)
+
+    monkeypatch.setattr(part.Parts, "write", once)
+    with Responder(raw) as server:
+        asked = job(raw, tmp_path / "beam", server.url)
+        for _ in range(10):
+            try:
+                synthesize(asked, beam=RUNNER)
+                break
+            except Exception as error:
+                assert "the worker is gone" in str(error)
+        assert failed
+        bodies = [json.dumps(body, sort_keys=True) for body in server.requests]
+        assert len(bodies) == len(set(bodies))  # answers of the failed parts were kept
+    assert sum(map(len, content(tmp_path / "beam").values())) == 7 * 14
+    assert (raw / world.CAPTIONS).exists()

@@ -1,0 +1,206 @@
+"""The client against a server that fails in every way: reasons, retries, deadlines, the cache."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from configs.uvrd import get_config
+from data.pairs.rows import Reject
+from data.shapes.render import decode_mp4, encode_png
+from data.uvrd import prompts
+from data.uvrd.compose import fault
+from data.uvrd.responder import MODEL, Responder
+from data.uvrd.server import Server, parse
+from data.uvrd.settings import Settings
+from gve_jax.errors import UserError
+
+PROMPT = prompts.load("video_captions")
+
+
+def settings(**fields) -> Settings:
+    config = get_config("world")
+    config.calls.seconds = 0.5
+    config.calls.most_failures = 1.0
+    config.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
+    return Settings.of(config)
+
+
+_TEXTS = ("summary", "spatio_temporal", "abstract", "partial")
+SLOTS = dict.fromkeys(("images", "seconds", "keywords", *_TEXTS), "1")
+SLOTS |= {"readability": "plain", "education": "none", "emphasis": "mostly what", "caption": '""'}
+
+
+@pytest.fixture(scope="module")
+def shown(raw) -> list[bytes]:
+    frames = decode_mp4((raw / "videos" / "00000.mp4").read_bytes())
+    return [encode_png(frame) for frame in frames[::5]]
+
+
+def ask(raw, cache, images, *, faults=(), count=1, **fields):
+    """What `count` equal calls give, the server, and the pauses; `faults` meet the first calls."""
+    pauses, made = [], settings(**fields)
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+
+    async def run(url):
+        async with Server(url, MODEL, made, cache, sleep) as server:
+            jobs = [server.ask(PROMPT, SLOTS | {"seconds": n}, images,
+                               lambda value: fault(PROMPT.name, value, made))
+                    for n in range(count)]  # fmt: skip
+            return await asyncio.gather(*jobs, return_exceptions=True), server
+
+    where = dict(enumerate(faults))
+    with Responder(raw, fault=lambda number: where.get(number, "")) as responder:
+        results, server = asyncio.run(run(responder.url))
+    return results, server, responder, pauses
+
+
+def test_an_answer_is_valid_cached_and_counted(raw, tmp_path, shown):
+    (first,), server, responder, _ = ask(raw, tmp_path, shown)
+    assert set(first.value) == set(PROMPT.schema["required"])
+    assert (server.usage.calls, server.usage.cached, server.usage.attempts) == (1, 0, 1)
+    assert server.usage.prompt_tokens == 1000 and server.usage.cost(2.0, 0.0) == 0.002
+    (again,), server, responder, _ = ask(raw, tmp_path, shown)
+    assert again == first and responder.requests == []
+    assert (server.usage.calls, server.usage.cached) == (0, 1) and not server.usage.prompt_tokens
+    # Another sampling, another picture: another question.
+    for images, more in ((shown, {"server__temperature": 0.1}), (shown[:2], {})):
+        _, _, responder, _ = ask(raw, tmp_path, images, **more)
+        assert len(responder.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("prose", "answer: prose"),
+        ("echo", "answer: prose"),
+        ("half", "answer: half JSON"),
+        ("refusal", "answer: refusal"),
+        ("schema", "answer: another schema"),
+        ("language", "answer: another language"),
+    ],
+)
+def test_an_invalid_answer_is_asked_again_then_rejected(raw, tmp_path, shown, kind, reason):
+    lengths = {"lengths__keywords": (1, 30)}  # the language fault has one
+    (good,), server, _, _ = ask(raw, tmp_path / "a", shown, faults=[kind, kind], **lengths)
+    assert good.tries == 3 and server.faults == {reason: 2}
+    (bad,), server, responder, _ = ask(raw, tmp_path / "b", shown, faults=[kind] * 3, **lengths)
+    assert isinstance(bad, Reject) and bad.reason == reason
+    assert [body["seed"] for body in responder.requests] == [0, 1, 2]
+    # The verdict is remembered: no call at all.
+    (bad,), _, responder, _ = ask(raw, tmp_path / "b", shown, **lengths)
+    assert bad.reason == reason and responder.requests == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("down", "no connection"),
+        ("slow", "no answer in time"),
+        ("error", "status 500"),
+        ("busy", "status 429"),
+    ],
+)
+def test_a_failed_call_is_repeated_after_a_pause(raw, tmp_path, shown, kind, why):
+    (good,), server, _, pauses = ask(raw, tmp_path, shown, faults=[kind, kind])
+    assert good.tries == 1 and server.usage.attempts == 3
+    assert server.faults == {f"call: {why}": 2}
+    if kind == "busy":  # as the server wishes
+        assert pauses == [3.0, 3.0]
+    else:  # doubled, less up to half of it
+        assert 0.5 <= pauses[0] <= 1.0 <= pauses[1] <= 2.0
+    faults = ["error"] * 2
+    (bad,), server, responder, _ = ask(raw, tmp_path / "x", shown, faults=faults, calls__attempts=2)
+    assert isinstance(bad, Reject) and bad.reason == "server: status 500"
+    # No verdict on the question: it is not remembered.
+    (good,), _, _, _ = ask(raw, tmp_path / "x", shown)
+    assert good.tries == 1
+
+
+def test_an_answer_without_end_is_cut_off(raw, tmp_path, shown):
+    (bad,), server, _, _ = ask(raw, tmp_path, shown, faults=["huge"], calls__attempts=1)
+    assert isinstance(bad, Reject) and "above" in bad.reason
+
+
+def test_a_server_that_fails_or_denies_stops_the_run(raw, tmp_path, shown):
+    results, server, responder, _ = ask(raw, tmp_path, shown, faults=["error"] * 60, count=30,
+                                        calls__attempts=2, calls__most_failures=0.1)  # fmt: skip
+    assert any(isinstance(one, UserError) and "calls failed" in str(one) for one in results)
+    assert len(responder.requests) < 60  # the others did not go on asking
+    (denied,), _, _, _ = ask(raw, tmp_path, shown, faults=["denied"])
+    assert isinstance(denied, UserError) and "401" in str(denied) and "no key" in str(denied)
+
+
+def test_no_server_and_no_model_are_one_line(raw, tmp_path):
+    async def check(url, model):
+        async with Server(url, model, settings(), tmp_path) as server:
+            await server.check()
+
+    with Responder(raw) as responder:
+        asyncio.run(check(responder.url, MODEL))
+        with pytest.raises(UserError, match="--model 'gpt' is not at .* it has shapes"):
+            asyncio.run(check(responder.url, "gpt"))
+        with pytest.raises(UserError, match="no list of models"):
+            asyncio.run(check(responder.url + "/v2", MODEL))
+    with pytest.raises(UserError, match="no answer"):
+        asyncio.run(check(responder.url, MODEL))  # it is closed
+    with pytest.raises(UserError, match="no http"):
+        Server("file:///etc/passwd", MODEL, settings(), tmp_path)
+
+
+def test_calls_at_once_are_bounded(raw, tmp_path, shown, monkeypatch):
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def slowly(number):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.05)
+        with lock:
+            at_once -= 1
+        return ""
+
+    async def run(url):
+        made = settings(calls__concurrency=3, calls__seconds=60.0)
+        async with Server(url, MODEL, made, tmp_path) as server:
+            await asyncio.gather(*(server.ask(PROMPT, SLOTS | {"seconds": n}, shown)
+                                   for n in range(9)))  # fmt: skip
+
+    with Responder(raw, fault=slowly) as responder:
+        asyncio.run(run(responder.url))
+    assert most == 3
+
+
+def test_a_key_is_sent_and_is_in_no_cache(raw, tmp_path, shown, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    ask(raw, tmp_path, shown)
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
+    assert kept and b"sk-secret" not in kept
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['{"query": "q"}', '```json\n{"query": "q"}\n```', '<think>hm {</think>\n {"query": "q"} '],
+)
+def test_fences_and_thoughts_are_taken_off(said):
+    assert parse(said, "stop", prompts.load("image_query")) == {"query": "q"}
+
+
+@pytest.mark.parametrize("said", ["", "null", "[1]", "9" * 5000, "[" * 100_000, '{"query": 1}',
+                                  '{"query": "a", "more": 1}', '{"query": ""}'])  # fmt: skip
+def test_whatever_else_is_a_reject(said):
+    with pytest.raises(Reject):
+        parse(said, "stop", prompts.load("image_query"))
+
+
+def test_captions_of_the_wrong_length_are_rejected():
+    value = dict.fromkeys(_TEXTS, "a red ball rolls") | {"keywords": ["ball"]}
+    strict = Settings.of(get_config())
+    assert fault("video_captions", value, strict) == "length of summary: 4, not 10 to 25"
+    value["summary"] = "a red ball rolls over the green"  # 7 words: within the slack of a quarter
+    value["summary"] += " hill"
+    assert fault("video_captions", value, strict).startswith("length of spatio_temporal")
