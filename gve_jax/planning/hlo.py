@@ -323,6 +323,8 @@ def _elements(shape: str) -> int:
 def _contracted(one: Instruction, shapes, attributes: str) -> int:
     left = arrays(shapes[one.operands[0]])[0][1]
     match = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^}\]]*)', attributes)
+    if match is None:  # an outer product contracts nothing, and is written without
+        return 1
     return prod(left[int(n)] for n in re.findall(r"\d+", match.group(1)))
 
 

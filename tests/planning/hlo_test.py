@@ -161,3 +161,16 @@ def test_products_on_padding_are_none():
     plain = hlo.Instruction("c", "f32[64,32]{1,0}", "convolution", ("x", "w"),
                             ", dim_labels=bf_io->bf", "")  # fmt: skip
     assert hlo._convolution(plain, {"x": "f32[64,16]", "w": "f32[16,32]"}) == 2 * 64 * 32 * 16
+
+
+OUTER = """
+ENTRY %main (a: f32[8,16], b: f32[8,32]) -> f32[8,16,32] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %b = f32[8,32]{1,0} parameter(1)
+  ROOT %d = f32[8,16,32]{2,1,0} dot(%a, %b), lhs_batch_dims={0}, rhs_batch_dims={0}
+}
+"""
+
+
+def test_an_outer_product_contracts_nothing():
+    assert hlo.read(OUTER).flops == 2 * 8 * 16 * 32
