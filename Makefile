@@ -1,4 +1,4 @@
-# make venv | quickstart | test | parity | lint | clean. Each does its own set-up and can be repeated.
+# make venv | quickstart | synth | test | parity | lint | clean. Each does its own set-up and can be repeated.
 
 # The first Python that is new enough. A pyenv shim may be on the path and still not run: try it.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -10,7 +10,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv quickstart test parity lint clean
+.PHONY: venv quickstart synth test parity lint clean
 .DEFAULT_GOAL := venv
 
 venv: $(INSTALLED)
@@ -31,6 +31,16 @@ quickstart: venv
 	$(BIN)/python -m gve_jax.train --config configs/quickstart.py --workdir $(RUN)
 	$(BIN)/python -m evals.uvrb --model $(RUN)/model --baseline $(RUN)/initial --control \
 	    --data $(RUN)/data --output $(RUN)/uvrb --run $(RUN) --report $(RUN)/report.html --check
+
+# Pairs synthesized from raw videos of the generated world; a server on this machine, which ends with
+# the command, answers in a model's stead. The page is $(SYNTH)/pairs/samples.html.
+SYNTH ?= runs/synth
+synth: venv
+	$(BIN)/python -m data.uvrd.world --output $(SYNTH)/raw --videos 200
+	$(BIN)/python -m data.uvrd.responder --world $(SYNTH)/raw --port 0 --run \
+	    $(BIN)/python -m data.uvrd --config configs/uvrd.py:world --input $(SYNTH)/raw/captions.jsonl \
+	    --output $(SYNTH)/pairs --model shapes --server {url}
+	$(BIN)/python -m data.pairs check $(SYNTH)/pairs
 
 lint: venv
 	$(BIN)/ruff check .
