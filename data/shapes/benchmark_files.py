@@ -44,10 +44,11 @@ def layout(name: str, planned: Plan) -> tuple[dict[str, list[dict]], dict[str, J
     """The three tables of a set, and its media by path relative to the set's folder."""
     tables: dict[str, list[dict]] = {"queries": [], "instances": [], "corpus": []}
     media: dict[str, Job] = {}
+    ids = [f"{name}-d{number:04d}" for number in spread(planned)]
     for i, scenes in enumerate(planned.documents):
         path = f"videos/d{i:04d}.mp4"
         media[path] = ("video", scenes)
-        tables["corpus"].append({"id": f"{name}-d{i:04d}", "video": path})
+        tables["corpus"].append({"id": ids[i], "video": path})
     for i, query in enumerate(planned.queries):
         own = _query_media(query, i)
         media |= dict(own.values())
@@ -60,8 +61,22 @@ def layout(name: str, planned: Plan) -> tuple[dict[str, list[dict]], dict[str, J
             "video": paths.get("video", ""),
         }
         tables["queries"].append(row)
-        tables["instances"].append({"qid": qid, "pos": [f"{name}-d{query.answer:04d}"]})
+        tables["instances"].append({"qid": qid, "pos": [ids[query.answer]]})
     return tables, media
+
+
+def spread(planned: Plan) -> list[int]:
+    """A number for each document, by which answers lie evenly among the rest.
+
+    Ties are broken by id: were all answers first, an encoder that gives every document one vector
+    would score below chance, and above it were they last.
+    """
+    answers = {query.answer for query in planned.queries}
+    documents = range(len(planned.documents))
+    groups = [[i for i in documents if (i in answers) == wanted] for wanted in (True, False)]
+    places = {i: (k + 0.5) / len(group) for group in groups for k, i in enumerate(group)}
+    number = {i: n for n, i in enumerate(sorted(documents, key=places.__getitem__))}
+    return [number[i] for i in documents]
 
 
 def write(

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.shapes import benchmark, facts
+from data.shapes import benchmark, benchmark_files, facts
 from data.shapes.instructions import EVALUATION
 from data.shapes.motion import is_clear
 from data.shapes.render import decode_mp4, render
@@ -208,3 +208,18 @@ def test_stored_videos_are_the_planned_scenes(world):
             wanted = render(planned[name].documents[i][0]).astype(int)
             # Colour is stored at half resolution, so only edges may differ much.
             assert np.abs(decode_mp4(data).astype(int) - wanted).mean() < 4
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.2, 1.0])
+def test_one_vector_for_everything_scores_chance_on_every_set(scale):
+    """All documents tied: those with the largest ids come first."""
+    for name, planned in benchmark.plan(0, scale).items():
+        tables, _ = benchmark_files.layout(name, planned)
+        ids = sorted((row["id"] for row in tables["corpus"]), reverse=True)
+        assert len(set(ids)) == len(planned.documents)
+        answers = [pos for row in tables["instances"] for pos in row["pos"]]
+        # An answer in or out is the queries that ask for it.
+        step = max(answers.count(answer) for answer in set(answers)) / len(answers)
+        for k in (1, 10):
+            found = sum(answer in ids[:k] for answer in answers) / len(answers)
+            assert abs(found - min(k / len(ids), 1)) <= step, name
