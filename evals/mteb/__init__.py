@@ -2,6 +2,6 @@
 
     python -m evals.mteb --model M --data DIR --output DIR [--datasets MSRVTT,...]
 
-MTEB brings torch, so it is an extra (`pip install 'gve_jax[mteb]'`), and only this package imports
+MTEB brings torch, so it is an extra (`pip install -e '.[mteb]'`), and only this package imports
 it.
 """

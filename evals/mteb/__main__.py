@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import mteb
     except ImportError as error:
-        raise UserError(f"MTEB is not installed ({error}): pip install 'gve_jax[mteb]'") from error
+        raise UserError(f"MTEB is not installed ({error}): pip install -e '.[mteb]'") from error
     from evals.mteb.encoder import GVEEncoder
     from evals.mteb.tasks import tasks
     from gve_jax import GVE
