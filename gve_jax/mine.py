@@ -31,6 +31,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gve_jax.embed import Encoder
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import differences
+from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.world import WITHIN, World, read_world
@@ -232,4 +233,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_cli(main)

@@ -168,14 +168,25 @@ def probe_stage(
     run: Experiment, probe: Callable, number: int, params, quarantine: Quarantine
 ) -> dict[str, float]:
     """R by source: of the first stage as `pyramid.prober` says, else by the model itself."""
-    first = number == 0 and run.curriculum.config.prober is not None
-    if first and run.scores is not None:
+    if number or run.curriculum.config.prober is None:
+        cosines = own_cosines(run, probe, params, quarantine)
+    elif run.scores is not None:
         return run.scores
-    cosines: dict[str, list[np.ndarray]] = {name: [] for name in run.sources.sizes}
-    if first:
+    else:
         cosines = run.measured(quarantine)
         quarantine.check(sum(run.sources.sizes.values()))
-    for batch in () if first else placed(run.probes(), run.mesh, run.loader()):
+    for name, values in cosines.items():
+        if not sum(map(len, values)):
+            raise UserError(f"source {name}: not one of its probed pairs can be read")
+    return {name: pyramid.mean_alignment(values) for name, values in cosines.items()}
+
+
+def own_cosines(
+    run: Experiment, probe: Callable, params, quarantine: Quarantine
+) -> dict[str, list[np.ndarray]]:
+    """Cosines of the probed pairs by source, by the model as it stands."""
+    cosines: dict[str, list[np.ndarray]] = {name: [] for name in run.sources.sizes}
+    for batch in placed(run.probes(), run.mesh, run.loader()):
         admit(batch, quarantine, run)
         with jax.set_mesh(run.mesh):
             values = probe(params, batch.arrays)
@@ -184,10 +195,7 @@ def probe_stage(
             (values, batch.arrays["valid"]), tiled=True
         )
         cosines[batch.source].append(values[valid])
-    for name, values in cosines.items():
-        if not sum(map(len, values)):
-            raise UserError(f"source {name}: not one of its probed pairs can be read")
-    return {name: pyramid.mean_alignment(values) for name, values in cosines.items()}
+    return cosines
 
 
 def describe(stage: Mapping) -> str:

@@ -10,14 +10,10 @@ are added to what is there.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from evals.ablation import run_python, train_and_score
 from evals.curriculum import summary
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json
@@ -42,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     compiled = args.output / "compiled"
     data = args.data or args.output / "data"
     if args.data is None:
-        _run(["-m", "data.shapes", "--output", str(data)], args.output / "data.log", compiled)
+        run_python(["-m", "data.shapes", "--output", str(data)], args.output / "data.log", compiled)
     runs, seeds = {}, range(FIRST_SEED, FIRST_SEED + args.seeds)
     # Seed by seed: stopped early, what is there compares all arms.
     for seed in seeds:
@@ -50,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, pairs in _pairs(arm, f"{data}/pairs", args.sources).items():
                 fields = fields | {"data.pairs": pairs, "seed": seed, "steps": args.steps}
                 workdir = args.output / "runs" / f"{name}-{seed}"
-                runs.setdefault(name, {})[seed] = train_and_score(workdir, fields, data, compiled)
+                runs.setdefault(name, {})[seed] = train_and_score(
+                    CONFIG, workdir, fields, data, compiled
+                )
         # After every seed: an ablation that is stopped has told of the seeds before.
         found = summary.summarise(runs)
         found["settings"] = {
@@ -66,59 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{text}\nwrote {args.output}/results.json and results.md")
 
 
-def train_and_score(workdir: Path, fields: dict, data: Path, compiled: Path) -> Path:
-    """A finished run and its scores in `workdir/uvrb/results.json`; what is there is not redone."""
-    results = workdir / "uvrb" / "results.json"
-    if results.exists():
-        known = json.loads((workdir / "fields.json").read_text(encoding="utf-8"))
-        if known != fields:
-            changed = next(k for k in known | fields if known.get(k) != fields.get(k))
-            raise UserError(
-                f"{workdir} was made with {changed} {known.get(changed)!r}, not "
-                f"{fields.get(changed)!r}; use another --output"
-            )
-        return workdir
-    began = time.perf_counter()
-    write_json(workdir / "fields.json", fields)
-    train = ["-m", "gve_jax.train", "--config", CONFIG, f"--workdir={workdir}"]
-    train += [f"--config.{name}={value}" for name, value in fields.items()]
-    train += [f"--config.data.tokenizer={data}/tokenizer.json"]
-    _run(train, workdir / "train.log", compiled)
-    trained = time.perf_counter()
-    score = ["-m", "evals.uvrb", "--model", f"{workdir}/model", "--data", str(data)]
-    _run([*score, "--output", f"{workdir}/uvrb"], workdir / "uvrb.log", compiled)
-    averages = json.loads(results.read_text(encoding="utf-8"))["averages"]
-    print(
-        f"{workdir.name}: trained in {trained - began:.0f} s, scored in "
-        f"{time.perf_counter() - trained:.0f} s, "
-        + ", ".join(f"{name} {value:.3f}" for name, value in averages.items()),
-        flush=True,
-    )
-    return workdir
-
-
 def _pairs(arm: str, pairs: str, sources: str | None) -> dict[str, str]:
     if sources is None:
         return {arm: pairs}
     return {arm: pairs, f"{arm}+{sources.split('=')[0]}": f"{pairs},{sources}"}
-
-
-def _run(arguments: list[str], log: Path, compiled: Path) -> None:
-    """Runs Python; what it prints goes to a file, whose last line an error shows."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # All runs have the same programs: each is compiled once.
-    kept = {"JAX_COMPILATION_CACHE_DIR": str(compiled.resolve()),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}  # fmt: skip
-    with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=os.environ | kept,
-        )
-    if done.returncode:
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise UserError(f"{' '.join(arguments[:3])} failed: {''.join(last)} (all of it: {log})")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

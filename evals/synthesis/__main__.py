@@ -14,8 +14,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -30,8 +28,9 @@ from data.uvrd import world
 from data.uvrd.responder import MODEL, Responder
 from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
+from evals.ablation import train_and_score
 from evals.uvrb.tasks import choose
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.errors import Parser, run_cli
 from gve_jax.files import write_json
 from gve_jax.streams.writing import pair_info, write_encoded
 
@@ -106,40 +105,15 @@ def _records(paths: Iterable) -> Iterator[bytes]:
 def run(args, variant: str, seed: int) -> Mapping:
     """The results of one training; from its folder where they are."""
     folder = args.workdir / variant
-    workdir = folder / f"seed{seed}"
-    scored = workdir / "uvrb" / "results.json"
-    if not scored.exists():
-        form = ":smoke" if args.smoke else ""
-        arguments = [
-            f"--config=configs/synthesis.py{form}",
-            f"--workdir={workdir}",
-            f"--config.data.pairs={folder / 'pairs'}",
-            f"--config.data.tokenizer={args.workdir / 'data' / 'tokenizer.json'}",
-            f"--config.seed={seed}",
-        ]
-        if args.steps:
-            arguments.append(f"--config.steps={args.steps}")
-        _call("gve_jax.train", *arguments, cache=args.workdir)
-        arguments = [
-            f"--model={workdir / 'model'}",
-            f"--data={args.workdir / 'data'}",
-            f"--output={workdir / 'uvrb'}",
-            f"--datasets={SETS}",
-        ]
-        _call("evals.uvrb", *arguments, cache=args.workdir)
-    return json.loads(scored.read_text())
-
-
-def _call(module: str, *arguments: str, cache: Path) -> None:
-    # All runs compile the same programs: the second finds them.
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    done = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, check=False)
-    if done.returncode:
-        raise UserError(f"python -m {module} ended with status {done.returncode}; repeat the "
-                        "command to go on")  # fmt: skip
+    fields: dict[str, object] = {"data.pairs": f"{folder}/pairs", "seed": seed}
+    if args.steps:
+        fields["steps"] = args.steps
+    config = f"configs/synthesis.py{':smoke' if args.smoke else ''}"
+    workdir = train_and_score(
+        config, folder / f"seed{seed}", fields, args.workdir / "data", args.workdir / "compiled",
+        ["--datasets", SETS],
+    )  # fmt: skip
+    return json.loads((workdir / "uvrb" / "results.json").read_text(encoding="utf-8"))
 
 
 def summarize(cells: Mapping, chance: Mapping, args) -> dict:

@@ -21,7 +21,6 @@ from gve_jax.files import write_json, write_whole
 
 SEAL = "files.json"  # in an extracted folder: {"parts": [[name, bytes]], "files": {path: [...]}}
 FRAMES_FPS = 8.0  # frames a second of a folder of frames
-_BLOCK = 1 << 20
 
 
 class Folder:
@@ -224,11 +223,8 @@ def extract(
 
 
 def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder_digest(entries: Iterable[tuple[str, str]]) -> str:

@@ -11,7 +11,6 @@ afterwards.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import jax
 
+from evals.uvrb.files import file_sha256
 from evals.uvrb.transcode import Coding
 from gve_jax import hosts
 from gve_jax.errors import UserError
@@ -60,7 +60,7 @@ class Reencoder:
                 raise UserError(f"--reencode: {video} is a folder of frames, not a file")
         self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            digests = list(pool.map(_digest, videos))
+            digests = list(pool.map(file_sha256, videos))
             first = dict(zip(digests, videos, strict=True))  # the same content once
             if jax.process_index() == 0:
                 list(pool.map(self._copy, first, first.values()))
@@ -89,11 +89,6 @@ class Reencoder:
             self.failed[str(video)] = reason
             part.write_bytes(b"")
         os.replace(part, copy)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _last_line(text: str) -> str:

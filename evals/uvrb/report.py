@@ -5,13 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evals.uvrb import figures, sections
+from evals.uvrb import figures, markup, sections
 from evals.uvrb.evaluate import Example, Scored
-from evals.uvrb.markup import card as _card
-from evals.uvrb.markup import missing as _missing
-from evals.uvrb.markup import number as _number
-from evals.uvrb.markup import table as _table
-from evals.uvrb.markup import times as _times
 from evals.uvrb.output import other_scores
 from evals.uvrb.pictures import Pictures
 from evals.uvrb.reader import Query, RetrievalSet
@@ -84,7 +79,7 @@ def examples(found: RetrievalSet, scored: Scored, pictures: Pictures) -> str:
         return ""
     task = found.task
     cards = "".join(_example(found, example, pictures) for example in scored.examples)
-    score = _number(scored.record["score"])
+    score = markup.number(scored.record["score"])
     return f"""<h3 id="{task.name}">{task.name} · {task.label} {score}</h3>
 <p class="muted">{html.escape(task.instruction)}</p>{cards}"""
 
@@ -97,16 +92,16 @@ def _head(results: Mapping, parts: Sequence[str]) -> str:
     cards = []
     for name, what in (("AVG-D", "mean over the sixteen sets"), ("AVG-A", "mean over abilities")):
         if results["averages"][name] is not None:
-            cards.append(_card(_number(results["averages"][name]), f"{name}, {what}"))
+            cards.append(markup.card(markup.number(results["averages"][name]), f"{name}, {what}"))
     if results["averages"]["AVG-D"] is not None:
         average = results["averages"]["AVG-D"]
-        cards.append(_times(average, chance["averages"]["AVG-D"], "chance (AVG-D)"))
+        cards.append(markup.times(average, chance["averages"]["AVG-D"], "chance (AVG-D)"))
         if untrained:
             other = untrained["averages"]["AVG-D"]
-            cards.append(_times(average, other, "the untrained model (AVG-D)"))
+            cards.append(markup.times(average, other, "the untrained model (AVG-D)"))
     for order, control in results.get("controls", {}).items():
         for name, one in control["paired"]["datasets"].items():
-            cards.append(_card(f"{one['difference']:+.3f}", f"{name}, over {order} frames"))
+            cards.append(markup.card(f"{one['difference']:+.3f}", f"{name}, over {order} frames"))
     count = len(results["datasets"])
     items = sum(one["queries"] + one["corpus"] for one in results["datasets"].values())
     links = "".join(f'<a href="#{name.split()[-1].lower()}">{name}</a>' for name in parts)
@@ -134,13 +129,13 @@ def _sets(results: Mapping) -> str:
         record = results["datasets"].get(task.name)
         if record is None:
             continue
-        cells = [task.name, task.ability, task.label, _number(record["score"])]
-        cells += [sections.bounds(record["interval"]), _number(record["chance"])]
-        rows.append(cells + [_number(scores.get(task.name)) for scores in others.values()])
+        cells = [task.name, task.ability, task.label, markup.number(record["score"])]
+        cells += [sections.bounds(record["interval"]), markup.number(record["chance"])]
+        rows.append(cells + [markup.number(scores.get(task.name)) for scores in others.values()])
     return f"""<section id="sets"><h2>Scores by set</h2>
 <figure class="wide">{figures.scores_by_set(results["datasets"], untrained, controls)}
 <figcaption>{caption}.</figcaption></figure>
-{_table(columns, rows, numeric_from=3)}
+{markup.table(columns, rows, numeric_from=3)}
 {sections.released(results)}{sections.sizes_and_costs(results)}</section>"""
 
 
@@ -150,14 +145,14 @@ def _abilities(results: Mapping) -> str:
     rows = []
     for part, names in (("abilities", ABILITIES), ("averages", AVERAGES)):
         for name in names:
-            score, *others = [_number(side[part][name]) for side in sides.values()]
+            score, *others = [markup.number(side[part][name]) for side in sides.values()]
             interval = sections.bounds(results["intervals"][part][name])
             rows.append([name, _ABILITY_NAMES[name], score, interval, *others])
     columns = ["", "", "score", "95 %", *list(sides)[1:]]
-    table = _table(columns, rows, numeric_from=2, totals=len(AVERAGES))
+    table = markup.table(columns, rows, numeric_from=2, totals=len(AVERAGES))
     known = results["abilities"]
     if all(value is None for value in known.values()):
-        drawing = _missing("No ability has all of its sets scored in this run.")
+        drawing = markup.missing("No ability has all of its sets scored in this run.")
     else:
         drawn_sides = {name: side["abilities"] for name, side in sides.items()}
         drawn_sides |= sections.published_radar(results)
@@ -173,7 +168,7 @@ LC.</p><div class="split">{drawing}<div>{table}</div></div></section>"""
 def _training(workdir: Path | None) -> str:
     lines = _records(workdir, "metrics.jsonl")
     if isinstance(lines, str):
-        return f'<section id="training"><h2>Training</h2>{_missing(lines)}</section>'
+        return f'<section id="training"><h2>Training</h2>{markup.missing(lines)}</section>'
     body = f"""<figure class="wide">{figures.training_curves(lines)}
 <figcaption>Pale: every recorded step; strong: smoothed. Dashed lines: a new stage of the
 curriculum, whose other mixture of sources moves loss and accuracy.</figcaption></figure>"""
@@ -190,17 +185,18 @@ def _curriculum(workdir: Path | None) -> str:
     if not isinstance(found, str) and not found[0].get("stages"):
         found = f"{workdir}/curriculum.json has no stage yet."
     if isinstance(found, str):
-        return f'<section id="curriculum"><h2>Curriculum</h2>{_missing(found)}</section>'
+        return f'<section id="curriculum"><h2>Curriculum</h2>{markup.missing(found)}</section>'
     stages, lines = found[0]["stages"], _records(workdir, "metrics.jsonl")
     losses = None if isinstance(lines, str) else _stage_losses(stages, lines)
     rows = [
         [f"{stage['stage']} (σ {stage['sigma']:.2f})", name, f"{stage['R'][name]:.3f}",
          f"{stage['P'][name]:.1%}", f"{stage['batches'].get(name, 0):,}",
-         _number(losses[number].get(name)) if losses else ""]
+         markup.number(losses[number].get(name)) if losses else ""]
         for number, stage in enumerate(stages)
         for name in stage["P"]
     ]  # fmt: skip
     columns = ["stage", "source", "R", "P", "batches", "mean loss"]
+    numbers = markup.table(columns, rows, numeric_from=2)
     return f"""<section id="curriculum"><h2>Curriculum</h2>
 <p class="muted">At the start of each stage R is measured, the mean cosine of the pairs of each
 source, by the model itself or, before the first, by the prober of the configuration. P is the share
@@ -209,7 +205,7 @@ source if the configuration says so, and σ grows, so that what is aligned comes
 catches up.</p>
 <figure class="wide">{figures.curriculum(stages, losses)}
 <figcaption>Each column is a stage, named by its first step; a stronger colour is more.</figcaption>
-</figure><details><summary>all numbers</summary>{_table(columns, rows, numeric_from=2)}</details>
+</figure><details><summary>all numbers</summary>{numbers}</details>
 </section>"""
 
 
@@ -281,11 +277,12 @@ def _method(results: Mapping) -> str:
     lost = ""
     if unreadable:
         columns = ["set", "queries", "documents", "queries without positives"]
-        lost = f"<h3>Unreadable</h3>{_table(columns, unreadable, numeric_from=1)}"
+        lost = f"<h3>Unreadable</h3>{markup.table(columns, unreadable, numeric_from=1)}"
+    fields = markup.table(["field", "value"], settings, numeric_from=2)
     return f"""<section id="method"><h2>Method</h2>
 <p>Every query is ranked against its whole corpus by cosine, exactly. The whole command took
 {results["seconds"]:,.0f} s.</p><ul>{rules}</ul>{lost}
-<h3>Settings of the model</h3>{_table(["field", "value"], settings, numeric_from=2)}</section>"""
+<h3>Settings of the model</h3>{fields}</section>"""
 
 
 # ---- pieces -----------------------------------------------------------------------------------

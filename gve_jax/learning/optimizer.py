@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gve_jax.errors import UserError
+from gve_jax.patterns import decide
 from gve_jax.sharding import path_name, rule_of
 
 Rates = Sequence[tuple[str, float]]
@@ -33,26 +34,21 @@ def factors(names: Iterable[str], rates: Rates) -> dict[str, float]:
         compiled = [(re.compile(pattern), float(factor)) for pattern, factor in rates]
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"optimizer.rates must be pairs of (pattern, factor): {error}") from error
-    found, used = {}, set()
-    for name in names:
-        for number, (pattern, factor) in enumerate(compiled):
-            if pattern.search(name):
-                found[name] = factor
-                used.add(number)
-                break
-        else:
+    chosen, idle = decide([pattern for pattern, _ in compiled], names)
+    for name, number in chosen.items():
+        if number is None:
             raise UserError(f"optimizer.rates: no pattern matches parameter {name}")
     for number, (pattern, factor) in enumerate(compiled):
         if not 0 <= factor < float("inf"):
             raise UserError(f"optimizer.rates: factor {factor} of {pattern.pattern!r} is negative "
                             "or not finite")  # fmt: skip
-        if number not in used:
-            shadowed = any(pattern.search(name) for name in found)
+        if number in idle:
+            shadowed = any(pattern.search(name) for name in chosen)
             left = "that no earlier one matches" if shadowed else "of this model"
             raise UserError(
                 f"optimizer.rates: pattern {pattern.pattern!r} matches no parameter {left}"
             )
-    return found
+    return {name: compiled[number][1] for name, number in chosen.items()}
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:

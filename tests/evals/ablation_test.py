@@ -1,0 +1,28 @@
+"""What is finished is kept, what failed says where to look; no training here."""
+
+import json
+
+import pytest
+
+from evals.ablation import run_python, train_and_score
+from gve_jax.errors import UserError
+
+
+def test_a_finished_run_is_kept_and_another_refused_by_its_field(tmp_path):
+    workdir = tmp_path / "arm-1"
+    (workdir / "uvrb").mkdir(parents=True)
+    (workdir / "uvrb/results.json").write_text("{}")
+    (workdir / "fields.json").write_text(json.dumps({"seed": 1, "steps": 10}))
+    same = {"seed": 1, "steps": 10}
+    assert train_and_score("none.py", workdir, same, tmp_path, tmp_path) == workdir
+    with pytest.raises(UserError, match="arm-1 was made with steps 10, not 20"):
+        train_and_score("none.py", workdir, same | {"steps": 20}, tmp_path, tmp_path)
+
+
+def test_a_process_that_failed_shows_its_last_line(tmp_path):
+    log = tmp_path / "logs" / "one.log"
+    with pytest.raises(UserError, match=r"failed: the reason \(all of it: .*one\.log\)"):
+        run_python(["-c", "print('before'); raise SystemExit('the reason')"], log, tmp_path)
+    assert log.read_text().splitlines() == ["before", "the reason"]
+    run_python(["-c", "print('well')"], log, tmp_path)
+    assert log.read_text() == "well\n"
