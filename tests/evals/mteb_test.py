@@ -17,6 +17,7 @@ from mteb.models import EncoderProtocol
 from evals.mteb.__main__ import main
 from evals.mteb.encoder import GVEEncoder
 from evals.mteb.tasks import metadata, tasks
+from evals.reference import import_torchvision
 from evals.uvrb.__main__ import main as evaluate_uvrb
 from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import TASKS, choose
@@ -25,6 +26,8 @@ from gve_jax.errors import UserError
 from gve_jax.retrieval import evaluate, rank_positives
 from tests import checkpoints
 from tests.evals.small_uvrb import make_benchmark
+
+import_torchvision()  # transformers, which MTEB loads, imports it where `make parity` puts it
 
 WORDS = "red green blue ball square left right fast slow".split()
 PROMPT = "Find what is described."
