@@ -9,9 +9,10 @@ import optax
 
 from gve_jax.learning.gradcache import cached_value_and_grad
 from gve_jax.learning.loss import LossConfig, info_nce, learned
-from gve_jax.learning.state import join
+from gve_jax.learning.state import join, state_shardings
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import make_embed
+from gve_jax.sharding import param_shardings
 
 
 def make_train_step(
@@ -74,13 +75,16 @@ def make_train_step(
             valued = jax.value_and_grad(at_once, (0, 1), has_aux=True)
             (result, scalars), grads = valued(model, log)
         grads = _together(*grads)
+        grads = jax.lax.with_sharding_constraint(grads, param_shardings(grads, mesh))
         return grads, scalars | {"loss": result, "gradient_norm": optax.tree.norm(grads),
                                  "parameter_norm": optax.tree.norm(params)}  # fmt: skip
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, grads):
         updates, opt = tx.update(grads, state["opt"], state["params"])
-        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}
+        new = {"params": optax.apply_updates(state["params"], updates), "opt": opt}
+        # Else the compiler places small leaves as it likes, and the second step compiles anew.
+        return jax.lax.with_sharding_constraint(new, state_shardings(new["params"], tx, mesh))
 
     def step(state, frozen, arrays, number):
         grads, scalars = gradients(state["params"], frozen, arrays, number)

@@ -44,11 +44,12 @@ def arrays():
     }
 
 
+MESHES = {"data": {"data": 8}, "fsdp": {"fsdp": 8}, "mixed": {"data": 2, "fsdp": 2, "tensor": 2}}
+
+
 @pytest.fixture(scope="module")
 def losses():
-    return {name: _losses(axes) for name, axes in {
-        "data": {"data": 8}, "fsdp": {"fsdp": 8}, "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
-    }.items()}  # fmt: skip
+    return {name: _losses(axes) for name, axes in MESHES.items()}
 
 
 def _losses(axes):
@@ -59,6 +60,10 @@ def _losses(axes):
     for number in range(4):
         state, scalars = step(state, frozen, batch, number)
         found.append(float(scalars["loss"]))
+    # Whatever the mesh, a step leaves the state where it found it: else the next one compiles anew.
+    placed = jax.tree.leaves(state_shardings(state["params"], TX, mesh))
+    for leaf, sharding in zip(jax.tree.leaves(state), placed, strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     return found
 
 
