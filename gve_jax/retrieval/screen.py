@@ -35,10 +35,11 @@ LEAST_WIDTH = 256  # below, counting takes longer than the product
 LARGEST_WIDTH = 1 << 14  # up to which SLACK holds
 LEAST_WORK = 1 << 36  # products of numbers; below, compiling takes longer than is won
 
-SAMPLE = 1024  # documents that tell whether a row has too many undecided ones
+SAMPLE = 512  # documents that tell whether a row has too many undecided ones
 MOST = 1 / 64  # share of undecided documents with which a row is left to float32
 SPARE = 64  # undecided documents that a row may have besides
-GROUP = 4  # query tiles that meet a corpus tile while it is there, rounded
+GROUP = 8  # query tiles that meet a corpus tile while it is there, rounded
+LEAST_FILLED = 1 / 2  # of the last query tile; else float32 costs less, in a smaller tile
 BLOCK = 128  # documents that are looked at together if one of them is undecided
 CHUNK = 256  # pairs in one float32 program
 
@@ -96,30 +97,41 @@ def count_rows(
     size = tiles.tile_size(len(corpus), SAMPLE)
     sampled = np.linspace(0, len(corpus) - 1, min(size, len(corpus))).astype(np.int64)
     sample = _halve(mesh)(tiles.whole(mesh, corpus[sampled], size))
-    make = functools.partial(_part, mesh, queries, row_query, position, order, query_tile)
+    screen = _screen(mesh)
 
-    for start in range(0, len(position), query_tile):
-        chosen = np.arange(start, min(start + query_tile, len(position)))
-        part = make(chosen, score)
-        part.own[:] = _own_scores(mesh, part, corpus, corpus_tile)
-        score[chosen] = part.own[: len(chosen)]
-        part.known = tiles.split(mesh, part.own)
-        undecided = _undecided(part, _screen(mesh)(*part.args, *sample), size - len(sampled))
-        done[chosen] = undecided[: len(chosen)] <= MOST * len(sampled)
+    def groups(rows: np.ndarray) -> Iterator[list[_Part]]:
+        for start in range(0, len(rows), GROUP * query_tile):
+            group = rows[start : start + GROUP * query_tile]
+            yield [
+                _part(mesh, queries, row_query, position, order, query_tile, chosen, score)
+                for chosen in np.split(group, range(query_tile, len(group), query_tile))
+            ]
+
+    for parts in groups(np.arange(len(position))):
+        _score_own(mesh, parts, corpus, corpus_tile)
+        for part in parts:
+            rows, known = part.rows, tiles.split(mesh, part.own)
+            score[rows] = part.own[: len(rows)]
+            undecided = _undecided(screen(part.half, part.error, known, *sample),
+                                   size - len(sampled))  # fmt: skip
+            done[rows] = undecided[: len(rows)] <= MOST * len(sampled)
 
     rows = np.flatnonzero(done)
-    fetch, halve, screen = tiles.fetcher(mesh, corpus, corpus_tile), _halve(mesh), _screen(mesh)
-    for start in range(0, len(rows), GROUP * query_tile):
-        group = rows[start : start + GROUP * query_tile]
-        parts = [make(group[at : at + query_tile], score)
-                 for at in range(0, len(group), query_tile)]  # fmt: skip
+    rest = len(rows) % query_tile
+    if rest < LEAST_FILLED * query_tile:
+        done[rows[len(rows) - rest :]] = False
+        rows = rows[: len(rows) - rest]
+    fetch = tiles.fetcher(mesh, corpus, corpus_tile)
+    for parts in groups(rows):
+        known = [tiles.split(mesh, part.own) for part in parts]
         waiting = None
         for first in range(0, len(corpus), corpus_tile):
             documents = fetch(first // corpus_tile)
-            halves = halve(documents)
+            halves = _halve(mesh)(documents)
             its = order[first : first + corpus_tile]
-            for part in parts:
-                job = part, documents, its, first + len(its), screen(*part.args, *halves)
+            for part, own in zip(parts, known, strict=True):
+                screened = screen(part.half, part.error, own, *halves)
+                job = part, documents, its, first + len(its), screened
                 if waiting:  # the host looks at one while the devices screen the next
                     _settle(mesh, *waiting)
                 waiting = job
@@ -137,7 +149,6 @@ class _Part:
     rows: int [n], which rows it holds.
     vectors, half, error: on the mesh, float32 [Q, D], bfloat16 [Q, D], float32 [Q].
     position, own, own_order: [Q, M] of the positives: index, score, id's order.
-    known: `own` on the mesh.
     counts: int32 [Q, M, 2].
     seen: int [Q], undecided documents so far.
     gone: bool [Q], rows with too many of them.
@@ -150,14 +161,9 @@ class _Part:
     position: np.ndarray
     own: np.ndarray
     own_order: np.ndarray
-    known: jax.Array
     counts: np.ndarray
     seen: np.ndarray
     gone: np.ndarray
-
-    @property
-    def args(self) -> tuple:
-        return self.half, self.error, self.known
 
 
 def _part(mesh, queries, row_query, position, order, size, rows, score) -> _Part:
@@ -166,24 +172,24 @@ def _part(mesh, queries, row_query, position, order, size, rows, score) -> _Part
     its, own = tiles.padded(position[rows], size, -1), tiles.padded(score[rows], size, np.inf)
     own_order = np.where(its >= 0, order[its], -1)
     return _Part(rows, vectors, *_halve(mesh, split=True)(vectors), its, own, own_order,
-                 tiles.split(mesh, own), np.zeros((*its.shape, 2), np.int32),
+                 np.zeros((*its.shape, 2), np.int32),
                  np.zeros(size, np.int64), np.zeros(size, bool))  # fmt: skip
 
 
-def _own_scores(mesh: Mesh, part: _Part, corpus: np.ndarray, corpus_tile: int) -> np.ndarray:
-    """Float32 scores [Q, M] of the positives; infinite where there is none."""
-    found = np.full(part.position.shape, np.inf, np.float32)
-    wanted = np.unique(part.position[part.position >= 0])
+def _score_own(mesh: Mesh, parts: list[_Part], corpus: np.ndarray, corpus_tile: int) -> None:
+    """Fills in the float32 scores of the positives."""
+    wanted = np.unique(np.concatenate([part.position.ravel() for part in parts]))
+    wanted = wanted[wanted >= 0]
     for at in range(0, len(wanted), corpus_tile):
         these = wanted[at : at + corpus_tile]
-        column = np.minimum(np.searchsorted(these, part.position), len(these) - 1)
-        row, slot = np.nonzero(these[column] == part.position)
         documents = tiles.whole(mesh, corpus[these], corpus_tile)
-        found[row, slot] = _score(mesh, part.vectors, documents, row, column[row, slot])
-    return found
+        for part in parts:
+            column = np.minimum(np.searchsorted(these, part.position), len(these) - 1)
+            row, slot = np.nonzero(these[column] == part.position)
+            part.own[row, slot] = _score(mesh, part.vectors, documents, row, column[row, slot])
 
 
-def _undecided(part: _Part, screened: tuple, padding: int) -> np.ndarray:
+def _undecided(screened: tuple, padding: int) -> np.ndarray:
     """Undecided documents of each row, int [Q], of a tile with so many rows of padding."""
     _, low, high, _, undecided = screened
     inside = (np.asarray(low) <= 0) & (np.asarray(high) >= 0)  # padding scores zero
@@ -202,7 +208,7 @@ def _settle(mesh: Mesh, part: _Part, documents, order, seen: int, screened: tupl
     padding = len(documents) - len(order)
     above = np.asarray(above) - padding * (np.asarray(high) < 0)
     part.counts += above[:, :, None]
-    part.seen += _undecided(part, screened, padding)
+    part.seen += _undecided(screened, padding)
     part.gone |= part.seen > SPARE + MOST * seen
     waiting = np.where(part.gone[:, None, None], 0, np.asarray(undecided))
     blocks = waiting.shape[2]
@@ -289,14 +295,20 @@ def pair_scores(mesh: Mesh) -> Callable:
 def _halve(mesh: Mesh, split: bool = False) -> Callable:
     """[N, D] -> bfloat16 [N, D] and the length of what each row lost, float32 [N]."""
 
-    def halve(vectors):
-        # Not a conversion there and back, which XLA may leave out: the loss would be zero.
-        rounded = jax.lax.reduce_precision(vectors, exponent_bits=8, mantissa_bits=7)
-        lost = vectors - rounded
-        return rounded.astype(jnp.bfloat16), jnp.sqrt(jnp.sum(lost * lost, axis=1))
+    def lost(vectors, half):
+        difference = vectors - half.astype(jnp.float32)
+        return jnp.sqrt(jnp.sum(difference * difference, axis=1))
 
     spec = P(mesh.axis_names) if split else P()
-    return jax.jit(jax.shard_map(halve, mesh=mesh, in_specs=spec, out_specs=spec))
+    # Two programs: in one, XLA may leave out a conversion there and back, and nothing is lost.
+    half = jax.jit(lambda vectors: vectors.astype(jnp.bfloat16))
+    lost = jax.jit(jax.shard_map(lost, mesh=mesh, in_specs=spec, out_specs=spec))
+
+    def halve(vectors):
+        rounded = half(vectors)
+        return rounded, lost(vectors, rounded)
+
+    return halve
 
 
 @functools.lru_cache(maxsize=8)

@@ -31,6 +31,7 @@ def screened(monkeypatch):
         return found
 
     monkeypatch.setattr(screen, "pays", lambda rows, corpus: True)
+    monkeypatch.setattr(screen, "LEAST_FILLED", 0)
     monkeypatch.setattr(screen, "count_rows", count_rows)
     return done
 
@@ -163,8 +164,8 @@ def test_margin_holds(one, make):
     rng = np.random.default_rng(6)
     queries, corpus = (make(rng, rows, 250).astype(np.float32) for rows in (128, 512))
     true = exact(queries, corpus)
-    half, error = screen._halve(one)(queries)
-    halves, errors = screen._halve(one)(corpus)
+    half, error = screen._halve(one)(jax.device_put(queries))
+    halves, errors = screen._halve(one)(jax.device_put(corpus))
     lost = corpus - np.asarray(halves).astype(np.float64)
     np.testing.assert_allclose(errors, np.linalg.norm(lost, axis=1), rtol=1e-5)
     own = true[:, :4].astype(np.float32)
