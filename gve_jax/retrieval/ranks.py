@@ -7,7 +7,8 @@ memory is that of a few tiles whatever the size of the corpus (which may be a `n
 The score of a positive is read out of the same tile product that scores its competitors. A separate
 dot product rounds differently, which turns ties into wins. So a tile of queries first meets its
 positives, then counts over all tiles. Queries are ordered by their positives, which then lie in few
-tiles: their products are kept until they are counted, and cost nothing twice.
+tiles: their products are kept until they are counted, and cost nothing twice. Large sets are
+counted in bfloat16 first, where a bound of its error decides (`screen`); the ranks stay exact.
 
 Ties are broken as trec_eval does: score descending, then document id descending as strings. A model
 whose vectors are all equal therefore scores chance. The pessimistic rank puts every tied document
@@ -25,7 +26,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gve_jax.errors import UserError
-from gve_jax.retrieval import tiles
+from gve_jax.retrieval import screen, tiles
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
 
 POSITIVES_PER_ROW = 4  # a query with more positives takes several rows
@@ -101,37 +102,25 @@ def rank_positives(
     counts = np.zeros((*position.shape, 2), np.int32)
 
     mesh = tiles.choose_mesh(mesh)
-    q_tile = tiles.tile_size(len(row_query), query_tile, mesh.size)
     c_tile = tiles.tile_size(len(corpus), corpus_tile)
-    tile_orders = tiles.padded(order, -(-len(order) // c_tile) * c_tile, -1).reshape(-1, c_tile)
-    fetch, product, count = tiles.fetcher(mesh, corpus, c_tile), tiles.product(mesh), _count(mesh)
-
     # Rows with neighbouring positives go together: few corpus tiles then hold their positives.
-    nearby = np.argsort(position[:, 0], kind="stable")
-    own = tiles.own_rows(len(nearby))
-    for start in range(own.start, min(own.stop, len(nearby)), q_tile):
-        chosen = nearby[start : min(start + q_tile, own.stop)]
-        tile_position = tiles.padded(position[chosen], q_tile, -1)
-        rows = tiles.padded(np.asarray(queries[row_query[chosen]], np.float32), q_tile, 0)
-        rows = tiles.split(mesh, rows)
-        held, tile_score = _positive_scores(mesh, rows, tile_position, corpus, c_tile, fetch)
-        known = tiles.split(mesh, tile_score)
-        known_order = np.where(tile_position >= 0, order[tile_position], -1).astype(np.int32)
-        known_order = tiles.split(mesh, known_order)
-        state = tiles.split(mesh, np.zeros((*tile_position.shape, 2), np.int32))
-        for tile, tile_order in enumerate(tile_orders):
-            scores = held.pop(tile, None)
-            if scores is None:
-                scores = product(rows, fetch(tile))
-            padding = np.int32(max(0, (tile + 1) * c_tile - len(corpus)))
-            last, state = state, count(state, scores, known, known_order, tile_order, padding)
-            jax.block_until_ready(last)  # else every tile of the corpus is queued on the device
-        score[chosen] = tile_score[: len(chosen)]
-        counts[chosen] = np.asarray(state)[: len(chosen)]
-
-    # By row of `nearby`, in which the hosts divide them.
-    score[nearby] = tiles.of_all_hosts(score[nearby], len(nearby))
-    counts[nearby] = tiles.of_all_hosts(counts[nearby], len(nearby))
+    rows = np.argsort(position[:, 0], kind="stable")
+    if screen.pays(len(rows), corpus):
+        own = rows[tiles.own_rows(len(rows))]
+        q_tile = tiles.tile_size(len(rows), query_tile, mesh.size)
+        done = np.zeros(len(rows), np.int32)
+        score[own], counts[own], done[own] = screen.count_rows(
+            mesh, queries, corpus, row_query[own], position[own], order, q_tile, c_tile
+        )
+        for each in (score, counts, done):
+            each[rows] = tiles.of_all_hosts(each[rows], len(rows))
+        # All rows of a query: its positives may tie, and are compared within one program only.
+        left = np.zeros(len(queries), bool)
+        left[row_query[done == 0]] = True
+        rows = rows[left[row_query[rows]]]
+    q_tile = tiles.tile_size(len(rows), query_tile, mesh.size)
+    _count_rows(mesh, queries, corpus, row_query, position, order, rows, score, counts,
+                q_tile, c_tile)  # fmt: skip
     found = score[row, slot], counts[row, slot, 0], counts[row, slot, 1]
     return _ranks(query, document, *found, order, len(queries), len(corpus))
 
@@ -202,6 +191,39 @@ def rank_candidates(
 
 
 # ---- the work on the devices ------------------------------------------------------------------
+
+
+def _count_rows(
+    mesh, queries, corpus, row_query, position, order, rows, score, counts, q_tile, c_tile
+) -> None:
+    """Fills `score` and `counts` at `rows`, which the hosts divide, by products in float32.
+
+    Arrays as in `screen.count_rows`.
+    """
+    tile_orders = tiles.padded(order, -(-len(order) // c_tile) * c_tile, -1).reshape(-1, c_tile)
+    fetch, product, count = tiles.fetcher(mesh, corpus, c_tile), tiles.product(mesh), _count(mesh)
+    own = tiles.own_rows(len(rows))
+    for start in range(own.start, min(own.stop, len(rows)), q_tile):
+        chosen = rows[start : min(start + q_tile, own.stop)]
+        tile_position = tiles.padded(position[chosen], q_tile, -1)
+        vectors = tiles.padded(np.asarray(queries[row_query[chosen]], np.float32), q_tile, 0)
+        vectors = tiles.split(mesh, vectors)
+        held, tile_score = _positive_scores(mesh, vectors, tile_position, corpus, c_tile, fetch)
+        known = tiles.split(mesh, tile_score)
+        known_order = np.where(tile_position >= 0, order[tile_position], -1).astype(np.int32)
+        known_order = tiles.split(mesh, known_order)
+        state = tiles.split(mesh, np.zeros((*tile_position.shape, 2), np.int32))
+        for tile, tile_order in enumerate(tile_orders):
+            scores = held.pop(tile, None)
+            if scores is None:
+                scores = product(vectors, fetch(tile))
+            padding = np.int32(max(0, (tile + 1) * c_tile - len(corpus)))
+            last, state = state, count(state, scores, known, known_order, tile_order, padding)
+            jax.block_until_ready(last)  # else every tile of the corpus is queued on the device
+        score[chosen] = tile_score[: len(chosen)]
+        counts[chosen] = np.asarray(state)[: len(chosen)]
+    score[rows] = tiles.of_all_hosts(score[rows], len(rows))
+    counts[rows] = tiles.of_all_hosts(counts[rows], len(rows))
 
 
 @functools.lru_cache(maxsize=8)

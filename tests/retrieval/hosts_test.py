@@ -7,9 +7,10 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import Mesh
 
-from gve_jax.retrieval import rank_candidates, rank_positives, top_k
+from gve_jax.retrieval import rank_candidates, rank_positives, screen, top_k
 from tests.conftest import ROOT
 
 # 7 queries: one host gets more of them than the other.
@@ -35,7 +36,12 @@ def find(mesh) -> dict[str, np.ndarray]:
     among = rank_candidates(queries, corpus, lists, positives, ids, mesh=mesh)
     places, scores = top_k(queries, corpus, ids, 5, mesh=mesh)
     found = {"places": places, "scores": scores}
-    for name, each in {"ranks": ranks, "among": among}.items():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screen, "pays", lambda rows, corpus: True)
+        patch.setattr(screen, "LEAST_FILLED", 0)
+        patch.setattr(screen, "MOST", 0.05)  # some rows are left to float32
+        screened = rank_positives(queries, corpus, positives, ids, mesh=mesh)
+    for name, each in {"ranks": ranks, "among": among, "screened": screened}.items():
         for key in ("query", "document", "score", "rank", "pessimistic"):
             found[f"{name}.{key}"] = getattr(each, key)
     return found
@@ -61,6 +67,8 @@ def test_two_hosts_find_what_one_does(tmp_path):
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], ends
     expected = find(Mesh(np.array(jax.devices()[:1]), ("data",)))
+    for key in ("rank", "pessimistic"):  # scores are exact on this grid
+        np.testing.assert_array_equal(expected[f"screened.{key}"], expected[f"ranks.{key}"])
     for host in range(2):
         found = np.load(tmp_path / f"{host}.npz")
         for key, value in expected.items():
