@@ -165,7 +165,7 @@ def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarr
 
 def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], tick) -> None:
     roots, at, told = file.roots(), 0, 0
-    known: dict[tuple[str, str, str], _Rows] = {}
+    known: dict[tuple[str, ...], _Rows] = {}
     for count, line in enumerate(_lines(opened), 1):
         start, at = at, at + len(line)
         if line.isspace():
@@ -174,10 +174,11 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
             if len(line) >= LONGEST_LINE:
                 raise BadRow(f"a line of more than {LONGEST_LINE} bytes")
             _, task, items = parse_row(line, roots)
-            key = task, modalities(items[0]), modalities(items[1])
+            key = task, *items[0], "", *items[1]  # names of keys: few different ones
             rows = known.get(key)
             if rows is None:
-                name = _source_name(task, file, f"{key[1]}2{key[2]}")
+                pair = f"{modalities(items[0])}2{modalities(items[1])}"
+                name = _source_name(task, file, pair)
                 least = min(MOST_NEGATIVES, len(items) - 2)
                 rows = found.setdefault(name, _Rows(least, f"{file.called}:{count}"))
                 known[key] = rows

@@ -19,6 +19,7 @@ _LETTERS = {"text": "T", "image": "I", "video": "V"}
 _MEDIUM = frozenset(("bytes", "path"))
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
+_decode_json = json.JSONDecoder().decode
 _SURROGATE = re.compile(rb"\\u[dD]")
 
 
@@ -42,16 +43,17 @@ def parse_row(
       BadRow: whatever the importer rejects without opening a file.
     """
     try:
-        row = json.loads(line.decode())
+        row = _decode_json(line.decode())
     except UnicodeDecodeError as error:
         raise BadRow(f"not UTF-8: {error.reason}") from error
     except (ValueError, RecursionError) as error:
         raise BadRow(f"not valid JSON: {error}") from error
     if type(row) is not dict:
         raise BadRow(f"expected a JSON object, got {type(row).__name__}")
-    if _SURROGATE.search(line):  # rare, and the check of all texts is not cheap
+    if b"\\u" in line and _SURROGATE.search(line):  # rare, and the check of all texts is not cheap
         _check_unicode(row)
-    _check_keys(row, _PAIR, "a pair")
+    if not row.keys() <= _PAIR:
+        _check_keys(row, _PAIR, "a pair")
     for side in ("query", "positive"):
         if side not in row:
             raise BadRow(f"no {side!r}")
@@ -85,8 +87,6 @@ def as_pair_item(fields: dict, folder: str, place: str) -> Item:
 
 
 def _check_keys(given: dict, known: frozenset, what: str) -> None:
-    if given.keys() <= known:
-        return
     # A key without a value says nothing: tables have a column for what any of their rows has.
     unknown = sorted(key for key in given if key not in known and given[key] is not None)
     if unknown:
@@ -105,7 +105,8 @@ def _item(value: object, side: str, roots: tuple[str, ...] | None) -> dict:
         value = {"text": value}
     if type(value) is not dict:
         raise BadRow(f"{side} must be a text or a mapping, not {type(value).__name__}")
-    _check_keys(value, _ITEM, side)
+    if not value.keys() <= _ITEM:
+        _check_keys(value, _ITEM, side)
     item = {}
     for key, given in value.items():
         if given is None or given == "":
@@ -115,7 +116,7 @@ def _item(value: object, side: str, roots: tuple[str, ...] | None) -> dict:
         elif type(given) is not str:
             raise BadRow(f"{side}: {key} must be a text, not {type(given).__name__}")
         item[key] = given
-    if not item.keys() & _LETTERS.keys():
+    if not item or (len(item) == 1 and "instruction" in item):
         raise BadRow(f"{side} has nothing to embed: give text, image or video")
     return item
 
@@ -128,10 +129,12 @@ def _medium(value: object, what: str, roots: tuple[str, ...] | None) -> str | by
         value = value.get("path") if data is None else data
     if type(value) is not str:
         raise BadRow(f"{what} must be a path or base64, not {type(value).__name__}")
-    if match := _DATA.match(value):
-        return _decode(value[match.end() :], what)
-    if _URL.match(value):
-        raise BadRow(f"{what} {value!r} is a URL: mount its bucket or download it, name the file")
+    if ":" in value:
+        if match := _DATA.match(value):
+            return _decode(value[match.end() :], what)
+        if _URL.match(value):
+            raise BadRow(f"{what} {value!r} is a URL: mount its bucket or download it, and name "
+                         "the file")  # fmt: skip
     if not value or "\0" in value:
         raise BadRow(f"{what} {value!r} is not a path")
     if roots is None:
