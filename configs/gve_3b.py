@@ -92,9 +92,10 @@ def get_config(form: str = "") -> ConfigDict:
     config.buckets.windows = 50  # of any frame pair: a strip touches the most
 
     config.data = ConfigDict()
-    # TFDS directories, one split a source: DIR, or NAME=DIR to add a name to its sources', several
-    # by commas, with * for many; 0 to 3 hard negatives a pair.
+    # TFDS directories or names, files of JSONL, also gs://: PLACE, or NAME=PLACE to add a name to
+    # its sources', several by commas, with * for many; 0 to 3 hard negatives a pair.
     config.data.pairs = "data/gve/*"
+    config.data.cache = "~/.cache/gve_jax/pairs"  # copies of gs:// and indices of JSONL; local
     config.data.sources = gve_mixture.names(mixture)  # patterns of whole names; (): all there are
     # (pattern, pairs of a global batch), else batch_size; table 6: 32 or 64 a GPU by source.
     config.data.batch_sizes = gve_mixture.batch_sizes(mixture)

@@ -74,9 +74,10 @@ def get_config(form: str = "") -> ConfigDict:
     config.buckets.windows = 4  # attention windows of a frame pair
 
     config.data = ConfigDict()
-    # TFDS directories, one split a source: DIR, or NAME=DIR to add a name to its sources', several
-    # by commas, with * for many.
+    # TFDS directories or names, files of JSONL, also gs://: PLACE, or NAME=PLACE to add a name to
+    # its sources', several by commas, with * for many.
     config.data.pairs = "{workdir}/data/pairs"
+    config.data.cache = "~/.cache/gve_jax/pairs"  # copies of gs:// and indices of JSONL; local
     config.data.sources = ()  # patterns of whole names, those that train; (): all
     config.data.tokenizer = "{workdir}/data/tokenizer.json"
     config.data.batch_sizes = ()  # (pattern, pairs of a global batch); else batch_size

@@ -65,8 +65,8 @@ class Experiment:
         self.base = None if config.pretrained is None else open_base(config.pretrained)
         self.model = model_config(config, self.base)
         self.loss = build("loss", LossConfig, config.loss)
-        pairs = parse(config.data.pairs.format(workdir=workdir))
-        self.sources = Sources(pairs, config.data.sources)
+        places = (config.data[name].format(workdir=workdir) for name in ("pairs", "cache"))
+        self.sources = Sources(parse(*places), config.data.sources)
         self.batch_sizes = self._batch_sizes()
         vision = self.model.vision
         self.buckets = build("buckets", Buckets, config.buckets)
@@ -115,6 +115,8 @@ class Experiment:
             # Of the leaves that no checkpoint holds; known once they are read.
             "frozen_weights": None,
         }
+        if self.sources.digests:
+            self.fingerprint["data"]["digests"] = self.sources.digests
 
     def _tokenizer(self) -> str | Path:
         if self.config.data.tokenizer is not None:
@@ -321,10 +323,12 @@ class Experiment:
 
     def measured(self, quarantine: Quarantine) -> dict[str, list[np.ndarray]]:
         """Cosines of the picked pairs, by the model that `pyramid.prober` names."""
+        self.sources.fetch()
         prober, limits = self.curriculum.config.prober, self.preprocess.limits
         return measure(prober, self.sources, self.picked(), self.mesh, limits, quarantine)
 
     def loader(self) -> LoadPairs:
+        self.sources.fetch()  # what lies in a bucket, before workers read it
         rows = {size: local_rows(self.mesh, size) for size in set(self.batch_sizes.values())}
         return LoadPairs(self.sources, self._isolated, self.buckets, rows)
 

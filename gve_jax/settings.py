@@ -12,8 +12,8 @@ from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
 
 # What each section must have, and may have: other sections are fields of a dataclass.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "data": ("pairs", "sources", "tokenizer", "batch_sizes", "repeat", "siblings", "workers",
-             "max_bad_share"),
+    "data": ("pairs", "cache", "sources", "tokenizer", "batch_sizes", "repeat", "siblings",
+             "workers", "max_bad_share"),
     "optimizer": ("learning_rate", "warmup_steps", "b1", "b2", "weight_decay", "clip_norm",
                   "rates"),
     "checkpoint": ("every", "keep"),
@@ -26,7 +26,7 @@ WHOLE = ("seed", "steps", "batch_size", "pretrained", "quantize", "model", "inpu
 FREE = ("checkpoint", "log_every", "mesh", "limits", "export", "gradcache_chunk", "pretrained",
         "profile", "wandb")  # fmt: skip
 FREE_MODEL = ("attention", "remat_vision", "remat_text")
-FREE_DATA = ("pairs", "tokenizer", "workers", "max_bad_share")  # likewise
+FREE_DATA = ("pairs", "cache", "tokenizer", "workers", "max_bad_share")  # likewise
 FREE_LOSS = ("form",)
 
 # field -> what it must satisfy, and how that is said.

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data.pairs.formats import FORMATS
-from data.pairs.importer import MOST_NEGATIVES
 from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.streams.rows import MOST_NEGATIVES
 
 
 def main() -> None:
@@ -34,11 +34,11 @@ def main() -> None:
     add("--beam", action="store_true", help="by Apache Beam, many files at once")
 
     show = commands.add_parser("show", help="prints sources, sizes and first pairs")
-    show.add_argument("directory", type=Path)
+    show.add_argument("pairs", help="a directory, or whatever `config.data.pairs` takes")
     show.add_argument("--rows", type=int, default=2, help="of each source (2)")
 
     check = commands.add_parser("check", help="whether a directory can be trained on")
-    check.add_argument("directory", type=Path)
+    check.add_argument("pairs", help="as of show")
     check.add_argument("--batch-size", type=int, default=1, help="pairs of a global batch (1)")
 
     args = parser.parse_args()
@@ -77,7 +77,7 @@ def _import(args) -> None:
 
 def _show(args) -> None:
     from gve_jax.inputs.item import source_name
-    from gve_jax.streams.pairs import PairSources
+    from gve_jax.streams.sources import Sources, parse
 
     def told(item) -> str:
         text = (item.text or "")[:60]
@@ -85,9 +85,10 @@ def _show(args) -> None:
                  if getattr(item, key) is not None]  # fmt: skip
         return " + ".join([repr(text)] * bool(text) + media)
 
-    sources = PairSources(args.directory)
+    sources = Sources(parse(args.pairs))
     sources.check(dict.fromkeys(sources.sizes, 1))
-    table = Table(title=str(args.directory))
+    sources.fetch()
+    table = Table(title=args.pairs)
     for column in ("source", "pairs", "id", "query", "positive", "negatives"):
         table.add_column(column)
     for name, size in sources.sizes.items():
@@ -99,18 +100,19 @@ def _show(args) -> None:
 
 
 def _check(args) -> None:
-    from gve_jax.streams.pairs import PairSources
+    from gve_jax.streams.sources import Sources, parse
 
-    sources = PairSources(args.directory)
+    sources = Sources(parse(args.pairs))
     sources.check(dict.fromkeys(sources.sizes, args.batch_size))
+    sources.fetch()
     for name, size in sources.sizes.items():
         places = sorted({number * (size - 1) // 15 for number in range(16)})
         counts = {len(pair["negatives"]) for pair in sources.read(name, places)}
         if len(counts) > 1:
-            raise UserError(f"{args.directory}: source {name!r} has pairs of {sorted(counts)} "
+            raise UserError(f"{args.pairs}: source {name!r} has pairs of {sorted(counts)} "
                             "negatives; a batch has one number of them")  # fmt: skip
     pairs = sum(sources.sizes.values())
-    print(f"{args.directory}: {len(sources.sizes)} sources, {pairs:,} pairs, ready for batches of "
+    print(f"{args.pairs}: {len(sources.sizes)} sources, {pairs:,} pairs, ready for batches of "
           f"{args.batch_size}")  # fmt: skip
 
 

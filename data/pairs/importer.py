@@ -13,9 +13,8 @@ from data.pairs import media
 from data.pairs.formats import FORMATS, Draft, Item
 from data.pairs.rows import Reject, input_files, read_rows
 from gve_jax.errors import UserError
+from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES
 
-MOST_NEGATIVES = 3  # what a step takes
-_PAIR = re.compile(r"(?:T|I|V|TI|TV|IV|TIV)2(?:T|I|V|TI|TV|IV|TIV)")
 _NAME = re.compile(r"[A-Za-z0-9_]+")  # of a split of TFDS
 
 
@@ -136,7 +135,7 @@ def open_source(
         raise UserError(f"--input {given!r} is not NAME=PATH, NAME of letters, digits and _")
     files = tuple(input_files(path))
     root = media_root or (Path(path) if Path(path).is_dir() else files[0].parent)
-    known = _PAIR.fullmatch(name.split("_")[0])
+    known = MODALITY_PAIR.fullmatch(name.split("_")[0])
     probe = Source(name if known else "", files, format, root, negatives or 0, by_reference, corpus)
     first: Counter = Counter()
     for place, row in _rows(files):

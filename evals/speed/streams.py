@@ -43,7 +43,7 @@ from gve_jax.settings import model_config
 from gve_jax.sharding import make_mesh
 from gve_jax.streams.loader import LoadPairs, place, placed, read_ahead
 from gve_jax.streams.mixture import Stage, StageSelection, batches
-from gve_jax.streams.sources import Sources
+from gve_jax.streams.sources import Sources, parse
 
 BATCHES = 200  # of a measurement
 STEPS = 12_000  # of the run whose order is built: that of the paper
@@ -215,7 +215,7 @@ def start(directory: Path) -> dict[str, float]:
     """In this process, once: seconds and memory until the first batch's records are there, and the
     memory after `BATCHES` batches."""
     resident, began = _resident(), time.perf_counter()
-    sources = Sources([("", str(directory))])
+    sources = Sources(parse(str(directory)))
     batch = 256
     sources.check({"T2T_text": batch})
     run = batches(sources.sizes, {"T2T_text": batch}, [Stage(0, STEPS, (1.0,))], seed=0)

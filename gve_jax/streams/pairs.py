@@ -2,14 +2,17 @@
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.file_adapters import FileFormat
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import Item, as_item
 from gve_jax.inputs.paths import inside
+from gve_jax.streams.staging import Bucket
 
 MEDIA_ROOT = "media_root"  # in a directory's metadata: media are stored as paths below this folder
 
@@ -29,18 +32,29 @@ class PairSources:
       directory: where a TFDS builder wrote ArrayRecord splits, one a source. The part of a name
         before `_` is its modality pair (`T2V_whole` is of `T2V`).
 
+      bucket: where its shards are that are not in `directory` yet; not pickled.
+
+    Attributes:
+      place: what messages call it.
+      sizes, bytes: by source.
+      digests: of none, which is what sizes and bytes have to tell from others.
+
     Raises:
-      UserError: no such directory, not of TFDS, of another schema, without a source.
+      UserError: no such directory, not of TFDS, of another schema, without a source, or of files
+        that cannot be read at random.
     """
 
-    def __init__(self, directory: str | os.PathLike):
-        self.directory = os.fspath(directory)
+    def __init__(self, directory: str | os.PathLike, bucket: Bucket | None = None):
+        self.directory, self._bucket = os.fspath(directory), bucket
+        self.place = bucket.url if bucket else self.directory
+        self.digests: dict[str, str] = {}
         if not os.path.isdir(self.directory):
-            raise UserError(f"{self.directory}: no such directory of training pairs")
+            raise UserError(f"{self.place}: no such directory of training pairs")
         try:
             self._builder = tfds.builder_from_directory(self.directory)
         except Exception as error:
-            raise UserError(f"{self.directory}: not a TFDS directory ({error})") from error
+            told = " ".join(str(error).split())
+            raise UserError(f"{self.place}: not a TFDS directory ({told})") from error
         self.sizes = {
             name: split.num_examples for name, split in sorted(self._builder.info.splits.items())
         }
@@ -48,11 +62,15 @@ class PairSources:
             name: split.num_bytes for name, split in sorted(self._builder.info.splits.items())
         }
         if not self.sizes:
-            raise UserError(f"{self.directory}: holds no source")
+            raise UserError(f"{self.place}: holds no source")
         found, wanted = (_schema(f) for f in (self._builder.info.features, pair_features()))
         if found != wanted:
             fields = sorted(key for key in found | wanted if found.get(key) != wanted.get(key))
-            raise UserError(f"{self.directory}: not of the schema of pairs: {', '.join(fields)}")
+            raise UserError(f"{self.place}: not of the schema of pairs: {', '.join(fields)}")
+        formats = self._builder.info.available_file_formats()
+        if not formats & FileFormat.with_random_access():
+            stored = ", ".join(sorted(str(one.value) for one in formats)) or "no known format"
+            raise UserError(f"{self.place}: stored as {stored}, not as array_record")
         self._root = (self._builder.info.metadata or {}).get(MEDIA_ROOT)
         self._open: dict[str, object] = {}
 
@@ -66,23 +84,25 @@ class PairSources:
           UserError: in one line, every source that is unknown, empty, smaller than its batch, or
             misses a shard.
         """
-        problems = []
-        for source, batch in batch_sizes.items():
-            if source not in self.sizes:
-                problems.append(f"no source {source!r} (there are {', '.join(self.sizes)})")
-                continue
-            lost = [path for path in self._builder.info.splits[source].filepaths
-                    if not os.path.isfile(path)]  # fmt: skip
-            size = self.sizes[source]
-            if lost:
-                problems.append(f"source {source!r} misses the shard {os.path.basename(lost[0])}")
-            elif size == 0:
-                problems.append(f"source {source!r} is empty")
-            elif size < batch:
-                problems.append(f"source {source!r} has {size} pairs, fewer than batch_size "
-                                f"{batch}")  # fmt: skip
+        problems = too_small(self.sizes, batch_sizes)
+        for source in filter(self.sizes.__contains__, batch_sizes):
+            if lost := [path.name for path in self._shards(source) if not self._has(path)]:
+                problems.append(f"source {source!r} misses the shard {lost[0]}")
         if problems:
-            raise UserError(f"{self.directory}: {'; '.join(problems)}")
+            raise UserError(f"{self.place}: {'; '.join(problems)}")
+
+    def _shards(self, source: str) -> list[Path]:
+        return [Path(path) for path in self._builder.info.splits[source].filepaths]
+
+    def _has(self, shard: Path) -> bool:
+        return shard.name in self._bucket.names if self._bucket else os.path.isfile(shard)
+
+    def remote(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
+        """(URL, path) of the files that hold these sources and are copied from a bucket."""
+        if self._bucket is None:
+            return []
+        shards = [shard for source in sources for shard in self._shards(source)]
+        return [(f"{self._bucket.url}/{shard.name}", shard) for shard in shards]
 
     def read(self, source: str, indices: np.ndarray) -> list[dict]:
         """Records as `{"id", "task", "query", "positive", "negatives"}` of items."""
@@ -90,6 +110,20 @@ class PairSources:
             self._open[source] = self._builder.as_data_source(split=source)
         records = self._open[source].__getitems__([int(i) for i in indices])
         return [_pair(record, self._root) for record in records]
+
+
+def too_small(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> list[str]:
+    """A phrase about each source of `batch_sizes` that has too few pairs for a global batch."""
+    problems = []
+    for source, batch in batch_sizes.items():
+        size = sizes.get(source)
+        if size is None:
+            problems.append(f"no source {source!r} (there are {', '.join(sizes)})")
+        elif size == 0:
+            problems.append(f"source {source!r} is empty")
+        elif size < batch:
+            problems.append(f"source {source!r} has {size} pairs, fewer than batch_size {batch}")
+    return problems
 
 
 def _schema(features: tfds.features.FeaturesDict) -> dict[str, str]:

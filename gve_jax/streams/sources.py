@@ -1,49 +1,62 @@
-"""The sources of an experiment: those of one or of many directories of pairs."""
+"""The sources of an experiment: those of one or of many places, whatever their form."""
 
 import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from gve_jax.errors import UserError
+from gve_jax.streams import staging
+from gve_jax.streams.index import File
+from gve_jax.streams.jsonl import JsonlSources, open_jsonl
 from gve_jax.streams.pairs import PairSources
+
+Part = PairSources | JsonlSources
+METADATA = ("dataset_info.json", "features.json", "metadata.json")
+_TFDS = "tfds:"
+_NAME = re.compile(r"[A-Za-z]\w*(/[\w.+-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?")
 
 
 class Sources:
     """Sources by name, wherever they lie; reads records by (source, index). Pickles by its paths.
 
     Args:
-      parts: (suffix, directory) of TFDS directories. The suffix, unless empty, is added to the
-        names of that directory's sources: `T2V_whole` of ("synth", DIR) is `T2V_whole_synth`.
+      parts: (suffix, sources) as of `parse`. The suffix, unless empty, is added to their names:
+        `T2V_whole` of ("synth", ...) is `T2V_whole_synth`.
       chosen: patterns that match whole names; (): all sources.
 
     Attributes:
       sizes, bytes: of each chosen source, by sorted name.
+      digests: of those chosen sources whose rows were all read to find them.
       known: all names, chosen or not.
 
     Raises:
-      UserError: as `PairSources`; two sources of one name; a pattern that matches none.
+      UserError: two sources of one name; a pattern that matches none.
     """
 
-    def __init__(self, parts: Sequence[tuple[str, str]], chosen: Sequence[str] = ()):
+    def __init__(self, parts: Sequence[tuple[str, Part]], chosen: Sequence[str] = ()):
         self.parts, self.chosen = tuple(parts), tuple(chosen)
-        found: dict[str, tuple[PairSources, str]] = {}
-        for suffix, directory in self.parts:
-            part = PairSources(directory)
+        found: dict[str, tuple[Part, str]] = {}
+        for suffix, part in self.parts:
             for name in part.sizes:
                 known = f"{name}_{suffix}" if suffix else name
                 if known in found:
                     raise UserError(
-                        f"data.pairs: source {known!r} is in {found[known][0].directory} and in "
-                        f"{directory}; give one of them a name, as NAME={directory}"
+                        f"data.pairs: source {known!r} is in {found[known][0].place} and in "
+                        f"{part.place}; give one of them a name, as NAME={part.place}"
                     )
                 found[known] = part, name
         self.known = sorted(found)
         self._found = {name: found[name] for name in self._choose()}
         self.sizes = {name: part.sizes[own] for name, (part, own) in self._found.items()}
         self.bytes = {name: part.bytes[own] for name, (part, own) in self._found.items()}
+        self.digests = {name: part.digests[own] for name, (part, own) in self._found.items()
+                        if own in part.digests}  # fmt: skip
+        self._fetched = False
 
     def __reduce__(self):
         return Sources, (self.parts, self.chosen)
@@ -58,18 +71,37 @@ class Sources:
             except re.error as error:
                 raise UserError(f"data.sources: {pattern!r} is no pattern: {error}") from error
             if not matched:
-                where = ", ".join(directory for _, directory in self.parts)
+                where = ", ".join(part.place for _, part in self.parts)
                 raise UserError(f"data.sources: no source {pattern!r} in {where} "
                                 f"(there are {', '.join(names)})")  # fmt: skip
             kept.update(matched)
         return [name for name in names if name in kept]
 
+    def _by_part(self) -> dict[Part, dict[str, str]]:
+        """The names of the chosen sources of each part, by their own names there."""
+        parts: dict[Part, dict[str, str]] = {}
+        for name, (part, own) in self._found.items():
+            parts.setdefault(part, {})[own] = name
+        return parts
+
     def check(self, batch_sizes: Mapping[str, int]) -> None:
-        """As `PairSources.check`, of every directory in turn."""
-        for part in dict.fromkeys(part for part, _ in self._found.values()):
-            part.check(
-                {own: batch_sizes[name] for name, (of, own) in self._found.items() if of is part}
-            )
+        """As `PairSources.check`, of every part in turn."""
+        for part, names in self._by_part().items():
+            part.check({own: batch_sizes[name] for own, name in names.items()})
+
+    def fetch(self) -> None:
+        """Copies the records of chosen sources that lie in buckets and are not here; before they
+        are read, in every process that starts workers or reads, and not in its workers.
+
+        Raises:
+          UserError: as `staging.copy`.
+        """
+        if self._fetched:
+            return
+        wanted = [one for part, names in self._by_part().items() for one in part.remote(names)]
+        if wanted:
+            staging.copy(wanted)
+        self._fetched = True
 
     def read(self, source: str, indices: np.ndarray) -> list[dict]:
         """Records as `{"id", "task", "query", "positive", "negatives"}` of items."""
@@ -77,22 +109,85 @@ class Sources:
         return part.read(own, indices)
 
 
-def parse(given: str) -> list[tuple[str, str]]:
-    """(suffix, directory) of `config.data.pairs`: `DIR`, `NAME=DIR`, several by commas, with `*`.
+def parse(given: str, cache: str = staging.CACHE) -> list[tuple[str, Part]]:
+    """(suffix, sources) of each entry of `config.data.pairs`: `PLACE` or `NAME=PLACE`, several by
+    commas. A place is
+
+    - a directory of TFDS with ArrayRecord files, or with `*` several,
+    - a file of JSONL, or with `*` several, which then belong together,
+    - `NAME[/CONFIG][:VERSION]` of TFDS, also as `tfds:NAME`, in TFDS_DATA_DIR.
+
+    Directories and files may be in a bucket, `gs://...`: files of JSONL and what describes a
+    directory are copied into `cache` here, records by `Sources.fetch`.
 
     Raises:
-      UserError: a pattern of paths that matches nothing; an empty entry.
+      UserError: an entry that is none of these, matches nothing, or is damaged.
     """
-    parts = []
+    folder, parts = staging.cache_folder(cache), []
     for entry in given.split(","):
-        suffix, _, path = entry.strip().rpartition("=")
-        if not path or (suffix and not re.fullmatch(r"\w+", suffix)):
-            raise UserError(f"data.pairs: {entry!r} is neither DIR nor NAME=DIR")
-        if glob.has_magic(path):
-            matched = sorted(filter(os.path.isdir, glob.glob(path)))
-            if not matched:
-                raise UserError(f"data.pairs: no directory matches {path}")
+        suffix, _, place = entry.strip().rpartition("=")
+        if not place or (suffix and not re.fullmatch(r"\w+", suffix)):
+            raise UserError(f"data.pairs: {entry!r} is neither PLACE nor NAME=PLACE")
+        if place.endswith(".jsonl"):
+            parts.append((suffix, _files(place, folder)))
         else:
-            matched = [path]
-        parts += [(suffix, directory) for directory in matched]
+            parts += [(suffix, _directory(found, folder)) for found in _directories(place)]
     return parts
+
+
+def _matched(place: str) -> list[str]:
+    if not glob.has_magic(place):
+        return [place]
+    return staging.expand(place) if staging.is_remote(place) else sorted(glob.glob(place))
+
+
+def _files(place: str, cache: Path) -> JsonlSources:
+    matched = _matched(place)
+    if not matched:
+        raise UserError(f"data.pairs: no file matches {place}")
+    if not staging.is_remote(place):
+        return open_jsonl([File(os.path.abspath(path), path) for path in matched], cache)
+    copies = [(url, staging.local_path(url, cache)) for url in matched]
+    staging.copy(copies)
+    return open_jsonl([File(str(path), url, media=False) for url, path in copies], cache)
+
+
+def _directories(place: str) -> list[str]:
+    if place.startswith(_TFDS):
+        return [_named(place.removeprefix(_TFDS))]
+    if glob.has_magic(place):
+        found = _matched(place)
+        if not staging.is_remote(place):
+            found = [path for path in found if os.path.isdir(path)]
+        if not found:
+            raise UserError(f"data.pairs: no directory matches {place}")
+        return found
+    if not os.path.isdir(place) and _NAME.fullmatch(place):
+        return [_named(place)]
+    return [place]
+
+
+def _directory(place: str, cache: Path) -> PairSources:
+    if not staging.is_remote(place):
+        return PairSources(place)
+    folder, bucket = staging.local_path(place, cache), staging.list_bucket(place)
+    staging.copy([(f"{bucket.url}/{name}", folder / name) for name in METADATA
+                  if name in bucket.names])  # fmt: skip
+    return PairSources(folder, bucket)
+
+
+def _named(name: str) -> str:
+    """The directory of a dataset that TFDS prepared, by its name; found by its files, without the
+    code that made them."""
+    data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS looks at it once, when it is imported
+    where = data_dir or tfds.core.constants.DATA_DIR
+    if not _NAME.fullmatch(name):
+        raise UserError(f"data.pairs: {name!r} is not NAME, NAME/CONFIG or NAME:VERSION of TFDS")
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except Exception as error:  # TFDS explains in many lines, and by many classes
+        raise UserError(
+            f"data.pairs: {name}: no such directory, and no dataset of that name in {where} "
+            "(TFDS_DATA_DIR)"
+        ) from error
+    return os.fspath(builder.data_dir)

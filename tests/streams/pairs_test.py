@@ -1,6 +1,7 @@
 """What is wrong with a source is said in one line, before training reads it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -42,3 +43,11 @@ def test_a_directory_that_holds_no_pairs_is_refused(tmp_path):
         PairSources(tmp_path / "none")
     with pytest.raises(UserError, match="not a TFDS directory"):
         PairSources(tmp_path)
+
+
+def test_records_that_cannot_be_read_at_random_are_refused(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "out")
+    info = tmp_path / "out" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match="out: stored as tfrecord, not as array_record"):
+        PairSources(tmp_path / "out")

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -56,7 +59,7 @@ def test_patterns_choose_sources_and_directories(folder):
     ("{0}/a", ("T2T_z",), r"data.sources: no source 'T2T_z' in .*/a \(there are T2T_x, T2T_y\)"),
     ("{0}/a", ("T2T_(",), "is no pattern"),
     ("{0}/c*", (), "no directory matches .*/c"),
-    ("{0}/a,", (), "'' is neither DIR nor NAME=DIR"),
+    ("{0}/a,", (), "'' is neither PLACE nor NAME=PLACE"),
     ("{0}/none", (), "none: no such directory"),
 ])  # fmt: skip
 def test_a_mistake_is_named(folder, given, chosen, named):
@@ -70,3 +73,35 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=f"source 'T2T_x' misses the shard {shard.name}"):
         Sources(parse(f"{tmp_path}/a")).check({"T2T_x": 1})
+
+
+def test_a_name_of_tfds_is_found_without_its_code_and_without_tensorflow(folder, tmp_path):
+    for place, origin in (("1.0.0", "a"), ("1.2.0", "b"), ("small/2.0.0", "b")):
+        shutil.copytree(folder / origin, tmp_path / "gve_pairs" / place)
+    code = f"""
+import os, sys
+os.environ["TFDS_DATA_DIR"] = {str(tmp_path)!r}
+from gve_jax.errors import UserError
+from gve_jax.streams.sources import Sources, parse
+for given in sys.argv[1:]:
+    try:
+        parts = parse(given)
+        print(parts[0][1].place, Sources(parts).read("T2T_x", [1])[0]["query"].text)
+    except UserError as error:
+        print(error)
+assert "tensorflow" not in sys.modules, "TensorFlow was imported"
+"""
+    given = ("gve_pairs", "tfds:gve_pairs:1.0.0", "gve_pairs/small:2.0.0", "tfds:gve_pairs:1.0.*",
+             "gve_pairs:3.0.0", "tfds:nothing", "tfds:x y")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    none = f"no such directory, and no dataset of that name in {tmp_path} (TFDS_DATA_DIR)"
+    assert done.stdout.splitlines() == [
+        f"{tmp_path}/gve_pairs/1.2.0 b x 1",
+        f"{tmp_path}/gve_pairs/1.0.0 a x 1",
+        f"{tmp_path}/gve_pairs/small/2.0.0 b x 1",
+        f"{tmp_path}/gve_pairs/1.0.0 a x 1",
+        f"data.pairs: gve_pairs:3.0.0: {none}",
+        f"data.pairs: nothing: {none}",
+        "data.pairs: 'x y' is not NAME, NAME/CONFIG or NAME:VERSION of TFDS",
+    ]

@@ -1,0 +1,218 @@
+"""Where each row of JSONL files lies, by source: one pass checks every row; then it is kept."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gve_jax.errors import UserError
+from gve_jax.files import write_array, write_json
+from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES, BadRow, modalities, parse_row
+
+VERSION = 1  # of what an index holds and of what is checked
+LONGEST_LINE = 256 * 2**20  # bytes: a file without line ends must not be read whole
+SHOWN = 64 * 2**20  # bytes from which on progress is shown
+_COLUMNS = ("file", "start", "length", "line")  # int64 each
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+_SHARD = re.compile(r"[-_.](\d+-of-\d+|\d{3,})$")
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of rows.
+
+    Attributes:
+      path: absolute.
+      called: what messages name it: as it was given.
+      media: whether its rows may name files, in its folder; not beside the copy of one in a bucket.
+    """
+
+    path: str
+    called: str
+    media: bool = True
+
+    @property
+    def folder(self) -> str:
+        return os.path.dirname(self.path)
+
+    def roots(self) -> tuple[str, ...] | None:
+        if not self.media:
+            return None
+        forms = (self.folder, os.path.realpath(self.folder))
+        return tuple(dict.fromkeys(form.rstrip("/") + "/" for form in forms))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A source's rows [first, first + size) of an index, in the order of files and lines."""
+
+    first: int
+    size: int
+    bytes: int  # of its lines
+    digest: str  # of its lines
+    negatives: int  # of every row
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Pickles by its path where it has one, so that workers share its pages.
+
+    Attributes:
+      files: that hold the rows.
+      stamps: (bytes, nanoseconds of the last change) of each file, when it was read.
+      parts: the sources, by sorted name.
+      rows: int64 [rows, 4] in the order of `_COLUMNS`; lines count from 1.
+      path: where it is kept; None: in memory alone.
+    """
+
+    files: tuple[File, ...]
+    stamps: tuple[tuple[int, int], ...]
+    parts: dict[str, Part]
+    rows: np.ndarray
+    path: str | None = None
+
+    def __reduce__(self):
+        if self.path is None:
+            return Index, (self.files, self.stamps, self.parts, np.asarray(self.rows))
+        return _load, (self.files, self.stamps, self.path)
+
+
+def stamp(file: int | str) -> tuple[int, int]:
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns
+
+
+def open_index(files: Sequence[File], folder: Path) -> Index:
+    """The index of all files together; read from `folder` where their sizes and times of change
+    are those of one that was made before. It is kept in memory where `folder` cannot be written.
+
+    Raises:
+      UserError: no such file, a row that is no pair, or other than its source's: in one line that
+        names file and line; no pair at all.
+    """
+    files = tuple(files)
+    try:
+        stamps = tuple(stamp(file.path) for file in files)
+    except OSError as error:
+        raise UserError(f"data.pairs: {error.filename}: {error.strerror}") from error
+    told = json.dumps([VERSION, [(file.path, file.media) for file in files], stamps])
+    path = str(folder / hashlib.sha256(told.encode()).hexdigest()[:24])
+    try:
+        return _load(files, stamps, path)
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
+        pass
+    parts, rows = _build(files, sum(size for size, _ in stamps))
+    if tuple(stamp(file.path) for file in files) != stamps:
+        raise UserError(f"data.pairs: {files[0].called}: rows were added while they were read")
+    try:
+        write_array(Path(f"{path}.npy"), rows)
+        told = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        write_json(Path(f"{path}.json"), {"files": [file.path for file in files], "parts": told})
+    except OSError:
+        return Index(files, stamps, parts, rows)
+    return _load(files, stamps, path)
+
+
+def _load(files, stamps, path: str) -> Index:
+    told = json.loads(Path(f"{path}.json").read_text())["parts"]
+    parts = {name: Part(**fields) for name, fields in told.items()}
+    rows = np.load(f"{path}.npy", mmap_mode="r", allow_pickle=False)
+    if rows.shape != (sum(part.size for part in parts.values()), len(_COLUMNS)):
+        raise ValueError(path)
+    return Index(files, stamps, parts, rows, path)
+
+
+class _Rows:
+    """One source's rows, while they are found."""
+
+    def __init__(self, negatives: int, place: str):
+        self.negatives, self.place = negatives, place
+        self.columns, self.size, self.bytes = array("q"), 0, 0
+        self.digest = hashlib.sha256()
+
+
+def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarray]:
+    found: dict[str, _Rows] = {}
+    shown = Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+        console=Console(file=sys.stderr), transient=True, disable=total < SHOWN,
+    )  # fmt: skip
+    with shown as progress:
+        bar = progress.add_task("rows", total=total)
+        for number, file in enumerate(files):
+            with open(file.path, "rb") as opened:
+                _scan(opened, number, file, found, lambda read: progress.advance(bar, read))
+    if not found:
+        raise UserError(f"data.pairs: {files[0].called}: holds no pair")
+    parts, first = {}, 0
+    for name, rows in sorted(found.items()):
+        digest = rows.digest.hexdigest()[:16]
+        parts[name] = Part(first, rows.size, rows.bytes, digest, rows.negatives)
+        first += rows.size
+    columns = [np.frombuffer(rows.columns, np.int64) for _, rows in sorted(found.items())]
+    return parts, np.concatenate(columns).reshape(-1, len(_COLUMNS))
+
+
+def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], tick) -> None:
+    roots, at, told = file.roots(), 0, 0
+    known: dict[tuple[str, ...], _Rows] = {}
+    for count, line in enumerate(_lines(opened), 1):
+        start, at = at, at + len(line)
+        if line.isspace():
+            continue
+        try:
+            if len(line) >= LONGEST_LINE:
+                raise BadRow(f"a line of more than {LONGEST_LINE} bytes")
+            _, task, items = parse_row(line, roots)
+            key = task, *items[0], "", *items[1]  # names of keys: few different ones
+            rows = known.get(key)
+            if rows is None:
+                pair = f"{modalities(items[0])}2{modalities(items[1])}"
+                name = _source_name(task, file, pair)
+                least = min(MOST_NEGATIVES, len(items) - 2)
+                rows = found.setdefault(name, _Rows(least, f"{file.called}:{count}"))
+                known[key] = rows
+            if len(items) - 2 < rows.negatives:
+                raise BadRow(f"{len(items) - 2} negatives; the first pair of its source, "
+                             f"{rows.place}, has {rows.negatives}")  # fmt: skip
+        except BadRow as error:
+            raise UserError(f"{file.called}:{count}: {error}") from error
+        rows.columns.extend((number, start, len(line), count))
+        rows.size += 1
+        rows.bytes += len(line)
+        rows.digest.update(line)
+        if at - told > 2**22:
+            tick(at - told)
+            told = at
+    tick(at - told)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.readline(LONGEST_LINE), b"")
+
+
+def _source_name(task: str, file: File, pair: str) -> str:
+    """The source of a row: its task, else its file's name without the number of a shard; with the
+    row's modality pair before it where it begins with none."""
+    name = task
+    if not task:
+        stem = _SHARD.sub("", Path(file.path).stem)
+        name = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_") or "rows"
+    if not _NAME.fullmatch(name):
+        raise BadRow(f"task {task!r} names no source: letters, digits and _")
+    told = name.split("_")[0]
+    if not MODALITY_PAIR.fullmatch(told):
+        return f"{pair}_{name}"
+    if told != pair:
+        raise BadRow(f"a pair of {pair} in the source {name}")
+    return name

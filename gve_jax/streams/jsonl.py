@@ -1,0 +1,93 @@
+"""Training pairs in JSONL files, read at random without being imported; media lie beside them."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gve_jax.errors import UserError
+from gve_jax.streams.index import File, Index, open_index, stamp
+from gve_jax.streams.pairs import too_small
+from gve_jax.streams.rows import BadRow, as_pair_item, parse_row
+
+_ANYWHERE = ("/",)  # where a path leads is judged with its links, by `as_pair_item`
+
+
+class JsonlSources:
+    """The sources of JSONL files that belong together; reads records by (source, index).
+
+    A source is all rows of one `task`, in the order of files and lines; the name of one without
+    a modality pair gets that of its rows, and rows without a task are of their file's name. Every
+    row was checked by `open_index`; a file that changes afterwards is refused.
+
+    Attributes:
+      place: what messages call them.
+      sizes, bytes, digests: by source; digests are of the lines that hold its rows.
+    """
+
+    def __init__(self, index: Index):
+        self._index = index
+        named, others = index.files[0].called, len(index.files) - 1
+        self.place = f"{named} and {others:,} more" if others else named
+        self.sizes = {name: part.size for name, part in index.parts.items()}
+        self.bytes = {name: part.bytes for name, part in index.parts.items()}
+        self.digests = {name: part.digest for name, part in index.parts.items()}
+
+    def __reduce__(self):
+        return JsonlSources, (self._index,)
+
+    def check(self, batch_sizes: Mapping[str, int]) -> None:
+        """Whether each source of `batch_sizes` can fill one global batch of that many pairs.
+
+        Raises:
+          UserError: in one line, every source that cannot.
+        """
+        if problems := too_small(self.sizes, batch_sizes):
+            raise UserError(f"{self.place}: {'; '.join(problems)}")
+
+    def remote(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
+        """Nothing: what lies in a bucket was copied before its rows were counted."""
+        return []
+
+    def read(self, source: str, indices: np.ndarray) -> list[dict]:
+        """Records as `{"id", "task", "query", "positive", "negatives"}` of items.
+
+        Raises:
+          UserError: a file that changed, a path that leaves its file's folder by a link.
+        """
+        part, indices = self._index.parts[source], np.asarray(indices, np.int64)
+        if indices.size and not 0 <= indices.min() <= indices.max() < part.size:
+            raise IndexError(f"{source} has {part.size} pairs, not {indices.max()}")
+        rows = self._index.rows[part.first + indices]
+        return [self._pair(source, part.negatives, *row) for row in rows.tolist()]
+
+    def _pair(self, source: str, count: int, file: int, start: int, length: int, line: int) -> dict:
+        of, place = self._index.files[file], f"{self._index.files[file].called}:{line}"
+        try:
+            # Opened each time: there may be more files than a process may hold open.
+            opened = os.open(of.path, os.O_RDONLY)
+            try:
+                if stamp(opened) != self._index.stamps[file]:
+                    raise UserError(f"{place}: the file has changed; repeat the command")
+                data = os.pread(opened, length, start)
+            finally:
+                os.close(opened)
+            id, task, items = parse_row(data, _ANYWHERE if of.media else None)
+        except (OSError, BadRow) as error:
+            raise UserError(f"{place}: cannot be read any more ({error})") from error
+        query, positive, *negatives = [
+            as_pair_item(item, of.folder, place) for item in items[: 2 + count]
+        ]
+        return {
+            "id": id or f"{os.path.basename(of.path)}:{line}",
+            "task": task or source,
+            "query": query,
+            "positive": positive,
+            "negatives": negatives,
+        }
+
+
+def open_jsonl(files: Sequence[File], cache: Path) -> JsonlSources:
+    """Errors as of `open_index`, whose file is put into a folder of `cache`."""
+    return JsonlSources(open_index(files, cache / "index"))
