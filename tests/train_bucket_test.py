@@ -13,10 +13,11 @@ from gve_jax.errors import StoppedError, UserError
 from gve_jax.experiment import Experiment
 from gve_jax.gve import GVE
 from gve_jax.learning.runlog import RunLog
+from gve_jax.sharding import AXES
 from gve_jax.train import train
 from tests.learning.metrics_test import read_events
-from tests.train_lora_test import TEXTS, base, finished, recipe  # noqa: F401 (fixtures)
-from tests.train_test import run_cli
+from tests.train_lora_test import TEXTS, recipe
+from tests.train_test import losses, make_config, run_cli
 
 WORKDIR = "gs://runs/one"
 
@@ -27,27 +28,48 @@ def lines(gcs, bucket: str) -> dict[int, tuple[str, float]]:
     return {r["step"]: (r["task"], r["loss"]) for r in records}
 
 
-def losses(workdir) -> dict[int, tuple[str, float]]:
-    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {r["step"]: (r["task"], r["loss"]) for r in records}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory):
+    """One device, for which less compiles, and a cache of copies that is ours."""
+    mesh = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1],
+                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
+        patch.setattr("gve_jax.experiment.make_mesh", lambda axes: mesh)
+        patch.setattr("gve_jax.gve.make_mesh", lambda axes: mesh)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
-def config(world, base, gcs, cache):  # noqa: F811
+def base(world, tmp_path_factory):
+    """A checkpoint of transformers' format, with the world's tokenizer."""
+    directory = tmp_path_factory.mktemp("base")
+    run = Experiment(make_config(world), directory / "w")
+    run.export("hf", run.start()["params"], {}, directory / "hf")
+    return directory / "hf"
+
+
+def small(world, base):
+    """Four steps, of one shape."""
+    config = recipe(world, base, data__sources=("I2I",), pyramid__stages=1)
+    config.checkpoint.every = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(world, base, tmp_path_factory):
+    """The run in a local workdir, on a local base, uninterrupted."""
+    workdir = tmp_path_factory.mktemp("local")
+    train(small(world, base), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def config(world, base, gcs):
     gcs.make("models")
     for path in base.iterdir():
         gcs.put("models", f"base/{path.name}", path.read_bytes())
-    config = recipe(world, "gs://models/base")
-    config.checkpoint.every = 2
-    return config
+    return small(world, "gs://models/base")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +104,7 @@ def test_a_run_that_is_told_to_end_has_lost_no_line(stopped):
     assert not any(name.startswith(("one/model", "one/.writable")) for name in stopped)
 
 
-def test_its_losses_are_those_of_a_local_run(gcs, whole, finished):  # noqa: F811
+def test_its_losses_are_those_of_a_local_run(gcs, whole, finished):
     assert lines(gcs, "runs") == losses(finished)
     assert gcs.read("runs", "one/curriculum.json") == (finished / "curriculum.json").read_bytes()
     found = {name.removeprefix("one/") for name in gcs.buckets["runs"]}
@@ -104,14 +126,14 @@ def test_tensorboard_gets_every_event(gcs, whole, tmp_path):
     assert steps == {0, 1, 2, 3}
 
 
-def test_its_model_is_the_one_of_a_local_run(gcs, whole, finished):  # noqa: F811
+def test_its_model_is_the_one_of_a_local_run(gcs, whole, finished):
     for name in ("hf/model.safetensors", "adapter/adapter_model.safetensors"):
         assert gcs.read("runs", f"one/{name}") == (finished / name).read_bytes(), name
     ours = GVE.from_pretrained(f"{WORKDIR}/model")
     local = GVE.from_pretrained(finished / "model")
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(local.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    peft = GVE.from_pretrained("gs://models/base", "float32", adapter=f"{WORKDIR}/adapter")
+    peft = GVE.from_pretrained("gs://models/base", dtype="float32", adapter=f"{WORKDIR}/adapter")
     np.testing.assert_array_equal(peft.encode(TEXTS), ours.encode(TEXTS))
     assert gcs.buckets["models"].keys() == {f"base/{name}" for name in os.listdir(finished / "hf")}
 
@@ -124,9 +146,7 @@ def test_repeating_a_finished_run_writes_nothing(config, gcs, whole, capsys):
 
 
 @pytest.mark.parametrize("killed", ["before the save", "in the save", "in the export"])
-def test_killed_and_repeated_gives_bitwise_the_same_losses(
-    config, gcs, whole, finished, killed  # noqa: F811
-):  # fmt: skip
+def test_killed_and_repeated_gives_bitwise_the_same_losses(config, gcs, whole, finished, killed):
     """A killed process leaves the bucket as it is at that moment, and nothing else."""
     saving = [i for i, write in enumerate(whole) if write.name.startswith("one/checkpoints/4/")]
     sealed = [i for i, write in enumerate(whole) if write.name == "one/hf/config.json"]
