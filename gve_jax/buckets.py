@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from etils import epath
 
 from gve_jax.errors import UserError
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _BLOCK = 1 << 25  # bytes of an object that are sent at a time, and held
 
 
@@ -41,8 +43,9 @@ def as_path(name: str | os.PathLike) -> Path:
         return Path(text)
     if not is_bucket(text):
         raise UserError(f"{text}: of URLs only gs:// is a place for files")
-    if not text.removeprefix("gs://").strip("/"):
-        raise UserError(f"{text}: no bucket is named")
+    bucket = text.removeprefix("gs://").partition("/")[0]
+    if not _BUCKET.fullmatch(bucket):
+        raise UserError(f"{text}: {bucket!r} is no name of a bucket")
     _client()
     return epath.Path(text)
 

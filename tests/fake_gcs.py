@@ -5,11 +5,11 @@ A process that is killed leaves in a bucket what the journal says up to a point:
 """
 
 import base64
-import contextlib
 import hashlib
 import http.server
 import json
 import re
+import sys
 import threading
 import urllib.parse
 from typing import NamedTuple
@@ -38,8 +38,7 @@ class FakeGcs:
         self.uploads: dict[str, tuple[str, str, bytearray]] = {}
         self.lock, self._generation = threading.RLock(), 0
         handler = type("Bound", (_Handler,), {"gcs": self})
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "FakeGcs":
@@ -78,6 +77,16 @@ class FakeGcs:
                 self.put(bucket, write.name, write.data)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # tensorstore comes with many at once
+
+    def handle_error(self, request, client_address) -> None:
+        # gcsfs asks two questions at once, and hangs up when the first answer will do.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     gcs: FakeGcs
     protocol_version = "HTTP/1.1"
@@ -94,9 +103,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        # gcsfs asks two questions at once, and hangs up when the first answer will do.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.wfile.write(body)
+        self.wfile.write(body)
 
     def _fail(self, status: int, why: str) -> None:
         self._answer(status, {"error": {"code": status, "message": why}})

@@ -146,7 +146,9 @@ def test_repeating_a_finished_run_writes_nothing(config, gcs, whole, capsys):
 
 
 @pytest.mark.parametrize("killed", ["before the save", "in the save", "in the export"])
-def test_killed_and_repeated_gives_bitwise_the_same_losses(config, gcs, whole, finished, killed):
+def test_killed_and_repeated_gives_bitwise_the_same_losses(
+    config, gcs, whole, finished, capsys, killed
+):
     """A killed process leaves the bucket as it is at that moment, and nothing else."""
     saving = [i for i, write in enumerate(whole) if write.name.startswith("one/checkpoints/4/")]
     sealed = [i for i, write in enumerate(whole) if write.name == "one/hf/config.json"]
@@ -157,6 +159,8 @@ def test_killed_and_repeated_gives_bitwise_the_same_losses(config, gcs, whole, f
     known = lines(gcs, bucket)
     assert sorted(known) == [0, 1, 2, 3]  # ahead of the checkpoint
     train(config, as_path(f"gs://{bucket}/one"))
+    step = 4 if killed == "in the export" else 2
+    assert f"resuming at step {step}\n" in capsys.readouterr().out
     assert lines(gcs, bucket) == losses(finished) == known
     for name in ("hf/model.safetensors", "adapter/adapter_model.safetensors"):
         assert gcs.read(bucket, f"one/{name}") == (finished / name).read_bytes(), name
