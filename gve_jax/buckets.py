@@ -46,6 +46,8 @@ def as_path(name: str | os.PathLike) -> Path:
     bucket = text.removeprefix("gs://").partition("/")[0]
     if not _BUCKET.fullmatch(bucket):
         raise UserError(f"{text}: {bucket!r} is no name of a bucket")
+    if {".", ".."} & set(text.split("/")):  # names like others there; of a copy they lead elsewhere
+        raise UserError(f"{text}: no . and .. in a bucket")
     _client()
     return epath.Path(text)
 

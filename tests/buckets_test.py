@@ -19,6 +19,8 @@ def test_a_local_name_is_a_plain_path():
     for name in ("gs://", "gs:///run", "gs://B/run", "gs://ab/run"):
         with pytest.raises(UserError, match=f"{name}: '\\w*' is no name of a bucket"):
             as_path(name)
+    with pytest.raises(UserError, match=r"no \. and \.\. in a bucket"):
+        as_path("gs://bucket/run/../other")
 
 
 def test_without_its_client_gs_is_refused_in_a_line(monkeypatch):
