@@ -354,6 +354,8 @@ def _reason(error: BaseException) -> str:
     root = _root(error)
     if isinstance(root, OSError) and root.strerror:
         return root.strerror
+    if str(root).startswith("Forbidden: "):  # gcsfs: the address, and in the next line the cause
+        return f"permission denied ({' '.join(str(root).split())})"
     lines = str(root).splitlines() or [type(root).__name__]
     return re.sub(r" \[[^\]]*\]$", "", lines[0]).rsplit(": ", 1)[-1]
 

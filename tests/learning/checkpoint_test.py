@@ -361,7 +361,7 @@ def test_in_a_bucket_params_are_replaced_and_half_of_them_are_refused(gcs):
     assert_same(load_params(path, abstract(params, make_mesh(2, 4))), params)
     assert all(name.startswith("model/params/") for name in held)
     gcs.read_only.add("params")
-    with pytest.raises(UserError, match=f"cannot save parameters in {path}"):
+    with pytest.raises(UserError, match=f"cannot save parameters in {path}: permission denied"):
         save_params(path, params)
     gcs.read_only.clear()
     for name in [name for name in held if name.endswith(("commit_success.txt", "_METADATA"))]:
