@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from gve_jax.buckets import as_path, is_bucket, local_copy
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
 from gve_jax.model import lora, weights
@@ -62,7 +63,9 @@ def read_adapter(
       UserError: no such files, damaged ones, a kind of adapter that is not supported (by the names
         of its fields), tensors that are missing, unexpected, misshapen or not finite (all of them).
     """
-    directory = Path(directory)
+    directory = as_path(directory)
+    if is_bucket(directory):
+        directory = local_copy(directory, (CONFIG, WEIGHTS))
     fields = _read_config(directory / CONFIG)
     tensors = _read_header(directory / WEIGHTS)
     places = _targeted(directory / CONFIG, fields, _layout_of(tensors, cfg))
@@ -118,8 +121,9 @@ def write_adapter(
     flat = flatten_dict(lora.split(params)[1], sep="/")
     if not flat:
         raise UserError(f"{directory}: the model has no adapters to write")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = as_path(directory)
+    if not is_bucket(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     tensors, modules = {}, {}
     for name, place in _places(cfg, layout).items():
         if f"{place.path}/lora/a" not in flat:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from gve_jax.buckets import as_path, is_bucket
 from gve_jax.errors import UserError
 from gve_jax.learning.checkpoint import load_params
 from gve_jax.model.config import ModelConfig
@@ -23,9 +24,10 @@ FORMAT = "gve_jax 1"
 class Base:
     """A directory with `config.json`, `tokenizer.json` and parameters; only the first is read."""
 
-    directory: Path
+    directory: Path  # of one in a bucket, the copy on this machine
     fields: dict  # of config.json
     config: ModelConfig  # with the dtype it was asked for
+    params: Path  # of a model of ours; where it lies, be that a bucket
 
     @property
     def ours(self) -> bool:
@@ -60,12 +62,12 @@ class Base:
             shapes,
             param_shardings(shapes, mesh),
         )
-        found = flatten_dict(load_params(self.directory / "params", target), sep="/")
+        found = flatten_dict(load_params(self.params, target), sep="/")
         return unflatten_dict({k: v for k, v in found.items() if keep(k)}, sep="/")
 
 
 def open_base(name: str | os.PathLike, dtype: str | None = None) -> Base:
-    """The model of a directory or Hub id.
+    """The model of a directory, local or in a bucket, or Hub id.
 
     Args:
       dtype: of parameters and activations. When None, bfloat16 for a released checkpoint, and for
@@ -75,13 +77,14 @@ def open_base(name: str | os.PathLike, dtype: str | None = None) -> Base:
       UserError: no such model, a damaged config.json, another format or architecture.
     """
     directory = find_directory(name)
+    params = (as_path(name) if is_bucket(name) else directory) / "params"
     path = directory / "config.json"
     if not path.is_file():
         raise UserError(f"{directory}: not a model directory (no config.json)")
     fields = read_json(path)
     if "model_type" in fields:
         try:
-            return Base(directory, fields, from_hf(fields, dtype or "bfloat16"))
+            return Base(directory, fields, from_hf(fields, dtype or "bfloat16"), params)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: {error}") from error
     if fields.get("format") != FORMAT:
@@ -92,4 +95,4 @@ def open_base(name: str | os.PathLike, dtype: str | None = None) -> Base:
         raise UserError(f"{path}: damaged ({error})") from error
     if dtype:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    return Base(directory, fields, config)
+    return Base(directory, fields, config, params)

@@ -10,10 +10,10 @@ head (transformers ties one to the embeddings).
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
+from gve_jax.buckets import as_path, is_bucket
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.gve import FORMATS, GVE
 from gve_jax.model.weights import LAYOUTS
@@ -26,12 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise UserError(f"{args.output} exists and is not an empty directory")
     directory = find_directory(args.input)
+    source = args.input if is_bucket(args.input) else directory
     dtype = args.dtype
     if dtype is None and "model_type" in read_json(directory / "config.json"):
         dtype = stored_dtype(directory)
-    model = GVE.from_pretrained(
-        directory, dtype=dtype, adapter=args.adapter, show_progress_bar=True
-    )
+    model = GVE.from_pretrained(source, dtype=dtype, adapter=args.adapter, show_progress_bar=True)
     model.save_pretrained(args.output, args.to, layout=args.layout, show_progress_bar=True)
     print(f"{args.output}: {args.to}, {model.config.param_dtype}")
 
@@ -43,8 +42,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--input", required=True, help="directory of the model, or its Hub id")
-    parser.add_argument("--adapter", type=Path, help="directory of PEFT's LoRA files to add")
-    parser.add_argument("--output", required=True, type=Path, help="new directory to write")
+    parser.add_argument("--adapter", type=as_path, help="directory of PEFT's LoRA files to add")
+    parser.add_argument("--output", required=True, type=as_path, help="new directory to write")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"),
                         help="of the parameters; as they are by default")  # fmt: skip

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from gve_jax import __version__, hosts
 from gve_jax.adapters import write_adapter
 from gve_jax.base import open_base
+from gve_jax.buckets import as_path, is_bucket, local_copy, told
 from gve_jax.errors import UserError
 from gve_jax.files import differences, write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
@@ -36,7 +37,7 @@ from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.model import lora
 from gve_jax.model.quantize import DECODER, KINDS, quantize
 from gve_jax.patterns import assign
-from gve_jax.pretrained import check_tokens, read_json
+from gve_jax.pretrained import COMPANIONS, check_tokens, read_json
 from gve_jax.prober import is_scores, measure, read_scores
 from gve_jax.settings import build, check_fields, kept_fields, model_config
 from gve_jax.sharding import make_mesh, replicated
@@ -120,7 +121,11 @@ class Experiment:
 
     def _tokenizer(self) -> str | Path:
         if self.config.data.tokenizer is not None:
-            return self.config.data.tokenizer.format(workdir=self.workdir)
+            path = self.config.data.tokenizer.format(workdir=self.workdir)
+            if not is_bucket(path):
+                return path
+            path = as_path(path)
+            return local_copy(path.parent, (path.name, *COMPANIONS)) / path.name
         if self.base is None:
             raise UserError("config.data.tokenizer is missing, and so is config.pretrained")
         return self.base.tokenizer
@@ -216,7 +221,11 @@ class Experiment:
     def complete(self) -> bool:
         """Whether this experiment is finished in the workdir; UserError if another one is."""
         seal = self.workdir / "run.json"
-        done = seal.exists() and all(file.exists() for file in map(self._seal, self.config.export))
+        try:
+            with told(self.workdir):
+                done = all(file.exists() for file in (seal, *map(self._seal, self.config.export)))
+        except OSError as error:
+            raise UserError(f"--workdir {self.workdir}: {error.strerror or error}") from error
         if len(set(hosts.gather(done))) > 1:
             raise UserError(f"--workdir {self.workdir} is not the same folder on all hosts")
         if done:
@@ -231,7 +240,8 @@ class Experiment:
                 )
             return True
         try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
+            if not is_bucket(self.workdir):
+                self.workdir.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 write_json(self.workdir / ".writable", None)
                 (self.workdir / ".writable").unlink()

@@ -16,6 +16,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """`path` holds what it held before or all that `write` writes, whenever the process ends.
 
     A full disk is an OSError that names `path`; what was written until then is removed."""
+    if os.fspath(path).startswith("gs://"):
+        # Not above: decoders import this file, and need none of it.
+        from gve_jax.buckets import write_object
+
+        write_object(path, write)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # By process: two commands may write the same file at once.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from gve_jax import __version__
 from gve_jax.adapters import read_adapter
 from gve_jax.base import FORMAT, open_base
+from gve_jax.buckets import as_path, is_bucket
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
@@ -92,8 +93,9 @@ class GVE:
 
         Args:
           directory: holds `config.json`, `tokenizer.json` and the parameters: `params/`, or one or
-            many safetensors files. Or the id of such a repository on the Hugging Face Hub,
-            `Alibaba-NLP/GVE-3B`, which is downloaded once.
+            many safetensors files. Or such a directory in a bucket, `gs://bucket/run/model`, or the
+            id of such a repository on the Hugging Face Hub, `Alibaba-NLP/GVE-3B`; what of it is
+            read as files is downloaded once.
           mesh: where it runs; all devices as data parallel when absent.
           dtype: of parameters and activations, "bfloat16" or "float32". When absent, bfloat16 for a
             released checkpoint, and for one of ours what it was saved with.
@@ -147,7 +149,8 @@ class GVE:
         """Writes a directory that `from_pretrained` reads; `config.json` last, as its seal.
 
         Args:
-          directory: made if absent; a model of the same format there is replaced.
+          directory: made if absent, local or in a bucket; a model of the same format there is
+            replaced.
           format: "gve_jax" keeps everything, adapters and resumable arrays included. "hf" is a
             checkpoint that transformers loads: adapters are merged, there is no head, and the input
             settings stand under `gve_jax` in its config.json.
@@ -157,7 +160,7 @@ class GVE:
         Raises:
           UserError: an unknown format, a model of the other one in the directory, a full disk.
         """
-        directory = Path(directory)
+        directory = as_path(directory)
         if format not in FORMATS:
             raise UserError(f"format {format!r} is unknown; known: {', '.join(FORMATS)}")
         check_free(directory, format)
@@ -172,7 +175,11 @@ class GVE:
                 layout=layout, extra={"gve_jax": settings}, show=show_progress_bar,
             )  # fmt: skip
             return
-        directory.mkdir(parents=True, exist_ok=True)
+        if not is_bucket(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        elif jax.process_index() == 0:
+            # There the parameters are replaced in place: unsealed from here to the end.
+            (directory / "config.json").unlink(missing_ok=True)
         save_params(directory / "params", self.params)
         text = {"format": FORMAT, "model": self.config.to_dict(), **settings}
         text["fingerprint"] = self.fingerprint  # every process takes part in it

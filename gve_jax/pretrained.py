@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer
 
+from gve_jax.buckets import as_path, is_bucket, local_copy
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
+from gve_jax.files import write_json, write_whole
 from gve_jax.model import hf_config, lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
@@ -51,11 +52,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def find_directory(name: str | os.PathLike) -> Path:
-    """The directory of that name; of a Hub id (`org/name`) the one it was downloaded to.
+    """The directory of that name; of a Hub id (`org/name`) the one it was downloaded to, of one in
+    a bucket likewise, without the folders in it.
 
     Raises:
       UserError: neither a directory nor an id that can be fetched.
     """
+    patterns = ["config.json", "tokenizer.json", "*.safetensors", INDEX, *COMPANIONS]
+    if is_bucket(name):
+        return local_copy(as_path(name), patterns)
     directory = Path(name).expanduser()
     if directory.is_dir():
         return directory
@@ -63,7 +68,6 @@ def find_directory(name: str | os.PathLike) -> Path:
         raise UserError(f"{name}: no such directory")
     import huggingface_hub  # half a second that only ids need
 
-    patterns = ["config.json", "tokenizer.json", "*.safetensors", INDEX, *COMPANIONS]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # of the Hub's, of its HTTP client's, of the disk's: no common base
@@ -78,7 +82,7 @@ def read_json(path: Path) -> dict:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error})") from error
     if not isinstance(fields, dict):
@@ -258,7 +262,8 @@ def save_hf(
     arrays = _tensors(found, leaves, dtype)
     try:
         if jax.process_index() == 0:
-            directory.mkdir(parents=True, exist_ok=True)
+            if not is_bucket(directory):
+                directory.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 (directory / "config.json").unlink()  # unsealed from here to the end
         for name in _track(files, "saving", show):
@@ -333,7 +338,11 @@ def copy_tokenizer(tokenizer: Path, directory: Path) -> None:
     """Copies a tokenizer.json and the `COMPANIONS` beside it."""
     for source in (tokenizer, *(tokenizer.parent / name for name in COMPANIONS)):
         target = directory / ("tokenizer.json" if source is tokenizer else source.name)
-        if source.is_file() and not (target.exists() and target.samefile(source)):
+        if not source.is_file():
+            continue
+        if is_bucket(target):
+            write_whole(target, lambda file, source=source: file.write(source.read_bytes()))
+        elif not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)
 
 

@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from gve_jax import hosts
+from gve_jax.buckets import as_path
 from gve_jax.errors import UserError
 from gve_jax.gve import GVE
 from gve_jax.inputs.limits import Limits
@@ -30,7 +30,7 @@ def read_scores(path: str, tasks: Mapping[str, Sequence[str]]) -> dict[str, floa
         cosine: in one line that names the file.
     """
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        told = json.loads(as_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"pyramid.prober {path}: {error}") from error
     if not isinstance(told, dict):

@@ -13,11 +13,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from gve_jax.buckets import is_bucket, write_object
 from gve_jax.errors import UserError
 
 DTYPES = {
@@ -28,6 +29,7 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _BLOCK = 1 << 20  # bytes read at a time: what is transposed stays in a core's cache
+_PIECE = 1 << 24  # bytes written at a time: a bucket's client copies what it is given
 
 
 class Part(NamedTuple):
@@ -142,7 +144,7 @@ def write_file(
     """Writes a file whole or not at all, one tensor in memory at a time.
 
     Args:
-      path: the file; what is there is replaced.
+      path: the file, local or in a bucket; what is there is replaced.
       shapes: (shape, dtype) of each tensor, by name, in the order of `arrays`.
       arrays: the tensors, each C-contiguous.
     """
@@ -153,14 +155,23 @@ def write_file(
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8, as the format asks
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, (shape, dtype)), array in zip(shapes.items(), arrays, strict=True):
+            if array.shape != tuple(shape) or array.dtype != dtype:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
+            whole = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            for start in range(0, len(whole), _PIECE):
+                file.write(whole[start : start + _PIECE])
+
+    if is_bucket(path):
+        write_object(path, write)
+        return
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for (name, (shape, dtype)), array in zip(shapes.items(), arrays, strict=True):
-                if array.shape != tuple(shape) or array.dtype != dtype:
-                    raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
-                file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -3,8 +3,9 @@
     python -m gve_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
 The config is a Python file with `get_config()`; `--config FILE:smoke` asks it for a form that takes
-seconds. `--workdir` receives checkpoints, metrics.jsonl, tensorboard/, curriculum.json,
-quarantine.jsonl, and the model before and after training (initial/, model/).
+seconds. `--workdir`, a directory or gs://bucket/run, receives checkpoints, metrics.jsonl,
+tensorboard/, curriculum.json, quarantine.jsonl, and the model before and after training (initial/,
+model/).
 
 Repeating the command resumes from the newest whole checkpoint of the workdir, and returns at once
 when the run is complete. A field is overridden as `--config.optimizer.learning_rate=1e-4`.
@@ -26,6 +27,7 @@ from jax.profiler import StepTraceAnnotation
 from ml_collections import ConfigDict, config_flags
 
 from gve_jax import hosts
+from gve_jax.buckets import as_path
 from gve_jax.errors import UserError, run_cli
 from gve_jax.experiment import EXPORTS, Experiment
 from gve_jax.files import write_json
@@ -34,6 +36,7 @@ from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning import pyramid
 from gve_jax.learning.checkpoint import Checkpoints
 from gve_jax.learning.optimizer import make_schedule
+from gve_jax.learning.records import Records
 from gve_jax.learning.runlog import RunLog
 from gve_jax.learning.state import join
 from gve_jax.learning.step import make_probe, make_train_step
@@ -60,7 +63,7 @@ def main() -> None:
             raise UserError(f"--{flag} is missing; see python -m gve_jax.train --help")
     hosts.start()
     with hosts.together():
-        train(_CONFIG.value, Path(_WORKDIR.value))
+        train(_CONFIG.value, as_path(_WORKDIR.value))
 
 
 def _told(error: Exception) -> str:
@@ -84,9 +87,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if run.complete():
         print(f"{workdir}: training is complete; its model is in {where}")
         return
-    quarantine = Quarantine(
-        workdir / "quarantine.jsonl", config.data.max_bad_share, writes=jax.process_index() == 0
-    )
     train_step = make_train_step(
         run.model, run.tx, run.loss, run.mesh, chunk=config.gradcache_chunk, seed=config.seed
     )
@@ -95,7 +95,13 @@ def train(config: ConfigDict, workdir: Path) -> None:
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, fingerprint=run.fingerprint
     )
-    with checkpoints, Preemption() as preemption:
+    with Records(workdir) as records, checkpoints, Preemption() as preemption:
+        quarantine = Quarantine(
+            records.folder / "quarantine.jsonl",
+            config.data.max_bad_share,
+            writes=jax.process_index() == 0,
+            shown=workdir / "quarantine.jsonl",
+        )
         # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) the pretrained
         # model's weights, new adapters from the seed, (3) scratch, from the seed ----------------
         restored = checkpoints.restore(run.abstract)
@@ -110,7 +116,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
         # --- stages: probe, decide what is sampled, train -----------------------------------------
         log = RunLog(
-            workdir,
+            records.folder,
             first_step=step,
             steps=config.steps,
             every=config.log_every,
@@ -143,12 +149,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     stop = preemption.reached(step)
                     if step < config.steps and (stop or step % config.checkpoint.every == 0):
                         log.flush()  # a line of metrics.jsonl is never behind its checkpoint
+                        records.flush()
                         checkpoints.save(step, state, {"curriculum": curriculum})
                     if step < config.steps and stop:
                         checkpoints.wait()
                         log.close()
                         preemption.stop(step)
                 log.flush()
+                records.flush()
 
         # --- the end: a last checkpoint, then the model, each of whose forms seals itself ---------
         checkpoints.save(step, state, {"curriculum": curriculum})

@@ -9,10 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fsspec
 import jax
 import numpy as np
 import pytest
 from absl import flags
+
+from tests.fake_gcs import FakeGcs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +37,23 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # TFDS and ml_collections read absl flags, which only a command line would have parsed.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def gcs():
+    """Buckets on the loopback, for this process and those that tests start."""
+    settings = {
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # its gRPC has no stand-in
+        "FSSPEC_GCS_TOKEN": "anon",
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anyone",  # tensorstore's
+    }
+    with FakeGcs() as server, pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+            patch.setenv(name, server.url)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        fsspec.config.conf.setdefault("gcs", {})["token"] = "anon"  # it has read its variables
+        yield server
 
 
 @pytest.fixture(autouse=True)

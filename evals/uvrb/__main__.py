@@ -45,6 +45,7 @@ from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
 from evals.uvrb.vectors import Vectors
 from gve_jax import hosts
+from gve_jax.buckets import as_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import read_records
 from gve_jax.heap import keep_freed
@@ -225,7 +226,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="remove each extraction when its set is embedded")  # fmt: skip
     parser.add_argument("--baseline", help="directory of the same model, untrained")
     parser.add_argument("--report", type=Path, help="HTML file to write")
-    parser.add_argument("--run", type=Path, help="workdir of the training, for the report's curves")
+    parser.add_argument("--run", type=as_path,
+                        help="workdir of the training, for the report's curves")  # fmt: skip
     parser.add_argument(
         "--max-bad-share",
         type=float,

@@ -22,6 +22,7 @@ class Quarantine:
       max_share: the share of unreadable items past which `check` stops the run, 0 to 1.
       writes: False counts only: another host of the job writes the file.
       prefixes: of the ids that count, where the file also holds those of other commands.
+      shown: the file's name in messages, where `path` is a copy that does not stay.
 
     Raises:
       UserError: a share that is none, or a file that holds something else.
@@ -34,10 +35,12 @@ class Quarantine:
         *,
         writes: bool = True,
         prefixes: tuple[str, ...] = ("",),
+        shown: str | os.PathLike | None = None,
     ):
         if not 0 <= max_share <= 1:
             raise UserError(f"the share of unreadable items must be in 0..1, not {max_share}")
         self.path, self.max_share = os.fspath(path), max_share
+        self._shown = self.path if shown is None else os.fspath(shown)
         self._writes, self._prefixes = writes, prefixes
         self._reasons: dict[str, str] = {}  # by id
         if os.path.exists(self.path):
@@ -95,14 +98,14 @@ class Quarantine:
         if rest := sum(count for _, count in kinds[TOP:]):
             why.append(f"{rest:,} x other reasons")
         share = f"{self.count:,} of {total:,} items ({self.count / total:.2%}) could not be read"
-        return f"{share}: {'; '.join(why)}; see {self.path}"
+        return f"{share}: {'; '.join(why)}; see {self._shown}"
 
     def check(self, total: int) -> None:
         """Raises UserError when more than `max_share` of `total` items were unreadable."""
         if self.count > self.max_share * total:
             raise UserError(
                 f"{self.count} of {total} items could not be read, more than the allowed "
-                f"{self.max_share:.1%}; see {self.path}"
+                f"{self.max_share:.1%}; see {self._shown}"
             )
 
 

@@ -21,6 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from gve_jax.buckets import is_bucket
 from gve_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -191,22 +192,24 @@ class Checkpoints:
 
 
 def save_params(directory: epath.PathLike, params: Any) -> None:
-    """Writes a pytree of arrays; what is at `directory` is replaced once the new one is whole.
+    """Writes a pytree of arrays; what is at `directory` is replaced once the new one is whole. In a
+    bucket, where no folder can be renamed at once, it is removed first.
 
     Raises UserError naming the directory if it cannot be written (full disk, no permission).
     """
     _hush_orbax()
     _refuse_keys(params)
     target = _absolute(directory)
-    fresh = target.with_name(f"{target.name}.new")
+    renamed = not is_bucket(target)
+    fresh = target.with_name(f"{target.name}.new") if renamed else target
     try:
         with _context():
             sums = {"checksums": _checksums(params)}
             ocp.save(fresh, params, overwrite=True, custom_metadata=sums)
-        if jax.process_index() == 0:
+        if renamed and jax.process_index() == 0:
             _rename(fresh, target)
     except Exception as error:
-        if jax.process_index() == 0:  # Its part of a full disk is given back.
+        if renamed and jax.process_index() == 0:  # Its part of a full disk is given back.
             with contextlib.suppress(OSError):
                 for part in target.parent.glob(f"{target.name}.new*"):
                     part.rmtree()
@@ -250,7 +253,7 @@ def _context() -> ocp.Context:
 
 def _absolute(directory: epath.PathLike) -> epath.Path:
     path = epath.Path(directory).expanduser()
-    return path if "://" in str(path) else path.absolute()
+    return path if is_bucket(path) else path.absolute()
 
 
 def _rename(source: epath.Path, target: epath.Path) -> None:
@@ -351,6 +354,8 @@ def _reason(error: BaseException) -> str:
     root = _root(error)
     if isinstance(root, OSError) and root.strerror:
         return root.strerror
+    if str(root).startswith("Forbidden: "):  # gcsfs: the address, and in the next line the cause
+        return f"permission denied ({' '.join(str(root).split())})"
     lines = str(root).splitlines() or [type(root).__name__]
     return re.sub(r" \[[^\]]*\]$", "", lines[0]).rsplit(": ", 1)[-1]
 

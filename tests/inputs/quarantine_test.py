@@ -122,3 +122,12 @@ def test_what_is_tried_again_leaves_count_and_file(tmp_path):
     assert [line["id"] for line in lines(path)] == ["A/2", "B/1"]
     again.record("A/1", "x.mp4", "still bad", 0)
     assert [line["id"] for line in lines(path)] == ["A/2", "B/1", "A/1"]
+
+
+def test_of_a_copy_the_place_that_stays_is_named(tmp_path):
+    quarantine = Quarantine(tmp_path / "q.jsonl", 0.1, shown="gs://bucket/run/q.jsonl")
+    quarantine.record("a", "a.mp4", "broken", 0.1)
+    assert quarantine.summary(2).endswith("see gs://bucket/run/q.jsonl")
+    with pytest.raises(UserError, match="see gs://bucket/run/q.jsonl$"):
+        quarantine.check(2)
+    assert (tmp_path / "q.jsonl").is_file()

@@ -14,6 +14,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gve_jax.buckets import as_path
 from gve_jax.errors import UserError
 from gve_jax.learning.checkpoint import Checkpoints, load_params, save_params
 
@@ -327,5 +328,43 @@ def test_bad_params_are_named(tmp_path):
     with pytest.raises(UserError, match=rf"{path} does not fit this model: bias is absent there"):
         load_params(path, abstract(params) | {"bias": jax.ShapeDtypeStruct((3,), jnp.float32)})
     flip_a_bit(path)
+    with pytest.raises(UserError, match=f"the parameters at {path} are damaged"):
+        load_params(path, abstract(params))
+
+
+def test_in_a_bucket_the_newest_whole_checkpoint_is_found(gcs, caplog):
+    """One that is damaged is set aside there, too; one that a kill left without its last object is
+    none."""
+    held = gcs.make("checkpoints")
+    root, state = as_path("gs://checkpoints/run"), make_state(make_mesh(4, 2))
+    save_steps(root, state, [10, 20, 30])
+    gcs.remove("checkpoints", "run/30/commit_success.txt")
+    for name in [name for name in held if name.startswith("run/20/") and "/d/" in name]:
+        gcs.put("checkpoints", name, b"other")
+    with caplog.at_level(logging.WARNING):
+        got = restore(root, abstract(state))
+    assert got.step == 10 and got.meta == {"batch": 10}
+    assert_same(got.state, plus(state, 10))
+    assert "gs://checkpoints/run/20 is damaged" in caplog.text
+    assert {name.split("/")[1] for name in held} == {"10", "damaged-20"}
+    save_steps(root, state, [20])
+    assert restore(root, abstract(state)).step == 20
+
+
+def test_in_a_bucket_params_are_replaced_and_half_of_them_are_refused(gcs):
+    held = gcs.make("params")
+    path, params = as_path("gs://params/model/params"), make_state(make_mesh(4, 2))["params"]
+    with pytest.raises(UserError, match=f"no parameters at {path}"):
+        load_params(path, abstract(params))
+    save_params(path, jax.tree.map(jnp.zeros_like, params))
+    save_params(path, params)
+    assert_same(load_params(path, abstract(params, make_mesh(2, 4))), params)
+    assert all(name.startswith("model/params/") for name in held)
+    gcs.read_only.add("params")
+    with pytest.raises(UserError, match=f"cannot save parameters in {path}: permission denied"):
+        save_params(path, params)
+    gcs.read_only.clear()
+    for name in [name for name in held if name.endswith(("commit_success.txt", "_METADATA"))]:
+        gcs.remove("params", name)
     with pytest.raises(UserError, match=f"the parameters at {path} are damaged"):
         load_params(path, abstract(params))

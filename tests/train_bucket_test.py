@@ -1,0 +1,176 @@
+"""A run whose base, workdir and exports are in buckets does what a local one does, bit for bit."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from gve_jax.buckets import as_path
+from gve_jax.errors import StoppedError, UserError
+from gve_jax.experiment import Experiment
+from gve_jax.gve import GVE
+from gve_jax.learning.runlog import RunLog
+from gve_jax.sharding import AXES
+from gve_jax.train import train
+from tests.learning.metrics_test import read_events
+from tests.train_lora_test import TEXTS, recipe
+from tests.train_test import losses, make_config, run_cli
+
+WORKDIR = "gs://runs/one"
+
+
+def lines(gcs, bucket: str) -> dict[int, tuple[str, float]]:
+    records = [json.loads(line) for line in gcs.read(bucket, "one/metrics.jsonl").splitlines()]
+    assert [r["step"] for r in records] == sorted({r["step"] for r in records})
+    return {r["step"]: (r["task"], r["loss"]) for r in records}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(tmp_path_factory):
+    """One device, for which less compiles, and a cache of copies that is ours."""
+    mesh = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1],
+                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gve_jax.experiment.make_mesh", lambda axes: mesh)
+        patch.setattr("gve_jax.gve.make_mesh", lambda axes: mesh)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(world, tmp_path_factory):
+    """A checkpoint of transformers' format, with the world's tokenizer."""
+    directory = tmp_path_factory.mktemp("base")
+    run = Experiment(make_config(world), directory / "w")
+    run.export("hf", run.start()["params"], {}, directory / "hf")
+    return directory / "hf"
+
+
+def small(world, base):
+    """Four steps, of one shape."""
+    config = recipe(world, base, data__sources=("I2I",), pyramid__stages=1)
+    config.checkpoint.every = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(world, base, tmp_path_factory):
+    """The run in a local workdir, on a local base, uninterrupted."""
+    workdir = tmp_path_factory.mktemp("local")
+    train(small(world, base), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def config(world, base, gcs):
+    gcs.make("models")
+    for path in base.iterdir():
+        gcs.put("models", f"base/{path.name}", path.read_bytes())
+    return small(world, "gs://models/base")
+
+
+@pytest.fixture(scope="module")
+def stopped(config, gcs):
+    """Told to end in its first step; what the bucket had then, by name."""
+    gcs.make("runs")
+    dispatched = RunLog.dispatched
+
+    def told(self, step, *rest):
+        dispatched(self, step, *rest)
+        if step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "dispatched", told)
+        with pytest.raises(StoppedError, match="saved at step 1"):
+            train(config, as_path(WORKDIR))
+    return dict(gcs.buckets["runs"])
+
+
+@pytest.fixture(scope="module")
+def whole(config, gcs, stopped):
+    """The same command again, to the end; what was written in the bucket, in order."""
+    train(config, as_path(WORKDIR))
+    return [write for write in gcs.journal if write.bucket == "runs"]
+
+
+def test_a_run_that_is_told_to_end_has_lost_no_line(stopped):
+    (line,) = stopped["one/metrics.jsonl"].data.splitlines()
+    assert json.loads(line)["step"] == 0
+    assert "one/checkpoints/1/commit_success.txt" in stopped and "one/run.json" in stopped
+    assert not any(name.startswith(("one/model", "one/.writable")) for name in stopped)
+
+
+def test_its_losses_are_those_of_a_local_run(gcs, whole, finished):
+    assert lines(gcs, "runs") == losses(finished)
+    assert gcs.read("runs", "one/curriculum.json") == (finished / "curriculum.json").read_bytes()
+    found = {name.removeprefix("one/") for name in gcs.buckets["runs"]}
+    local = {path.relative_to(finished).as_posix() for path in finished.rglob("*")
+             if path.is_file()}  # fmt: skip
+    kept = ("adapter/", "hf/", "model/config.json", "model/tokenizer.json", "curriculum.json",
+            "metrics.jsonl", "run.json", "train.json")  # fmt: skip
+    assert {name for name in local if name.startswith(kept)} == {
+        name for name in found if name.startswith(kept)
+    }
+
+
+def test_tensorboard_gets_every_event(gcs, whole, tmp_path):
+    for name, found in gcs.buckets["runs"].items():
+        if name.startswith("one/tensorboard/"):
+            (tmp_path / name.rpartition("/")[2]).write_bytes(found.data)
+    assert len(list(tmp_path.iterdir())) == 2  # of both processes
+    steps = {event.step for event in read_events(tmp_path) if event.summary.value}
+    assert steps == {0, 1, 2, 3}
+
+
+def test_its_model_is_the_one_of_a_local_run(gcs, whole, finished):
+    for name in ("hf/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert gcs.read("runs", f"one/{name}") == (finished / name).read_bytes(), name
+    ours = GVE.from_pretrained(f"{WORKDIR}/model")
+    local = GVE.from_pretrained(finished / "model")
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(local.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    peft = GVE.from_pretrained("gs://models/base", dtype="float32", adapter=f"{WORKDIR}/adapter")
+    np.testing.assert_array_equal(peft.encode(TEXTS), ours.encode(TEXTS))
+    assert gcs.buckets["models"].keys() == {f"base/{name}" for name in os.listdir(finished / "hf")}
+
+
+def test_repeating_a_finished_run_writes_nothing(config, gcs, whole, capsys):
+    before = len(gcs.journal)
+    train(config, as_path(WORKDIR))
+    assert "training is complete; its model is in gs://runs/one/model" in capsys.readouterr().out
+    assert len(gcs.journal) == before
+
+
+@pytest.mark.parametrize("killed", ["before the save", "in the save", "in the export"])
+def test_killed_and_repeated_gives_bitwise_the_same_losses(
+    config, gcs, whole, finished, capsys, killed
+):
+    """A killed process leaves the bucket as it is at that moment, and nothing else."""
+    saving = [i for i, write in enumerate(whole) if write.name.startswith("one/checkpoints/4/")]
+    sealed = [i for i, write in enumerate(whole) if write.name == "one/hf/config.json"]
+    commit = [i for i in saving if whole[i].name.endswith("4/commit_success.txt")]
+    at = {"before the save": saving[0], "in the save": commit[0], "in the export": sealed[-1]}
+    bucket = killed.replace(" ", "-")
+    gcs.replay(whole[: at[killed]], bucket)
+    known = lines(gcs, bucket)
+    assert sorted(known) == [0, 1, 2, 3]  # ahead of the checkpoint
+    train(config, as_path(f"gs://{bucket}/one"))
+    step = 4 if killed == "in the export" else 2
+    assert f"resuming at step {step}\n" in capsys.readouterr().out
+    assert lines(gcs, bucket) == losses(finished) == known
+    for name in ("hf/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert gcs.read(bucket, f"one/{name}") == (finished / name).read_bytes(), name
+
+
+def test_a_bucket_that_cannot_be_used_is_named_before_anything_compiles(world, config, gcs):
+    gcs.make("locked")
+    gcs.read_only.add("locked")
+    with pytest.raises(UserError, match="--workdir gs://locked/one cannot be written .permission"):
+        Experiment(config, as_path("gs://locked/one")).complete()
+    code, _, err = run_cli(world, "gs://absent/one")
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert "--workdir gs://absent/one cannot be written (no such" in err
