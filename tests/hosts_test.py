@@ -15,21 +15,22 @@ import pytest
 from gve_jax import hosts
 from gve_jax.errors import UserError
 from gve_jax.gve import GVE
+from gve_jax.train import train
 from tests.conftest import ROOT
-from tests.train_test import losses
+from tests.train_test import losses, make_config
 
 
-def start(world: Path, workdir: Path, *arguments: str, count: int = 2) -> list[subprocess.Popen]:
-    """`count` hosts with eight devices between them, over loopback."""
+def start(world: Path, workdir: Path) -> list[subprocess.Popen]:
+    """Two hosts with eight devices between them, over loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
                f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
                f"--config.data.tokenizer={world}/tokenizer.json", "--config.steps=4",
-               "--config.checkpoint.every=1", *arguments]  # fmt: skip
-    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": str(count), "GVE_JAX_HEARTBEAT_S": "60"}
-    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(8 // count)}
+               "--config.checkpoint.every=1"]  # fmt: skip
+    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": "2", "GVE_JAX_HEARTBEAT_S": "60"}
+    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     return [
         subprocess.Popen(
             command,
@@ -39,7 +40,7 @@ def start(world: Path, workdir: Path, *arguments: str, count: int = 2) -> list[s
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(count)
+        for index in range(2)
     ]
 
 
@@ -50,15 +51,6 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
         for process in processes:
             process.kill()
     return [(p.returncode, *end) for p, end in zip(processes, ends, strict=True)]
-
-
-@pytest.fixture(scope="module")
-def alone(world, tmp_path_factory):
-    """One process with all eight devices."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    ((code, _, err),) = finish(start(world, workdir, count=1))
-    assert code == 0, err
-    return workdir
 
 
 def same_losses(one: Path, other: Path) -> None:
@@ -73,7 +65,7 @@ def same_losses(one: Path, other: Path) -> None:
         np.testing.assert_allclose(got[step][1], loss, rtol=1e-5, err_msg=f"step {step}")
 
 
-def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, alone, tmp_path):
+def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, tmp_path):
     workdir = tmp_path / "run"
     pair = start(world, workdir)
     metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
@@ -93,7 +85,8 @@ def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, alone, tmp
     (code, out, err), (other, _, problem) = finish(start(world, workdir))
     assert (code, other) == (0, 0), err + problem
     assert "resuming at step" in out
-    same_losses(alone, workdir)
+    train(make_config(world, steps=4), tmp_path / "alone")
+    same_losses(tmp_path / "alone", workdir)
     model = GVE.from_pretrained(workdir / "model")
     assert np.isfinite(model.encode([{"text": "a red ring"}])).all()
 
