@@ -20,12 +20,13 @@ from typing import TypeVar
 import jax
 from jax._src import distributed  # the key-value store has no public name; Orbax does the same
 
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, tell
 from gve_jax.files import differences
 
 VARIABLES = ("GVE_JAX_COORDINATOR", "GVE_JAX_HOSTS", "GVE_JAX_HOST")
 WAIT_S = 1800  # the slowest batch that a host may take; a dead host is noticed much sooner
 LONG_S = 7 * 24 * 3600  # as long as the hosts' shares of a job may differ
+LEAVE_S = 5  # between the first and the last host that find the same mistake
 LOST = 3  # exit status of a host that lost another
 REPEAT = "repeat the command on all hosts to resume"
 
@@ -191,7 +192,8 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends this process with one line when another host is lost, without waiting for it."""
+    """Ends this process with one line when another host is lost, without waiting for it; and when
+    this one alone fails."""
     if jax.process_count() == 1:
         yield
         return
@@ -200,15 +202,37 @@ def together() -> Iterator[None]:
             yield
             wait()  # no host leaves, and takes the coordinator with it, before all are done
         except jax.errors.JaxRuntimeError as error:
-            print(
-                f"error: host {jax.process_index()} lost another {_at}, or the devices failed: "
-                f"{str(error).splitlines()[0][:200]}; {REPEAT}",
-                file=sys.stderr,
-                flush=True,
+            told = str(error).splitlines()[0][:200]
+            _end(
+                UserError(
+                    f"host {jax.process_index()} lost another {_at}, or the devices failed: "
+                    f"{told}; {REPEAT}"
+                ),
+                LOST,
             )
-            _say("end")
-            # JAX would wait at exit for hosts that are gone.
-            os._exit(LOST)
+        except SystemExit:  # the command is done, and says how
+            wait()
+            raise
+        except BaseException as error:
+            if not _all_leave():
+                _end(error)
+            raise
+
+
+def _all_leave() -> bool:
+    """Whether all hosts are about to end, as all find the same mistake, or are told to stop."""
+    try:
+        distributed.global_state.client.wait_at_barrier("gve_jax/leaving", LEAVE_S * 1000)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def _end(error: BaseException, status: int | None = None) -> None:
+    told = tell(error)
+    _say("end")
+    # JAX would wait at exit for the other hosts, and then end this one with lines of its own.
+    os._exit(told if status is None else status)
 
 
 @contextlib.contextmanager
