@@ -21,15 +21,22 @@ from tests.train_test import losses, make_config
 
 
 def start(world: Path, workdir: Path) -> list[subprocess.Popen]:
-    """Two hosts with eight devices between them, over loopback."""
+    """Two hosts that train, with eight devices between them."""
+    return launch(
+        [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
+         f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
+         f"--config.data.tokenizer={world}/tokenizer.json", "--config.steps=4",
+         "--config.checkpoint.every=1"]
+    )  # fmt: skip
+
+
+def launch(command: list[str], heartbeat: int = 60) -> list[subprocess.Popen]:
+    """A command on two hosts of four devices each, over loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
-               f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
-               f"--config.data.tokenizer={world}/tokenizer.json", "--config.steps=4",
-               "--config.checkpoint.every=1"]  # fmt: skip
-    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": "2", "GVE_JAX_HEARTBEAT_S": "60"}
+    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": "2",
+           "GVE_JAX_HEARTBEAT_S": str(heartbeat)}  # fmt: skip
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     return [
         subprocess.Popen(
@@ -89,6 +96,32 @@ def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, tmp_path):
     same_losses(tmp_path / "alone", workdir)
     model = GVE.from_pretrained(workdir / "model")
     assert np.isfinite(model.encode([{"text": "a red ring"}])).all()
+
+
+_FAILS = """
+import sys, jax
+from gve_jax import hosts
+from gve_jax.errors import UserError, run_cli
+def command():
+    hosts.at("after shard 7")
+    if jax.process_index() in map(int, sys.argv[1:]):
+        raise UserError("too many unreadable items")
+run_cli(lambda: hosts.run(command))
+"""
+
+
+@pytest.mark.parametrize("failing", [(1,), (0, 1)])
+def test_a_host_that_fails_says_why_and_others_that_they_lost_it(failing):
+    """All at once, or one alone: with its own last line and status, not those of JAX's exit."""
+    command = [sys.executable, "-c", _FAILS, *map(str, failing)]
+    ends = finish(launch(command, heartbeat=10))
+    for host, (code, _, err) in enumerate(ends):
+        last = err.splitlines()[-1]
+        if host in failing:
+            assert code == 2 and last == "error: too many unreadable items", err
+        else:
+            assert code not in (0, None), err
+            assert last.startswith(f"error: host {host} ") and " after shard 7" in last, err
 
 
 @pytest.mark.parametrize(
