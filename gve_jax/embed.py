@@ -14,7 +14,8 @@ its paths are relative to the file's folder, and may not leave it. OUTPUT receiv
     manifest.json           the same with the list of shards: last, when all is done
 
 Killed at any time, the same command embeds what is missing, with the same result. A changed file,
-model or prompt is refused: choose another output.
+model or prompt is refused: choose another output. Started on several hosts (docs/pods.md), with an
+input and an output that all see, they divide the shards; each has the model on its own devices.
 """
 
 import argparse
@@ -27,28 +28,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gve_jax import files, hosts, shares
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import (
-    differences,
-    read_records,
-    unique_id,
-    write_array,
-    write_json,
-    write_whole,
-)
+from gve_jax.files import read_records, unique_id, write_array, write_json, write_whole
 from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.item import Item, as_item
 from gve_jax.inputs.paths import inside
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.sharding import own_mesh
 
 FORMAT = "gve_jax vectors 1"
 CHUNK = 512  # items given to the model at once; also how often the progress bar moves
+SHARDS, LARGEST = 1024, 4096  # of an output, as long as they have at most so many items each
 VIDEOS = "mp4 m4v mov mkv webm avi ts m2ts mts".split()
 IMAGES = "jpg jpeg png webp gif bmp tif tiff ppm avif jp2".split()
 
@@ -76,17 +74,19 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     args = _parse(argv)
     prompt = choose_instruction(args.prompt, args.prompt_name)
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
-    quarantine = Quarantine(args.output / "quarantine.jsonl", args.max_bad_share)
-    entries = list(read_folder(args.input) if args.input.is_dir() else read_list(args.input))
-    if not entries:
-        raise UserError(f"{args.input}: nothing to embed")
-    model = load(args.model)
+    quarantine = shares.open_quarantine(args.output, args.max_bad_share)
+    entries = hosts.each(lambda: _entries(args.input))
+    digest = _digest(entries)
+    hosts.check_same({"--input": {"items": len(entries), "digest": digest}})
+    model = hosts.each(lambda: load(args.model))
     ids = [entry.id for entry in entries]
     count, shards = embed_all(
         args.output, ids, lambda start, stop: [entry.item for entry in entries[start:stop]],
-        _digest(entries), model, quarantine, prompt=prompt, shard_size=args.shard_size,
+        digest, model, quarantine, prompt=prompt, shard_size=args.shard_size,
         batch_size=args.batch_size,
     )  # fmt: skip
+    if jax.process_index():
+        return
     print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {shards} shards")
     print(model.summary())
     print(quarantine.summary(len(entries)))
@@ -101,58 +101,100 @@ def embed_all(
     quarantine: Quarantine,
     *,
     prompt: str | None = None,
-    shard_size: int = 4096,
+    shard_size: int | None = None,
     batch_size: int = 32,
     told: str = "embedding",
 ) -> tuple[int, int]:
     """Embeds what is missing of an output, as the module says; its vectors and shards.
 
+    All hosts call it with the same arguments, but for the quarantine, which is each one's own.
+
     Args:
       ids: of the items, unique.
       read: the items from `start` to `stop`; called for what is embedded, a chunk at a time.
       digest: tells the items and their content from others.
+      shard_size: items of a shard; by default as many as `items_of_shard` says.
       told: what the progress bar says.
 
     Raises:
-      UserError: an output of other settings, a damaged one, too many unreadable items.
+      UserError: an output of other settings, a damaged one, one that is another folder on another
+        host, too many unreadable items.
     """
+    size, dim = shard_size or items_of_shard(len(ids)), model.embedding_dim
     settings = {
         "format": FORMAT,
         "fingerprint": model.fingerprint,
         "prompt": prompt,
-        "shard_size": shard_size,
+        "shard_size": size,
         "input": {"items": len(ids), "digest": digest},
     }
-    agree(output, json.loads(json.dumps(settings)))
-    shards = []
+    settings = json.loads(json.dumps(settings))
+    hosts.check_same(settings)
+    hosts.first(lambda: agree(output, settings))
+    shares.check_shared(output)
+    starts = range(0, len(ids), size)
+    shards = [Shard(output, number, ids[start : start + size], start)
+              for number, start in enumerate(starts)]  # fmt: skip
+    counts: dict[int, int] = {}  # by shard, on host 0
+
+    def missing() -> list[int]:
+        found = {n: shard.count(dim) for n, shard in enumerate(shards) if n not in counts}
+        counts.update({n: count for n, count in found.items() if count is not None})
+        return [n for n in found if n not in counts]
+
+    def finish() -> int:
+        if not shares.appears(lambda: not missing()):
+            raise UserError(f"{output}: shards of another host do not appear")
+        shares.merge_quarantines(quarantine)
+        quarantine.check(len(ids))
+        count = sum(counts.values())
+        sums = {"dim": dim, "vectors": count, "quarantined": len(ids) - count}
+        listed = [{"vectors": shard.vectors.name, "ids": shard.ids.name, "count": counts[n]}
+                  for n, shard in enumerate(shards)]  # fmt: skip
+        write_json(output / "manifest.json", settings | sums | {"shards": listed})
+        return count
+
+    wanted = hosts.first(missing)  # once for all: a network's folder may look different elsewhere
+    mine = shares.share(wanted)
+    embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
+                              batch_size=batch_size)  # fmt: skip
     with _progress() as progress:
-        bar = progress.add_task(told, total=len(ids))
-        for start in range(0, len(ids), shard_size):
-            stop = min(start + shard_size, len(ids))
-            shard = Shard(output, len(shards))
-            if shard.count(ids[start:stop], model.embedding_dim) is None:
-                embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
-                                          batch_size=batch_size)  # fmt: skip
-                _embed(shard, ids, start, stop, read, embed, quarantine,
-                       lambda count: progress.advance(bar, count))  # fmt: skip
-            else:
-                progress.advance(bar, stop - start)
-            shards.append({"vectors": shard.vectors.name, "ids": shard.ids.name,
-                           "count": shard.count(ids[start:stop], model.embedding_dim)})  # fmt: skip
-    count = sum(shard["count"] for shard in shards)
-    sums = {"dim": model.embedding_dim, "vectors": count, "quarantined": len(ids) - count}
-    write_json(output / "manifest.json", settings | sums | {"shards": shards})
+        others = sum(len(shards[n].expected) for n in set(wanted) - set(mine))
+        bar = progress.add_task(told, total=len(ids) - others)
+        progress.advance(bar, len(ids) - sum(len(shards[n].expected) for n in wanted))
+        for n in mine:
+            _embed(shards[n], len(ids), read, embed, quarantine,
+                   lambda count: progress.advance(bar, count))  # fmt: skip
+            hosts.at(f"after shard {n} of {output}")
+    hosts.wait()
+    count = hosts.first(finish)
+    if not shares.appears((output / "manifest.json").exists):
+        raise UserError(f"{output}: the manifest of host 0 does not appear")
+    if not shares.appears(lambda: all(shard.sealed for shard in shards)):
+        raise UserError(f"{output}: shards of another host do not appear")
     return count, len(shards)
 
 
-class Shard:
-    """Two files of an output; the ids are written last and seal it."""
+def items_of_shard(items: int) -> int:
+    """At least what the model gets at once, so that hosts can divide them evenly; more where there
+    would be too many files."""
+    return min(CHUNK * max(1, -(-items // (CHUNK * SHARDS))), LARGEST)
 
-    def __init__(self, output: Path, number: int):
+
+class Shard:
+    """Two files of an output, of the expected ids from `start` on; the ids are written last and
+    seal it."""
+
+    def __init__(self, output: Path, number: int, expected: Sequence[str], start: int):
         self.vectors = output / f"vectors-{number:05}.npy"
         self.ids = output / f"ids-{number:05}.jsonl"
+        self.expected, self.start = expected, start
 
-    def count(self, expected: Sequence[str], dim: int) -> int | None:
+    @property
+    def sealed(self) -> bool:
+        return self.ids.exists() and self.vectors.exists()
+
+    def count(self, dim: int) -> int | None:
         """Its vectors, of some of the expected ids; None when it is not finished.
 
         Raises:
@@ -161,7 +203,7 @@ class Shard:
         if not self.ids.exists():
             return None
         ids = [record.get("id") for _, record in read_records(self.ids)]
-        left = iter(expected)
+        left = iter(self.expected)
         try:
             shape = np.load(self.vectors, mmap_mode="r", allow_pickle=False).shape
         except (OSError, ValueError) as error:
@@ -177,6 +219,13 @@ class Shard:
         write_array(self.vectors, vectors)
         text = "".join(json.dumps({"id": id}) + "\n" for id in ids)
         write_whole(self.ids, lambda file: file.write(text.encode()))
+
+
+def _entries(path: Path) -> list[Entry]:
+    entries = list(read_folder(path) if path.is_dir() else read_list(path))
+    if not entries:
+        raise UserError(f"{path}: nothing to embed")
+    return entries
 
 
 def read_list(path: Path) -> Iterator[Entry]:
@@ -238,38 +287,28 @@ def _digest(entries: list[Entry]) -> str:
 def agree(output: Path, settings: dict) -> None:
     """Writes the settings of a new output; UserError, naming the field, if it is of others."""
     path = output / "settings.json"
-    if not path.exists():
-        if output.is_dir() and any(output.iterdir()):
-            raise UserError(f"{output} is not empty and holds no vectors (no settings.json)")
-        write_json(path, settings)
-        return
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
-    for field, (was, now) in differences(old, settings).items():
-        raise UserError(f"{path}: made with {field} = {was}, now {now}; choose another --output")
+    if not path.exists() and output.is_dir() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty and holds no vectors (no settings.json)")
+    files.agree(path, settings, "choose another --output")
 
 
 def _embed(
     shard: Shard,
-    ids: Sequence[str],
-    start: int,
-    stop: int,
+    total: int,
     read: Callable,
     embed: Callable,
     quarantine: Quarantine,
     advance: Callable[[int], None],
 ) -> None:
     vectors, found = [], []
-    for at in range(start, stop, CHUNK):
-        end = min(at + CHUNK, stop)
-        names = list(ids[at:end])
-        rows, valid = embed(read(at, end), names)
-        quarantine.check(len(ids))
+    for at in range(0, len(shard.expected), CHUNK):
+        names = list(shard.expected[at : at + CHUNK])
+        start = shard.start + at
+        rows, valid = embed(read(start, start + len(names)), names)
+        quarantine.check(total)
         vectors.append(rows)
         found += [name for name, readable in zip(names, valid, strict=True) if readable]
-        advance(end - at)
+        advance(len(names))
     shard.write(np.concatenate(vectors), found)
 
 
@@ -281,7 +320,7 @@ def _progress() -> Progress:
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, limits=limits, show_progress_bar=True)
+    return GVE.from_pretrained(name, mesh=own_mesh(), limits=limits, show_progress_bar=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -296,17 +335,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", help="instruction of items that bring none of their own")
     parser.add_argument("--prompt-name", help="the same by its name, MSRVTT")
     parser.add_argument("--batch-size", type=int, default=32, help="items of a batch; 32")
-    parser.add_argument("--shard-size", type=int, default=4096, help="items of a shard; 4096")
+    parser.add_argument("--shard-size", type=int,
+                        help=f"items of a shard; {CHUNK}, up to {LARGEST} where there would be "
+                        f"more than {SHARDS}")  # fmt: skip
     parser.add_argument("--max-bad-share", type=float, default=0.05,
                         help="stop above this share of unreadable items; 0.05")  # fmt: skip
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "shard_size"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return args
 
 
 if __name__ == "__main__":
     keep_freed()
-    run_cli(main)
+    run_cli(lambda: hosts.run(main))

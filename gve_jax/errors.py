@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -28,17 +29,25 @@ def run_cli(main: Callable[[], None]) -> None:
     A job that was told to end exits with 143, an interrupted one with 130."""
     try:
         main()
-    except UserError as error:
-        sys.exit(_fail(str(error)))
-    except StoppedError as stopped:
-        print(stopped, file=sys.stderr, flush=True)
-        sys.exit(128 + signal.SIGTERM)
-    except OSError as error:
+    except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:
+        sys.exit(tell(error))
+
+
+def tell(error: BaseException) -> int:
+    """Prints what ends a process, a bug with its traceback; the process's status."""
+    if isinstance(error, UserError):
+        return _fail(str(error))
+    if isinstance(error, StoppedError):
+        print(error, file=sys.stderr, flush=True)
+        return 128 + signal.SIGTERM
+    if isinstance(error, OSError):
         # A full disk or a missing permission is the machine's state, not a bug: name it.
         where = f": {error.filename}" if error.filename else ""
-        sys.exit(_fail(f"{error.strerror or error}{where}"))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; repeat the command to resume", status=130))
+        return _fail(f"{error.strerror or error}{where}")
+    if isinstance(error, KeyboardInterrupt):
+        return _fail("interrupted; repeat the command to resume", status=130)
+    traceback.print_exception(error)
+    return 1
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, lines of JSON, and what two records differ in."""
+"""Files that are whole or absent, lines of JSON, records and what two of them differ in."""
 
 import errno
 import json
@@ -113,3 +113,31 @@ def differences(old: object, new: object, field: str = "") -> dict[str, tuple]:
             found |= differences(old.get(key), new.get(key), name)
         return found
     return {} if old == new else {field or "fingerprint": (old, new)}
+
+
+def check_record(place: object, old: object, new: object, remedy: str) -> None:
+    """UserError, naming the first field that differs, unless what a record says is what is asked.
+
+    Args:
+      place: the file or folder that holds the record.
+      old, new: plain JSON.
+      remedy: what may be done, `choose another --output`.
+    """
+    for field, (was, now) in differences(old, new).items():
+        raise UserError(f"{place}: made with {field} = {was}, now {now}; {remedy}")
+
+
+def agree(path: Path, record: dict, remedy: str) -> None:
+    """Writes the record of a new folder; see `check_record` where there is one.
+
+    Raises:
+      UserError: also a file that is no JSON.
+    """
+    if not path.exists():
+        write_json(path, record)
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; {remedy}") from error
+    check_record(path, old, record, remedy)

@@ -12,19 +12,42 @@ import contextlib
 import itertools
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 from jax._src import distributed  # the key-value store has no public name; Orbax does the same
 
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, tell
+from gve_jax.files import differences
 
 VARIABLES = ("GVE_JAX_COORDINATOR", "GVE_JAX_HOSTS", "GVE_JAX_HOST")
 WAIT_S = 1800  # the slowest batch that a host may take; a dead host is noticed much sooner
+LONG_S = 7 * 24 * 3600  # as long as the hosts' shares of a job may differ
+LEAVE_S = 5  # between the first and the last host that find the same mistake
 LOST = 3  # exit status of a host that lost another
+REPEAT = "repeat the command on all hosts to resume"
+
+# JAX ends a host that has lost another from a thread of its own, where no Python can speak. So the
+# last word is a small process's, which learns of the end, by whatever signal, as that of its input.
+_WITNESS = """
+import sys
+at = ""
+for line in sys.stdin:
+    if line == "end\\n":
+        sys.exit()
+    at = line.strip()
+print(f"error: host {sys.argv[1]} ended {at}: it was killed, or lost another host (see above); "
+      + sys.argv[2], file=sys.stderr, flush=True)
+"""
+
+T = TypeVar("T")
 
 _numbers = itertools.count()
+_at = "at its start"
+_witness: subprocess.Popen | None = None
 
 
 def start() -> None:
@@ -50,6 +73,13 @@ def start() -> None:
         hint = "; GVE_JAX_HOSTS=1 runs this host alone"
         line = " ".join(str(error).split())
         raise UserError(f"start of the hosts: {line}{'' if given else hint}") from error
+
+
+def run(command: Callable[[], None]) -> None:
+    """The whole of a process: joins its job, runs the command, and ends with the other hosts."""
+    start()
+    with together():
+        command()
 
 
 def _explicit(given: dict[str, str]) -> dict:
@@ -78,7 +108,7 @@ def _count(name: str, value: str, least: int) -> int:
     return int(value)
 
 
-def gather(value) -> list:
+def gather(value, limit_s: int = WAIT_S) -> list:
     """`value`, plain JSON, of every host, in their order. All hosts call it in the same order.
 
     Through the coordinator's key-value store and no collective of the devices: that would stand in
@@ -88,7 +118,7 @@ def gather(value) -> list:
     if count == 1:
         return [value]
     client, number = distributed.global_state.client, next(_numbers)
-    folder, limit = f"gve_jax/{number}", WAIT_S * 1000
+    folder, limit = f"gve_jax/{number}", limit_s * 1000
     if index:
         client.key_value_set(f"{folder}/{index}", json.dumps(value))
         return json.loads(client.blocking_key_value_get(f"{folder}/all", limit))
@@ -102,20 +132,123 @@ def gather(value) -> list:
     return json.loads(text)
 
 
+def wait() -> None:
+    """Returns when all hosts are here, however long their work takes them."""
+    gather(None, LONG_S)
+
+
+def first(find: Callable[[], T]) -> T:
+    """What `find` gives on host 0, plain JSON, on all of them; its UserError, too."""
+    value = error = None
+    if jax.process_index() == 0:
+        try:
+            value = find()
+        except UserError as found:
+            error = found
+    if jax.process_count() > 1:
+        value, told = gather([value, error and str(error)], LONG_S)[0]
+        error = error or (told and UserError(told))
+    if error:
+        raise error
+    return value
+
+
+def each(find: Callable[[], T]) -> T:
+    """What `find` gives here. A UserError of one host is raised on all, and names the host."""
+    value = error = None
+    try:
+        value = find()
+    except UserError as found:
+        error = found
+    if jax.process_count() == 1 and error:
+        raise error
+    for host, told in enumerate(gather(error and str(error), LONG_S)):
+        if told:
+            raise UserError(f"host {host}: {told}")
+    return value
+
+
+def check_same(record: dict) -> None:
+    """UserError on all hosts, naming the field, unless `record`, plain JSON, is the same on all."""
+    told = gather(record)
+    for host, other in enumerate(told):
+        for field, (here, there) in differences(told[0], other).items():
+            raise UserError(f"host {host} was started with {field} = {there}, host 0 with {here}")
+
+
+def at(place: str) -> None:
+    """Where this host is, `in step 120`: told when it, or another, is lost."""
+    global _at
+    _at = place
+    if _witness is not None:
+        _say(place)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # a witness that was killed says nothing
+        _witness.stdin.write(f"{line}\n")
+        _witness.stdin.flush()
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends this process with one line when another host is lost, without waiting for it."""
+    """Ends this process with one line when another host is lost, without waiting for it; and when
+    this one alone fails."""
+    if jax.process_count() == 1:
+        yield
+        return
+    with _witnessed():
+        try:
+            yield
+            wait()  # no host leaves, and takes the coordinator with it, before all are done
+        except jax.errors.JaxRuntimeError as error:
+            told = str(error).splitlines()[0][:200]
+            _end(
+                UserError(
+                    f"host {jax.process_index()} lost another {_at}, or the devices failed: "
+                    f"{told}; {REPEAT}"
+                ),
+                LOST,
+            )
+        except SystemExit:  # the command is done, and says how
+            wait()
+            raise
+        except BaseException as error:
+            if not _all_leave():
+                _end(error)
+            raise
+
+
+def _all_leave() -> bool:
+    """Whether all hosts are about to end, as all find the same mistake, or are told to stop."""
+    try:
+        distributed.global_state.client.wait_at_barrier("gve_jax/leaving", LEAVE_S * 1000)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def _end(error: BaseException, status: int | None = None) -> None:
+    told = tell(error)
+    _say("end")
+    # JAX would wait at exit for the other hosts, and then end this one with lines of its own.
+    os._exit(told if status is None else status)
+
+
+@contextlib.contextmanager
+def _witnessed() -> Iterator[None]:
+    global _witness
+    # Its own session: what is sent to a job's processes to end them is not for it.
+    _witness = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _WITNESS, str(jax.process_index()), REPEAT],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    at(_at)
     try:
         yield
-        gather(None)  # no host leaves, and takes the coordinator with it, before all are done
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        print(
-            f"error: host {jax.process_index()} lost another, or the devices failed: "
-            f"{str(error).splitlines()[0][:200]}; repeat the command on all hosts to resume",
-            file=sys.stderr,
-            flush=True,
-        )
-        # JAX would wait at exit for hosts that are gone.
-        os._exit(LOST)
+    finally:
+        _say("end")
+        with contextlib.suppress(OSError):
+            _witness.stdin.close()
+        _witness.wait()
+        _witness = None

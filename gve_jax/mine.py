@@ -14,8 +14,9 @@ is within --duplicate-cosine of one.
 OUTPUT is a directory of pairs as training reads it, with README.md (the card), mining.json (what
 was asked, scores) and negatives.jsonl (the ids). Negatives that the pairs had are replaced. A pair
 that gets fewer than --negatives is left out and counted. WORK keeps vectors and ranks: killed at
-any time, the same command goes on from there, and another window uses the same vectors. See
-docs/mining.md.
+any time, the same command goes on from there, and another window uses the same vectors. Several
+hosts (docs/pods.md) that see the same files divide the embedding and the comparing, and give the
+bytes of one. See docs/mining.md.
 """
 
 import argparse
@@ -25,18 +26,21 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from gve_jax import hosts
 from gve_jax.embed import Encoder
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import differences
+from gve_jax.files import check_record
 from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.world import WITHIN, World, read_world
 from gve_jax.mining.write import LOST, MANIFEST, number, write_mined
 from gve_jax.retrieval.negatives import Rule
+from gve_jax.sharding import own_mesh
 
 FORMAT = "gve_jax mined pairs 1"
 MOST = 3  # negatives that a step takes
@@ -47,15 +51,18 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     args = _parse(argv)
     output = args.output.resolve()
     work = args.work or output.with_name(output.name + ".mining")
-    asked = _asked(args)
-    if _done(output, asked):
-        print(f"{output} is mined already")
+    asked = hosts.each(lambda: _asked(args))
+    hosts.check_same(asked)
+    if hosts.first(lambda: _done(output, asked)):
+        _tell(f"{output} is mined already")
         return
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
     rule = Rule(args.ranks, args.share, args.margin, args.negatives, args.choose, args.seed)
     with _progress() as progress:
         bar = progress.add_task("reading pairs", total=None)
-        world = read_world(args.pairs, args.corpus, lambda count: progress.advance(bar, count))
+        world = hosts.each(
+            lambda: read_world(args.pairs, args.corpus, lambda count: progress.advance(bar, count))
+        )
     found = _vectors(args, world, work, functools.cache(lambda: _model(args, load)))
     queries, positives = found["queries"], found["positives"]
     neighbours = Neighbours(
@@ -66,8 +73,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
         groups = world.groups(args.within)
         products = sum(len(group.queries) * len(group.documents) for group in groups)
         bar = progress.add_task("comparing", total=products)
-        look = {group.name: neighbours.find(group, lambda n: progress.advance(bar, n))
-                for group in groups}  # fmt: skip
+        look = neighbours.find(groups, lambda n: progress.advance(bar, n))
         progress.update(bar, completed=products)
         bar = progress.add_task("writing pairs", total=sum(map(len, world.query.values())))
 
@@ -80,16 +86,21 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             "corpus": {"documents": len(world.corpus), "digest": world.corpus.digest()},
             "fingerprint": queries.vectors.manifest.get("fingerprint"),
         }
-        told = write_mined(
+        told = hosts.first(lambda: write_mined(
             output, world, queries, positives, of_pair, rule, settings,
             lambda count: progress.advance(bar, count), args.max_lost_share,
-        )  # fmt: skip
+        ))  # fmt: skip
     for name, its in told.items():
         lost = "".join(f"; {its['lost'][why]:,} {why}" for why in LOST if its["lost"][why])
-        print(f"{name}: {its['mined']:,} of {its['pairs']:,} pairs, mean score of positives "
+        _tell(f"{name}: {its['mined']:,} of {its['pairs']:,} pairs, mean score of positives "
               f"{number(its['means']['positive score'])}, of negatives "
               f"{number(its['means']['negative score'])}{lost}")  # fmt: skip
-    print(f"wrote {output}")
+    _tell(f"wrote {output}")
+
+
+def _tell(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line)
 
 
 def _vectors(args, world: World, work: Path, model: Callable) -> dict[str, Found]:
@@ -135,9 +146,7 @@ def _done(output: Path, asked: dict) -> bool:
         raise UserError(f"{output} exists and holds no mined pairs; choose another --output") from (
             error
         )
-    for key, (was, now) in differences(old, asked).items():
-        raise UserError(f"{output} was mined with {key} = {was}, now {now}; choose another "
-                        "--output")  # fmt: skip
+    check_record(output, old, asked, "choose another --output")
     return True
 
 
@@ -145,13 +154,13 @@ def _model(args, load: Callable[[str], Encoder]) -> Encoder:
     if args.model is None:
         raise UserError("--model is missing: only with vectors of queries, positives and corpus "
                         "can it be left out")  # fmt: skip
-    return load(args.model)
+    return hosts.each(lambda: load(args.model))
 
 
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, limits=limits, show_progress_bar=True)
+    return GVE.from_pretrained(name, mesh=own_mesh(), limits=limits, show_progress_bar=True)
 
 
 def _progress() -> Progress:
@@ -205,7 +214,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the best ranked of those allowed, or any of them")  # fmt: skip
     add("--seed", type=int, default=0, help="of the random choice")
     add("--batch-size", type=int, default=32, help="items of a batch; 32")
-    add("--shard-size", type=int, default=4096, help="items of a shard of vectors; 4096")
+    add("--shard-size", type=int, help="items of a shard of vectors; as of gve_jax.embed")
     add("--max-bad-share", type=float, default=0.05,
         help="stop above this share of unreadable items; 0.05")  # fmt: skip
     add("--max-lost-share", type=float, default=0.5,
@@ -213,7 +222,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "shard_size"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 1 <= args.negatives <= MOST:
         parser.error(f"--negatives must be 1 to {MOST}, not {args.negatives}")
@@ -234,4 +243,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     keep_freed()
-    run_cli(main)
+    run_cli(lambda: hosts.run(main))

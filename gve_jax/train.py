@@ -61,9 +61,7 @@ def main() -> None:
     for flag in ("config", "workdir"):
         if getattr(flags.FLAGS, flag) is None:
             raise UserError(f"--{flag} is missing; see python -m gve_jax.train --help")
-    hosts.start()
-    with hosts.together():
-        train(_CONFIG.value, as_path(_WORKDIR.value))
+    hosts.run(lambda: train(_CONFIG.value, as_path(_WORKDIR.value)))
 
 
 def _told(error: Exception) -> str:
@@ -145,6 +143,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                         state, scalars = train_step(state, frozen, batch.arrays, step)
                     # Only now, with this step under way, are the last one's numbers waited for.
                     log.dispatched(step, number, batch, scalars)
+                    hosts.at(f"in step {step}")
                     step += 1
                     stop = preemption.reached(step)
                     if step < config.steps and (stop or step % config.checkpoint.every == 0):

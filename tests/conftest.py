@@ -95,6 +95,16 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_hosts():
+    """The two hosts of a job, which run functions by their names; see tests/pair.py."""
+    from tests.pair import Pair
+
+    pair = Pair()
+    yield pair
+    pair.close()
+
+
+@pytest.fixture(scope="session")
 def run_shapes():
     """Runs `python -m data.shapes ARGUMENTS`; returns the finished process."""
     return _run

@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from gve_jax import GVE
-from gve_jax.embed import main
+from gve_jax import GVE, shares
+from gve_jax.embed import CHUNK, items_of_shard, main
 from gve_jax.errors import UserError
 from gve_jax.files import differences, read_records
 from tests import checkpoints
@@ -22,18 +23,25 @@ from tests.conftest import ROOT
 from tests.inputs.media import clip, picture
 
 
+class Stopped(Exception):
+    """As if the process were killed."""
+
+
 class Lengths:
     """Embeds the length of a text, or the size of a file; refuses files that begin with `bad`."""
 
     embedding_dim = 3
 
-    def __init__(self, weights="a"):
+    def __init__(self, weights="a", stop_after=10**9):
         self.fingerprint, self.asked = {"weights": weights, "inputs": {"num_frames": 8}}, []
+        self.stop_after = stop_after
 
     def summary(self):
         return "nothing was compiled"
 
     def encode_valid(self, inputs, ids, quarantine, prompt=None, batch_size=32):
+        if len(self.asked) >= self.stop_after:
+            raise Stopped
         self.asked += ids
         rows, valid = [], []
         for item, id in zip(inputs, ids, strict=True):
@@ -242,9 +250,92 @@ def test_too_many_unreadable_items_stop_it(folder, tmp_path):
         run(folder / "items.jsonl", tmp_path / "out", "--max-bad-share", "0.1")
 
 
+@pytest.mark.parametrize("items, size", [(1, 512), (512 * 1024, 512), (512 * 1024 + 1, 1024),
+                                         (3_000_000, 3072), (10**8, 4096)])  # fmt: skip
+def test_shards_are_as_small_as_a_thousand_files_allow(items, size):
+    assert items_of_shard(items) == size and size % CHUNK == 0
+
+
 def test_differences_are_named_by_their_field():
     old, new = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 1, "c": 3}, "e": None, "d": [2]}
     assert differences(old, new) == {"a.c": (2, 3), "d": ([1], [2])}
+
+
+# --- two hosts ---
+
+
+def on_host(source: str, output: str, told: dict) -> list[str]:
+    """What a host of the pair does; `told` may say other things to host 1. What was asked for."""
+    told |= told.get("host 1", {}) if jax.process_index() else {}
+    model = Lengths(told.get("weights", "a"), told.get("stop_after", 10**9))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shares, "SHARED_S", 1)
+        try:
+            run(Path(told.get("source", source)), Path(told.get("output", output)),
+                "--shard-size", "2", model=model)  # fmt: skip
+        except Stopped:
+            pass
+    return model.asked
+
+
+ON_HOST = "tests.embed_test:on_host"
+
+
+def test_two_hosts_divide_the_shards_and_give_the_files_of_one(two_hosts, folder, tmp_path):
+    source, output = folder / "items.jsonl", tmp_path / "out"
+    run(source, tmp_path / "alone", "--shard-size", "2")
+    first, second = two_hosts.run(ON_HOST, str(source), str(output), {})
+    assert first == ["t", "7", "v0", "v1"]
+    assert second == ["b", "p", "v2", "v3"]  # one of which nobody can read
+    # The quarantine, too: host 0 has taken in what the other one recorded.
+    assert contents(output) == contents(tmp_path / "alone")
+    assert two_hosts.run(ON_HOST, str(source), str(output), {}) == [[], []]
+    assert run(source, output, "--shard-size", "2").asked == []
+
+
+def test_two_hosts_that_ended_go_on_where_they_were(two_hosts, folder, tmp_path):
+    source, output = folder / "items.jsonl", tmp_path / "out"
+    run(source, tmp_path / "alone", "--shard-size", "2")
+    told = {"stop_after": 0, "host 1": {"stop_after": 2}}  # both before they would meet
+    assert two_hosts.run(ON_HOST, str(source), str(output), told) == [[], ["b", "p"]]
+    assert not (output / "manifest.json").exists()
+    # Three shards are left, which are divided anew.
+    again = two_hosts.run(ON_HOST, str(source), str(output), {})
+    assert again == [["t", "7", "v2", "v3"], ["v0", "v1"]]
+    assert contents(output) == contents(tmp_path / "alone")
+
+
+def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
+    source, output = folder / "items.jsonl", tmp_path / "out"
+    run(source, tmp_path / "alone", "--shard-size", "2")
+    told = {"stop_after": 0, "host 1": {"stop_after": 2}}
+    two_hosts.run(ON_HOST, str(source), str(output), told)
+    assert (output / "quarantine-1.jsonl").exists()
+    with open(output / "quarantine-1.jsonl", "a") as file:
+        file.write('{"id": "to')  # killed while it wrote
+    assert run(source, output, "--shard-size", "2").asked == ["t", "7", "v0", "v1", "v2", "v3"]
+    assert contents(output) == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("told, message", [
+    ({"weights": "b"}, "settings.json: made with fingerprint.weights = a, now b; choose another"),
+    ({"host 1": {"weights": "b"}},
+     "host 1 was started with fingerprint.weights = b, host 0 with a"),
+    ({"host 1": {"output": "elsewhere"}}, "is not the same folder on hosts 0 and 1"),
+    ({"host 1": {"source": "none.jsonl"}}, "host 1: missing file: none.jsonl"),
+    ({"host 1": {"source": "set"}}, "host 1 was started with --input."),
+])  # fmt: skip
+def test_what_two_hosts_refuse_both_say(two_hosts, folder, tmp_path, told, message):
+    source, output = folder / "items.jsonl", tmp_path / "out"
+    run(source, output, "--shard-size", "2")
+    before = contents(output)
+    other = told.get("host 1", {})
+    for key in ("output", "source"):
+        if other.get(key) in ("elsewhere", "set"):
+            other[key] = str(tmp_path / other[key])
+    one, two = two_hosts.run(ON_HOST, str(source), str(output), told)
+    assert message in one and message in two  # each names the folder as it was told
+    assert contents(output) == before
 
 
 # --- the command itself, with a model in the released format ---

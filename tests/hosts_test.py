@@ -1,6 +1,7 @@
 """Two hosts: what starts them, that they train as one does, and how they end when one dies."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,21 +15,29 @@ import pytest
 from gve_jax import hosts
 from gve_jax.errors import UserError
 from gve_jax.gve import GVE
+from gve_jax.train import train
 from tests.conftest import ROOT
-from tests.train_test import losses
+from tests.train_test import losses, make_config
 
 
-def start(world: Path, workdir: Path, *arguments: str, count: int = 2) -> list[subprocess.Popen]:
-    """`count` hosts with eight devices between them, over loopback."""
+def start(world: Path, workdir: Path) -> list[subprocess.Popen]:
+    """Two hosts that train, with eight devices between them."""
+    return launch(
+        [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
+         f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
+         f"--config.data.tokenizer={world}/tokenizer.json", "--config.steps=4",
+         "--config.checkpoint.every=1"]
+    )  # fmt: skip
+
+
+def launch(command: list[str], heartbeat: int = 60) -> list[subprocess.Popen]:
+    """A command on two hosts of four devices each, over loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
-               f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
-               f"--config.data.tokenizer={world}/tokenizer.json", "--config.steps=4",
-               "--config.checkpoint.every=1", *arguments]  # fmt: skip
-    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": str(count), "GVE_JAX_HEARTBEAT_S": "60"}
-    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(8 // count)}
+    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": "2",
+           "GVE_JAX_HEARTBEAT_S": str(heartbeat)}  # fmt: skip
+    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     return [
         subprocess.Popen(
             command,
@@ -38,7 +47,7 @@ def start(world: Path, workdir: Path, *arguments: str, count: int = 2) -> list[s
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(count)
+        for index in range(2)
     ]
 
 
@@ -49,15 +58,6 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
         for process in processes:
             process.kill()
     return [(p.returncode, *end) for p, end in zip(processes, ends, strict=True)]
-
-
-@pytest.fixture(scope="module")
-def alone(world, tmp_path_factory):
-    """One process with all eight devices."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    ((code, _, err),) = finish(start(world, workdir, count=1))
-    assert code == 0, err
-    return workdir
 
 
 def same_losses(one: Path, other: Path) -> None:
@@ -72,7 +72,7 @@ def same_losses(one: Path, other: Path) -> None:
         np.testing.assert_allclose(got[step][1], loss, rtol=1e-5, err_msg=f"step {step}")
 
 
-def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, alone, tmp_path):
+def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, tmp_path):
     workdir = tmp_path / "run"
     pair = start(world, workdir)
     metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
@@ -81,16 +81,47 @@ def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, alone, tmp
             pytest.fail("\n".join(f"{code}: {err[:3000]}" for code, _, err in finish(pair)))
         time.sleep(0.01)
     pair[1].send_signal(signal.SIGKILL)
-    (code, _, err), _ = finish(pair)
+    # Whether JAX's own thread or the step finds it out, the last line says it.
+    (code, _, err), (_, _, last) = finish(pair)
     assert code not in (0, None), err
-    assert "repeat the command on all hosts to resume" in err or "heartbeat" in err, err
+    lost, last = err.splitlines()[-1], last.splitlines()[-1]
+    assert re.match(r"error: host 0 (lost another|ended) in step \d", lost), err
+    assert lost.endswith("; repeat the command on all hosts to resume"), err
+    assert re.match(r"error: host 1 ended in step \d: it was killed", last), last
 
     (code, out, err), (other, _, problem) = finish(start(world, workdir))
     assert (code, other) == (0, 0), err + problem
     assert "resuming at step" in out
-    same_losses(alone, workdir)
+    train(make_config(world, steps=4), tmp_path / "alone")
+    same_losses(tmp_path / "alone", workdir)
     model = GVE.from_pretrained(workdir / "model")
     assert np.isfinite(model.encode([{"text": "a red ring"}])).all()
+
+
+_FAILS = """
+import sys, jax
+from gve_jax import hosts
+from gve_jax.errors import UserError, run_cli
+def command():
+    hosts.at("after shard 7")
+    if jax.process_index() in map(int, sys.argv[1:]):
+        raise UserError("too many unreadable items")
+run_cli(lambda: hosts.run(command))
+"""
+
+
+@pytest.mark.parametrize("failing", [(1,), (0, 1)])
+def test_a_host_that_fails_says_why_and_others_that_they_lost_it(failing):
+    """All at once, or one alone: with its own last line and status, not those of JAX's exit."""
+    command = [sys.executable, "-c", _FAILS, *map(str, failing)]
+    ends = finish(launch(command, heartbeat=10))
+    for host, (code, _, err) in enumerate(ends):
+        last = err.splitlines()[-1]
+        if host in failing:
+            assert code == 2 and last == "error: too many unreadable items", err
+        else:
+            assert code not in (0, None), err
+            assert last.startswith(f"error: host {host} ") and " after shard 7" in last, err
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.mine import main
+from gve_jax.mining.search import Neighbours
 from gve_jax.mining.world import content, kind
 from gve_jax.retrieval.negatives import Rule
 from gve_jax.streams.loader import LoadPairs
@@ -265,6 +268,51 @@ def test_killed_and_repeated_gives_the_same_bytes(pairs, tmp_path, stage):
     assert not list(tmp_path.glob("*.building"))
 
 
+def on_host(pairs: str, output: str, options: list[str], stop_after: list[int]) -> list:
+    """What a host of the pair does: how much its model was asked for, and the tiles it compared."""
+    model, tiles = Prober(stop_after=stop_after[jax.process_index()]), []
+    compare = Neighbours._compare
+
+    def told(self, search, numbers, advance):
+        tiles.extend(f"{search.name} {n}" for n in numbers)
+        compare(self, search, numbers, advance)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Neighbours, "_compare", told)
+        try:
+            mine(Path(pairs), Path(output), *options, model=model)
+        except KeyboardInterrupt:
+            pass
+    return [model.asked, tiles]
+
+
+def test_two_hosts_divide_the_work_and_give_the_bytes_of_one(two_hosts, pairs, tmp_path):
+    """Ended at different places, and repeated; with every file, also those of the card."""
+    options, most = ["--ranks", "1-20", "--shard-size", "20", "--within", "source"], 10**9
+    alone, out = tmp_path / "alone" / "mined", tmp_path / "pair" / "mined"
+    total = mine(pairs, alone, *options).asked
+
+    def run(*stop_after: int) -> list:
+        return two_hosts.run("tests.mine_test:on_host", str(pairs), str(out), options, stop_after)
+
+    (first, _), (second, _) = run(3, 2)
+    assert first == 3 * 20 and second == 2 * 20 and not out.exists()
+    (more, tiles), (others, theirs) = run(most, most)
+    assert first + second + more + others == total and min(more, others) > 0
+    assert tiles == ["T2T_0 0"] and theirs == ["T2T_1 0"]
+    every = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert every == {path.name: path.read_bytes() for path in alone.iterdir()}
+    assert run(most, most) == [[0, []], [0, []]]  # done
+
+    shutil.rmtree(out)
+    (out.with_name("mined.mining") / "ranks-source-20" / "T2T_1-000000.npz").unlink()
+    assert run(most, most) == [[0, ["T2T_1 0"]], [0, []]]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == every
+    options[1] = "1-21"
+    assert set(run(most, most)) == {f"{out}: made with ranks = [1, 20], now [1, 21]; choose "
+                                    "another --output"}  # fmt: skip
+
+
 def write(path: Path, records: list[dict]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
@@ -351,7 +399,7 @@ def test_what_cannot_be_is_one_line(pairs, tmp_path, monkeypatch, options, messa
 def test_a_changed_model_or_rule_is_named(pairs, tmp_path):
     options = ("--ranks", "1-20")
     mine(pairs, tmp_path / "out", *options)
-    with pytest.raises(UserError, match="mined with ranks = .*choose another --output"):
+    with pytest.raises(UserError, match="out: made with ranks = .*choose another --output"):
         mine(pairs, tmp_path / "out", "--ranks", "1-21")
     with pytest.raises(UserError, match="settings.json: made with fingerprint.weights = a, now b"):
         mine(pairs, tmp_path / "new", *options, "--work", tmp_path / "out.mining",

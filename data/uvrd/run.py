@@ -20,12 +20,13 @@ from data.uvrd.settings import TYPES, Settings
 from data.uvrd.similarity import Similarity
 from data.uvrd.source import Entry, is_folder_of_videos, read_entries, stamps
 from gve_jax.errors import UserError
-from gve_jax.files import differences, write_json
+from gve_jax.files import agree, check_record, write_json
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.streams.writing import pair_info, write_encoded
 
 VERSION = "1"  # of what is made of the same answers
 MANIFEST = "synthesis.json"
+REMEDY = "remove it or use another --output"
 DESCRIPTION = "Training pairs, synthesized by data.uvrd; see README.md beside this file."
 SIDE = ("history.jsonl", "rejects.jsonl")  # a line a pair, a line a reject
 
@@ -131,7 +132,7 @@ def synthesize(
     asked = job.asked()
     if (done := _done(job.output, asked)) is not None:
         return done
-    _agree(job.work, asked)
+    agree(job.work / "asked.json", asked, REMEDY)
     if beam is not None:
         from data.uvrd import beam as pipeline  # says in one line when Beam is not installed
 
@@ -201,22 +202,8 @@ def _done(output: Path, asked: dict) -> dict | None:
         found = json.loads((output / MANIFEST).read_text())
     except (OSError, ValueError):
         raise UserError(f"{output} exists and is no synthesis; use another --output") from None
-    _same(output, found.get("asked"), asked)
+    check_record(output, found.get("asked"), asked, REMEDY)
     return found
-
-
-def _agree(work: Path, asked: dict) -> None:
-    path = work / "asked.json"
-    if path.exists():
-        _same(work, json.loads(path.read_text()), asked)
-    else:
-        write_json(path, asked)
-
-
-def _same(folder: Path, old: object, new: dict) -> None:
-    for field, (was, now) in differences(old, new).items():
-        raise UserError(f"{folder} was made with {field} = {was}, now {now}; remove it or use "
-                        "another --output")  # fmt: skip
 
 
 def _assemble(job: Job, asked: dict, total: int, beam: list[str] | None) -> dict:

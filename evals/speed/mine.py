@@ -34,7 +34,7 @@ def search(queries: np.ndarray, corpus: np.ndarray, k: int, positives=None) -> t
         found = stream_neighbours(
             queries, corpus, ids, k, lambda asked: (np.arange(len(asked)), positives[asked]),
             lambda asked: (np.arange(len(asked)), corpus[positives[asked]]), 1e-5,
-            rows=slice(0, len(queries)),
+            rows=[slice(0, len(queries))],
         )  # fmt: skip
     (last,) = deque(found, maxlen=1)
     return last

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -44,14 +43,13 @@ from evals.uvrb.reader import RetrievalSet
 from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
 from evals.uvrb.vectors import Vectors
-from gve_jax import hosts
+from gve_jax import hosts, shares
 from gve_jax.buckets import as_path
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import read_records
 from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.sharding import make_mesh
+from gve_jax.sharding import own_mesh
 
 SHOWN_PER_SET = 4  # queries of each set in the report
 
@@ -81,7 +79,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     with progress:
         source.ready(tasks)
         quarantine = _quarantine(args, tasks)
-        run = Runs(args, source, quarantine, progress, _own_mesh())
+        run = Runs(args, source, quarantine, progress, own_mesh())
         if args.embeddings:
             model = Vectors(args.embeddings, quarantine, source.total, args.normalize)
         else:
@@ -109,7 +107,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             results["untrained"]["paired"] = compare(per_query(scored), per_query(others))
     if jax.process_index():
         return  # every host has the same results, the first one writes them
-    _merge(args, quarantine)
+    shares.merge_quarantines(quarantine)
     results["published"] = published.comparison(results["datasets"])
     results["rules"] = list(RULES)
     results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
@@ -158,19 +156,9 @@ def _source(args: argparse.Namespace, progress: Progress) -> Sets:
 
 
 def _quarantine(args: argparse.Namespace, tasks: Sequence[Task]) -> Quarantine:
-    """Each host has a file of its own; the first one's receives the others' lines at the end.
-
-    Only this command's sets count: OUTPUT may hold others, whose items are not in its total."""
-    host = jax.process_index()
-    name = f"quarantine-{host}.jsonl" if host else "quarantine.jsonl"
+    """Only this command's sets count: OUTPUT may hold others, whose items are not in its total."""
     prefixes = tuple(f"{task.name}." for task in tasks)
-    return Quarantine(args.output / name, args.max_bad_share, prefixes=prefixes)
-
-
-def _merge(args: argparse.Namespace, quarantine: Quarantine) -> None:
-    for path in sorted(args.output.glob("quarantine-*.jsonl")):
-        for _, line in read_records(path):
-            quarantine.record(**line)
+    return shares.open_quarantine(args.output, args.max_bad_share, prefixes)
 
 
 def _check(results: Mapping) -> None:
@@ -195,12 +183,7 @@ def _progress() -> Progress:
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, mesh=_own_mesh(), limits=limits)
-
-
-def _own_mesh() -> Mesh | None:
-    """Of several hosts, each embeds its share on its own devices; None: all devices there are."""
-    return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
+    return GVE.from_pretrained(name, mesh=own_mesh(), limits=limits)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -259,12 +242,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _on_hosts() -> None:
-    hosts.start()
-    with hosts.together():
-        main()
-
-
 if __name__ == "__main__":
     keep_freed()
-    run_cli(_on_hosts)
+    run_cli(lambda: hosts.run(main))

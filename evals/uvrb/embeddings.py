@@ -17,7 +17,6 @@ all share, and then all wait for each other.
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +26,14 @@ import jax
 import numpy as np
 
 from evals.uvrb.files import Folder, file_sha256
-from gve_jax import hosts
+from gve_jax import hosts, shares
 from gve_jax.errors import UserError
-from gve_jax.files import differences, write_array, write_json
+from gve_jax.files import check_record, write_array, write_json
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.retrieval import check_unit_vectors
 
 FORMAT = "uvrb vectors 1"
 SHARD = 512  # items given to the model at once and written together; also how often a bar moves
-_SHARED_S = 90  # how long files of another host may take to appear in a network's folder
 
 
 class Encoder(Protocol):
@@ -79,9 +77,8 @@ class Store:
         if manifest.exists():
             old = _json(manifest)
             made, wanted = old.pop("fingerprint", None), now.pop("fingerprint")
-            for field, (was, is_now) in (differences(old, now) | differences(made, wanted)).items():
-                raise UserError(f"{manifest}: made with {field} = {was}, now {is_now}; choose "
-                                "another --output or delete its folder")  # fmt: skip
+            for one, other in ((old, now), (made, wanted)):
+                check_record(manifest, one, other, "choose another --output or delete its folder")
         elif jax.process_index() == 0:
             write_json(manifest, now)
         self.refresh()
@@ -155,6 +152,7 @@ class Embedder:
         self.model, self.folder, self.quarantine, self.total = model, folder, quarantine, total
         fingerprint = json.loads(json.dumps(dict(model.fingerprint)))
         self._store = Store(folder, fingerprint, model.embedding_dim)
+        shares.check_shared(folder)
         self._hashes: dict[Path, str] = {}
         self.files: Folder | None = None
 
@@ -198,13 +196,15 @@ class Embedder:
         if new and self.files is not None:
             self.files.ensure()
         advance(len(ids) - len(new))
-        mine = share(new, jax.process_index(), jax.process_count())
+        mine = shares.share(new)
         for start in range(0, len(mine), SHARD):
             self._encode(name, ids, items, keys, mine[start : start + SHARD])
             self.quarantine.check(self.total)
             advance(len(mine[start : start + SHARD]))
-        hosts.gather(None)
-        self._await(name, keys)
+        hosts.at(f"after {name}")
+        hosts.wait()
+        if not shares.appears(lambda: self._here(keys)):
+            raise UserError(f"{name}: embeddings of another host do not appear in {self.folder}")
         advance(len(new) - len(mine))
         side = self._store.side(keys)
         if jax.process_index() == 0:
@@ -225,17 +225,9 @@ class Embedder:
         vectors = np.reshape(vectors, (-1, self.model.embedding_dim))
         self._store.write([keys[place] for place in chunk], vectors, valid)
 
-    def _await(self, name: str, keys: Sequence[str]) -> None:
-        """Waits until what other hosts have written is seen here."""
-        for _ in range(_SHARED_S):
-            self._store.refresh()
-            if all(key in self._store for key in keys):
-                return
-            time.sleep(1)
-        raise UserError(
-            f"{name}: embeddings of another host are not in {self.folder}: --output must be a "
-            "folder that all hosts share"
-        )
+    def _here(self, keys: Sequence[str]) -> bool:
+        self._store.refresh()
+        return all(key in self._store for key in keys)
 
     def _compare(self, name: str, ids: Sequence[str], keys: list[str]) -> None:
         manifest = self.folder / f"{name}.json"
@@ -267,11 +259,6 @@ class Embedder:
 
     def _of_set(self, path: str | Path | None) -> bool:
         return bool(path and self.files and Path(path).is_relative_to(self.files.root))
-
-
-def share(places: Sequence[int], host: int, count: int) -> Sequence[int]:
-    """What one of `count` hosts embeds: every count-th, as long videos often follow each other."""
-    return places[host::count]
 
 
 def _json(path: Path) -> dict:

@@ -124,7 +124,7 @@ class Archived(Listed):
         self.name, self.parts, self._tick = name, list(parts), tick
         if jax.process_index() == 0 and not (root / SEAL).exists():
             extract(self.parts, name, root, tick)
-        hosts.gather(None)
+        hosts.wait()
         seal = root / SEAL
         super().__init__(root, _read(seal))
         now = [[part.name, part.stat().st_size] for part in self.parts]
@@ -139,7 +139,7 @@ class Archived(Listed):
                     f"{self.name}: its files were discarded, and its archive is not there any more"
                 )
             extract(self.parts, self.name, self.root, self._tick)
-        hosts.gather(None)
+        hosts.wait()
         self._known = _read(self.root / SEAL)
 
     def fetch(self, paths: Iterable[Path]) -> None:

@@ -64,7 +64,7 @@ class Reencoder:
             first = dict(zip(digests, videos, strict=True))  # the same content once
             if jax.process_index() == 0:
                 list(pool.map(self._copy, first, first.values()))
-        hosts.gather(None)  # of several hosts the first one encodes, the others wait
+        hosts.wait()  # of several hosts the first one encodes, the others wait
         return [self.folder / f"{digest}.mp4" for digest in digests]
 
     def _copy(self, digest: str, video: Path) -> None:

@@ -1,23 +1,23 @@
 """Vectors of queries and documents, and the best documents of each query, kept on disk.
 
 WORK/queries, WORK/positives and, with another corpus, WORK/corpus are outputs of `gve_jax.embed`;
-WORK/neighbours holds, for each group, a file for each tile of queries. What is there is not made
-again.
+WORK/ranks-<within>-<last> holds, for each group, a file for each tile of queries. What is there is
+not made again. Several hosts divide the shards of vectors, then the tiles.
 """
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from gve_jax import hosts, shares
 from gve_jax.embed import Encoder, agree, embed_all
 from gve_jax.errors import UserError
 from gve_jax.files import differences, write_whole
-from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.mining.world import Group, Things, World
 from gve_jax.retrieval.negatives import query_tile, stream_neighbours
 from gve_jax.retrieval.stored import Selection, StoredVectors
@@ -41,7 +41,7 @@ def vectors_of(
     *,
     max_bad_share: float,
     batch_size: int,
-    shard_size: int,
+    shard_size: int | None,
 ) -> Found:
     """Vectors that were given, or else those of the work folder, embedded where they are missing.
 
@@ -49,7 +49,7 @@ def vectors_of(
       UserError: see `embed_all` and `StoredVectors`; also given vectors of other ids.
     """
     if given is None:
-        quarantine = Quarantine(folder / "quarantine.jsonl", max_bad_share)
+        quarantine = shares.open_quarantine(folder, max_bad_share)
         embed_all(
             folder, things.ids, things.read, things.digest(), model(), quarantine,
             batch_size=batch_size, shard_size=shard_size, told=f"embedding {name}",
@@ -79,6 +79,22 @@ def check_same(found: dict[str, Found]) -> None:
                             f"{other.vectors.shape[1]}")  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Search:
+    """What is asked of a group: queries int64 [Q] in documents int64 [C], those that have vectors;
+    a file for each `tile` queries."""
+
+    name: str
+    asked: np.ndarray
+    documents: np.ndarray
+    tile: int
+    files: list[Path]
+
+    def rows(self, number: int) -> slice:
+        """The queries of a tile."""
+        return slice(number * self.tile, min((number + 1) * self.tile, len(self.asked)))
+
+
 class Neighbours:
     """The best documents of each query of each group, without its positives, from files.
 
@@ -93,30 +109,56 @@ class Neighbours:
         self.folder, self.world, self.last, self.tolerance = folder, world, last, tolerance
         self.queries, self.positives, self.corpus = queries, positives, corpus
         made = [f.vectors.manifest for f in (queries, positives, corpus)]
-        agree(folder, json.loads(json.dumps({
+        settings = json.loads(json.dumps({
             "format": "gve_jax neighbours 1",
             "vectors": [{key: m.get(key) for key in ("fingerprint", "input", "prompt", "vectors")}
                         for m in made],
             "pairs": world.digest(), "ranks": last, "duplicate_cosine": tolerance,
             "devices": jax.local_device_count(),
-        })))  # fmt: skip
+        }))  # fmt: skip
+        hosts.check_same(settings)
+        hosts.first(lambda: agree(folder, settings))
+        shares.check_shared(folder)
         self._right, self._names = world.right(), world.names()
         self._content = {inside: n for n, inside in enumerate(world.corpus.contents)}
         self._id = {id: n for n, id in enumerate(world.corpus.ids)}
 
-    def find(self, group: Group, advance: Callable[[int], None]) -> Callable[[int], tuple]:
-        """Finds what is missing; a function from a query's number to its documents and scores.
+    def find(self, groups: Sequence[Group], advance: Callable[[int], None]) -> dict[str, Callable]:
+        """Finds what is missing; by group a function from a query's number to its documents.
 
-        The documents are numbers in the corpus, int64 [n], and scores float32 [n], best first.
-        Empty for a query that could not be read.
+        These are numbers in the corpus, int64 [n], with scores float32 [n], best first. Empty for a
+        query that could not be read.
         """
+        searches = [self._search(group) for group in groups]
+        places = [(at, n) for at, search in enumerate(searches) for n in range(len(search.files))]
+        wanted = hosts.first(
+            lambda: [[at, n] for at, n in places if not searches[at].files[n].exists()]
+        )
+        for at, n in sorted(set(places) - set(map(tuple, wanted))):
+            rows = searches[at].rows(n)
+            advance((rows.stop - rows.start) * len(searches[at].documents))
+        mine = shares.share(wanted)
+        for at, search in enumerate(searches):
+            if tiles := [n for its, n in mine if its == at]:
+                self._compare(search, tiles, advance)
+        hosts.wait()
+        if not shares.appears(lambda: all(searches[at].files[n].exists() for at, n in wanted)):
+            raise UserError(f"{self.folder}: ranks of another host do not appear")
+        return {search.name: self._look(search) for search in searches}
+
+    def _search(self, group: Group) -> Search:
         asked = group.queries[self.queries.row[group.queries] >= 0]
         documents = group.documents[self.corpus.row[group.documents] >= 0]
+        tile = query_tile(len(asked), jax.local_device_count())
+        count = -(-len(asked) // tile) if len(documents) else 0
+        files = [self.folder / f"{group.name}-{n:06}.npz" for n in range(count)]
+        return Search(group.name, asked, documents, tile, files)
+
+    def _compare(self, search: Search, tiles: list[int], advance: Callable[[int], None]) -> None:
+        """Writes the files of tiles."""
+        asked, documents = search.asked, search.documents
         place = np.full(len(self.world.corpus), -1, np.int64)
         place[documents] = np.arange(len(documents))
-        nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        if not len(asked) or not len(documents):
-            return lambda query: nothing
 
         def excluded(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             its = [self._excluded(int(query)) for query in asked[numbers]]
@@ -130,31 +172,30 @@ class Neighbours:
             row = self.positives.row[np.array([n for one in its for n in one], np.int64)]
             return owner[row >= 0], self.positives.vectors[row[row >= 0]]
 
-        tile = query_tile(len(asked), jax.local_device_count())
-        files = [self.folder / f"{group.name}-{n:06}.npz" for n in range(-(-len(asked) // tile))]
-        done = next((n for n, file in enumerate(files) if not file.exists()), len(files))
-        advance(min(done * tile, len(asked)) * len(documents))
-        if done < len(files):
-            stream = stream_neighbours(
-                Selection(self.queries.vectors, self.queries.row[asked]),
-                Selection(self.corpus.vectors, self.corpus.row[documents]),
-                [self.world.corpus.ids[n] for n in documents], self.last, excluded, positives,
-                self.tolerance, rows=slice(done * tile, len(asked)), advance=advance,
-            )  # fmt: skip
-            for rows, places, scores in stream:
-                found = np.where(places >= 0, documents[places], -1)
-                arrays = {"documents": found, "scores": scores}
-                write_whole(files[rows.start // tile], lambda file, a=arrays: np.savez(file, **a))
+        stream = stream_neighbours(
+            Selection(self.queries.vectors, self.queries.row[asked]),
+            Selection(self.corpus.vectors, self.corpus.row[documents]),
+            [self.world.corpus.ids[n] for n in documents], self.last, excluded, positives,
+            self.tolerance, rows=[search.rows(n) for n in tiles], advance=advance,
+        )  # fmt: skip
+        for rows, places, scores in stream:
+            found = np.where(places >= 0, documents[places], -1)
+            arrays = {"documents": found, "scores": scores}
+            file = search.files[rows.start // search.tile]
+            write_whole(file, lambda out, a=arrays: np.savez(out, **a))
+            hosts.at(f"after {file}")
 
+    def _look(self, search: Search) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
         number = np.full(len(self.world.queries), -1, np.int64)
-        number[asked] = np.arange(len(asked))
-        read = functools.lru_cache(maxsize=64)(lambda n: self._read(files[n]))
+        number[search.asked] = np.arange(len(search.asked))
+        read = functools.lru_cache(maxsize=64)(lambda n: self._read(search.files[n]))
+        nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
         def look(query: int) -> tuple[np.ndarray, np.ndarray]:
             at = int(number[query])
-            if at < 0:
+            if at < 0 or not search.files:
                 return nothing
-            documents, scores = (part[at % tile] for part in read(at // tile))
+            documents, scores = (part[at % search.tile] for part in read(at // search.tile))
             return documents[documents >= 0], scores[documents >= 0]
 
         return look

@@ -1,6 +1,6 @@
 """Which documents a query may have as hard negatives: ranks without its positives, and a rule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +62,7 @@ def stream_neighbours(
     positives: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     tolerance: float,
     *,
-    rows: slice,
+    rows: Sequence[slice],
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """The `count` best documents of each query that are none of its positives, exactly.

@@ -45,7 +45,7 @@ def top_k(
     scores = np.zeros((len(queries), width), np.float32)
     mine = tiles.own_rows(len(queries))
     found = stream_top_k(queries, corpus, ids, k, mesh=mesh, query_tile=query_tile,
-                         corpus_tile=corpus_tile, rows=mine)  # fmt: skip
+                         corpus_tile=corpus_tile, rows=[mine])  # fmt: skip
     for rows, its_places, its_scores in found:
         places[rows], scores[rows] = its_places, its_scores
     return (tiles.of_all_hosts(places, len(queries)).astype(np.int64),
@@ -61,13 +61,13 @@ def stream_top_k(
     mesh: Mesh | None = None,
     query_tile: int = QUERY_TILE,
     corpus_tile: int = CORPUS_TILE,
-    rows: slice | None = None,
+    rows: Sequence[slice] = (slice(None),),
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """`top_k` query tile by query tile, for a run of any length: nothing of length Q is held.
 
     Args:
-      rows: the queries to answer; all by default. Hosts each give their own.
+      rows: the queries to answer, in pieces; all by default. Hosts each give their own.
       advance: called after each product with the number of scores in it.
 
     Yields:
@@ -78,17 +78,18 @@ def stream_top_k(
         raise UserError(f"top_k: k is {k}, it must be at least 1")
     k = min(k, len(corpus))
     mesh = tiles.choose_mesh(mesh)
-    first, stop, _ = (rows or slice(None)).indices(len(queries))
     q_tile = tiles.tile_size(len(queries), query_tile, mesh.size)  # whatever `rows` are
     c_tile = tiles.tile_size(len(corpus), corpus_tile)
     by_order = np.argsort(tiles.id_order(ids))
     make = _on_host if mesh.devices.flat[0].platform == "cpu" else _on_devices
     answer = make(mesh, corpus, by_order, k, c_tile, advance or (lambda count: None))
-    for start in range(first, stop, q_tile):
-        chosen = slice(start, min(start + q_tile, stop))
-        asked = np.asarray(queries[chosen], np.float32)
-        places, scores = answer(tiles.split(mesh, tiles.padded(asked, q_tile, 0)), len(asked))
-        yield chosen, places, scores
+    for piece in rows:
+        first, stop, _ = piece.indices(len(queries))
+        for start in range(first, stop, q_tile):
+            chosen = slice(start, min(start + q_tile, stop))
+            asked = np.asarray(queries[chosen], np.float32)
+            places, scores = answer(tiles.split(mesh, tiles.padded(asked, q_tile, 0)), len(asked))
+            yield chosen, places, scores
 
 
 # ---- on a CPU: whatever reaches the k-th best -------------------------------------------------

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from etils import epath
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,6 +27,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from gve_jax.buckets import as_path
 from gve_jax.errors import UserError
 from gve_jax.files import write_whole
 
@@ -81,7 +81,7 @@ def expand(url: str) -> list[str]:
     if first < 3:
         raise UserError(f"data.pairs: {url} has a pattern in the bucket's name")
     with _told(url):
-        found = epath.Path("/".join(parts[:first])).glob("/".join(parts[first:]))
+        found = as_path("/".join(parts[:first])).glob("/".join(parts[first:]))
         return sorted(os.fspath(path) for path in found)
 
 
@@ -89,7 +89,7 @@ def list_bucket(url: str) -> Bucket:
     """UserError: no gcsfs, no such directory, a bucket that cannot be listed."""
     url = url.rstrip("/")
     with _told(url):
-        path = epath.Path(url)
+        path = as_path(url)
         names = frozenset(found.name for found in path.iterdir()) if path.is_dir() else None
     if not names:
         raise UserError(f"{url}: no such directory of training pairs")
@@ -141,7 +141,7 @@ def _all(pool: ThreadPoolExecutor, call, arguments: Sequence, done=lambda _: Non
 def _stamp(one: tuple[str, Path]) -> tuple[int, int]:
     """(bytes, time of change in seconds, 0 if unknown) of a URL."""
     with _told(one[0]):
-        found = epath.Path(one[0]).stat()
+        found = as_path(one[0]).stat()
         return int(found.length), int(found.mtime or 0)
 
 
@@ -183,7 +183,7 @@ def _copy_one(stop: threading.Event, advance, one) -> None:
         copied = 0
         with contextlib.ExitStack() as stack:
             with _told(url):
-                source = stack.enter_context(epath.Path(url).open("rb"))
+                source = stack.enter_context(as_path(url).open("rb"))
             while True:
                 with _told(url):
                     block = source.read(BLOCK)
@@ -221,8 +221,8 @@ def _told(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{url}: no such file or directory") from error
-    except ImportError as error:
-        raise UserError("gs:// paths need pip install gve_jax[gcs]") from error
+    except UserError:
+        raise
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{url}: cannot be read ({why})") from error

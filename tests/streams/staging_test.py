@@ -6,10 +6,12 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import threading
 
 import numpy as np
 import pytest
+from etils import epath
 from etils.epath.testing import mock_epath
 
 from data.pairs.builder import run_import
@@ -61,8 +63,10 @@ def bucket(pairs, tmp_path):
     fake = Fake(folder)
     mapped = {name: lambda call, path: call(fake.path(path))
               for name in ("exists", "isdir", "listdir", "stat")}  # fmt: skip
-    with mock_epath(**mapped, open=fake.open, glob=fake.glob):
-        yield fake
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staging, "as_path", epath.Path)  # no client
+        with mock_epath(**mapped, open=fake.open, glob=fake.glob):
+            yield fake
 
 
 def opened(given, tmp_path, chosen=()):
@@ -137,14 +141,25 @@ def test_a_cache_is_a_local_folder(tmp_path):
         parse("gs://b/pairs", "gs://b/cache")
 
 
-def test_without_gcsfs_it_is_said_what_to_install(tmp_path):
-    def missing(call, path):
-        raise ImportError("Please install gcsfs to access Google Storage")
+def test_without_gcsfs_it_is_said_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for given in ("gs://bucket/pairs", "gs://bucket/rows.jsonl"):
+        with pytest.raises(UserError, match=r"^gs:// paths need pip install 'gve_jax\[gcs\]'$"):
+            opened(given, tmp_path)
 
-    with mock_epath(isdir=missing, stat=missing):
-        for given in ("gs://b/pairs", "gs://b/rows.jsonl"):
-            with pytest.raises(UserError, match=r"^gs:// paths need pip install gve_jax\[gcs\]$"):
-                opened(given, tmp_path)
+
+def test_objects_of_a_bucket_are_copied_once(pairs, gcs, tmp_path):
+    gcs.make("staged")
+    for file in (pairs / "pairs").iterdir():
+        gcs.put("staged", f"pairs/{file.name}", file.read_bytes())
+    for _ in range(2):
+        sources = opened("gs://staged/pa*", tmp_path)
+        sources.fetch()
+        assert told(sources, "T2T_x") == [f"T2T_x {n}" for n in range(5)]
+    copied = tmp_path / "cache" / "gs" / "staged" / "pairs"
+    first = {name: (copied / name).stat().st_ino for name in shards(copied)}
+    opened("gs://staged/pairs", tmp_path).fetch()
+    assert {name: (copied / name).stat().st_ino for name in shards(copied)} == first
 
 
 def test_a_copy_that_breaks_off_leaves_what_is_whole_and_goes_on(bucket, tmp_path, monkeypatch):
