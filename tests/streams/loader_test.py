@@ -1,5 +1,7 @@
 """What a worker does with pairs that cannot take part."""
 
+import json
+import pickle
 import re
 
 import numpy as np
@@ -14,6 +16,7 @@ from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.streams.loader import LoadPairs
+from gve_jax.streams.sources import Sources, parse
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (8, 56, 56, 3), np.uint8)
 CLIP, IMAGE = encode_mp4(FRAMES), encode_png(FRAMES[0])
@@ -58,6 +61,21 @@ def test_a_pair_that_is_too_large_or_broken_is_named_and_left_out(preprocess, po
     # Its row stands for nothing: a blank text, no frame of anything.
     assert not batch["positive"]["patch_mask"][1].any()
     assert batch["positive"]["patch_mask"][[0, 2]].all()
+
+
+def test_a_file_that_a_row_names_and_that_is_missing_costs_its_pair(preprocess, tmp_path):
+    (tmp_path / "good.mp4").write_bytes(CLIP)
+    rows = [{"query": "a clip", "positive": {"video": name}} for name in ("good.mp4", "no.mp4")]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources = Sources(parse(f"{tmp_path}/x.jsonl", str(tmp_path)))
+    buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
+    load = LoadPairs(pickle.loads(pickle.dumps(sources)), preprocess, buckets)
+    batch = load.map(("T2V_x", np.arange(2)))
+    assert batch["valid"].tolist() == [True, False]
+    (failure,) = batch["failures"]
+    assert failure["id"] == "x.jsonl:2/positive" and failure["path"] == f"{tmp_path}/no.mp4"
+    same = LoadPairs(Pairs(Item(video=CLIP)), preprocess, buckets).map(("T2V", np.arange(1)))
+    np.testing.assert_array_equal(batch["positive"]["patches"][:1], same["positive"]["patches"])
 
 
 def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
