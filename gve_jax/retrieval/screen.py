@@ -93,49 +93,21 @@ def count_rows(
     """
     score = np.full(position.shape, np.inf, np.float32)
     counts = np.zeros((*position.shape, 2), np.int32)
+    divide = functools.partial(_parts, mesh, queries, row_query, position, order, query_tile, score)
     done = np.zeros(len(position), bool)
-    size = tiles.tile_size(len(corpus), SAMPLE)
-    sampled = np.linspace(0, len(corpus) - 1, min(size, len(corpus))).astype(np.int64)
-    sample = _halve(mesh)(tiles.whole(mesh, corpus[sampled], size))
-    screen = _screen(mesh)
-
-    def groups(rows: np.ndarray) -> Iterator[list[_Part]]:
-        for start in range(0, len(rows), GROUP * query_tile):
-            group = rows[start : start + GROUP * query_tile]
-            yield [
-                _part(mesh, queries, row_query, position, order, query_tile, chosen, score)
-                for chosen in np.split(group, range(query_tile, len(group), query_tile))
-            ]
-
-    for parts in groups(np.arange(len(position))):
+    for parts in divide(np.arange(len(position))):
         _score_own(mesh, parts, corpus, corpus_tile)
         for part in parts:
-            rows, known = part.rows, tiles.split(mesh, part.own)
-            score[rows] = part.own[: len(rows)]
-            undecided = _undecided(screen(part.half, part.error, known, *sample),
-                                   size - len(sampled))  # fmt: skip
-            done[rows] = undecided[: len(rows)] <= MOST * len(sampled)
+            score[part.rows] = part.own[: len(part.rows)]
+        _sample(mesh, parts, corpus, done)
 
     rows = np.flatnonzero(done)
     rest = len(rows) % query_tile
     if rest < LEAST_FILLED * query_tile:
         done[rows[len(rows) - rest :]] = False
         rows = rows[: len(rows) - rest]
-    fetch = tiles.fetcher(mesh, corpus, corpus_tile)
-    for parts in groups(rows):
-        known = [tiles.split(mesh, part.own) for part in parts]
-        waiting = None
-        for first in range(0, len(corpus), corpus_tile):
-            documents = fetch(first // corpus_tile)
-            halves = _halve(mesh)(documents)
-            its = order[first : first + corpus_tile]
-            for part, own in zip(parts, known, strict=True):
-                screened = screen(part.half, part.error, own, *halves)
-                job = part, documents, its, first + len(its), screened
-                if waiting:  # the host looks at one while the devices screen the next
-                    _settle(mesh, *waiting)
-                waiting = job
-        _settle(mesh, *waiting)
+    for parts in divide(rows):
+        _count(mesh, parts, corpus, order, corpus_tile)
         for part in parts:
             counts[part.rows] = part.counts[: len(part.rows)]
             done[part.rows] = ~part.gone[: len(part.rows)]
@@ -166,14 +138,24 @@ class _Part:
     gone: np.ndarray
 
 
-def _part(mesh, queries, row_query, position, order, size, rows, score) -> _Part:
-    vectors = np.asarray(queries[row_query[rows]], np.float32)
-    vectors = tiles.split(mesh, tiles.padded(vectors, size, 0))
-    its, own = tiles.padded(position[rows], size, -1), tiles.padded(score[rows], size, np.inf)
-    own_order = np.where(its >= 0, order[its], -1)
-    return _Part(rows, vectors, *_halve(mesh, split=True)(vectors), its, own, own_order,
-                 np.zeros((*its.shape, 2), np.int32),
-                 np.zeros(size, np.int64), np.zeros(size, bool))  # fmt: skip
+def _parts(
+    mesh, queries, row_query, position, order, query_tile, score, rows: np.ndarray
+) -> Iterator[list[_Part]]:
+    """The parts of `rows`, as many together as meet the corpus together."""
+    for start in range(0, len(rows), GROUP * query_tile):
+        parts = []
+        for first in range(start, min(start + GROUP * query_tile, len(rows)), query_tile):
+            chosen = rows[first : first + query_tile]
+            vectors = np.asarray(queries[row_query[chosen]], np.float32)
+            vectors = tiles.split(mesh, tiles.padded(vectors, query_tile, 0))
+            half, error = _halve(mesh, split=True)(vectors)
+            its = tiles.padded(position[chosen], query_tile, -1)
+            own = tiles.padded(score[chosen], query_tile, np.inf)
+            own_order = np.where(its >= 0, order[its], -1)
+            counts, seen = np.zeros((*its.shape, 2), np.int32), np.zeros(query_tile, np.int64)
+            parts.append(_Part(chosen, vectors, half, error, its, own, own_order, counts, seen,
+                               np.zeros(query_tile, bool)))  # fmt: skip
+        yield parts
 
 
 def _score_own(mesh: Mesh, parts: list[_Part], corpus: np.ndarray, corpus_tile: int) -> None:
@@ -187,6 +169,35 @@ def _score_own(mesh: Mesh, parts: list[_Part], corpus: np.ndarray, corpus_tile: 
             column = np.minimum(np.searchsorted(these, part.position), len(these) - 1)
             row, slot = np.nonzero(these[column] == part.position)
             part.own[row, slot] = _score(mesh, part.vectors, documents, row, column[row, slot])
+
+
+def _sample(mesh: Mesh, parts: list[_Part], corpus: np.ndarray, done: np.ndarray) -> None:
+    """Sets `done` [R] for rows of which few documents of a sample are undecided."""
+    size = tiles.tile_size(len(corpus), SAMPLE)
+    sampled = np.linspace(0, len(corpus) - 1, min(size, len(corpus))).astype(np.int64)
+    halves = _halve(mesh)(tiles.whole(mesh, corpus[sampled], size))
+    for part in parts:
+        screened = _screen(mesh)(part.half, part.error, tiles.split(mesh, part.own), *halves)
+        undecided = _undecided(screened, size - len(sampled))[: len(part.rows)]
+        done[part.rows] = undecided <= MOST * len(sampled)
+
+
+def _count(
+    mesh: Mesh, parts: list[_Part], corpus: np.ndarray, order: np.ndarray, corpus_tile: int
+) -> None:
+    """Counts all documents for the parts of a group."""
+    fetch, waiting = tiles.fetcher(mesh, corpus, corpus_tile), None
+    known = [tiles.split(mesh, part.own) for part in parts]
+    for first in range(0, len(corpus), corpus_tile):
+        documents = fetch(first // corpus_tile)
+        halves = _halve(mesh)(documents)
+        its = order[first : first + corpus_tile]
+        for part, own in zip(parts, known, strict=True):
+            screened = _screen(mesh)(part.half, part.error, own, *halves)
+            if waiting:  # the host looks at one while the devices screen the next
+                _settle(mesh, *waiting)
+            waiting = part, documents, its, first + len(its), screened
+    _settle(mesh, *waiting)
 
 
 def _undecided(screened: tuple, padding: int) -> np.ndarray:
@@ -322,7 +333,11 @@ def _screen(mesh: Mesh) -> Callable:
 
     def screen(queries, query_error, own, documents, document_error):
         scores = jax.lax.dot_general(
-            queries, documents, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            queries,
+            documents,
+            (((1,), (1,)), ((), ())),
+            precision=jax.lax.Precision.DEFAULT,  # whatever the setting is
+            preferred_element_type=jnp.float32,
         )
         wide = margin(queries.shape[1], query_error, jnp.max(document_error))[:, None]
         low, high = own - wide, own + wide  # infinite where there is no positive
