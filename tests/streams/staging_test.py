@@ -15,6 +15,7 @@ from etils import epath
 from etils.epath.testing import mock_epath
 
 from data.pairs.builder import run_import
+from gve_jax import buckets
 from gve_jax.errors import UserError
 from gve_jax.streams import staging
 from gve_jax.streams.sources import Sources, parse
@@ -143,6 +144,7 @@ def test_a_cache_is_a_local_folder(tmp_path):
 
 def test_without_gcsfs_it_is_said_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    buckets._client.cache_clear()  # another test may have had one
     for given in ("gs://bucket/pairs", "gs://bucket/rows.jsonl"):
         with pytest.raises(UserError, match=r"^gs:// paths need pip install 'gve_jax\[gcs\]'$"):
             opened(given, tmp_path)
