@@ -27,7 +27,7 @@ from rich.console import Console
 
 from gve_jax.errors import UserError, run_cli
 from gve_jax.planning.plan import make_plan
-from gve_jax.planning.program import Program
+from gve_jax.planning.program import Program, TooLarge
 from gve_jax.planning.report import show
 from gve_jax.planning.topology import open_topology, parse
 
@@ -74,7 +74,15 @@ def main() -> None:
             if not errors.is_terminal:
                 print(doing, file=sys.stderr, flush=True)
 
-        plan = make_plan(program, shapes, quick.value, note)
+        try:
+            plan = make_plan(program, shapes, quick.value, note)
+        except TooLarge as error:
+            print(
+                f"it does not fit: {error} Try a smaller batch_size, or gradcache_chunk "
+                f"(batch_size is {config.value.batch_size} on {program.rows} rows of devices)",
+                file=sys.stderr,
+            )
+            sys.exit(1)
     show(plan, Console(width=None if sys.stdout.isatty() else 140))
     if text["json"].value is not None:
         Path(text["json"].value).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,10 @@
 """The real training step of a configuration, compiled for devices that are not here."""
 
+import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -21,6 +23,22 @@ from gve_jax.model.embedder import Batch
 from gve_jax.planning.topology import Topology
 from gve_jax.settings import build, check_fields, model_config
 from gve_jax.sharding import ROWS, make_mesh
+
+
+class TooLarge(Exception):
+    """The compiler itself found that a program needs more memory than a device has."""
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """`TooLarge`, in one line, of what TPU's compiler raises instead of a program."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        line = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        raise TooLarge(line) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +127,13 @@ class Program:
         return Bucket(shape[0], *(frame if shape[0] else (0, 0)), shape[1])
 
     def compile(self, shapes: Shapes, batch_size: int, chunk: int) -> Compiled:
-        """Both programs of the step, gradients and update."""
+        """Both programs of the step, gradients and update.
+
+        Raises:
+          TooLarge: they need more memory than a device has, and the compiler says so.
+        """
         began = time.perf_counter()
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), refused():
             step = make_train_step(
                 self.model, self.tx, self.loss, self.mesh, chunk=chunk, seed=self.config.seed
             )
@@ -219,7 +241,10 @@ def largest(
         count = rows * program.rows
         batch = -(-planned.batch_size // count) * count if chunked else count
         note(f"compiling {rows} rows a device")
-        return rows, total(program.compile(shapes, batch, count if chunked else 0))
+        try:
+            return rows, total(program.compile(shapes, batch, count if chunked else 0))
+        except TooLarge:
+            return rows, math.inf
 
     rows = (planned.chunk or planned.batch_size) // program.rows
     known = dict([(rows, total(planned)), at(1 if rows > 1 else 2)])
@@ -232,5 +257,8 @@ def largest(
         known.update([at(guess)])
         if known[guess] <= room:
             break
-        guess = min(guess - 1, int(guess - (known[guess] - room) / slope))
+        if known[guess] == math.inf:  # by how much is not known
+            guess = (max((n for n, size in known.items() if size <= room), default=0) + guess) // 2
+        else:
+            guess = min(guess - 1, int(guess - (known[guess] - room) / slope))
     return max(((n, size) for n, size in known.items() if size <= room), default=(0, 0))

@@ -6,12 +6,14 @@ import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.learning.chips import CHIPS
 from gve_jax.planning import estimate
 from gve_jax.planning.hlo import Collective, Part
+from gve_jax.planning.program import TooLarge, largest, refused
 from gve_jax.planning.topology import Topology, parse
 
 
@@ -107,3 +109,30 @@ def test_mistakes_end_with_one_line(argument, told):
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and told in lines[0]
+
+
+def test_what_the_compiler_refuses_does_not_fit():
+    told = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, 51.27G exceeds 15.75G.\nmore"
+    with pytest.raises(TooLarge, match=r"^Ran out of memory on HBM, 51.27G exceeds 15.75G\.$"):
+        with refused():
+            raise jax.errors.JaxRuntimeError(told)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        with refused():
+            raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+
+@pytest.mark.parametrize(("limit", "found"), [(100, 10), (7, 6), (5, 4), (1, 1)])
+def test_the_largest_batch_is_one_that_the_compiler_takes(limit, found):
+    """10 bytes a row in 100 of a device; the compiler gives up above `limit`
+    rows, and does not say what it needed: half way to what fits is tried then."""
+
+    def compile(shapes, batch, chunk):
+        if batch > 2 * limit:
+            raise TooLarge("too large")
+        return SimpleNamespace(batch_size=batch, chunk=chunk)
+
+    chip = SimpleNamespace(memory=100)
+    program = SimpleNamespace(compile=compile, rows=2, topology=SimpleNamespace(chip=chip))
+    planned = SimpleNamespace(batch_size=2, chunk=0)
+    rows, size = largest(program, None, planned, lambda c: 5 * c.batch_size, lambda _: None)
+    assert (rows, size) == (found, 10 * found)
