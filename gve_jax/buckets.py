@@ -65,7 +65,7 @@ def write_object(path: epath.Path, write: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             # Closing it, which its end would do as well, makes an object of the half that is there.
             file.closed = True
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # what ends the write is told, not this
                 file.discard()
             raise
         file.close()

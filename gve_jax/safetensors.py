@@ -6,7 +6,6 @@ the format's library does not give: bfloat16 in numpy, parts of a tensor read st
 no mapped pages that count as memory, and damage found before anything is read.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -18,8 +17,8 @@ from typing import BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from gve_jax.buckets import is_bucket, write_object
 from gve_jax.errors import UserError
+from gve_jax.files import write_whole
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -165,17 +164,4 @@ def write_file(
             for start in range(0, len(whole), _PIECE):
                 file.write(whole[start : start + _PIECE])
 
-    if is_bucket(path):
-        write_object(path, write)
-        return
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # its part of a full disk is given back
-            part.unlink()
-        raise
+    write_whole(path, write)

@@ -9,9 +9,9 @@ import pyarrow
 import pyarrow.parquet
 
 from gve_jax.errors import UserError
+from gve_jax.streams.index import LONGEST_LINE
 
 ENDINGS = (".jsonl", ".parquet")
-LONGEST_LINE = 256 * 2**20  # bytes: a file without line ends must not be read whole
 _BATCH = 32  # rows of Parquet in memory at once: they may hold videos
 
 

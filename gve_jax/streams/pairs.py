@@ -31,7 +31,6 @@ class PairSources:
     Args:
       directory: where a TFDS builder wrote ArrayRecord splits, one a source. The part of a name
         before `_` is its modality pair (`T2V_whole` is of `T2V`).
-
       bucket: where its shards are that are not in `directory` yet; not pickled.
 
     Attributes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gve_jax.buckets import is_bucket
 from gve_jax.errors import UserError
 from gve_jax.streams import staging
 from gve_jax.streams.index import File
@@ -138,14 +139,14 @@ def parse(given: str, cache: str = staging.CACHE) -> list[tuple[str, Part]]:
 def _matched(place: str) -> list[str]:
     if not glob.has_magic(place):
         return [place]
-    return staging.expand(place) if staging.is_remote(place) else sorted(glob.glob(place))
+    return staging.expand(place) if is_bucket(place) else sorted(glob.glob(place))
 
 
 def _files(place: str, cache: Path) -> JsonlSources:
     matched = _matched(place)
     if not matched:
         raise UserError(f"data.pairs: no file matches {place}")
-    if not staging.is_remote(place):
+    if not is_bucket(place):
         return open_jsonl([File(os.path.abspath(path), path) for path in matched], cache)
     copies = [(url, staging.local_path(url, cache)) for url in matched]
     staging.copy(copies)
@@ -157,7 +158,7 @@ def _directories(place: str) -> list[str]:
         return [_named(place.removeprefix(_TFDS))]
     if glob.has_magic(place):
         found = _matched(place)
-        if not staging.is_remote(place):
+        if not is_bucket(place):
             found = [path for path in found if os.path.isdir(path)]
         if not found:
             raise UserError(f"data.pairs: no directory matches {place}")
@@ -168,7 +169,7 @@ def _directories(place: str) -> list[str]:
 
 
 def _directory(place: str, cache: Path) -> PairSources:
-    if not staging.is_remote(place):
+    if not is_bucket(place):
         return PairSources(place)
     folder, bucket = staging.local_path(place, cache), staging.list_bucket(place)
     staging.copy([(f"{bucket.url}/{name}", folder / name) for name in METADATA

@@ -31,7 +31,6 @@ from gve_jax.buckets import as_path
 from gve_jax.errors import UserError
 from gve_jax.files import write_whole
 
-SCHEME = "gs://"
 CACHE = "~/.cache/gve_jax/pairs"  # the default of `config.data.cache`
 THREADS = 16  # files copied at once
 BLOCK = 8 * 2**20  # bytes of each in memory
@@ -47,10 +46,6 @@ class Bucket:
     names: frozenset[str]
 
 
-def is_remote(path: str) -> bool:
-    return path.startswith(SCHEME)
-
-
 def cache_folder(cache: str) -> Path:
     """The folder that `config.data.cache` names.
 
@@ -64,7 +59,7 @@ def cache_folder(cache: str) -> Path:
 
 def local_path(url: str, cache: Path) -> Path:
     """Where the copy of `url` is. UserError for a URL that would lead out of the cache."""
-    parts = url.removeprefix(SCHEME).rstrip("/").split("/")
+    parts = url.removeprefix("gs://").rstrip("/").split("/")
     if not parts[0] or {"", ".", ".."} & set(parts):
         raise UserError(f"data.pairs: {url} is no path in a bucket")
     return cache.joinpath("gs", *parts)
