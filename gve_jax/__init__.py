@@ -6,7 +6,7 @@ patch (or corpus, in retrieval), D width, N query heads, K key heads (or hard ne
 learning), H head size, Q queries.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["GVE"]
 
 
