@@ -22,9 +22,9 @@ NAME = ".lock"
 def lock_folder(folder: Path) -> Iterator[None]:
     """Holds `folder`, which is made where it is missing, for the commands of one job.
 
-    All hosts of a job enter it together; host 0 holds the lock for all. The kernel releases the lock
-    when the process ends, however it ends, so a lock is never stale. Buckets (gs://) have no locks:
-    there nothing is held.
+    All hosts of a job enter it together; host 0 holds the lock for all. The kernel releases the
+    lock when the process ends, however it ends, so a lock is never stale. Buckets (gs://) have no
+    locks: there nothing is held.
 
     Raises:
       UserError: on every host, another process holds the folder; it names the process.

@@ -18,10 +18,10 @@ AREAS = ("Media", "Images and animations", "Embedding", "Models and checkpoints"
 _INTRODUCTION = """\
 # What happens with your files, models and settings
 
-Situations from public bug reports of video tools, trainers and evaluators, and what gve_jax does in
-each. Every row is proven by the test in its last column. `python -m tests.compatibility` writes this
-page from the tests; a test fails when it is out of date. To find yours, search the page for a word of
-the error message or of the file format.
+Situations from public bug reports of video tools, trainers and evaluators, and what gve_jax does
+in each. Every row is proven by the test in its last column. `python -m tests.compatibility` writes
+this page from the tests; a test fails when it is out of date. To find yours, search the page for a
+word of the error message or of the file format.
 """
 
 

@@ -1,4 +1,4 @@
-"""Marks tests with the situation of a user that they prove; docs/compatibility.md lists them all."""
+"""Marks tests with the situation that they prove; docs/compatibility.md lists them all."""
 
 import pytest
 
