@@ -1,14 +1,24 @@
 """GIF, APNG and animated WebP, with the times their frames state."""
 
 import io
-import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from gve_jax.inputs.animation_formats import (
+    CLEAR,
+    KEEP,
+    PNG_SIGNATURE,
+    RESTORE,
+    Animation,
+    Frame,
+    parse,
+)
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.pixels import load_image
+from gve_jax.inputs.pixels import check_mode, exif_orientation, load_image, turn
 from gve_jax.inputs.sampling import Sampling, Timeline, sample
 
 _FORMATS = ("GIF", "PNG", "WEBP")
@@ -23,53 +33,98 @@ def is_animation(source) -> bool:
         with open(source, "rb") as file:
             head = file.read(12)
     webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
-    return head.startswith((b"GIF8", b"\x89PNG\r\n\x1a\n")) or webp
+    return head.startswith((b"GIF8", PNG_SIGNATURE)) or webp
 
 
-def load(source, name: str, sampling: Sampling, limits: Limits):
+def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = False):
     """uint8 [T, H, W, 3], transparency on white, and frames a second.
 
+    Args:
+      exif: turn the frames as the file's EXIF orientation says.
+
     Raises:
-      MediaError: a picture without motion (a GIF of one frame is a video of one frame), damage.
+      MediaError: a picture without motion, damage. What declares an animation is one, also of a
+        single frame; every GIF does.
     """
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
-        with Image.open(file, formats=_FORMATS) as image:
-            return _load(image, name, sampling, limits)
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        animation = parse(data, limits.frames)
+        if animation is None:
+            raise MediaError(f"{name}: not a readable video (a picture without motion; give it as "
+                             "an image)")  # fmt: skip
+        times = _times(animation, name, limits)
+        lengths, total = np.diff(times), len(animation.frames)
+        even = bool(np.ptp(lengths) < 1e-9)
+        rate = float(1 / lengths[0] if even else total / times[-1])
+        indices, fps = sample(sampling, Timeline(total, rate, None if even else times), name)
+        pictures = [load_image(one) for one in _compose(animation, indices.tolist(), name)]
+        if exif:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                orientation = exif_orientation(image)
+            pictures = [turn(picture, orientation) for picture in pictures]
+        return np.stack(pictures), fps
     except MediaError:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds of things on damaged data
         raise MediaError(f"{name}: not a readable video ({error})") from error
 
 
-def _load(image, name: str, sampling: Sampling, limits: Limits):
-    total = getattr(image, "n_frames", 1)
-    if total == 1 and image.format != "GIF":
-        raise MediaError(f"{name}: not a readable video (a picture without motion; give it as an "
-                         "image)")  # fmt: skip
-    if total > limits.frames:
-        raise MediaError(f"{name}: {total} frames are above the limit of {limits.frames}")
-    if image.width * image.height > limits.frame_pixels:
-        raise MediaError(f"{name}: frames of {image.width} x {image.height} are above the limit of "
+def _times(animation: Animation, name: str, limits: Limits) -> np.ndarray:
+    """float64 [frames + 1]: when each frame begins and the last one ends."""
+    if len(animation.frames) > limits.frames:
+        raise MediaError(f"{name}: at least {len(animation.frames)} frames are above the limit of "
+                         f"{limits.frames}")  # fmt: skip
+    sizes = [(animation.width, animation.height)] + [one.box[2:] for one in animation.frames]
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    if width * height > limits.frame_pixels:
+        raise MediaError(f"{name}: frames of {width} x {height} are above the limit of "
                          f"{limits.frame_pixels} pixels")  # fmt: skip
-    lengths = []
-    for number in range(total):
-        image.seek(number)
-        if image.format == "WEBP":
-            image.load()  # Pillow learns a frame's duration when it decodes it
-        seconds = image.info.get("duration", 0) / 1000
-        lengths.append(seconds if seconds > _SHORTEST else _USUAL)
+    lengths = [float(one.seconds) for one in animation.frames]
+    lengths = [seconds if seconds > _SHORTEST else _USUAL for seconds in lengths]
     times = np.concatenate([[0.0], np.cumsum(lengths)])
     if times[-1] > limits.duration:
         raise MediaError(f"{name}: {times[-1]:.0f} s are above the limit of {limits.duration:g} s")
-    even = max(lengths) == min(lengths)
-    rate = 1 / lengths[0] if even else float(total / times[-1])
-    indices, fps = sample(sampling, Timeline(total, rate, None if even else times), name)
-    pictures = []
-    for number in indices:
-        image.seek(int(number))
-        # A GIF's first frame has a palette and the others have none: made alike, its background
-        # does not change with the second frame.
-        clear = image.has_transparency_data
-        pictures.append(load_image(image.convert("RGBA") if clear else image.copy()))
-    return np.stack(pictures), fps
+    return times
+
+
+def _compose(animation: Animation, wanted: Sequence[int], name: str) -> Iterator[Image.Image]:
+    """The canvas (RGBA) at the frames of these numbers, which ascend. A frame is decoded only where
+    a wanted one shows something of it."""
+    frames, size = animation.frames, (animation.width, animation.height)
+    canvas, done, before = None, -1, None
+    for number in wanted:
+        first = number
+        while first > done + 1 and not _covers(frames[first], size):
+            first -= 1
+        for k in range(first, number + 1):
+            if k == 0 or k > done + 1 and k == first:
+                canvas = Image.new("RGBA", size, animation.fill)
+            elif frames[k - 1].dispose == CLEAR:
+                canvas.paste(frames[k - 1].fill, _area(frames[k - 1]))
+            elif frames[k - 1].dispose == RESTORE:
+                canvas.paste(before, _area(frames[k - 1]))
+            before = canvas.crop(_area(frames[k])) if frames[k].dispose == RESTORE else None
+            _draw(canvas, frames[k], name)
+        done = number
+        yield canvas
+
+
+def _covers(frame: Frame, size: tuple[int, int]) -> bool:
+    """Whether nothing of what was there before shows, with this frame or after it."""
+    return frame.box == (0, 0, *size) and not frame.over and frame.dispose in (KEEP, CLEAR)
+
+
+def _area(frame: Frame) -> tuple[int, int, int, int]:
+    x, y, width, height = frame.box
+    return x, y, x + width, y + height
+
+
+def _draw(canvas: Image.Image, frame: Frame, name: str) -> None:
+    with Image.open(io.BytesIO(b"".join(frame.still)), formats=_FORMATS) as image:
+        check_mode(image, name)
+        if image.size != frame.box[2:]:
+            raise ValueError(f"a frame of {image.size}, not {frame.box[2:]} pixels")
+        if frame.over:
+            canvas.alpha_composite(image.convert("RGBA"), frame.box[:2])
+        else:
+            canvas.paste(image.convert("RGBA"), frame.box[:2])

@@ -14,10 +14,12 @@ _IMAGES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".t
            ".webp")  # fmt: skip
 
 
-def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
+def load(
+    source, name: str, sampling: Sampling, rate: float, limits: Limits, exif: bool = False
+) -> tuple[np.ndarray, float]:
     """uint8 [T, H, W, 3] and frames a second, of frames that come at `rate` a second.
 
-    Only the frames that are sampled are read.
+    Only the frames that are sampled are read; with `exif` they are turned as theirs says.
 
     Raises:
       MediaError: no frame, one that cannot be read, frames of differing size.
@@ -40,7 +42,7 @@ def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
         raise MediaError(f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} "
                          f"s")  # fmt: skip
     indices, fps = sample(sampling, Timeline(total, rate), name)
-    pictures = [load_image(source[i], limits.frame_pixels) for i in indices]
+    pictures = [load_image(source[i], limits.frame_pixels, exif) for i in indices]
     if len({picture.shape for picture in pictures}) > 1:
         raise MediaError(f"{name}: the frames of a video differ in size")
     return np.stack(pictures), fps

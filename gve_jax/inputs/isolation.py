@@ -22,7 +22,7 @@ import numpy as np
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.layout import window_layout
-from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row, applies_exif
 from gve_jax.inputs.wire import MAX_HEADER, OUT_OF_MEMORY, PREFIX, pack, pack_item
 
 WORKER = "gve_jax.inputs.worker"
@@ -111,7 +111,7 @@ class Isolated:
             return self.preprocess(item)
         if os.getpid() != self._owner:  # forked: the other side's processes are not ours to talk to
             self._start()
-        fields, buffers = pack_item(item)
+        fields, buffers = pack_item(item, applies_exif(item, self.spec))
         with self._free:
             visuals = self._decode(item, fields, buffers)
         return self.preprocess.row(item, visuals)

@@ -9,6 +9,7 @@ from typing import Any
 
 from gve_jax.errors import UserError
 
+ALL_FRAMES = "all"
 FRAME_ORDERS = ("forward", "reversed", "shuffled")
 
 
@@ -23,10 +24,16 @@ class Item:
         last three are frames: with `fps`).
       instruction: the system turn; the model's default one when absent.
       fps: frames a second: at which a file is sampled, or which frames have (2 when absent).
-      num_frames: frames sampled from a video, an even number; the model's own when absent.
+      num_frames: frames sampled from a video, an even number; the model's own when absent. "all"
+        takes every one of an array, a list or a folder; the last one stands twice where their
+        number is odd.
       min_frames, max_frames: bounds where sampling goes by frames a second.
       video_start, video_end: seconds; only what lies between them is sampled.
-      max_pixels: pixels of a frame after resizing; can only lower the model's own number.
+      min_pixels, max_pixels: bounds of the pixels of a frame or an image after resizing. The
+        second can only lower the model's own number, and the first cannot be above that.
+      total_pixels: pixels of all frames of a video together, a pair of frames counted as one.
+      exif_orientation: whether images are turned as their EXIF says; the model's own setting, which
+        is False as in qwen-vl-utils, when absent.
       frame_order: "reversed" and "shuffled" are controls that measure what time contributes.
     """
 
@@ -35,16 +42,31 @@ class Item:
     video: Any = None
     instruction: str | None = None
     fps: float | None = None
-    num_frames: int | None = None
+    num_frames: int | str | None = None
     min_frames: int | None = None
     max_frames: int | None = None
     video_start: float | None = None
     video_end: float | None = None
     max_pixels: int | None = None
     frame_order: str = "forward"
+    min_pixels: int | None = None
+    total_pixels: int | None = None
+    exif_orientation: bool | None = None
 
 
 _FIELDS = {field.name for field in dataclasses.fields(Item)}
+# What qwen-vl-utils and its users write, and how it is said here.
+_ELSEWHERE = {
+    "nframes": "num_frames",
+    "sample_fps": "fps",
+    "raw_fps": "fps",
+    "image_url": "image",
+    "video_url": "video",
+    "images": "image",
+    "videos": "video",
+    "resized_height": "min_pixels and max_pixels, or a picture of that size",
+    "resized_width": "min_pixels and max_pixels, or a picture of that size",
+}
 
 
 def as_item(value: "str | Mapping | Item") -> Item:
@@ -60,7 +82,9 @@ def as_item(value: "str | Mapping | Item") -> Item:
     elif isinstance(value, Mapping):
         unknown = sorted(set(value) - _FIELDS, key=str)
         if unknown:
-            raise UserError(f"unknown key {unknown[0]!r} in an input; known: {sorted(_FIELDS)}")
+            instead = _ELSEWHERE.get(unknown[0])
+            known = f"give {instead} instead" if instead else f"known: {sorted(_FIELDS)}"
+            raise UserError(f"unknown key {unknown[0]!r} in an input; {known}")
         item = Item(**{key: entry for key, entry in value.items() if _present(entry)})
     else:
         raise UserError(f"an input must be a text or a mapping, not {type(value).__name__}")
@@ -69,6 +93,9 @@ def as_item(value: "str | Mapping | Item") -> Item:
     for key in ("text", "instruction"):
         _check_text(key, getattr(item, key))
     _check_numbers(item)
+    _check_frames(item)
+    if not isinstance(item.exif_orientation, bool | None):
+        raise UserError(f"exif_orientation must be True or False, not {item.exif_orientation!r}")
     if item.frame_order not in FRAME_ORDERS:
         raise UserError(f"frame_order must be one of {FRAME_ORDERS}, not {item.frame_order!r}")
     return item
@@ -85,15 +112,14 @@ def _check_text(key: str, text) -> None:
 
 def _check_numbers(item: Item) -> None:
     for key, least, kind in (
-        ("num_frames", 2, "an even number above 0"),
         ("min_frames", 1, "a whole number above 0"),
         ("max_frames", 2, "a whole number above 1"),
+        ("min_pixels", 1, "a whole number above 0"),
         ("max_pixels", 1, "a whole number above 0"),
+        ("total_pixels", 1, "a whole number above 0"),
     ):
         value = getattr(item, key)
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        even = key != "num_frames" or not whole or value % 2 == 0
-        if value is not None and not (whole and even and value >= least):
+        if value is not None and not (_is_whole(value) and value >= least):
             raise UserError(f"{key} must be {kind}, not {value!r}")
     for key, least, kind in (
         ("fps", math.ulp(0.0), "a number above 0"),
@@ -104,11 +130,25 @@ def _check_numbers(item: Item) -> None:
         real = isinstance(value, Real) and not isinstance(value, bool)
         if value is not None and not (real and least <= value < math.inf):
             raise UserError(f"{key} must be {kind}, not {value!r}")
-    if None not in (item.video_start, item.video_end) and item.video_start >= item.video_end:
-        raise UserError(f"video_start {item.video_start!r} is not before video_end "
-                        f"{item.video_end!r}")  # fmt: skip
-    if item.num_frames is None:
+    start, end = item.video_start, item.video_end
+    if None not in (start, end) and start >= end:
+        raise UserError(f"video_start {start!r} is not before video_end {end!r}")
+    least, most = item.min_pixels, item.max_pixels
+    if None not in (least, most) and least > most:
+        raise UserError(f"min_pixels {least!r} is above max_pixels {most!r}")
+
+
+def _check_frames(item: Item) -> None:
+    count = item.num_frames
+    if count is None:
         return
+    if isinstance(count, str) and count == ALL_FRAMES:
+        if item.video is not None and not is_frames(item.video):
+            raise UserError(f"num_frames {ALL_FRAMES!r} is for an array, a list or a folder of "
+                            "frames; of a file, give how many are sampled, or fps")  # fmt: skip
+    elif not (_is_whole(count) and count >= 2 and count % 2 == 0):
+        raise UserError(f"num_frames must be an even number above 0, not {count!r}; {ALL_FRAMES!r} "
+                        "takes every frame of an array, a list or a folder")  # fmt: skip
     for key in ("min_frames", "max_frames"):
         if getattr(item, key) is not None:
             raise UserError(f"num_frames and {key} exclude each other: {key} is a bound where "
@@ -116,6 +156,10 @@ def _check_numbers(item: Item) -> None:
     if item.fps is not None and item.video is not None and not is_frames(item.video):
         raise UserError("fps and num_frames exclude each other: both say how many frames of a file "
                         "are sampled")  # fmt: skip
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_frames(video) -> bool:

@@ -5,7 +5,7 @@ import math
 import os
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import source_name
@@ -17,6 +17,8 @@ VIDEO_MAX_TOKENS = 768  # of a frame
 VIDEO_TOTAL_TOKENS = 128_000  # the length of a sequence; nine tenths of it are for a video
 # What people have; Pillow reads more, some of it through other programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_HEAD = 1024  # bytes by which a format that is not read is told
 # Numbers without a fixed range: Pillow clips them at 255, so that most pictures come out white.
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -92,11 +94,16 @@ def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> n
     )
 
 
-def load_image(source, most_pixels: float = math.inf) -> np.ndarray:
+def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.ndarray:
     """A path, encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3].
 
     As qwen-vl-utils does: RGBA is put on white; in other modes (palettes, grey with alpha) the
-    transparency is dropped and the colour under it shows; EXIF's orientation is not applied.
+    transparency is dropped and the colour under it shows. A file of several pictures gives its
+    first one.
+
+    Args:
+      most_pixels: above which a picture is refused.
+      exif: turn the picture as its EXIF orientation says. qwen-vl-utils does not.
 
     Raises:
       MediaError: what Pillow cannot read; a format or pixel type that is not accepted; a picture
@@ -124,14 +131,60 @@ def load_image(source, most_pixels: float = math.inf) -> np.ndarray:
         if image.width * image.height > limit:
             raise MediaError(f"{name}: {image.width} x {image.height} pixels is above the limit "
                              f"of {limit}")  # fmt: skip
-        if image.mode in _DEEP_MODES:
-            raise MediaError(f"{name}: pixels of type {image.mode}; convert them to 8 bits first")
+        check_mode(image, name)
         if image.mode == "RGBA":
-            white = Image.new("RGB", image.size, (255, 255, 255))
-            white.paste(image, mask=image.getchannel("A"))
-            return np.asarray(white)
-        return np.asarray(image.convert("RGB"))
+            picture = Image.new("RGB", image.size, (255, 255, 255))
+            picture.paste(image, mask=image.getchannel("A"))
+        else:
+            picture = image.convert("RGB")
+        picture = np.asarray(picture)
+        return turn(picture, exif_orientation(image)) if exif else picture
     except MediaError:
         raise
+    except UnidentifiedImageError as error:
+        raise MediaError(f"{name}: not a readable image ({_unknown_format(source)})") from error
     except Exception as error:  # Pillow's decoders raise all kinds of things on damaged data
         raise MediaError(f"{name}: not a readable image ({error})") from error
+
+
+def check_mode(image: Image.Image, name: str) -> None:
+    """MediaError for numbers that do not fit 8 bits."""
+    if image.mode in _DEEP_MODES:
+        raise MediaError(f"{name}: pixels of type {image.mode}; convert them to 8 bits first")
+
+
+def _unknown_format(source) -> str:
+    """Why Pillow knows no format of a path or bytes, and what to do."""
+    if isinstance(source, bytes):
+        head = source[:_HEAD]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(_HEAD)
+    if not head:
+        return "the file is empty"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return "HEIC is not supported; convert it to JPEG or PNG first"
+    if b"<svg" in head:
+        return "SVG is a drawing without pixels; render it to PNG first"
+    return f"cannot identify it: none of {', '.join(IMAGE_FORMATS)}, or damaged at its beginning"
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8. Where it is absent, damaged or meaningless it is 1, upright: no
+    reason to refuse a picture."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's reader of EXIF raises all kinds of things on damaged data
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def turn(picture: np.ndarray, orientation: int) -> np.ndarray:
+    """[H, W, 3] as it is to be looked at; `orientation` says where its first row and column are
+    then: 1 top left, 2 top right, 3 bottom right, 4 bottom left, and 5 to 8 left top, right top,
+    right bottom, left bottom."""
+    if orientation in (5, 6, 7, 8):
+        picture = picture.transpose(1, 0, 2)
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    across = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(picture[::down, ::across])

@@ -8,7 +8,7 @@ import numpy as np
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.item import Item, is_frames
+from gve_jax.inputs.item import ALL_FRAMES, Item, is_frames
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import frame_budget, load_image, patchify, smart_resize
@@ -34,6 +34,7 @@ class InputSpec:
     min_pixels: int = 4 * 28 * 28  # of a frame or an image
     max_pixels: int = 200 * 28 * 28  # under 200 merged tokens a frame, the paper's protocol
     total_pixels: int | None = None  # of all frames of a video together
+    exif_orientation: bool = False  # turn images as their EXIF says; qwen-vl-utils does not
     resize: str = "exact"  # a mode of gve_jax.inputs.resize
     max_length: int = 8192  # tokens
     mrope: str = "qwen_train"
@@ -61,6 +62,9 @@ class InputSpec:
             raise UserError(f"max_length must be at least 2, not {self.max_length}")
         if self.total_pixels is not None and not self.total_pixels > 0:
             raise UserError(f"total_pixels must be above 0, not {self.total_pixels}")
+        if not isinstance(self.exif_orientation, bool):
+            raise UserError(f"exif_orientation must be True or False, not "
+                            f"{self.exif_orientation!r}")  # fmt: skip
         if self.resize not in RESIZE:
             raise UserError(f"unknown resize mode {self.resize!r}; known: {', '.join(RESIZE)}")
         if self.mrope not in REGIMES:
@@ -79,14 +83,33 @@ def sampling_of(item: Item, spec: InputSpec) -> Sampling:
     for key in ("min_frames", "max_frames"):
         if fps is None and getattr(item, key) is not None:
             raise UserError(f"{key} is a bound where sampling goes by fps, and no fps is given")
+    count = item.num_frames or spec.num_frames
     return Sampling(
-        num_frames=item.num_frames or spec.num_frames,
+        num_frames=None if count == ALL_FRAMES else count,
         fps=fps,
         min_frames=item.min_frames or spec.min_frames,
         max_frames=item.max_frames or spec.max_frames,
         start=item.video_start,
         end=item.video_end,
     )
+
+
+def applies_exif(item: Item, spec: InputSpec) -> bool:
+    """Whether the images of an item are turned as their EXIF orientation says."""
+    return spec.exif_orientation if item.exif_orientation is None else item.exif_orientation
+
+
+def pixel_bounds(item: Item, spec: InputSpec) -> tuple[int, int]:
+    """The least and the most pixels of a frame or an image of an item.
+
+    Raises:
+      UserError: a least number of the item's own that is above what the spec allows.
+    """
+    most = min(item.max_pixels or spec.max_pixels, spec.max_pixels)
+    if item.min_pixels is not None and item.min_pixels > most:
+        raise UserError(f"min_pixels {item.min_pixels} is above the model's max_pixels {most}: "
+                        "lower it, or raise the model's (with_inputs)")  # fmt: skip
+    return item.min_pixels or spec.min_pixels, most
 
 
 @dataclasses.dataclass
@@ -118,13 +141,15 @@ class Preprocessor:
           MediaError: what cannot be read, or has more tokens than a sequence.
         """
         spec, visuals = self.spec, []
+        exif = applies_exif(item, spec)
+        pixel_bounds(item, spec)  # before anything is decoded
         if item.video is not None:
             rate = item.fps if is_frames(item.video) else None
-            clip = load_video(item.video, sampling_of(item, spec), rate, self.limits)
+            clip = load_video(item.video, sampling_of(item, spec), rate, self.limits, exif)
             frames = _reorder(clip.frames, item.frame_order)
             visuals.append(self._visual(frames, item, "video", spec.temporal / clip.fps))
         if item.image is not None:
-            image = load_image(item.image, self.limits.frame_pixels)
+            image = load_image(item.image, self.limits.frame_pixels, exif)
             visuals.append(self._visual(image[None], item, "image", 0.0))
         tokens = sum(t * h * w for _, _, (t, h, w), _ in visuals)
         if tokens > spec.max_length:
@@ -162,10 +187,11 @@ class Preprocessor:
     def _visual(self, frames: np.ndarray, item: Item, kind: str, seconds: float):
         spec = self.spec
         factor = spec.patch_size * spec.merge
-        limit = min(item.max_pixels or spec.max_pixels, spec.max_pixels)
+        least, limit = pixel_bounds(item, spec)
         if kind == "video":
-            limit = frame_budget(len(frames), factor, spec.min_pixels, limit, spec.total_pixels)
-        height, width = smart_resize(*frames.shape[1:3], factor, spec.min_pixels, limit)
+            total = item.total_pixels or spec.total_pixels
+            limit = frame_budget(len(frames), factor, least, limit, total)
+        height, width = smart_resize(*frames.shape[1:3], factor, least, limit)
         gh, gw = height // spec.patch_size, width // spec.patch_size
         layout = window_layout(gh, gw, spec.window_side, spec.merge)
         frames = resize(frames, height, width, kind, spec.resize)

@@ -15,12 +15,12 @@ class Sampling:
     """How densely, and between which times, a video is sampled.
 
     Attributes:
-      num_frames: frames in all; without effect where `fps` is set.
+      num_frames: frames in all, None for every one; without effect where `fps` is set.
       fps: frames a second, but at least `min_frames` and at most `max_frames` in all.
       start, end: seconds from the first frame; the whole video when absent.
     """
 
-    num_frames: int = 8
+    num_frames: int | None = 8
     fps: float | None = None
     min_frames: int = 4
     max_frames: int = 768
@@ -48,7 +48,8 @@ def sample(sampling: Sampling, timeline: Timeline, name: str) -> tuple[np.ndarra
     """int64 indices of the frames taken, ascending, and how many of them there are to a second.
 
     A single frame, which the reference refuses, is given alone; so is a video with fewer frames
-    than `num_frames` given with what it has, an odd last one dropped.
+    than `num_frames` given with what it has, an odd last one dropped. Where every frame is asked
+    for, their number may be odd.
 
     Raises:
       MediaError: no two frames between `start` and `end`.
@@ -80,6 +81,8 @@ def spread(first: int, last: int, count: int) -> np.ndarray:
 def _count(sampling: Sampling, total: int, rate: float) -> int:
     """`smart_nframes`."""
     if sampling.fps is None:
+        if sampling.num_frames is None:
+            return total
         return min(sampling.num_frames, total) // PAIR * PAIR
     least = math.ceil(sampling.min_frames / PAIR) * PAIR
     most = sampling.max_frames // PAIR * PAIR

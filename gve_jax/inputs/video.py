@@ -28,6 +28,7 @@ def load_video(
     sampling: Sampling | int,
     fps: float | None = None,
     limits: Limits | None = None,
+    exif: bool = False,
 ) -> Clip:
     """Samples a video.
 
@@ -37,6 +38,7 @@ def load_video(
       sampling: which frames; a number stands for that many, uniformly.
       fps: frames a second of an array, a list or a folder (2 where absent, as in the reference).
       limits: what the video may cost.
+      exif: turn pictures as their EXIF orientation says: frames that are images, and animations.
 
     Raises:
       MediaError: an unreadable, empty or damaged video: never a shorter clip in silence, where
@@ -47,12 +49,12 @@ def load_video(
         sampling = Sampling(num_frames=sampling)
     name = source_name(source)
     if not isinstance(source, str | os.PathLike | bytes) or os.path.isdir(source):
-        return Clip(*frames.load(source, name, sampling, fps or 2.0, limits))
+        return Clip(*frames.load(source, name, sampling, fps or 2.0, limits, exif))
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise MediaError(f"{name}: no such file")
     try:
         if animation.is_animation(source):
-            return Clip(*animation.load(source, name, sampling, limits))
+            return Clip(*animation.load(source, name, sampling, limits, exif))
         return _load(source, name, sampling, limits)
     except (av.FFmpegError, OSError, EOFError, ValueError) as error:
         raise MediaError(f"{name}: not a readable video ({error})") from error

@@ -29,8 +29,9 @@ def pack(header: dict, body: int = 0) -> bytes:
     return PREFIX.pack(len(text), body) + text
 
 
-def pack_item(item: Item) -> tuple[dict, list]:
+def pack_item(item: Item, exif: bool = False) -> tuple[dict, list]:
     """(fields, buffers): the item's plain fields and a description of its media, and their bytes.
+    PIL images travel as arrays, turned with `exif` as theirs says.
 
     Raises:
       MediaError: a PIL image that cannot be read.
@@ -39,7 +40,7 @@ def pack_item(item: Item) -> tuple[dict, list]:
     for field in dataclasses.fields(item):
         value = getattr(item, field.name)
         if field.name in _MEDIA and value is not None:
-            value = _pack_medium(value, buffers)
+            value = _pack_medium(value, buffers, exif)
         elif isinstance(value, Integral) and not isinstance(value, bool):
             value = int(value)  # numpy's numbers are none of JSON's
         elif not isinstance(value, str | bool | None):
@@ -48,13 +49,13 @@ def pack_item(item: Item) -> tuple[dict, list]:
     return fields, buffers
 
 
-def _pack_medium(value, buffers: list) -> dict:
+def _pack_medium(value, buffers: list, exif: bool) -> dict:
     if isinstance(value, list | tuple):
-        return {"list": [_pack_medium(one, buffers) for one in value]}
+        return {"list": [_pack_medium(one, buffers, exif) for one in value]}
     if isinstance(value, str | os.PathLike):
         return {"path": os.fspath(value)}
     if isinstance(value, Image.Image):
-        value = load_image(value)
+        value = load_image(value, exif=exif)
     if isinstance(value, bytes):
         buffers.append(memoryview(value))
         return {"bytes": len(value)}

@@ -58,7 +58,7 @@ def test_an_empty_folder(tmp_path):
 def test_only_the_frames_that_are_sampled_are_read(tmp_path, monkeypatch):
     read = []
 
-    def load_image(source, most_pixels):
+    def load_image(source, most_pixels, exif):
         read.append(source)
         return np.zeros((4, 4, 3), np.uint8)
 
