@@ -163,11 +163,14 @@ def _png(data: bytes, most: int) -> Animation | None:
 
 
 def _gif_blocks(data: bytes, place: int) -> tuple[bytes, int]:
-    """Sub-blocks with their lengths and their end, and where the next block begins."""
+    """Sub-blocks with their lengths and their end, and where the next block begins. The end may be
+    missing where the file ends."""
     start = place
-    while data[place]:
+    while place < len(data) and data[place]:
         place += 1 + data[place]
-    return data[start : place + 1], place + 1
+    if place > len(data):
+        raise IndexError
+    return data[start:place] + b"\0", place + 1
 
 
 def _gif(data: bytes, most: int) -> Animation:

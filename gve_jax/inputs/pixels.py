@@ -166,6 +166,10 @@ def _unknown_format(source) -> str:
         return "HEIC is not supported; convert it to JPEG or PNG first"
     if b"<svg" in head:
         return "SVG is a drawing without pixels; render it to PNG first"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer (git lfs pull fetches the file)"
+    if b"<html" in head.lower():
+        return "an HTML page, perhaps of a failed download"
     return f"cannot identify it: none of {', '.join(IMAGE_FORMATS)}, or damaged at its beginning"
 
 

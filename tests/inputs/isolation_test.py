@@ -1,5 +1,6 @@
 """Decoding in other processes: the same rows, whatever a medium does to the process it is in."""
 
+import io
 import json
 import os
 import signal
@@ -216,6 +217,19 @@ def test_threads_share_the_processes(preprocess):
         for thread in threads:
             thread.join()
         assert not failed and 1 <= len(isolated.pids) <= 2
+
+
+def test_orientation_and_all_frames_are_the_same_in_the_other_process(preprocess):
+    """A PIL image beside a file is turned by the caller, a file where it is decoded."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = picture(Image.fromarray(numbered(6)[5]), "JPEG", exif=exif)
+    with Isolated(preprocess, 1) as isolated:
+        for orientation in (True, False, None):
+            item = Item(video=[data, Image.open(io.BytesIO(data)), data], num_frames="all",
+                        image=Image.open(io.BytesIO(data)), exif_orientation=orientation,
+                        min_pixels=20 * 784, max_pixels=30 * 784)  # fmt: skip
+            assert_same(isolated(item), preprocess(item))
 
 
 def test_the_plain_fields_of_an_item_travel_unchanged():

@@ -49,7 +49,25 @@ def test_an_item_passes_through():
     ({"video": "a.mp4", "num_frames": 7}, "num_frames must be an even number above 0, not 7"),
     ({"video": "a.mp4", "num_frames": 8.0}, "num_frames"),
     ({"video": "a.mp4", "num_frames": True}, "num_frames"),
+    ({"video": "a.mp4", "num_frames": "8"}, "num_frames must be an even number above 0, not '8'"),
+    ({"video": "a.mp4", "num_frames": "all"}, "num_frames 'all' is for an array"),
+    ({"video": b"bytes", "num_frames": "all"}, "give how many are sampled, or fps"),
+    ({"video": ["a.png"], "num_frames": "All"}, "'all' takes every frame of an array"),
+    ({"video": ["a.png"], "num_frames": "all", "max_frames": 8}, "exclude each other"),
     ({"image": "a.png", "max_pixels": 0}, "max_pixels"),
+    ({"image": "a.png", "min_pixels": 0}, "min_pixels must be a whole number above 0, not 0"),
+    ({"image": "a.png", "min_pixels": -784}, "min_pixels"),
+    ({"image": "a.png", "min_pixels": 784.0}, "min_pixels"),
+    ({"image": "a.png", "min_pixels": True}, "min_pixels"),
+    ({"image": "a.png", "min_pixels": "784"}, "min_pixels"),
+    ({"image": "a.png", "min_pixels": 3136, "max_pixels": 784}, "min_pixels 3136 is above"),
+    ({"video": "a.mp4", "total_pixels": 0}, "total_pixels must be a whole number above 0, not 0"),
+    ({"video": "a.mp4", "total_pixels": False}, "total_pixels"),
+    ({"image": "a.png", "exif_orientation": 1}, "exif_orientation must be True or False, not 1"),
+    ({"image": "a.png", "exif_orientation": "yes"}, "exif_orientation"),
+    ({"video": "a.mp4", "nframes": 8}, "'nframes' in an input; give num_frames instead"),
+    ({"image": "a.png", "resized_height": 280}, "give min_pixels and max_pixels, or a pic"),
+    ({"image_url": "http://a"}, "give image instead"),
     ({"image": "a.png", "max_pixels": "big"}, "max_pixels"),
     ({"video": ["a.png"], "fps": 0}, "fps"),
     ({"video": ["a.png"], "fps": -1.0}, "fps"),
@@ -79,8 +97,9 @@ def test_a_mistake_is_named_in_one_line(value, names):
 def test_fps_is_a_rate_of_frames_or_a_density_of_sampling(tmp_path):
     frames = np.zeros((4, 4, 4, 3), np.uint8)
     for video in (frames, list(frames), tmp_path, str(tmp_path)):
-        item = as_item({"video": video, "fps": 5, "num_frames": 2})
-        assert is_frames(item.video)
+        for count in (2, "all"):
+            item = as_item({"video": video, "fps": 5, "num_frames": count})
+            assert is_frames(item.video)
     for video in ("a.mp4", Path("a.mp4"), b"bytes"):
         item = as_item({"video": video, "fps": 0.5, "min_frames": 4, "max_frames": 32})
         assert not is_frames(item.video)

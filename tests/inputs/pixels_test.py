@@ -14,7 +14,9 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.layout import Layout, window_layout
 from gve_jax.inputs.pixels import frame_budget, load_image, patchify, smart_resize
 from tests.goldens import resize as golden
+from tests.inputs.animated import png_chunk
 from tests.inputs.media import picture
+from tests.situations import situation
 
 TOKEN = 28 * 28
 
@@ -162,6 +164,9 @@ def test_path_bytes_pil_and_array_are_one_image(tmp_path, kind):
         np.testing.assert_array_equal(image, RED)
 
 
+@situation(
+    "Images and animations", "transparent PNG", "put on white, as in qwen-vl-utils", since="0.1.0"
+)
 def test_rgba_is_put_on_white():
     image = load_image(picture(half_transparent("RGBA")))
     assert (image[:, :4] == 255).all() and (image[:, 4:] == RED[:, 4:]).all()
@@ -169,6 +174,12 @@ def test_rgba_is_put_on_white():
     assert load_image(blend)[0, 0].tolist() == [204, 224, 244]
 
 
+@situation(
+    "Images and animations",
+    "palette PNG with transparent colours, grey with alpha",
+    "the colour under the transparency shows, as in qwen-vl-utils",
+    since="0.1.0",
+)
 @pytest.mark.filterwarnings("ignore:Palette images")  # Pillow would have them on RGBA
 def test_other_transparency_is_dropped_as_the_reference_drops_it():
     grey = half_transparent("LA")
@@ -182,14 +193,154 @@ def test_other_transparency_is_dropped_as_the_reference_drops_it():
     np.testing.assert_array_equal(clear, RED)
 
 
-def test_orientation_of_a_camera_is_not_applied():
-    corner = RED.copy()
-    corner[0, 0] = 0
+# EXIF's orientation -> the picture [[0, 1, 2], [3, 4, 5]] as it is to be looked at (the first row
+# and the first column of what is stored are at: top left, top right, bottom right, bottom left,
+# left top, right top, right bottom, left bottom).
+UPRIGHT = {
+    1: [[0, 1, 2], [3, 4, 5]],
+    2: [[2, 1, 0], [5, 4, 3]],
+    3: [[5, 4, 3], [2, 1, 0]],
+    4: [[3, 4, 5], [0, 1, 2]],
+    5: [[0, 3], [1, 4], [2, 5]],
+    6: [[3, 0], [4, 1], [5, 2]],
+    7: [[5, 2], [4, 1], [3, 0]],
+    8: [[2, 5], [1, 4], [0, 3]],
+}
+SIX = (40 * np.arange(6, dtype=np.uint8)).reshape(2, 3).repeat(8, 0).repeat(8, 1)  # 16 x 24 pixels
+SIX = SIX[..., None].repeat(3, -1)
+LOSSLESS = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100}}
+
+
+def spelled(image: np.ndarray) -> list[list[int]]:
+    return np.rint(image[4::8, 4::8, 0] / 40.0).astype(int).tolist()
+
+
+def oriented(kind: str, orientation) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn right
-    data = picture(Image.fromarray(corner), exif=exif)
-    assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6
-    np.testing.assert_array_equal(load_image(data), corner)
+    exif[0x0112] = orientation
+    return picture(Image.fromarray(SIX), kind, exif=exif, **LOSSLESS.get(kind, {}))
+
+
+@situation(
+    "Images and animations",
+    "photo with an EXIF orientation (JPEG, PNG, WebP, AVIF)",
+    "not turned, as in qwen-vl-utils",
+    since="0.1.0",
+)
+@situation(
+    "Images and animations",
+    "the same photo with `exif_orientation=True`, of the item or of the model's inputs",
+    "upright; also frames of a folder and animations",
+    since="0.2.0",
+)
+@situation(
+    "Images and animations",
+    "TIFF with an orientation",
+    "upright with and without the option: Pillow turns it, here and in qwen-vl-utils",
+    since="0.1.0",
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_a_camera(kind, orientation):
+    data = oriented(kind, orientation)
+    plain = UPRIGHT[orientation if kind == "TIFF" else 1]
+    assert spelled(load_image(data)) == plain
+    turned = load_image(data, exif=True)
+    assert spelled(turned) == UPRIGHT[orientation] and turned.flags.c_contiguous
+    opened = Image.open(io.BytesIO(data))
+    assert spelled(load_image(opened, exif=True)) == UPRIGHT[orientation]
+    if kind != "TIFF":
+        assert spelled(load_image(Image.open(io.BytesIO(data)))) == plain
+
+
+@situation(
+    "Images and animations",
+    "photo whose EXIF is damaged or says an orientation that does not exist",
+    "accepted as it is stored",
+    since="0.1.0",
+)
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it finds
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_damaged_exif_is_no_reason_to_refuse_a_picture(kind):
+    for orientation in (0, 9, 65535):
+        data = oriented(kind, orientation)
+        assert spelled(load_image(data, exif=True)) == UPRIGHT[1]
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
+    whole, rng = exif.tobytes(), np.random.default_rng(0)
+    for number in range(60):
+        damaged = bytearray(whole)
+        if number % 3 == 0:
+            damaged = damaged[: 6 + number % len(whole)]
+        elif number % 3 == 1:
+            for at in rng.integers(6, len(damaged), 4):
+                damaged[at] = rng.integers(256)
+        else:
+            damaged[6:] = rng.integers(0, 256, number, np.uint8).tobytes()
+        data = picture(Image.fromarray(SIX), kind, exif=bytes(damaged), **LOSSLESS.get(kind, {}))
+        assert spelled(load_image(data)) == UPRIGHT[1]
+        assert spelled(load_image(data, exif=True)) in (UPRIGHT.values())
+
+
+@situation(
+    "Images and animations",
+    "JPEG with several pictures (MPO of phones and 3D cameras), TIFF of "
+    "several pages, animation given as an image",
+    "the first picture",
+    since="0.1.0",
+)
+@pytest.mark.parametrize("kind", ["MPO", "TIFF", "GIF", "WEBP", "PNG"])
+def test_an_image_of_several_pictures_is_its_first_one(kind):
+    colours = ((250, 250, 250), (0, 0, 0))
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in colours)
+    data = picture(first, kind, save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert (np.abs(load_image(data).astype(int) - 250) <= 1).all()
+
+
+@situation(
+    "Images and animations",
+    "file whose suffix names another format than it has",
+    "its content decides",
+    since="0.1.0",
+)
+def test_the_content_decides_the_format_and_not_the_suffix(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(picture(Image.fromarray(SIX), "JPEG", quality=100))
+    assert spelled(load_image(path)) == UPRIGHT[1]
+
+
+@situation(
+    "Images and animations",
+    "CMYK JPEG, TIFF in CMYK or LAB",
+    "converted to RGB by Pillow, as in qwen-vl-utils",
+    since="0.1.0",
+)
+@pytest.mark.parametrize("kind, mode", [("JPEG", "CMYK"), ("TIFF", "CMYK"), ("TIFF", "LAB")])
+def test_other_colour_spaces(kind, mode):
+    data = picture(Image.fromarray(RED).convert(mode), kind, **LOSSLESS.get(kind, {}))
+    assert np.abs(load_image(data).astype(int) - RED).max() <= 4
+
+
+@situation(
+    "Images and animations",
+    "PNG of 16 bits a channel in colour",
+    "the upper 8 bits, as in qwen-vl-utils",
+    since="0.1.0",
+)
+@situation(
+    "Images and animations",
+    "PNG or TIFF of 16 bits of grey, of 32 bits or of floats",
+    "refused: Pillow would clip it to white",
+    since="0.1.0",
+)
+def test_sixteen_bits():
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 10, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    np.testing.assert_array_equal(load_image(png_of(10, 6, 16, 2, rows)), deep >> 8)
+    rows = b"".join(b"\0" + row.tobytes() for row in deep[..., 0])
+    with pytest.raises(MediaError, match="pixels of type I;16; convert them to 8 bits first"):
+        load_image(png_of(10, 6, 16, 0, rows))
 
 
 @pytest.mark.parametrize("mode", ["I;16", "F", "I"])
@@ -201,19 +352,19 @@ def test_deep_pixels_are_refused_not_clipped_to_white(mode):
         load_image(picture(image, "TIFF"))
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A PNG that declares a size and holds nothing."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+def png_of(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+    """A PNG that declares a size and, without `rows`, holds nothing."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [png_chunk(b"IHDR", header), png_chunk(b"IDAT", zlib.compress(rows))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + png_chunk(b"IEND", b"")
 
 
+@situation(
+    "Images and animations",
+    "image whose header states 60,000 x 60,000 pixels",
+    "refused before memory is taken for it",
+    since="0.1.0",
+)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_000, 60_000])  # above the limit, and above twice the limit
 def test_a_bomb_is_refused_before_it_goes_off(side):
@@ -223,7 +374,13 @@ def test_a_bomb_is_refused_before_it_goes_off(side):
 
 @pytest.mark.parametrize("source, names", [
     (b"", "<0 bytes>"),
-    (b"no image", "<8 bytes>"),
+    (b"no image", "<8 bytes>: not a readable image .cannot identify it: none of PNG, JPEG,"),
+    (b"", "the file is empty"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported; convert it to JPEG or PNG"),
+    (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is a drawing"),
+    (b"<!DOCTYPE html><html>", "an HTML page, perhaps of a failed download"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer .git lfs pull"),
+    (picture(Image.effect_noise((64, 64), 90), "JPEG")[:-99], "image file is truncated"),
     (picture(Image.fromarray(RED))[:50], "<50 bytes>"),
     ("missing.png", "missing.png: no such file"),
     ("", "no such file"),
@@ -238,6 +395,16 @@ def test_a_bomb_is_refused_before_it_goes_off(side):
     # Pillow would hand it to Ghostscript, a program of its own.
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
 ])  # fmt: skip
+@situation(
+    "Images and animations",
+    "HEIC photo of a phone, SVG drawing, empty file, HTML page or Git LFS "
+    "pointer in the place of an image",
+    "refused; the message says what it is and what to do",
+    since="0.2.0",
+)
+@situation(
+    "Images and animations", "JPEG cut short", "refused; never filled up with grey", since="0.1.0"
+)
 def test_what_is_no_image_is_named(source, names):
     with pytest.raises(MediaError, match=names) as error:
         load_image(source)

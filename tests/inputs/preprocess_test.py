@@ -12,8 +12,11 @@ from gve_jax.inputs.item import Item
 from gve_jax.inputs.pixels import patchify
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
+from tests.inputs.animated import Part, apng, png_chunk
 from tests.inputs.media import clip, encode, numbered, numbers, picture
+from tests.situations import situation
 
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6
 SPEC = InputSpec(max_length=512)
 PIXELS = 8 * 28 * 28  # the numbered clips, 48 x 96, become 56 x 84: 6 tokens a frame pair
 
@@ -97,6 +100,123 @@ def test_items_choose_frames_and_pixels(preprocess):
     assert len(small.patches[0]) == 4
 
 
+def size(row) -> tuple[int, int]:
+    gh, gw = row.layouts[0].coords.max(0) + 1
+    return int(gh) * 14, int(gw) * 14
+
+
+@situation(
+    "Images and animations",
+    "`min_pixels` of an item, as qwen-vl-utils has it",
+    "the same size as there; within the model's own max_pixels",
+    since="0.2.0",
+)
+@pytest.mark.parametrize("height, width, low, high, expected", [
+    # Recorded from smart_resize of qwen-vl-utils 0.0.14; limits in tokens.
+    (48, 96, None, None, (56, 84)),
+    (48, 96, 16, None, (84, 168)),
+    (48, 96, 50, None, (140, 280)),
+    (30, 300, 64, None, (84, 728)),
+    (480, 640, 100, 150, (280, 392)),
+    (100, 100, 120, None, (308, 308)),
+])  # fmt: skip
+def test_the_least_pixels_of_an_image(preprocess, height, width, low, high, expected):
+    item = Item(image=np.zeros((height, width, 3), np.uint8), min_pixels=low and low * 784,
+                max_pixels=high and high * 784)  # fmt: skip
+    assert size(preprocess(item)) == expected
+
+
+@situation(
+    "Media",
+    "`total_pixels` of an item, as qwen-vl-utils has it",
+    "its frames share that many",
+    since="0.2.0",
+)
+@pytest.mark.parametrize("frames, height, width, low, total, expected", [
+    # Recorded from the arithmetic of fetch_video of qwen-vl-utils 0.0.14; limits in tokens.
+    (8, 48, 96, 16, None, (84, 168)),
+    (8, 480, 640, None, 64, (84, 112)),
+    (8, 480, 640, 20, 64, (84, 140)),  # the least and a twentieth is more than a share
+    (7, 480, 640, 20, 40, (84, 140)),
+    (8, 480, 640, 50, 64, (168, 224)),
+])  # fmt: skip
+def test_the_least_and_all_pixels_of_a_video(
+    preprocess, frames, height, width, low, total, expected
+):
+    item = Item(video=np.zeros((frames, height, width, 3), np.uint8), num_frames="all",
+                min_pixels=low and low * 784, total_pixels=total and total * 784)  # fmt: skip
+    assert size(preprocess(item)) == expected
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_the_least_pixels_of_an_item_stay_within_the_model_s_shapes(preprocess, kind):
+    media = {kind: np.zeros((4, 48, 96, 3)[kind == "image" :], np.uint8)}
+    least = Item(**media, min_pixels=SPEC.max_pixels)
+    assert np.prod(size(preprocess(least))) <= SPEC.max_pixels
+    with pytest.raises(UserError, match="min_pixels 156801 is above the model's max_pixels 156800"):
+        preprocess(Item(**media, min_pixels=SPEC.max_pixels + 1))
+    missing = Item(**{kind: "missing"}, min_pixels=SPEC.max_pixels + 1)
+    with pytest.raises(UserError, match="min_pixels"):  # before anything is decoded
+        preprocess(missing)
+
+
+@situation(
+    "Media",
+    'an odd number of frames (array, list of images or paths, folder) with `num_frames="all"`',
+    "every frame once, the last one twice, as qwen-vl-utils takes them",
+    since="0.2.0",
+)
+@situation(
+    "Media",
+    "the same frames without `num_frames`",
+    "sampled like a video: the model's number, evenly spaced",
+    since="0.1.0",
+)
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 11])
+def test_all_frames_are_taken_where_the_caller_says_so(preprocess, tmp_path, count):
+    frames = numbered(count)
+    images = [Image.fromarray(frame) for frame in frames]
+    for k, image in enumerate(images):
+        image.save(tmp_path / f"{k}.png")
+    paths = [str(tmp_path / f"{k}.png") for k in range(count)]
+    expected = [*range(count)] + [count - 1] * (count % 2)
+    for video in (frames, list(frames), images, tuple(paths), tmp_path, str(tmp_path)):
+        for fps, spec in ((None, SPEC), (4.0, InputSpec(fps=1.0, max_length=512))):
+            item = Item(video=video, num_frames="all", fps=fps, max_pixels=PIXELS)
+            row = Preprocessor(preprocess.prompt, spec)(item)
+            assert spelled(row) == expected
+            # Two frames of a step last 2 / fps seconds, at 2 positions a second.
+            step = 2 if fps is None else 1
+            times = row.positions[0, row.visual_tokens].reshape(len(row.patches), -1)[:, 0]
+            assert (times - times[0]).tolist() == [step * k for k in range(len(row.patches))]
+    part = Item(video=numbered(11), num_frames="all", fps=2.0, video_start=1.0, video_end=3.0,
+                max_pixels=PIXELS)  # fmt: skip
+    assert spelled(preprocess(part)) == [2, 3, 4, 5, 6, 6]
+
+
+def turned(kind: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return picture(Image.fromarray(numbered(6)[5]), kind, exif=exif)
+
+
+def test_orientation_is_the_item_s_choice_or_else_the_spec_s(preprocess, tmp_path):
+    (tmp_path / "0.jpg").write_bytes(turned())
+    upright = Preprocessor(preprocess.prompt, InputSpec(max_length=512, exif_orientation=True))
+    opened = Image.open(tmp_path / "0.jpg")
+    frames = np.concatenate([numbered(2), np.full((2, 48, 96, 1), 255, np.uint8)], -1)
+    animation = apng(96, 48, list(map(Part, frames)), extra=png_chunk(b"eXIf", EXIF))
+    for media in ({"image": turned()}, {"image": opened}, {"video": tmp_path},
+                  {"video": [turned("PNG")] * 2}, {"video": [opened]},
+                  {"video": animation}):  # fmt: skip
+        for preprocessor, own, expected in (
+            (preprocess, None, False), (preprocess, True, True), (preprocess, False, False),
+            (upright, None, True), (upright, False, False), (upright, True, True),
+        ):  # fmt: skip
+            item = Item(**media, max_pixels=PIXELS, exif_orientation=own)
+            assert size(preprocessor(item)) == ((84, 56) if expected else (56, 84))
+
+
 def test_frame_order_changes_the_frames_and_nothing_else(preprocess):
     rows = {
         order: preprocess(Item(video=clip(24), max_pixels=PIXELS, frame_order=order))
@@ -148,7 +268,7 @@ def test_patches_of_a_video_equal_patchify_of_its_frames(preprocess):
 
 @pytest.mark.parametrize("field, value", [
     ("num_frames", 7), ("num_frames", 0), ("max_pixels", 100), ("max_pixels", 3000),
-    ("max_length", 1), ("mrope", "hf999"),
+    ("max_length", 1), ("mrope", "hf999"), ("exif_orientation", 1),
 ])  # fmt: skip
 def test_a_spec_that_cannot_be_names_its_field(field, value):
     with pytest.raises(UserError, match=field if field != "mrope" else "M-RoPE regime 'hf999'"):
