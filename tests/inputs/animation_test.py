@@ -153,7 +153,10 @@ def test_apng_with_palette_and_without_alpha():
     since="0.2.0",
 )
 @situation(
-    "Images and animations", "the same APNG given as an image", "its default image", since="0.1.0"
+    "Images and animations",
+    "APNG whose default image is not part of the animation, given as an image",
+    "its default image",
+    since="0.1.0",
 )
 def test_a_default_image_outside_the_animation_is_no_frame():
     pictures = [np.dstack([frame, np.full(frame.shape[:2], 255, np.uint8)])

@@ -10,6 +10,7 @@ from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.sampling import Sampling, spread
 from gve_jax.inputs.video import load_video
 from tests.inputs.media import numbered, numbers, picture
+from tests.situations import situation
 
 
 def refused(source, names: str, **options) -> None:
@@ -24,6 +25,12 @@ def folder(path, count: int = 12):
     return path
 
 
+@situation(
+    "Media",
+    "folder of numbered frames (`2.png`, `10.png`), hidden files among them",
+    "sorted by number, hidden files skipped; 2 frames a second unless `fps` says otherwise",
+    since="0.1.0",
+)
 def test_a_folder_is_sorted_by_number(tmp_path):
     (tmp_path / ".hidden").write_text("of an editor")
     found = load_video(folder(tmp_path), 12, fps=6.0)
@@ -44,6 +51,12 @@ def test_names_with_and_without_numbers(tmp_path):
     assert numbers(load_video(tmp_path, 8).frames) == [sorted(names).index(n) for n in expected]
 
 
+@situation(
+    "Media",
+    "folder of frames that also holds a text, a video or a folder",
+    "refused; the message names what is no image",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("name", ["notes.txt", "clip.mp4", "Thumbs.db", "more"])
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, name):
     folder(tmp_path)
@@ -80,6 +93,12 @@ def test_animations(kind, as_path, tmp_path):
     assert found.fps == pytest.approx(8 / 24 * 25)
 
 
+@situation(
+    "Images and animations",
+    "GIF, APNG or WebP whose frames last differently long",
+    "ranges and rates go by the durations that the file states",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_animations_with_frames_of_differing_length(kind):
     source = animation(numbered(8), kind, [100, 100, 500, 1000, 100, 200, 1000, 1000])  # 4 s
@@ -90,6 +109,12 @@ def test_animations_with_frames_of_differing_length(kind):
     assert len(by_rate.frames) == 4 and by_rate.fps == pytest.approx(1.0)
 
 
+@situation(
+    "Images and animations",
+    "GIF whose frames state no duration",
+    "100 ms each, as in browsers",
+    since="0.1.0",
+)
 def test_frames_without_a_length_last_as_long_as_in_browsers():
     source = animation(numbered(8), "GIF", [0] * 8)
     assert load_video(source, 8).fps == pytest.approx(10)
@@ -113,6 +138,18 @@ def test_transparency_is_put_on_white(kind):
     np.testing.assert_array_equal(found, expected)
 
 
+@situation(
+    "Images and animations",
+    "still PNG, WebP or JPEG given as a video",
+    "refused; the message says to give it as an image",
+    since="0.1.0",
+)
+@situation(
+    "Images and animations",
+    "GIF of one frame given as a video",
+    "a video of one frame",
+    since="0.1.0",
+)
 def test_one_frame_and_pictures_without_motion():
     one = Image.fromarray(numbered(2)[1])
     assert numbers(load_video(picture(one, "GIF"), 8).frames) == [1]
@@ -121,6 +158,12 @@ def test_one_frame_and_pictures_without_motion():
     refused(picture(one, "JPEG"), "not a readable video")
 
 
+@situation(
+    "Images and animations",
+    "GIF, APNG or WebP cut in the middle",
+    "refused as damaged",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_damaged_animations_give_no_other_error(kind, share):

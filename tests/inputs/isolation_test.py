@@ -121,6 +121,12 @@ ATTACKS = {
 }
 
 
+@situation(
+    "Media",
+    "file that crashes, hangs or overflows the decoder",
+    "that one item fails with a reason; the others are unchanged",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("medium", ATTACKS, ids=lambda medium: repr(medium[:24]))
 def test_an_attack_costs_one_item(isolated, preprocess, medium):
     good = Item("red", video=clip(8))
@@ -160,6 +166,12 @@ def test_the_process_is_small_and_stays(isolated):
     assert not Path(f"/proc/{ids.pop()}").exists()
 
 
+@situation(
+    "Images and animations",
+    "small PNG that unpacks to hundreds of megabytes",
+    "refused within `limits.memory`, which the message names",
+    since="0.1.0",
+)
 def test_a_picture_that_unpacks_to_more_than_the_limit(prompt):
     """64 million pixels in 8 kB: within the limit of pixels, 192 MB as RGB."""
     bomb = picture(Image.new("1", (8000, 8000)))
@@ -249,6 +261,7 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from tests.inputs.hostile import decode_there
 from tests.inputs.media import clip
+from tests.situations import situation
 
 isolation.WORKER = "tests.inputs.hostile"
 def make(seconds=60.0):

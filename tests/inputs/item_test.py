@@ -7,8 +7,15 @@ import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import Item, as_item, is_frames, source_name
+from tests.situations import situation
 
 
+@situation(
+    "Python API",
+    "text that is the path of a file",
+    "embedded as a text; media go under `image` and `video`",
+    since="0.1.0",
+)
 def test_a_text_that_is_a_path_stays_a_text(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"x")
@@ -27,6 +34,12 @@ def test_an_item_passes_through():
     assert as_item({"video": Path("a.mp4"), "max_pixels": 784}).max_pixels == 784
 
 
+@situation(
+    "Python API",
+    "misspelled key, wrong type, options that exclude each other",
+    "one line that names the key and what is accepted",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("value, names", [
     (5, "int"),
     (None, "NoneType"),

@@ -229,7 +229,7 @@ def oriented(kind: str, orientation) -> bytes:
 )
 @situation(
     "Images and animations",
-    "the same photo with `exif_orientation=True`, of the item or of the model's inputs",
+    "photo with an EXIF orientation, `exif_orientation=True`, of the item or of the model's inputs",
     "upright; also frames of a folder and animations",
     since="0.2.0",
 )

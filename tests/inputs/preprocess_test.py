@@ -71,6 +71,12 @@ def test_text_alone_has_no_patches(preprocess):
     assert (row.positions == np.arange(len(row.tokens))).all()
 
 
+@situation(
+    "Media",
+    "two clips of equal frames at different rates",
+    "positions in time follow the rate, so the vectors differ",
+    since="0.1.0",
+)
 def test_the_frame_rate_sets_the_positions(preprocess):
     """A clip at half the rate lasts twice as long."""
     ends = []
@@ -82,6 +88,12 @@ def test_the_frame_rate_sets_the_positions(preprocess):
     assert (ends[1] - start).tolist() == [0, 2, 4, 7]  # floors of 2.4 n
 
 
+@situation(
+    "Media",
+    "video of one frame, which qwen-vl-utils refuses",
+    "accepted; the frame stands twice",
+    since="0.1.0",
+)
 def test_one_frame_and_three_frames(preprocess):
     one = preprocess(Item(video=clip(1), max_pixels=PIXELS))
     assert spelled(one) == [0, 0]  # an odd frame is repeated
@@ -168,7 +180,7 @@ def test_the_least_pixels_of_an_item_stay_within_the_model_s_shapes(preprocess, 
 )
 @situation(
     "Media",
-    "the same frames without `num_frames`",
+    "an array, a list or a folder of frames without `num_frames`",
     "sampled like a video: the model's number, evenly spaced",
     since="0.1.0",
 )

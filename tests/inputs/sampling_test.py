@@ -15,6 +15,7 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor, sampling_of
 from gve_jax.inputs.sampling import Sampling, Timeline, sample, spread
 from tests.goldens.sampling import grid
 from tests.inputs.media import clip
+from tests.situations import situation
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "sampling.json").read_text())
 
@@ -45,6 +46,12 @@ def test_indices_worked_out_by_hand(total, wanted, expected):
     assert indices(total, num_frames=wanted) == expected
 
 
+@situation(
+    "Media",
+    "`fps`, `num_frames`, `min_frames`, `max_frames`, `video_start`, `video_end` as given to qwen-vl-utils",
+    "the same frames, to the last index",
+    since="0.1.0",
+)
 def test_every_case_of_the_reference():
     """Frames asked for beyond what a video has, and one frame alone, are ours: it raises there."""
     for ele, total, rate, answer in GOLDEN["cases"]:
@@ -101,6 +108,12 @@ def test_frames_of_differing_length_go_by_their_times(fields, expected):
     assert (found.tolist(), pytest.approx(fps)) == expected
 
 
+@situation(
+    "Media",
+    "`video_start` and `video_end` that no two frames lie between",
+    "refused; the message states the range and the length",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("times", [None, np.arange(11) / 10])
 @pytest.mark.parametrize("fields, names", [
     ({"start": 5.0}, "v: no two frames between 5 s and 1 s of 1.00 s"),
