@@ -23,6 +23,7 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.wire import pack, pack_item, unpack_item
 from tests.conftest import ROOT
 from tests.inputs.media import clip, numbered, picture
+from tests.situations import situation
 
 SPEC = InputSpec(max_length=512)
 LIMITS = Limits(seconds=4.0, memory=1 << 30)  # only the clock tells a hang from a slow crash

@@ -48,8 +48,8 @@ def test_indices_worked_out_by_hand(total, wanted, expected):
 
 @situation(
     "Media",
-    "`fps`, `num_frames`, `min_frames`, `max_frames`, `video_start`, `video_end` as given to qwen-vl-utils",
-    "the same frames, to the last index",
+    "`fps`, `num_frames`, `min_frames`, `max_frames`, `video_start`, `video_end` of an item",
+    "the frames that qwen-vl-utils takes, to the last index",
     since="0.1.0",
 )
 def test_every_case_of_the_reference():
