@@ -10,9 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from gve_jax.inputs.animation import is_animation
+from gve_jax.inputs.animation import is_animation, read_frames
 from gve_jax.inputs.container import check_size, open_video
-from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import IMAGE_FORMATS
 
@@ -24,14 +23,16 @@ _LIMITS = Limits()
 def header(kind: str, medium: bytes | Path) -> None:
     """Looks at an "image" or a "video"; raises, anything at all, if it is none."""
     name = f"<{len(medium)} bytes>" if isinstance(medium, bytes) else str(medium)
-    if kind == "video" and not is_animation(medium):
+    if kind == "video" and is_animation(medium):
+        data = medium if isinstance(medium, bytes) else Path(medium).read_bytes()
+        read_frames(data, name, _LIMITS)
+        return
+    if kind == "video":
         with open_video(medium if isinstance(medium, bytes) else str(medium), name, _LIMITS):
             return
     file = io.BytesIO(medium) if isinstance(medium, bytes) else medium
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         check_size(image.width, image.height, name, _LIMITS)
-        if kind == "video" and image.format != "GIF" and getattr(image, "n_frames", 1) == 1:
-            raise MediaError(f"{name}: a picture without motion; give it as an image")
 
 
 def serve(connection: Connection) -> None:

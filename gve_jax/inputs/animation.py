@@ -48,10 +48,7 @@ def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = Fal
     """
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        animation = parse(data, limits.frames)
-        if animation is None:
-            raise MediaError(f"{name}: not a readable video (a picture without motion; give it as "
-                             "an image)")  # fmt: skip
+        animation = read_frames(data, name, limits)
         times = _times(animation, name, limits)
         lengths, total = np.diff(times), len(animation.frames)
         even = bool(np.ptp(lengths) < 1e-9)
@@ -69,8 +66,18 @@ def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = Fal
         raise MediaError(f"{name}: not a readable video ({error})") from error
 
 
-def _times(animation: Animation, name: str, limits: Limits) -> np.ndarray:
-    """float64 [frames + 1]: when each frame begins and the last one ends."""
+def read_frames(data: bytes, name: str, limits: Limits) -> Animation:
+    """The frames of a file within the limits; none is decoded.
+
+    Raises:
+      MediaError: a picture without motion, too many or too large frames, damage.
+    """
+    try:
+        animation = parse(data, limits.frames)
+        if animation is None:
+            raise ValueError("a picture without motion; give it as an image")
+    except ValueError as error:
+        raise MediaError(f"{name}: not a readable video ({error})") from error
     if len(animation.frames) > limits.frames:
         raise MediaError(f"{name}: at least {len(animation.frames)} frames are above the limit of "
                          f"{limits.frames}")  # fmt: skip
@@ -79,6 +86,11 @@ def _times(animation: Animation, name: str, limits: Limits) -> np.ndarray:
     if width * height > limits.frame_pixels:
         raise MediaError(f"{name}: frames of {width} x {height} are above the limit of "
                          f"{limits.frame_pixels} pixels")  # fmt: skip
+    return animation
+
+
+def _times(animation: Animation, name: str, limits: Limits) -> np.ndarray:
+    """float64 [frames + 1]: when each frame begins and the last one ends."""
     lengths = [float(one.seconds) for one in animation.frames]
     lengths = [seconds if seconds > _SHORTEST else _USUAL for seconds in lengths]
     times = np.concatenate([[0.0], np.cumsum(lengths)])

@@ -64,7 +64,7 @@ def parse(data: bytes, most: int) -> Animation | None:
     try:
         animation = read(data, most)
     except (struct.error, IndexError) as error:
-        raise ValueError("the file is cut short") from error
+        raise ValueError("the file is cut short, or a length in it is wrong") from error
     if animation is None:
         return None
     if not animation.frames:
@@ -106,7 +106,9 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
 
 def _png(data: bytes, most: int) -> Animation | None:
     """The default image (IDAT) is a frame if, and only if, an fcTL precedes it."""
-    header, colours, frames, control, pixels = None, [], [], None, []
+    if data[12:16] != b"IHDR":
+        raise ValueError("it does not begin with IHDR")
+    header, colours, frames, control, pixels = b"", [], [], None, []
     stated, number, image_seen = 0, 0, False
 
     def finish() -> None:
@@ -154,8 +156,6 @@ def _png(data: bytes, most: int) -> Animation | None:
         finish()
         if len(frames) < stated:
             raise ValueError(f"{len(frames)} of {stated} frames")
-    if header is None:
-        raise ValueError("no IHDR")
     return Animation(*struct.unpack(">II", header[:8]), frames) if stated else None
 
 
@@ -174,8 +174,8 @@ def _gif_blocks(data: bytes, place: int) -> tuple[bytes, int]:
 
 
 def _gif(data: bytes, most: int) -> Animation:
-    """As FFmpeg reads it: where neither the frame nor the first one has a transparent colour, the
-    background is the palette's colour of that number, otherwise it is transparent."""
+    """As FFmpeg reads it: before the first frame, and where a frame is cleared, there is the
+    background colour if that frame has no transparent one, otherwise nothing."""
     width, height, flags, background, _ = struct.unpack_from("<HHBBB", data, 6)
     size = 3 << (flags & 7) + 1 if flags & 0x80 else 0
     palette, place = _take(data, 13, size), 13 + size
@@ -203,8 +203,7 @@ def _gif(data: bytes, most: int) -> Animation:
                      b"\x21\xf9\x04" + struct.pack("<BHBB", transparent, 0, clear, 0),
                      b"," + struct.pack("<HHHHB", 0, 0, wide, high, local & 0x40), codes, pixels,
                      b";")  # fmt: skip
-            # Methods 4 to 7 are not defined; 4 stands for 3 in old files, as readers take it.
-            dispose = {2: CLEAR, 3: RESTORE, 4: RESTORE}.get(bits >> 2 & 7, KEEP)
+            dispose = {2: CLEAR, 3: RESTORE}.get(bits >> 2 & 7, KEEP)
             left = TRANSPARENT if transparent else fill
             box = (x, y, wide, high)
             frames.append(Frame(box, Fraction(delay, 100), still, transparent, dispose, left))
