@@ -143,7 +143,9 @@ def _check_frames(item: Item) -> None:
     if count is None:
         return
     if isinstance(count, str) and count == ALL_FRAMES:
-        if item.video is not None and not is_frames(item.video):
+        # A folder that is missing is no mistake of the options: reading it will say so.
+        missing = isinstance(item.video, str | os.PathLike) and not os.path.exists(item.video)
+        if not (item.video is None or is_frames(item.video) or missing):
             raise UserError(f"num_frames {ALL_FRAMES!r} is for an array, a list or a folder of "
                             "frames; of a file, give how many are sampled, or fps")  # fmt: skip
     elif not (_is_whole(count) and count >= 2 and count % 2 == 0):

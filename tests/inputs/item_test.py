@@ -63,7 +63,7 @@ def test_an_item_passes_through():
     ({"video": "a.mp4", "num_frames": 8.0}, "num_frames"),
     ({"video": "a.mp4", "num_frames": True}, "num_frames"),
     ({"video": "a.mp4", "num_frames": "8"}, "num_frames must be an even number above 0, not '8'"),
-    ({"video": "a.mp4", "num_frames": "all"}, "num_frames 'all' is for an array"),
+    ({"video": __file__, "num_frames": "all"}, "num_frames 'all' is for an array"),
     ({"video": b"bytes", "num_frames": "all"}, "give how many are sampled, or fps"),
     ({"video": ["a.png"], "num_frames": "All"}, "'all' takes every frame of an array"),
     ({"video": ["a.png"], "num_frames": "all", "max_frames": 8}, "exclude each other"),
@@ -113,6 +113,7 @@ def test_fps_is_a_rate_of_frames_or_a_density_of_sampling(tmp_path):
         for count in (2, "all"):
             item = as_item({"video": video, "fps": 5, "num_frames": count})
             assert is_frames(item.video)
+    as_item({"video": "missing", "num_frames": "all"})  # reading it will say that it is missing
     for video in ("a.mp4", Path("a.mp4"), b"bytes"):
         item = as_item({"video": video, "fps": 0.5, "min_frames": 4, "max_frames": 32})
         assert not is_frames(item.video)
