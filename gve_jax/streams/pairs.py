@@ -1,7 +1,6 @@
 """Training pairs on disk (ArrayRecord through TFDS), one split a source, read at random."""
 
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -155,12 +154,3 @@ def _item(fields, root: str | None) -> Item:
 
 def _text(value) -> str:
     return value if isinstance(value, str) else bytes(value).decode("utf-8")
-
-
-def content_id(item: Item) -> int:
-    """An int32 that two items share when they hold the same text and media: the loss must not
-    call a pair's twin its negative. Media by reference are the same when their paths are."""
-    digest = zlib.crc32((item.text or "").encode())
-    for medium in (item.image, item.video):
-        digest = zlib.crc32(medium.encode() if isinstance(medium, str) else medium or b"", digest)
-    return digest - 2**31
