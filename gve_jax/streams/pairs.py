@@ -35,7 +35,7 @@ class PairSources:
     Attributes:
       place: what messages call it.
       sizes, bytes: by source.
-      digests: of none, which is what sizes and bytes have to tell from others.
+      digests, duplicates: of none: no row is read to open a directory.
 
     Raises:
       UserError: no such directory, not of TFDS, of another schema, without a source, or of files
@@ -46,6 +46,7 @@ class PairSources:
         self.directory, self._bucket = os.fspath(directory), bucket
         self.place = bucket.url if bucket else self.directory
         self.digests: dict[str, str] = {}
+        self.duplicates: dict[str, int] = {}
         if not os.path.isdir(self.directory):
             raise UserError(f"{self.place}: no such directory of training pairs")
         try:
