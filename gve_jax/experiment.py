@@ -91,7 +91,9 @@ class Experiment:
         epochs = self._epochs()
         self.room = self._room(epochs)
         policy = build("pyramid", PyramidConfig, config.pyramid.to_dict())
-        self.curriculum = Curriculum(policy, self.sources.sizes, config.steps, sum(epochs.values()))
+        self.curriculum = Curriculum(
+            policy, self.sources.sizes, self.batch_sizes, config.steps, sum(epochs.values())
+        )
         self.scores = None  # R of the first stage, where a file tells it
         if policy.prober is not None and is_scores(policy.prober):
             self.scores = read_scores(policy.prober, self.curriculum.tasks)

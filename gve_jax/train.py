@@ -85,6 +85,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if run.complete():
         print(f"{workdir}: training is complete; its model is in {where}")
         return
+    for warning in run.sources.warnings() if jax.process_index() == 0 else ():
+        print(f"warning: {warning}", flush=True)
     train_step = make_train_step(
         run.model, run.tx, run.loss, run.mesh, chunk=config.gradcache_chunk, seed=config.seed
     )

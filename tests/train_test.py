@@ -322,9 +322,10 @@ def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_pat
     train(make_config(world, data__max_bad_share=0.9, limits__seconds=4.0), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     # Batches that were read ahead of the last step may have been spoiled, and not trained on.
-    assert {SPELLS[spoiled[line["id"]]] for line in lines} == set(SPELLS.values())
-    for line in lines:
-        assert REASONS[spoiled[line["id"]]] in line["reason"]
+    numbers = [spoiled[line["id"].partition(":")[2]] for line in lines]
+    assert {SPELLS[number] for number in numbers} == set(SPELLS.values())
+    for number, line in zip(numbers, lines, strict=True):
+        assert REASONS[number] in line["reason"]
     assert all(np.isfinite(loss) for _, loss in losses(tmp_path).values())
     printed = capsys.readouterr().out.splitlines()[-1]
     assert f"{len(lines)} of " in printed and "not decoded in N seconds (limits.seconds)" in printed

@@ -72,6 +72,8 @@ def _import(args) -> None:
     )
     for name, tally in tallies.items():
         print(card.line(name, tally))
+        for warning in card.warnings(name, tally):
+            print(f"warning: {warning}")
     print(f"wrote {args.output}")
 
 
@@ -111,6 +113,8 @@ def _check(args) -> None:
         if len(counts) > 1:
             raise UserError(f"{args.pairs}: source {name!r} has pairs of {sorted(counts)} "
                             "negatives; a batch has one number of them")  # fmt: skip
+    for warning in sources.warnings():
+        print(f"warning: {warning}")
     pairs = sum(sources.sizes.values())
     print(f"{args.pairs}: {len(sources.sizes)} sources, {pairs:,} pairs, ready for batches of "
           f"{args.batch_size}")  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from gve_jax.errors import UserError
 from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
 from gve_jax.streams.writing import write_sources
 
-VERSION = "1"  # of what is written for the same rows
+VERSION = "2"  # of what is written for the same rows
 MANIFEST = "import.json"
 REJECTS = "rejects.jsonl"
 
@@ -149,10 +150,13 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
     format, media_root, negatives, by_reference = rules
     rejects = building / REJECTS
     tallies: dict[str, Tally] = {}
+    contents: dict[str, array] = {}
     with open(rejects, "w", encoding="utf-8") as file:
 
         def log(line: dict) -> None:
             tallies.setdefault(line["source"], Tally()).add(line)
+            if "contents" in line:
+                contents.setdefault(line["source"], array("Q")).extend(line["contents"])
             if "reason" in line:
                 file.write(json.dumps(line, ensure_ascii=True) + "\n")
 
@@ -178,6 +182,7 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
                     log(json.loads(line))
     for source in sources:
         tally = tallies.get(source.name, Tally())
+        tally.crossed = importer.count_crossed(contents.get(source.name, ()))
         lost, total = sum(tally.rejects.values()), tally.pairs + sum(tally.rejects.values())
         if lost > max_share * total:
             kept = output.with_name(f"{output.name}.{REJECTS}")

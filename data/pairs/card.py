@@ -19,6 +19,22 @@ def line(name: str, tally: Tally) -> str:
     return f"{name}: {counts}{more}, {lost} rejects{_most(tally)}"
 
 
+def warnings(name: str, tally: Tally) -> list[str]:
+    """Lines about what the loss will leave out: negatives and pairs that are none by content."""
+    lines = []
+    if tally.duplicates:
+        lines.append(
+            f"{name}: {tally.duplicates:,} negatives have the content of their own pair's query or "
+            "positive; training leaves them out of the loss"
+        )
+    if tally.crossed:
+        lines.append(
+            f"{name}: {tally.crossed:,} pairs have a query with the content of another pair's "
+            "positive; in one batch these pairs are not negatives of each other"
+        )
+    return lines
+
+
 def _most(tally: Tally) -> str:
     told = ", ".join(f"{count} {reason!r}" for reason, count in tally.rejects.most_common())
     return f" ({told})" if told else ""
@@ -69,6 +85,8 @@ def text(
         "Made by:\n",
         f"    {command}\n",
     ]
+    found = [line for source, tally in sorted(tallies.items()) for line in warnings(source, tally)]
+    parts += [f"* {line}" for line in found] + [""] * bool(found)
     if rejects:
         parts += ["What was rejected (each one in `rejects.jsonl`):\n",
                   "| source | reason | count |", "| --- | --- | ---: |", *rejects]  # fmt: skip

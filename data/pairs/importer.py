@@ -1,21 +1,26 @@
 """Rows -> stored pairs: one source's rules, and what became of its rows."""
 
 import dataclasses
+import hashlib
+import os
 import pickle
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 from data.pairs import media
 from data.pairs.formats import FORMATS, Draft, Item
 from data.pairs.rows import Reject, input_files, read_rows
 from gve_jax.errors import UserError
-from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES
+from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES, is_blank
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")  # of a split of TFDS
+_ENDS = 2**16  # bytes of a file that are compared, from its beginning and to its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,18 @@ class Source:
             "negatives": negatives,
         }
 
+    def content(self, item: dict) -> int:
+        """64 bits that two items of a record share when they hold the same text and the same files,
+        whatever their instructions. Of files that are only referred to, which may be large, the
+        size and both ends count."""
+        digest = hashlib.blake2b(item["text"].encode(), digest_size=8)
+        for key in ("image", "video"):
+            medium = item[key]
+            if self.by_reference and medium:
+                medium = _ends(self.root.resolve() / medium.decode())
+            digest.update(hashlib.blake2b(medium).digest())
+        return int.from_bytes(digest.digest())
+
     def _item(self, given: Item) -> dict:
         item = {}
         for key in ("text", "instruction"):
@@ -89,7 +106,7 @@ class Source:
             if not isinstance(value, str | None):
                 raise Reject("wrong type", f"{key} is {type(value).__name__}, not a text")
             try:
-                item[key] = (value or "").encode().decode()
+                item[key] = "" if is_blank(value or "") else value.encode().decode()
             except UnicodeEncodeError as error:
                 raise Reject("not UTF-8", f"{key}: {error.reason}") from error
         item |= {"image": b"", "video": b""}
@@ -110,6 +127,15 @@ class Source:
         if isinstance(found, bytes):
             raise Reject("no path to refer to", "the row holds the medium itself")
         return str(found.relative_to(self.root.resolve())).encode()
+
+
+def _ends(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(_ENDS)
+        file.seek(max(0, size - _ENDS))
+        return size.to_bytes(8) + head + file.read(_ENDS)
 
 
 def _modalities(item: dict) -> str:
@@ -169,6 +195,9 @@ class Tally:
     bytes: int = 0  # of texts and media, as they are stored
     kept: int = 0  # negatives of each pair, as they are stored
     negatives: Counter = dataclasses.field(default_factory=Counter)  # as the rows have them
+    # What the loss leaves out, since it is told by content that it is no negative:
+    duplicates: int = 0  # negatives with the content of their pair's own query or positive
+    crossed: int = 0  # pairs whose query has the content of another pair's positive
     rejects: Counter = dataclasses.field(default_factory=Counter)  # by reason
 
     def add(self, line: dict) -> None:
@@ -178,6 +207,7 @@ class Tally:
             self.pairs += 1
             self.bytes += line["bytes"]
             self.negatives[line["negatives"]] += 1
+            self.duplicates += line["duplicates"]
             self.kept = line["kept"]
 
 
@@ -190,9 +220,28 @@ def outcomes(source: Source, place: str, row: dict | Reject) -> Iterator[tuple[d
         else:
             record, negatives = found
             items = [record["query"], record["positive"], *record["negatives"]]
-            size = sum(len(value) for item in items for value in item.values())
-            counts = {"bytes": size, "negatives": negatives, "kept": source.negatives}
-            yield record, {"source": source.name} | counts
+            query, positive, *others = [source.content(item) for item in items]
+            line = {
+                "source": source.name,
+                "bytes": sum(len(value) for item in items for value in item.values()),
+                "negatives": negatives,
+                "kept": source.negatives,
+                "duplicates": sum(other in (query, positive) for other in others),
+                "contents": [query, positive],
+            }
+            yield record, line
+
+
+def count_crossed(contents: Sequence[int]) -> int:
+    """Pairs whose query has the content of another pair's positive.
+
+    Args:
+      contents: of the query and the positive of each pair in turn, as in the lines of `outcomes`.
+    """
+    query, positive = np.array(contents, np.uint64).reshape(-1, 2).T
+    ordered = np.sort(positive)
+    equal = np.searchsorted(ordered, query, "right") - np.searchsorted(ordered, query, "left")
+    return int(np.sum(equal > (query == positive)))
 
 
 def run(

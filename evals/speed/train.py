@@ -132,7 +132,8 @@ class Ours:
         )
         self.batch = place_batch(
             {"query": query, "positive": positive, "negatives": [],
-             "valid": np.ones(len(count), bool), "query_id": count, "positive_id": count}, mesh,
+             "valid": np.ones(len(count), bool), "query_id": count, "positive_id": ~count,
+             "negative_id": np.empty((len(count), 0), np.int32)}, mesh,
         )  # fmt: skip
         self.run, self.number = make_train_step(cfg, self.tx, LOSS, mesh, chunk=chunk), 0
         sides = [Counts.of_rows(side) for side in rows]

@@ -81,9 +81,14 @@ class PyramidConfig:
 class Curriculum:
     """The stages of a run, and the record that decides each.
 
+    P is a share of pairs, in every schedule: a source with smaller batches gets more of them, so
+    that "proportional" passes over each source equally often. (The paper's P multiplies sizes, but
+    it does not say whether it draws pairs or batches; its batches are of two sizes.)
+
     Args:
       config: the policy.
       sizes: pairs of each source; the order of its names is that of all weights.
+      batch_sizes: pairs of a global batch of each source.
       steps: of the whole run.
       epoch: steps of one pass over all records.
 
@@ -96,8 +101,17 @@ class Curriculum:
         another number than the stages, or not above 0.
     """
 
-    def __init__(self, config: PyramidConfig, sizes: Mapping[str, int], steps: int, epoch: int):
+    def __init__(
+        self,
+        config: PyramidConfig,
+        sizes: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        steps: int,
+        epoch: int,
+    ):
         self.config, self.sizes, self.steps = config, dict(sizes), steps
+        batch = np.array([batch_sizes[name] for name in sizes], np.float64)
+        self._batches_per_pair = batch.min() / batch  # relative; exactly 1 where all are alike
         self.bounds = self._bounds(epoch)
         self.tasks: dict[str, list[str]] = {}
         for name in sizes:
@@ -155,11 +169,13 @@ class Curriculum:
         return told | {"P": dict(zip(self.sizes, mean.tolist(), strict=True))}
 
     def weights(self, record: Mapping) -> Sequence[float] | np.ndarray:
-        """What `streams.mixture.Stage` takes, of a stage that was decided before."""
+        """What `streams.mixture.Stage` takes, shares of batches, of a stage decided before."""
         if self.config.sigma_per == "stage" or self.config.schedule != "pyramid":
-            return tuple(record["P"][name] for name in self.sizes)
+            return tuple(np.array([record["P"][name] for name in self.sizes])
+                         * self._batches_per_pair)  # fmt: skip
         number = record["stage"]
-        return np.array(self._rows(number, record["R"], self._sigma(number)))
+        rows = np.array(self._rows(number, record["R"], self._sigma(number)))
+        return rows * self._batches_per_pair
 
     def _sigma(self, number: int) -> list[float]:
         """One of the stage, or one a step."""

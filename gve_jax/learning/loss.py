@@ -28,9 +28,9 @@ class LossConfig:
       form: "plain" leaves the layout to the compiler; "all_gather" has each device compare its rows
         with all; "ring" passes blocks of rows around and never holds more than one.
       duplicate_cosine: pairs whose positives (or whose queries) have a cosine within this of 1 are
-        no negatives of each other, nor is a hard negative so close to its positive; None: only
-        pairs with the same content ids are not. (1e-5 in the class that the authors built on. An
-        untrained model may put everything that close: then nothing is a negative.)
+        not negatives of each other, and neither is a hard negative this close to its positive.
+        None: only content ids decide. (1e-5 in the class that the authors built on. An untrained
+        model may put everything that close: then nothing is a negative.)
       false_negative_margin: a candidate that scores this much above the positive is no negative
         (0.1 in that class); None: off.
       matryoshka: the loss is a mean over vectors cut to these lengths, and made unit vectors again.
@@ -92,6 +92,7 @@ def info_nce(
     valid: Bool[Array, " B"],
     query_id: Int[Array, " B"],
     positive_id: Int[Array, " B"],
+    negative_id: Int[Array, "B K"],
     cfg: LossConfig,
     *,
     mesh: Mesh | None = None,
@@ -100,23 +101,32 @@ def info_nce(
     """Mean over valid pairs of (L(q -> y) + L(y -> q)) / 2.
 
     All other valid pairs of the global batch are negatives, with gradients; a query's hard
-    negatives are its own. Duplicates of a pair (`cfg.duplicate_cosine`, or one content id) and
-    false negatives (`cfg.false_negative_margin`) take no part in its sums, in neither direction.
+    negatives are its own. Left out of a pair's sums, in both directions, are
+
+    - pairs that share a content id with it: the same query, the same positive, or a query that is
+      the other's positive;
+    - hard negatives with the content of the query, of its positive, or of a positive that another
+      pair of the batch gives for the same query;
+    - duplicates by cosine (`cfg.duplicate_cosine`) and false negatives
+      (`cfg.false_negative_margin`).
+
+    Content ids do not depend on dropout, which makes two vectors of one content differ.
 
     Args:
       query, positive: unit vectors, float32.
       negatives: K arrays of hard negatives, one row a query.
       valid: pairs whose media were readable; the others take no part at all.
-      query_id, positive_id: content ids.
+      query_id, positive_id, negative_id: content ids (`gve_jax.streams.loader.content_id`).
       mesh: what the rows are split over (data, fsdp); all forms but "plain" need it.
       temperature: in place of `cfg.temperature`.
 
     Returns the loss and scalars: `accuracy` (the positive scores above all other candidates of its
-    query), `positive_similarity`, `negative_similarity` (means of cosines).
+    query), `positive_similarity`, `negative_similarity` (means of cosines), and with hard negatives
+    `duplicate_negatives` (hard negatives a pair that were left out by their content).
     """
     cfg.check(query.shape[-1])
     rows = {"query": query, "positive": positive, "valid": valid, "query_id": query_id,
-            "positive_id": positive_id,
+            "positive_id": positive_id, "negative_id": negative_id,
             "place": jnp.arange(len(query), dtype=jnp.int32)}  # fmt: skip
     tau = jnp.float32(cfg.temperature if temperature is None else temperature)
     if cfg.form == "plain":
@@ -160,19 +170,28 @@ _JOIN = {
     "own": jnp.add,
     "other": jnp.add,
     "others": jnp.add,
+    "known": jnp.logical_or,
 }
 
 
 def _columns(rows: dict, columns: dict, cfg: LossConfig, tau) -> dict[str, Array]:
     """What a block of columns adds to each row: logsumexps of candidates' logits by cut [M, R], the
     best of their cosines, the cosine of the row's own positive by cut (0 if it is in another
-    block), and sum and number of the negatives' cosines."""
+    block), sum and number of the negatives' cosines, and which of the row's hard negatives have the
+    content of a positive that these columns give for its query, bool [R, K]."""
     query, positive = rows["query"], rows["positive"]
     cosine = _product(query, columns["positive"])
     reverse = _product(positive, columns["query"])
     diagonal = rows["place"][:, None] == columns["place"]
-    twins = rows["query_id"][:, None] == columns["query_id"]
-    twins |= rows["positive_id"][:, None] == columns["positive_id"]
+    same_query = rows["query_id"][:, None] == columns["query_id"]
+    twins = same_query | (rows["positive_id"][:, None] == columns["positive_id"])
+    twins |= rows["query_id"][:, None] == columns["positive_id"]
+    twins |= rows["positive_id"][:, None] == columns["query_id"]
+    same_query &= columns["valid"]
+    known = [
+        jnp.any(same_query & (ids[:, None] == columns["positive_id"]), axis=1)
+        for ids in rows["negative_id"].T
+    ]
     if cfg.duplicate_cosine is not None:
         near = 1 - cfg.duplicate_cosine
         twins |= _product(positive, columns["positive"]) >= near
@@ -199,6 +218,7 @@ def _columns(rows: dict, columns: dict, cfg: LossConfig, tau) -> dict[str, Array
         "best": jax.lax.stop_gradient(jnp.max(jnp.where(forward, cosine, -2), axis=1)),
         "other": jnp.sum(jnp.where(counted, cosine, 0), axis=1),
         "others": jnp.sum(counted, axis=1, dtype=jnp.float32),
+        "known": jnp.stack(known, axis=1) if known else jnp.zeros_like(rows["negative_id"], bool),
     }
 
 
@@ -209,9 +229,11 @@ def _sums(rows: dict, negatives: list, columns: dict, cfg: LossConfig, tau) -> d
     weights = jnp.array(cfg.matryoshka_weights or [1.0] * len(cuts), jnp.float32)
     own = jnp.sum(query * positive, axis=-1)
     forward, best = columns["forward"], columns["best"]
-    for negative in negatives:
+    duplicate = columns["known"] | (rows["negative_id"] == rows["query_id"][:, None])
+    duplicate |= rows["negative_id"] == rows["positive_id"][:, None]
+    for number, negative in enumerate(negatives):
         score = jnp.sum(query * negative, axis=-1)
-        taken = jnp.ones_like(valid)
+        taken = ~duplicate[:, number]
         if cfg.duplicate_cosine is not None:
             taken &= jnp.sum(positive * negative, axis=-1) < 1 - cfg.duplicate_cosine
         if cfg.false_negative_margin is not None:
@@ -235,12 +257,15 @@ def _sums(rows: dict, negatives: list, columns: dict, cfg: LossConfig, tau) -> d
         "pairs": total(1.0),
         "other": total(columns["other"]),
         "others": total(columns["others"]),
+        **({"duplicates": total(jnp.sum(duplicate, axis=1))} if negatives else {}),
     }
 
 
 def _mean(sums: dict) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     pairs, others = jnp.maximum(sums["pairs"], 1), jnp.maximum(sums["others"], 1)
     scalars = {name: sums[name] / pairs for name in ("accuracy", "positive_similarity")}
+    if "duplicates" in sums:
+        scalars["duplicate_negatives"] = sums["duplicates"] / pairs
     return sums["loss"] / pairs, scalars | {"negative_similarity": sums["other"] / others}
 
 

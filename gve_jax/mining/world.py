@@ -32,7 +32,7 @@ class Things:
     kinds: list[str] = field(default_factory=list)
     _readers: list[Callable[[], Item]] = field(default_factory=list)
     _number: dict[bytes, int] = field(default_factory=dict)
-    _taken: dict[str, int] = field(default_factory=dict)
+    _taken: dict[str, int] = field(default_factory=dict)  # the next number of an id that is used
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,8 +42,13 @@ class Things:
         if key not in self._number:
             self._number[key] = len(self.ids)
             again = self._taken.get(id, 0)
+            unique = f"{id}#{again}" if again else id
+            while unique in self._taken:
+                again += 1
+                unique = f"{id}#{again}"
             self._taken[id] = again + 1
-            self.ids.append(f"{id}#{again}" if again else id)
+            self._taken.setdefault(unique, 1)
+            self.ids.append(unique)
             self.contents.append(content)
             self.kinds.append(kind(item))
             self._readers.append(read)

@@ -162,6 +162,7 @@ class Program:
             "valid": jax.ShapeDtypeStruct((size,), np.bool_, sharding=rows),
             "query_id": ids,
             "positive_id": ids,
+            "negative_id": jax.ShapeDtypeStruct((size, len(sides) - 2), np.int32, sharding=rows),
         }
 
     def _batch(self, bucket: Bucket, size: int) -> Batch:

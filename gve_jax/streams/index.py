@@ -19,7 +19,7 @@ from gve_jax.errors import UserError
 from gve_jax.files import write_array, write_json
 from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES, BadRow, modalities, parse_row
 
-VERSION = 1  # of what an index holds and of what is checked
+VERSION = 2  # of what an index holds and of what is checked
 LONGEST_LINE = 256 * 2**20  # bytes: a file without line ends must not be read whole
 SHOWN = 64 * 2**20  # bytes from which on progress is shown
 _COLUMNS = ("file", "start", "length", "line")  # int64 each
@@ -61,6 +61,7 @@ class Part:
     bytes: int  # of its lines
     digest: str  # of its lines
     negatives: int  # of every row
+    duplicates: int  # negatives that are their own pair's query or positive, as far as rows show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ class _Rows:
 
     def __init__(self, negatives: int, place: str):
         self.negatives, self.place = negatives, place
-        self.columns, self.size, self.bytes = array("q"), 0, 0
+        self.columns, self.size, self.bytes, self.duplicates = array("q"), 0, 0, 0
         self.digest = hashlib.sha256()
 
 
@@ -157,7 +158,7 @@ def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarr
     parts, first = {}, 0
     for name, rows in sorted(found.items()):
         digest = rows.digest.hexdigest()[:16]
-        parts[name] = Part(first, rows.size, rows.bytes, digest, rows.negatives)
+        parts[name] = Part(first, rows.size, rows.bytes, digest, rows.negatives, rows.duplicates)
         first += rows.size
     columns = [np.frombuffer(rows.columns, np.int64) for _, rows in sorted(found.items())]
     return parts, np.concatenate(columns).reshape(-1, len(_COLUMNS))
@@ -190,11 +191,19 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
         rows.columns.extend((number, start, len(line), count))
         rows.size += 1
         rows.bytes += len(line)
+        if rows.negatives:
+            rows.duplicates += _duplicates(items[: 2 + rows.negatives])
         rows.digest.update(line)
         if at - told > 2**22:
             tick(at - told)
             told = at
     tick(at - told)
+
+
+def _duplicates(items: list[dict]) -> int:
+    """Negatives whose text and media are given as those of the query or of the positive."""
+    contents = [{key: item[key] for key in item if key != "instruction"} for item in items]
+    return sum(one in contents[:2] for one in contents[2:])
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ class JsonlSources:
     Attributes:
       place: what messages call them.
       sizes, bytes, digests: by source; digests are of the lines that hold its rows.
+      duplicates: by source, negatives that are their own pair's query or positive.
     """
 
     def __init__(self, index: Index):
@@ -33,6 +34,7 @@ class JsonlSources:
         self.sizes = {name: part.size for name, part in index.parts.items()}
         self.bytes = {name: part.bytes for name, part in index.parts.items()}
         self.digests = {name: part.digest for name, part in index.parts.items()}
+        self.duplicates = {name: part.duplicates for name, part in index.parts.items()}
 
     def __reduce__(self):
         return JsonlSources, (self._index,)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -21,7 +22,6 @@ from gve_jax.inputs.preprocess import Row
 from gve_jax.inputs.quarantine import failure
 from gve_jax.model.embedder import Batch
 from gve_jax.sharding import ROWS, place_batch
-from gve_jax.streams.pairs import content_id
 from gve_jax.streams.sources import Sources
 
 
@@ -45,7 +45,9 @@ class LoadPairs(grain.transforms.Map):
         pairs = self.sources.read(source, indices)
         sides = ["query", "positive"] + [f"negative{k}" for k in range(len(pairs[0]["negatives"]))]
         items = [_side(pair, side) for pair in pairs for side in sides]
-        ids = [f"{pair['id']}/{side}" for pair in pairs for side in sides]
+        # Pairs' own ids may occur twice; a source and a number in it do not.
+        names = [f"{source}#{i}:{pair['id']}" for i, pair in zip(indices, pairs, strict=True)]
+        ids = [f"{name}/{side}" for name in names for side in sides]
         results = list(self.preprocess.map(items, self.buckets.fit))
         failures = [
             failure(id, item, result.reason, result.seconds)
@@ -56,14 +58,19 @@ class LoadPairs(grain.transforms.Map):
         # A pair with an unreadable side keeps its place, so that shapes stay static, but takes no
         # part in the loss: skipped, never replaced.
         valid = np.array([all(isinstance(row, Row) for row in pair) for pair in rows])
+        contents = np.array(
+            [content_id(*one) for one in zip(items, results, strict=True)], np.int32
+        )
+        contents = contents.reshape(len(pairs), len(sides))
         blank = _blank(self.preprocess)
         batch = {
             "source": source,
-            "ids": [pair["id"] for pair in pairs],
+            "ids": names,
             "failures": failures,
             "valid": valid,
-            "query_id": np.array([content_id(pair["query"]) for pair in pairs], np.int32),
-            "positive_id": np.array([content_id(pair["positive"]) for pair in pairs], np.int32),
+            "query_id": contents[:, 0],
+            "positive_id": contents[:, 1],
+            "negative_id": contents[:, 2:],
         }
         used, needs, counts = Counter(), {}, {}
         for number, side in enumerate(sides):
@@ -114,6 +121,19 @@ def _side(pair: dict, side: str) -> Item:
     return pair[side]
 
 
+def content_id(item: Item, row: Row | Failure) -> int:
+    """An int32 that items share when they hold the same text, pixels and timing, wherever their
+    files are and whatever their instruction: the loss must not call a pair's twin its negative.
+    Media that could not be read do not count."""
+    digest = zlib.crc32((item.text or "").encode())
+    if isinstance(row, Row) and len(row.visual_tokens):
+        for patches in row.patches:
+            digest = zlib.crc32(np.ascontiguousarray(patches), digest)
+        positions = row.positions[:, row.visual_tokens]  # less the first: where the text ends
+        digest = zlib.crc32(np.ascontiguousarray(positions - positions[:, :1]), digest)
+    return digest - 2**31
+
+
 def _blank(preprocess: Isolated) -> Row:
     return preprocess(Item(text="."))
 
@@ -123,12 +143,13 @@ class PairBatch:
     """A global batch of one source on the mesh; `negatives` holds K batches of B items."""
 
     source: str
-    ids: list[str]
+    ids: list[str]  # of the pairs, each once: source#number:id
     failures: list[dict]
     used: dict[str, int]  # tokens and patches that are no padding,
     slots: dict[str, int]  # and those that the arrays have room for
     counts: dict[str, Counts]  # by side
-    arrays: dict  # what the step takes: query, positive, negatives, valid, query_id, positive_id
+    # What the step takes: query, positive, negatives, valid, query_id, positive_id, negative_id.
+    arrays: dict
 
 
 def read_ahead(
@@ -168,12 +189,12 @@ def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
     # Workers hand over shared memory. Device arrays on a CPU would alias it, and keep it from being
     # released.
     batch = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, dict(batch))
-    negatives = sorted(key for key in batch if key.startswith("negative"))
+    negatives = [f"negative{number}" for number in range(batch["negative_id"].shape[1])]
     arrays = {
         "query": Batch(**batch["query"]),
         "positive": Batch(**batch["positive"]),
         "negatives": [Batch(**batch[key]) for key in negatives],
-        **{key: batch[key] for key in ("valid", "query_id", "positive_id")},
+        **{key: batch[key] for key in ("valid", "query_id", "positive_id", "negative_id")},
     }
     told = {key: batch[key] for key in ("source", "ids", "failures", "used", "slots", "counts")}
     return PairBatch(**told, arrays=place_batch(arrays, mesh))

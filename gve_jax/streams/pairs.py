@@ -1,7 +1,6 @@
 """Training pairs on disk (ArrayRecord through TFDS), one split a source, read at random."""
 
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -36,7 +35,7 @@ class PairSources:
     Attributes:
       place: what messages call it.
       sizes, bytes: by source.
-      digests: of none, which is what sizes and bytes have to tell from others.
+      digests, duplicates: of none: no row is read to open a directory.
 
     Raises:
       UserError: no such directory, not of TFDS, of another schema, without a source, or of files
@@ -47,6 +46,7 @@ class PairSources:
         self.directory, self._bucket = os.fspath(directory), bucket
         self.place = bucket.url if bucket else self.directory
         self.digests: dict[str, str] = {}
+        self.duplicates: dict[str, int] = {}
         if not os.path.isdir(self.directory):
             raise UserError(f"{self.place}: no such directory of training pairs")
         try:
@@ -155,12 +155,3 @@ def _item(fields, root: str | None) -> Item:
 
 def _text(value) -> str:
     return value if isinstance(value, str) else bytes(value).decode("utf-8")
-
-
-def content_id(item: Item) -> int:
-    """An int32 that two items share when they hold the same text and media: the loss must not
-    call a pair's twin its negative. Media by reference are the same when their paths are."""
-    digest = zlib.crc32((item.text or "").encode())
-    for medium in (item.image, item.video):
-        digest = zlib.crc32(medium.encode() if isinstance(medium, str) else medium or b"", digest)
-    return digest - 2**31

@@ -27,6 +27,11 @@ class BadRow(ValueError):
     """Why a line is no pair."""
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text is absent: every format takes white space alone for no text."""
+    return not text or text.isspace()
+
+
 def parse_row(
     line: bytes, roots: tuple[str, ...] | None
 ) -> tuple[str, str, list[dict[str, str | bytes]]]:
@@ -115,6 +120,8 @@ def _item(value: object, side: str, roots: tuple[str, ...] | None) -> dict:
             given = _medium(given, f"{side}: {key}", roots)
         elif type(given) is not str:
             raise BadRow(f"{side}: {key} must be a text, not {type(given).__name__}")
+        elif is_blank(given):
+            continue
         item[key] = given
     if not item or (len(item) == 1 and "instruction" in item):
         raise BadRow(f"{side} has nothing to embed: give text, image or video")

@@ -57,6 +57,8 @@ class Sources:
         self.bytes = {name: part.bytes[own] for name, (part, own) in self._found.items()}
         self.digests = {name: part.digests[own] for name, (part, own) in self._found.items()
                         if own in part.digests}  # fmt: skip
+        self._duplicates = {name: part.duplicates.get(own, 0)
+                            for name, (part, own) in self._found.items()}  # fmt: skip
         self._fetched = False
 
     def __reduce__(self):
@@ -89,6 +91,15 @@ class Sources:
         """As `PairSources.check`, of every part in turn."""
         for part, names in self._by_part().items():
             part.check({own: batch_sizes[name] for own, name in names.items()})
+
+    def warnings(self) -> list[str]:
+        """A line about each source whose rows give negatives that are none."""
+        return [
+            f"source {name}: {count:,} negatives are their own pair's query or positive; they are "
+            "left out of the loss"
+            for name, count in self._duplicates.items()
+            if count
+        ]
 
     def fetch(self) -> None:
         """Copies the records of chosen sources that lie in buckets and are not here; before they

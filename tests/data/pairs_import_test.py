@@ -19,9 +19,11 @@ from data.pairs.__main__ import main
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import Item
 from gve_jax.streams import writing
-from gve_jax.streams.pairs import PairSources, content_id
+from gve_jax.streams.pairs import PairSources
+from gve_jax.streams.rows import BadRow, parse_row
 from tests.data import hostile_reader
 from tests.inputs.media import clip, picture
+from tests.situations import situation
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIP = clip(8)
@@ -193,6 +195,76 @@ def test_our_own_rows_with_media_inline(run):
     assert read("T2I_own") == [made("p1", "T2I_told", Item(text="red"), Item(image=RED), negative)]
 
 
+@situation(
+    "Training data",
+    "imported rows whose negatives are their own positive or query, in another file or path",
+    "imported with a warning that counts them; training leaves them out of the loss",
+    since="0.2.0",
+)
+@situation(
+    "Training data",
+    "imported rows whose query is another row's positive",
+    "imported with a warning that counts them; in a batch they are not each other's negatives",
+    since="0.2.0",
+)
+@pytest.mark.parametrize("options", [(), ("--by-reference",)])
+def test_negatives_that_are_none_by_content_are_counted(run, options):
+    Path("media/copy.png").write_bytes(RED)
+    rows = lines(
+        "p.jsonl",
+        {"query": "a", "positive": {"image": "red.png"}, "negatives": [{"image": "copy.png"}]},
+        {"query": "b", "positive": {"image": "blue.png"},
+         "negatives": [{"text": "b", "instruction": "i"}]},
+        {"query": "c", "positive": {"image": "blue.png"}, "negatives": ["d"]},
+    )  # fmt: skip
+    said = run(*importing("pair", f"T2I_x={rows}", options=options))
+    assert "warning: T2I_x: 2 negatives have the content of their own pair's query" in said
+    assert "another pair" not in said
+    assert [len(pair["negatives"]) for pair in read("T2I_x")] == [1, 1, 1]
+    assert "* T2I_x: 2 negatives" in Path("out/README.md").read_text()
+    crossed = lines("q.jsonl", {"query": "a", "positive": "b"}, {"query": "b", "positive": "c"},
+                    {"query": "e", "positive": "e"})  # fmt: skip
+    said = run("import", "--format", "pair", "--input", f"T2T_y={crossed}", "--output", "out2")
+    assert "warning: T2T_y: 1 pairs have a query with the content of another pair's" in said
+
+
+def test_crossed_pairs_are_counted_as_by_sets():
+    contents = np.random.default_rng(0).integers(0, 40, 100).tolist()
+    pairs = list(zip(contents[::2], contents[1::2], strict=True))
+    expected = sum(
+        any(query == other for n, (_, other) in enumerate(pairs) if n != number)
+        for number, (query, _) in enumerate(pairs)
+    )
+    assert importer.count_crossed(contents) == expected
+    assert importer.count_crossed([]) == 0
+
+
+@situation(
+    "Training data",
+    "an item of white space alone, in any row format",
+    "judged as an empty item by every format, imported or trained on directly",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    ("format", "row"),
+    [
+        ("pair", {"query": " \n", "positive": {"video": "a.mp4"}}),
+        ("pair", {"query": {"text": "\u3000", "instruction": "i"}, "positive": "b"}),
+        ("mmeb", {"qry": " ", "pos_text": "b"}),
+        ("tevatron", {"query": "\t", "positive_passages": [{"text": "b"}]}),
+        ("sentence-transformers", {"anchor": " ", "positive": "b"}),
+        ("swift", {"messages": [{"role": "user", "content": "  "}],
+                   "positive_messages": [[{"role": "user", "content": "b"}]]}),
+    ],
+)  # fmt: skip
+def test_white_space_alone_is_no_text_in_any_format(run, format, row):
+    with pytest.raises(UserError, match="no pair of format .*an empty item"):
+        run(*importing(format, f"x={lines('rows.jsonl', row)}"))
+    if format == "pair":
+        with pytest.raises(BadRow, match="nothing to embed"):
+            parse_row(json.dumps(row).encode(), ("/",))
+
+
 PAIR = {"query": "q", "positive": {"video": "a.mp4"}}
 BAD = {
     "pair": {
@@ -294,7 +366,6 @@ def test_by_reference_paths_are_stored_and_judged_again(run, tmp_path):
     run(*importing("pair", f"T2V_x={rows}", options=("--by-reference",)))
     found = [pair["positive"] for pair in read("T2V_x")]
     assert found == [Item(video=str(tmp_path / "media" / "a.mp4"))] * 2
-    assert content_id(found[0]) == content_id(found[1]) != content_id(Item(video=CLIP))
     (tmp_path / "media" / "a.mp4").unlink()
     (tmp_path / "media" / "a.mp4").symlink_to(tmp_path / "secret.png")
     with pytest.raises(UserError, match="leaves the folder"):

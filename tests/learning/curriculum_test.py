@@ -7,13 +7,16 @@ import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.learning.curriculum import Curriculum, PyramidConfig
+from gve_jax.streams.mixture import Stage, batches, epoch_batches
+from tests.situations import situation
 
 SIZES = {"T2T_a": 100, "T2V_b": 300, "T2V_c": 600}
 R = {"T2T_a": 0.9, "T2V_b": 0.5, "T2V_c": 0.2}
 
 
-def make(steps=90, epoch=30, **fields) -> Curriculum:
-    return Curriculum(PyramidConfig(**fields), SIZES, steps, epoch)
+def make(steps=90, epoch=30, batches=(4, 4, 4), **fields) -> Curriculum:
+    sizes = dict(zip(SIZES, batches, strict=True))
+    return Curriculum(PyramidConfig(**fields), SIZES, sizes, steps, epoch)
 
 
 def shares(weights: dict) -> dict:
@@ -42,6 +45,38 @@ def test_shares_of_the_middle_of_three_stages(fields, weights):
     assert (record["first_step"], record["last_step"], record["sigma"]) == (30, 60, 0.55)
     assert record["P"] == shares(weights) and record["R"] == R
     assert list(curriculum.weights(record)) == list(record["P"].values())
+
+
+@situation(
+    "Training",
+    "pyramid.schedule='proportional', unit='epoch', sources with batches of 64 and of 32 pairs",
+    "one pass over each source: P is a share of pairs, and smaller batches are drawn more often",
+    since="0.2.0",
+)
+def test_an_epoch_of_proportional_sampling_is_one_pass_over_each_source():
+    sizes, batch_sizes = {"T2T_a": 640, "T2V_b": 640}, {"T2T_a": 64, "T2V_b": 32}
+    epochs = {name: epoch_batches(sizes[name], batch_sizes[name]) for name in sizes}
+    steps = sum(epochs.values())
+    policy = PyramidConfig(schedule="proportional", stages=1, unit="epoch")
+    curriculum = Curriculum(policy, sizes, batch_sizes, steps, steps)
+    record = curriculum.record(0, dict.fromkeys(sizes, 0.0))
+    assert record["P"] == {"T2T_a": 0.5, "T2V_b": 0.5}
+    stage = Stage(0, steps, curriculum.weights(record))
+    drawn = [row.item() for source, rows in batches(sizes, batch_sizes, [stage], 0)
+             for row in rows + 1000 * (source == "T2V_b")]  # fmt: skip
+    assert sorted(drawn) == [*range(640), *range(1000, 1640)]
+
+
+@pytest.mark.parametrize("sigma_per", ["stage", "step"])
+@pytest.mark.parametrize("schedule", ["pyramid", "uniform"])
+def test_shares_are_of_pairs_in_every_schedule(schedule, sigma_per):
+    fields = {"schedule": schedule, "sigma_per": sigma_per}
+    alike, mixed = make(**fields), make(batches=(8, 4, 2), **fields)
+    record = alike.record(1, R)
+    assert mixed.record(1, R) == record
+    weights = [np.atleast_2d(one.weights(record)) for one in (alike, mixed)]
+    pairs = weights[1] * [8, 4, 2]
+    np.testing.assert_allclose(pairs / pairs.sum(axis=1, keepdims=True), weights[0], rtol=1e-12)
 
 
 def test_sigma_of_a_step():

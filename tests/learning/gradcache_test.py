@@ -49,6 +49,7 @@ def pairs(count=16, visual=True):
         "valid": np.arange(count) != 3,
         "query_id": np.arange(count, dtype=np.int32),
         "positive_id": np.arange(count, dtype=np.int32),
+        "negative_id": np.arange(count, 2 * count, dtype=np.int32)[:, None],
     }
 
 

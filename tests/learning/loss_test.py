@@ -10,6 +10,7 @@ import pytest
 
 from gve_jax.learning.loss import FORMS, LossConfig, info_nce, learned
 from gve_jax.sharding import make_mesh, place_batch
+from tests.situations import situation
 
 B, D, TAU = 16, 12, 0.03
 PLAIN = LossConfig(temperature=TAU, duplicate_cosine=None)
@@ -20,11 +21,12 @@ def draw(seed=0, negatives=2):
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     vectors = [unit(rng.standard_normal((B, D))).astype(np.float32) for _ in range(2 + negatives)]
     ids = np.arange(B, dtype=np.int32)
-    return vectors[0], vectors[1], vectors[2:], np.ones(B, bool), ids, ids + 100
+    negative_id = 200 + np.arange(B * negatives, dtype=np.int32).reshape(B, negatives)
+    return vectors[0], vectors[1], vectors[2:], np.ones(B, bool), ids, ids + 100, negative_id
 
 
-def by_loops(query, positive, negatives, valid, query_id, positive_id, near=None, margin=None,
-             cut=None):  # fmt: skip
+def by_loops(query, positive, negatives, valid, query_id, positive_id, negative_id, near=None,
+             margin=None, cut=None):  # fmt: skip
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     short = [unit(x[..., :cut]) for x in (query, positive, *negatives)]
     total, count = 0.0, 0
@@ -36,6 +38,7 @@ def by_loops(query, positive, negatives, valid, query_id, positive_id, near=None
         forward, backward = [at(short[0][i], short[1][i])], [at(short[0][i], short[1][i])]
         for j in range(B):
             twin = query_id[i] == query_id[j] or positive_id[i] == positive_id[j]
+            twin = twin or query_id[i] == positive_id[j] or positive_id[i] == query_id[j]
             if near is not None:
                 twin = twin or positive[i] @ positive[j] >= 1 - near
                 twin = twin or query[i] @ query[j] >= 1 - near
@@ -45,7 +48,10 @@ def by_loops(query, positive, negatives, valid, query_id, positive_id, near=None
                 forward.append(at(short[0][i], short[1][j]))
             if margin is None or query[j] @ positive[i] <= own + margin:
                 backward.append(at(short[0][j], short[1][i]))
-        for hard, hard_short in zip(negatives, short[2:], strict=True):
+        positives = {positive_id[j] for j in range(B) if valid[j] and query_id[j] == query_id[i]}
+        for hard, hard_short, hard_id in zip(negatives, short[2:], negative_id[i], strict=True):
+            if hard_id in positives | {query_id[i], positive_id[i]}:
+                continue
             if near is not None and positive[i] @ hard[i] >= 1 - near:
                 continue
             if margin is None or query[i] @ hard[i] <= own + margin:
@@ -72,10 +78,10 @@ def _double(x):
 
 
 def test_unreadable_pairs_and_twins_take_no_part():
-    query, positive, negatives, valid, query_id, positive_id = draw()
+    arrays = draw()
+    query, _, _, valid, query_id, positive_id, _ = arrays
     valid[[3, 8]] = False
     query_id[5], positive_id[9] = query_id[4], positive_id[2]
-    arrays = (query, positive, negatives, valid, query_id, positive_id)
     loss, scalars = info_nce(*arrays, PLAIN)
     assert float(loss) == pytest.approx(by_loops(*map(_double, arrays)), rel=1e-5)
     # What an unreadable pair's row holds must not matter, nor receive a gradient.
@@ -86,6 +92,45 @@ def test_unreadable_pairs_and_twins_take_no_part():
     assert jax.tree.map(float, scalars) == jax.tree.map(float, scalars_again)
     grad = jax.grad(lambda q: info_nce(q, *arrays[1:], PLAIN)[0])(query)
     assert np.abs(grad[3]).max() == 0 and np.abs(grad[0]).max() > 0
+
+
+@situation(
+    "Training data",
+    "a hard negative has the content of its pair's positive or query (trained with LoRA dropout)",
+    "left out of the loss by content, not by vectors that dropout makes differ",
+    since="0.2.0",
+)
+@situation(
+    "Training data",
+    "a query has the content of another pair's positive",
+    "neither pair is a negative of the other, in both directions",
+    since="0.2.0",
+)
+@pytest.mark.parametrize("case", ["own positive", "own query", "twin's positive", "crossed"])
+def test_what_has_the_content_of_a_pair_is_not_its_negative(case):
+    arrays = draw(5)  # vectors all differ, as dropout makes them
+    query, _, negatives, valid, query_id, positive_id, negative_id = arrays
+    for hard in negatives:
+        hard[4] = query[4] + 0.1 * hard[4]
+        hard[4] /= np.linalg.norm(hard[4])
+    plain = by_loops(*map(_double, arrays))
+    if case == "own positive":
+        negative_id[4, 1] = positive_id[4]
+    elif case == "own query":
+        negative_id[4, 0] = query_id[4]
+    elif case == "twin's positive":
+        query_id[6], negative_id[4, 0] = query_id[4], positive_id[6]
+    else:
+        query_id[4] = positive_id[11]
+    loss, scalars = info_nce(*arrays, PLAIN)
+    expected = by_loops(*map(_double, arrays))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - plain) > 1e-4
+    assert float(scalars["duplicate_negatives"]) == pytest.approx((case != "crossed") / B)
+    # The twin's positive is unknown where the twin cannot be read.
+    if case == "twin's positive":
+        valid[6] = False
+        assert float(info_nce(*arrays, PLAIN)[1]["duplicate_negatives"]) == 0
 
 
 def test_scalars():
@@ -121,12 +166,14 @@ SETTINGS = {
 
 def hard_case():
     """Duplicates in value only, an unreadable pair, twins by id, false negatives, two negatives."""
-    query, positive, negatives, valid, query_id, positive_id = draw(3)
+    query, positive, negatives, valid, query_id, positive_id, negative_id = draw(3)
     positive = (positive + 2 * query) / np.linalg.norm(positive + 2 * query, axis=1)[:, None]
     positive[6], query[11], negatives[0][2] = positive[1], query[12], positive[2]
     positive[4], negatives[1][5] = query[3], query[5]  # better than their own positives
     valid[8], query_id[14] = False, query_id[13]
-    return query, positive, negatives, valid, query_id, positive_id
+    positive_id[7], negative_id[9, 0] = query_id[0], positive_id[9]
+    negative_id[10, 1], negative_id[13, 0] = query_id[10], positive_id[14]
+    return query, positive, negatives, valid, query_id, positive_id, negative_id
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -139,6 +139,7 @@ def arrays():
     return {
         "query": query, "positive": positive, "negatives": [], "valid": np.ones(8, bool),
         "query_id": np.arange(8, dtype=np.int32), "positive_id": np.arange(8, dtype=np.int32),
+        "negative_id": np.empty((8, 0), np.int32),
     }  # fmt: skip
 
 

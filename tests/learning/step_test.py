@@ -41,6 +41,7 @@ def arrays():
         "valid": np.ones(8, bool),
         "query_id": np.arange(8, dtype=np.int32),
         "positive_id": np.arange(8, dtype=np.int32),
+        "negative_id": np.arange(8, 16, dtype=np.int32)[:, None],
     }
 
 

@@ -15,8 +15,10 @@ from gve_jax.inputs.item import Item
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.streams.loader import LoadPairs
+from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.streams.loader import LoadPairs, content_id
 from gve_jax.streams.sources import Sources, parse
+from tests.situations import situation
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (8, 56, 56, 3), np.uint8)
 CLIP, IMAGE = encode_mp4(FRAMES), encode_png(FRAMES[0])
@@ -56,7 +58,7 @@ def test_a_pair_that_is_too_large_or_broken_is_named_and_left_out(preprocess, po
     batch = load.map(("T2V", np.arange(3)))
     assert batch["valid"].tolist() == [True, False, True]
     (failure,) = batch["failures"]
-    assert failure["id"] == "T2V-1/positive"
+    assert failure["id"] == "T2V#1:T2V-1/positive"
     assert re.search(reason, failure["reason"])
     # Its row stands for nothing: a blank text, no frame of anything.
     assert not batch["positive"]["patch_mask"][1].any()
@@ -73,7 +75,7 @@ def test_a_file_that_a_row_names_and_that_is_missing_costs_its_pair(preprocess, 
     batch = load.map(("T2V_x", np.arange(2)))
     assert batch["valid"].tolist() == [True, False]
     (failure,) = batch["failures"]
-    assert failure["id"] == "x.jsonl:2/positive" and failure["path"] == f"{tmp_path}/no.mp4"
+    assert failure["id"] == "T2V_x#1:x.jsonl:2/positive" and failure["path"] == f"{tmp_path}/no.mp4"
     same = LoadPairs(Pairs(Item(video=CLIP)), preprocess, buckets).map(("T2V", np.arange(1)))
     np.testing.assert_array_equal(batch["positive"]["patches"][:1], same["positive"]["patches"])
 
@@ -90,7 +92,7 @@ def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
         batch = LoadPairs(Pairs(*mixed), isolated, buckets).map(("T2V", np.arange(6)))
     assert batch["valid"].tolist() == [True, False, False, False, False, True]
     assert [failure["id"] for failure in batch["failures"]] == [
-        f"T2V-{number}/positive" for number in (1, 2, 3, 4)
+        f"T2V#{number}:T2V-{number}/positive" for number in (1, 2, 3, 4)
     ]
     for failure, reason in zip(
         batch["failures"], ("limits.seconds", "SIGSEGV", "limits.memory", "readable"), strict=True
@@ -100,3 +102,46 @@ def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
         for name, array in batch[side].items():
             rows = (slice(None), [0, 5]) if name == "positions" else [0, 5]
             np.testing.assert_array_equal(array[rows], expected[side][name][rows])
+
+
+@situation(
+    "Training data",
+    "rows without ids in two files of one name, sources that both count from 0, unreadable media",
+    "each unreadable item counts and is named by source, number of the pair, and id",
+    since="0.2.0",
+)
+def test_unreadable_items_are_counted_by_keys_that_are_unique(preprocess, tmp_path):
+    row = json.dumps({"query": "a clip", "positive": {"video": "no.mp4"}}) + "\n"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text(2 * row)
+    sources = Sources(parse(f"{tmp_path}/*/rows.jsonl,x={tmp_path}/a/rows.jsonl", str(tmp_path)))
+    assert sources.sizes == {"T2V_rows": 4, "T2V_rows_x": 2}
+    buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
+    load = LoadPairs(sources, preprocess, buckets)
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1.0)
+    for source, size in sources.sizes.items():
+        batch = load.map((source, np.arange(size)))
+        assert len(set(batch["ids"])) == size
+        for failure in batch["failures"]:
+            quarantine.record(**failure)
+    assert quarantine.count == 6
+    assert "T2V_rows#2:rows.jsonl:1/positive" in quarantine.ids
+
+
+def test_content_ids_are_of_what_is_embedded(preprocess, tmp_path):
+    """Not of paths or instructions; the same pixels at another speed are another content."""
+    (tmp_path / "a.mp4").write_bytes(CLIP)
+    (tmp_path / "copy.mp4").write_bytes(CLIP)
+    frames = list(FRAMES)
+    items = [
+        Item(video=CLIP), Item(video=str(tmp_path / "a.mp4"), instruction="Find it."),
+        Item(video=str(tmp_path / "copy.mp4")), Item(video=frames, fps=2.0),
+        Item(video=frames, fps=0.5), Item(video=frames[::-1], fps=2.0), Item(image=IMAGE),
+        Item(video=CLIP, text="a clip"), Item(text="a clip"),
+        Item(text="a clip", instruction="Find it."), Item(text="a clip."),
+    ]  # fmt: skip
+    ids = [content_id(item, preprocess(item)) for item in items]
+    assert ids[0] == ids[1] == ids[2] and ids[8] == ids[9]
+    assert len(set(ids)) == len(items) - 3
+    assert all(-(2**31) <= id < 2**31 for id in ids)
