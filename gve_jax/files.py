@@ -51,6 +51,16 @@ def write_json(path: Path, value) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_lfs_pointer(head: bytes, name: object) -> None:
+    """Raises UserError if a file that begins with `head` (40 bytes suffice) is a Git LFS pointer,
+    as a clone without Git LFS leaves it in the file's place."""
+    if head.startswith(LFS_POINTER):
+        raise UserError(f"{name}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+
+
 def read_records(path: Path) -> Iterator[tuple[str, dict]]:
     """Each object of a JSONL file with its place, `file:line`; empty lines are skipped.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gve_jax.errors import UserError
-from gve_jax.files import read_records, text_id, write_array, write_whole
+from gve_jax.files import check_lfs_pointer, read_records, text_id, write_array, write_whole
 
 
 @pytest.mark.parametrize("line", [r'{"id": "a\ud800"}', r'{"a": [{"b\uDFFF": 1}]}'])
@@ -57,3 +57,13 @@ def test_two_commands_may_write_one_file_at_once(tmp_path, monkeypatch):
 
     write_whole(path, write)
     assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["x"]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    with pytest.raises(UserError, match="x.bin: is a Git LFS pointer.*git lfs pull"):
+        check_lfs_pointer(POINTER, "x.bin")
+    check_lfs_pointer(b"version 2", "x.bin")
+    check_lfs_pointer(b"", "x.bin")

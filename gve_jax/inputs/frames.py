@@ -10,6 +10,7 @@ from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import load_image
 from gve_jax.inputs.sampling import Sampling, Timeline, sample
 from gve_jax.inputs.suffixes import IMAGES
+from gve_jax.inputs.walk import list_folder
 
 
 def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
@@ -47,15 +48,14 @@ def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
 def in_order(folder, name: str) -> list[str]:
     """The images in a folder, by their names with numbers as numbers (2.png before 10.png).
 
-    Hidden files do not count. Anything else is refused: a folder that holds more than frames is
-    likely not the one that was meant.
+    Hidden files do not count (`gve_jax.inputs.walk`). Anything else is refused: a folder that holds
+    more than frames is likely not the one that was meant.
     """
-    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
-    for entry in entries:
-        if os.path.splitext(entry.name)[1].lower() not in IMAGES or not entry.is_file():
-            raise MediaError(f"{name}: holds {entry.name!r}, which is no image")
-    entries.sort(key=lambda entry: _natural(entry.name))
-    return [entry.path for entry in entries]
+    paths = list_folder(folder)
+    for path in paths:
+        if os.path.splitext(path)[1].lower() not in IMAGES or not os.path.isfile(path):
+            raise MediaError(f"{name}: holds {os.path.basename(path)!r}, which is no image")
+    return sorted(paths, key=lambda path: _natural(os.path.basename(path)))
 
 
 def _natural(text: str) -> tuple:

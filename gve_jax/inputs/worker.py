@@ -11,10 +11,13 @@ import signal
 import numpy as np
 
 from gve_jax.errors import UserError
+from gve_jax.files import LFS_POINTER, check_lfs_pointer
 from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
-from gve_jax.inputs.wire import OUT_OF_MEMORY, PREFIX, pack, paths, unpack_item
+from gve_jax.inputs.walk import list_folder
+from gve_jax.inputs.wire import OUT_OF_MEMORY, PREFIX, pack, unpack_item
 
 GRACE = 5.0  # seconds after which a worker without a parent ends itself, past its item's deadline
 _MESSAGE = 2000  # characters of an error, at most
@@ -79,24 +82,36 @@ def _decode(preprocess: Preprocessor, request: dict, body: memoryview) -> tuple[
         # Whatever else a file makes a library raise is that file's reason, too.
         plain = isinstance(error, MediaError | UserError)
         text = str(error) if plain else f"{type(error).__name__}: {error}"
-        retry = getattr(error, "retry", False) or _inaccessible(request["item"])
-        named = isinstance(error, MediaError)
+        named, retry = isinstance(error, MediaError), getattr(error, "retry", False)
+        try:
+            _check_files(unpack_item(request["item"], body))
+        except OSError:  # what cannot be opened now may be there the next time
+            retry = True
+        except UserError as pointer:
+            text, named, retry = str(pointer), True, True
         return {"error": text[:_MESSAGE], "named": named, "retry": retry}, []
     merge = preprocess.spec.merge
     shapes = [[t, h * merge, w * merge, float(s)] for _, _, (t, h, w), s in visuals]
     return {"visuals": shapes}, [np.ascontiguousarray(patches) for patches, *_ in visuals]
 
 
-def _inaccessible(fields: dict) -> bool:
-    """Whether one of an item's files, which could not be read, cannot even be opened."""
-    for path in paths(fields):
-        try:
-            if not os.path.isdir(path):
-                with open(path, "rb") as file:
-                    file.read(1)
-        except OSError:
-            return True
-    return False
+def _check_files(item: Item) -> None:
+    """Looks for what is wrong with an item's files before what is in them.
+
+    Raises:
+      OSError: a file cannot be opened.
+      UserError: a Git LFS pointer.
+    """
+    media = [item.image, *(item.video if isinstance(item.video, list) else [item.video])]
+    for medium in media:
+        if isinstance(medium, bytes):
+            check_lfs_pointer(medium, source_name(medium))
+        elif isinstance(medium, str):
+            for file in list_folder(medium) if os.path.isdir(medium) else [medium]:
+                if not os.path.isfile(file):
+                    raise FileNotFoundError(file)
+                with open(file, "rb") as opened:
+                    check_lfs_pointer(opened.read(len(LFS_POINTER)), file)
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

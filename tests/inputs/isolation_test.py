@@ -21,7 +21,9 @@ from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.wire import pack, pack_item, unpack_item
 from tests.conftest import ROOT
+from tests.files_test import POINTER
 from tests.inputs.media import clip, numbered, picture
+from tests.situations import situation
 
 SPEC = InputSpec(max_length=512)
 LIMITS = Limits(seconds=4.0, memory=1 << 30)  # only the clock tells a hang from a slow crash
@@ -313,3 +315,20 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pid_of(isolated) == mi
 """
     out, err = run_caller(tokenizer_file, code).communicate(timeout=60)
     assert out.splitlines() == ["4 frame pairs in a daemon", "0 True"], err
+
+
+@situation("Media", "a clone without Git LFS: pointer files in the place of videos and images",
+           "each is named as a pointer, with `git lfs pull`", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("name", ["v.mp4", "i.png", "frames/0.png"])
+def test_a_git_lfs_pointer_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(POINTER)
+    given = path.parent if name.startswith("frames") else path
+    key = "image" if name == "i.png" else "video"
+    with Isolated(Preprocessor(None, InputSpec(num_frames=4)), 1) as isolated:
+        for medium in [str(given)] + [POINTER] * (given == path):
+            failed = isolated.attempt(Item(**{key: medium}))
+            named = f"<{len(POINTER)} bytes>" if medium is POINTER else str(path)
+            assert failed.reason.startswith(f"{named}: is a Git LFS pointer"), failed
+            assert "git lfs pull" in failed.reason and failed.retry
