@@ -97,7 +97,9 @@ def stored(output: Path) -> dict[str, list[float]]:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(output.iterdir())}
+    """All files but the lock, which names the last command."""
+    names = sorted(path.name for path in output.iterdir() if path.name != ".lock")
+    return {name: (output / name).read_bytes() for name in names}
 
 
 def unit(*row: float) -> list[float]:
@@ -164,22 +166,26 @@ def one_more(folder):
         file.write('{"id": "new", "text": "x"}\n')
 
 
-@pytest.mark.parametrize("change, options, model, field", [
-    (None, [], Lengths("b"), "fingerprint.weights = a, now b"),
-    (None, ["--prompt-name", "MSRVTT"], None, "prompt = None, now Find the clip"),
-    (None, ["--shard-size", "4"], None, "shard_size = 3, now 4"),
-    (change_file, [], None, "input.digest"),
-    (same_size, [], None, "input.digest"),
-    (one_more, [], None, "input.digest"),
+MADE = "settings.json: made with "
+CHANGED = "ids-00002.jsonl: the content of 'v2' has changed"
+
+
+@pytest.mark.parametrize("change, options, model, message", [
+    (None, [], Lengths("b"), MADE + "fingerprint.weights = a, now b"),
+    (None, ["--prompt-name", "MSRVTT"], None, MADE + "prompt = None, now Find the clip"),
+    (None, ["--shard-size", "4"], None, MADE + "shard_size = 3, now 4"),
+    (change_file, [], None, CHANGED),
+    (same_size, [], None, CHANGED),
+    (one_more, [], None, MADE + "input.digest"),
 ])  # fmt: skip
-def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, model, field):
+def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, model, message):
     output = tmp_path / "out"
     run(folder / "items.jsonl", output, "--shard-size", "3")
     (output / "manifest.json").unlink()  # a run that was interrupted is protected, too
     before = contents(output)
     if change:
         change(folder)
-    with pytest.raises(UserError, match=f"settings.json: made with {field}.*choose another"):
+    with pytest.raises(UserError, match=f"{message}.*choose another"):
         run(folder / "items.jsonl", output, "--shard-size", "3", *options, model=model)
     assert contents(output) == before
 

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 
 from gve_jax.errors import UserError
-from gve_jax.streams.index import LONGEST_LINE
+from gve_jax.files import LONGEST_LINE
 
 ENDINGS = (".jsonl", ".parquet")
 _BATCH = 32  # rows of Parquet in memory at once: they may hold videos

@@ -13,6 +13,7 @@ from gve_jax.files import write_whole
 from gve_jax.inputs.item import Item, source_name
 
 TOP = 3  # reasons that a summary names
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,8 @@ class Quarantine:
     ) -> None:
         if id in self._lines:
             return
-        line = {"id": id, "path": path, "reason": reason, "seconds": round(seconds, 3)}
+        line = {"id": id, "path": _utf8(path), "reason": _utf8(reason)}
+        line["seconds"] = round(seconds, 3)
         stamp = stamp or self.stamps.get(id)
         line |= ({"retry": True} if retry else {}) | ({"stamp": stamp} if stamp else {})
         self._lines[id] = _Line.of(line)
@@ -111,7 +113,7 @@ class Quarantine:
     def forget(self, ids: Iterable[str]) -> None:
         """Takes out ids that are tried again: what failed then may be readable now."""
         again = [id for id in ids if self._lines.pop(id, None) is not None]
-        if again and self._writes:
+        if again and self._writes and os.path.exists(self.path):
             gone = set(again)
             with open(self.path, "rb") as file:
                 kept = [line for line in file if json.loads(line)["id"] not in gone]
@@ -155,6 +157,12 @@ def failure(id: str, item: Item, reason: str, seconds: float, retry: bool = Fals
     names = [f"{name} of {id}" if name.startswith("<") else name for name in names]
     line = {"id": id, "path": " + ".join(names), "reason": reason, "seconds": round(seconds, 3)}
     return line | ({"retry": True} if retry else {})
+
+
+def _utf8(text: str) -> str:
+    """`text` with the bytes of file names that are not UTF-8 as `\\xe9`: no reader of JSON takes
+    the halves of surrogate pairs that stand for them."""
+    return _SURROGATE.sub(lambda half: f"\\x{ord(half[0]) & 0xFF:02x}", text)
 
 
 def _kind(record: Mapping) -> str:

@@ -1,14 +1,64 @@
 """The one walk through a folder: what is passed over, how links are followed, what is an error."""
 
+import dataclasses
+import errno
 import os
+import stat
+from collections.abc import Callable
 
-# Folders and files that systems and file servers leave beside their users' own, in lower case.
+from gve_jax.errors import UserError
+from gve_jax.inputs.paths import allowed_folders, is_within
+
+# Folders that systems and file servers leave beside their users' own, in lower case.
 _SYSTEM = frozenset((
     "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",  # NAS
     "__macosx", "icon\r",  # archives and folders of macOS
     "system volume information", "$recycle.bin", "recycler",  # Windows
     "lost+found",
 ))  # fmt: skip
+MOST_FOLDERS = 100_000  # reached by links: links to each other multiply
+REMEDY = "name what it leads to as the input, copy it, or give --follow-links if it is your own"
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file below a folder: its name from there, with `/`, and its true path, free of links."""
+
+    name: str
+    path: str
+
+
+@dataclasses.dataclass
+class Listing:
+    """What a walk found.
+
+    Attributes:
+      files: those that were wanted, by name; a link to nothing is one, too.
+      others: how many files were not wanted.
+      hidden: names of hidden and system files and folders, which were not looked into.
+      loops: names of links to a folder that they are in.
+      dangling: names of links to nothing, of which nobody knows whether they were wanted.
+      special: names of pipes, sockets and devices.
+    """
+
+    files: list[File] = dataclasses.field(default_factory=list)
+    others: int = 0
+    hidden: list[str] = dataclasses.field(default_factory=list)
+    loops: list[str] = dataclasses.field(default_factory=list)
+    dangling: list[str] = dataclasses.field(default_factory=list)
+    special: list[str] = dataclasses.field(default_factory=list)
+
+    def passed_over(self) -> str:
+        """In a line what is not among the files, but for `others`; "" where that is nothing."""
+        kinds = (
+            (self.hidden, "hidden or system files and folders"),
+            (self.loops, "links to a folder that they are in"),
+            (self.dangling, "links to nothing"),
+            (self.special, "pipes, sockets or devices"),
+        )
+        told = [f"{len(names):,} {kind} ({names[0]!r}{', ...' if names[1:] else ''})"
+                for names, kind in kinds if names]  # fmt: skip
+        return "passed over " + ", ".join(told) if told else ""
 
 
 def is_passed_over(name: str) -> bool:
@@ -21,3 +71,87 @@ def list_folder(folder: str | os.PathLike) -> list[str]:
     """The paths in a folder but for those that are passed over, by name."""
     names = sorted(name for name in os.listdir(folder) if not is_passed_over(name))
     return [os.path.join(folder, name) for name in names]
+
+
+def walk(
+    folder: str | os.PathLike,
+    wanted: Callable[[str], bool] = lambda name: True,
+    *,
+    follow_links: bool = False,
+) -> Listing:
+    """The files below a folder, in the order of their names from there.
+
+    Links to files and to folders are followed, each under its own name, and a folder that several
+    links lead to is walked for each; only a link to a folder that it is in is not.
+
+    Args:
+      folder: may itself be hidden, or a link.
+      wanted: whether a file is, by its name.
+      follow_links: links may leave `folder` (see `allowed_folders`).
+
+    Raises:
+      UserError: a folder that cannot be listed; a link, to a folder or to a wanted file, that
+        leaves `folder`: the folder may be somebody else's, an unpacked archive. It names it.
+    """
+    homes, listing = allowed_folders(folder), Listing()
+    linked = 0
+    # Name, path, the folders above, whether a link leads here.
+    below: list[tuple[str, str, tuple[str, ...], bool]] = [("", homes[0], (), False)]
+    while below:
+        name, path, above, by_link = below.pop()
+        above += (path,)
+        for entry in _entries(folder, name, path):
+            if is_passed_over(entry.name):
+                listing.hidden.append(name + entry.name)
+                continue
+            own = name + entry.name
+            real, kind = os.path.join(path, entry.name), _kind(entry.path)
+            is_link = entry.is_symlink()
+            if is_link:
+                real = os.path.realpath(real)
+            is_folder = kind is not None and stat.S_ISDIR(kind)
+            if not is_folder and not wanted(entry.name):
+                if kind is None:
+                    listing.dangling.append(own)
+                else:
+                    listing.others += 1
+            elif is_link and not follow_links and not is_within(real, homes):
+                raise UserError(f"{folder}: {own!r} leaves the folder: it is a link to {real}; "
+                                f"{REMEDY}")  # fmt: skip
+            elif not is_folder:
+                if kind is None or stat.S_ISREG(kind):
+                    listing.files.append(File(own, real))
+                else:
+                    listing.special.append(own)
+            elif is_link and any(is_within(parent, [real]) for parent in above):
+                listing.loops.append(own)
+            else:
+                linked += by_link or is_link
+                if linked > MOST_FOLDERS:
+                    raise UserError(f"{folder}: more than {MOST_FOLDERS:,} folders are reached by "
+                                    f"links, the last by {own!r}")  # fmt: skip
+                below.append((own + "/", real, above, by_link or is_link))
+    listing.files.sort(key=lambda file: file.name)
+    for names in (listing.hidden, listing.loops, listing.dangling, listing.special):
+        names.sort()
+    return listing
+
+
+def _entries(folder: str | os.PathLike, name: str, path: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(path) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{folder}: {name or '.'!r} cannot be listed ({error.strerror})") from error
+
+
+def _kind(path: str) -> int | None:
+    """The mode of a file, a link's target's; None where there is none."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
