@@ -51,13 +51,18 @@ class Listing:
     def passed_over(self) -> str:
         """In a line what is not among the files, but for `others`; "" where that is nothing."""
         kinds = (
-            (self.hidden, "hidden or system files and folders"),
-            (self.loops, "links to a folder that they are in"),
-            (self.dangling, "links to nothing"),
-            (self.special, "pipes, sockets or devices"),
+            (self.hidden, "hidden or system file or folder", "hidden or system files and folders"),
+            (self.loops, "link to a folder that it is in", "links to folders that they are in"),
+            (self.dangling, "link to nothing", "links to nothing"),
+            (self.special, "pipe, socket or device", "pipes, sockets or devices"),
         )
-        told = [f"{len(names):,} {kind} ({names[0]!r}{', ...' if names[1:] else ''})"
-                for names, kind in kinds if names]  # fmt: skip
+        told = [
+            f"{len(names):,} {several} ({names[0]!r}, ...)"
+            if names[1:]
+            else f"1 {one} {names[0]!r}"
+            for names, one, several in kinds
+            if names
+        ]
         return "passed over " + ", ".join(told) if told else ""
 
 
