@@ -41,6 +41,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def lock_local(folder: Path) -> Iterator[None]:
+    """`lock_folder` for a command of one process, which needs no JAX."""
+    with contextlib.ExitStack() as stack:
+        if message := _acquire(folder, stack):
+            raise UserError(message)
+        yield
+
+
+@contextlib.contextmanager
 def lock_scratch(folder: Path) -> Iterator[None]:
     """Holds `folder`, in which a command of one process builds what it renames at the end: emptied
     when it is entered, and removed when it is left.
@@ -48,9 +57,7 @@ def lock_scratch(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds the folder; it names the process.
     """
-    with contextlib.ExitStack() as stack:
-        if message := _acquire(folder, stack):
-            raise UserError(message)
+    with lock_local(folder):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -172,8 +172,8 @@ def change_option(root: Path) -> None:
     path.write_text(path.read_text().replace('"fps": 1.0', '"fps": 2.0'))
 
 
-@situation("Embedding", "a frame is rewritten in its folder, a link leads elsewhere, a text changes, "
-           "after they were embedded", "refused by the item's name: choose another "
+@situation("Embedding", "a frame is rewritten in its folder, a link leads elsewhere, a text changes"
+           " after they were embedded", "refused by the item's name: choose another "
            "--output, or delete its shard", since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("change, id", [
     (rewrite_a_frame, "f"), (add_a_frame, "f"), (rename_frames, "f"), (point_link_elsewhere, "l"),

@@ -91,6 +91,14 @@ class Parts:
     def done(self, number: int) -> bool:
         return (self.path(number) / "part.json").exists()
 
+    def forget_retryable(self) -> None:
+        """Removes the parts that could not read a video which may be readable now, so that they are
+        made again; the answers that they got are kept elsewhere."""
+        for path in self.folder.glob("*/part.json"):
+            told = json.loads(path.read_text())
+            if any(line.get("retry") for line in told["quarantined"]):
+                shutil.rmtree(path.parent)
+
     def told(self, number: int) -> dict:
         return json.loads((self.path(number) / "part.json").read_text())
 

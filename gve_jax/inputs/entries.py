@@ -12,7 +12,7 @@ from gve_jax.files import read_records, unique_id
 from gve_jax.inputs.item import Item, as_item
 from gve_jax.inputs.paths import inside, path_to_text
 from gve_jax.inputs.suffixes import IMAGES, VIDEOS, media_kind
-from gve_jax.inputs.walk import list_folder, walk
+from gve_jax.inputs.walk import REMEDY, list_folder, walk
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def read_folder(
 ) -> Iterator[Entry]:
     """The videos and images below a folder, in the order of their paths, which are their ids (see
     `path_to_text`)."""
-    listing = walk(folder, _is_medium, follow_links=follow_links)
+    remedy = f"{REMEDY}, or give --follow-links if such links are your own"
+    listing = walk(folder, _is_medium, follow_links=follow_links, remedy=remedy)
     for file in listing.files:
         kind = media_kind(os.path.join(folder, file.name))
         item = Item(video=file.path) if kind == "video" else Item(image=file.path)

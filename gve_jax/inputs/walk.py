@@ -17,7 +17,7 @@ _SYSTEM = frozenset((
     "lost+found",
 ))  # fmt: skip
 MOST_FOLDERS = 100_000  # reached by links: links to each other multiply
-REMEDY = "name what it leads to as the input, copy it, or give --follow-links if it is your own"
+REMEDY = "name what it leads to as an input of its own, or copy it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ def walk(
     wanted: Callable[[str], bool] = lambda name: True,
     *,
     follow_links: bool = False,
+    remedy: str = REMEDY,
 ) -> Listing:
     """The files below a folder, in the order of their names from there.
 
@@ -93,6 +94,7 @@ def walk(
       folder: may itself be hidden, or a link.
       wanted: whether a file is, by its name.
       follow_links: links may leave `folder` (see `allowed_folders`).
+      remedy: what the error about a link that leaves it says to do.
 
     Raises:
       UserError: a folder that cannot be listed; a link, to a folder or to a wanted file, that
@@ -122,7 +124,7 @@ def walk(
                     listing.others += 1
             elif is_link and not follow_links and not is_within(real, homes):
                 raise UserError(f"{folder}: {own!r} leaves the folder: it is a link to {real}; "
-                                f"{REMEDY}")  # fmt: skip
+                                f"{remedy}")  # fmt: skip
             elif not is_folder:
                 if kind is None or stat.S_ISREG(kind):
                     listing.files.append(File(own, real))
