@@ -91,22 +91,22 @@ def _is_medium(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEOS | IMAGES
 
 
-def stamp(file: str, root: str | os.PathLike) -> list | None:
+def stamp(file: str, root: str | os.PathLike) -> list:
     """What tells the content of a file, or of a folder of frames, from another: where it lies from
-    `root`, links resolved, and its size and time, or those of each frame; None where there is none.
-    Reading it all would take as long as embedding it."""
+    `root`, links resolved, and its size and time, or those of each frame. Reading it all would take
+    as long as embedding it."""
+    place = os.path.relpath(file, os.path.realpath(root))
+    if os.path.isdir(file):
+        return [place, *([os.path.basename(one), size_and_time(one)] for one in list_folder(file))]
+    return [place, size_and_time(file)]
+
+
+def size_and_time(file: str | os.PathLike) -> tuple[int, int] | None:
+    """Bytes and nanoseconds of a file, a link's target's; None where there is none."""
     try:
-        found = [os.path.relpath(file, os.path.realpath(root)), *_size_and_time(file)]
-        if os.path.isdir(file):
-            found = [found[0], *([os.path.basename(one), *_size_and_time(one)]
-                                 for one in list_folder(file))]  # fmt: skip
+        status = os.stat(file)
     except OSError:
         return None
-    return found
-
-
-def _size_and_time(file: str) -> tuple[int, int]:
-    status = os.stat(file)
     return status.st_size, status.st_mtime_ns
 
 

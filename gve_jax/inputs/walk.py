@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import stat
 from collections.abc import Callable
 
 from gve_jax.errors import UserError
@@ -112,12 +111,9 @@ def walk(
                 listing.hidden.append(name + entry.name)
                 continue
             own = name + entry.name
-            real, kind = os.path.join(path, entry.name), _kind(entry.path)
-            is_link = entry.is_symlink()
-            if is_link:
-                real = os.path.realpath(real)
-            is_folder = kind is not None and stat.S_ISDIR(kind)
-            if not is_folder and not wanted(entry.name):
+            kind, is_link = _kind(entry), entry.is_symlink()
+            real = os.path.realpath(entry.path) if is_link else entry.path
+            if kind != "folder" and not wanted(entry.name):
                 if kind is None:
                     listing.dangling.append(own)
                 else:
@@ -125,11 +121,10 @@ def walk(
             elif is_link and not follow_links and not is_within(real, homes):
                 raise UserError(f"{folder}: {own!r} leaves the folder: it is a link to {real}; "
                                 f"{remedy}")  # fmt: skip
-            elif not is_folder:
-                if kind is None or stat.S_ISREG(kind):
-                    listing.files.append(File(own, real))
-                else:
-                    listing.special.append(own)
+            elif kind == "special":
+                listing.special.append(own)
+            elif kind != "folder":
+                listing.files.append(File(own, real))
             elif is_link and any(is_within(parent, [real]) for parent in above):
                 listing.loops.append(own)
             else:
@@ -147,18 +142,23 @@ def walk(
 def _entries(folder: str | os.PathLike, name: str, path: str) -> list[os.DirEntry]:
     try:
         with os.scandir(path) as entries:
-            return list(entries)
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{folder}: {name or '.'!r} cannot be listed ({error.strerror})") from error
 
 
-def _kind(path: str) -> int | None:
-    """The mode of a file, a link's target's; None where there is none."""
+def _kind(entry: os.DirEntry) -> str | None:
+    """ "folder", "file" or "special", a link's target's; None where there is none."""
     try:
-        return os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+        entry.stat()
+    except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
             return None
         raise
+    return "special"
