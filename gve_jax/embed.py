@@ -45,6 +45,7 @@ from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.inputs.walk import REMEDY
 from gve_jax.locks import is_free, lock_folder
 from gve_jax.sharding import own_mesh
 
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
     tell = (lambda line: None) if jax.process_index() else print
     entries = hosts.each(lambda: read_entries(
-        args.input, follow_links=args.follow_links, tell=tell))  # fmt: skip
+        args.input, follow_links=args.follow_links, tell=tell,
+        remedy=f"{REMEDY}, or give --follow-links if such links are your own"))  # fmt: skip
     ids, stamps = [entry.id for entry in entries], [entry.stamp for entry in entries]
     hosts.check_same({"--input": {"items": len(entries), "digest": _digest(ids, stamps)}})
     with lock_folder(args.output):

@@ -59,7 +59,7 @@ def test_linked_folders_are_embedded_and_never_left_out_in_silence(clips, tmp_pa
     run(folder, tmp_path / "out")
     assert list(stored(tmp_path / "out")) == [f"{ab}/{n}.mp4" for ab in "ab" for n in range(3)]
     (folder / "disk2").symlink_to(clips)
-    with pytest.raises(UserError, match=f"'disk2' leaves the folder: it is a link to {clips}"):
+    with pytest.raises(UserError, match=f"'disk2' leaves.* link to {clips}; .*--follow-links"):
         run(folder, tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
     run(folder, tmp_path / "out2", "--follow-links")

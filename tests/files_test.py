@@ -8,8 +8,15 @@ import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.files import check_lfs_pointer, read_records, text_id, write_array, write_whole
+from tests.situations import situation
 
 
+@situation(
+    "Embedding",
+    "half a surrogate pair (`\\ud800`) in JSON",
+    "refused with the line",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("line", [r'{"id": "a\ud800"}', r'{"a": [{"b\uDFFF": 1}]}'])
 def test_half_a_surrogate_pair_is_refused_by_its_line(tmp_path, line):
     path = tmp_path / "x.jsonl"
@@ -27,6 +34,12 @@ def test_an_id_with_a_nul_is_refused():
     assert text_id("x:1", "a\nb c\t") == "a\nb c\t"
 
 
+@situation(
+    "Embedding",
+    "the disk is full",
+    "one line that names the file; the old content stays",
+    since="0.1.0",
+)
 def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path):
     path = tmp_path / "x.npy"
     write_array(path, np.arange(3))

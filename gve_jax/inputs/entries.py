@@ -25,29 +25,33 @@ class Entry:
 
 
 def read_entries(
-    path: Path, *, follow_links: bool = False, tell: Callable[[str], object] = print
+    path: Path,
+    *,
+    follow_links: bool = False,
+    remedy: str = REMEDY,
+    tell: Callable[[str], object] = print,
 ) -> list[Entry]:
     """The items of a folder or a JSONL file, at least one.
 
     Args:
       follow_links: links below the folder, or that of the file, may lead out of it.
+      remedy: what the error about a link that leaves the folder says to do.
       tell: gets a line about the files of a folder that are no items.
 
     Raises:
       UserError: a file of the list, or a link, that leads out of the folder; a line that is no
-        item; nothing to embed.
+        item, by its number; nothing to embed.
     """
-    found = read_folder if path.is_dir() else read_list
-    entries = list(found(path, follow_links=follow_links, tell=tell))
+    if path.is_dir():
+        entries = list(_read_folder(path, follow_links, remedy, tell))
+    else:
+        entries = list(_read_list(path, follow_links))
     if not entries:
         raise UserError(f"{path}: nothing to embed")
     return entries
 
 
-def read_list(
-    path: Path, *, follow_links: bool = False, tell: Callable[[str], object] = print
-) -> Iterator[Entry]:
-    """The items of a JSONL file; UserError names the line of one that cannot be."""
+def _read_list(path: Path, follow_links: bool) -> Iterator[Entry]:
     seen: set[str] = set()
     for place, record in read_records(path):
         id = unique_id(place, record, "id", seen)
@@ -70,12 +74,9 @@ def read_list(
         yield Entry(id, item, _digest([record, [stamp(file, path.parent) for file in files]]))
 
 
-def read_folder(
-    folder: Path, *, follow_links: bool = False, tell: Callable[[str], object] = print
-) -> Iterator[Entry]:
-    """The videos and images below a folder, in the order of their paths, which are their ids (see
+def _read_folder(folder: Path, follow_links: bool, remedy: str, tell: Callable) -> Iterator[Entry]:
+    """The videos and images, in the order of their paths, which are their ids (see
     `path_to_text`)."""
-    remedy = f"{REMEDY}, or give --follow-links if such links are your own"
     listing = walk(folder, _is_medium, follow_links=follow_links, remedy=remedy)
     for file in listing.files:
         kind = media_kind(os.path.join(folder, file.name))

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from gve_jax.inputs.wire import OUT_OF_MEMORY, PREFIX, pack, unpack_item
 
 GRACE = 5.0  # seconds after which a worker without a parent ends itself, past its item's deadline
 _MESSAGE = 2000  # characters of an error, at most
+_DISK = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EMFILE, errno.ENFILE,
+         errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.ENETDOWN}  # fmt: skip
 
 
 def main() -> None:
@@ -82,7 +85,8 @@ def _decode(preprocess: Preprocessor, request: dict, body: memoryview) -> tuple[
         # Whatever else a file makes a library raise is that file's reason, too.
         plain = isinstance(error, MediaError | UserError)
         text = str(error) if plain else f"{type(error).__name__}: {error}"
-        named, retry = isinstance(error, MediaError), getattr(error, "retry", False)
+        named = isinstance(error, MediaError)
+        retry = getattr(error, "retry", False) or _disk_failed(error)
         try:
             _check_files(unpack_item(request["item"], body))
         except OSError:  # what cannot be opened now may be there the next time
@@ -116,11 +120,26 @@ def _check_files(item: Item) -> None:
 
 def _out_of_memory(error: BaseException | None) -> bool:
     """Whether an allocation failed somewhere below: readers turn that into errors of their own."""
+    return any(
+        isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM
+        for cause in _causes(error)
+    )
+
+
+def _disk_failed(error: BaseException) -> bool:
+    """Whether the disk, and not what is on it, made an error; FFmpeg uses such numbers for damage,
+    too, in classes of its own."""
+    return any(
+        isinstance(cause, OSError) and cause.errno in _DISK
+        and not type(cause).__module__.startswith("av.")
+        for cause in _causes(error)
+    )  # fmt: skip
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def _receive(pipe: int) -> tuple[dict, memoryview]:

@@ -1,5 +1,7 @@
 """Decoding in other processes: the same rows, whatever a medium does to the process it is in."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -9,11 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from gve_jax.inputs import isolation
+from gve_jax.inputs import isolation, worker
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.isolation import Failure, Isolated
 from gve_jax.inputs.item import Item
@@ -332,3 +335,26 @@ def test_a_git_lfs_pointer_is_named(tmp_path, name):
             named = f"<{len(POINTER)} bytes>" if medium is POINTER else str(path)
             assert failed.reason.startswith(f"{named}: a Git LFS pointer"), failed
             assert "git lfs pull" in failed.reason and failed.retry
+
+
+def test_a_disk_that_fails_may_recover_and_damage_does_not(monkeypatch):
+    def fails(number):
+        def load(*arguments):
+            try:
+                raise OSError(number, os.strerror(number))
+            except OSError as error:
+                raise MediaError(f"v.mp4: not a readable video ({error})") from error
+
+        return load
+
+    preprocess = Preprocessor(None, InputSpec(num_frames=4))
+    request = {"item": pack_item(Item(video=b"abc"))[0]}
+    for number, retry in ((errno.EIO, True), (errno.ESTALE, True), (errno.EINVAL, False)):
+        monkeypatch.setattr(type(preprocess), "visuals", fails(number))
+        header, _ = worker._decode(preprocess, request, memoryview(b"abc"))
+        assert header["retry"] == retry and header["error"].startswith("v.mp4: not a readable")
+    monkeypatch.undo()
+    with pytest.raises(av.FFmpegError):  # of damage, with a number of the system's
+        av.open(io.BytesIO(b""))
+    header, _ = worker._decode(preprocess, request, memoryview(b"abc"))
+    assert not header["retry"]

@@ -65,6 +65,12 @@ def test_an_absolute_path_and_a_root_that_is_a_link(root, tmp_path):
     assert inside("/", "etc/../etc/passwd", "video") == Path("/etc/passwd").resolve()
 
 
+@situation(
+    "Training data",
+    "a manifest that names files outside of its folder (`..`, absolute, by links)",
+    "refused with the file, the line and the path",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("path", [
     "../secret/v.mp4", "sub/../../secret/v.mp4", "..", "/etc/passwd", "/", "out.mp4",
     "absolute.mp4", "chain.mp4", "folder/v.mp4", "folder", "broken.mp4", "neighbour/v.mp4",
@@ -93,6 +99,12 @@ def test_names_that_no_file_has(root, path):
     assert found.is_relative_to(root.resolve()) and not os.path.isfile(found)
 
 
+@situation(
+    "Training data",
+    "a link that is changed between the check and the opening",
+    "the checked file is opened",
+    since="0.1.0",
+)
 def test_a_link_changed_after_the_check_is_not_followed(root, tmp_path):
     found = inside(root, "in.mp4", "video")
     (root / "in.mp4").unlink()

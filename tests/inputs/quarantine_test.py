@@ -33,6 +33,12 @@ def test_each_id_is_one_line_of_the_contract(tmp_path):
     assert quarantine.count == 2
 
 
+@situation(
+    "Embedding",
+    "killed while it wrote a line of quarantine.jsonl",
+    "the torn line is dropped, the others count",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("torn", [b"", b'{"id": "c", "pa', b'{"id": "c"}', b"\xff\xc3"])
 def test_a_resumed_run_counts_earlier_lines_and_drops_a_torn_one(tmp_path, torn):
     path = tmp_path / "quarantine.jsonl"
