@@ -41,10 +41,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_local(folder: Path) -> Iterator[None]:
-    """`lock_folder` for a command of one process, which needs no JAX."""
+def lock_for_process(folder: Path) -> Iterator[None]:
+    """As `lock_folder`, for a command of one process that leaves the devices to those it starts:
+    asking JAX which host this is would occupy them."""
     with contextlib.ExitStack() as stack:
-        if message := _acquire(folder, stack):
+        message = _acquire(Path(folder), stack)
+        if message is not None:
             raise UserError(message)
         yield
 
@@ -57,7 +59,7 @@ def lock_scratch(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds the folder; it names the process.
     """
-    with lock_local(folder):
+    with lock_for_process(folder):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

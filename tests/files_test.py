@@ -76,7 +76,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 
 
 def test_a_git_lfs_pointer_is_named(tmp_path):
-    with pytest.raises(UserError, match="x.bin: a Git LFS pointer.*git lfs pull"):
-        check_lfs_pointer("x.bin", POINTER)
-    check_lfs_pointer("x.bin", b"version 2")
-    check_lfs_pointer("x.bin", b"")
+    with pytest.raises(UserError, match="x.bin: is a Git LFS pointer.*git lfs pull"):
+        check_lfs_pointer(POINTER, "x.bin")
+    check_lfs_pointer(b"version 2", "x.bin")
+    check_lfs_pointer(b"", "x.bin")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from gve_jax.files import check_lfs_pointer
+from gve_jax.files import LFS_POINTER, check_lfs_pointer
 from gve_jax.inputs.animation import is_animation
 from gve_jax.inputs.container import check_size, open_video
 from gve_jax.inputs.errors import MediaError
@@ -26,7 +26,7 @@ def header(kind: str, medium: bytes | Path) -> None:
     """Looks at an "image" or a "video"; raises, anything at all, if it is none."""
     name = f"<{len(medium)} bytes>" if isinstance(medium, bytes) else str(medium)
     with io.BytesIO(medium) if isinstance(medium, bytes) else open(medium, "rb") as file:
-        check_lfs_pointer(name, file.read(64))
+        check_lfs_pointer(file.read(len(LFS_POINTER)), name)
     if kind == "video" and not is_animation(medium):
         with open_video(medium if isinstance(medium, bytes) else str(medium), name, _LIMITS):
             return

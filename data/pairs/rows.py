@@ -67,7 +67,7 @@ def read_rows(
     """
     with open(path, "rb") as file:
         head = file.read(64)
-    check_lfs_pointer(path, head)
+    check_lfs_pointer(head, path)
     if path.suffix != ".parquet":
         check_encoding(f"{path}:1", head)
     return _parquet(path, tick) if path.suffix == ".parquet" else _lines(path, tick)

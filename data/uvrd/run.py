@@ -22,7 +22,7 @@ from data.uvrd.source import Entry, is_folder_of_videos, read_entries, stamps
 from gve_jax.errors import UserError
 from gve_jax.files import agree, check_record, write_json
 from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.locks import lock_local
+from gve_jax.locks import lock_for_process
 from gve_jax.streams.writing import pair_info, write_encoded
 
 VERSION = "1"  # of what is made of the same answers
@@ -133,7 +133,7 @@ def synthesize(
     asked = job.asked()
     if (done := _done(job.output, asked)) is not None:
         return done
-    with lock_local(job.work):
+    with lock_for_process(job.work):
         return _synthesize(job, asked, tick, embedder, beam)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.files import check_lfs_pointer
+from gve_jax.files import LFS_POINTER, check_lfs_pointer
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.limits import Limits
@@ -109,13 +109,13 @@ def _check_files(item: Item) -> None:
     media = [item.image, *(item.video if isinstance(item.video, list) else [item.video])]
     for medium in media:
         if isinstance(medium, bytes):
-            check_lfs_pointer(source_name(medium), medium)
+            check_lfs_pointer(medium, source_name(medium))
         elif isinstance(medium, str):
             for file in list_folder(medium) if os.path.isdir(medium) else [medium]:
                 if not os.path.isfile(file):
                     raise FileNotFoundError(file)
                 with open(file, "rb") as opened:
-                    check_lfs_pointer(file, opened.read(64))
+                    check_lfs_pointer(opened.read(len(LFS_POINTER)), file)
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -12,7 +12,7 @@ from data.shapes.generate import generate
 from data.uvrd.part import Parts
 from data.uvrd.source import read_entries, stamps
 from gve_jax.errors import UserError
-from gve_jax.locks import lock_local, lock_scratch
+from gve_jax.locks import lock_for_process, lock_scratch
 from tests.files_test import POINTER
 from tests.situations import situation
 
@@ -48,7 +48,7 @@ def test_an_import_walks_folders_as_embed_does(tmp_path):
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_rows_that_are_a_git_lfs_pointer_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(POINTER)
-    with pytest.raises(UserError, match=f"{name}: a Git LFS pointer.*git lfs pull"):
+    with pytest.raises(UserError, match=f"{name}: is a Git LFS pointer.*git lfs pull"):
         list(read_rows(tmp_path / name))
 
 
@@ -108,8 +108,8 @@ def test_two_commands_do_not_build_one_output(tmp_path):
                 build()
             assert (building / "first").exists() and not output.exists()
         assert not building.exists()
-    with lock_local(tmp_path / "w"), pytest.raises(UserError, match="in use"):
-        with lock_local(tmp_path / "w"):
+    with lock_for_process(tmp_path / "w"), pytest.raises(UserError, match="in use"):
+        with lock_for_process(tmp_path / "w"):
             pass
 
 

@@ -333,7 +333,7 @@ def test_a_git_lfs_pointer_is_named(tmp_path, name):
         for medium in [str(given)] + [POINTER] * (given == path):
             failed = isolated.attempt(Item(**{key: medium}))
             named = f"<{len(POINTER)} bytes>" if medium is POINTER else str(path)
-            assert failed.reason.startswith(f"{named}: a Git LFS pointer"), failed
+            assert failed.reason.startswith(f"{named}: is a Git LFS pointer"), failed
             assert "git lfs pull" in failed.reason and failed.retry
 
 
