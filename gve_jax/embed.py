@@ -175,6 +175,7 @@ def embed_all(
 
     wanted = hosts.first(plan)  # once for all: a network's folder may look different elsewhere
     quarantine.forget(shards[n].expected[row] for n, rows in wanted for row in rows)
+    hosts.first(lambda: quarantine.check(len(ids)))  # what is settled may be too much already
     mine, made = shares.share(wanted), {}
     embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
                               batch_size=batch_size)  # fmt: skip
@@ -308,11 +309,14 @@ def _embed(
         items = [item for start, stop in _runs(chunk)
                  for item in read(shard.start + start, shard.start + stop)]  # fmt: skip
         made, valid = embed(items, [shard.expected[row] for row in chunk])
-        quarantine.check(total)
         vectors.append(made)
         found += [row for row, readable in zip(chunk, valid, strict=True) if readable]
         advance(len(chunk))
-    return shard.write(found, np.concatenate(vectors), dim)
+        if chunk[-1] != rows[-1]:
+            quarantine.check(total)
+    count = shard.write(found, np.concatenate(vectors), dim)
+    quarantine.check(total)  # past it the command stops, and keeps this shard
+    return count
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -135,12 +135,24 @@ def test_finished_shards_survive_a_stop_at_the_share(source, tmp_path):
     output = tmp_path / "out"
     with pytest.raises(UserError, match="4 of 7 items could not be read, more than the allowed"):
         embed(source, output, "--max-bad-share", "0.5", loaded=True)
-    assert (output / "ids-00000.jsonl").exists() and not (output / "manifest.json").exists()
+    assert (output / "ids-00001.jsonl").exists() and not (output / "manifest.json").exists()
     for _ in range(2):  # however often it is repeated
         with pytest.raises(UserError, match="4 of 7 items could not be read"):
             embed(source, output, "--max-bad-share", "0.5", loaded=True)
-    assert embed(source, output, "--max-bad-share", "0.5") == ["b", "d", "e", "f", "g"]
+    assert embed(source, output, "--max-bad-share", "0.5") == ["b", "e", "f", "g"]
     assert check_counts(output) == ["c", "e"]
+
+
+def test_permanent_failures_above_the_share_stop_before_the_next_item(source, tmp_path):
+    (source.parent / "b.mp4").write_bytes(b"bad")
+    output, model = tmp_path / "out", Loaded(False)
+    options = "--shard-size", "3", "--max-bad-share", "0.2"
+    for _ in range(2):
+        with pytest.raises(UserError, match="2 of 7 items could not be read, more than .* 20.0%"):
+            run(source, output, *options, model=model)
+        assert model.asked == ["a", "b", "c"]
+    run(source, output, *options[:2], "--max-bad-share", "0.5", model=model)
+    assert model.asked == list(FILES)
 
 
 def test_the_share_is_of_the_state_and_not_of_the_work(source, tmp_path):
