@@ -3,28 +3,31 @@
     python -m gve_jax.embed --model M --input clips/ --output vectors
     python -m gve_jax.embed --model M --input items.jsonl --output vectors --prompt-name MSRVTT
 
-A folder gives its videos and images, by their paths. A line of a JSONL file is an item with an
-`id` and any of `text`, `image`, `video`, `instruction`, `num_frames`, ... (gve_jax/inputs/item.py);
-its paths are relative to the file's folder, and may not leave it. OUTPUT receives
+A folder gives its videos and images, by their paths; hidden and system files are passed over, and
+links may not leave it (docs/inputs.md, Paths). A line of a JSONL file is an item with an `id` and
+any of `text`, `image`, `video`, `instruction`, `num_frames`, ... (gve_jax/inputs/item.py); its
+paths are relative to the file's folder, and may not leave it. OUTPUT receives
 
     vectors-00000.npy, ...  float32 [n, D], unit rows
-    ids-00000.jsonl, ...    {"id": ...} of each row
-    quarantine.jsonl        {"id", "path", "reason", "seconds"} of what could not be read: no row
+    ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp tells a changed item
+    quarantine.jsonl        {"id", "path", "reason", ...} of what could not be read: no row
     settings.json           model, prompt and input that the vectors are of; compared on resuming
     manifest.json           the same with the list of shards: last, when all is done
 
-Killed at any time, the same command embeds what is missing, with the same result. A changed file,
-model or prompt is refused: choose another output. Started on several hosts (docs/pods.md), with an
-input and an output that all see, they divide the shards; each has the model on its own devices.
+Killed at any time, the same command embeds what is missing, with the same result. Repeated, it
+tries again what may be readable now: files that took too long or too much memory, that were missing
+or have changed since, but not what is damaged. A changed model, prompt or list, and a changed file
+that has a vector, is refused: choose another output. A second command in an output that is in use
+is refused. Started on several hosts (docs/pods.md), with an input and an output that all see, they
+divide the shards; each has the model on its own devices.
 """
 
 import argparse
 import functools
 import hashlib
+import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -35,20 +38,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gve_jax import files, hosts, shares
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import read_records, unique_id, write_array, write_json, write_whole
+from gve_jax.files import read_records, write_array, write_json, write_whole
 from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
+from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.instructions import choose_instruction
-from gve_jax.inputs.item import Item, as_item
-from gve_jax.inputs.paths import inside
+from gve_jax.inputs.item import Item
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.inputs.walk import REMEDY
+from gve_jax.locks import is_free, lock_folder
 from gve_jax.sharding import own_mesh
 
-FORMAT = "gve_jax vectors 1"
+FORMAT = "gve_jax vectors 2"
 CHUNK = 512  # items given to the model at once; also how often the progress bar moves
 SHARDS, LARGEST = 1024, 4096  # of an output, as long as they have at most so many items each
-VIDEOS = "mp4 m4v mov mkv webm avi ts m2ts mts".split()
-IMAGES = "jpg jpeg png webp gif bmp tif tiff ppm avif jp2".split()
 
 
 class Encoder(Protocol):
@@ -60,43 +63,37 @@ class Encoder(Protocol):
     def encode_valid(self, inputs, ids, quarantine, prompt=None, batch_size=32): ...
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One item, its id, and what tells its content from another."""
-
-    id: str
-    item: Item
-    stamp: str
-
-
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
     """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
     args = _parse(argv)
     prompt = choose_instruction(args.prompt, args.prompt_name)
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
-    quarantine = shares.open_quarantine(args.output, args.max_bad_share)
-    entries = hosts.each(lambda: _entries(args.input))
-    digest = _digest(entries)
-    hosts.check_same({"--input": {"items": len(entries), "digest": digest}})
-    model = hosts.each(lambda: load(args.model))
-    ids = [entry.id for entry in entries]
-    count, shards = embed_all(
-        args.output, ids, lambda start, stop: [entry.item for entry in entries[start:stop]],
-        digest, model, quarantine, prompt=prompt, shard_size=args.shard_size,
-        batch_size=args.batch_size,
-    )  # fmt: skip
-    if jax.process_index():
-        return
-    print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {shards} shards")
-    print(model.summary())
-    print(quarantine.summary(len(entries)))
+    tell = (lambda line: None) if jax.process_index() else print
+    entries = hosts.each(lambda: read_entries(
+        args.input, follow_links=args.follow_links, tell=tell,
+        remedy=f"{REMEDY}, or give --follow-links if such links are your own"))  # fmt: skip
+    ids, stamps = [entry.id for entry in entries], [entry.stamp for entry in entries]
+    hosts.check_same({"--input": {"items": len(entries), "digest": _digest(ids, stamps)}})
+    with lock_folder(args.output):
+        quarantine = shares.open_quarantine(args.output, args.max_bad_share)
+        model = hosts.each(lambda: load(args.model))
+        count, shards = embed_all(
+            args.output, ids, stamps, lambda start, stop: [e.item for e in entries[start:stop]],
+            model, quarantine, prompt=prompt, shard_size=args.shard_size,
+            batch_size=args.batch_size,
+        )  # fmt: skip
+        if jax.process_index():
+            return
+        print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {shards} shards")
+        print(model.summary())
+        print(quarantine.summary(len(entries)))
 
 
 def embed_all(
     output: Path,
     ids: Sequence[str],
+    stamps: Sequence[str],
     read: Callable[[int, int], list[Item]],
-    digest: str,
     model: Encoder,
     quarantine: Quarantine,
     *,
@@ -107,18 +104,21 @@ def embed_all(
 ) -> tuple[int, int]:
     """Embeds what is missing of an output, as the module says; its vectors and shards.
 
+    Missing is also what could not be read by an earlier run, unless its failure is permanent (see
+    `Quarantine`) and its content the same; other vectors of its shard are kept as they are.
+
     All hosts call it with the same arguments, but for the quarantine, which is each one's own.
 
     Args:
       ids: of the items, unique.
+      stamps: of the items; each tells its item's content from another.
       read: the items from `start` to `stop`; called for what is embedded, a chunk at a time.
-      digest: tells the items and their content from others.
       shard_size: items of a shard; by default as many as `items_of_shard` says.
       told: what the progress bar says.
 
     Raises:
-      UserError: an output of other settings, a damaged one, one that is another folder on another
-        host, too many unreadable items.
+      UserError: an output of other settings or contents, a damaged one, one that is another folder
+        on another host, too many unreadable items.
     """
     size, dim = shard_size or items_of_shard(len(ids)), model.embedding_dim
     settings = {
@@ -126,48 +126,69 @@ def embed_all(
         "fingerprint": model.fingerprint,
         "prompt": prompt,
         "shard_size": size,
-        "input": {"items": len(ids), "digest": digest},
+        "input": {"items": len(ids), "digest": _digest(ids)},
     }
     settings = json.loads(json.dumps(settings))
-    hosts.check_same(settings)
+    hosts.check_same(settings | {"stamps": _digest(stamps)})
     hosts.first(lambda: agree(output, settings))
     shares.check_shared(output)
-    starts = range(0, len(ids), size)
-    shards = [Shard(output, number, ids[start : start + size], start)
-              for number, start in enumerate(starts)]  # fmt: skip
-    counts: dict[int, int] = {}  # by shard, on host 0
+    quarantine.stamps = dict(zip(ids, stamps, strict=True))
+    shards = [
+        Shard(output, number, ids[start : start + size], stamps[start : start + size], start)
+        for number, start in enumerate(range(0, len(ids), size))
+    ]
+    counts: dict[int, int] = {}  # vectors of each finished shard, on host 0
 
-    def missing() -> list[int]:
-        found = {n: shard.count(dim) for n, shard in enumerate(shards) if n not in counts}
-        counts.update({n: count for n, count in found.items() if count is not None})
-        return [n for n in found if n not in counts]
+    def plan() -> list[tuple[int, list[int]]]:
+        """The shards to work on, with the numbers of their items to embed."""
+        shares.merge_quarantines(quarantine)
+        wanted, stored = [], []
+        for n, shard in enumerate(shards):
+            made = shard.read(dim)
+            here = set(made or ())
+            missing = [
+                row
+                for row, (id, stamp) in enumerate(zip(shard.expected, shard.stamps, strict=True))
+                if made is None or not (id in here or quarantine.is_permanent(id, stamp))
+            ]
+            if made is not None:
+                stored += made
+                counts[n] = len(made)
+            if missing:
+                wanted.append((n, missing))
+        quarantine.forget(stored)  # a run that was killed between the two files
+        return wanted
 
-    def finish() -> int:
-        if not shares.appears(lambda: not missing()):
+    def finish(made: dict[int, int]) -> int:
+        if not shares.appears(lambda: all(shards[n].has(made[n], dim) for n in made)):
             raise UserError(f"{output}: shards of another host do not appear")
         shares.merge_quarantines(quarantine)
         quarantine.check(len(ids))
+        counts.update(made)
         count = sum(counts.values())
         sums = {"dim": dim, "vectors": count, "quarantined": len(ids) - count}
+        content = {"input": settings["input"] | {"content": _digest(ids, stamps)}}
         listed = [{"vectors": shard.vectors.name, "ids": shard.ids.name, "count": counts[n]}
                   for n, shard in enumerate(shards)]  # fmt: skip
-        write_json(output / "manifest.json", settings | sums | {"shards": listed})
+        write_json(output / "manifest.json", settings | content | sums | {"shards": listed})
         return count
 
-    wanted = hosts.first(missing)  # once for all: a network's folder may look different elsewhere
-    mine = shares.share(wanted)
+    wanted = hosts.first(plan)  # once for all: a network's folder may look different elsewhere
+    quarantine.forget(shards[n].expected[row] for n, rows in wanted for row in rows)
+    hosts.first(lambda: quarantine.check(len(ids)))  # what is settled may be too much already
+    mine, made = shares.share(wanted), {}
     embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
                               batch_size=batch_size)  # fmt: skip
     with _progress() as progress:
-        others = sum(len(shards[n].expected) for n in set(wanted) - set(mine))
+        others = sum(len(rows) for _, rows in wanted) - sum(len(rows) for _, rows in mine)
         bar = progress.add_task(told, total=len(ids) - others)
-        progress.advance(bar, len(ids) - sum(len(shards[n].expected) for n in wanted))
-        for n in mine:
-            _embed(shards[n], len(ids), read, embed, quarantine,
-                   lambda count: progress.advance(bar, count))  # fmt: skip
+        progress.advance(bar, len(ids) - sum(len(rows) for _, rows in wanted))
+        for n, rows in mine:
+            made[n] = _embed(shards[n], rows, dim, len(ids), read, embed, quarantine,
+                             lambda count: progress.advance(bar, count))  # fmt: skip
             hosts.at(f"after shard {n} of {output}")
-    hosts.wait()
-    count = hosts.first(finish)
+    gathered = [pair for pairs in hosts.gather(list(made.items()), hosts.LONG_S) for pair in pairs]
+    count = hosts.first(lambda: finish(dict(gathered)))
     if not shares.appears((output / "manifest.json").exists):
         raise UserError(f"{output}: the manifest of host 0 does not appear")
     if not shares.appears(lambda: all(shard.sealed for shard in shards)):
@@ -185,131 +206,124 @@ class Shard:
     """Two files of an output, of the expected ids from `start` on; the ids are written last and
     seal it."""
 
-    def __init__(self, output: Path, number: int, expected: Sequence[str], start: int):
+    def __init__(
+        self, output: Path, number: int, expected: Sequence[str], stamps: Sequence[str], start: int
+    ):
         self.vectors = output / f"vectors-{number:05}.npy"
         self.ids = output / f"ids-{number:05}.jsonl"
-        self.expected, self.start = expected, start
+        self.expected, self.stamps, self.start = expected, stamps, start
+        self._manifest = output / "manifest.json"
 
     @property
     def sealed(self) -> bool:
         return self.ids.exists() and self.vectors.exists()
 
-    def count(self, dim: int) -> int | None:
-        """Its vectors, of some of the expected ids; None when it is not finished.
+    def has(self, count: int, dim: int) -> bool:
+        """Whether it is finished with so many vectors, as seen from here."""
+        try:
+            return len(self.read(dim) or ()) == count and self.sealed
+        except UserError:  # one of its files is new and the other one old, for a while
+            return False
+
+    def read(self, dim: int) -> list[str] | None:
+        """The ids of its vectors, some of those expected; None when it is not finished.
 
         Raises:
-          UserError: files that are damaged or of other items.
+          UserError: files that are damaged or of other items, or of another content of an item.
         """
         if not self.ids.exists():
             return None
-        ids = [record.get("id") for _, record in read_records(self.ids)]
+        records = [record for _, record in read_records(self.ids)]
+        ids = [record.get("id") for record in records]
+        shape = self._load().shape
         left = iter(self.expected)
-        try:
-            shape = np.load(self.vectors, mmap_mode="r", allow_pickle=False).shape
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.vectors}: unreadable ({error}); delete {self.ids}") from error
         # Each id is found in what the ids before it have left over: the same order, some missing.
         if shape != (len(ids), dim) or not all(id in left for id in ids):
             raise UserError(
                 f"{self.vectors}: {list(shape)} does not fit its ids; delete {self.ids}"
             )
-        return len(ids)
+        stamps = dict(zip(self.expected, self.stamps, strict=True))
+        for record in records:
+            if record.get("stamp") != stamps[record["id"]]:
+                raise UserError(
+                    f"{self.ids}: the content of {record['id']!r} has changed; choose another "
+                    "--output, or delete that file to embed its items again"
+                )
+        return ids
 
-    def write(self, vectors: np.ndarray, ids: list[str]) -> None:
+    def write(self, rows: Sequence[int], vectors: np.ndarray, dim: int) -> int:
+        """Adds the vectors of the items of these numbers to those it has; how many it has then."""
+        old = self.read(dim)
+        if old is not None and not rows:
+            return len(old)
+        if old:
+            number = {id: row for row, id in enumerate(self.expected)}
+            rows = [*(number[id] for id in old), *rows]
+            vectors = np.concatenate([self._load(), vectors])
+            order = np.argsort(rows)
+            rows, vectors = np.array(rows)[order].tolist(), vectors[order]
+        self._manifest.unlink(missing_ok=True)
+        self.ids.unlink(missing_ok=True)
         write_array(self.vectors, vectors)
-        text = "".join(json.dumps({"id": id}) + "\n" for id in ids)
+        lines = [json.dumps({"id": self.expected[row], "stamp": self.stamps[row]}) for row in rows]
+        text = "".join(line + "\n" for line in lines)
         write_whole(self.ids, lambda file: file.write(text.encode()))
+        return len(rows)
 
-
-def _entries(path: Path) -> list[Entry]:
-    entries = list(read_folder(path) if path.is_dir() else read_list(path))
-    if not entries:
-        raise UserError(f"{path}: nothing to embed")
-    return entries
-
-
-def read_list(path: Path) -> Iterator[Entry]:
-    """The items of a JSONL file; UserError names the line of one that cannot be."""
-    seen: set[str] = set()
-    for place, record in read_records(path):
-        id = unique_id(place, record, "id", seen)
-        seen.add(id)
-        fields, files = {key: value for key, value in record.items() if key != "id"}, []
-        for key in ("image", "video"):
-            if not fields.get(key):
-                continue
-            value = fields[key]
-            frames = key == "video" and isinstance(value, list)
-            names = value if frames else [value]
-            paths = [str(inside(path.parent, name, f"{place}: {key}")) for name in names]
-            fields[key] = paths if frames else paths[0]
-            files += paths
+    def _load(self) -> np.ndarray:
         try:
-            item = as_item(fields)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
-        yield Entry(id, item, json.dumps([record, [_stamp(file) for file in files]]))
+            return np.load(self.vectors, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.vectors}: unreadable ({error}); delete {self.ids}") from error
 
 
-def read_folder(folder: Path) -> Iterator[Entry]:
-    """The videos and images of a folder and those below it, in the order of their paths."""
-    paths = [Path(above, name) for above, _, names in os.walk(folder) for name in names]
-    skipped = 0
-    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
-        kind = path.suffix.lower().removeprefix(".")
-        if kind not in VIDEOS + IMAGES:
-            skipped += 1
-            continue
-        name = path.relative_to(folder).as_posix()
-        file = str(inside(folder, name, f"{folder}:"))
-        item = Item(video=file) if kind in VIDEOS else Item(image=file)
-        yield Entry(name, item, json.dumps([name, _stamp(file)]))
-    if skipped:
-        print(f"{folder}: {skipped:,} files are neither videos nor images by their names")
-
-
-def _stamp(file: str) -> list[int] | None:
-    """Size and time of a file, None where there is none: reading it would take as long again."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
-
-
-def _digest(entries: list[Entry]) -> str:
+def _digest(*texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(entry.stamp.encode() + b"\n")
+    for row in zip(*texts, strict=True):
+        digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()[:16]
 
 
-def agree(output: Path, settings: dict) -> None:
+def agree(output: Path, settings: dict, remedy: str = "choose another --output") -> None:
     """Writes the settings of a new output; UserError, naming the field, if it is of others."""
     path = output / "settings.json"
-    if not path.exists() and output.is_dir() and any(output.iterdir()):
+    if not path.exists() and not is_free(output):
         raise UserError(f"{output} is not empty and holds no vectors (no settings.json)")
-    files.agree(path, settings, "choose another --output")
+    files.agree(path, settings, remedy)
 
 
 def _embed(
     shard: Shard,
+    rows: Sequence[int],
+    dim: int,
     total: int,
     read: Callable,
     embed: Callable,
     quarantine: Quarantine,
     advance: Callable[[int], None],
-) -> None:
-    vectors, found = [], []
-    for at in range(0, len(shard.expected), CHUNK):
-        names = list(shard.expected[at : at + CHUNK])
-        start = shard.start + at
-        rows, valid = embed(read(start, start + len(names)), names)
-        quarantine.check(total)
-        vectors.append(rows)
-        found += [name for name, readable in zip(names, valid, strict=True) if readable]
-        advance(len(names))
-    shard.write(np.concatenate(vectors), found)
+) -> int:
+    """Embeds the items of these numbers of a shard; how many vectors it has then."""
+    vectors, found = [np.zeros((0, dim), np.float32)], []
+    for at in range(0, len(rows), CHUNK):
+        chunk = rows[at : at + CHUNK]
+        items = [item for start, stop in _runs(chunk)
+                 for item in read(shard.start + start, shard.start + stop)]  # fmt: skip
+        made, valid = embed(items, [shard.expected[row] for row in chunk])
+        vectors.append(made)
+        found += [row for row, readable in zip(chunk, valid, strict=True) if readable]
+        advance(len(chunk))
+        if chunk[-1] != rows[-1]:
+            quarantine.check(total)
+    count = shard.write(found, np.concatenate(vectors), dim)
+    quarantine.check(total)  # past it the command stops, and keeps this shard
+    return count
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of each run of numbers that follow each other."""
+    for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in run]
+        yield run[0], run[-1] + 1
 
 
 def _progress() -> Progress:
@@ -340,11 +354,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         f"more than {SHARDS}")  # fmt: skip
     parser.add_argument("--max-bad-share", type=float, default=0.05,
                         help="stop above this share of unreadable items; 0.05")  # fmt: skip
+    parser.add_argument("--follow-links", action="store_true",
+                        help="follow links out of the input's folder, which are refused otherwise: "
+                        "for folders whose links you made yourself")  # fmt: skip
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "shard_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= args.max_bad_share <= 1:
+        parser.error(f"--max-bad-share must be a share from 0 to 1, not {args.max_bad_share}")
     return args
 
 

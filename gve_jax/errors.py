@@ -27,6 +27,8 @@ def run_cli(main: Callable[[], None]) -> None:
     """Runs `main`; a `UserError` or a full disk ends the process with one line and status 2.
 
     A job that was told to end exits with 143, an interrupted one with 130."""
+    # A file's name may be bytes that no encoding has, or that the terminal's has not.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:

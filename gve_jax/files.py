@@ -1,5 +1,6 @@
 """Files that are whole or absent, lines of JSON, records and what two of them differ in."""
 
+import codecs
 import errno
 import json
 import os
@@ -10,6 +11,8 @@ from typing import BinaryIO
 import numpy as np
 
 from gve_jax.errors import UserError
+
+LONGEST_LINE = 256 * 2**20  # bytes: a file without line ends must not be read whole
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -51,21 +54,70 @@ def write_json(path: Path, value) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_lfs_pointer(head: bytes, name: object) -> None:
+    """Raises UserError if a file that begins with `head` (40 bytes suffice) is a Git LFS pointer,
+    as a clone without Git LFS leaves it in the file's place."""
+    if head.startswith(LFS_POINTER):
+        raise UserError(f"{name}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file; a byte order mark before it is skipped.
+
+    Raises:
+      UserError: naming the file, when it cannot be read, is a Git LFS pointer, is not UTF-8 or not
+        a JSON object, or gives a key twice (programs differ in which of the two they take).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    check_lfs_pointer(data, path)
+    try:
+        fields = parse_json(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error if data.strip() else 'empty'})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: damaged (not an object)")
+    return fields
+
+
+def parse_json(text: str | bytes) -> object:
+    """`json.loads`, but a key given twice in one object is a ValueError."""
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return found
+
+
 def read_records(path: Path) -> Iterator[tuple[str, dict]]:
     """Each object of a JSONL file with its place, `file:line`; empty lines are skipped.
 
     Raises:
-      UserError: no such file, not UTF-8, a line that is no JSON object; it names the line.
+      UserError: no such file, a Git LFS pointer, not UTF-8, a line that is too long, is no JSON
+        object or gives a key twice; it names the line.
     """
     if not path.is_file():
         raise UserError(f"missing file: {path}")
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        check_lfs_pointer(file.peek(64), path)
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
             if not line.strip():
                 continue
             place = f"{path}:{number}"
+            if len(line) >= LONGEST_LINE:
+                raise UserError(f"{place}: a line of more than {LONGEST_LINE} bytes")
+            check_encoding(place, line)
             try:
-                record = json.loads(line.decode())
+                record = parse_json(line.decode())
             except UnicodeDecodeError as error:
                 raise UserError(f"{place}: not UTF-8: {error.reason}") from error
             except (ValueError, RecursionError) as error:
@@ -75,6 +127,14 @@ def read_records(path: Path) -> Iterator[tuple[str, dict]]:
             if not isinstance(record, dict):
                 raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}")
             yield place, record
+
+
+def check_encoding(place: str, line: bytes) -> None:
+    """UserError, naming the place, for a line that begins with a byte order mark."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{place}: UTF-16 (byte order mark); save the file as UTF-8")
+    if line.startswith(codecs.BOM_UTF8):
+        raise UserError(f"{place}: begins with a byte order mark (BOM); save the file without it")
 
 
 def _encodes(value: object) -> bool:

@@ -36,6 +36,8 @@ from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import check_record
 from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
+from gve_jax.inputs.entries import size_and_time
+from gve_jax.inputs.walk import walk
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.world import WITHIN, World, read_world
 from gve_jax.mining.write import LOST, MANIFEST, number, write_mined
@@ -130,10 +132,11 @@ def _asked(args) -> dict:
     for path in (args.pairs, args.corpus):
         if path is not None and not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        inside = [] if path is None else sorted(path.iterdir()) if path.is_dir() else [path]
-        for file in inside:
-            stat = file.stat()
-            files[str(file)] = [stat.st_size, stat.st_mtime_ns]
+        if path is not None and path.is_dir():
+            for file in walk(path, follow_links=True).files:  # what may be read is judged later
+                files[str(path / file.name)] = size_and_time(file.path)
+        elif path is not None:
+            files[str(path)] = size_and_time(path)
     return json.loads(json.dumps(asked | {"files": files}))
 
 

@@ -21,6 +21,7 @@ from gve_jax.files import differences, read_records
 from tests import checkpoints
 from tests.conftest import ROOT
 from tests.inputs.media import clip, picture
+from tests.situations import situation
 
 
 class Stopped(Exception):
@@ -97,13 +98,21 @@ def stored(output: Path) -> dict[str, list[float]]:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(output.iterdir())}
+    """All files but the lock, which names the last command."""
+    names = sorted(path.name for path in output.iterdir() if path.name != ".lock")
+    return {name: (output / name).read_bytes() for name in names}
 
 
 def unit(*row: float) -> list[float]:
     return pytest.approx([x / np.linalg.norm(row) for x in row], abs=1e-6)
 
 
+@situation(
+    "Embedding",
+    "a list with one damaged video",
+    "the others get vectors; it is named in quarantine.jsonl with the reason",
+    since="0.1.0",
+)
 def test_a_list_gives_a_row_for_each_readable_item(folder, tmp_path, capsys):
     output = tmp_path / "out"
     run(folder / "items.jsonl", output, "--shard-size", "3", "--prompt", "Find.")
@@ -129,6 +138,12 @@ def test_a_folder_gives_its_videos_and_images(folder, tmp_path, capsys):
     assert "2 files are neither videos nor images" in capsys.readouterr().out
 
 
+@situation(
+    "Embedding",
+    "a finished command is repeated",
+    "nothing is embedded again, no file changes",
+    since="0.1.0",
+)
 def test_repeating_asks_the_model_for_nothing(folder, tmp_path):
     output = tmp_path / "out"
     run(folder / "items.jsonl", output, "--shard-size", "3")
@@ -137,6 +152,12 @@ def test_repeating_asks_the_model_for_nothing(folder, tmp_path):
     assert contents(output) == before
 
 
+@situation(
+    "Embedding",
+    "some files of an output were deleted",
+    "their items are embedded again, to the same bytes",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("lost", ["ids-00001.jsonl", "vectors-00001.npy ids-00001.jsonl",
                                   "manifest.json", "ids-00000.jsonl manifest.json"])  # fmt: skip
 def test_what_is_missing_is_embedded_again_and_no_more(folder, tmp_path, lost):
@@ -164,26 +185,42 @@ def one_more(folder):
         file.write('{"id": "new", "text": "x"}\n')
 
 
-@pytest.mark.parametrize("change, options, model, field", [
-    (None, [], Lengths("b"), "fingerprint.weights = a, now b"),
-    (None, ["--prompt-name", "MSRVTT"], None, "prompt = None, now Find the clip"),
-    (None, ["--shard-size", "4"], None, "shard_size = 3, now 4"),
-    (change_file, [], None, "input.digest"),
-    (same_size, [], None, "input.digest"),
-    (one_more, [], None, "input.digest"),
+MADE = "settings.json: made with "
+CHANGED = "ids-00002.jsonl: the content of 'v2' has changed"
+
+
+@situation(
+    "Embedding",
+    "an output, and another model, prompt, shard size or list",
+    "refused by the field that differs",
+    since="0.1.0",
+)
+@pytest.mark.parametrize("change, options, model, message", [
+    (None, [], Lengths("b"), MADE + "fingerprint.weights = a, now b"),
+    (None, ["--prompt-name", "MSRVTT"], None, MADE + "prompt = None, now Find the clip"),
+    (None, ["--shard-size", "4"], None, MADE + "shard_size = 3, now 4"),
+    (change_file, [], None, CHANGED),
+    (same_size, [], None, CHANGED),
+    (one_more, [], None, MADE + "input.digest"),
 ])  # fmt: skip
-def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, model, field):
+def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, model, message):
     output = tmp_path / "out"
     run(folder / "items.jsonl", output, "--shard-size", "3")
     (output / "manifest.json").unlink()  # a run that was interrupted is protected, too
     before = contents(output)
     if change:
         change(folder)
-    with pytest.raises(UserError, match=f"settings.json: made with {field}.*choose another"):
+    with pytest.raises(UserError, match=f"{message}.*choose another"):
         run(folder / "items.jsonl", output, "--shard-size", "3", *options, model=model)
     assert contents(output) == before
 
 
+@situation(
+    "Embedding",
+    "damaged files in an output, or a pickle in their place",
+    "refused by name; nothing is unpickled",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("damage, message", [
     (lambda out: (out / "vectors-00000.npy").write_bytes(b"x"), "unreadable"),
     (lambda out: np.save(out / "vectors-00000.npy", np.eye(3, dtype=np.float32)), "does not fit"),
@@ -202,6 +239,12 @@ def test_damaged_outputs_are_named(folder, tmp_path, damage, message):
         run(folder / "items.jsonl", output, "--shard-size", "3")
 
 
+@situation(
+    "Embedding",
+    "a list with an id twice, an unknown key, a path out of its folder",
+    "refused by file and line before the model is loaded",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("records, message", [
     ([], "nothing to embed"),
     ([{"text": "x"}], r"items.jsonl:1: no 'id'"),
@@ -245,6 +288,12 @@ def test_options_that_cannot_be(folder, tmp_path, options, message):
         main([str(argument) for argument in arguments])
 
 
+@situation(
+    "Embedding",
+    "more files cannot be read than --max-bad-share allows",
+    "the command stops with status 2",
+    since="0.1.0",
+)
 def test_too_many_unreadable_items_stop_it(folder, tmp_path):
     with pytest.raises(UserError, match="1 of 8 items could not be read"):
         run(folder / "items.jsonl", tmp_path / "out", "--max-bad-share", "0.1")
@@ -281,6 +330,12 @@ def on_host(source: str, output: str, told: dict) -> list[str]:
 ON_HOST = "tests.embed_test:on_host"
 
 
+@situation(
+    "Embedding",
+    "several hosts with a shared folder",
+    "they divide the shards, and write the files of one host",
+    since="0.1.0",
+)
 def test_two_hosts_divide_the_shards_and_give_the_files_of_one(two_hosts, folder, tmp_path):
     source, output = folder / "items.jsonl", tmp_path / "out"
     run(source, tmp_path / "alone", "--shard-size", "2")
@@ -293,6 +348,12 @@ def test_two_hosts_divide_the_shards_and_give_the_files_of_one(two_hosts, folder
     assert run(source, output, "--shard-size", "2").asked == []
 
 
+@situation(
+    "Embedding",
+    "several hosts that were killed, started again",
+    "what is missing is divided again",
+    since="0.1.0",
+)
 def test_two_hosts_that_ended_go_on_where_they_were(two_hosts, folder, tmp_path):
     source, output = folder / "items.jsonl", tmp_path / "out"
     run(source, tmp_path / "alone", "--shard-size", "2")
@@ -317,6 +378,12 @@ def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
     assert contents(output) == contents(tmp_path / "alone")
 
 
+@situation(
+    "Embedding",
+    "hosts with another model, list or output folder each",
+    "refused on every host, by the field",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("told, message", [
     ({"weights": "b"}, "settings.json: made with fingerprint.weights = a, now b; choose another"),
     ({"host 1": {"weights": "b"}},
@@ -389,6 +456,12 @@ def command(released, output: Path, *options: str, kill: bool = False):
     return process.returncode, out, err
 
 
+@situation(
+    "Embedding",
+    "killed (SIGKILL) at any time, then repeated",
+    "the files of a run that was not killed",
+    since="0.1.0",
+)
 def test_killed_and_repeated_gives_the_same_files(released, tmp_path):
     code, out, err = command(released, tmp_path / "whole")
     assert code == 0, err

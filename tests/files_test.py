@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 
 from gve_jax.errors import UserError
-from gve_jax.files import read_records, text_id, write_array, write_whole
+from gve_jax.files import check_lfs_pointer, read_records, text_id, write_array, write_whole
+from tests.situations import situation
 
 
+@situation(
+    "Embedding",
+    "half a surrogate pair (`\\ud800`) in JSON",
+    "refused with the line",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("line", [r'{"id": "a\ud800"}', r'{"a": [{"b\uDFFF": 1}]}'])
 def test_half_a_surrogate_pair_is_refused_by_its_line(tmp_path, line):
     path = tmp_path / "x.jsonl"
@@ -27,6 +34,12 @@ def test_an_id_with_a_nul_is_refused():
     assert text_id("x:1", "a\nb c\t") == "a\nb c\t"
 
 
+@situation(
+    "Embedding",
+    "the disk is full",
+    "one line that names the file; the old content stays",
+    since="0.1.0",
+)
 def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path):
     path = tmp_path / "x.npy"
     write_array(path, np.arange(3))
@@ -57,3 +70,13 @@ def test_two_commands_may_write_one_file_at_once(tmp_path, monkeypatch):
 
     write_whole(path, write)
     assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["x"]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    with pytest.raises(UserError, match="x.bin: is a Git LFS pointer.*git lfs pull"):
+        check_lfs_pointer(POINTER, "x.bin")
+    check_lfs_pointer(b"version 2", "x.bin")
+    check_lfs_pointer(b"", "x.bin")

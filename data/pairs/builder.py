@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import sys
 from array import array
 from collections.abc import Callable
@@ -17,7 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from data.pairs import card, importer
 from data.pairs.importer import Source, Tally
+from data.pairs.rows import input_files
 from gve_jax.errors import UserError
+from gve_jax.locks import lock_scratch
 from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
 from gve_jax.streams.writing import write_sources
 
@@ -102,11 +103,14 @@ def run_import(
     if beam:
         from data.pairs import beam as pipeline  # says in one line when Beam is not installed
     building = output.with_name(output.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        tallies = _build(building, inputs, corpus, pipeline, max_reject_share, output,
-                         (format, media_root, negatives, by_reference))  # fmt: skip
+    with lock_scratch(building):
+        if (done := _done(output, asked)) is not None:  # by a command that ended just now
+            return done
+        try:
+            tallies = _build(building, inputs, corpus, pipeline, max_reject_share, output,
+                             (format, media_root, negatives, by_reference))  # fmt: skip
+        finally:
+            importer.close_corpus()
         told = {name: vars(tally) for name, tally in tallies.items()}
         (building / "pairs" / MANIFEST).write_text(
             json.dumps(asked | {"sources": told}, indent=1) + "\n"
@@ -114,9 +118,6 @@ def run_import(
         text = card.text(output.name, format, tallies, license, command, by_reference)
         (building / "pairs" / "README.md").write_text(text)
         os.rename(building / "pairs", output)
-    finally:
-        importer.close_corpus()
-        shutil.rmtree(building, ignore_errors=True)
     return tallies
 
 
@@ -140,7 +141,7 @@ def _done(output: Path, asked: dict) -> dict[str, Tally] | None:
 def _stamps(paths: list[str]) -> dict[str, list[int]]:
     stamps = {}
     for path in paths:
-        for file in importer.input_files(path):
+        for file in input_files(path, print):
             stat = file.stat()
             stamps[str(file)] = [stat.st_size, stat.st_mtime_ns]
     return stamps

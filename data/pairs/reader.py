@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from gve_jax.files import LFS_POINTER, check_lfs_pointer
 from gve_jax.inputs.animation import is_animation, read_frames
 from gve_jax.inputs.container import check_size, open_video
 from gve_jax.inputs.limits import Limits
@@ -23,6 +24,8 @@ _LIMITS = Limits()
 def header(kind: str, medium: bytes | Path) -> None:
     """Looks at an "image" or a "video"; raises, anything at all, if it is none."""
     name = f"<{len(medium)} bytes>" if isinstance(medium, bytes) else str(medium)
+    with io.BytesIO(medium) if isinstance(medium, bytes) else open(medium, "rb") as file:
+        check_lfs_pointer(file.read(len(LFS_POINTER)), name)
     if kind == "video" and is_animation(medium):
         data = medium if isinstance(medium, bytes) else Path(medium).read_bytes()
         read_frames(data, name, _LIMITS)

@@ -1,6 +1,5 @@
 """Rows of JSONL and Parquet files, one at a time; a bad one does not end the file."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 
 from gve_jax.errors import UserError
-from gve_jax.streams.index import LONGEST_LINE
+from gve_jax.files import LONGEST_LINE, check_encoding, check_lfs_pointer, parse_json
+from gve_jax.inputs.walk import walk
 
 ENDINGS = (".jsonl", ".parquet")
 _BATCH = 32  # rows of Parquet in memory at once: they may hold videos
@@ -26,18 +26,25 @@ class Reject(Exception):
         self.reason, self.detail = reason, str(detail)
 
 
-def input_files(path: str | os.PathLike) -> list[Path]:
+def input_files(
+    path: str | os.PathLike, tell: Callable[[str], object] = lambda line: None
+) -> list[Path]:
     """The files of an input: itself, or those of a folder (of any depth), by name.
 
+    Args:
+      tell: gets a line about what the walk through a folder has passed over.
+
     Raises:
-      UserError: no such file or folder, or none in it that is read here.
+      UserError: no such file or folder, or none in it that is read here; a link that leaves it.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in ENDINGS)
-        if not files:
+        listing = walk(path, lambda name: Path(name).suffix in ENDINGS)
+        if passed_over := listing.passed_over():
+            tell(f"{path}: {passed_over}")
+        if not listing.files:
             raise UserError(f"{path}: holds no {' or '.join(ENDINGS)} file")
-        return files
+        return [path / file.name for file in listing.files]
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder")
     if path.suffix not in ENDINGS:
@@ -55,8 +62,14 @@ def read_rows(
       tick: called with the bytes of the file that were read since the last call.
 
     Raises:
-      UserError: a Parquet file that cannot be read: its rows have no borders to go on from.
+      UserError: a Parquet file that cannot be read: its rows have no borders to go on from; a Git
+        LFS pointer, a byte order mark.
     """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    check_lfs_pointer(head, path)
+    if path.suffix != ".parquet":
+        check_encoding(f"{path}:1", head)
     return _parquet(path, tick) if path.suffix == ".parquet" else _lines(path, tick)
 
 
@@ -76,7 +89,7 @@ def _lines(path: Path, tick) -> Iterator[tuple[str, dict | Reject]]:
 
 def _parse(line: bytes) -> dict | Reject:
     try:
-        row = json.loads(line.decode())
+        row = parse_json(line.decode())
     except UnicodeDecodeError as error:
         return Reject("not UTF-8", error)
     except (ValueError, RecursionError) as error:

@@ -22,6 +22,7 @@ from rich.progress import (
 from data.shapes import benchmark_files, pairs, tokenizer
 from data.shapes.builder import Shapes, ShapesConfig
 from gve_jax.errors import UserError
+from gve_jax.locks import lock_scratch
 
 VERSION = "4"  # of the bytes this code writes; another number means other data
 
@@ -60,11 +61,22 @@ def generate(output: Path, seed: int, scale: float, processes: int | None = None
 
     All is built beside `output` and renamed at the end: an interrupted run leaves no half world.
     """
-    started = time.perf_counter()
     output = output.resolve()  # "." has no name
-    building = output.with_name(output.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    scratch = output.with_name(output.name + ".building")
+    with lock_scratch(scratch):
+        if is_ready(output, seed, scale):  # made by a command that ended just now
+            return json.loads((output / "manifest.json").read_text())
+        building = scratch / "world"
+        building.mkdir()
+        manifest = _build(building, seed, scale, processes)
+        if output.exists():
+            output.rmdir()  # empty: is_ready has looked
+        os.rename(building, output)
+    return manifest
+
+
+def _build(building: Path, seed: int, scale: float, processes: int | None) -> dict:
+    started = time.perf_counter()
     counts = pairs.sizes(scale)
     families = dict.fromkeys(pairs.SOURCES.values())
     rendered = sum(max(pairs.family_sizes(f, scale).values()) for f in families)
@@ -112,7 +124,4 @@ def generate(output: Path, seed: int, scale: float, processes: int | None = None
         "seconds": round(time.perf_counter() - started, 1),
     }
     (building / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    if output.exists():
-        output.rmdir()  # empty: is_ready has looked
-    os.rename(building, output)
     return manifest

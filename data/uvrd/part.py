@@ -91,6 +91,14 @@ class Parts:
     def done(self, number: int) -> bool:
         return (self.path(number) / "part.json").exists()
 
+    def forget_retryable(self) -> None:
+        """Removes the parts that could not read a video which may be readable now, so that they are
+        made again; the answers that they got are kept elsewhere."""
+        for path in self.folder.glob("*/part.json"):
+            told = json.loads(path.read_text())
+            if any(line.get("retry") for line in told["quarantined"]):
+                shutil.rmtree(path.parent)
+
     def told(self, number: int) -> dict:
         return json.loads((self.path(number) / "part.json").read_text())
 
@@ -168,7 +176,7 @@ async def make_part(number: int, entries: Sequence[Entry], shop: Workshop, parts
         if isinstance(seen, Failure):
             reject(entry, "decoded", "unreadable video", seen.reason)
             item = Item(video=entry.video)
-            quarantined.append(failure(entry.id, item, seen.reason, seen.seconds))
+            quarantined.append(failure(entry.id, item, *dataclasses.astuple(seen)))
         elif isinstance(seen, Reject):
             reject(entry, "decoded", seen.reason, seen.detail)
         else:
@@ -219,7 +227,8 @@ def _look(entry: Entry, shop: Workshop):
     try:
         data = entry.data()
     except OSError as error:
-        return Failure(f"{entry.name}: {error.strerror}", time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Failure(f"{entry.name}: {error.strerror}", seconds, retry=True)
     if len(data) > rules.most_bytes:
         return Reject("file too large", f"{len(data)} bytes")
     clip: Clip | Failure = shop.decoder.whole(data)

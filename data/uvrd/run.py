@@ -22,6 +22,7 @@ from data.uvrd.source import Entry, is_folder_of_videos, read_entries, stamps
 from gve_jax.errors import UserError
 from gve_jax.files import agree, check_record, write_json
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.locks import lock_for_process
 from gve_jax.streams.writing import pair_info, write_encoded
 
 VERSION = "1"  # of what is made of the same answers
@@ -132,7 +133,13 @@ def synthesize(
     asked = job.asked()
     if (done := _done(job.output, asked)) is not None:
         return done
+    with lock_for_process(job.work):
+        return _synthesize(job, asked, tick, embedder, beam)
+
+
+def _synthesize(job: Job, asked: dict, tick, embedder: Similarity | None, beam) -> dict:
     agree(job.work / "asked.json", asked, REMEDY)
+    job.parts.forget_retryable()
     if beam is not None:
         from data.uvrd import beam as pipeline  # says in one line when Beam is not installed
 
@@ -213,6 +220,7 @@ def _assemble(job: Job, asked: dict, total: int, beam: list[str] | None) -> dict
         told = parts.told(number)
         tally.add(told)
         failures += told["quarantined"]
+    (job.work / "quarantine.jsonl").unlink(missing_ok=True)  # of an earlier try: parts say it all
     quarantine = Quarantine(job.work / "quarantine.jsonl", job.settings.run.max_bad_share)
     for line in failures:
         quarantine.record(**line)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from data.pairs import media
 from data.pairs.rows import Reject, input_files, read_rows
-from gve_jax.embed import VIDEOS
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import source_name
-from gve_jax.inputs.paths import inside
+from gve_jax.inputs.paths import path_to_text
+from gve_jax.inputs.suffixes import VIDEOS, media_kind
+from gve_jax.inputs.walk import File, Listing, list_folder, walk
 
 _VIDEO, _CAPTION, _ID = ("video", "path"), ("caption", "text"), ("id", "video_id")
 
@@ -63,12 +64,19 @@ def read_entries(path: Path, root: Path | None = None) -> Iterator[Entry]:
 def stamps(path: Path) -> dict[str, list[int]]:
     """Sizes and times of an input's files; of a folder of videos, their sum."""
     if not _holds_videos(path):
-        stats = {str(file): file.stat() for file in input_files(path)}
+        stats = {str(file): file.stat() for file in input_files(path, print)}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    listing = _walk(path)
+    if passed_over := listing.passed_over():
+        print(f"{path}: {passed_over}")
     digest = hashlib.sha256()
-    for file in _videos(path):
-        stat = file.stat()
-        digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for file in _videos(path, listing):
+        try:
+            stat = os.stat(file.path)
+            found = f"{stat.st_size} {stat.st_mtime_ns}"
+        except FileNotFoundError:  # a link to nothing, which cannot be decoded
+            found = "missing"
+        digest.update(os.fsencode(f"{path / file.name} {found}\n"))
     return {str(path): [int.from_bytes(digest.digest()[:6])]}
 
 
@@ -81,26 +89,30 @@ def _holds_videos(path: Path) -> bool:
         raise UserError(f"{path}: no such file or folder")
     return (
         path.is_dir()
-        and next(_videos(path), None) is not None
-        and not any(file.suffix in (".jsonl", ".parquet") for file in path.iterdir())
+        and next(_videos(path, _walk(path)), None) is not None
+        and not any(file.endswith((".jsonl", ".parquet")) for file in list_folder(path))
     )
 
 
-def _videos(folder: Path) -> Iterator[Path]:
-    for above, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if Path(name).suffix.lower().removeprefix(".") in VIDEOS:
-                yield Path(above, name)
+def _walk(folder: Path) -> Listing:
+    return walk(folder, lambda name: Path(name).suffix.lower() in {*VIDEOS, ".gif"})
+
+
+def _videos(folder: Path, listing: Listing) -> Iterator[File]:
+    """The videos, those of a folder before those of the folders in it."""
+
+    def order(file: File) -> list[tuple[bool, str]]:
+        *above, name = file.name.split("/")
+        return [*((True, part) for part in above), (False, name)]
+
+    for file in sorted(listing.files, key=order):
+        if media_kind(folder / file.name) == "video":
+            yield file
 
 
 def _folder(folder: Path) -> Iterator[Entry]:
-    for index, file in enumerate(_videos(folder)):
-        id = file.relative_to(folder).as_posix()
-        try:
-            yield Entry(index, id, str(inside(folder, id, "video")), None, folder.name)
-        except UserError as error:
-            yield Entry(index, id, "", None, folder.name, ("path outside the folder", str(error)))
+    for index, file in enumerate(_videos(folder, _walk(folder))):
+        yield Entry(index, path_to_text(file.name), file.path, None, folder.name)
 
 
 def _rows(path: Path, root: Path | None) -> Iterator[Entry]:

@@ -18,6 +18,7 @@ from evals.uvrb import archives
 from gve_jax import hosts
 from gve_jax.errors import UserError
 from gve_jax.files import write_json, write_whole
+from gve_jax.inputs.walk import is_passed_over
 
 SEAL = "files.json"  # in an extracted folder: {"parts": [[name, bytes]], "files": {path: [...]}}
 FRAMES_FPS = 8.0  # frames a second of a folder of frames
@@ -69,7 +70,7 @@ class Folder:
             self._changed = False
 
     def _list(self, path: Path) -> list[str]:
-        return sorted(entry for entry in os.listdir(path) if not entry.startswith("."))
+        return sorted(entry for entry in os.listdir(path) if not is_passed_over(entry))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -97,7 +98,7 @@ class Listed(Folder):
     def _list(self, path: Path) -> list[str]:
         below = self._name(path) + "/"
         names = (name[len(below) :] for name in self._known if name.startswith(below))
-        return sorted(name for name in names if "/" not in name and not name.startswith("."))
+        return sorted(name for name in names if "/" not in name and not is_passed_over(name))
 
 
 class Archived(Listed):

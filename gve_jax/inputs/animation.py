@@ -16,7 +16,7 @@ from gve_jax.inputs.animation_formats import (
     Frame,
     parse,
 )
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import check_mode, exif_orientation, load_image, turn
 from gve_jax.inputs.sampling import Sampling, Timeline, sample
@@ -79,12 +79,12 @@ def read_frames(data: bytes, name: str, limits: Limits) -> Animation:
     except ValueError as error:
         raise MediaError(f"{name}: not a readable video ({error})") from error
     if len(animation.frames) > limits.frames:
-        raise MediaError(f"{name}: at least {len(animation.frames)} frames are above the limit of "
+        raise LimitError(f"{name}: at least {len(animation.frames)} frames are above the limit of "
                          f"{limits.frames}")  # fmt: skip
     sizes = [(animation.width, animation.height)] + [one.box[2:] for one in animation.frames]
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     if width * height > limits.frame_pixels:
-        raise MediaError(f"{name}: frames of {width} x {height} are above the limit of "
+        raise LimitError(f"{name}: frames of {width} x {height} are above the limit of "
                          f"{limits.frame_pixels} pixels")  # fmt: skip
     return animation
 
@@ -95,7 +95,7 @@ def _times(animation: Animation, name: str, limits: Limits) -> np.ndarray:
     lengths = [seconds if seconds > _SHORTEST else _USUAL for seconds in lengths]
     times = np.concatenate([[0.0], np.cumsum(lengths)])
     if times[-1] > limits.duration:
-        raise MediaError(f"{name}: {times[-1]:.0f} s are above the limit of {limits.duration:g} s")
+        raise LimitError(f"{name}: {times[-1]:.0f} s are above the limit of {limits.duration:g} s")
     return times
 
 

@@ -5,13 +5,12 @@ import re
 
 import numpy as np
 
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import load_image
 from gve_jax.inputs.sampling import Sampling, Timeline, sample
-
-_IMAGES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
-           ".webp")  # fmt: skip
+from gve_jax.inputs.suffixes import IMAGES
+from gve_jax.inputs.walk import list_folder
 
 
 def load(
@@ -37,9 +36,9 @@ def load(
     if total == 0:
         raise MediaError("a video of no frame" if name.startswith("<") else f"{name}: no frame")
     if total > limits.frames:
-        raise MediaError(f"{name}: {total} frames are above the limit of {limits.frames}")
+        raise LimitError(f"{name}: {total} frames are above the limit of {limits.frames}")
     if total / rate > limits.duration:
-        raise MediaError(f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} "
+        raise LimitError(f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} "
                          f"s")  # fmt: skip
     indices, fps = sample(sampling, Timeline(total, rate), name)
     pictures = [load_image(source[i], limits.frame_pixels, exif) for i in indices]
@@ -51,15 +50,14 @@ def load(
 def in_order(folder, name: str) -> list[str]:
     """The images in a folder, by their names with numbers as numbers (2.png before 10.png).
 
-    Hidden files do not count. Anything else is refused: a folder that holds more than frames is
-    likely not the one that was meant.
+    Hidden files do not count (`gve_jax.inputs.walk`). Anything else is refused: a folder that holds
+    more than frames is likely not the one that was meant.
     """
-    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
-    for entry in entries:
-        if not entry.name.lower().endswith(_IMAGES) or not entry.is_file():
-            raise MediaError(f"{name}: holds {entry.name!r}, which is no image")
-    entries.sort(key=lambda entry: _natural(entry.name))
-    return [entry.path for entry in entries]
+    paths = list_folder(folder)
+    for path in paths:
+        if os.path.splitext(path)[1].lower() not in IMAGES or not os.path.isfile(path):
+            raise MediaError(f"{name}: holds {os.path.basename(path)!r}, which is no image")
+    return sorted(paths, key=lambda path: _natural(os.path.basename(path)))
 
 
 def _natural(text: str) -> tuple:

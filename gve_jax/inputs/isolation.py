@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import MediaError, RetryableMediaError
 from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row, applies_exif
@@ -39,14 +39,19 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
 _REASON = 500  # characters
+# Signals of a crash, which a file causes again. Whatever else ends a process may pass: a machine
+# that is short of memory (libraries exit then), a scheduler, a disk that went away.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why an item has no row, and the seconds that were spent on it."""
+    """Why an item has no row, the seconds that were spent on it, and whether trying again may
+    succeed (see `MediaError`)."""
 
     reason: str
     seconds: float
+    retry: bool = False
 
 
 class Isolated:
@@ -144,7 +149,7 @@ class Isolated:
         try:
             row = self(item)
         except MediaError as error:
-            return Failure(str(error), time.perf_counter() - began)
+            return Failure(str(error), time.perf_counter() - began, error.retry)
         try:
             if fit:
                 fit([row])
@@ -167,7 +172,8 @@ class Isolated:
                 worker.kill()
                 if worker.served and loss.again:
                     continue
-                raise MediaError(f"{_name(item)}: {loss}") from None
+                kind = RetryableMediaError if loss.retry else MediaError
+                raise kind(f"{_name(item)}: {loss}") from None
             except BaseException:
                 worker.kill()  # interrupted half-way: what it sends next answers no one
                 raise
@@ -175,16 +181,18 @@ class Isolated:
             self._idle.append(worker)
             if "error" in header:
                 text = _line(header["error"])
-                raise MediaError(text if header.get("named") else f"{_name(item)}: {text}")
+                kind = RetryableMediaError if header.get("retry") else MediaError
+                raise kind(text if header.get("named") else f"{_name(item)}: {text}")
             return visuals
 
 
 class _Lost(Exception):
-    """A worker that is of no more use, and why; `again` where it may not be this item's fault."""
+    """A worker that is of no more use, and why; `again` where it may not be this item's fault.
+    `retry` where a later run may succeed."""
 
-    def __init__(self, reason: str, again: bool = True):
+    def __init__(self, reason: str, again: bool = True, retry: bool = False):
         super().__init__(reason)
-        self.again = again
+        self.again, self.retry = again, retry
 
 
 class _Worker:
@@ -314,10 +322,13 @@ class _Worker:
 
     def _too_slow(self) -> _Lost:
         seconds = self._limits.seconds
-        return _Lost(f"not decoded in {seconds:g} seconds (limits.seconds)", again=False)
+        return _Lost(
+            f"not decoded in {seconds:g} seconds (limits.seconds)", again=False, retry=True
+        )
 
     def _out_of_memory(self) -> _Lost:
-        return _Lost(f"needs more memory than {self._limits.memory} bytes (limits.memory)")
+        reason = f"needs more memory than {self._limits.memory} bytes (limits.memory)"
+        return _Lost(reason, retry=True)
 
     def _died(self) -> _Lost:
         try:
@@ -334,7 +345,8 @@ class _Worker:
             how = f"died of signal {-status}"
         self._messages.seek(max(0, self._messages.seek(0, os.SEEK_END) - 4096))
         last = self._messages.read().decode(errors="replace").strip().split("\n")[-1]
-        return _Lost(f"its process {how}" + (f": {_line(last)}" if last else ""))
+        reason = f"its process {how}" + (f": {_line(last)}" if last else "")
+        return _Lost(reason, retry=-status not in _CRASHES)
 
 
 def is_untrusted(item: Item) -> bool:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.layout import Layout
 
@@ -129,7 +129,7 @@ def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.
         # None is how Pillow's users lift its limit.
         limit = min(Image.MAX_IMAGE_PIXELS or math.inf, most_pixels)
         if image.width * image.height > limit:
-            raise MediaError(f"{name}: {image.width} x {image.height} pixels is above the limit "
+            raise LimitError(f"{name}: {image.width} x {image.height} pixels is above the limit "
                              f"of {limit}")  # fmt: skip
         check_mode(image, name)
         if image.mode == "RGBA":

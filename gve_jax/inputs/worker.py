@@ -7,17 +7,23 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Iterator
 
 import numpy as np
 
 from gve_jax.errors import UserError
+from gve_jax.files import LFS_POINTER, check_lfs_pointer
 from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
+from gve_jax.inputs.walk import list_folder
 from gve_jax.inputs.wire import OUT_OF_MEMORY, PREFIX, pack, unpack_item
 
 GRACE = 5.0  # seconds after which a worker without a parent ends itself, past its item's deadline
 _MESSAGE = 2000  # characters of an error, at most
+_DISK = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EMFILE, errno.ENFILE,
+         errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.ENETDOWN}  # fmt: skip
 
 
 def main() -> None:
@@ -79,19 +85,61 @@ def _decode(preprocess: Preprocessor, request: dict, body: memoryview) -> tuple[
         # Whatever else a file makes a library raise is that file's reason, too.
         plain = isinstance(error, MediaError | UserError)
         text = str(error) if plain else f"{type(error).__name__}: {error}"
-        return {"error": text[:_MESSAGE], "named": isinstance(error, MediaError)}, []
+        named = isinstance(error, MediaError)
+        retry = getattr(error, "retry", False) or _disk_failed(error)
+        try:
+            _check_files(unpack_item(request["item"], body))
+        except OSError:  # what cannot be opened now may be there the next time
+            retry = True
+        except UserError as pointer:
+            text, named, retry = str(pointer), True, True
+        return {"error": text[:_MESSAGE], "named": named, "retry": retry}, []
     merge = preprocess.spec.merge
     shapes = [[t, h * merge, w * merge, float(s)] for _, _, (t, h, w), s in visuals]
     return {"visuals": shapes}, [np.ascontiguousarray(patches) for patches, *_ in visuals]
 
 
+def _check_files(item: Item) -> None:
+    """Looks for what is wrong with an item's files before what is in them.
+
+    Raises:
+      OSError: a file cannot be opened.
+      UserError: a Git LFS pointer.
+    """
+    media = [item.image, *(item.video if isinstance(item.video, list) else [item.video])]
+    for medium in media:
+        if isinstance(medium, bytes):
+            check_lfs_pointer(medium, source_name(medium))
+        elif isinstance(medium, str):
+            for file in list_folder(medium) if os.path.isdir(medium) else [medium]:
+                if not os.path.isfile(file):
+                    raise FileNotFoundError(file)
+                with open(file, "rb") as opened:
+                    check_lfs_pointer(opened.read(len(LFS_POINTER)), file)
+
+
 def _out_of_memory(error: BaseException | None) -> bool:
     """Whether an allocation failed somewhere below: readers turn that into errors of their own."""
+    return any(
+        isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM
+        for cause in _causes(error)
+    )
+
+
+def _disk_failed(error: BaseException) -> bool:
+    """Whether the disk, and not what is on it, made an error; FFmpeg uses such numbers for damage,
+    too, in classes of its own."""
+    return any(
+        isinstance(cause, OSError) and cause.errno in _DISK
+        and not type(cause).__module__.startswith("av.")
+        for cause in _causes(error)
+    )  # fmt: skip
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def _receive(pipe: int) -> tuple[dict, memoryview]:

@@ -51,7 +51,7 @@ def vectors_of(
     if given is None:
         quarantine = shares.open_quarantine(folder, max_bad_share)
         embed_all(
-            folder, things.ids, things.read, things.digest(), model(), quarantine,
+            folder, things.ids, things.stamps, things.read, model(), quarantine,
             batch_size=batch_size, shard_size=shard_size, told=f"embedding {name}",
         )  # fmt: skip
     stored = StoredVectors(given or folder)
@@ -117,7 +117,7 @@ class Neighbours:
             "devices": jax.local_device_count(),
         }))  # fmt: skip
         hosts.check_same(settings)
-        hosts.first(lambda: agree(folder, settings))
+        hosts.first(lambda: agree(folder, settings, f"delete {folder}, which is made again"))
         shares.check_shared(folder)
         self._right, self._names = world.right(), world.names()
         self._content = {inside: n for n, inside in enumerate(world.corpus.contents)}

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gve_jax.embed import read_folder, read_list
 from gve_jax.errors import UserError
+from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.item import Item
+from gve_jax.inputs.walk import list_folder
 from gve_jax.streams.pairs import PairSources
 
 BLOCK = 64  # records read at a time
@@ -59,6 +60,11 @@ class Things:
 
     def read(self, start: int, stop: int) -> list[Item]:
         return [read() for read in self._readers[start:stop]]
+
+    @property
+    def stamps(self) -> list[str]:
+        """Of each thing, what tells its content from another."""
+        return [content.hex() for content in self.contents]
 
     def digest(self) -> str:
         """Tells these things, and their content, from others."""
@@ -198,7 +204,7 @@ def _read_corpus(path: Path) -> Things:
             for index, pair in _records(sources, name):
                 _add(things, sources, name, index, pair)
     else:
-        for entry in read_folder(path) if path.is_dir() else read_list(path):
+        for entry in read_entries(path):
             inside = content(entry.item)
             things.add(entry.id, inside, entry.item, inside, lambda item=entry.item: item)
     if not len(things):
@@ -240,7 +246,7 @@ def content(item: Item) -> bytes:
         if isinstance(part, str):
             path = Path(part)
             if path.is_dir():
-                return add([str(file) for file in sorted(path.iterdir())])
+                return add(list_folder(path))
             try:
                 part = path.read_bytes()
             except OSError:

@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gve_jax.errors import UserError
-from gve_jax.files import write_array, write_json
+from gve_jax.files import LONGEST_LINE, write_array, write_json
 from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES, BadRow, modalities, parse_row
 
 VERSION = 2  # of what an index holds and of what is checked
-LONGEST_LINE = 256 * 2**20  # bytes: a file without line ends must not be read whole
 SHOWN = 64 * 2**20  # bytes from which on progress is shown
 _COLUMNS = ("file", "start", "length", "line")  # int64 each
 _NAME = re.compile(r"[A-Za-z0-9_]+")

@@ -50,7 +50,7 @@ class LoadPairs(grain.transforms.Map):
         ids = [f"{name}/{side}" for name in names for side in sides]
         results = list(self.preprocess.map(items, self.buckets.fit))
         failures = [
-            failure(id, item, result.reason, result.seconds)
+            failure(id, item, *dataclasses.astuple(result))
             for id, item, result in zip(ids, items, results, strict=True)
             if isinstance(result, Failure)
         ]

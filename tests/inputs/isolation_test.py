@@ -1,5 +1,6 @@
 """Decoding in other processes: the same rows, whatever a medium does to the process it is in."""
 
+import errno
 import io
 import json
 import os
@@ -10,11 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from gve_jax.inputs import isolation
+from gve_jax.inputs import isolation, worker
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.isolation import Failure, Isolated
 from gve_jax.inputs.item import Item
@@ -22,6 +24,7 @@ from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.wire import pack, pack_item, unpack_item
 from tests.conftest import ROOT
+from tests.files_test import POINTER
 from tests.inputs.media import clip, numbered, picture
 from tests.situations import situation
 
@@ -341,3 +344,43 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pid_of(isolated) == mi
 """
     out, err = run_caller(tokenizer_file, code).communicate(timeout=60)
     assert out.splitlines() == ["4 frame pairs in a daemon", "0 True"], err
+
+
+@situation("Media", "a clone without Git LFS: pointer files in the place of videos and images",
+           "each is named as a pointer, with `git lfs pull`", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("name", ["v.mp4", "i.png", "frames/0.png"])
+def test_a_git_lfs_pointer_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(POINTER)
+    given = path.parent if name.startswith("frames") else path
+    key = "image" if name == "i.png" else "video"
+    with Isolated(Preprocessor(None, InputSpec(num_frames=4)), 1) as isolated:
+        for medium in [str(given)] + [POINTER] * (given == path):
+            failed = isolated.attempt(Item(**{key: medium}))
+            named = f"<{len(POINTER)} bytes>" if medium is POINTER else str(path)
+            assert failed.reason.startswith(f"{named}: is a Git LFS pointer"), failed
+            assert "git lfs pull" in failed.reason and failed.retry
+
+
+def test_a_disk_that_fails_may_recover_and_damage_does_not(monkeypatch):
+    def fails(number):
+        def load(*arguments):
+            try:
+                raise OSError(number, os.strerror(number))
+            except OSError as error:
+                raise MediaError(f"v.mp4: not a readable video ({error})") from error
+
+        return load
+
+    preprocess = Preprocessor(None, InputSpec(num_frames=4))
+    request = {"item": pack_item(Item(video=b"abc"))[0]}
+    for number, retry in ((errno.EIO, True), (errno.ESTALE, True), (errno.EINVAL, False)):
+        monkeypatch.setattr(type(preprocess), "visuals", fails(number))
+        header, _ = worker._decode(preprocess, request, memoryview(b"abc"))
+        assert header["retry"] == retry and header["error"].startswith("v.mp4: not a readable")
+    monkeypatch.undo()
+    with pytest.raises(av.FFmpegError):  # of damage, with a number of the system's
+        av.open(io.BytesIO(b""))
+    header, _ = worker._decode(preprocess, request, memoryview(b"abc"))
+    assert not header["retry"]
