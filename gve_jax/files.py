@@ -51,6 +51,49 @@ def write_json(path: Path, value) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
+def read_json(path: Path) -> dict:
+    """The JSON object in a file; a byte order mark before it is skipped.
+
+    Raises:
+      UserError: naming the file, when it cannot be read, is a Git LFS pointer, is not UTF-8 or not
+        a JSON object, or gives a key twice (programs differ in which of the two they take).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    check_lfs_pointer(path, data)
+    try:
+        fields = parse_json(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error if data.strip() else 'empty'})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: damaged (not an object)")
+    return fields
+
+
+def check_lfs_pointer(path: Path, start: bytes) -> None:
+    """UserError when a file that begins with `start` is a Git LFS pointer: not the content itself,
+    but a few lines that `git lfs pull` replaces by it."""
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise UserError(
+            f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
+        )
+
+
+def parse_json(text: str | bytes) -> object:
+    """`json.loads`, but a key given twice in one object is a ValueError."""
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return found
+
+
 def read_records(path: Path) -> Iterator[tuple[str, dict]]:
     """Each object of a JSONL file with its place, `file:line`; empty lines are skipped.
 
