@@ -51,6 +51,16 @@ def write_json(path: Path, value) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_lfs_pointer(head: bytes, name: object) -> None:
+    """Raises UserError if a file that begins with `head` (40 bytes suffice) is a Git LFS pointer,
+    as a clone without Git LFS leaves it in the file's place."""
+    if head.startswith(LFS_POINTER):
+        raise UserError(f"{name}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in a file; a byte order mark before it is skipped.
 
@@ -62,7 +72,7 @@ def read_json(path: Path) -> dict:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    check_lfs_pointer(path, data)
+    check_lfs_pointer(data, path)
     try:
         fields = parse_json(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -70,15 +80,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(fields, dict):
         raise UserError(f"{path}: damaged (not an object)")
     return fields
-
-
-def check_lfs_pointer(path: Path, start: bytes) -> None:
-    """UserError when a file that begins with `start` is a Git LFS pointer: not the content itself,
-    but a few lines that `git lfs pull` replaces by it."""
-    if start.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise UserError(
-            f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
-        )
 
 
 def parse_json(text: str | bytes) -> object:

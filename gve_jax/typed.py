@@ -18,7 +18,7 @@ def from_json(kind: type[T], value: object, name: str) -> T:
     """The dataclass `kind` of a JSON object; nested dataclasses and tuples are made as well.
 
     Args:
-      kind: its annotations name plain types, tuples of them, other dataclasses, or unions with None.
+      kind: annotated with plain types, tuples of them, other dataclasses, or a union with None.
       value: what the JSON file holds.
       name: of `value` in the file, `inputs`; errors begin with it.
 

@@ -27,6 +27,8 @@ _VISION_FIELDS = (
     "patch_size", "spatial_merge_size", "temporal_patch_size", "tokens_per_second",
 )  # fmt: skip
 _TOWER_THETA, _TOWER_EPS = 10_000.0, 1e-6  # constants of the architecture, in no config.json
+# CLIP's pixel statistics, as in Qwen2.5-VL's preprocessor_config.json.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 # Of transformers' PretrainedConfig (4.49.0) and PreTrainedConfig (5.23.0): notes, what `generate`
@@ -150,6 +152,33 @@ def recorded_dtype(fields: Mapping[str, Any]) -> str | None:
                 )
             return dtype
     return None
+
+
+def check_preprocessor(fields: Mapping[str, Any], vision: VisionConfig) -> None:
+    """Refuses a preprocessor_config.json that asks for other pixels than the encoder gets here.
+
+    Pixel and frame budgets (`min_pixels`, `max_pixels`, `size`, `fps`) are not read: those of the
+    GVE paper, or the recorded ones, are in the model's input settings. What else the file states
+    must be what `gve_jax.inputs` does; fields that are unknown there are left to transformers,
+    whose image processor ignores them too.
+
+    Raises:
+      ValueError: the field and the value that is implemented.
+    """
+    read = _Fields(fields, "", [])
+    read.only("image_mean", list(MEAN))
+    read.only("image_std", list(STD))
+    read.only("resample", 3)  # bicubic
+    for name in ("do_normalize", "do_rescale", "do_resize"):
+        read.only(name, True)
+    for name in ("do_center_crop", "do_pad"):
+        read.only(name, False)
+    read.only("patch_size", vision.patch_size)
+    read.only("merge_size", vision.spatial_merge_size)
+    read.only("temporal_patch_size", vision.temporal_patch_size)
+    factor = fields.get("rescale_factor")
+    if factor is not None and not (type(factor) is float and math.isclose(factor, 1 / 255)):
+        raise ValueError(f"rescale_factor {factor!r} is not implemented, {1 / 255!r} is")
 
 
 def to_hf(cfg: ModelConfig, ids: Mapping[str, int], dtype: str, layout: str) -> dict[str, Any]:
