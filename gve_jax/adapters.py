@@ -5,6 +5,7 @@ many layouts as transformers had ways to nest Qwen2.5-VL (`gve_jax.model.weights
 """
 
 import dataclasses
+import functools
 import os
 import re
 from collections import Counter
@@ -156,6 +157,7 @@ def _tensor(module: str, half: str) -> str:
     return f"{_PREFIX}{module}.lora_{half}.weight"
 
 
+@functools.cache
 def _places(cfg: ModelConfig, layout: str) -> dict[str, _Place]:
     """Modules of the PyTorch model by name, layers in ascending order."""
     base = dataclasses.replace(cfg, lora=None)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from gve_jax.adapters import CONFIG, WEIGHTS, read_adapter, write_adapter
+from gve_jax.adapters import WEIGHTS, read_adapter, write_adapter
 from gve_jax.errors import UserError
 from gve_jax.model import lora
 from gve_jax.model.config import LoraConfig
 from gve_jax.model.embedder import init_params, make_embed
+from gve_jax.peft_config import CONFIG
 from gve_jax.safetensors import Part, read_header, write_file
 from tests.goldens import lora as golden
 from tests.model import embedder_test

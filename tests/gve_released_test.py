@@ -146,7 +146,7 @@ def _config(directory, **fields):
     (lambda d: _config(d, image_token_id=5), "image_pad"),
     (lambda d: _config(d, gve_jax={"inputs": {"frames": 8}}), "frames"),
     (lambda d: _config(d, gve_jax={"inputs": {}}), "buckets"),
-    (lambda d: _config(d, gve_jax=3), "config.json: 'int'"),
+    (lambda d: _config(d, gve_jax=3), "config.json: gve_jax is 3, not an object"),
     (lambda d: (d / "config.json").write_text("[]"), "not an object"),
     (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
     (lambda d: (d / "model.safetensors").write_bytes(b"\x08"), "model.safetensors"),

@@ -18,7 +18,7 @@ from gve_jax.model import lora
 from gve_jax.model.config import LoraConfig
 from gve_jax.model.embedder import init_params, make_embed
 from gve_jax.model.hf_config import from_hf
-from gve_jax.pretrained import find_directory, load_hf, save_hf
+from gve_jax.pretrained import load_hf, save_hf
 from gve_jax.sharding import make_mesh, param_shardings
 from tests import checkpoints
 from tests.checkpoints import CFG
@@ -240,12 +240,15 @@ def _index(directory, change):
     path.write_text(json.dumps(index))
 
 
+FIRST = "model-00001-of-00003.safetensors"
 SECOND = "model-00002-of-00003.safetensors"
 
 
 @pytest.mark.parametrize("damage, named", [
     (lambda d: (d / SECOND).write_bytes((d / SECOND).read_bytes()[:-7]), f"{SECOND}: truncated"),
-    (lambda d: (d / SECOND).unlink(), f"{SECOND}: cannot be read"),
+    (lambda d: (d / SECOND).unlink(), f"names 1 of 3 files that are not there: {SECOND}"),
+    (lambda d: _index(d, lambda i: i["weight_map"].update({"model.norm.weight": FIRST})),
+     f"says that model.norm.weight is in {FIRST}, which lacks it"),
     (lambda d: (d / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
     (lambda d: (d / "model.safetensors.index.json").write_text("{"), "index.json: damaged"),
     (lambda d: _index(d, lambda i: i.pop("weight_map")), "no weight_map"),
@@ -257,55 +260,3 @@ def test_damaged_files_are_named(tmp_path, damage, named):
     damage(directory)
     with pytest.raises(UserError, match=named):
         load(directory)
-
-
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    directory = checkpoints.write(tmp_path / "hf")
-    fields = json.loads((directory / "config.json").read_text())
-    tokenizer = directory / "tokenizer.json"
-    pretrained.check_tokens(fields, tokenizer, CFG.text.vocab_size)
-    with pytest.raises(UserError, match="entries are more than the model's 100"):
-        pretrained.check_tokens(fields, tokenizer, 100)
-    with pytest.raises(UserError, match=r"<\|image_pad\|> is \d+; config.json says 7"):
-        pretrained.check_tokens(fields | {"image_token_id": 7}, tokenizer, CFG.text.vocab_size)
-
-
-def test_a_hub_id_is_fetched(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    wanted = []
-
-    def fetch(name, allow_patterns):
-        wanted.append((name, allow_patterns))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    assert find_directory("Alibaba-NLP/GVE-3B") == tmp_path
-    ((name, patterns),) = wanted
-    assert name == "Alibaba-NLP/GVE-3B"
-    assert {"config.json", "tokenizer.json", "*.safetensors"} <= set(patterns)
-    assert not any(p.endswith((".py", ".bin")) or p == "*" for p in patterns)  # no code, no pickles
-    assert find_directory(tmp_path) == tmp_path
-
-
-def test_a_hub_id_without_a_network_is_one_clear_line(monkeypatch):
-    import huggingface_hub
-
-    def fail(*_, **__):
-        raise ConnectionError("Cannot reach the Hub.\nCheck the connection.")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(UserError) as caught:
-        find_directory("Alibaba-NLP/GVE-3B")
-    message = str(caught.value)
-    assert "Alibaba-NLP/GVE-3B: no such directory" in message and "Cannot reach the Hub" in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("name", ["missing", "./org/name", "/org/name", "a/b/c", "org/"])
-def test_a_path_that_is_no_id_is_not_asked_for(monkeypatch, name):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
-    with pytest.raises(UserError, match="no such directory$"):
-        find_directory(name)
