@@ -114,9 +114,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             start = file.read(64)
             length = int.from_bytes(start[:8], "little")
             if size < 8 or not 2 <= length <= _MAX_HEADER:
-                raise UserError(f"{path}: {_describe(start, path)}")
+                raise UserError(
+                    f"{path}: {_other_format(start, path) or 'not a safetensors file, or damaged'}"
+                )
             if size < 8 + length:
-                raise UserError(f"{path}: truncated, {size} bytes with a header of {length}")
+                cut = f"truncated, {size} bytes with a header of {length}"
+                raise UserError(f"{path}: {_other_format(start, path) or cut}")
             file.seek(8)
             header = parse_json(file.read(length))
     except OSError as error:
@@ -147,15 +150,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _describe(start: bytes, path: Path) -> str:
-    """What a file is that begins with `start` and is not of this format."""
+def _other_format(start: bytes, path: Path) -> str:
+    """What a file is that begins with `start`, if it is something else that people save so."""
     check_lfs_pointer(start, path)
     if not start:
         return "not a safetensors file: it is empty"
     for magic, kind in _OTHERS.items():
         if start.startswith(magic):
             return f"not a safetensors file but {kind}"
-    return "not a safetensors file, or a damaged one"
+    return ""
 
 
 def write_file(

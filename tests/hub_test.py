@@ -75,7 +75,7 @@ def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
            "revision, no network", "one line with the reason and what to do",
            since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("kind, named", [
-    (errors.RepositoryNotFoundError, "no such repository on the Hugging Face Hub; if it is private"),
+    (errors.RepositoryNotFoundError, "no such repository on the Hugging Face Hub; if it is"),
     (errors.GatedRepoError, "accept its terms: do so at https://huggingface.co/org/nmae"),
     (errors.RevisionNotFoundError, "org/nmae@v9: the Hugging Face Hub has no such revision"),
     (errors.HfHubHTTPError, "the Hugging Face Hub does not give it"),

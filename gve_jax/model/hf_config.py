@@ -125,7 +125,7 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
     # Last, so that a known variant is named as such. In the nested form text_config alone counts.
     for part in (rope, tower_rope):
         part.no_more(frozenset())
-    vision.no_more(_INERT)
+    vision.no_more(_INERT | _TOKEN_IDS)
     inert = _INERT | _TEXT_INERT | _TOKEN_IDS | {"gve_jax"}
     text.no_more(inert)
     if not flat:
