@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gve_jax.buckets import as_path, is_bucket
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
-from gve_jax.hub import find_directory
+from gve_jax.hub import find_directory, split_revision
 from gve_jax.model import lora, weights
 from gve_jax.model.config import LoraConfig, ModelConfig
 from gve_jax.model.embedder import Embedder
@@ -110,7 +110,8 @@ def write_adapter(
 
     Args:
       layout: a key of `weights.LAYOUTS`: the release of transformers whose names are used.
-      base_model: directory or hub id of the base, for PEFT's `base_model_name_or_path`.
+      base_model: directory or Hub id of the base, for PEFT's `base_model_name_or_path` and, of
+        `org/name@revision`, its `revision`.
 
     Raises:
       UserError: no such layout, a model without adapters.
@@ -134,11 +135,14 @@ def write_adapter(
             tensors[_tensor(name, half)] = np.ascontiguousarray(array.T)
     shapes = {name: (array.shape, array.dtype) for name, array in tensors.items()}
     write_file(directory / WEIGHTS, shapes, iter(tensors.values()))
-    alpha = cfg.lora.alpha
+    alpha, revision = cfg.lora.alpha, None
+    if base_model is not None:
+        base_model, revision = split_revision(base_model)
     write_json(directory / CONFIG, {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base_model,
+        "revision": revision,
         "r": cfg.lora.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": cfg.lora.dropout,

@@ -59,6 +59,12 @@ def find_directory(
     return _download(repository, named or revision, token, local_files_only, patterns)
 
 
+def split_revision(name: str) -> tuple[str, str | None]:
+    """(name, revision) of `org/name@revision`; (name, None) of any other name."""
+    match = None if Path(name).exists() else _HUB_ID.fullmatch(name)
+    return match.groups() if match else (name, None)
+
+
 def hub_source(directory: Path) -> dict[str, str] | None:
     """The repository and the commit that a directory of the Hub's cache holds; None elsewhere."""
     snapshots, repository = directory.parent, directory.parent.parent

@@ -264,3 +264,8 @@ def test_what_we_write_has_known_fields_at_values_that_peft_reads(pefts, tmp_pat
     write_adapter(tmp_path / "ours", adapters, cfg)
     assert json.loads((tmp_path / "ours" / CONFIG).read_text()).keys() <= DEFAULTS.keys()
     assert (tmp_path / "ours" / WEIGHTS).is_file()
+    for given, named in (("org/base@v1", ("org/base", "v1")), ("org/base", ("org/base", None)),
+                         ("/a/b@c", ("/a/b@c", None)), (None, (None, None))):  # fmt: skip
+        write_adapter(tmp_path / "ours", adapters, cfg, base_model=given)
+        wrote = json.loads((tmp_path / "ours" / CONFIG).read_text())
+        assert (wrote["base_model_name_or_path"], wrote["revision"]) == named
