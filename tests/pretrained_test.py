@@ -24,6 +24,7 @@ from tests import checkpoints
 from tests.checkpoints import CFG
 from tests.model import embedder_test
 from tests.model.embedder_test import BUCKET, NUMBERS, ROWS, cosine, make_batch
+from tests.situations import situation
 
 expected = embedder_test.params  # the same weights, put into our tree by the test of the encoder
 
@@ -47,12 +48,21 @@ def assert_equal(params, expected, dtype=np.float32):
 @pytest.mark.parametrize("layout, files, head", [
     ("4.49", 1, False), ("4.49", 3, True), ("5", 1, True), ("5", 3, False), ("bare", 1, False),
 ])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a checkpoint of transformers 4.49, of 5, or of the bare model, in one "
+    "file or in shards",
+    "loads, with a head or without",
+    since="0.1.0",
+)  # fmt: skip
 def test_every_layout_is_loaded(tmp_path, expected, layout, files, head):
     directory = checkpoints.write(tmp_path / "hf", layout, files, head=head)
     assert config_of(directory) == CFG
     assert_equal(load(directory), expected)
 
 
+@situation("Models and checkpoints", "a checkpoint sharded over a mesh",
+           "the vectors of transformers", since="0.1.0")  # fmt: skip
 def test_vectors_are_those_of_transformers(tmp_path):
     params = load(checkpoints.write(tmp_path / "hf", files=3), axes={"fsdp": 2, "tensor": 4})
     vectors = np.asarray(jax.jit(make_embed(CFG))(params, make_batch(ROWS, BUCKET)))
@@ -160,6 +170,8 @@ def test_what_is_saved_is_the_checkpoint_again(tmp_path, expected, layout, shard
     assert_equal(load(saved), expected)
 
 
+@situation("Models and checkpoints", "a checkpoint saved over a larger one",
+           "no file of the larger one stays", since="0.1.0")  # fmt: skip
 def test_a_smaller_checkpoint_replaces_all_files_of_a_larger_one(tmp_path):
     source = checkpoints.write(tmp_path / "hf")
     params = load(source)
@@ -171,6 +183,8 @@ def test_a_smaller_checkpoint_replaces_all_files_of_a_larger_one(tmp_path):
     assert str(pretrained.stored_dtype(saved)) == "bfloat16"
 
 
+@situation("Models and checkpoints", "a disk that is full while a checkpoint is saved",
+           "one line; the half is never loaded", since="0.1.0")  # fmt: skip
 def test_a_save_that_fails_leaves_no_seal(tmp_path, monkeypatch):
     source = checkpoints.write(tmp_path / "hf")
     params = load(source)
@@ -205,6 +219,12 @@ def test_what_cannot_be_saved_is_named(tmp_path, options, named):
     assert not (tmp_path / "saved").exists()
 
 
+@situation(
+    "Models and checkpoints",
+    "a checkpoint of another size or architecture",
+    "refused; missing, unexpected and misshapen tensors are listed together",
+    since="0.1.0",
+)  # fmt: skip
 def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
     weights = checkpoints.tensors()
     del weights["model.norm.weight"]
@@ -224,6 +244,8 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
     assert len(str(caught.value).splitlines()) == 22
 
 
+@situation("Models and checkpoints", "tensors in int8 or float8",
+           "refused; tensor and dtype are named", since="0.1.0")  # fmt: skip
 def test_tensors_that_are_no_floats_are_named(tmp_path):
     directory = checkpoints.write(tmp_path / "hf")
     weights = load_file(directory / "model.safetensors")
@@ -255,6 +277,15 @@ SECOND = "model-00002-of-00003.safetensors"
     (lambda d: _index(d, lambda i: i["weight_map"].update(x="../x")), "not a file name"),
     (lambda d: (d / SECOND).write_bytes((d / SECOND.replace("2-", "1-")).read_bytes()), "holds"),
 ])  # fmt: skip
+@situation("Models and checkpoints", "a checkpoint whose index names shards that are not there",
+           "refused; all missing files are named at once", since="0.2.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "an index that places a tensor in another shard, or a tensor in two "
+    "shards",
+    "refused; tensor and files are named",
+    since="0.2.0",
+)  # fmt: skip
 def test_damaged_files_are_named(tmp_path, damage, named):
     directory = checkpoints.write(tmp_path / "hf", files=3)
     damage(directory)
