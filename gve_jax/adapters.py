@@ -5,8 +5,7 @@ many layouts as transformers had ways to nest Qwen2.5-VL (`gve_jax.model.weights
 """
 
 import dataclasses
-import json
-import math
+import functools
 import os
 import re
 from collections import Counter
@@ -18,27 +17,26 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gve_jax.buckets import as_path, is_bucket, local_copy
+from gve_jax.buckets import as_path, is_bucket
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
+from gve_jax.hub import find_directory, split_revision
 from gve_jax.model import lora, weights
 from gve_jax.model.config import LoraConfig, ModelConfig
 from gve_jax.model.embedder import Embedder
+from gve_jax.peft_config import CONFIG, PeftConfig, read_config
 from gve_jax.safetensors import DTYPES, Part, StoredTensor, read_header, write_file
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 HALVES = (("a", "A"), ("b", "B"))  # our leaf, their tensor
 
-# Variants of LoRA that compute something else, tune more, or give layers sizes of their own; each
-# is off where the field is absent or empty.
-REFUSED = (
-    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "kasa_config",
-    "layer_replication", "layers_to_transform", "lora_bias", "modules_to_save",
-    "monteclora_config", "rank_pattern", "target_parameters", "trainable_token_indices",
-    "use_bdlora", "use_dora", "use_qalora", "velora_config",
-)  # fmt: skip
-# Other initialisations (PiSSA, OLoRA, LoftQ, CorDA) change the base as well.
-INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+# Parts of a tensor's name that wrappers of PyTorch add: DDP and DeepSpeed, torch.compile, FSDP,
+# activation checkpointing, Lightning's Fabric.
+_WRAPPERS = frozenset({
+    "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
+})  # fmt: skip
+_PREFIX = "base_model.model."
+_LISTED = 20  # of all that is wrong with the tensors
 
 
 class _Place(NamedTuple):
@@ -57,43 +55,44 @@ def read_adapter(
     """(config with its `lora`, adapters) of a PEFT adapter for the base model `cfg`.
 
     The adapters are a tree of float32 numpy arrays for `gve_jax.model.lora.join`. Any layout is
-    read. `use_rslora` becomes an alpha of the same effect.
+    read, and names with the parts that wrappers of PyTorch add to them. `use_rslora` becomes an
+    alpha of the same effect.
+
+    Args:
+      directory: local, in a bucket, or a Hub id.
 
     Raises:
       UserError: no such files, damaged ones, a kind of adapter that is not supported (by the names
         of its fields), tensors that are missing, unexpected, misshapen or not finite (all of them).
     """
-    directory = as_path(directory)
-    if is_bucket(directory):
-        directory = local_copy(directory, (CONFIG, WEIGHTS))
-    fields = _read_config(directory / CONFIG)
-    tensors = _read_header(directory / WEIGHTS)
-    places = _targeted(directory / CONFIG, fields, _layout_of(tensors, cfg))
-    rank = fields["r"]
+    directory = find_directory(directory, (CONFIG, WEIGHTS))
+    peft = read_config(directory / CONFIG)
+    path = directory / WEIGHTS
+    tensors = _read_tensors(path)
+    places = _targeted(peft, _layout_of(path, tensors, cfg))
     expected = {}
     for name, place in places.items():
-        expected[_tensor(name, "A")] = (rank, place.inputs)
-        expected[_tensor(name, "B")] = (place.outputs, rank)
-    _check(directory / WEIGHTS, tensors, expected)
+        expected[_tensor(name, "A")] = (peft.rank, place.inputs)
+        expected[_tensor(name, "B")] = (place.outputs, peft.rank)
+    _check(path, tensors, expected)
 
     arrays = {}
     for name, place in places.items():
         for leaf, half in HALVES:
             tensor = tensors[_tensor(name, half)]
-            path, (rows, columns) = (*place.path.split("/"), "lora", leaf), tensor.shape
-            if path not in arrays:
-                arrays[path] = np.empty((*place.stack, columns, rows), np.float32)
-            out = arrays[path][place.layer] if place.stack else arrays[path]
+            leaf_path, (rows, columns) = (*place.path.split("/"), "lora", leaf), tensor.shape
+            if leaf_path not in arrays:
+                arrays[leaf_path] = np.empty((*place.stack, columns, rows), np.float32)
+            out = arrays[leaf_path][place.layer] if place.stack else arrays[leaf_path]
             tensor.read([Part((0, rows), (0, columns), out.T)])
-    bad = ["/".join(path) for path, array in arrays.items() if not np.isfinite(array).all()]
+    bad = ["/".join(leaf_path) for leaf_path, a in arrays.items() if not np.isfinite(a).all()]
     if bad:
-        raise UserError(f"{directory / WEIGHTS}: NaN or infinite numbers in {', '.join(bad)}")
-    alpha = float(fields["lora_alpha"]) * (math.sqrt(rank) if fields.get("use_rslora") else 1)
+        raise UserError(f"{path}: NaN or infinite numbers in {', '.join(bad)}")
     paths = dict.fromkeys(place.path for place in places.values())
     config = LoraConfig(
-        rank=rank,
-        alpha=alpha,
-        dropout=fields.get("lora_dropout", 0.0),
+        rank=peft.rank,
+        alpha=peft.alpha,
+        dropout=peft.dropout,
         targets=f"^({'|'.join(paths)})$",
     )
     return dataclasses.replace(cfg, lora=config), unflatten_dict(arrays)
@@ -111,7 +110,8 @@ def write_adapter(
 
     Args:
       layout: a key of `weights.LAYOUTS`: the release of transformers whose names are used.
-      base_model: directory or hub id of the base, for PEFT's `base_model_name_or_path`.
+      base_model: directory or Hub id of the base, for PEFT's `base_model_name_or_path` and, of
+        `org/name@revision`, its `revision`.
 
     Raises:
       UserError: no such layout, a model without adapters.
@@ -135,11 +135,14 @@ def write_adapter(
             tensors[_tensor(name, half)] = np.ascontiguousarray(array.T)
     shapes = {name: (array.shape, array.dtype) for name, array in tensors.items()}
     write_file(directory / WEIGHTS, shapes, iter(tensors.values()))
-    alpha = cfg.lora.alpha
+    alpha, revision = cfg.lora.alpha, None
+    if base_model is not None:
+        base_model, revision = split_revision(base_model)
     write_json(directory / CONFIG, {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base_model,
+        "revision": revision,
         "r": cfg.lora.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": cfg.lora.dropout,
@@ -155,9 +158,10 @@ def write_adapter(
 
 
 def _tensor(module: str, half: str) -> str:
-    return f"base_model.model.{module}.lora_{half}.weight"
+    return f"{_PREFIX}{module}.lora_{half}.weight"
 
 
+@functools.cache
 def _places(cfg: ModelConfig, layout: str) -> dict[str, _Place]:
     """Modules of the PyTorch model by name, layers in ascending order."""
     base = dataclasses.replace(cfg, lora=None)
@@ -173,66 +177,81 @@ def _places(cfg: ModelConfig, layout: str) -> dict[str, _Place]:
     return places
 
 
-def _layout_of(tensors: Mapping[str, StoredTensor], cfg: ModelConfig) -> dict[str, _Place]:
-    """The places by the names of the layout in which most tensors have a place."""
+def _layout_of(
+    path: Path, tensors: Mapping[str, StoredTensor], cfg: ModelConfig
+) -> dict[str, _Place]:
+    """The places by the names of the layout in which most tensors have a place.
+
+    Raises:
+      UserError: no tensor has a place in any layout; it says what their names begin with instead.
+    """
     layouts = [_places(cfg, layout) for layout in weights.LAYOUTS]
     # AutoModel's class is the model without a head, and without the prefix that goes with it.
     headless = {name.removeprefix("model."): p for name, p in _places(cfg, "5").items()}
     layouts.append(headless)
-    return max(layouts, key=lambda places: sum(_tensor(name, "A") in tensors for name in places))
+
+    def matches(places: Mapping[str, _Place]) -> int:
+        return sum(_tensor(name, half) in tensors for name in places for _, half in HALVES)
+
+    best = max(layouts, key=matches)
+    if matches(best):
+        return best
+    first = next(iter(tensors.values())).name if tensors else None
+    if first is None:
+        raise UserError(f"{path}: holds no tensors")
+    for places in layouts:
+        for module in places:
+            for name, tensor in tensors.items():
+                before, found, _ = name.partition(f".{module}.lora_")
+                if found:
+                    raise UserError(
+                        f"{path}: its tensors are named {tensor.name}; the prefix "
+                        f"{before.removeprefix(_PREFIX) + '.'!r} is unknown, rename them as PEFT "
+                        f"does: {_tensor(module, 'A')}"
+                    )
+    raise UserError(
+        f"{path}: no tensor belongs to a projection of this model; the first is {first}, where "
+        f"{_tensor(next(iter(best)), 'A')} is expected: an adapter of another model?"
+    )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path.parent}: not an adapter directory (no {CONFIG})")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        kind = fields.get("peft_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    if kind != "LORA":
-        raise UserError(f"{path}: peft_type {kind!r} is not 'LORA'")
-    refused = [name for name in REFUSED if fields.get(name)]
-    if fields.get("bias") not in (None, "none"):
-        refused.append("bias")
-    if fields.get("init_lora_weights") not in INITIALISATIONS:
-        refused.append("init_lora_weights")
-    if refused:
-        values = ", ".join(f"{name} = {json.dumps(fields[name])}" for name in refused)
-        raise UserError(f"{path}: not supported: {values}")
-    wrong = [
-        name
-        for name, kinds in (("r", int), ("lora_alpha", int | float), ("target_modules", str | list))
-        if not isinstance(fields.get(name), kinds) or (name == "r" and fields["r"] < 1)
-    ]
-    if wrong:
-        raise UserError(f"{path}: no usable {', '.join(wrong)}")
-    return fields
-
-
-def _read_header(path: Path) -> dict[str, StoredTensor]:
+def _read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors by the names that PEFT gives them, whoever wrapped the model before."""
     pickle = path.with_suffix(".bin")
     if pickle.exists() and not path.exists():
-        raise UserError(f"{pickle}: a pickle, which is not read; save it as {path.name}")
-    return read_header(path)
+        raise UserError(
+            f"{pickle}: a pickle, which is not read; load it with PEFT and save it as {path.name} "
+            "with save_pretrained(..., safe_serialization=True)"
+        )
+    found: dict[str, StoredTensor] = {}
+    adapters = set()
+    for name, tensor in read_header(path).items():
+        parts = [part for part in name.split(".") if part not in _WRAPPERS]
+        while parts[:2] == ["base_model", "model"]:
+            del parts[:2]
+        if len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
+            adapters.add(parts.pop(-2))  # as in model.state_dict(): lora_A.default.weight
+        plain = _PREFIX + ".".join(parts)
+        if plain in found:
+            raise UserError(f"{path}: {found[plain].name} and {name} are the same tensor")
+        found[plain] = tensor
+        if len(adapters) > 1:
+            raise UserError(f"{path}: holds several adapters: {', '.join(sorted(adapters))}")
+    return found
 
 
-def _targeted(path: Path, fields: dict[str, Any], places: dict[str, _Place]) -> dict[str, _Place]:
+def _targeted(peft: PeftConfig, places: dict[str, _Place]) -> dict[str, _Place]:
     """The places that the adapter's `target_modules` adapts.
 
     Raises:
       UserError: none, or only some layers of a stack.
     """
-    try:
-        chosen = {
-            name: place for name, place in places.items()
-            if _names(fields["target_modules"], name)
-            and not _names(fields.get("exclude_modules"), name)
-        }  # fmt: skip
-    except re.error as error:
-        raise UserError(f"{path}: target_modules: {error}") from error
+    chosen = {name: place for name, place in places.items() if peft.adapts(name)}
     if not chosen:
-        raise UserError(f"{path}: target_modules match no projection of the model")
+        raise UserError(
+            f"{peft.path}: target_modules match no projection of the model, such as "
+            f"{next(iter(places))}"
+        )
     depth = Counter(place.path for place in places.values())
     adapted = Counter(place.path for place in chosen.values())
     partly = [
@@ -241,27 +260,23 @@ def _targeted(path: Path, fields: dict[str, Any], places: dict[str, _Place]) -> 
         if count < depth[name]
     ]
     if partly:
-        raise UserError(f"{path}: adapters of some layers only: {', '.join(partly)}")
+        raise UserError(f"{peft.path}: adapters of some layers only: {', '.join(partly)}")
     return chosen
-
-
-def _names(modules: str | list[str] | None, name: str) -> bool:
-    """PEFT's rule: an expression for the whole name, or a list of names or their last parts."""
-    if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
-    return any(name == module or name.endswith(f".{module}") for module in modules or ())
 
 
 def _check(
     path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
     problems = [f"missing: {name}" for name in expected if name not in tensors]
-    problems += [f"unexpected: {name}" for name in tensors if name not in expected]
+    problems += [
+        f"unexpected: {tensor.name}" for name, tensor in tensors.items() if name not in expected
+    ]
     for name in sorted(tensors.keys() & expected.keys()):
         tensor, shape = tensors[name], expected[name]
         if tensor.shape != shape:
-            problems.append(f"misshapen: {name} is {list(tensor.shape)}, not {list(shape)}")
+            problems.append(f"misshapen: {tensor.name} is {list(tensor.shape)}, not {list(shape)}")
         elif tensor.dtype not in DTYPES:
-            problems.append(f"{name} is {tensor.dtype}, none of {', '.join(DTYPES)}")
+            problems.append(f"{tensor.name} is {tensor.dtype}, not one of {', '.join(DTYPES)}")
     if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}")
+        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise UserError(f"{path}: {'; '.join(problems[:_LISTED])}{more}")

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import jax
 
-from gve_jax.buckets import as_path, is_bucket
+from gve_jax.base import open_base
+from gve_jax.buckets import as_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.gve import FORMATS, GVE
 from gve_jax.model.weights import LAYOUTS
-from gve_jax.pretrained import find_directory, read_json, stored_dtype
+from gve_jax.pretrained import stored_dtype
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,12 +26,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing is computed: no accelerator is needed
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise UserError(f"{args.output} exists and is not an empty directory")
-    directory = find_directory(args.input)
-    source = args.input if is_bucket(args.input) else directory
     dtype = args.dtype
-    if dtype is None and "model_type" in read_json(directory / "config.json"):
-        dtype = stored_dtype(directory)
-    model = GVE.from_pretrained(source, dtype=dtype, adapter=args.adapter, show_progress_bar=True)
+    if dtype is None:
+        base = open_base(args.input, adapter=args.adapter)
+        dtype = None if base.ours else stored_dtype(base.directory)
+    model = GVE.from_pretrained(
+        args.input, dtype=dtype, adapter=args.adapter, show_progress_bar=True
+    )
     model.save_pretrained(args.output, args.to, layout=args.layout, show_progress_bar=True)
     print(f"{args.output}: {args.to}, {model.config.param_dtype}")
 
@@ -41,8 +43,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input", required=True, help="directory of the model, or its Hub id")
-    parser.add_argument("--adapter", type=as_path, help="directory of PEFT's LoRA files to add")
+    parser.add_argument("--input", required=True, help="directory of the model, or its Hub id, "
+                        "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
+    parser.add_argument("--adapter", help="directory of PEFT's LoRA files to add, or its Hub id")
     parser.add_argument("--output", required=True, type=as_path, help="new directory to write")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"),

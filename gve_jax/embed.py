@@ -343,7 +343,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="directory of the model, or its Hub id")
+    parser.add_argument("--model", required=True, help="directory of the model, or its Hub id, "
+                        "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
     parser.add_argument("--input", required=True, type=Path, help="a JSONL file, or a folder")
     parser.add_argument("--output", required=True, type=Path, help="folder of the vectors")
     parser.add_argument("--prompt", help="instruction of items that bring none of their own")

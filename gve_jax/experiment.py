@@ -19,7 +19,7 @@ from gve_jax.adapters import write_adapter
 from gve_jax.base import open_base
 from gve_jax.buckets import as_path, is_bucket, local_copy, told
 from gve_jax.errors import UserError
-from gve_jax.files import differences, write_json
+from gve_jax.files import differences, read_json, write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
 from gve_jax.gve import GVE
 from gve_jax.inputs.batch import Buckets
@@ -37,7 +37,7 @@ from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.model import lora
 from gve_jax.model.quantize import DECODER, KINDS, quantize
 from gve_jax.patterns import assign
-from gve_jax.pretrained import COMPANIONS, check_tokens, read_json
+from gve_jax.pretrained import COMPANIONS
 from gve_jax.prober import is_scores, measure, read_scores
 from gve_jax.settings import build, check_fields, kept_fields, model_config
 from gve_jax.sharding import make_mesh, replicated
@@ -160,8 +160,8 @@ class Experiment:
                 f"model.text.vocab_size {self.model.text.vocab_size} is less than the tokenizer's "
                 f"{prompt.vocab_size} entries"
             )
-        if self.base is not None and not self.base.ours:
-            check_tokens(self.base.fields, Path(prompt.path), self.model.text.vocab_size)
+        if self.base is not None:
+            self.base.check_tokenizer(Path(prompt.path))
         if not config.export:
             raise UserError("export names no form of the trained model")
         for name in config.export:

@@ -21,8 +21,8 @@ from gve_jax.adapters import read_adapter
 from gve_jax.base import FORMAT, open_base
 from gve_jax.buckets import as_path, is_bucket
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
-from gve_jax.fingerprint import file_digest, not_finite, weights_digest
+from gve_jax.files import read_json, write_json
+from gve_jax.fingerprint import not_finite, weights_digest
 from gve_jax.inputs.batch import Buckets, default_buckets
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.isolation import Failure, Isolated
@@ -37,8 +37,9 @@ from gve_jax.learning.checkpoint import save_params
 from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Frames, Packed, make_encode
-from gve_jax.pretrained import check_tokens, copy_tokenizer, read_json, save_hf
+from gve_jax.pretrained import copy_tokenizer, save_hf
 from gve_jax.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
+from gve_jax.tokenizer import tokenizer_digest
 
 Inputs = Sequence[str | Mapping | Item]
 FORMATS = ("gve_jax", "hf")
@@ -55,7 +56,9 @@ class GVE:
         preprocess: Preprocessor,
         buckets: Buckets,
         mesh: jax.sharding.Mesh,
+        source: Mapping[str, str] | None = None,
     ):
+        self.source = source  # repository and commit on the Hub, where the weights come from there
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh
         self._isolated = Isolated(preprocess, processes=os.cpu_count() or 1)
@@ -68,7 +71,7 @@ class GVE:
         return {
             "code": __version__,
             "weights": weights_digest(self.params),
-            "tokenizer": file_digest(self.preprocess.prompt.path),
+            "tokenizer": tokenizer_digest(Path(self.preprocess.prompt.path)),
             "dtype": self.config.dtype,
             **{f"inputs.{k}": v for k, v in dataclasses.asdict(self.preprocess.spec).items()},
         }
@@ -84,6 +87,9 @@ class GVE:
         adapter: str | os.PathLike | None = None,
         limits: Limits | None = None,
         show_progress_bar: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> "GVE":
         """Loads a model of ours, or a Hugging Face checkpoint of the Qwen2.5-VL architecture.
 
@@ -94,50 +100,64 @@ class GVE:
         Args:
           directory: holds `config.json`, `tokenizer.json` and the parameters: `params/`, or one or
             many safetensors files. Or such a directory in a bucket, `gs://bucket/run/model`, or the
-            id of such a repository on the Hugging Face Hub, `Alibaba-NLP/GVE-3B`; what of it is
-            read as files is downloaded once.
+            id of such a repository on the Hugging Face Hub, `Alibaba-NLP/GVE-3B`, with a revision
+            `Alibaba-NLP/GVE-3B@main`; what of it is read as files is downloaded once.
           mesh: where it runs; all devices as data parallel when absent.
-          dtype: of parameters and activations, "bfloat16" or "float32". When absent, bfloat16 for a
-            released checkpoint, and for one of ours what it was saved with.
+          dtype: of parameters and activations, "bfloat16", "float32" or "float16". When absent,
+            what config.json records: bfloat16 for the released checkpoints, float32 for one that
+            was exported in float32.
           mrope: a regime of `gve_jax.inputs.positions`. When absent, "qwen_train" for a released
             checkpoint, and for one of ours what it was trained with.
           attention: a kernel of `gve_jax.model.attention`. When absent, "xla" for a released
             checkpoint, and for one of ours what it was saved with.
-          adapter: a directory of PEFT's LoRA files for this model; it stays apart from the weights.
+          adapter: a directory of PEFT's LoRA files for this model, local, in a bucket, or a Hub id;
+            it stays apart from the weights.
           limits: what one file or one string of encoded bytes may cost; they are decoded in
             processes of their own.
           show_progress_bar: draws one on standard error while a released checkpoint is read.
+          revision: of a Hub id: a branch, a tag or a commit; its main branch when absent. The
+            commit that was found is in `source`, which exports carry along; fingerprints depend on
+            the weights, not on where they came from.
+          token: of a private repository; when absent the one of `hf auth login` or HF_TOKEN.
+          local_files_only: takes a Hub id from the local cache and asks no network.
 
         Raises:
           UserError: no such directory or id, another format or architecture, damaged files, tensors
-            that do not fit the configuration, NaN weights, another model's tokenizer, a kernel that
-            cannot run here, an adapter of another model.
+            that do not fit the configuration, NaN weights, another model's tokenizer or weights
+            than config.json records, a kernel that cannot run here, an adapter that does not fit.
         """
-        base = open_base(directory, dtype)
+        base = open_base(
+            directory, dtype, adapter=adapter,
+            revision=revision, token=token, local_files_only=local_files_only,
+        )  # fmt: skip
         config, path = base.config, base.directory / "config.json"
         try:
             _check_dtype(config.dtype)
             config = dataclasses.replace(config, attention=attention or config.attention)
-            settings = base.fields if base.ours else base.fields.get("gve_jax")
+            settings = base.inputs()
             if settings is None:
                 spec = _paper_spec(config)
                 buckets = default_buckets(spec)
             else:
-                spec, buckets = InputSpec(**settings["inputs"]), Buckets(**settings["buckets"])
+                spec, buckets = settings
             spec = dataclasses.replace(spec, mrope=mrope or spec.mrope)
-        except (ValueError, KeyError, TypeError) as error:
-            why = f"damaged ({error})" if base.ours else error
-            raise UserError(f"{path}: {why}") from error
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
         prompt = Prompt(base.tokenizer, spec.max_length)
         mesh = mesh or make_mesh({"data": -1})
-        if not base.ours:
-            check_tokens(base.fields, base.tokenizer, config.text.vocab_size)
+        base.check_tokenizer(base.tokenizer)
         params = base.load(config, mesh, show=show_progress_bar)
         if adapter is not None:
             config, params = _attach(adapter, config, params, mesh)
         if bad := not_finite(params):
             raise UserError(f"{base.directory}: NaN or infinite numbers in {', '.join(bad)}")
-        return cls(config, params, Preprocessor(prompt, spec, limits), buckets, mesh)
+        source = base.source
+        if adapter is not None and source is not None:
+            source = {**source, "adapter": os.fspath(adapter)}
+        made = cls(config, params, Preprocessor(prompt, spec, limits), buckets, mesh, source)
+        if adapter is None and base.ours:
+            base.check_weights(made.fingerprint["weights"])
+        return made
 
     def save_pretrained(
         self,
@@ -167,9 +187,11 @@ class GVE:
         settings = {
             "inputs": dataclasses.asdict(self.preprocess.spec),
             "buckets": dataclasses.asdict(self.buckets),
+            "source": self.source,
         }
         tokenizer = Path(self.preprocess.prompt.path)
         if format == "hf":
+            settings["tokenizer"] = tokenizer_digest(tokenizer)
             save_hf(
                 directory, self.config, self.params, tokenizer,
                 layout=layout, extra={"gve_jax": settings}, show=show_progress_bar,
@@ -180,8 +202,8 @@ class GVE:
         elif jax.process_index() == 0:
             # There the parameters are replaced in place: unsealed from here to the end.
             (directory / "config.json").unlink(missing_ok=True)
-        save_params(directory / "params", self.params)
-        text = {"format": FORMAT, "model": self.config.to_dict(), **settings}
+        digest = save_params(directory / "params", self.params)
+        text = {"format": FORMAT, "model": self.config.to_dict(), "params": digest, **settings}
         text["fingerprint"] = self.fingerprint  # every process takes part in it
         if jax.process_index() == 0:
             copy_tokenizer(tokenizer, directory)
@@ -199,7 +221,9 @@ class GVE:
         """
         spec = dataclasses.replace(self.preprocess.spec, **changes)
         preprocess = Preprocessor(self.preprocess.prompt, spec, self.preprocess.limits)
-        made = GVE(self.config, self.params, preprocess, default_buckets(spec), self.mesh)
+        made = GVE(
+            self.config, self.params, preprocess, default_buckets(spec), self.mesh, self.source
+        )
         # The weights are those of `self`: they need not be hashed again.
         inputs = {f"inputs.{name}": value for name, value in dataclasses.asdict(spec).items()}
         made.fingerprint = {**self.fingerprint, **inputs}

@@ -188,7 +188,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--pairs", required=True, type=Path, help="a directory of training pairs")
     add("--output", required=True, type=Path, help="the directory of pairs to make")
-    add("--model", help="the prober: a model's directory, or its Hub id")
+    add("--model", help="the prober: a model's directory, or its Hub id (@REVISION)")
     add("--corpus", type=Path, help="pairs, a folder or a JSONL file; the pairs' own positives")
     add("--queries-vectors", type=Path, help="made before, ids SOURCE/PAIR")
     add("--positives-vectors", type=Path, help="made before, ids SOURCE/PAIR")

@@ -1,4 +1,4 @@
-"""Directories of Hugging Face checkpoints: read into shardings, written as streams, fetched by id.
+"""Directories of Hugging Face checkpoints: read into shardings, written as streams.
 
 Reading holds the parameters and a few megabytes: each tensor is read once, block by block, straight
 into the buffers of the shards that need it here. Writing holds one tensor.
@@ -7,9 +7,7 @@ into the buffers of the shards that need it here. Writing holds one tensor.
 import contextlib
 import functools
 import itertools
-import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,93 +19,41 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.console import Console
 from rich.progress import track
-from tokenizers import Tokenizer
 
-from gve_jax.buckets import as_path, is_bucket, local_copy
+from gve_jax.buckets import is_bucket
 from gve_jax.errors import UserError
-from gve_jax.files import write_json, write_whole
+from gve_jax.files import read_json, write_json, write_whole
+from gve_jax.hub import ADAPTER_CONFIG, why_no_weights
 from gve_jax.model import hf_config, lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
 from gve_jax.model.weights import LAYOUTS, Source, match_names, sources
 from gve_jax.safetensors import DTYPES, Part, StoredTensor, read_header, write_file
 from gve_jax.sharding import param_shardings, replicated
+from gve_jax.tokenizer import token_ids
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What may lie beside the weights and is carried along unread: for those who use transformers.
+# What may lie beside the weights and is carried along: for those who use transformers.
 COMPANIONS = (
     "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template.json", "chat_template.jinja",
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
     "generation_config.json",
 )  # fmt: skip
-TOKENS = {  # fields of config.json whose ids the tokenizer decides
-    "bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>",
-    "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
-    "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
-}  # fmt: skip
+# What of a model is fetched, out of a bucket or from the Hub: no code, no pickles.
+FETCHED = ("config.json", "tokenizer.json", "*.safetensors", INDEX, ADAPTER_CONFIG, *COMPANIONS)
 _LISTED = 20  # of all that is wrong with a checkpoint
 _ALIGNED = 64  # bytes: JAX takes such a buffer over on a CPU; any other it copies
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-def find_directory(name: str | os.PathLike) -> Path:
-    """The directory of that name; of a Hub id (`org/name`) the one it was downloaded to, of one in
-    a bucket likewise, without the folders in it.
-
-    Raises:
-      UserError: neither a directory nor an id that can be fetched.
-    """
-    patterns = ["config.json", "tokenizer.json", "*.safetensors", INDEX, *COMPANIONS]
-    if is_bucket(name):
-        return local_copy(as_path(name), patterns)
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return directory
-    if not (isinstance(name, str) and _HUB_ID.fullmatch(name)):
-        raise UserError(f"{name}: no such directory")
-    import huggingface_hub  # half a second that only ids need
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # of the Hub's, of its HTTP client's, of the disk's: no common base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{name}: no such directory, and the Hugging Face Hub does not give it ({reason})"
-        ) from error
-
-
-def read_json(path: Path) -> dict:
-    """Raises UserError, naming the file, unless it holds a JSON object."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: damaged (not an object)")
-    return fields
-
-
-def check_tokens(fields: Mapping, tokenizer: Path, vocab_size: int) -> None:
-    """Raises UserError when a tokenizer is not the one that a config.json was written for."""
-    vocabulary = Tokenizer.from_file(str(tokenizer))
-    if vocabulary.get_vocab_size() > vocab_size:
-        raise UserError(f"{tokenizer}: {vocabulary.get_vocab_size()} entries are more than the "
-                        f"model's {vocab_size}")  # fmt: skip
-    for field in ("image_token_id", "video_token_id", "vision_start_token_id"):
-        here, there = vocabulary.token_to_id(TOKENS[field]), fields.get(field)
-        if there is not None and there != here:
-            raise UserError(f"{tokenizer}: {TOKENS[field]} is {here}; config.json says {there}")
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint of one or many files, by name; only headers are read.
 
     Raises:
-      UserError: no safetensors here, a file of the index missing, a damaged file.
+      UserError: no safetensors here, files of the index missing, a damaged file, a tensor in two
+        files or in another one than the index says.
     """
+    entries: dict = {}
     if (directory / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif (directory / INDEX).is_file():
@@ -115,17 +61,31 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
         if not isinstance(entries, dict) or not entries:
             raise UserError(f"{directory / INDEX}: damaged (no weight_map)")
         files = sorted(set(map(str, entries.values())))
+        for name in files:
+            if Path(name).name != name:
+                raise UserError(f"{directory / INDEX}: {name!r} is not a file name")
+        if missing := [name for name in files if not (directory / name).is_file()]:
+            raise UserError(
+                f"{directory / INDEX}: names {len(missing)} of {len(files)} files that are not "
+                f"there: {_list(missing)}; download them again"
+            )
     else:
-        raise UserError(f"{directory}: neither {WEIGHTS} nor {INDEX}")
+        raise UserError(f"{directory}: neither {WEIGHTS} nor {INDEX}{why_no_weights(directory)}")
     found: dict[str, StoredTensor] = {}
     for name in files:
-        if Path(name).name != name:
-            raise UserError(f"{directory / INDEX}: {name!r} is not a file name")
         tensors = read_header(directory / name)
         if twice := sorted(found.keys() & tensors.keys()):
             raise UserError(f"{directory / name}: holds {twice[0]}, as {found[twice[0]].path} does")
         found |= tensors
+    for name, file in entries.items():
+        if name not in found or found[name].path.name != file:
+            raise UserError(f"{directory / INDEX}: says that {name} is in {file}, which lacks it")
     return found
+
+
+def _list(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def stored_dtype(directory: Path) -> str:
@@ -344,12 +304,6 @@ def copy_tokenizer(tokenizer: Path, directory: Path) -> None:
             write_whole(target, lambda file, source=source: file.write(source.read_bytes()))
         elif not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)
-
-
-def token_ids(tokenizer: Path) -> dict[str, int]:
-    """The ids that a config.json states, by its fields."""
-    vocabulary = Tokenizer.from_file(str(tokenizer))
-    return {field: vocabulary.token_to_id(token) for field, token in TOKENS.items()}
 
 
 def _track(names, label: str, show: bool):

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.files import write_whole
+from gve_jax.files import check_lfs_pointer, parse_json, write_whole
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -28,6 +28,14 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _BLOCK = 1 << 20  # bytes read at a time: what is transposed stays in a core's cache
+# What people save under the name, by its first bytes.
+_OTHERS = {
+    b"PK\x03\x04": "a pickle of PyTorch, which is not read",
+    b"\x80\x02": "a pickle, which is not read",
+    b"GGUF": "a GGUF file, which is not read",
+    b"<": "a web page",
+    b"{": "a JSON file",
+}
 _PIECE = 1 << 24  # bytes written at a time: a bucket's client copies what it is given
 
 
@@ -103,15 +111,20 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(64)
+            length = int.from_bytes(start[:8], "little")
             if size < 8 or not 2 <= length <= _MAX_HEADER:
-                raise UserError(f"{path}: not a safetensors file, or a damaged one")
+                raise UserError(
+                    f"{path}: {_other_format(start, path) or 'not a safetensors file, or damaged'}"
+                )
             if size < 8 + length:
-                raise UserError(f"{path}: truncated, {size} bytes with a header of {length}")
-            header = json.loads(file.read(length))
+                cut = f"truncated, {size} bytes with a header of {length}"
+                raise UserError(f"{path}: {_other_format(start, path) or cut}")
+            file.seek(8)
+            header = parse_json(file.read(length))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its header is damaged ({error})") from error
     try:
         header.pop("__metadata__", None)
@@ -119,6 +132,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = entry["data_offsets"]
             shape, dtype = tuple(entry["shape"]), entry["dtype"]
+            if not all(type(number) is int for number in (start, end, *shape)):
+                raise UserError(f"{path}: the sizes of {name} are not whole numbers")
             if start != at or end < start or not all(n >= 0 for n in shape):
                 raise UserError(f"{path}: the header places {name} at bytes {start}..{end}, "
                                 f"not from {at} on")  # fmt: skip
@@ -133,6 +148,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         kind = "truncated" if size < 8 + length + at else "too long"
         raise UserError(f"{path}: {kind}, {size} bytes instead of {8 + length + at}")
     return tensors
+
+
+def _other_format(start: bytes, path: Path) -> str:
+    """What a file is that begins with `start`, if it is something else that people save so."""
+    check_lfs_pointer(start, path)
+    if not start:
+        return "not a safetensors file: it is empty"
+    for magic, kind in _OTHERS.items():
+        if start.startswith(magic):
+            return f"not a safetensors file but {kind}"
+    return ""
 
 
 def write_file(

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from gve_jax.adapters import CONFIG, WEIGHTS, read_adapter, write_adapter
+from gve_jax.adapters import WEIGHTS, read_adapter, write_adapter
 from gve_jax.errors import UserError
 from gve_jax.model import lora
 from gve_jax.model.config import LoraConfig
 from gve_jax.model.embedder import init_params, make_embed
+from gve_jax.peft_config import CONFIG
 from gve_jax.safetensors import Part, read_header, write_file
 from tests.goldens import lora as golden
 from tests.model import embedder_test
 from tests.model.embedder_test import BUCKET, CFG, ROWS, cosine, make_batch
+from tests.situations import situation
 
 NUMBERS = np.load(Path(golden.__file__).with_suffix(".npz"))
 BATCH = make_batch(ROWS, BUCKET)
@@ -59,6 +61,8 @@ def edit(directory, **fields):
 
 
 @pytest.mark.parametrize("case", golden.CASES)
+@situation("Models and checkpoints", "a LoRA adapter that PEFT saved",
+           "PEFT's own vectors, merged or apart", since="0.1.0")  # fmt: skip
 def test_pefts_adapter_gives_pefts_vectors(pefts, base_params, case):
     cfg, adapters = read_adapter(pefts(case), CFG)
     vectors = np.asarray(jax.jit(make_embed(cfg))(lora.join(base_params, adapters), BATCH))
@@ -110,6 +114,12 @@ def test_what_we_write_is_what_peft_wrote(pefts, tmp_path, case):
 
 @pytest.mark.parametrize("layout", ["4.49", "5"])
 @pytest.mark.parametrize("case", golden.CASES)
+@situation(
+    "Models and checkpoints",
+    "an adapter trained with transformers 4.49, or with 4.52 and later",
+    "read by either naming of the modules, and written in either",
+    since="0.1.0",
+)  # fmt: skip
 def test_every_layout_reads_back(pefts, tmp_path, layout, case):
     cfg, adapters = read_adapter(pefts(case), CFG)
     write_adapter(tmp_path / "ours", lora.join({"extra": 0}, adapters), cfg, layout=layout)
@@ -122,6 +132,8 @@ def test_every_layout_reads_back(pefts, tmp_path, layout, case):
     jax.tree.map(np.testing.assert_array_equal, tree, adapters)
 
 
+@situation("Models and checkpoints", "an adapter trained on AutoModel (no head)",
+           "read", since="0.1.0")  # fmt: skip
 def test_an_adapter_of_automodels_class_is_read(pefts):
     """It has no head, and its modules no `model.` before their names."""
     directory = pefts("names")
@@ -176,6 +188,12 @@ def test_a_config_that_cannot_be_used_is_an_error(pefts, fields, message):
         read_adapter(directory, CFG)
 
 
+@situation(
+    "Models and checkpoints",
+    "an adapter of another rank, or with tensors missing or left over",
+    "refused; the tensors are listed",
+    since="0.1.0",
+)  # fmt: skip
 def test_tensors_that_do_not_fit_are_listed_all_together(pefts):
     directory = pefts("paper")
     tensors = tensors_of(directory)
@@ -218,6 +236,8 @@ def test_files_that_are_missing_or_damaged_are_errors(pefts, tmp_path):
         read_adapter(directory, CFG)
 
 
+@situation("Models and checkpoints", "an adapter saved in bfloat16",
+           "read, and kept in float32", since="0.1.0")  # fmt: skip
 def test_a_bfloat16_adapter_is_read_as_float32(pefts):
     import ml_dtypes
 

@@ -20,6 +20,7 @@ from gve_jax.model import lora
 from gve_jax.model.config import LoraConfig
 from gve_jax.model.embedder import init_params
 from tests import checkpoints
+from tests.situations import situation
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -92,6 +93,8 @@ def test_input_settings_come_along_both_ways(released, tmp_path):
     assert again.fingerprint == ours.fingerprint == model.fingerprint
 
 
+@situation("Models and checkpoints", "an adapter merged by `gve_jax.convert --adapter`",
+           "the vectors of base and adapter apart", since="0.1.0")  # fmt: skip
 def test_an_adapter_comes_along_and_is_merged_by_convert(released, model, vectors, tmp_path):
     config = dataclasses.replace(model.config, lora=LoraConfig(rank=2, alpha=3.0))
     adapters = lora.split(init_params(config, 1)[1])[1]
@@ -119,6 +122,12 @@ def test_a_kernel_that_cannot_run_here_is_an_error(released):
         GVE.from_pretrained(released, attention="cudnn")
 
 
+@situation(
+    "Models and checkpoints",
+    "a model saved into a folder that holds one of the other format",
+    "refused",
+    since="0.1.0",
+)  # fmt: skip
 def test_two_formats_are_not_mixed_in_one_directory(model, tmp_path):
     model.save_pretrained(tmp_path, format="hf")
     with pytest.raises(UserError, match="another format"):
@@ -146,7 +155,7 @@ def _config(directory, **fields):
     (lambda d: _config(d, image_token_id=5), "image_pad"),
     (lambda d: _config(d, gve_jax={"inputs": {"frames": 8}}), "frames"),
     (lambda d: _config(d, gve_jax={"inputs": {}}), "buckets"),
-    (lambda d: _config(d, gve_jax=3), "config.json: 'int'"),
+    (lambda d: _config(d, gve_jax=3), "config.json: gve_jax is 3, not an object"),
     (lambda d: (d / "config.json").write_text("[]"), "not an object"),
     (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
     (lambda d: (d / "model.safetensors").write_bytes(b"\x08"), "model.safetensors"),
@@ -156,6 +165,8 @@ def _config(directory, **fields):
     (lambda d: _weights(d, lambda w: w["visual.blocks.1.attn.proj.weight"].__setitem__(0, np.inf)),
      "NaN or infinite numbers in visual/blocks/attn/proj/kernel$"),
 ])  # fmt: skip
+@situation("Models and checkpoints", "weights with NaN or infinite numbers",
+           "refused; the parameter is named", since="0.1.0")  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path, damage, named):
     directory = checkpoints.write(tmp_path / "hf")
     damage(directory)

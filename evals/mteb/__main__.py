@@ -55,7 +55,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="directory of the model, or its Hub id")
+    parser.add_argument("--model", required=True, help="directory of the model, or its Hub id, "
+                        "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
     parser.add_argument("--name", help="organisation/model, for MTEB")
     parser.add_argument("--data", required=True, type=Path,
                         help="directory that holds UVRB/, or the archives")  # fmt: skip

@@ -30,9 +30,10 @@ from gve_jax.files import write_json
 from gve_jax.model import hf_config
 from gve_jax.model.embedder import init_params
 from gve_jax.model.weights import sources
-from gve_jax.pretrained import INDEX, token_ids
+from gve_jax.pretrained import INDEX
 from gve_jax.safetensors import write_file
 from gve_jax.sharding import make_mesh
+from gve_jax.tokenizer import token_ids
 
 SIZES = {"3b": GVE_3B, "small": with_layers(GVE_3B, 2, 1)}
 

@@ -47,8 +47,9 @@ def task_name(name: str) -> str:
 
 def model_name(model: str) -> str:
     """`organisation/model`, as mteb wants it: an id of the Hub as it is, a directory by name."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists():
-        return model
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@[\w./-]+)?", model)
+    if match and not Path(model).exists():
+        return match[1]
     path = Path(model).absolute()
     # `.../GVE-3B/model` is what training writes: its own folder says more.
     last = path.parent.name + "-model" if path.name == "model" and path.parent.name else path.name

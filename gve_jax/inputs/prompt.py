@@ -3,9 +3,8 @@
 import os
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
-
 from gve_jax.errors import UserError
+from gve_jax.tokenizer import open_tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -25,15 +24,10 @@ class Prompt:
 
     def __init__(self, path: str | os.PathLike, max_length: int):
         self.path, self.max_length = os.fspath(path), max_length
-        if not os.path.isfile(self.path):
-            raise UserError(f"{self.path}: no such tokenizer file")
-        try:
-            self._tokenizer = Tokenizer.from_file(self.path)
-            # A file may bring both along; they would cut a visual, or move the end token.
-            self._tokenizer.no_truncation()
-            self._tokenizer.no_padding()
-        except Exception as error:  # tokenizers raises bare Exception
-            raise UserError(f"{self.path}: not a tokenizer file ({error})") from error
+        self._tokenizer = open_tokenizer(self.path)
+        # A file may bring both along; they would cut a visual, or move the end token.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         ids = {token: self._tokenizer.token_to_id(token) for token in SPECIALS}
         missing = [token for token, index in ids.items() if index is None]
         if missing:
@@ -48,7 +42,8 @@ class Prompt:
 
     @property
     def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size()
+        """Embeddings that the ids of this tokenizer need: its greatest id, and one."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def ids(
         self, text: str, instruction: str, video_tokens: int, image_tokens: int

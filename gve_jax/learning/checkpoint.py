@@ -8,6 +8,7 @@ derive keys from the step.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -191,9 +192,11 @@ class Checkpoints:
         )
 
 
-def save_params(directory: epath.PathLike, params: Any) -> None:
+def save_params(directory: epath.PathLike, params: Any) -> str:
     """Writes a pytree of arrays; what is at `directory` is replaced once the new one is whole. In a
     bucket, where no folder can be renamed at once, it is removed first.
+
+    Returns a digest of their checksums, for `load_params` to tell them from others.
 
     Raises UserError naming the directory if it cannot be written (full disk, no permission).
     """
@@ -204,8 +207,8 @@ def save_params(directory: epath.PathLike, params: Any) -> None:
     fresh = target.with_name(f"{target.name}.new") if renamed else target
     try:
         with _context():
-            sums = {"checksums": _checksums(params)}
-            ocp.save(fresh, params, overwrite=True, custom_metadata=sums)
+            sums = _checksums(params)
+            ocp.save(fresh, params, overwrite=True, custom_metadata={"checksums": sums})
         if renamed and jax.process_index() == 0:
             _rename(fresh, target)
     except Exception as error:
@@ -215,13 +218,15 @@ def save_params(directory: epath.PathLike, params: Any) -> None:
                     part.rmtree()
         raise UserError(f"cannot save parameters in {target}: {_reason(error)}") from error
     multihost_utils.sync_global_devices("gve_jax: parameters saved")
+    return _digest(sums)
 
 
-def load_params(directory: epath.PathLike, abstract_params: Any) -> Any:
+def load_params(directory: epath.PathLike, abstract_params: Any, digest: str | None = None) -> Any:
     """Reads what `save_params` wrote, as the dtypes and shardings of `abstract_params`.
 
-    Raises UserError naming the directory if it is missing, damaged, or has other arrays. Checksums
-    are compared where the dtype asked for is the dtype stored.
+    Raises UserError naming the directory if it is missing, damaged, has other arrays, or is not
+    what `save_params` returned `digest` of. Checksums are compared where the dtype asked for is the
+    dtype stored.
     """
     _hush_orbax()
     path = _absolute(directory)
@@ -233,6 +238,8 @@ def load_params(directory: epath.PathLike, abstract_params: Any) -> Any:
         sums = (found.custom_metadata or {}).get("checksums")
         if found.metadata is None or sums is None:
             raise _DamagedError("its metadata cannot be read")
+        if digest is not None and _digest(sums) != digest:
+            raise UserError(f"the parameters at {path} are of another model than its config.json")
         saved, wanted = _check_arrays(path, found.metadata, abstract_params, dtypes=False)
         with _damage():
             params = ocp.load(path, abstract_params)
@@ -290,6 +297,10 @@ def _checksums(tree: Any) -> dict[str, int]:
     leaves = _leaves(tree)
     sums = jax.device_get(_sums_of_bits(list(leaves.values())))
     return dict(zip(leaves, map(int, sums), strict=True))
+
+
+def _digest(sums: dict[str, int]) -> str:
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @jax.jit

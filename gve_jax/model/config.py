@@ -115,6 +115,11 @@ class ModelConfig:
 
     def __post_init__(self):
         v, t = self.vision, self.text
+        for part, cfg in (("vision", v), ("text", t)):
+            for field in dataclasses.fields(cfg):
+                value = getattr(cfg, field.name)
+                if not isinstance(value, tuple):
+                    _require(value > 0, f"{part}.{field.name}", "positive")
         for name in ("remat_vision", "remat_text"):
             _require(getattr(self, name) in REMAT, name, f"one of {', '.join(REMAT)}")
         _require(v.hidden_size % v.num_heads == 0, "vision.hidden_size", "a multiple of num_heads")

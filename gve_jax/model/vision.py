@@ -12,14 +12,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from gve_jax.model import rope
+from gve_jax.model import hf_config, rope
 from gve_jax.model.attention import attend
 from gve_jax.model.config import VisionConfig
 from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, by_rows, permute, scan_layers, stack
 
-# CLIP's pixel statistics, as in Qwen2.5-VL's preprocessor_config.json.
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+MEAN, STD = np.array(hf_config.MEAN, np.float32), np.array(hf_config.STD, np.float32)
 
 
 class Attention(nnx.Module):

@@ -138,6 +138,7 @@ def test_files_for_mteb(data, tmp_path):
 
 def test_names_for_mteb(tmp_path, monkeypatch):
     assert model_name("Alibaba-NLP/GVE-3B") == "Alibaba-NLP/GVE-3B"
+    assert model_name("Alibaba-NLP/GVE-3B@main") == "Alibaba-NLP/GVE-3B"
     assert model_name("runs/quick start/model") == "local/quick_start-model"
     assert model_name("/x/GVE-3B") == "local/GVE-3B"
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,11 @@ CASES = {
         r=3, lora_alpha=6, use_rslora=True, exclude_modules=["model.visual.merger.mlp.2"],
         target_modules=["q_proj", "o_proj", "gate_proj", "down_proj", "qkv", "mlp.0", "mlp.2"],
     ),
+    # Everything but the tower; PEFT turns fan_in_fan_out off for nn.Linear.
+    "linear": dict(
+        r=2, lora_alpha=3, target_modules="all-linear", exclude_modules=r"model\.visual\..*",
+        fan_in_fan_out=True, init_lora_weights="orthogonal",
+    ),
 }  # fmt: skip
 
 
@@ -66,6 +71,10 @@ def main():
                 value.data = torch.from_numpy(drawn)
         with tempfile.TemporaryDirectory() as directory:
             adapted.save_pretrained(directory)
+            out[f"{case}/modules"] = np.array(sorted({
+                name.partition(".lora_A")[0].removeprefix("base_model.model.")
+                for name, _ in adapted.named_parameters() if ".lora_A" in name
+            }))  # fmt: skip
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 data = (pathlib.Path(directory) / name).read_bytes()
                 out[f"{case}/{name}"] = np.frombuffer(data, np.uint8)
