@@ -295,7 +295,7 @@ class GVE:
         """
 
         def record(index: int, item: Item, failed: Failure):
-            quarantine.record(**failure(ids[index], item, failed.reason, failed.seconds))
+            quarantine.record(**failure(ids[index], item, *dataclasses.astuple(failed)))
 
         vectors, valid = self._run(inputs, prompt, batch_size, show_progress_bar, record)
         return _unit(vectors), valid

@@ -168,7 +168,7 @@ async def make_part(number: int, entries: Sequence[Entry], shop: Workshop, parts
         if isinstance(seen, Failure):
             reject(entry, "decoded", "unreadable video", seen.reason)
             item = Item(video=entry.video)
-            quarantined.append(failure(entry.id, item, seen.reason, seen.seconds))
+            quarantined.append(failure(entry.id, item, *dataclasses.astuple(seen)))
         elif isinstance(seen, Reject):
             reject(entry, "decoded", seen.reason, seen.detail)
         else:
@@ -219,7 +219,8 @@ def _look(entry: Entry, shop: Workshop):
     try:
         data = entry.data()
     except OSError as error:
-        return Failure(f"{entry.name}: {error.strerror}", time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Failure(f"{entry.name}: {error.strerror}", seconds, retry=True)
     if len(data) > rules.most_bytes:
         return Reject("file too large", f"{len(data)} bytes")
     clip: Clip | Failure = shop.decoder.whole(data)

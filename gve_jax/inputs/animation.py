@@ -6,7 +6,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import load_image
 from gve_jax.inputs.sampling import Sampling, Timeline, sample
@@ -48,9 +48,9 @@ def _load(image, name: str, sampling: Sampling, limits: Limits):
         raise MediaError(f"{name}: not a readable video (a picture without motion; give it as an "
                          "image)")  # fmt: skip
     if total > limits.frames:
-        raise MediaError(f"{name}: {total} frames are above the limit of {limits.frames}")
+        raise LimitError(f"{name}: {total} frames are above the limit of {limits.frames}")
     if image.width * image.height > limits.frame_pixels:
-        raise MediaError(f"{name}: frames of {image.width} x {image.height} are above the limit of "
+        raise LimitError(f"{name}: frames of {image.width} x {image.height} are above the limit of "
                          f"{limits.frame_pixels} pixels")  # fmt: skip
     lengths = []
     for number in range(total):
@@ -61,7 +61,7 @@ def _load(image, name: str, sampling: Sampling, limits: Limits):
         lengths.append(seconds if seconds > _SHORTEST else _USUAL)
     times = np.concatenate([[0.0], np.cumsum(lengths)])
     if times[-1] > limits.duration:
-        raise MediaError(f"{name}: {times[-1]:.0f} s are above the limit of {limits.duration:g} s")
+        raise LimitError(f"{name}: {times[-1]:.0f} s are above the limit of {limits.duration:g} s")
     even = max(lengths) == min(lengths)
     rate = 1 / lengths[0] if even else float(total / times[-1])
     indices, fps = sample(sampling, Timeline(total, rate, None if even else times), name)

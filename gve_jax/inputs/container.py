@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from gve_jax.inputs import mp4
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.sampling import Timeline
 
@@ -65,7 +65,7 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
         _check_segment(file, name)
         with av.open(file, mode="r", options=_OPEN) as container:
             if len(container.streams) > limits.streams:
-                raise MediaError(f"{name}: {len(container.streams)} streams are above the limit of "
+                raise LimitError(f"{name}: {len(container.streams)} streams are above the limit of "
                                  f"{limits.streams}")  # fmt: skip
             stream = _pick(container, name)
             check_size(stream.width, stream.height, name, limits)
@@ -76,7 +76,7 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
 
 def check_size(width: int, height: int, name: str, limits: Limits) -> None:
     if width * height > limits.frame_pixels:
-        raise MediaError(f"{name}: frames of {width} x {height} are above the limit of "
+        raise LimitError(f"{name}: frames of {width} x {height} are above the limit of "
                          f"{limits.frame_pixels} pixels")  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _listed(container, stream, file, name: str, limits: Limits):
     an edit list or fragments make it more than a table."""
     entries = stream.index_entries
     if len(entries) > limits.frames:
-        raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
+        raise LimitError(f"{name}: more frames than the limit of {limits.frames}")
     offsets = mp4.composition_offsets(file, stream.id, len(entries)) if len(entries) else None
     if offsets is None:
         return None
@@ -169,7 +169,7 @@ def _read(container, stream, name: str, limits: Limits):
             not packet.is_discard and not hidden,
         ))  # fmt: skip
         if len(rows) > limits.frames:
-            raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
+            raise LimitError(f"{name}: more frames than the limit of {limits.frames}")
     return rows, last
 
 
@@ -223,7 +223,7 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
         begins = np.append(begins, begins[-1] + (final or begins[-1] / (total - 1)))
         rate = total / float(begins[-1])
     if total / rate > limits.duration:
-        raise MediaError(f"{name}: {total / rate:.0f} s are above the limit of "
+        raise LimitError(f"{name}: {total / rate:.0f} s are above the limit of "
                          f"{limits.duration:g} s")  # fmt: skip
     return Timeline(total, rate, None if even else begins)
 

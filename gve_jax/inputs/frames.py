@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import load_image
 from gve_jax.inputs.sampling import Sampling, Timeline, sample
@@ -35,9 +35,9 @@ def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
     if total == 0:
         raise MediaError("a video of no frame" if name.startswith("<") else f"{name}: no frame")
     if total > limits.frames:
-        raise MediaError(f"{name}: {total} frames are above the limit of {limits.frames}")
+        raise LimitError(f"{name}: {total} frames are above the limit of {limits.frames}")
     if total / rate > limits.duration:
-        raise MediaError(f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} "
+        raise LimitError(f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} "
                          f"s")  # fmt: skip
     indices, fps = sample(sampling, Timeline(total, rate), name)
     pictures = [load_image(source[i], limits.frame_pixels) for i in indices]

@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import MediaError, RetryableMediaError
 from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
-from gve_jax.inputs.wire import MAX_HEADER, OUT_OF_MEMORY, PREFIX, pack, pack_item
+from gve_jax.inputs.wire import MAX_HEADER, OUT_OF_MEMORY, PREFIX, pack, pack_item, paths
 
 WORKER = "gve_jax.inputs.worker"
 START = 120.0  # seconds a process may take to load its libraries
@@ -39,14 +39,19 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
 _REASON = 500  # characters
+# Signals of a crash, which a file causes again. Whatever else ends a process may pass: a machine
+# that is short of memory (libraries exit then), a scheduler, a disk that went away.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why an item has no row, and the seconds that were spent on it."""
+    """Why an item has no row, the seconds that were spent on it, and whether trying again may
+    succeed (see `MediaError`)."""
 
     reason: str
     seconds: float
+    retry: bool = False
 
 
 class Isolated:
@@ -144,7 +149,7 @@ class Isolated:
         try:
             row = self(item)
         except MediaError as error:
-            return Failure(str(error), time.perf_counter() - began)
+            return Failure(str(error), time.perf_counter() - began, error.retry)
         try:
             if fit:
                 fit([row])
@@ -167,7 +172,8 @@ class Isolated:
                 worker.kill()
                 if worker.served and loss.again:
                     continue
-                raise MediaError(f"{_name(item)}: {loss}") from None
+                kind = RetryableMediaError if loss.retry else MediaError
+                raise kind(f"{_name(item)}: {loss}") from None
             except BaseException:
                 worker.kill()  # interrupted half-way: what it sends next answers no one
                 raise
@@ -175,16 +181,18 @@ class Isolated:
             self._idle.append(worker)
             if "error" in header:
                 text = _line(header["error"])
-                raise MediaError(text if header.get("named") else f"{_name(item)}: {text}")
+                kind = RetryableMediaError if header.get("retry") else MediaError
+                raise kind(text if header.get("named") else f"{_name(item)}: {text}")
             return visuals
 
 
 class _Lost(Exception):
-    """A worker that is of no more use, and why; `again` where it may not be this item's fault."""
+    """A worker that is of no more use, and why; `again` where it may not be this item's fault.
+    `retry` where a later run may succeed."""
 
-    def __init__(self, reason: str, again: bool = True):
+    def __init__(self, reason: str, again: bool = True, retry: bool = False):
         super().__init__(reason)
-        self.again = again
+        self.again, self.retry = again, retry
 
 
 class _Worker:
@@ -230,7 +238,7 @@ class _Worker:
         """The answer's header and body; `_Lost` if there is none in time, or no sane one."""
         deadline = time.monotonic() + self._limits.seconds
         request = {"item": fields}
-        if not all(map(os.path.isabs, _paths(fields))):
+        if not all(map(os.path.isabs, paths(fields))):
             request["folder"] = os.getcwd()  # may have changed since the process was started
         self._send([pack(request, sum(map(len, buffers))), *buffers], deadline)
         header, body = self._receive(deadline)
@@ -314,10 +322,13 @@ class _Worker:
 
     def _too_slow(self) -> _Lost:
         seconds = self._limits.seconds
-        return _Lost(f"not decoded in {seconds:g} seconds (limits.seconds)", again=False)
+        return _Lost(
+            f"not decoded in {seconds:g} seconds (limits.seconds)", again=False, retry=True
+        )
 
     def _out_of_memory(self) -> _Lost:
-        return _Lost(f"needs more memory than {self._limits.memory} bytes (limits.memory)")
+        reason = f"needs more memory than {self._limits.memory} bytes (limits.memory)"
+        return _Lost(reason, retry=True)
 
     def _died(self) -> _Lost:
         try:
@@ -334,7 +345,8 @@ class _Worker:
             how = f"died of signal {-status}"
         self._messages.seek(max(0, self._messages.seek(0, os.SEEK_END) - 4096))
         last = self._messages.read().decode(errors="replace").strip().split("\n")[-1]
-        return _Lost(f"its process {how}" + (f": {_line(last)}" if last else ""))
+        reason = f"its process {how}" + (f": {_line(last)}" if last else "")
+        return _Lost(reason, retry=-status not in _CRASHES)
 
 
 def is_untrusted(item: Item) -> bool:
@@ -379,12 +391,6 @@ def _visuals(header: dict, body: np.ndarray, spec: InputSpec, count: int) -> lis
 def _most_bytes(spec: InputSpec) -> int:
     """Of the patches of one item: each `merge**2` of them are a token."""
     return spec.max_length * spec.merge**2 * 3 * spec.temporal * spec.patch_size**2
-
-
-def _paths(fields: dict) -> list[str]:
-    media = [fields["image"], fields["video"]]
-    media = [one for medium in media if medium for one in medium.get("list", [medium])]
-    return [one["path"] for one in media if "path" in one]
 
 
 def _name(item: Item) -> str:

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.layout import Layout
 
@@ -122,7 +122,7 @@ def load_image(source, most_pixels: float = math.inf) -> np.ndarray:
         # None is how Pillow's users lift its limit.
         limit = min(Image.MAX_IMAGE_PIXELS or math.inf, most_pixels)
         if image.width * image.height > limit:
-            raise MediaError(f"{name}: {image.width} x {image.height} pixels is above the limit "
+            raise LimitError(f"{name}: {image.width} x {image.height} pixels is above the limit "
                              f"of {limit}")  # fmt: skip
         if image.mode in _DEEP_MODES:
             raise MediaError(f"{name}: pixels of type {image.mode}; convert them to 8 bits first")

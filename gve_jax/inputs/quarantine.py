@@ -1,6 +1,7 @@
 """What could not be read: recorded, counted, and past a share a reason to stop."""
 
 import collections
+import dataclasses
 import json
 import os
 import re
@@ -14,8 +15,24 @@ from gve_jax.inputs.item import Item, source_name
 TOP = 3  # reasons that a summary names
 
 
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """What is kept of a line in memory."""
+
+    kind: str
+    retry: bool
+    stamp: str | None
+
+    @classmethod
+    def of(cls, record: Mapping) -> "_Line":
+        return cls(_kind(record), record.get("retry", False) is True, record.get("stamp"))
+
+
 class Quarantine:
     """Appends `{"id", "path", "reason", "seconds"}` lines to a JSONL file; each id once.
+
+    A line has `"retry": true` where trying again may succeed (see `MediaError`), and `"stamp"`
+    where the caller gives one, which says for which content of the item the line holds.
 
     Args:
       path: the file; lines of an earlier run of the same command are kept and count.
@@ -42,7 +59,8 @@ class Quarantine:
         self.path, self.max_share = os.fspath(path), max_share
         self._shown = self.path if shown is None else os.fspath(shown)
         self._writes, self._prefixes = writes, prefixes
-        self._reasons: dict[str, str] = {}  # by id
+        self.stamps: Mapping[str, str] = {}  # of contents by id, for the lines to come
+        self._lines: dict[str, _Line] = {}  # by id
         if os.path.exists(self.path):
             self._resume()
 
@@ -53,7 +71,7 @@ class Quarantine:
                 try:
                     record = json.loads(line)
                     if record["id"].startswith(self._prefixes):
-                        self._reasons[record["id"]] = _kind(record)
+                        self._lines[record["id"]] = _Line.of(record)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(f"{self.path}:{number}: not a quarantine line") from error
             if (
@@ -63,17 +81,27 @@ class Quarantine:
 
     @property
     def count(self) -> int:
-        return len(self._reasons)
+        return len(self._lines)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(self._reasons)
+        return tuple(self._lines)
 
-    def record(self, id: str, path: str, reason: str, seconds: float) -> None:
-        if id in self._reasons:
+    def record(
+        self,
+        id: str,
+        path: str,
+        reason: str,
+        seconds: float,
+        retry: bool = False,
+        stamp: str | None = None,
+    ) -> None:
+        if id in self._lines:
             return
         line = {"id": id, "path": path, "reason": reason, "seconds": round(seconds, 3)}
-        self._reasons[id] = _kind(line)
+        stamp = stamp or self.stamps.get(id)
+        line |= ({"retry": True} if retry else {}) | ({"stamp": stamp} if stamp else {})
+        self._lines[id] = _Line.of(line)
         if not self._writes:
             return
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
@@ -82,18 +110,29 @@ class Quarantine:
 
     def forget(self, ids: Iterable[str]) -> None:
         """Takes out ids that are tried again: what failed then may be readable now."""
-        again = [id for id in ids if self._reasons.pop(id, None) is not None]
+        again = [id for id in ids if self._lines.pop(id, None) is not None]
         if again and self._writes:
             gone = set(again)
             with open(self.path, "rb") as file:
                 kept = [line for line in file if json.loads(line)["id"] not in gone]
             write_whole(Path(self.path), lambda file: file.writelines(kept))
 
+    def forget_retryable(self) -> tuple[str, ...]:
+        """Takes out what may be readable now, as a repeated command should; returns the ids."""
+        again = tuple(id for id, line in self._lines.items() if line.retry)
+        self.forget(again)
+        return again
+
+    def is_permanent(self, id: str, stamp: str | None = None) -> bool:
+        """Whether `id` is recorded, for this content, with a reason that does not pass."""
+        line = self._lines.get(id)
+        return line is not None and not line.retry and line.stamp == stamp
+
     def summary(self, total: int) -> str:
         """The sum in a line: how many of `total`, their share, and why, the commonest first."""
         if not self.count:
             return f"all of {total:,} items could be read"
-        kinds = collections.Counter(self._reasons.values()).most_common()
+        kinds = collections.Counter(line.kind for line in self._lines.values()).most_common()
         why = [f"{count:,} x {kind}" for kind, count in kinds[:TOP]]
         if rest := sum(count for _, count in kinds[TOP:]):
             why.append(f"{rest:,} x other reasons")
@@ -109,12 +148,13 @@ class Quarantine:
             )
 
 
-def failure(id: str, item: Item, reason: str, seconds: float) -> dict:
+def failure(id: str, item: Item, reason: str, seconds: float, retry: bool = False) -> dict:
     """The line of an item: `path` names its medium, one without a path by the record it is of."""
     media = [medium for medium in (item.video, item.image) if medium is not None]
     names = [source_name(medium) for medium in media] or ["<text>"]
     names = [f"{name} of {id}" if name.startswith("<") else name for name in names]
-    return {"id": id, "path": " + ".join(names), "reason": reason, "seconds": round(seconds, 3)}
+    line = {"id": id, "path": " + ".join(names), "reason": reason, "seconds": round(seconds, 3)}
+    return line | ({"retry": True} if retry else {})
 
 
 def _kind(record: Mapping) -> str:

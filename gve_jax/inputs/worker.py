@@ -14,7 +14,7 @@ from gve_jax.errors import UserError
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
-from gve_jax.inputs.wire import OUT_OF_MEMORY, PREFIX, pack, unpack_item
+from gve_jax.inputs.wire import OUT_OF_MEMORY, PREFIX, pack, paths, unpack_item
 
 GRACE = 5.0  # seconds after which a worker without a parent ends itself, past its item's deadline
 _MESSAGE = 2000  # characters of an error, at most
@@ -79,10 +79,24 @@ def _decode(preprocess: Preprocessor, request: dict, body: memoryview) -> tuple[
         # Whatever else a file makes a library raise is that file's reason, too.
         plain = isinstance(error, MediaError | UserError)
         text = str(error) if plain else f"{type(error).__name__}: {error}"
-        return {"error": text[:_MESSAGE], "named": isinstance(error, MediaError)}, []
+        retry = getattr(error, "retry", False) or _inaccessible(request["item"])
+        named = isinstance(error, MediaError)
+        return {"error": text[:_MESSAGE], "named": named, "retry": retry}, []
     merge = preprocess.spec.merge
     shapes = [[t, h * merge, w * merge, float(s)] for _, _, (t, h, w), s in visuals]
     return {"visuals": shapes}, [np.ascontiguousarray(patches) for patches, *_ in visuals]
+
+
+def _inaccessible(fields: dict) -> bool:
+    """Whether one of an item's files, which could not be read, cannot even be opened."""
+    for path in paths(fields):
+        try:
+            if not os.path.isdir(path):
+                with open(path, "rb") as file:
+                    file.read(1)
+        except OSError:
+            return True
+    return False
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

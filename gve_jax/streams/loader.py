@@ -48,7 +48,7 @@ class LoadPairs(grain.transforms.Map):
         ids = [f"{pair['id']}/{side}" for pair in pairs for side in sides]
         results = list(self.preprocess.map(items, self.buckets.fit))
         failures = [
-            failure(id, item, result.reason, result.seconds)
+            failure(id, item, *dataclasses.astuple(result))
             for id, item, result in zip(ids, items, results, strict=True)
             if isinstance(result, Failure)
         ]

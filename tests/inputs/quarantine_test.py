@@ -1,12 +1,18 @@
 """The record of what could not be read: its lines, a resumed run, the share that stops one."""
 
+import dataclasses
 import json
 
 import pytest
 
 from gve_jax.errors import UserError
+from gve_jax.inputs.isolation import Failure, Isolated
 from gve_jax.inputs.item import Item
+from gve_jax.inputs.limits import Limits
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.quarantine import Quarantine, failure
+from tests.inputs.media import clip
+from tests.situations import situation
 
 
 def lines(path):
@@ -131,3 +137,56 @@ def test_of_a_copy_the_place_that_stays_is_named(tmp_path):
     with pytest.raises(UserError, match="see gs://bucket/run/q.jsonl$"):
         quarantine.check(2)
     assert (tmp_path / "q.jsonl").is_file()
+
+
+@situation("Embedding", "a file that took too long or was missing when the command ran before",
+           "the repeated command tries it again; damage is permanent and is not tried again",
+           since="0.2.0")  # fmt: skip
+def test_what_may_pass_is_forgotten_when_the_command_is_repeated(tmp_path):
+    path = tmp_path / "q.jsonl"
+    first = Quarantine(path, 0.5)
+    first.record("slow", "s.mp4", "not decoded in 60 seconds", 60, retry=True)
+    first.record("damaged", "d.mp4", "damaged", 0)
+    assert [line.get("retry") for line in lines(path)] == [True, None]
+    again = Quarantine(path, 0.5)
+    assert again.count == 2 and again.is_permanent("damaged") and not again.is_permanent("slow")
+    assert again.forget_retryable() == ("slow",)
+    assert again.count == 1 and [line["id"] for line in lines(path)] == ["damaged"]
+    assert again.forget_retryable() == ()
+
+
+def test_a_failure_holds_for_the_content_that_it_was_recorded_with(tmp_path):
+    path = tmp_path / "q.jsonl"
+    first = Quarantine(path, 0.5)
+    first.stamps = {"a": "12", "b": "34"}
+    first.record("a", "a.mp4", "damaged", 0)
+    assert lines(path)[0]["stamp"] == "12"
+    again = Quarantine(path, 0.5)
+    assert again.is_permanent("a", "12") and not again.is_permanent("a", "99")
+    assert not again.is_permanent("b", "34"), "it was never recorded"
+
+
+@pytest.mark.parametrize("change, retry", [
+    (lambda path: path.unlink(), True),
+    (lambda path: path.write_bytes(b"no video"), False),
+    (lambda path: path.write_bytes(path.read_bytes()[:1000]), False),
+])  # fmt: skip
+def test_a_missing_file_may_come_back_and_a_damaged_one_stays_damaged(tmp_path, change, retry):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(clip(8))
+    change(path)
+    with Isolated(Preprocessor(None, InputSpec(num_frames=4)), 1) as isolated:
+        failed = isolated.attempt(Item(video=str(path)))
+    assert isinstance(failed, Failure) and failed.retry == retry
+    assert failure("id", Item(video=str(path)), *dataclasses.astuple(failed)).get("retry") == (
+        True if retry else None
+    )
+
+
+def test_time_memory_and_limits_may_pass(tmp_path):
+    path = tmp_path / "v.mp4"
+    path.write_bytes(clip(8))
+    for limits in (Limits(seconds=1e-6), Limits(memory=1 << 20), Limits(frames=2)):
+        with Isolated(Preprocessor(None, InputSpec(num_frames=4), limits), 1) as isolated:
+            failed = isolated.attempt(Item(video=str(path)))
+        assert isinstance(failed, Failure) and failed.retry, failed
