@@ -41,8 +41,8 @@ class Vectors:
             raise UserError(f"--embeddings {folder}: no such folder")
         self.folder, self.quarantine, self.total = folder, quarantine, total
         self.normalize, self.files = normalize, None
+        self.content = None  # of the media, which are not read
         self._digest = hashlib.sha256()
-        quarantine.forget(quarantine.ids)  # whatever an earlier command lacked is looked for again
 
     @property
     def fingerprint(self) -> dict:
