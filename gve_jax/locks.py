@@ -39,6 +39,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def lock_for_process(folder: Path) -> Iterator[None]:
+    """As `lock_folder`, for a command of one process that leaves the devices to those it starts:
+    asking JAX which host this is would occupy them."""
+    with contextlib.ExitStack() as stack:
+        message = _acquire(Path(folder), stack)
+        if message is not None:
+            raise UserError(message)
+        yield
+
+
 def _acquire(folder: Path, stack: contextlib.ExitStack) -> str | None:
     """Takes the lock until `stack` closes; the reason as a message where another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
