@@ -20,6 +20,7 @@ bytes of one. See docs/mining.md.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import re
@@ -38,9 +39,10 @@ from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.inputs.entries import size_and_time
 from gve_jax.inputs.walk import walk
+from gve_jax.locks import lock_folder
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.world import WITHIN, World, read_world
-from gve_jax.mining.write import LOST, MANIFEST, number, write_mined
+from gve_jax.mining.write import LOST, MANIFEST, check_few, number, write_mined
 from gve_jax.retrieval.negatives import Rule
 from gve_jax.sharding import own_mesh
 
@@ -52,13 +54,26 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
     args = _parse(argv)
     output = args.output.resolve()
-    work = args.work or output.with_name(output.name + ".mining")
+    own = output.with_name(output.name + ".mining")
+    work = (args.work or own).resolve()
     asked = hosts.each(lambda: _asked(args))
     hosts.check_same(asked)
-    if hosts.first(lambda: _done(output, asked)):
+    if hosts.first(lambda: _done(output, asked, args)):
         _tell(f"{output} is mined already")
         return
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    with contextlib.ExitStack() as locks:
+        # Not OUTPUT itself: it comes to be by a rename, in whole.
+        for folder in dict.fromkeys((own, work)):
+            locks.enter_context(lock_folder(folder))
+        # Again: by whoever held the locks until now.
+        if hosts.first(lambda: _done(output, asked, args)):
+            _tell(f"{output} is mined already")
+        else:
+            _mine(args, output, work, asked, load)
+
+
+def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Encoder]) -> None:
     rule = Rule(args.ranks, args.share, args.margin, args.negatives, args.choose, args.seed)
     with _progress() as progress:
         bar = progress.add_task("reading pairs", total=None)
@@ -86,7 +101,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             "format": FORMAT,
             "asked": asked,
             "corpus": {"documents": len(world.corpus), "digest": world.corpus.digest()},
-            "fingerprint": queries.vectors.manifest.get("fingerprint"),
+            "fingerprint": queries.manifest.get("fingerprint"),
         }
         told = hosts.first(lambda: write_mined(
             output, world, queries, positives, of_pair, rule, settings,
@@ -140,16 +155,30 @@ def _asked(args) -> dict:
     return json.loads(json.dumps(asked | {"files": files}))
 
 
-def _done(output: Path, asked: dict) -> bool:
+def _done(output: Path, asked: dict, args) -> bool:
+    """Whether OUTPUT is there, with what is asked for, and with no more lost than is allowed now.
+
+    Raises:
+      UserError: it is something else, or has lost more.
+    """
     if not output.exists():
         return False
     try:
-        old = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["asked"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        old, sources = manifest["asked"], list(manifest["sources"].values())
+        pairs = sum(one["pairs"] for one in sources)
+        lost = {why: sum(one["lost"][why] for one in sources) for why in LOST}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{output} exists and holds no mined pairs; choose another --output") from (
             error
         )
     check_record(output, old, asked, "choose another --output")
+    *unreadable, few = LOST
+    for why in unreadable:
+        if lost[why] > args.max_bad_share * pairs:
+            raise UserError(f"{output} lacks {lost[why]} of {pairs} pairs ({why}), more than "
+                            f"--max-bad-share {args.max_bad_share:g}")  # fmt: skip
+    check_few(lost[few], pairs, args.negatives, args.max_lost_share)
     return True
 
 

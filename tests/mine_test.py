@@ -22,6 +22,7 @@ from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
+from gve_jax.locks import lock_folder
 from gve_jax.mine import main
 from gve_jax.mining.search import Neighbours
 from gve_jax.mining.world import content, kind
@@ -29,6 +30,7 @@ from gve_jax.retrieval.negatives import Rule
 from gve_jax.streams.loader import LoadPairs
 from gve_jax.streams.pairs import PairSources
 from tests.conftest import ROOT
+from tests.situations import situation
 
 WIDTH = 256
 
@@ -440,3 +442,96 @@ def test_training_reads_mined_media(world, tmp_path):
     assert batch["valid"].all(), batch["failures"]
     assert batch["negative0"]["patch_mask"].all() and batch["negative1"]["patch_mask"].all()
     assert (batch["negative0"]["patches"] != batch["positive"]["patches"]).any(axis=(1, 2, 3)).all()
+
+
+# ---- what is lost counts by item, and is counted again by every command --------------------------
+
+
+def lost_pairs(folder: Path, unreadable: int) -> Path:
+    """60 pairs; the same unreadable text, as of failed downloads, is the positive of some."""
+    rows = rows_of(0, 60)
+    for n in range(unreadable):
+        rows[20 + n]["positive"] = "unreadable"
+    path = folder / "T2T_0.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_import(folder / "pairs", [f"T2T_0={path}"], "pair")
+    return folder / "pairs"
+
+
+@situation("Training data", "mining of pairs of which many have the same damaged file",
+           "each pair counts and is named; above the allowed share refused, also when repeated",
+           since="0.2.0")  # fmt: skip
+def test_items_that_are_the_same_count_each(tmp_path):
+    pairs = lost_pairs(tmp_path, 12)
+    options = ("--ranks", "1-20", "--shard-size", "20")
+    for _ in range(2):
+        with pytest.raises(UserError, match="12 of 60 items could not be read, more than the"):
+            mine(pairs, tmp_path / "out", *options)
+        assert not (tmp_path / "out").exists()
+    lines = [line for _, line in read_records(tmp_path / "out.mining/quarantine.jsonl")]
+    assert [line["id"] for line in lines] == [f"positives/T2T_0/{n}" for n in range(20, 32)]
+    assert {line["reason"] for line in lines} == {"bad"}
+    mine(pairs, tmp_path / "out", *options, "--max-bad-share", "0.2")
+    told = json.loads((tmp_path / "out/mining.json").read_text())["sources"]["T2T_0"]
+    assert told["lost"]["positive unreadable"] == 12
+    with pytest.raises(
+        UserError, match="out lacks 12 of 60 pairs .positive unreadable., more than"
+    ):
+        mine(pairs, tmp_path / "out", *options)
+    with pytest.raises(UserError, match="fewer than 1 negatives, above --max-lost-share"):
+        mine(pairs, tmp_path / "few", "--work", tmp_path / "out.mining", "--share", "0",
+             "--max-bad-share", "0.2", *options)  # fmt: skip
+
+
+def test_given_vectors_that_lack_what_many_pairs_share(tmp_path):
+    pairs = lost_pairs(tmp_path, 12)
+    mine(pairs, tmp_path / "own", "--ranks", "1-20", "--max-bad-share", "0.2")
+    work = tmp_path / "own.mining"
+    given = ("--queries-vectors", work / "queries", "--positives-vectors", work / "positives")
+    with pytest.raises(UserError, match="no vector of 12 of 60 positives, the first 'T2T_0/20'"):
+        mine(pairs, tmp_path / "out", "--ranks", "1-20", *given)
+    mine(pairs, tmp_path / "out", "--ranks", "1-20", *given, "--max-bad-share", "0.2")
+    assert (
+        contents(tmp_path / "out")["negatives.jsonl"]
+        == (contents(tmp_path / "own")["negatives.jsonl"])
+    )
+
+
+@situation("Training data", "given vectors for mining with huge, tiny or not finite numbers, or "
+           "lengths a little off one",
+           "refused by the true length; up to 0.001 off, compared by cosines",
+           since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [(1e20, "not of unit length: its norm is 1e.20"), (1e-25, "its norm is 1e-25"),
+     (np.nan, "contains NaN"), (np.inf, "contains infinite"), (0, "is all zeros"), (1.0009, None)],
+)  # fmt: skip
+def test_given_vectors_of_any_length(pairs, tmp_path, scale, message):
+    options = ("--ranks", "1-20")
+    mine(pairs, tmp_path / "own", *options)
+    work = tmp_path / "own.mining"
+    (path,) = (work / "queries").glob("vectors-*.npy")
+    rows = np.load(path)
+    with np.errstate(invalid="ignore"):
+        rows[3] *= np.float32(scale)
+    np.save(path, rows)
+    given = ("--queries-vectors", work / "queries", "--positives-vectors", work / "positives")
+    if message:
+        with pytest.raises(UserError, match=f"queries: vector 3 .*{message}"):
+            mine(pairs, tmp_path / "out", *options, *given)
+        return
+    mine(pairs, tmp_path / "out", *options, *given)
+    ours, other = ((tmp_path / name / "negatives.jsonl").read_text() for name in ("own", "out"))
+    assert [json.loads(line) for line in ours.splitlines()] == [
+        json.loads(line) for line in other.splitlines()
+    ]
+
+
+@situation("Training data", "two commands that mine into one output at once",
+           "the second is refused, and names the process that is there", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("held", ["out.mining", "work"])
+def test_the_output_and_the_work_folder_are_locked(pairs, tmp_path, held):
+    with lock_folder(tmp_path / held):
+        with pytest.raises(UserError, match=f"{held} is in use by process {os.getpid()} on "):
+            mine(pairs, tmp_path / "out", "--work", tmp_path / "work")
+    assert not (tmp_path / "out").exists()

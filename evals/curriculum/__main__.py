@@ -17,6 +17,7 @@ from evals.ablation import run_python, train_and_score
 from evals.curriculum import summary
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json
+from gve_jax.locks import lock_for_process
 
 CONFIG = "configs/quickstart.py:small"
 FIRST_SEED = 42
@@ -34,6 +35,11 @@ ARMS: dict[str, dict[str, object]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
+    with lock_for_process(args.output):
+        _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> None:
     arms = {name: ARMS[name] for name in args.arms}
     compiled = args.output / "compiled"
     data = args.data or args.output / "data"

@@ -17,14 +17,22 @@ from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import POOLS, choose
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.inputs import limits
+from gve_jax.locks import lock_folder
 
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     try:
-        import mteb
+        import mteb  # noqa: F401
     except ImportError as error:
         raise UserError(f"MTEB is not installed ({error}): pip install -e '.[mteb]'") from error
+    with lock_folder(args.output):
+        _score(args)
+
+
+def _score(args: argparse.Namespace) -> None:
+    import mteb
+
     from evals.mteb.encoder import GVEEncoder
     from evals.mteb.tasks import tasks
     from gve_jax import GVE

@@ -32,6 +32,7 @@ from evals.ablation import train_and_score
 from evals.uvrb.tasks import choose
 from gve_jax.errors import Parser, run_cli
 from gve_jax.files import write_json
+from gve_jax.locks import lock_for_process
 from gve_jax.streams.writing import pair_info, write_encoded
 
 # No T2T: long texts on both sides are most of a step's time, and tell nothing of videos.
@@ -45,6 +46,11 @@ _BLOCK = 256  # records copied at a time
 
 def main(argv=None) -> None:
     args = _parse(argv)
+    with lock_for_process(args.workdir):
+        _compare(args)
+
+
+def _compare(args) -> None:
     make_pairs(args)
     cells: dict[str, dict[str, list[float]]] = {}
     chance: dict[str, float] = {}

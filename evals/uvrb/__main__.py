@@ -31,24 +31,26 @@ from rich.progress import (
 )
 
 from evals.uvrb import check, published, report
-from evals.uvrb.beyond import Runs, add_arguments, check_arguments, per_query
+from evals.uvrb.beyond import Runs, add_arguments, check_arguments, paired, per_query
 from evals.uvrb.compare import check_same_ranking, compare
 from evals.uvrb.compare import load as load_scores
 from evals.uvrb.cost import Meter
 from evals.uvrb.embeddings import Encoder
 from evals.uvrb.evaluate import RULES, Example, Scored, summary
-from evals.uvrb.output import print_results, write_results
+from evals.uvrb.output import print_results, remove_stale, write_results
+from evals.uvrb.per_query import PerQuery
 from evals.uvrb.pictures import Pictures
 from evals.uvrb.reader import RetrievalSet
 from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
 from evals.uvrb.vectors import Vectors
-from gve_jax import hosts, shares
+from gve_jax import hosts
 from gve_jax.buckets import as_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.locks import lock_folder
 from gve_jax.sharding import own_mesh
 
 SHOWN_PER_SET = 4  # queries of each set in the report
@@ -58,7 +60,6 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
     args = _parse(argv)
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
-    started = time.perf_counter()
     tasks = choose(args.datasets)
     motion = [task for task in tasks if task.name in MOTION]
     if args.control and not motion:
@@ -70,6 +71,19 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     if rival is not None and not any(task.name in rival[1] for task in tasks):
         raise UserError(f"--compare: {args.compare} has none of these sets")
 
+    with lock_folder(args.output):
+        _score(args, tasks, motion, load, rival)
+
+
+def _score(
+    args: argparse.Namespace,
+    tasks: Sequence[Task],
+    motion: Sequence[Task],
+    load: Callable[[str], Encoder],
+    rival: tuple[dict, dict[str, PerQuery]] | None,
+) -> None:
+    """All runs of the command, what they write, and what is printed."""
+    started = time.perf_counter()
     opened: dict[str, RetrievalSet] = {}
     shown = {}  # the examples of each set as HTML, made while its media are at hand
     pictures = Pictures()
@@ -85,6 +99,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
         else:
             model = Meter(load(args.model))
         run.check(model)
+        quarantine.forget(quarantine.ids)  # what is unreadable now is recorded anew
 
         def look(found: RetrievalSet, one: Scored) -> None:
             opened[found.task.name] = found
@@ -104,16 +119,18 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             untrained = Meter(load(args.baseline))
             others = run.score("untrained", untrained, tasks)
             results["untrained"] = summary(args.baseline, untrained.fingerprint, others)
-            results["untrained"]["paired"] = compare(per_query(scored), per_query(others))
+            results["untrained"]["paired"] = paired(scored, others)
     if jax.process_index():
         return  # every host has the same results, the first one writes them
-    shares.merge_quarantines(quarantine)
+    results["digests"] = {name: one.digests for name, one in scored.items()}
     results["published"] = published.comparison(results["datasets"])
     results["rules"] = list(RULES)
     results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
     results["seconds"] = round(time.perf_counter() - started, 1)
-    write_results(args.output, results)
+    kept = write_results(args.output, results)
+    if removed := remove_stale(args.output, {*run.written, *kept}):
+        print(f"removed what an earlier command had left: {', '.join(removed)}")
     if rival is not None:
         theirs, others = rival
         check_same_ranking(results, theirs)
@@ -156,9 +173,15 @@ def _source(args: argparse.Namespace, progress: Progress) -> Sets:
 
 
 def _quarantine(args: argparse.Namespace, tasks: Sequence[Task]) -> Quarantine:
-    """Only this command's sets count: OUTPUT may hold others, whose items are not in its total."""
+    """Host 0 writes it for all: they know the same failures.
+
+    Only this command's sets count: OUTPUT may hold others, whose items are not in its total."""
     prefixes = tuple(f"{task.name}." for task in tasks)
-    return shares.open_quarantine(args.output, args.max_bad_share, prefixes)
+    path, first = args.output / "quarantine.jsonl", jax.process_index() == 0
+    if first:
+        for left in args.output.glob("quarantine-*.jsonl"):
+            left.unlink()  # of other hosts, before version 0.2.0
+    return Quarantine(path, args.max_bad_share, prefixes=prefixes, writes=first)
 
 
 def _check(results: Mapping) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from rich.progress import Progress
 
 from evals.uvrb import sweep
-from evals.uvrb.compare import compare
+from evals.uvrb.compare import compare_runs
 from evals.uvrb.cost import Ledger, Meter
 from evals.uvrb.embeddings import Embedder
 from evals.uvrb.evaluate import Scored, score_set, summary
@@ -95,6 +95,7 @@ class Runs:
         self.args, self.source, self.quarantine = args, source, quarantine
         self.progress, self.mesh = progress, mesh
         self.ledger = Ledger(args.output / "cost.json")
+        self.written: list[Path] = []  # files of the runs
         self._model: Meter | None = None  # the first, and its embeddings
         self._first: Embedder | None = None
 
@@ -139,7 +140,7 @@ class Runs:
             if before is not None:
                 one.record["cost"] |= self.ledger.add(label, name, before, model.spent)
             if jax.process_index() == 0:
-                write_scored(self.args.output, label, {name: one})
+                self.written += write_scored(self.args.output, label, {name: one})
             if then is not None:
                 then(found, one)
             scored[name] = one
@@ -158,11 +159,10 @@ class Runs:
         found = {}
         for order in self.args.control:
             other = self.score(order, model, motion, frame_order=order)
-            own = {name: scored[name] for name in other}
             found.setdefault("controls", {})[order] = {
                 "frame_order": order,
                 "datasets": records(other),
-                "paired": compare(per_query(own), per_query(other)),
+                "paired": paired(scored, other),
             }
         if "shuffled" in found.get("controls", {}):
             one = found["controls"]["shuffled"]
@@ -196,7 +196,7 @@ class Runs:
             "coding": how.name,
             "failed": dict(sorted(again.failed.items())),
             **{key: part[key] for key in ("datasets", "abilities", "averages", "intervals")},
-            "paired": compare(per_query(scored), per_query(other)),
+            "paired": paired(scored, other),
         }
 
     def _embedder(self, label: str, model: Meter | Vectors) -> Embedder | Vectors:
@@ -218,6 +218,11 @@ class Runs:
 
 def per_query(scored: Mapping[str, Scored]) -> dict[str, PerQuery]:
     return {name: one.per_query for name, one in scored.items()}
+
+
+def paired(one: Mapping[str, Scored], other: Mapping[str, Scored]) -> dict:
+    """The first run against another one on the sets of the other; see `compare_runs`."""
+    return compare_runs((records(one), records(other)), (per_query(one), per_query(other)))
 
 
 def records(scored: Mapping[str, Scored]) -> dict[str, dict]:

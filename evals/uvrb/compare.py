@@ -5,7 +5,8 @@
 prints for each set and ability A's score less B's, its 95 % interval (paired bootstrap) and the
 p-value of no difference (sign flips of the queries' differences, all of them where they can be
 counted), for the sets also after Holm's correction over the sets. Reads the scores of the queries
-that `python -m evals.uvrb` writes beside results.json.
+that `python -m evals.uvrb` writes beside results.json. Sets that differ between the two in their
+queries, documents, positives or candidates, or in what could not be read, are refused.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evals.uvrb.digests import difference, left_out, unknown_media
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.scores import ABILITIES, AVERAGES, cells
 from evals.uvrb.statistics import holm, paired, paired_over_sets
@@ -63,31 +65,47 @@ def compare(a: Mapping[str, PerQuery], b: Mapping[str, PerQuery]) -> dict:
     }
 
 
+def compare_runs(
+    records: tuple[Mapping[str, Mapping], Mapping[str, Mapping]],
+    scores: tuple[Mapping[str, PerQuery], Mapping[str, PerQuery]],
+) -> dict:
+    """Two runs of one command: `compare` on the sets that both ranked alike.
+
+    Args:
+      records: of both runs, the sets as `results.json` holds them.
+      scores: of both runs, the scores of the queries.
+
+    Returns:
+      As `compare`, with `refused: {SET: why}`, such as a document that one run could not read.
+    """
+    one, other = records
+    found = {name: left_out(one[name], other[name]) for name in other}
+    refused = {name: why for name, why in found.items() if why is not None}
+    a, b = ({name: side[name] for name in found if name not in refused} for side in scores)
+    nothing = {"datasets": {}, "abilities": {}, "averages": {}}
+    return (compare(a, b) if a else nothing) | {"refused": refused}
+
+
 def check_same_ranking(one: Mapping, other: Mapping) -> None:
-    """Two results that may be compared have a set in common, and rank the same documents in it.
+    """Two results that may be compared have a set in common, and the same queries, documents,
+    positives and candidates in it, and could not read the same of them.
 
     Raises:
-      UserError: no common set; a set whose corpus or pool differs.
+      UserError: no common set; a set that differs, and in what.
     """
     common = [name for name in one["datasets"] if name in other["datasets"]]
     if not common:
         raise UserError("the two have no set in common")
     for name in common:
-        pools = [results.get("pools", {}).get(name) for results in (one, other)]
-        if pools[0] != pools[1]:
-            raise UserError(f"{name}: one was ranked with --moment-pool {pools[0]}, the other "
-                            f"with {pools[1]}")  # fmt: skip
-        sizes = [results["datasets"][name].get("corpus") for results in (one, other)]
-        if sizes[0] != sizes[1]:
-            raise UserError(f"{name}: one was ranked among {sizes[0]} documents, the other among "
-                            f"{sizes[1]}")  # fmt: skip
+        if why := difference(one, other, name):
+            raise UserError(f"{name}: {why}; these scores are not comparable")
 
 
 def load(results: Path) -> tuple[dict, dict[str, PerQuery]]:
     """The results and the scores of their queries, from a results.json or the folder it is in.
 
     Raises:
-      UserError: a file that is missing or damaged.
+      UserError: a file that is missing, damaged or of another evaluation.
     """
     results = results / "results.json" if results.is_dir() else results
     try:
@@ -95,11 +113,22 @@ def load(results: Path) -> tuple[dict, dict[str, PerQuery]]:
         record["model"], names = str(record["model"]), list(record["datasets"])
         if unknown := [name for name in names if name not in NAMES]:
             raise ValueError(f"unknown set {unknown[0]!r}")
-        dict(record.get("pools", {})), [dict(one) for one in record["datasets"].values()]
+        for part in ("pools", "digests"):
+            dict(record.get(part, {}))
+        for one in (*record["datasets"].values(), *record.get("digests", {}).values()):
+            dict(one)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{results}: not the results of an evaluation ({error})") from error
     folder = results.parent / "per_query"
-    return record, {name: PerQuery.read(folder / f"{name}.npz") for name in names}
+    scores = {name: PerQuery.read(folder / f"{name}.npz") for name in names}
+    for name, one in scores.items():
+        expected = record["datasets"][name].get("score")
+        if expected is not None and abs(one.score.mean() - expected) > 1e-9:
+            raise UserError(
+                f"{folder / name}.npz: of another evaluation than {results}, which has a score of "
+                f"{expected:.4f}; repeat the command of evals.uvrb that wrote them"
+            )
+    return record, scores
 
 
 def print_comparison(found: Mapping, a: str, b: str, console: Console) -> None:
@@ -144,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     (a, one), (b, other) = load(args.a), load(args.b)
     check_same_ranking(a, b)
+    if names := [name for name in one if name in other and unknown_media(a, b, name)]:
+        print(f"content of the media not compared, known of one side only: {', '.join(names)}")
     found = {"a": a["model"], "b": b["model"], **compare(one, other)}
     print_comparison(found, a["model"], b["model"], Console())
     missing = sorted(set(one) ^ set(other))

@@ -9,16 +9,27 @@ import numpy as np
 from jax.sharding import Mesh
 
 from evals.uvrb import cost
-from evals.uvrb.embeddings import Embedder
+from evals.uvrb.digests import set_digests
+from evals.uvrb.embeddings import Embedder, Side
 from evals.uvrb.per_query import PerQuery
-from evals.uvrb.reader import RetrievalSet
+from evals.uvrb.reader import Document, Query, RetrievalSet
 from evals.uvrb.runs import Run
 from evals.uvrb.scores import ABILITIES, AVERAGES, abilities, averages, cells
 from evals.uvrb.statistics import interval, resampled
 from evals.uvrb.tasks import Task
 from gve_jax.errors import UserError
-from gve_jax.retrieval import Ranks, chance, evaluate, rank_candidates, rank_positives, top_k
+from gve_jax.retrieval import (
+    Ranks,
+    chance,
+    evaluate,
+    rank_candidates,
+    rank_positives,
+    ranked_lists,
+    spare_documents,
+    top_k,
+)
 from gve_jax.retrieval.metrics import first_rank, median_rank
+from gve_jax.retrieval.tiles import id_order, unit_rows
 
 RULES = (
     "A document that cannot be read leaves the corpus.",
@@ -53,12 +64,13 @@ class Example:
 @dataclass(frozen=True)
 class Scored:
     """One set scored: its record for `results.json`, the score of each query, a few queries to look
-    at, and the best documents of all (None when not asked for)."""
+    at, the best documents of all (None when not asked for), and digests of the set."""
 
     record: dict
     per_query: PerQuery
     examples: tuple[Example, ...]
     run: Run | None
+    digests: dict
 
 
 def score_set(
@@ -111,18 +123,23 @@ def score_set(
         [place_of[id] for id in found.queries[query].positives if id in place_of] for query in asked
     ]
     began = time.perf_counter()
-    vectors, pools = (queries.vectors, corpus.vectors), None
+    vectors = [
+        unit_rows(side.vectors, f"{task.name}.{name}")
+        for side, name in ((queries, "queries"), (corpus, "corpus"))
+    ]
+    pools = None
     if found.candidates is None:
         ranks = rank_positives(*vectors, positives, ids, mesh=mesh)
     else:
         pools = [
-            [place_of[id] for id in found.candidates[query] if id in place_of] or [0]
-            for query in asked
-        ]  # a query that all candidates were lost of has no positive either: it scores zero
-        ranks = rank_candidates(*vectors, pools, positives, ids, mesh=mesh)
+            [place_of[id] for id in found.candidates[query] if id in place_of] for query in asked
+        ]
+        # A query that all candidates were lost of has no positive either: it scores zero.
+        ranks = rank_candidates(*vectors, [pool or [0] for pool in pools], positives, ids,
+                                mesh=mesh)  # fmt: skip
     shown = _choose(task, ranks, examples)
     listed = list(range(len(asked))) if depth else shown
-    best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh)
+    best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh, ranks)
     first, success = first_rank(ranks), evaluate(task.metric, ranks) > 0
     picked = tuple(
         Example(
@@ -169,10 +186,14 @@ def score_set(
             "documents": int((~corpus.valid).sum()),
             "queries_without_positives": int((count[asked] == 0).sum()),
         },
+        "left_out": {
+            "queries": _lost(found.queries, queries),
+            "documents": _lost(found.corpus, corpus),
+        },
         "cost": {"rank_seconds": round(rank_seconds, 3), **cost.sizes(found, (queries, corpus))},
         "seconds": round(time.perf_counter() - start, 2),
     }
-    return Scored(record, per_query, picked, run)
+    return Scored(record, per_query, picked, run, set_digests(found, embedder.content))
 
 
 def summary(model: str, fingerprint: Mapping, scored: Mapping[str, Scored]) -> dict:
@@ -221,21 +242,25 @@ def _best(
     pools: Sequence[Sequence[int]] | None,
     k: int,
     mesh: Mesh | None,
+    ranks: Ranks,
 ) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
-    """Corpus indices and cosines of the k best documents of some queries, of its pool each."""
+    """Corpus indices and cosines of the k best documents of some queries, of its pool each, in the
+    order that `ranks` counted."""
     if not listed:
         return [], []
+    order = id_order(ids)
     if pools is None:
-        return top_k(queries[listed], corpus, ids, k, mesh=mesh)
+        best, cosines = top_k(queries[listed], corpus, ids, k + spare_documents(ranks), mesh=mesh)
+        return ranked_lists(ranks, listed, best, cosines, order, k)
     best, cosines = [], []
     for query in listed:
+        pool = np.array(pools[query], np.int64)
         # Row by row, so that equal vectors have equal cosines wherever they stand.
-        scores = (corpus[pools[query]] * queries[query]).sum(axis=1, dtype=np.float32)
-        order = sorted(range(len(scores)), key=lambda at: ids[pools[query][at]], reverse=True)
-        order = sorted(order, key=lambda at: -scores[at])[:k]  # stable: ids descending where equal
-        best.append(np.array(pools[query])[order])
-        cosines.append(scores[order])
-    return best, cosines
+        scores = (corpus[pool] * queries[query]).sum(axis=1, dtype=np.float32)
+        sorted_ = np.lexsort((-order[pool], -scores))
+        best.append(pool[sorted_])
+        cosines.append(scores[sorted_])
+    return ranked_lists(ranks, listed, best, cosines, order, k)
 
 
 def _run(
@@ -269,6 +294,11 @@ def _choose(task: Task, ranks: Ranks, count: int) -> list[int]:
 def _best_positive(ranks: Ranks, query: int) -> int:
     own = np.flatnonzero(ranks.query == query)
     return int(ranks.document[own[np.argmin(ranks.rank[own])]])
+
+
+def _lost(entries: Sequence[Query | Document], side: Side) -> list[str]:
+    """The ids of what could not be read."""
+    return [entry.id for entry, there in zip(entries, side.valid, strict=True) if not there]
 
 
 def _mean(values: Sequence[float]) -> float:

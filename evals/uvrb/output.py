@@ -1,7 +1,8 @@
 """The files of an evaluation, and what is printed of it."""
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -18,19 +19,43 @@ from evals.uvrb.tasks import TASKS
 from gve_jax.files import write_json
 
 
-def write_scored(output: Path, label: str, scored: Mapping[str, Scored]) -> None:
-    """The scores of the queries of one run, and the run and qrels where there are any."""
-    sub = () if label == "model" else (label,)
+def write_scored(output: Path, label: str, scored: Mapping[str, Scored]) -> list[Path]:
+    """The scores of the queries of one run, and the run and qrels where there are any; the files
+    that were written."""
+    sub, written = () if label == "model" else (label,), []
     for name, one in scored.items():
-        one.per_query.write(output.joinpath("per_query", *sub, f"{name}.npz"))
+        written.append(output.joinpath("per_query", *sub, f"{name}.npz"))
+        one.per_query.write(written[-1])
         if one.run is not None:
-            one.run.write(output.joinpath("trec", *sub), name)
+            written += one.run.write(output.joinpath("trec", *sub), name)
+    return written
 
 
-def write_results(output: Path, results: Mapping) -> None:
-    """results.json, and the same for mteb."""
-    mteb_result.write(output, results, time.time())
+def write_results(output: Path, results: Mapping) -> list[Path]:
+    """results.json, and the same for mteb, whose files are returned."""
+    folder = mteb_result.write(output, results, time.time())
     write_json(output / "results.json", results)
+    return list(folder.iterdir())
+
+
+def remove_stale(output: Path, written: Collection[Path]) -> list[str]:
+    """Removes what an earlier command left beside the `written` files of this one, and would be
+    taken for its own: scores of queries, runs and qrels, and for mteb other revisions of the model.
+
+    Returns:
+      The removed files, relative to `output`.
+    """
+    found = [*output.glob("per_query/**/*.npz"), *output.glob("trec/**/*.run"),
+             *output.glob("trec/**/*.qrels")]  # fmt: skip
+    revisions = {path.parent for path in written if path.name == "model_meta.json"}
+    for revision in {other for one in revisions for other in one.parent.iterdir()} - revisions:
+        found += [*revision.glob("UVRB-*.json"), *revision.glob("model_meta.json")]
+    stale = sorted(set(found) - set(written))
+    for path in stale:
+        path.unlink()
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # where it is empty
+    return [path.relative_to(output).as_posix() for path in stale]
 
 
 # ---- what is printed --------------------------------------------------------------------------
@@ -52,6 +77,9 @@ def print_results(results: Mapping, console: Console, all_published: bool = Fals
     beyond = _beyond(results)
     if beyond.row_count:
         console.print(beyond)
+    for what, _, one in compared(results):
+        for name, why in one.get("refused", {}).items():
+            console.print(escape(f"{name}: not compared, {what}: {why}"))
     theirs = results["published"]
     if theirs["comparable"] or all_published:
         console.print(_published(results))

@@ -55,4 +55,6 @@ class PerQuery:
         shapes = {one.shape for one in (own["ids"], own["score"], own["first_rank"])}
         if len(shapes) != 1 or own["score"].ndim != 1 or not len(own["score"]):
             raise UserError(f"{path}: unreadable scores of queries (arrays of {sorted(shapes)})")
+        if not np.isfinite(own["score"]).all():
+            raise UserError(f"{path}: unreadable scores of queries (a score is not finite)")
         return cls(own["ids"], str(own["metric"]), own["score"], own["first_rank"], arrays)

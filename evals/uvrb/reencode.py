@@ -22,9 +22,10 @@ from pathlib import Path
 import jax
 
 from evals.uvrb.files import file_sha256
-from evals.uvrb.transcode import Coding
+from evals.uvrb.transcode import MAY_PASS, Coding
 from gve_jax import hosts
 from gve_jax.errors import UserError
+from gve_jax.files import write_json
 from gve_jax.inputs.limits import Limits
 
 WORKER = "evals.uvrb.transcode"
@@ -36,7 +37,8 @@ class Reencoder:
     """Encodes videos again and keeps the copies.
 
     `failed` holds why a video could not be, by its path: in its place stands an empty file, which
-    the encoder cannot read and puts into the quarantine.
+    the encoder cannot read and puts into the quarantine, and the reason in a JSON file beside it.
+    What failed for a reason that may pass is encoded again when the command is repeated.
 
     Args:
       folder: OUTPUT/reencoded.
@@ -61,18 +63,23 @@ class Reencoder:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             digests = list(pool.map(file_sha256, videos))
-            first = dict(zip(digests, videos, strict=True))  # the same content once
+            first = dict(zip(reversed(digests), reversed(videos), strict=True))  # each content once
             if jax.process_index() == 0:
-                list(pool.map(self._copy, first, first.values()))
+                found = dict(zip(first, pool.map(self._copy, first, first.values()), strict=True))
+                for digest, video in zip(digests, videos, strict=True):
+                    if found[digest]:
+                        reason = found[digest].replace(str(first[digest]), str(video))
+                        self.failed[str(video)] = reason
         hosts.wait()  # of several hosts the first one encodes, the others wait
         return [self.folder / f"{digest}.mp4" for digest in digests]
 
-    def _copy(self, digest: str, video: Path) -> None:
+    def _copy(self, digest: str, video: Path) -> str:
+        """Makes a copy unless it is there; why it could not be made, or an empty text."""
         copy = self.folder / f"{digest}.mp4"
         if copy.exists():
-            if not copy.stat().st_size:
-                self.failed[str(video)] = "could not be encoded by an earlier command"
-            return
+            reason, may_pass = _read_failure(copy)
+            if not may_pass:
+                return reason
         part = copy.with_suffix(f".{os.getpid()}.part")
         setup = json.dumps(
             {"coding": dataclasses.asdict(self.coding), "limits": dataclasses.asdict(self.limits)}
@@ -83,12 +90,28 @@ class Reencoder:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace",
                                   timeout=SECONDS, env=environment)  # fmt: skip
             reason = "" if done.returncode == 0 else _last_line(done.stderr)
+            # A negative status is a signal: whoever sent it, the next time may be another.
+            may_pass = done.returncode < 0 or done.returncode == MAY_PASS
         except subprocess.TimeoutExpired:
-            reason = f"not encoded in {SECONDS:g} seconds"
+            reason, may_pass = f"not encoded in {SECONDS:g} seconds", True
         if reason:
-            self.failed[str(video)] = reason
+            write_json(copy.with_suffix(".json"), {"reason": reason, "retry": may_pass})
             part.write_bytes(b"")
+        else:
+            copy.with_suffix(".json").unlink(missing_ok=True)
         os.replace(part, copy)
+        return reason
+
+
+def _read_failure(copy: Path) -> tuple[str, bool]:
+    """Why there is no copy but an empty file, and whether that may pass."""
+    if copy.stat().st_size:
+        return "", False
+    try:
+        line = json.loads(copy.with_suffix(".json").read_text(encoding="utf-8"))
+        return str(line["reason"]), bool(line["retry"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", True  # of a version that did not write it: find out
 
 
 def _last_line(text: str) -> str:

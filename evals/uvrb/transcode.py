@@ -12,9 +12,11 @@ import numpy as np
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.container import open_video
-from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.video import upright
+
+MAY_PASS = 3  # status of a process that failed for a reason that may pass: see `MediaError`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ def encode(source: Path, target: Path, coding: Coding, limits: Limits) -> None:
         for frame in container.decode(stream):
             frames += 1
             if frames > limits.frames:
-                raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
+                raise LimitError(f"{name}: more frames than the limit of {limits.frames}")
             if frame.pts is None:
                 raise MediaError(f"{name}: a frame without a time")
             picture = frame.to_ndarray(format="rgb24")
@@ -120,7 +122,9 @@ def _main(source: str, target: str, setup: str) -> None:
     try:
         encode(Path(source), Path(target), Coding(**settings["coding"]), limits)
     except (MediaError, av.FFmpegError, OSError, EOFError, ValueError, MemoryError) as error:
-        sys.exit(str(error) or type(error).__name__)
+        print(str(error) or type(error).__name__, file=sys.stderr)
+        passes = isinstance(error, OSError | MemoryError) or getattr(error, "retry", False)
+        sys.exit(MAY_PASS if passes else 1)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     DIR/<SET>/queries.ids.json, corpus.ids.json a list of N ids; or .ids.txt, an id a line
     DIR/<SET>/queries.parquet, corpus.parquet   instead of both: columns `id` and `vector`
 
-Vectors that are not of unit length are refused, or normalised on request. NaN, infinity, zeros, an
-id twice and an id that the set has not are refused. A query or document without a vector counts as
-one that could not be read.
+Vectors that are not of unit length are refused, or normalised on request; those that are within
+0.001 of it, as in float16, are ranked by their cosines. NaN, infinity, zeros, an id twice and an id
+that the set has not are refused. A query or document without a vector counts as one that could not
+be read.
 """
 
 import hashlib
@@ -41,8 +42,8 @@ class Vectors:
             raise UserError(f"--embeddings {folder}: no such folder")
         self.folder, self.quarantine, self.total = folder, quarantine, total
         self.normalize, self.files = normalize, None
+        self.content = None  # of the media, which are not read
         self._digest = hashlib.sha256()
-        quarantine.forget(quarantine.ids)  # whatever an earlier command lacked is looked for again
 
     @property
     def fingerprint(self) -> dict:
@@ -105,8 +106,9 @@ def _read(path: Path) -> tuple[list[str], np.ndarray]:
     file = path.with_name(path.name + there[0])
     ids, vectors = _parquet(file) if there[0] == ".parquet" else _npy(file)
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raw = "; bfloat16 is no type of .npy files: save float32" * (vectors.dtype.str == "|V2")
         raise UserError(
-            f"{file}: {vectors.dtype} {list(vectors.shape)} is not floating point [N, D]"
+            f"{file}: {vectors.dtype} {list(vectors.shape)} is not floating point [N, D]{raw}"
         )
     if len(ids) != len(vectors):
         raise UserError(f"{file}: {len(vectors)} vectors, but {len(ids)} ids")

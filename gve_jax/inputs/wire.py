@@ -63,6 +63,13 @@ def _pack_medium(value, buffers: list, exif: bool) -> dict:
     return {"array": list(value.shape)}
 
 
+def paths(fields: dict) -> list[str]:
+    """The files and folders that a packed item names."""
+    media = [fields["image"], fields["video"]]
+    media = [one for medium in media if medium for one in medium.get("list", [medium])]
+    return [one["path"] for one in media if "path" in one]
+
+
 def unpack_item(fields: dict, body: memoryview) -> Item:
     """The item that `pack_item` took apart; arrays are views of `body`."""
     place = 0

@@ -2,7 +2,8 @@
 
 WORK/queries, WORK/positives and, with another corpus, WORK/corpus are outputs of `gve_jax.embed`;
 WORK/ranks-<within>-<last> holds, for each group, a file for each tile of queries. What is there is
-not made again. Several hosts divide the shards of vectors, then the tiles.
+not made again. WORK/quarantine.jsonl names every item that could not be read. Several hosts divide
+the shards of vectors, then the tiles.
 """
 
 import functools
@@ -17,19 +18,22 @@ import numpy as np
 from gve_jax import hosts, shares
 from gve_jax.embed import Encoder, agree, embed_all
 from gve_jax.errors import UserError
-from gve_jax.files import differences, write_whole
+from gve_jax.files import differences, read_records, write_whole
+from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.mining.world import Group, Things, World
 from gve_jax.retrieval.negatives import query_tile, stream_neighbours
 from gve_jax.retrieval.stored import Selection, StoredVectors
-from gve_jax.retrieval.tiles import check_unit_vectors
+from gve_jax.retrieval.tiles import UnitRows, unit_rows
 
 
 @dataclass
 class Found:
-    """The vectors of things: `row` int64 [N] of each in `vectors`, -1 where it is not there."""
+    """The vectors of things: `row` int64 [N] of each in `vectors`, unit rows, -1 where it is not
+    there; and the manifest that came with them."""
 
-    vectors: StoredVectors
+    vectors: StoredVectors | UnitRows
     row: np.ndarray
+    manifest: dict
 
 
 def vectors_of(
@@ -46,7 +50,8 @@ def vectors_of(
     """Vectors that were given, or else those of the work folder, embedded where they are missing.
 
     Raises:
-      UserError: see `embed_all` and `StoredVectors`; also given vectors of other ids.
+      UserError: see `embed_all` and `StoredVectors`; also given vectors of other ids, and more
+        items without a vector than `max_bad_share`.
     """
     if given is None:
         quarantine = shares.open_quarantine(folder, max_bad_share)
@@ -55,23 +60,42 @@ def vectors_of(
             batch_size=batch_size, shard_size=shard_size, told=f"embedding {name}",
         )  # fmt: skip
     stored = StoredVectors(given or folder)
-    check_unit_vectors(stored, name, stored.ids)
+    vectors = unit_rows(stored, name, stored.ids)
     places = {id: row for row, id in enumerate(stored.ids)}
     if len(places) < len(stored.ids):
         raise UserError(f"{given}: an id occurs twice")
     row = np.array([places.get(id, -1) for id in things.ids], np.int64)
-    lost = int((row < 0).sum())
-    if given and lost > max_bad_share * len(row):
-        first = things.ids[int(np.argmax(row < 0))]
-        raise UserError(f"{given}: no vector of {lost} of {len(row)} {name}, the first {first!r}")
-    return Found(stored, row)
+    hosts.first(lambda: _check_lost(name, things, row, folder, given, max_bad_share))
+    return Found(vectors, row, stored.manifest)
+
+
+def _check_lost(
+    name: str, things: Things, row: np.ndarray, folder: Path, given: Path | None, max_share: float
+) -> None:
+    """Records in WORK/quarantine.jsonl every item of pairs or corpus that has no vector, also those
+    that are the same as another, and raises UserError where they are more than `max_share`."""
+    lost = [(things.ids[n], id) for n in np.flatnonzero(row < 0).tolist()
+            for id in (things.ids[n], *things.others[n])]  # fmt: skip
+    if given and len(lost) > max_share * things.items:
+        raise UserError(f"{given}: no vector of {len(lost)} of {things.items} {name}, the first "
+                        f"{lost[0][1]!r}")  # fmt: skip
+    reasons = folder / "quarantine.jsonl"
+    known = {} if given or not reasons.exists() else {
+        line["id"]: line for _, line in read_records(reasons)
+    }  # fmt: skip
+    quarantine = Quarantine(folder.parent / reasons.name, max_share, prefixes=(f"{name}/",))
+    quarantine.forget(quarantine.ids)
+    for first, id in lost:
+        line = known.get(first, {"path": str(given or folder), "reason": "no vector"})
+        quarantine.record(f"{name}/{id}", line["path"], line["reason"], line.get("seconds", 0.0))
+    quarantine.check(things.items)
 
 
 def check_same(found: dict[str, Found]) -> None:
     """Refuses vectors of different models, by the field that differs."""
     (first, one), *others = found.items()
     for name, other in others:
-        made = [each.vectors.manifest.get("fingerprint") for each in (one, other)]
+        made = [each.manifest.get("fingerprint") for each in (one, other)]
         for key, (was, now) in differences(*made).items():
             raise UserError(f"{first} and {name} have different vectors: {key} = {was} and {now}")
         if one.vectors.shape[1] != other.vectors.shape[1]:
@@ -108,7 +132,7 @@ class Neighbours:
                  last: int, tolerance: float):  # fmt: skip
         self.folder, self.world, self.last, self.tolerance = folder, world, last, tolerance
         self.queries, self.positives, self.corpus = queries, positives, corpus
-        made = [f.vectors.manifest for f in (queries, positives, corpus)]
+        made = [f.manifest for f in (queries, positives, corpus)]
         settings = json.loads(json.dumps({
             "format": "gve_jax neighbours 1",
             "vectors": [{key: m.get(key) for key in ("fingerprint", "input", "prompt", "vectors")}

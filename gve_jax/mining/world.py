@@ -24,11 +24,13 @@ class Things:
 
     Attributes:
       ids: unique.
+      others: of each one, the ids of the further items that are the same.
       contents: a hash of each one's text and media.
       kinds: modalities, `TV`.
     """
 
     ids: list[str] = field(default_factory=list)
+    others: list[list[str]] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     _readers: list[Callable[[], Item]] = field(default_factory=list)
@@ -40,7 +42,9 @@ class Things:
 
     def add(self, id: str, key: bytes, item: Item, content: bytes, read: Callable) -> int:
         """The number of the thing with this key; `read` gives its item again."""
-        if key not in self._number:
+        if key in self._number:
+            self.others[self._number[key]].append(id)
+        else:
             self._number[key] = len(self.ids)
             again = self._taken.get(id, 0)
             unique = f"{id}#{again}" if again else id
@@ -50,10 +54,16 @@ class Things:
             self._taken[id] = again + 1
             self._taken.setdefault(unique, 1)
             self.ids.append(unique)
+            self.others.append([])
             self.contents.append(content)
             self.kinds.append(kind(item))
             self._readers.append(read)
         return self._number[key]
+
+    @property
+    def items(self) -> int:
+        """How many items there are, those that are the same counted each."""
+        return len(self.ids) + sum(map(len, self.others))
 
     def find(self, key: bytes) -> int | None:
         return self._number.get(key)

@@ -21,6 +21,7 @@ from gve_jax.streams.writing import pair_info, write_sources
 MANIFEST = "mining.json"
 NEGATIVES = "negatives.jsonl"
 EDGES = np.round(np.linspace(-1, 1, 41), 2)  # of the histograms of cosines
+_REMEDY = "widen --ranks, or raise --share or lower --margin (none: no limit)"
 LOST = ("query unreadable", "positive unreadable", "too few negatives")
 
 
@@ -93,12 +94,9 @@ def write_mined(
             counts = write_sources(building / "pairs", info, records)
         few, total = (sum(part(tally) for tally in tallies.values()) for part in
                       (lambda tally: tally.lost[LOST[2]], lambda tally: tally.pairs))  # fmt: skip
-        if few > max_lost_share * total or not any(counts.values()):
-            raise UserError(
-                f"{few} of {total} pairs got fewer than {rule.count} negatives, above "
-                f"--max-lost-share {max_lost_share:g}: widen --ranks, or raise "
-                "--share or lower --margin (none: no limit)"
-            )
+        check_few(few, total, rule.count, max_lost_share)
+        if not any(counts.values()):
+            raise UserError(f"none of {total} pairs got {rule.count} negatives: {_REMEDY}")
         os.replace(building / NEGATIVES, building / "pairs" / NEGATIVES)
         sources = {name: tally.told() for name, tally in tallies.items()}
         edges = {"edges of the histograms": EDGES.tolist()}
@@ -108,6 +106,15 @@ def write_mined(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return sources
+
+
+def check_few(few: int, pairs: int, negatives: int, max_lost_share: float) -> None:
+    """UserError where more than a share of the pairs got fewer negatives than were asked for."""
+    if few > max_lost_share * pairs:
+        raise UserError(
+            f"{few} of {pairs} pairs got fewer than {negatives} negatives, above "
+            f"--max-lost-share {max_lost_share:g}: {_REMEDY}"
+        )
 
 
 def _records(world, name, queries, positives, look, rule, tally, told, advance) -> Iterator[dict]:

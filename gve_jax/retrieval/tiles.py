@@ -23,6 +23,9 @@ CORPUS_TILE = 4096  # rows of the corpus in one product
 SMALLEST_TILE = 128  # small sets are padded to this, so that they share one compilation
 RESIDENT_TILES = 4  # corpus tiles kept on the devices
 NORM_TOLERANCE = 1e-3  # a vector whose length differs from one by more is refused
+NORM_ROUNDING = (
+    1e-5  # by less: the rounding of float32; between the two it is divided by its length
+)
 NORM_BLOCK = 65536  # rows checked at a time, so that the check too is flat in memory
 
 
@@ -41,26 +44,70 @@ def check_unit_vectors(vectors: np.ndarray, name: str, ids: Sequence[str] | None
       UserError: not a float matrix, empty, or a row that is NaN, infinite, zero or not of unit
         length (tolerance 1e-3); the message names the first such row.
     """
+    _largest_error(vectors, name, ids)
+
+
+def unit_rows(
+    vectors: np.ndarray, name: str, ids: Sequence[str] | None = None
+) -> "np.ndarray | UnitRows":
+    """`vectors`, or the same rows divided by their lengths where one differs from one by more than
+    1e-5, as in float16: a product of two rows is then their cosine.
+
+    Arguments and errors as of `check_unit_vectors`.
+    """
+    return UnitRows(vectors) if _largest_error(vectors, name, ids) > NORM_ROUNDING else vectors
+
+
+def _largest_error(vectors: np.ndarray, name: str, ids: Sequence[str] | None) -> float:
+    """By how much the lengths of the rows differ from one at most; see `check_unit_vectors`."""
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f":
         raise UserError(
             f"{name}: expected a non-empty float matrix of vectors, "
             f"got {vectors.dtype} {list(vectors.shape)}"
         )
+    largest = 0.0
     for start in range(0, len(vectors), NORM_BLOCK):
-        block = np.asarray(vectors[start : start + NORM_BLOCK], np.float32)
-        norms = np.sqrt(np.einsum("nd,nd->n", block, block))
-        bad = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # NaN compares false
-        if len(bad) == 0:
-            continue
-        row, norm = start + bad[0], norms[bad[0]]
-        label = f"{name}: vector {row}" + (f" ({ids[row]})" if ids is not None else "")
-        if np.isnan(block[bad[0]]).any():
-            raise UserError(f"{label} contains NaN")
-        if not np.isfinite(norm):
-            raise UserError(f"{label} contains infinite values")
-        if norm == 0:
-            raise UserError(f"{label} is all zeros")
-        raise UserError(f"{label} is not of unit length: its norm is {norm:.6g}")
+        with np.errstate(over="ignore"):  # huge numbers become infinite, and are looked at below
+            block = np.asarray(vectors[start : start + NORM_BLOCK], np.float32)
+            error = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1)
+        bad = np.flatnonzero(~(error <= NORM_TOLERANCE))  # NaN compares false
+        if len(bad):
+            row = start + int(bad[0])
+            label = f"{name}: vector {row}" + (f" ({ids[row]})" if ids is not None else "")
+            raise UserError(f"{label} {_fault(np.asarray(vectors[row : row + 1])[0])}")
+        largest = max(largest, float(error.max()))
+    return largest
+
+
+def _fault(row: np.ndarray) -> str:
+    """What is wrong with a vector whose length is not one, in float64: float32 cannot hold the
+    squares of 1e20 and 1e-25."""
+    row = row.astype(np.float64)
+    if np.isnan(row).any():
+        return "contains NaN"
+    if np.isinf(row).any():
+        return "contains infinite values"
+    largest = np.abs(row).max()
+    if largest == 0:
+        return "is all zeros"
+    return f"is not of unit length: its norm is {largest * np.linalg.norm(row / largest):.6g}"
+
+
+class UnitRows:
+    """Rows of a matrix, divided by their lengths where they are read; float32 [N, D]."""
+
+    ndim, dtype = 2, np.dtype(np.float32)
+
+    def __init__(self, vectors: np.ndarray):
+        self._vectors, self.shape = vectors, tuple(vectors.shape)
+        self.size = math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key) -> np.ndarray:
+        rows = np.asarray(self._vectors[key], np.float64)
+        return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def check(queries: np.ndarray, corpus: np.ndarray, ids: Sequence[str]) -> None:

@@ -120,6 +120,7 @@ def test_damaged_results_are_refused(tmp_path):
 )  # fmt: skip
 def test_other_rankings_are_not_compared(change, message):
     one = {"datasets": {"MS-TI": {"corpus": 5}}, "pools": {"MS-TI": "whole"}}
+    one["digests"] = {"MS-TI": {"queries": "0"}}
     compare.check_same_ranking(one, one)
     with pytest.raises(UserError, match=message):
         compare.check_same_ranking(one, one | change)

@@ -172,11 +172,16 @@ def test_two_hosts_share_the_work_and_get_the_same_scores(two_hosts, tmp_path):
     ) for id in ids.split()]  # fmt: skip
     assert len(second) == 2 * 4 and not set(first) & set(second)
     assert scores(out) == scores(tmp_path / "alone")
-    assert not list(out.glob("quarantine-*"))  # host 0 has taken the others' lines in
+    for name in SETS:  # the order that was counted, however many hosts there are
+        run_file = f"trec/{name}.run"
+        assert (out / run_file).read_bytes() == (tmp_path / "alone" / run_file).read_bytes()
+    assert not list(out.glob("quarantine-*"))  # host 0 writes what all know
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-    assert {line["id"] for line in lines} >= {"MSRVTT.corpus/v1", "LoVR-C2V.queries/q1"}
+    assert sorted(line["id"] for line in lines) == [  # one content, four items
+        "CRB-T.corpus/v1", "LoVR-C2V.corpus/v1", "LoVR-C2V.queries/q1", "MSRVTT.corpus/v1",
+    ]  # fmt: skip
     results = json.loads((out / "results.json").read_text())
-    assert results["quarantined"] == len(lines) == 2
+    assert results["quarantined"] == len(lines) == 4
     # The digest of weights is that of one host, though each holds them all.
     assert results["fingerprint"]["digest"] == weights_digest({"a": jnp.arange(12.0).reshape(3, 4)})
     # One host resumes what two began: nothing is left.

@@ -10,7 +10,7 @@ from evals.uvrb.published import (
     comparison,
     corrected,
     correlations,
-    differing_sizes,
+    differing_sets,
     group,
     published,
     recomputed,
@@ -116,7 +116,7 @@ def records(**change):
 
 def test_released_sizes_are_set_beside_the_paper_and_others_are_not():
     sizes = records(**{"MS-TI": {"queries": 400, "corpus": 3092}})  # its "10" may be a pool
-    assert differing_sizes(sizes) == {}
+    assert differing_sets(sizes) == {}
     found = comparison(sizes)
     assert list(found["models"]) == ["GVE-7B", "GVE-3B"] and len(found["comparable"]) == 16
     assert found["models"]["GVE-3B"]["MSRVTT"] == 0.431

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from evals.uvrb import reencode
 from evals.uvrb.__main__ import main
 from evals.uvrb.reencode import Reencoder
 from evals.uvrb.transcode import Coding, coding, encode
@@ -13,6 +14,7 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.video import load_video
 from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.situations import situation
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,45 @@ def test_copies_are_kept_and_the_same_bytes_each_time(noisy, tmp_path):
 def test_limits_hold(noisy, tmp_path, limits, message):
     with pytest.raises(MediaError, match=message):
         encode(noisy, tmp_path / "x.mp4", Coding(crf=40), limits)
+
+
+@situation("Evaluation", "a video whose re-encoding took too long, or hit a limit that is raised",
+           "encoded again when the command is repeated; damage is not tried again",
+           since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("older", [False, True])
+def test_what_may_pass_is_encoded_again(noisy, tmp_path, monkeypatch, older):
+    def again(limits=None):
+        made = Reencoder(tmp_path / "a", Coding(crf=40), limits)
+        copies = made([noisy, noisy.with_name("twin.mp4")])
+        return made.failed, [copy.stat().st_size > 0 for copy in copies]
+
+    noisy.with_name("twin.mp4").write_bytes(noisy.read_bytes())
+    paths = [str(noisy), str(noisy.with_name("twin.mp4"))]  # one content, and both are named
+    monkeypatch.setattr(reencode, "SECONDS", 0.001)
+    assert again() == (dict.fromkeys(paths, "not encoded in 0.001 seconds"), [False, False])
+    monkeypatch.setattr(reencode, "SECONDS", 600)
+    failed, made = again(Limits(frames=3))
+    assert made == [False, False] and list(failed) == paths
+    assert [failed[path] for path in paths] == [
+        f"{path}: more frames than the limit of 3" for path in paths
+    ]
+    if older:  # a version that did not write the reason
+        (reason,) = (tmp_path / "a").rglob("*.json")
+        reason.unlink()
+    assert again() == ({}, [True, True])
+    assert not list((tmp_path / "a").rglob("*.json"))
+
+
+def test_damage_is_not_encoded_again(tmp_path, monkeypatch):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"not a video")
+    failed = []
+    for _ in range(2):
+        made = Reencoder(tmp_path / "a", Coding(crf=40))
+        made([bad])
+        failed.append(made.failed)
+        monkeypatch.setattr(reencode.subprocess, "run", None)
+    assert failed[0] == failed[1] and "not a readable video" in failed[0][str(bad)]
 
 
 def test_run_scores_the_copies_and_counts_what_cannot_be_encoded(tmp_path):

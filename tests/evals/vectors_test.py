@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,10 @@ import pytest
 from evals.uvrb.__main__ import main
 from gve_jax.errors import UserError
 from tests.evals.evaluate_test import run
+from tests.evals.runs_test import check_every_query, write_set
+from tests.evals.runs_test import score as score_vectors
 from tests.evals.small_uvrb import make_benchmark
+from tests.situations import situation
 
 SETS = ("CRB-T", "MSRVTT-I2V")
 
@@ -254,3 +258,93 @@ def test_vectors_added_after_a_refusal_are_scored(benchmark, sides, tmp_path):
     again = score(benchmark, folder, out, "--max-bad-share", "0")
     assert again["quarantined"] == 0 and scores(again) == scores(results)
     assert (out / "quarantine.jsonl").read_text() == ""
+
+
+# ---- arithmetic at the edge: metrics by numpy, and by trec_eval on the run file ------------------
+
+
+def brute_force(queries, corpus, positives, ids):
+    """Reciprocal ranks by cosines in float64 (longer, where the vectors are), ties by id."""
+    wide = np.longdouble
+    unit = [rows.astype(wide) / np.sqrt((rows.astype(wide) ** 2).sum(axis=1, keepdims=True))
+            for rows in (queries, corpus)]  # fmt: skip
+    cosines = unit[0] @ unit[1].T
+    found = []
+    for row, own in zip(cosines, positives, strict=True):
+        order = sorted(range(len(ids)), key=lambda d, r=row: (r[d], ids[d]), reverse=True)
+        found.append(1 / (1 + min(order.index(d) for d in own)))
+    return found
+
+
+def world(width=16):
+    """Queries near the mean of their positives; 40 in 60 documents."""
+    rng = np.random.default_rng(0)
+    corpus = rng.normal(size=(60, width))
+    corpus /= np.linalg.norm(corpus, axis=1, keepdims=True)
+    positives = [rng.choice(60, rng.integers(1, 14), replace=False).tolist() for _ in range(40)]
+    queries = np.stack([corpus[own].mean(axis=0) for own in positives])
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    queries += 0.25 * rng.normal(size=queries.shape)
+    return queries / np.linalg.norm(queries, axis=1, keepdims=True), corpus, positives
+
+
+def lengths(rows):
+    return rows * np.where(np.arange(len(rows)) % 2, 1.0009, 0.9991)[:, None]
+
+
+FORMS = {
+    "float64": (lambda rows: rows, ()),
+    "big endian": (lambda rows: rows.astype(">f4"), ()),
+    "column by column": (lambda rows: np.asfortranarray(rows.astype("f4")), ()),
+    "long double": (lambda rows: rows.astype(np.longdouble), ()),
+    "float16": (lambda rows: rows.astype("f2"), ()),
+    "lengths of 1 +- 0.0009": (lengths, ()),
+    "lengths of 1 +- 0.0009, float32": (lambda rows: lengths(rows).astype("f4"), ()),
+    "1e20": (lambda rows: (rows * 1e20).astype("f4"), ("--normalize",)),
+    "1e-25": (lambda rows: (rows * 1e-25).astype("f4"), ("--normalize",)),
+    "1e-42, subnormal": (lambda rows: (rows * 1e-42).astype("f4"), ("--normalize",)),
+    "1e300": (lambda rows: rows * 1e300, ("--normalize",)),
+    "1e-300": (lambda rows: rows * 1e-300, ("--normalize",)),
+    "of many lengths": (lambda rows: rows * 10.0 ** np.arange(len(rows))[:, None] * 1e-20,
+                        ("--normalize",)),
+}  # fmt: skip
+
+
+@situation("Evaluation", "vectors of another embedder as float16, float64, big-endian, huge or "
+           "tiny numbers", "scored by their cosines, or refused with what to do",
+           since="0.1.0")  # fmt: skip
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_of_any_size_are_ranked_by_their_cosines(tmp_path, form):
+    queries, corpus, positives = world()
+    make, options = FORMS[form]
+    queries, corpus = make(queries), make(corpus)
+    ids, names = [f"d{n}" for n in range(60)], [f"q{n}" for n in range(40)]
+    write_set(tmp_path, "MSRVTT", names, [[ids[d] for d in own] for own in positives], ids)
+    if options:
+        with pytest.raises(UserError, match="is of length .*, not 1; --normalize divides by it"):
+            score_vectors(tmp_path, "MSRVTT", names, queries, ids, corpus)
+    options = (*options, "--trec", "60")
+    _, out = score_vectors(tmp_path, "MSRVTT", names, queries, ids, corpus, *options)
+    with np.load(out / "per_query/MSRVTT.npz") as file:
+        assert file["mrr"] == pytest.approx(brute_force(queries, corpus, positives, ids))
+    assert check_every_query(out, "MSRVTT") == 40
+
+
+@situation("Evaluation", "vectors whose lengths are a little off one (1.0009)",
+           "ranked by cosines, not by products", since="0.2.0")  # fmt: skip
+def test_a_longer_vector_is_not_preferred(tmp_path):
+    """Two documents whose cosines differ by less than their lengths do."""
+    query = np.array([[1.0, 0, 0]])
+    corpus = np.array([[0.9, np.sqrt(0.19), 0], [0.8999, np.sqrt(1 - 0.8999**2), 0]])
+    corpus *= [[0.9992], [1.0008]]
+    write_set(tmp_path, "MSRVTT", ["q"], [["a"]], ["a", "b"])
+    assert query @ corpus[0] < query @ corpus[1]
+    results, _ = score_vectors(tmp_path, "MSRVTT", ["q"], query, ["a", "b"], corpus)
+    assert results["datasets"]["MSRVTT"]["score"] == 1
+
+
+def test_bfloat16_is_named(benchmark, sides, tmp_path):
+    folder = save(tmp_path / "v", sides[0], npy_json,
+                  lambda name, ids, v: (ids, v.astype(ml_dtypes.bfloat16)))  # fmt: skip
+    with pytest.raises(UserError, match="not floating point .N, D.; bfloat16 is no type of .npy"):
+        score(benchmark, folder, tmp_path / "out")

@@ -266,6 +266,11 @@ GOOD = np.eye(4, dtype=np.float32)
         (_with(GOOD, (1, 1), -np.inf), r"vector 1 \(b\) contains infinite"),
         (_with(GOOD, 3, 0), r"vector 3 \(d\) is all zeros"),
         (_with(GOOD, (0, 0), 1.01), r"vector 0 \(a\) is not of unit length: its norm is 1.01"),
+        # Their squares leave float32, and these two float64 as well.
+        (_with(GOOD, 1, 1e20), r"vector 1 \(b\) is not of unit length: its norm is 2e\+20"),
+        (_with(GOOD, 1, 1e-25), r"vector 1 \(b\) is not of unit length: its norm is 2e-25"),
+        (_with(GOOD.astype(float), 2, 1e200), r"vector 2 \(c\) is not .*: its norm is 2e\+200"),
+        (_with(GOOD.astype(float), 2, 1e-200), r"vector 2 \(c\) is not .*: its norm is 2e-200"),
         (GOOD[0], "float matrix"),
         (GOOD.astype(np.int32), "float matrix"),
         (GOOD[:0], "float matrix"),
@@ -274,6 +279,24 @@ GOOD = np.eye(4, dtype=np.float32)
 def test_bad_vectors_are_refused_by_name(vectors, message):
     with pytest.raises(UserError, match=message):
         check_unit_vectors(vectors, "corpus", list("abcd"))
+
+
+def test_rows_become_unit_rows_where_float32_would_not_do():
+    rng = np.random.default_rng(30)
+    exact = unit(rng, 9, 40)
+    exact = exact / np.linalg.norm(exact.astype(float), axis=1, keepdims=True)
+    assert tiles.unit_rows(exact.astype(np.float32), "corpus").__class__ is np.ndarray
+    lengths = np.where(np.arange(9) % 2, 1.0009, 0.9991)[:, None]
+    for scaled in ((exact * lengths).astype(np.float32), exact.astype(np.float16), exact * lengths):
+        rows = tiles.unit_rows(scaled, "corpus")
+        assert (len(rows), rows.shape, rows.dtype) == (9, (9, 40), np.float32)
+        for key in (slice(2, 5), np.array([8, 0, 8]), slice(None)):
+            np.testing.assert_allclose(np.linalg.norm(rows[key], axis=1), 1, atol=2e-7)
+            np.testing.assert_allclose(rows[key], exact[key], atol=6e-4)
+    with pytest.raises(
+        UserError, match="corpus: vector 8 is not of unit length: its norm is 1.002"
+    ):
+        tiles.unit_rows(_with(exact, 8, 1.002 * exact[8]), "corpus")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Two commands in one output: the second is refused, and says who is there."""
+
+import subprocess
+import sys
+
+import pytest
+
+from evals.curriculum.__main__ import main as curriculum
+from evals.synthesis.__main__ import main as synthesis
+from evals.uvrb.__main__ import main as uvrb
+from gve_jax.errors import UserError
+from gve_jax.locks import lock_for_process
+from tests.conftest import ROOT
+from tests.situations import situation
+
+_HOLD = """
+import sys
+from pathlib import Path
+from gve_jax.locks import lock_for_process
+with lock_for_process(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+COMMANDS = {
+    "uvrb": lambda out: uvrb(["--model", "m", "--data", str(out), "--output", str(out)]),
+    "uvrb of vectors": lambda out: uvrb(
+        ["--embeddings", str(out), "--data", str(out), "--output", str(out)]
+    ),
+    "curriculum": lambda out: curriculum(["--output", str(out)]),
+    "synthesis": lambda out: synthesis(["--workdir", str(out)]),
+}
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A folder that another process holds, and the process."""
+    folder = tmp_path_factory.mktemp("held")
+    holder = subprocess.Popen([sys.executable, "-c", _HOLD, folder], cwd=ROOT, text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert holder.stdout.readline() == "held\n"
+    yield folder, holder
+    holder.communicate()
+
+
+@situation("Evaluation", "two evaluations into one output at once",
+           "the second is refused, and names the process that is there", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_second_command_names_the_first(held, command):
+    folder, holder = held
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError, match=f"in use by process {holder.pid} on .*; wait for it"):
+        COMMANDS[command](folder)
+    assert sorted(folder.iterdir()) == before == [folder / ".lock"]
+
+
+def test_a_lock_without_jax_leaves_the_devices_to_others(tmp_path):
+    """Ablations start processes that train: who asks JAX which host this is takes the devices."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom gve_jax.locks import lock_for_process\n"
+        "with lock_for_process(Path(sys.argv[1])):\n"
+        "    from jax._src import xla_bridge\n"
+        "    assert not xla_bridge.backends_are_initialized()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], cwd=ROOT, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with lock_for_process(tmp_path):
+        with pytest.raises(UserError, match="in use by process"):
+            with lock_for_process(tmp_path):
+                pass

@@ -1,0 +1,244 @@
+"""What could not be read: counted by item, in every command, tried again where it may pass."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from evals.uvrb import embeddings
+from evals.uvrb.__main__ import main
+from gve_jax.errors import UserError
+from gve_jax.inputs.errors import MediaError, RetryableMediaError
+from tests.evals import small_uvrb
+from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.situations import situation
+
+PAGE = b"<html>404 Not Found</html>"  # what a failed download leaves
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return make_benchmark(tmp_path_factory.mktemp("benchmark"), ("MSRVTT", "CRB-T"))
+
+
+@pytest.fixture
+def data(benchmark, tmp_path):
+    """A private copy, to be damaged."""
+    shutil.copytree(benchmark / "UVRB", tmp_path / "data/UVRB")
+    return tmp_path / "data"
+
+
+class Honest(ColourEncoder):
+    """Says as `GVE` does whether a failure may pass."""
+
+    def encode_valid(self, inputs, ids, quarantine):
+        def vector(item, read=self._vector):
+            try:
+                return read(item)
+            except MediaError as error:
+                failures.append(error)
+                raise
+
+        failures, self._vector = [], vector
+        said = quarantine.record
+        quarantine.record = lambda *line: said(*line, retry=failures[-1].retry)
+        try:
+            return super().encode_valid(inputs, ids, quarantine)
+        finally:
+            del self._vector
+
+
+def run(data, output, *more, model=None):
+    """The results of the command, and what the model was asked for."""
+    model = model or Honest()
+    arguments = ["--model", "m", "--data", str(data), "--output", str(output), *more]
+    main([*arguments, "--datasets", "MSRVTT"] if "--datasets" not in more else arguments,
+         load=lambda name: model)  # fmt: skip
+    return json.loads((output / "results.json").read_text()), model.asked
+
+
+def quarantined(output):
+    lines = (output / "quarantine.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def damage(data, *names, content=PAGE):
+    for name in names:
+        (data / f"UVRB/MSRVTT/videos/{name}.mp4").write_bytes(content)
+
+
+@situation("Evaluation", "more damaged files than the allowed share, and the command repeated",
+           "refused, however often it is repeated, until they are mended or allowed",
+           since="0.2.0")  # fmt: skip
+def test_too_many_unreadable_are_refused_by_every_command(data, tmp_path):
+    sound = (data / "UVRB/MSRVTT/videos/red_blue.mp4").read_bytes()
+    damage(data, "red_blue")
+    for _ in range(3):
+        with pytest.raises(UserError, match="1 of 10 items could not be read, more than the"):
+            run(data, tmp_path / "out")
+        assert not (tmp_path / "out/results.json").exists()
+        assert [line["id"] for line in quarantined(tmp_path / "out")] == ["MSRVTT.corpus/v0"]
+    (tmp_path / "out/quarantine.jsonl").unlink()  # the state decides, not the record of the work
+    with pytest.raises(UserError, match="1 of 10 items"):
+        run(data, tmp_path / "out")
+    results, asked = run(data, tmp_path / "out", "--max-bad-share", "0.1")
+    assert asked == [] and results["quarantined"] == 1
+    with pytest.raises(UserError, match="1 of 10 items"):  # allowed once is not allowed for ever
+        run(data, tmp_path / "out")
+    damage(data, "red_blue", content=sound)
+    results, asked = run(data, tmp_path / "out")
+    assert asked == ["MSRVTT.corpus/v0"] and results["quarantined"] == 0
+    assert results["datasets"]["MSRVTT"]["score"] == 1 and quarantined(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("more", [("--baseline", "b"), ("--control",), ("--frames", "4")])
+def test_the_other_runs_of_a_command_are_guarded_alike(data, tmp_path, more):
+    """Damage that only they meet: a model that cannot read what the first one can."""
+    options = ("--datasets", "CRB-T", *more)
+
+    class Picky(small_uvrb.Settings):
+        def __init__(self, picky=False, **inputs):
+            super().__init__(**inputs)
+            self.picky = picky
+
+        def with_inputs(self, **changes):
+            return Picky(True, num_frames=changes["num_frames"])
+
+        def _vector(self, item):
+            if "red_blue" in str(item.get("video")) and (self.picky or "frame_order" in item):
+                raise MediaError(f"{item['video']}: damaged")
+            return super()._vector(item)
+
+    def go():
+        main(["--model", "m", "--data", str(data), "--output", str(tmp_path / "out"), *options],
+             load=lambda name: Picky(name == "b"))  # fmt: skip
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="1 of 10 items could not be read"):
+            go()
+
+
+@situation("Evaluation", "damaged files of equal bytes, such as error pages of failed downloads",
+           "each of them counts and is named", since="0.2.0")  # fmt: skip
+def test_files_of_equal_damage_count_each(data, tmp_path):
+    names = ("blue_red", "red_green", "blue_green")
+    damage(data, *names)
+    with pytest.raises(UserError, match="3 of 10 items could not be read, more than the allowed 2"):
+        run(data, tmp_path / "out", "--max-bad-share", "0.2")
+    results, _ = run(data, tmp_path / "out", "--max-bad-share", "0.3")
+    lines = quarantined(tmp_path / "out")
+    assert [line["id"] for line in lines] == [f"MSRVTT.corpus/v{n}" for n in (1, 3, 4)]
+    for line, name in zip(lines, names, strict=True):
+        assert name in line["path"] and line["path"] in line["reason"]
+    assert results["quarantined"] == 3
+    assert results["datasets"]["MSRVTT"]["quarantined"]["documents"] == 3
+    assert results["datasets"]["MSRVTT"]["left_out"] == {
+        "queries": [], "documents": ["v1", "v3", "v4"],
+    }  # fmt: skip
+
+
+def test_a_content_that_another_set_failed_on_counts_in_this_one(data, tmp_path):
+    for name in ("MSRVTT", "CRB-T"):
+        (data / f"UVRB/{name}/videos/red_blue.mp4").write_bytes(PAGE)
+    results, _ = run(data, tmp_path / "o", "--datasets", "MSRVTT,CRB-T", "--max-bad-share", "0.1")
+    assert results["quarantined"] == 2
+    for options in (("CRB-T",), ("MSRVTT,CRB-T",)):
+        with pytest.raises(UserError, match="could not be read"):
+            run(data, tmp_path / "o", "--max-bad-share", "0.09", "--datasets", *options)
+
+
+@situation("Evaluation", "a video that took too long to decode on a busy machine",
+           "the repeated command tries it again; the old failure does not count",
+           since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("allowed", ["0.05", "1"])
+@pytest.mark.parametrize("plain", [False, True], ids=["said", "named-limit"])
+def test_what_may_pass_is_tried_again(data, tmp_path, monkeypatch, allowed, plain):
+    real, busy = small_uvrb.load_video, True
+
+    def flaky(path, *rest):
+        if busy and "red_blue" in str(path):
+            kind = MediaError if plain else RetryableMediaError
+            raise kind(f"{path}: not decoded in 60 seconds" + plain * " (limits.seconds)")
+        return real(path, *rest)
+
+    monkeypatch.setattr(small_uvrb, "load_video", flaky)
+    out, options = tmp_path / "out", ("--max-bad-share", allowed)
+    make = ColourEncoder if plain else Honest
+    try:
+        results, _ = run(data, out, *options, model=make())
+        assert results["quarantined"] == 1 and results["datasets"]["MSRVTT"]["score"] == 0.8
+    except UserError:
+        assert allowed == "0.05"
+    assert [line["id"] for line in quarantined(out)] == ["MSRVTT.corpus/v0"]
+    assert quarantined(out)[0]["retry"]
+    busy = False
+    results, asked = run(data, out, *options, model=make())
+    assert asked == ["MSRVTT.corpus/v0"] and results["quarantined"] == 0
+    assert results["datasets"]["MSRVTT"]["score"] == 1 and quarantined(out) == []
+    assert run(data, out, *options, model=make())[1] == []  # and then it is done
+
+
+def test_what_fails_again_counts_and_its_last_reason_holds(data, tmp_path, monkeypatch):
+    reasons = [RetryableMediaError("too slow"), RetryableMediaError("too large"), MediaError("bad")]
+
+    def fails(path, *rest):
+        if "red_blue" in str(path):
+            raise reasons[min(len(calls), 3) - 1]
+        return real(path, *rest)
+
+    real, calls = small_uvrb.load_video, []
+    monkeypatch.setattr(small_uvrb, "load_video", fails)
+    for expected in ("too slow", "too large", "bad", "bad"):
+        calls.append(expected)
+        _, asked = run(data, tmp_path / "out", "--max-bad-share", "0.1")
+        assert [line["reason"] for line in quarantined(tmp_path / "out")] == [expected]
+        assert ("MSRVTT.corpus/v0" in asked) == (len(calls) < 4)  # damage is not tried again
+
+
+def test_each_content_is_tried_once_in_a_command(data, tmp_path, monkeypatch):
+    """A slow file that two sets share costs its time once, in every command."""
+
+    def slow(path, *rest):
+        raise RetryableMediaError(f"{path}: slow")
+
+    monkeypatch.setattr(small_uvrb, "load_video", slow)
+    documents = [f"MSRVTT.corpus/v{n}" for n in range(5)]
+    for _ in range(2):
+        model = Honest()
+        with pytest.raises(UserError, match="not one document can be read"):
+            run(data, tmp_path / "out", "--max-bad-share", "1", model=model)
+        assert [id for id in model.asked if "corpus" in id] == documents
+
+
+def test_shards_of_an_older_version_do_not_say_why_and_are_tried_again(data, tmp_path):
+    damage(data, "red_blue")
+    run(data, tmp_path / "out", "--max-bad-share", "0.1")
+    for path in (tmp_path / "out/embeddings/model").glob("vectors-*.json"):
+        record = json.loads(path.read_text())
+        del record["failures"]
+        path.write_text(json.dumps(record))
+    (tmp_path / "out/quarantine.jsonl").unlink()
+    for asked in (["MSRVTT.corpus/v0"], []):
+        results, found = run(data, tmp_path / "out", "--max-bad-share", "0.1")
+        assert found == asked and results["quarantined"] == 1
+        assert "not a readable video" in quarantined(tmp_path / "out")[0]["reason"]
+
+
+def test_a_mended_item_of_a_finished_set_is_embedded(data, tmp_path):
+    sound = (data / "UVRB/MSRVTT/videos/red_blue.mp4").read_bytes()
+    damage(data, "red_blue")
+    run(data, tmp_path / "out", "--max-bad-share", "0.1")
+    damage(data, "red_blue", content=sound)
+    results, asked = run(data, tmp_path / "out")
+    assert asked == ["MSRVTT.corpus/v0"] and results["datasets"]["MSRVTT"]["score"] == 1
+
+
+def test_two_shards_of_one_content_give_the_vector_that_was_made(tmp_path):
+    store, row = embeddings.Store(tmp_path, {}, 2), np.eye(2, dtype=np.float32)[:1]
+    store.write(["a"], row[:0], [False], {"a": {"path": "p", "reason": "slow", "seconds": 1}})
+    assert store.failure("a")["reason"] == "slow" and not store.side(["a"]).valid.any()
+    store.write(["a"], row, [True])
+    for found in (store, embeddings.Store(tmp_path, {}, 2)):
+        assert found.failure("a") is None and (found.side(["a"]).vectors == row).all()
+        assert found.attempts("a") == 2 and found.attempts("b") == 0
