@@ -38,6 +38,7 @@ from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Frames, Packed, make_encode
 from gve_jax.pretrained import check_tokens, copy_tokenizer, read_json, save_hf
+from gve_jax.retrieval.unit import as_matrix, unit_rows
 from gve_jax.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
 
 Inputs = Sequence[str | Mapping | Item]
@@ -253,7 +254,7 @@ class GVE:
         instruction = choose_instruction(prompt, prompt_name)
         vectors, _ = self._run(inputs, instruction, batch_size, show_progress_bar, refuse)
         vectors = np.ascontiguousarray(vectors[:, :truncate_dim])
-        return _unit(vectors) if normalize_embeddings else vectors
+        return unit_rows(vectors) if normalize_embeddings else vectors
 
     def encode_query(
         self, inputs: Inputs, prompt: str | None = None, prompt_name: str | None = None, **options
@@ -275,10 +276,10 @@ class GVE:
         Raises:
           UserError: not two matrices of one width, or a row that has no direction.
         """
-        a, b = (np.asarray(rows, np.float32) for rows in (a, b))
+        a, b = as_matrix(a, "a"), as_matrix(b, "b")
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
             raise UserError(f"similarity is of [Q, D] and [C, D], not {a.shape} and {b.shape}")
-        return _unit(a) @ _unit(b).T
+        return unit_rows(a, "a") @ unit_rows(b, "b").T
 
     def encode_valid(
         self,
@@ -298,7 +299,7 @@ class GVE:
             quarantine.record(**failure(ids[index], item, failed.reason, failed.seconds))
 
         vectors, valid = self._run(inputs, prompt, batch_size, show_progress_bar, record)
-        return _unit(vectors), valid
+        return unit_rows(vectors), valid
 
     def _run(self, inputs, prompt, batch_size, show, on_error: Callable):
         """Pooled hidden states of the readable inputs, float32 [n, D], and which those are."""
@@ -414,10 +415,3 @@ def _attach(adapter: str | os.PathLike, config: ModelConfig, params, mesh: jax.s
         raise UserError(f"{adapter}: the model has an adapter already; merge it first")
     config, tree = read_adapter(adapter, config)
     return config, lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    if not lengths.all():
-        raise UserError("a vector of zeros has no direction")
-    return vectors / lengths
