@@ -103,7 +103,7 @@ def test_queries_carry_the_instruction_and_documents_none(model):
 
         def encode(self, inputs, prompt=None, **options):
             self.seen.append((prompt, len(inputs)))
-            return super().encode(inputs, prompt, **options)
+            return super().encode(inputs, prompt=prompt, **options)
 
     listening = Listening(model)
     mteb.evaluate(GVEEncoder(listening, "tests/small"), Words(), cache=None,
