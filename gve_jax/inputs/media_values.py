@@ -5,7 +5,7 @@ import binascii
 import os
 import re
 from collections.abc import Mapping
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -82,4 +82,5 @@ def _from_uri(value: str, key: str):
         raise UserError(
             f"{key}: {value!r} is a URL: download it, and give the file's path or bytes"
         )
-    return os.fspath(unquote(urlsplit(value).path))
+    path = value[len("file://") :]  # as qwen-vl-utils reads it, which does not undo %20
+    return path if os.path.exists(path) else unquote(path)

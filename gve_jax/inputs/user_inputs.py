@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Set, Sized
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -80,28 +81,31 @@ def warn_of_paths(items: list[Item], single: bool) -> None:
     Transformers would embed the medium, here it is a text."""
     for index, item in enumerate(items):
         text = item.text
-        if text and item.image is None and item.video is None and _names_medium(text):
+        if not text or item.image is not None or item.video is not None:
+            continue
+        if kind := _medium_named_by(text):
             shown = text if len(text) <= 80 else f"{text[:77]}..."
-            key = "video" if os.path.splitext(text)[1].lower() in VIDEOS else "image"
             warn_user(f"{input_label(index, single)} is embedded as the text {shown!r}; if the "
-                      f"file is meant, give {{{key!r}: ...}} or a pathlib.Path")  # fmt: skip
+                      f"{kind} is meant, give it as {{{kind!r}: path or bytes}} or as a "
+                      "pathlib.Path")  # fmt: skip
             return
 
 
-def _names_medium(text: str) -> bool:
-    if text.startswith("data:"):
-        return text.startswith(("data:image/", "data:video/"))
+def _medium_named_by(text: str) -> str | None:
+    """ "image" or "video" where a text is the path of an existing file or a URI of one."""
+    if text.startswith(("data:image/", "data:video/")):
+        return text[5:10]
     if len(text) > 4096 or "\n" in text or "\0" in text:
-        return False
-    if text.startswith(("http://", "https://", "file://")):
-        text = text.partition("?")[0].partition("#")[0]
-        return " " not in text and os.path.splitext(text)[1].lower() in VIDEOS | IMAGES
-    if os.path.splitext(text)[1].lower() not in VIDEOS | IMAGES:
-        return False
+        return None
+    url = text.startswith(("http://", "https://", "file://"))
     try:
-        return os.path.isfile(text)
-    except ValueError:  # half of a surrogate pair
-        return False
+        path = urlsplit(text).path if url else text
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix not in VIDEOS | IMAGES or not (os.path.isfile(path) or url and " " not in text):
+            return None
+        return "video" if suffix in VIDEOS else "image"
+    except ValueError:  # half of a surrogate pair, an address that is none
+        return None
 
 
 def _read_input(value: Any, allow_empty: bool) -> Item:
