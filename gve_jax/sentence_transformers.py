@@ -69,7 +69,6 @@ _ATTRIBUTES = {
     "start_multi_process_pool": _POOL,
     "stop_multi_process_pool": _POOL,
     "encode_multi_process": _POOL,
-    "encode_multi_process_pool": _POOL,
     "to": _MESH,
     "cuda": _MESH,
     "cpu": _MESH,
