@@ -171,6 +171,14 @@ def test_saved_and_loaded_is_the_same_encoder(model, inputs, tmp_path):
     model.save_pretrained(tmp_path / "saved")  # saving over it is fine
 
 
+def test_inputs_with_ids_are_a_list(model, tmp_path):
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1.0)
+    with pytest.raises(UserError, match="must be a list, as ids is"):
+        model.encode_valid("a text", ["a"], quarantine)
+    with pytest.raises(UserError, match="input 1: nothing to embed"):
+        model.encode_valid(["a", ""], ["a", "b"], quarantine)
+
+
 def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
@@ -227,7 +235,7 @@ def test_limits_are_the_caller_s(model, tmp_path):
 
 
 @pytest.mark.parametrize("bad, named", [
-    ("a single text", "list"),
+    ({"a", "set"}, "in an order"),
     ([""], "nothing to embed"),
     ([{"text": "", "image": b"", "video": []}], "nothing to embed"),
     ([{"instruction": "Find it."}], "nothing to embed"),
