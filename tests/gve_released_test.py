@@ -20,6 +20,7 @@ from gve_jax.model import lora
 from gve_jax.model.config import LoraConfig
 from gve_jax.model.embedder import init_params
 from tests import checkpoints
+from tests.situations import situation
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -66,6 +67,8 @@ def test_bfloat16_gives_nearly_the_same_vectors(released, vectors):
     assert np.sum(half * vectors, axis=-1).min() > 0.999
 
 
+@situation("Python API", "The model sharded over data, fsdp or tensor axes of 8 devices",
+           "the same vectors (cosine above 0.999999)", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_the_mesh_does_not_matter(released, vectors, axes):
     mesh = jax.make_mesh(axes, ("data", "fsdp", "tensor"),
@@ -92,6 +95,8 @@ def test_input_settings_come_along_both_ways(released, tmp_path):
     assert again.fingerprint == ours.fingerprint == model.fingerprint
 
 
+@situation("Models and checkpoints", "A PEFT LoRA adapter, applied or merged by convert",
+           "the same vectors", since="0.1.0")  # fmt: skip
 def test_an_adapter_comes_along_and_is_merged_by_convert(released, model, vectors, tmp_path):
     config = dataclasses.replace(model.config, lora=LoraConfig(rank=2, alpha=3.0))
     adapters = lora.split(init_params(config, 1)[1])[1]

@@ -81,6 +81,8 @@ def scores(result):
     return result.task_results[0].scores["test"][0]
 
 
+@situation("Evaluation", "A retrieval task of MTEB",
+           "the scores of MTEB are those of our evaluator to 1e-5", since="0.1.0")  # fmt: skip
 def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
     encoder, task = GVEEncoder(model, "tests/small"), Words()
     assert isinstance(encoder, EncoderProtocol)
@@ -98,6 +100,8 @@ def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
     assert 0 < found["ndcg_at_10"] < 1 and found["main_score"] == found["ndcg_at_10"]
 
 
+@situation("Evaluation", "An MTEB task with a prompt for its queries",
+           "queries carry it, documents none", since="0.1.0")  # fmt: skip
 def test_queries_carry_the_instruction_and_documents_none(model):
     class Listening(GVE):
         def __init__(self, other):
