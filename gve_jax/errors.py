@@ -4,11 +4,20 @@ import argparse
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 
 class UserError(Exception):
     """Bad input, named in one line: a file, a field, a value. Never a bug of ours."""
+
+
+class UnsupportedArgument(UserError, TypeError):
+    """An argument that a function does not take; other libraries' functions of its name may."""
+
+
+class UnsupportedAttribute(UserError, AttributeError):
+    """An attribute that other libraries' classes of this kind have. `hasattr` says no."""
 
 
 class StoppedError(Exception):
@@ -21,6 +30,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see --help)")
+
+
+def warn_user(message: str) -> None:
+    """Warns at the line outside of this package that called into it."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "gve_jax":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def run_cli(main: Callable[[], None]) -> None:

@@ -6,13 +6,15 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Num
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
@@ -20,34 +22,43 @@ from gve_jax import __version__
 from gve_jax.adapters import read_adapter
 from gve_jax.base import FORMAT, open_base
 from gve_jax.buckets import as_path, is_bucket
-from gve_jax.errors import UserError
+from gve_jax.errors import UnsupportedArgument, UserError
 from gve_jax.files import read_json, write_json
 from gve_jax.fingerprint import not_finite, weights_digest
 from gve_jax.inputs.batch import Buckets, default_buckets
-from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.isolation import Failure, Isolated
-from gve_jax.inputs.item import Item, as_item
+from gve_jax.inputs.item import Item
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.packing import Plan, collate_decode, collate_tower, make_plan
 from gve_jax.inputs.padding import Padding
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine, failure
+from gve_jax.inputs.user_inputs import input_label, read_inputs, split_inputs, warn_of_paths
 from gve_jax.learning.checkpoint import save_params
 from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Frames, Packed, make_encode
 from gve_jax.pretrained import copy_tokenizer, save_hf
+from gve_jax.quantization import PRECISIONS, quantize_embeddings
+from gve_jax.retrieval.unit import unit_rows
+from gve_jax.sentence_transformers import SentenceTransformersInterface, refuse_arguments
 from gve_jax.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
 from gve_jax.tokenizer import tokenizer_digest
 
-Inputs = Sequence[str | Mapping | Item]
+Input = str | os.PathLike | np.ndarray | Image.Image | Mapping | Item | Sequence[Mapping]
+Inputs = Input | Sequence[Input]
 FORMATS = ("gve_jax", "hf")
 CHUNK = 16  # batches decoded ahead and sorted into buckets together: bounds the memory
 
 
-class GVE:
+class GVE(SentenceTransformersInterface):
     """A trained encoder. Make one with `from_pretrained`."""
+
+    def __new__(cls, *args, **kwargs):
+        if args and isinstance(args[0], str | os.PathLike):
+            raise UnsupportedArgument(f"a model is loaded by GVE.from_pretrained({str(args[0])!r})")
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -58,6 +69,7 @@ class GVE:
         mesh: jax.sharding.Mesh,
         source: Mapping[str, str] | None = None,
     ):
+        super().__init__()
         self.source = source  # repository and commit on the Hub, where the weights come from there
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh
@@ -90,6 +102,7 @@ class GVE:
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        **unsupported,
     ) -> "GVE":
         """Loads a model of ours, or a Hugging Face checkpoint of the Qwen2.5-VL architecture.
 
@@ -125,7 +138,9 @@ class GVE:
           UserError: no such directory or id, another format or architecture, damaged files, tensors
             that do not fit the configuration, NaN weights, another model's tokenizer or weights
             than config.json records, a kernel that cannot run here, an adapter that does not fit.
+          UnsupportedArgument: an argument of other libraries' loaders; it names what to use.
         """
+        refuse_arguments(cls.from_pretrained, unsupported)
         base = open_base(
             directory, dtype, adapter=adapter,
             revision=revision, token=token, local_files_only=local_files_only,
@@ -224,6 +239,8 @@ class GVE:
         made = GVE(
             self.config, self.params, preprocess, default_buckets(spec), self.mesh, self.source
         )
+        made.prompts, made.default_prompt_name = dict(self.prompts), self.default_prompt_name
+        made.truncate_dim, made.similarity_fn_name = self.truncate_dim, self.similarity_fn_name
         # The weights are those of `self`: they need not be hashed again.
         inputs = {f"inputs.{name}": value for name, value in dataclasses.asdict(spec).items()}
         made.fingerprint = {**self.fingerprint, **inputs}
@@ -242,67 +259,99 @@ class GVE:
     def encode(
         self,
         inputs: Inputs,
+        *,
         prompt: str | None = None,
         prompt_name: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         normalize_embeddings: bool = True,
         truncate_dim: int | None = None,
-    ) -> Float[np.ndarray, "N D"]:
+        precision: str = "float32",
+        convert_to_tensor: bool = False,
+        convert_to_numpy: bool = True,
+        allow_empty_text: bool = False,
+        **unsupported,
+    ) -> Num[np.ndarray, "..."] | jax.Array:
         """Embeds texts, images, videos and mixtures.
 
         Args:
-          inputs: texts, or mappings with the keys of `gve_jax.inputs.item.Item`.
-          prompt: the instruction of inputs that bring none of their own.
-          prompt_name: the same by its name in `gve_jax.inputs.instructions`, "MSRVTT".
+          inputs: one input or a list of them. An input is a text; a mapping with the keys of
+            `gve_jax.inputs.item.Item`; a PIL image; a `pathlib.Path` of a media file or of a folder
+            of frames; uint8 [H, W, 3], an image, or [T, H, W, 3], frames; chat content, a list of
+            parts `{"type": "text" | "image" | "video", ...}`, or a conversation, a list of messages
+            with role and content. A `str` is always a text, also where it is a path.
+          prompt: the instruction of inputs that bring none of their own; "" for none.
+          prompt_name: the same by its name in `prompts`, "MSRVTT".
           batch_size: items of a batch, at most; has no influence on the vectors.
           show_progress_bar: draws one on standard error; when None, where that is a terminal and
             there is more than one batch.
           normalize_embeddings: unit length. False gives the hidden states as they are.
-          truncate_dim: keeps this many leading dimensions, and normalises those.
+          truncate_dim: keeps this many leading dimensions, and normalises those; when None, as the
+            attribute `truncate_dim` says.
+          precision: "int8", "uint8", "binary" or "ubinary" quantize, as
+            `gve_jax.quantization.quantize_embeddings` does with the ranges of these very vectors.
+          convert_to_tensor: gives a `jax.Array` on `device`, which `torch.from_dlpack` takes.
+          convert_to_numpy: only True, the default; `convert_to_tensor` goes before it.
+          allow_empty_text: an empty text is embedded as the reference embeds it, the chat template
+            around nothing; otherwise it is refused.
 
         Returns:
-          float32 [N, D], in the order of `inputs`.
+          float32 [N, D], in the order of `inputs`, or [D] of a single input; int8 or uint8 where
+          `precision` says so, of ceil(D / 8) bytes for the binary ones.
 
         Raises:
           UserError: an input that is malformed, empty or cannot be read; a prompt of an unknown
-            name; vectors that are not finite.
+            name; vectors that are not finite. Inputs are named by their index.
+          UnsupportedArgument: another argument of Sentence Transformers; it names what to use.
         """
+        refuse_arguments(self.encode, unsupported)
+        if not (convert_to_numpy or convert_to_tensor):
+            raise UnsupportedArgument("encode gives no list of tensors: convert_to_tensor=True "
+                                      "gives one tensor, list(...) of it its rows")  # fmt: skip
+        if precision not in (None, *PRECISIONS):
+            raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        width = self._width(truncate_dim)
+        instruction = self._instruction(prompt, prompt_name)
+        values, single = split_inputs(inputs)
+        items = read_inputs(values, single, allow_empty_text)
+        warn_of_paths(items, single)
 
         def refuse(index: int, item: Item, failed: Failure):
-            raise UserError(f"input {index}: {failed.reason}")
+            raise UserError(f"{input_label(index, single)}: {failed.reason}")
 
-        if truncate_dim is not None and not 0 < truncate_dim <= self.embedding_dim:
-            raise UserError(f"truncate_dim {truncate_dim} is not in 1..{self.embedding_dim}")
-        instruction = choose_instruction(prompt, prompt_name)
-        vectors, _ = self._run(inputs, instruction, batch_size, show_progress_bar, refuse)
-        vectors = np.ascontiguousarray(vectors[:, :truncate_dim])
-        return _unit(vectors) if normalize_embeddings else vectors
+        vectors, _ = self._run(items, instruction, batch_size, show_progress_bar, refuse)
+        vectors = np.ascontiguousarray(vectors[:, :width])
+        if normalize_embeddings:
+            vectors = unit_rows(vectors, "the model")
+        if precision not in (None, "float32"):
+            vectors = quantize_embeddings(vectors, precision)
+        if single:
+            vectors = vectors[0]
+        return jax.device_put(vectors, self.device) if convert_to_tensor else vectors
 
     def encode_query(
-        self, inputs: Inputs, prompt: str | None = None, prompt_name: str | None = None, **options
-    ) -> Float[np.ndarray, "N D"]:
-        """`encode` for queries: they carry the instruction of the task, as GVE was trained."""
-        return self.encode(inputs, prompt, prompt_name, **options)
+        self, inputs: Inputs, *, prompt: str | None = None, prompt_name: str | None = None,
+        **options,
+    ) -> Num[np.ndarray, "..."] | jax.Array:  # fmt: skip
+        """`encode` for queries: they carry the instruction of the task, as GVE was trained.
+
+        Without `prompt` and `prompt_name` that is `prompts["query"]` where there is one. GVE has
+        none of its own, since the instruction differs by task: then the queries carry none.
+        """
+        if prompt is None and prompt_name is None and "query" in self.prompts:
+            prompt_name = "query"
+        return self.encode(inputs, prompt=prompt, prompt_name=prompt_name, **options)
 
     def encode_document(
-        self, inputs: Inputs, prompt: str | None = None, prompt_name: str | None = None, **options
-    ) -> Float[np.ndarray, "N D"]:
-        """`encode` for what is searched: it carries no instruction unless one is given."""
-        return self.encode(inputs, prompt, prompt_name, **options)
-
-    def similarity(
-        self, a: Float[np.ndarray, "Q D"], b: Float[np.ndarray, "C D"]
-    ) -> Float[np.ndarray, "Q C"]:
-        """Cosines of all rows of `a` with all rows of `b`, float32; they need not be unit rows.
-
-        Raises:
-          UserError: not two matrices of one width, or a row that has no direction.
-        """
-        a, b = (np.asarray(rows, np.float32) for rows in (a, b))
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-            raise UserError(f"similarity is of [Q, D] and [C, D], not {a.shape} and {b.shape}")
-        return _unit(a) @ _unit(b).T
+        self, inputs: Inputs, *, prompt: str | None = None, prompt_name: str | None = None,
+        **options,
+    ) -> Num[np.ndarray, "..."] | jax.Array:  # fmt: skip
+        """`encode` for what is searched: it carries no instruction unless one is given, by `prompt`
+        or `prompt_name`, or `prompts` has one for "document", "passage" or "corpus"."""
+        if prompt is None and prompt_name is None:
+            names = (name for name in ("document", "passage", "corpus") if name in self.prompts)
+            prompt_name = next(names, None)
+        return self.encode(inputs, prompt=prompt, prompt_name=prompt_name, **options)
 
     def encode_valid(
         self,
@@ -321,16 +370,27 @@ class GVE:
         def record(index: int, item: Item, failed: Failure):
             quarantine.record(**failure(ids[index], item, *dataclasses.astuple(failed)))
 
-        vectors, valid = self._run(inputs, prompt, batch_size, show_progress_bar, record)
-        return _unit(vectors), valid
+        values, single = split_inputs(inputs)
+        if single:
+            raise UserError("inputs must be a list, as ids is, not a single input")
+        items = read_inputs(values)
+        vectors, valid = self._run(items, prompt, batch_size, show_progress_bar, record)
+        return unit_rows(vectors, "the model"), valid
 
-    def _run(self, inputs, prompt, batch_size, show, on_error: Callable):
-        """Pooled hidden states of the readable inputs, float32 [n, D], and which those are."""
-        if isinstance(inputs, str | Mapping | Item):
-            raise UserError("inputs must be a list of texts or mappings, not a single one")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {batch_size}")
-        items = [as_item(value) for value in inputs]
+    def _width(self, truncate_dim: int | None) -> int | None:
+        """Leading dimensions to keep; None for all."""
+        width = self.truncate_dim if truncate_dim is None else truncate_dim
+        if width is None:
+            return None
+        if not _is_whole(width) or not 0 < width <= self.embedding_dim:
+            raise UserError(f"truncate_dim must be a whole number in 1..{self.embedding_dim}, not "
+                            f"{width!r}")  # fmt: skip
+        return int(width)
+
+    def _run(self, items: list[Item], prompt, batch_size, show, on_error: Callable):
+        """Pooled hidden states of the readable items, float32 [n, D], and which those are."""
+        if not _is_whole(batch_size) or batch_size < 1:
+            raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
         if prompt:
             items = [
                 item if item.instruction else dataclasses.replace(item, instruction=prompt)
@@ -352,10 +412,12 @@ class GVE:
                     progress.advance(bar, len(places))
             if show:
                 progress.print(self.summary())
-        vectors = vectors[valid]
-        if not np.isfinite(vectors).all() or not vectors.any(axis=-1).all():
-            raise UserError("the model gives vectors that are not finite, or zero")
-        return vectors, valid
+        found = vectors[valid]
+        good = np.isfinite(found).all(axis=-1) & found.any(axis=-1)
+        if not good.all():
+            index = int(np.flatnonzero(valid)[np.argmin(good)])
+            raise UserError(f"input {index}: the model gives a vector that is not finite, or zero")
+        return found, valid
 
     def _rows(self, items: list[Item], start: int, on_error: Callable) -> dict[int, Row]:
         rows = {}
@@ -412,6 +474,10 @@ def check_free(directory: Path, format: str) -> None:
         raise UserError(f"{directory} holds a model of another format; choose another directory")
 
 
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _paper_spec(config: ModelConfig) -> InputSpec:
     """Input settings of a model that was saved without any."""
     vision = config.vision
@@ -438,10 +504,3 @@ def _attach(adapter: str | os.PathLike, config: ModelConfig, params, mesh: jax.s
         raise UserError(f"{adapter}: the model has an adapter already; merge it first")
     config, tree = read_adapter(adapter, config)
     return config, lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    if not lengths.all():
-        raise UserError("a vector of zeros has no direction")
-    return vectors / lengths

@@ -249,7 +249,7 @@ def test_damaged_outputs_are_named(folder, tmp_path, damage, message):
     ([], "nothing to embed"),
     ([{"text": "x"}], r"items.jsonl:1: no 'id'"),
     ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], ":2: id 'a' occurs twice"),
-    ([{"id": "a"}], ":1: an input has nothing to embed"),
+    ([{"id": "a"}], ":1: nothing to embed"),
     ([{"id": "a", "vidoe": "sub/0.mp4"}], ":1: unknown key 'vidoe'"),
     ([{"id": "a", "video": "../set2/0.mp4"}], "video '../set2/0.mp4' leaves the folder"),
     ([{"id": "a", "video": "/etc/passwd"}], "'/etc/passwd' leaves"),

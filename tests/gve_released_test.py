@@ -67,6 +67,8 @@ def test_bfloat16_gives_nearly_the_same_vectors(released, vectors):
     assert np.sum(half * vectors, axis=-1).min() > 0.999
 
 
+@situation("Python API", "The model sharded over data, fsdp or tensor axes of 8 devices",
+           "the same vectors (cosine above 0.999999)", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_the_mesh_does_not_matter(released, vectors, axes):
     mesh = jax.make_mesh(axes, ("data", "fsdp", "tensor"),

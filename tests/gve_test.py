@@ -18,6 +18,7 @@ from gve_jax.inputs.preprocess import Preprocessor
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.model.embedder import init_params
 from tests.inputs.media import clip, picture
+from tests.situations import situation
 from tests.train_test import make_config
 
 
@@ -47,6 +48,8 @@ def cosine(a, b):
     return np.sum(a * b, axis=-1)
 
 
+@situation("Python API", "Texts, images, videos and mixtures in one list",
+           "unit rows float32 in the order given", since="0.1.0")  # fmt: skip
 def test_rows_are_unit_float32_in_the_order_given(model, inputs):
     vectors = model.encode(inputs, batch_size=8)
     assert vectors.dtype == np.float32 and vectors.shape == (6, model.embedding_dim)
@@ -58,12 +61,16 @@ def test_rows_are_unit_float32_in_the_order_given(model, inputs):
     assert apart.max() < 0.9999
 
 
+@situation("Python API", "Another batch_size, other neighbours in the batch",
+           "the same vectors (cosine above 0.999999)", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_batch_size_does_not_matter(model, inputs, batch_size):
     expected = model.encode(inputs, batch_size=8)
     assert cosine(model.encode(inputs, batch_size=batch_size), expected).min() > 0.999999
 
 
+@situation("Python API", "A prompt for a list of which some inputs have an instruction",
+           "it is for those without one", since="0.1.0")  # fmt: skip
 def test_prompt_is_the_instruction_of_those_without_one(model, inputs):
     told = model.encode(inputs, prompt="Find the video.")
     same = model.encode([{"text": "a red circle", "instruction": "Find the video."}])
@@ -84,6 +91,8 @@ def test_a_prompt_may_be_named(model, inputs):
         model.encode(inputs, prompt="Find it.", prompt_name="CRB-T")
 
 
+@situation("Python API", "truncate_dim, also 0 or more than the model has",
+           "cut, then normalized; a number out of range is refused", since="0.1.0")  # fmt: skip
 def test_dimensions_are_cut_before_vectors_are_normalised(model, inputs):
     raw = model.encode(inputs[:2], normalize_embeddings=False)
     assert raw.dtype == np.float32 and abs(np.linalg.norm(raw, axis=-1) - 1).min() > 0.01
@@ -114,6 +123,9 @@ def test_similarity_is_the_cosine_of_all_pairs(model):
         model.similarity(a, np.zeros((1, 5)))
 
 
+@situation("Python API", "show_progress_bar, in a pipe or a notebook",
+           "drawn on standard error only; none where that is no terminal",
+           since="0.1.0")  # fmt: skip
 def test_the_progress_bar_is_drawn_on_standard_error(model, inputs, capsys):
     model.encode(inputs, show_progress_bar=True)
     out, err = capsys.readouterr()
@@ -122,6 +134,8 @@ def test_the_progress_bar_is_drawn_on_standard_error(model, inputs, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@situation("Models and checkpoints", "Two models that differ in a single weight",
+           "their fingerprints differ, so that vectors are not mixed", since="0.1.0")  # fmt: skip
 def test_the_fingerprint_tells_weights_apart(model):
     def digest(change):
         params = jax.tree.map(lambda x: x, model.params)
@@ -138,6 +152,9 @@ def test_the_fingerprint_tells_weights_apart(model):
     assert digests[0] == model.fingerprint["weights"] and len(set(digests)) == 4
 
 
+@situation("Python API", "The frames of a video in reversed order",
+           "another vector; frame_order=reversed gives that of the mirrored video",
+           since="0.1.0")  # fmt: skip
 def test_order_of_frames_matters_to_a_video(model, inputs):
     forward = model.encode([inputs[1]])
     reversed_ = model.encode([inputs[1] | {"frame_order": "reversed"}])
@@ -171,6 +188,17 @@ def test_saved_and_loaded_is_the_same_encoder(model, inputs, tmp_path):
     model.save_pretrained(tmp_path / "saved")  # saving over it is fine
 
 
+def test_inputs_with_ids_are_a_list(model, tmp_path):
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1.0)
+    with pytest.raises(UserError, match="must be a list, as ids is"):
+        model.encode_valid("a text", ["a"], quarantine)
+    with pytest.raises(UserError, match="input 1: nothing to embed"):
+        model.encode_valid(["a", ""], ["a", "b"], quarantine)
+
+
+@situation("Python API", "A damaged or missing video among good inputs",
+           "encode names it by its index; embed puts it into the quarantine",
+           since="0.1.0")  # fmt: skip
 def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
@@ -189,6 +217,9 @@ def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path)
     ]
 
 
+@situation("Python API", "A file that hangs, crashes or exhausts its decoder",
+           "it alone is lost, with the reason; the others get their vectors",
+           since="0.1.0")  # fmt: skip
 def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
     limited = Preprocessor(model.preprocess.prompt, model.preprocess.spec, Limits(seconds=4.0))
@@ -227,7 +258,7 @@ def test_limits_are_the_caller_s(model, tmp_path):
 
 
 @pytest.mark.parametrize("bad, named", [
-    ("a single text", "list"),
+    ({"a", "set"}, "in an order"),
     ([""], "nothing to embed"),
     ([{"text": "", "image": b"", "video": []}], "nothing to embed"),
     ([{"instruction": "Find it."}], "nothing to embed"),
@@ -241,6 +272,8 @@ def test_bad_input_is_named(model, bad, named):
         model.encode(bad)
 
 
+@situation("Python API", "A text longer than the model takes",
+           "cut; the end token, which is pooled, stays", since="0.1.0")  # fmt: skip
 def test_a_long_text_is_cut_and_still_ends_as_it_must(model):
     text = "a red circle moves left. " * 100
     short, long = model.encode([text, text + "and something else altogether"])
@@ -279,6 +312,8 @@ def test_another_dtype_and_regime_may_be_asked_for(model, inputs, tmp_path):
             GVE.from_pretrained(tmp_path, **wrong)
 
 
+@situation("Models and checkpoints", "Weights with NaN or infinite numbers",
+           "refused when loaded; the tensor is named", since="0.1.0")  # fmt: skip
 def test_weights_that_are_not_numbers_are_refused(model, tmp_path):
     params = jax.tree.map(lambda x: x, model.params)
     params["language"]["norm"]["weight"] = params["language"]["norm"]["weight"] * np.nan

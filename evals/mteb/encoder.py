@@ -69,7 +69,11 @@ class GVEEncoder(AbsEncoder):
         show_progress_bar: bool | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Unit rows float32 [N, D]. A medium that cannot be read raises UserError."""
+        """Unit rows float32 [N, D]. A medium that cannot be read raises UserError.
+
+        An empty text, which corpora of MTEB hold, is embedded as MTEB's own GVE does it: the chat
+        template around nothing.
+        """
         instruction = None
         if prompt_type != PromptType.document:
             instruction = self.get_instruction(task_metadata, prompt_type) or None
@@ -78,6 +82,7 @@ class GVEEncoder(AbsEncoder):
             prompt=instruction,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
+            allow_empty_text=True,
         )
 
 
@@ -85,16 +90,27 @@ def items(inputs: Iterable) -> Iterator[dict]:
     """The items of an MTEB data loader, with encoded media as they are in its dataset.
 
     The dataset is read past the loader, whose rows would come with decoded videos.
+
+    Raises:
+      UserError: a row without a medium in a dataset that has no texts.
     """
     dataset = inputs.dataset
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image | datasets.Video):
             dataset = dataset.cast_column(name, type(feature)(decode=False))
-    for row in dataset:
-        item = {key: _medium(row[key]) for key in _MODALITIES if row.get(key)}
+    for index, row in enumerate(dataset):
+        item = {key: _medium(row[key]) for key in _MODALITIES if _given(row.get(key))}
+        if not item and "text" not in row:
+            raise UserError(f"row {index} of MTEB's dataset, id {row.get('id')!r}, has no medium")
         if row.get("fps"):
             item["fps"] = row["fps"]
         yield item
+
+
+def _given(value) -> bool:
+    if isinstance(value, dict):
+        return bool(value.get("bytes") or value.get("path"))
+    return bool(value)
 
 
 def _medium(value):

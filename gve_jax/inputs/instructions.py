@@ -1,5 +1,7 @@
 """Named instructions: those of UVRB's queries (arXiv 2510.27571, table 5). Documents carry none."""
 
+from collections.abc import Mapping
+
 from gve_jax.errors import UserError
 
 
@@ -27,16 +29,20 @@ INSTRUCTIONS = {
 }
 
 
-def choose_instruction(prompt: str | None, prompt_name: str | None) -> str | None:
-    """The instruction given as it is or by its name; None without either.
+def choose_instruction(
+    prompt: str | None, prompt_name: str | None, prompts: Mapping[str, str] = INSTRUCTIONS
+) -> str | None:
+    """The instruction given as it is or by its name in `prompts`; None without either.
 
     Raises:
-      UserError: both, or an unknown name.
+      UserError: both, an unknown name, or an instruction that is not a text.
     """
-    if prompt_name is None:
-        return prompt
-    if prompt is not None:
-        raise UserError("give prompt or prompt_name, not both")
-    if prompt_name not in INSTRUCTIONS:
-        raise UserError(f"unknown prompt_name {prompt_name!r}; known: {', '.join(INSTRUCTIONS)}")
-    return INSTRUCTIONS[prompt_name]
+    if prompt_name is not None:
+        if prompt is not None:
+            raise UserError("give prompt or prompt_name, not both")
+        if not isinstance(prompt_name, str) or prompt_name not in prompts:
+            raise UserError(f"unknown prompt_name {prompt_name!r}; known: {', '.join(prompts)}")
+        prompt = prompts[prompt_name]
+    if not isinstance(prompt, str | None):
+        raise UserError(f"a prompt must be a text, not {type(prompt).__name__}")
+    return prompt

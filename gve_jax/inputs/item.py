@@ -69,8 +69,12 @@ _ELSEWHERE = {
 }
 
 
-def as_item(value: "str | Mapping | Item") -> Item:
+def as_item(value: "str | Mapping | Item", allow_empty: bool = False) -> Item:
     """Reads an item from a text, a mapping or an item; empty values count as absent.
+
+    Args:
+      value: see `Item` for the keys of a mapping.
+      allow_empty: an item without text and media stands for the empty text.
 
     Raises:
       UserError: an unknown key, a wrong type, or nothing to embed.
@@ -88,8 +92,8 @@ def as_item(value: "str | Mapping | Item") -> Item:
         item = Item(**{key: entry for key, entry in value.items() if _present(entry)})
     else:
         raise UserError(f"an input must be a text or a mapping, not {type(value).__name__}")
-    if not any(_present(part) for part in (item.text, item.image, item.video)):
-        raise UserError("an input has nothing to embed: give text, image or video")
+    if not allow_empty and not _has_content(item):
+        raise UserError("nothing to embed: give text, image or video")
     for key in ("text", "instruction"):
         _check_text(key, getattr(item, key))
     _check_numbers(item)
@@ -169,6 +173,13 @@ def is_frames(video) -> bool:
     if isinstance(video, str | os.PathLike):
         return os.path.isdir(video)
     return not isinstance(video, bytes)
+
+
+def _has_content(item: Item) -> bool:
+    if _present(item.image) or _present(item.video):
+        return True
+    # White space alone says nothing.
+    return not (item.text is None or (isinstance(item.text, str) and not item.text.strip()))
 
 
 def _present(entry) -> bool:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from gve_jax.model.layers import unit_rows
 from gve_jax.sharding import ROW_AXES
 
 FORMS = ("plain", "all_gather", "ring")
@@ -275,10 +276,7 @@ def _cuts(cfg: LossConfig, dim: int) -> list[int | None]:
 
 
 def _cut(x: Float[Array, "R D"], cut: int | None) -> Float[Array, "R C"]:
-    if cut is None:
-        return x
-    x = x[:, :cut]
-    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-24)
+    return x if cut is None else unit_rows(x[:, :cut])
 
 
 def _product(a: Float[Array, "R D"], b: Float[Array, "C D"]) -> Float[Array, "R C"]:

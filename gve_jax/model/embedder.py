@@ -1,6 +1,5 @@
 """The General Video Embedder: one batch of texts, images, videos and mixtures -> unit vectors."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -9,7 +8,7 @@ from gve_jax.model import lora
 from gve_jax.model.attention import check_kernel, target_platform
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.language import LanguageModel
-from gve_jax.model.layers import by_rows, permute
+from gve_jax.model.layers import by_rows, permute, unit_rows
 from gve_jax.model.vision import VisionTower
 
 
@@ -90,8 +89,7 @@ class Embedder(nnx.Module):
             lora.attach(self, cfg.lora, rngs)
 
     def __call__(self, batch: Batch) -> Float[Array, "B D"]:
-        pooled = self.pooled(batch)
-        return pooled * jax.lax.rsqrt(jnp.sum(pooled**2, axis=-1, keepdims=True) + 1e-24)
+        return unit_rows(self.pooled(batch))
 
     def pooled(self, batch: Batch) -> Float[Array, "B D"]:
         """The last hidden state of each row, float32, not normalised."""

@@ -1,5 +1,5 @@
-"""What tower and decoder share: RMSNorm, projections, SwiGLU, a scanned stack, a permutation, and
-how activations are split over devices."""
+"""What tower and decoder share: unit rows, RMSNorm, projections, SwiGLU, a scanned stack, a
+permutation, and how activations are split over devices."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
+
+
+def unit_rows(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Rows divided by their lengths; a row of zeros stays one.
+
+    They are scaled by their largest number first: the square of one above 1e19 or below 1e-23
+    leaves float32. The scale has no influence on the result, and none on the gradient.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    x = x / jnp.where(largest > 0, largest, 1)
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-24)
 
 
 class RMSNorm(nnx.Module):

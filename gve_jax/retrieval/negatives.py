@@ -8,6 +8,7 @@ import numpy as np
 from gve_jax.retrieval import tiles
 from gve_jax.retrieval.tiles import NORM_TOLERANCE
 from gve_jax.retrieval.topk import stream_top_k
+from gve_jax.retrieval.unit import unit_rows
 
 SPARE = 16  # documents asked for beyond the window, in place of those that are excluded
 PAIRS = 4096  # documents compared with a positive at a time
@@ -116,7 +117,7 @@ def _twins(queries, corpus, asked, places, scores, owner, positives, tolerance) 
     most: only documents that score that near to the positive are looked at.
     """
     twin = np.zeros(places.shape, bool)
-    positives = positives / np.linalg.norm(positives, axis=1, keepdims=True)
+    positives = unit_rows(positives, "positives")
     own = np.einsum("pd,pd->p", positives, np.asarray(queries[asked[owner]], np.float32))
     # Lengths may differ from one by a little.
     reach = (1 + NORM_TOLERANCE) * (np.sqrt(2 * tolerance) + NORM_TOLERANCE * np.abs(scores))

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gve_jax.errors import UserError
+from gve_jax.retrieval.unit import describe_fault, row_label, row_lengths, unit_rows
 
 QUERY_TILE = 1024  # rows of queries in one product
 CORPUS_TILE = 4096  # rows of the corpus in one product
@@ -47,7 +48,7 @@ def check_unit_vectors(vectors: np.ndarray, name: str, ids: Sequence[str] | None
     _largest_error(vectors, name, ids)
 
 
-def unit_rows(
+def as_unit_rows(
     vectors: np.ndarray, name: str, ids: Sequence[str] | None = None
 ) -> "np.ndarray | UnitRows":
     """`vectors`, or the same rows divided by their lengths where one differs from one by more than
@@ -73,24 +74,13 @@ def _largest_error(vectors: np.ndarray, name: str, ids: Sequence[str] | None) ->
         bad = np.flatnonzero(~(error <= NORM_TOLERANCE))  # NaN compares false
         if len(bad):
             row = start + int(bad[0])
-            label = f"{name}: vector {row}" + (f" ({ids[row]})" if ids is not None else "")
-            raise UserError(f"{label} {_fault(np.asarray(vectors[row : row + 1])[0])}")
+            first = np.asarray(vectors[row : row + 1])
+            fault = describe_fault(first[0]) or (
+                f"is not of unit length: its norm is {row_lengths(first)[0]:.6g}"
+            )
+            raise UserError(f"{row_label(name, row, ids)} {fault}")
         largest = max(largest, float(error.max()))
     return largest
-
-
-def _fault(row: np.ndarray) -> str:
-    """What is wrong with a vector whose length is not one, in float64: float32 cannot hold the
-    squares of 1e20 and 1e-25."""
-    row = row.astype(np.float64)
-    if np.isnan(row).any():
-        return "contains NaN"
-    if np.isinf(row).any():
-        return "contains infinite values"
-    largest = np.abs(row).max()
-    if largest == 0:
-        return "is all zeros"
-    return f"is not of unit length: its norm is {largest * np.linalg.norm(row / largest):.6g}"
 
 
 class UnitRows:
@@ -106,8 +96,8 @@ class UnitRows:
         return self.shape[0]
 
     def __getitem__(self, key) -> np.ndarray:
-        rows = np.asarray(self._vectors[key], np.float64)
-        return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+        rows = np.asarray(self._vectors[key])
+        return unit_rows(rows) if rows.ndim == 2 else unit_rows(rows)[0]
 
 
 def check(queries: np.ndarray, corpus: np.ndarray, ids: Sequence[str]) -> None:

@@ -150,7 +150,9 @@ def _item(fields, root: str | None) -> Item:
         medium = bytes(fields[key])
         # A path is judged again when it is read: the files may have changed, or the record.
         item[key] = medium if root is None or not medium else str(inside(root, _text(medium), key))
-    return as_item(item)
+    return as_item(
+        item, allow_empty=True
+    )  # what the record may hold was judged when it was written
 
 
 def _text(value) -> str:

@@ -1,6 +1,7 @@
 """MTEB evaluates a model of ours and agrees with our evaluator; where `make parity` installs it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import EncoderProtocol
+from tokenizers import Tokenizer
 
 from evals.mteb.__main__ import main
-from evals.mteb.encoder import GVEEncoder
+from evals.mteb.encoder import GVEEncoder, items
 from evals.mteb.tasks import metadata, tasks
-from evals.reference import import_torchvision
+from evals.reference import Reference, import_torchvision
 from evals.uvrb.__main__ import main as evaluate_uvrb
 from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import TASKS, choose
@@ -26,6 +28,7 @@ from gve_jax.errors import UserError
 from gve_jax.retrieval import evaluate, rank_positives
 from tests import checkpoints
 from tests.evals.small_uvrb import make_benchmark
+from tests.situations import situation
 
 import_torchvision()  # transformers, which MTEB loads, imports it where `make parity` puts it
 
@@ -78,6 +81,8 @@ def scores(result):
     return result.task_results[0].scores["test"][0]
 
 
+@situation("Evaluation", "A retrieval task of MTEB",
+           "the scores of MTEB are those of our evaluator to 1e-5", since="0.1.0")  # fmt: skip
 def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
     encoder, task = GVEEncoder(model, "tests/small"), Words()
     assert isinstance(encoder, EncoderProtocol)
@@ -95,6 +100,8 @@ def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
     assert 0 < found["ndcg_at_10"] < 1 and found["main_score"] == found["ndcg_at_10"]
 
 
+@situation("Evaluation", "An MTEB task with a prompt for its queries",
+           "queries carry it, documents none", since="0.1.0")  # fmt: skip
 def test_queries_carry_the_instruction_and_documents_none(model):
     class Listening(GVE):
         def __init__(self, other):
@@ -103,12 +110,54 @@ def test_queries_carry_the_instruction_and_documents_none(model):
 
         def encode(self, inputs, prompt=None, **options):
             self.seen.append((prompt, len(inputs)))
-            return super().encode(inputs, prompt, **options)
+            return super().encode(inputs, prompt=prompt, **options)
 
     listening = Listening(model)
     mteb.evaluate(GVEEncoder(listening, "tests/small"), Words(), cache=None,
                   show_progress_bar=False)  # fmt: skip
     assert listening.seen == [(PROMPT, 12), (None, 40)]
+
+
+@situation("Evaluation", "An MTEB corpus with empty documents",
+           "embedded as transformers embeds the chat template around nothing, as MTEB's GVE does",
+           since="0.2.0")  # fmt: skip
+def test_an_empty_document_is_embedded_as_the_reference_embeds_it(model, folder):
+    class Empty(Words):
+        def load_data(self, **kwargs):
+            super().load_data()
+            self.texts |= {"d40": "", "d41": "  "}
+            self.dataset["default"]["test"]["corpus"] = _dataset(self.texts)
+
+    seen = []
+
+    class Keeping(GVEEncoder):
+        def encode(self, inputs, **options):
+            seen.append(super().encode(inputs, **options))
+            return seen[-1]
+
+    found = mteb.evaluate(Keeping(model, "tests/small"), Empty(), cache=None,
+                          show_progress_bar=False)  # fmt: skip
+    assert 0 < scores(found)["ndcg_at_10"] < 1 and seen[1].shape == (42, model.embedding_dim)
+
+    reference = Reference(folder)
+    ids = Tokenizer.from_file(model.preprocess.prompt.path).encode(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|im_end|>\n"
+        "<|im_start|>assistant\n<|endoftext|>"
+    ).ids  # fmt: skip
+    torch = reference.torch
+    with torch.inference_mode():
+        hidden = reference.core(input_ids=torch.tensor([ids])).last_hidden_state[:, -1]
+    wanted = torch.nn.functional.normalize(hidden, dim=-1).numpy()
+    np.testing.assert_allclose(seen[1][40:] @ wanted[0], 1, atol=1e-5)  # MTEB strips documents
+
+
+def test_a_row_without_a_medium_is_named():
+    rows = datasets.Dataset.from_dict(
+        {"id": ["v0", "v1"], "image": [{"bytes": b"abc", "path": None}, None]},
+        features=datasets.Features({"id": datasets.Value("string"), "image": datasets.Image()}),
+    )
+    with pytest.raises(UserError, match="row 1 of MTEB's dataset, id 'v1', has no medium"):
+        list(items(SimpleNamespace(dataset=rows)))
 
 
 def test_uvrbs_sets_score_as_here(folder, tmp_path):

@@ -1,0 +1,86 @@
+"""Media as other libraries' users write them: URIs, tensors, frames with their metadata."""
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+import numpy as np
+
+from gve_jax.errors import UserError
+
+_DATA = re.compile(r"data:[^,]*?(;base64)?,", re.IGNORECASE)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def as_medium(value, key: str):
+    """An image or a video in a form of `gve_jax.inputs.item.Item`.
+
+    `file:` URIs become paths and `data:` URIs bytes; other libraries' arrays become numpy's, in a
+    list too, where they are frames.
+
+    Args:
+      value: what the user gives.
+      key: its key, for messages.
+
+    Raises:
+      UserError: a URL of another kind; a `data:` URI that is not base64; a tensor that numpy cannot
+        read.
+    """
+    if isinstance(value, str):
+        return _from_uri(value, key)
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, list | tuple):
+        return [as_medium(one, key) for one in value]
+    return as_array(value, key) if is_array(value) else value
+
+
+def video_fields(value, key: str) -> dict:
+    """The fields of an item for a video: its medium and, of `{"array": frames, "video_metadata":
+    {"fps": ...}}` as Sentence Transformers has it, the rate of the frames."""
+    if not isinstance(value, Mapping):
+        return {"video": as_medium(value, key)}
+    if "array" not in value or value.keys() - {"array", "video_metadata"}:
+        raise UserError(f"{key} as a mapping must be {{'array': frames, 'video_metadata': {{'fps': "
+                        f"...}}}}, not one of {sorted(map(str, value))}")  # fmt: skip
+    fps = (value.get("video_metadata") or {}).get("fps")
+    fields = {"video": as_medium(value["array"], key)}
+    return fields if fps is None else fields | {"fps": fps}
+
+
+def is_array(value) -> bool:
+    """Whether a value is an array or a tensor of numbers, of any library."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "OSUT"
+    return hasattr(value, "__dlpack__") and hasattr(value, "shape")
+
+
+def as_array(value, what: str) -> np.ndarray:
+    """numpy's array of a tensor that the host can read; UserError names `what` otherwise."""
+    try:
+        return np.asarray(value)
+    except Exception as error:  # a tensor of an accelerator, or one with a gradient
+        raise UserError(f"{what} cannot be read as a numpy array ({error}): move it to the host "
+                        "first") from error  # fmt: skip
+
+
+def _from_uri(value: str, key: str):
+    if value.startswith("data:") and (match := _DATA.match(value)):
+        try:
+            data = base64.b64decode(value[match.end() :], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise UserError(f"{key}: a data URI must be base64 ({error})") from error
+        if not match[1] or not data:
+            raise UserError(f"{key}: a data URI must be base64 and not empty")
+        return data
+    if not (match := _SCHEME.match(value)):
+        return value
+    if match[1].lower() != "file":
+        raise UserError(
+            f"{key}: {value!r} is a URL: download it, and give the file's path or bytes"
+        )
+    path = value[len("file://") :]  # as qwen-vl-utils reads it, which does not undo %20
+    return path if os.path.exists(path) else unquote(path)

@@ -1,0 +1,145 @@
+"""Chat messages and their content, as transformers and qwen-vl-utils have them, as items.
+
+An item has one user turn: a video, an image and a text, in this order, and a system turn. What a
+chat can say beyond that is refused by name.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from gve_jax.errors import UserError, warn_user
+from gve_jax.inputs.media_values import as_medium, video_fields
+
+# Where a part of each type has what it is, by the names of transformers, qwen-vl-utils and OpenAI.
+_SOURCES = {
+    "text": ("text",),
+    "image": ("image", "path", "url", "base64", "image_url"),
+    "image_url": ("image_url",),
+    "video": ("video", "path", "url", "base64", "video_url"),
+    "video_url": ("video_url",),
+}
+_RENAMED = {"nframes": "num_frames"}
+_OPTIONS = ("fps", "num_frames", "min_frames", "max_frames", "video_start", "video_end",
+            "min_pixels", "max_pixels")  # fmt: skip
+_ORDER = ("video", "image", "text")  # in the user turn
+
+
+def is_message(value) -> bool:
+    """Whether a value is a chat message: a mapping with a role and a content."""
+    return isinstance(value, Mapping) and "role" in value and "content" in value
+
+
+def is_part(value) -> bool:
+    """Whether a value is a part of a chat message's content: a mapping with a type."""
+    return isinstance(value, Mapping) and "type" in value
+
+
+def read_conversation(messages: Sequence[Mapping]) -> dict:
+    """The fields of an item for a conversation: a system message, if any, and one user message.
+
+    Raises:
+      UserError: other roles or further turns; a content that an item cannot have.
+    """
+    fields: dict = {}
+    for message in messages:
+        if unknown := sorted(map(str, message.keys() - {"role", "content"})):
+            raise UserError(f"unknown key {unknown[0]!r} in a chat message; known: role, content")
+        role, content = message["role"], message["content"]
+        if role == "system" and not fields:
+            fields = {"instruction": _text_of(content, "a system message")}
+        elif role == "user" and "user" not in fields:
+            fields["user"] = content
+        elif role in ("system", "user"):
+            raise UserError(f"a chat has a further {role} message: an input is at most one system "
+                            "message, then one user message")  # fmt: skip
+        else:
+            raise UserError(f"a chat has a message of role {role!r}: an input is at most one "
+                            "system message, then one user message")  # fmt: skip
+    if "user" not in fields:
+        raise UserError("a chat has no user message: there is nothing to embed")
+    return fields | read_content(fields.pop("user"))
+
+
+def read_content(content) -> dict:
+    """The fields of an item for the content of a user message: a text, or a list of parts.
+
+    A part is `{"type": "text" | "image" | "video", ...}` with the medium under its type, or under
+    `path`, `url`, `base64`, `image_url`, `video_url`; options of sampling stand beside it.
+
+    Raises:
+      UserError: a part of another type, with an unknown key or without what it is; two images or
+        videos; texts that are not side by side.
+    """
+    if isinstance(content, str):
+        return {"text": content}
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, list | tuple):
+        raise UserError(f"the content of a message must be a text or a list of parts, not "
+                        f"{type(content).__name__}")  # fmt: skip
+    fields: dict = {}
+    kinds: list[str] = []
+    for part in content:
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        kind, found = _read_part(part)
+        if kind == "text" and kinds and kinds[-1] == "text":
+            fields["text"] += found["text"]  # as the chat template writes them
+            continue
+        if kind in kinds:
+            hint = {"text": "the texts must be side by side, behind the media",
+                    "image": "several pictures are a video, as a list of frames",
+                    "video": "embed each as an input of its own"}[kind]  # fmt: skip
+            raise UserError(f"an input has a second {kind}: {hint}")
+        if clash := sorted(
+            key for key in found.keys() & fields.keys() if found[key] != fields[key]
+        ):
+            raise UserError(f"two parts of an input have differing {clash[0]}: an item has one")
+        kinds.append(kind)
+        fields |= found
+    if kinds != sorted(kinds, key=_ORDER.index):
+        warn_user("the content of a chat message is embedded in the order video, image, text, in "
+                  f"which GVE was trained, not as given: {', '.join(kinds)}")  # fmt: skip
+    return fields
+
+
+def _read_part(part) -> tuple[str, dict]:
+    if not is_part(part):
+        kind = f"one of {sorted(map(str, part))}" if isinstance(part, Mapping) else type(part)
+        raise UserError("a part of a chat message must be a text or a mapping with a 'type', not "
+                        f"{kind}")  # fmt: skip
+    kind = part["type"]
+    if not isinstance(kind, str) or kind not in _SOURCES:
+        hint = "; audio cannot be embedded" if "audio" in str(kind) else ""
+        raise UserError(f"a part of a chat message is of type {kind!r}; known: text, image, video, "
+                        f"image_url, video_url{hint}")  # fmt: skip
+    given = {_RENAMED.get(key, key): value for key, value in part.items()
+             if key != "type" and value is not None}  # fmt: skip
+    sources = [key for key in _SOURCES[kind] if key in given]
+    if len(sources) != 1:
+        raise UserError(f"a part of type {kind!r} must have one of: {', '.join(_SOURCES[kind])}")
+    value = given.pop(sources[0])
+    options = () if kind == "text" else _OPTIONS
+    if unknown := sorted(map(str, given.keys() - set(options))):
+        known = ", ".join((*_SOURCES[kind], *options))
+        raise UserError(f"unknown key {unknown[0]!r} in a part of type {kind!r}; known: {known}")
+    if kind == "text":
+        return "text", {"text": _text_of(value, "a part of type 'text'")}
+    if sources[0].endswith("_url") and isinstance(value, Mapping):
+        value = value.get("url")
+    if value is None or (isinstance(value, str) and not value):
+        raise UserError(f"a part of type {kind!r} is empty")
+    if sources[0] == "base64":
+        value = f"data:;base64,{value}"
+    kind = kind.removesuffix("_url")
+    found = video_fields(value, kind) if kind == "video" else {kind: as_medium(value, kind)}
+    return kind, given | found
+
+
+def _text_of(content, what: str) -> str:
+    if isinstance(content, list | tuple):
+        if not all(isinstance(p, str) or (is_part(p) and p["type"] == "text") for p in content):
+            raise UserError(f"{what} must hold texts only")
+        return "".join(p if isinstance(p, str) else _text_of(p.get("text"), what) for p in content)
+    if not isinstance(content, str):
+        raise UserError(f"{what} must be a text, not {type(content).__name__}")
+    return content
