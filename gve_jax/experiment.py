@@ -17,40 +17,37 @@ from ml_collections import ConfigDict
 from gve_jax import __version__, hosts
 from gve_jax.adapters import write_adapter
 from gve_jax.base import open_base
-from gve_jax.buckets import as_path, is_bucket, local_copy, told
+from gve_jax.buckets import as_path, in_workdir, is_bucket, local_copy, told
 from gve_jax.errors import UserError
 from gve_jax.files import differences, write_json
 from gve_jax.fingerprint import file_digest, not_finite, weights_digest
 from gve_jax.gve import GVE
-from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.isolation import Isolated
-from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning import flops, state
-from gve_jax.learning.curriculum import Curriculum, PyramidConfig
+from gve_jax.learning.curriculum import Curriculum
 from gve_jax.learning.gradcache import check_chunk
-from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.model import lora
-from gve_jax.model.quantize import DECODER, KINDS, quantize
+from gve_jax.model.attention import check_kernel, target_platform
+from gve_jax.model.quantize import DECODER, quantize
 from gve_jax.patterns import assign
 from gve_jax.pretrained import COMPANIONS, check_tokens, read_json
 from gve_jax.prober import is_scores, measure, read_scores
-from gve_jax.settings import build, check_fields, kept_fields, model_config
+from gve_jax.settings import (
+    EXPORTS,
+    Settings,
+    kept_fields,
+    model_config,
+    read_settings,
+)
 from gve_jax.sharding import make_mesh, replicated
 from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
 from gve_jax.streams.mixture import UNLIMITED, Stage, batches, choose, epoch_batches
 from gve_jax.streams.sources import Sources, parse
-
-# By name: the folder of the workdir, and the file in it that is written last.
-EXPORTS = {
-    "gve_jax": ("model", "config.json"),  # for GVE.from_pretrained; adapters apart
-    "peft": ("adapter", "adapter_config.json"),  # the adapters alone
-    "hf": ("hf", "config.json"),  # for transformers; adapters merged
-}
 
 
 class Experiment:
@@ -60,37 +57,39 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        self.config, self.workdir = config, workdir
-        check_fields(config)
-        self.mesh = make_mesh(config.mesh)
+        self.workdir = workdir
+        self.config: Settings = read_settings(config)
+        config = self.config
+        self.mesh = make_mesh(dataclasses.asdict(config.mesh))
         self.base = None if config.pretrained is None else open_base(config.pretrained)
         self.model = model_config(config, self.base)
-        self.loss = build("loss", LossConfig, config.loss)
-        places = (config.data[name].format(workdir=workdir) for name in ("pairs", "cache"))
-        self.sources = Sources(parse(*places), config.data.sources)
+        self.loss = config.loss
+        self.sources = Sources(
+            parse(config.data.pairs, config.data.cache, workdir), config.data.sources
+        )
         self.batch_sizes = self._batch_sizes()
         vision = self.model.vision
-        self.buckets = build("buckets", Buckets, config.buckets)
-        limits = build("limits", Limits, config.limits)
-        spec = build(
-            "inputs",
-            InputSpec,
-            config.inputs,
-            max_length=self.buckets.max_length,
-            patch_size=vision.patch_size,
-            merge=vision.spatial_merge_size,
-            temporal=vision.temporal_patch_size,
-            window_side=vision.window_side,
-            tokens_per_second=vision.tokens_per_second,
-        )
+        self.buckets = config.buckets
+        try:
+            spec = InputSpec(
+                **vars(config.inputs),
+                max_length=self.buckets.max_length,
+                patch_size=vision.patch_size,
+                merge=vision.spatial_merge_size,
+                temporal=vision.temporal_patch_size,
+                window_side=vision.window_side,
+                tokens_per_second=vision.tokens_per_second,
+            )
+        except UserError as error:
+            raise UserError(f"config.inputs: {error}") from error
         prompt = Prompt(self._tokenizer(), spec.max_length)
-        self.preprocess = Preprocessor(prompt, spec, limits)
+        self.preprocess = Preprocessor(prompt, spec, config.limits)
         # Beside each of the loader's workers one process decodes, beside its threads one a thread.
         self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
         self._check(prompt)
         epochs = self._epochs()
         self.room = self._room(epochs)
-        policy = build("pyramid", PyramidConfig, config.pyramid.to_dict())
+        policy = config.pyramid
         self.curriculum = Curriculum(policy, self.sources.sizes, config.steps, sum(epochs.values()))
         self.scores = None  # R of the first stage, where a file tells it
         if policy.prober is not None and is_scores(policy.prober):
@@ -102,7 +101,6 @@ class Experiment:
         )
         self._check_quantize()
         kept = kept_fields(config, self.model)
-        kept["pyramid"] = dataclasses.asdict(policy)
         if self.scores is not None:  # not where they are, but what they are
             kept["pyramid"]["prober"] = self.scores
         self.fingerprint = {
@@ -121,10 +119,9 @@ class Experiment:
 
     def _tokenizer(self) -> str | Path:
         if self.config.data.tokenizer is not None:
-            path = self.config.data.tokenizer.format(workdir=self.workdir)
+            path = as_path(in_workdir(self.config.data.tokenizer, self.workdir))
             if not is_bucket(path):
                 return path
-            path = as_path(path)
             return local_copy(path.parent, (path.name, *COMPANIONS)) / path.name
         if self.base is None:
             raise UserError("config.data.tokenizer is missing, and so is config.pretrained")
@@ -153,6 +150,15 @@ class Experiment:
                     f"data.siblings.{name} {together} does not divide its {size} pairs and "
                     f"batch_size {batch}"
                 )
+        vision, text = self.model.vision, self.model.text
+        for patches, _ in self.buckets.frame_sizes:
+            if patches % vision.merge_unit:
+                raise UserError(
+                    f"config.buckets: {patches} patches of a frame must be a multiple of the "
+                    f"{vision.merge_unit} of a token"
+                )
+        sizes = vision.hidden_size // vision.num_heads, text.head_dim
+        check_kernel(self.model.attention, self.model.dtype, sizes, target_platform())
         if prompt.vocab_size > self.model.text.vocab_size:
             raise UserError(
                 f"model.text.vocab_size {self.model.text.vocab_size} is less than the tokenizer's "
@@ -160,11 +166,6 @@ class Experiment:
             )
         if self.base is not None and not self.base.ours:
             check_tokens(self.base.fields, Path(prompt.path), self.model.text.vocab_size)
-        if not config.export:
-            raise UserError("export names no form of the trained model")
-        for name in config.export:
-            if name not in EXPORTS:
-                raise UserError(f"export {name!r} is unknown; known: {', '.join(EXPORTS)}")
         if "peft" in config.export and self.model.lora is None:
             raise UserError("export 'peft' needs adapters: config.model.lora")
 
@@ -172,9 +173,6 @@ class Experiment:
         """Pairs of a global batch of each source."""
         table, default = self.config.data.batch_sizes, self.config.batch_size
         found = assign("data.batch_sizes", table, self.sources.sizes, default)
-        for name, size in found.items():
-            if not isinstance(size, int) or size < 1:
-                raise UserError(f"data.batch_sizes: {size!r} of {name!r} must be at least 1")
         return found
 
     def _epochs(self) -> dict[str, int]:
@@ -190,10 +188,6 @@ class Experiment:
         """int64 [K], the batches that each source may give: its passes by `data.repeat`."""
         table = self.config.data.repeat
         passes = assign("data.repeat", table, self.sources.sizes, 0)
-        for name, count in passes.items():
-            if not isinstance(count, int) or count < 0:
-                raise UserError(f"data.repeat: {count!r} of {name!r} must be a number of passes, "
-                                "or 0 for any")  # fmt: skip
         if not any(passes.values()):
             return None
         room = [count * epochs[name] if count else UNLIMITED for name, count in passes.items()]
@@ -210,8 +204,6 @@ class Experiment:
             return
         if self.base is None:
             raise UserError("quantize needs config.pretrained: a random base is small")
-        if kind not in KINDS:
-            raise UserError(f"quantize {kind!r} is none of {', '.join(KINDS)}")
         trained = flatten_dict(self.abstract["params"], sep="/")
         if chosen := [name for name in trained if re.search(DECODER, name)]:
             raise UserError(f"quantize: {chosen[0]} trains (optimizer.rates), and few bits cannot")
@@ -311,9 +303,8 @@ class Experiment:
 
     def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
         """Batches `step` to `last` of the run: a pure function of curriculum and seed."""
-        siblings = self.config.data.siblings.to_dict()
         order = batches(self.sources.sizes, self.batch_sizes, self._stages(curriculum),
-                        self.config.seed, siblings, self.room)  # fmt: skip
+                        self.config.seed, self.config.data.siblings, self.room)  # fmt: skip
         return read_ahead(order[step:last], self.loader(), self.config.data.workers)
 
     def picked(self) -> list[tuple[str, np.ndarray]]:

@@ -61,7 +61,7 @@ def find_directory(name: str | os.PathLike) -> Path:
     patterns = ["config.json", "tokenizer.json", "*.safetensors", INDEX, *COMPANIONS]
     if is_bucket(name):
         return local_copy(as_path(name), patterns)
-    directory = Path(name).expanduser()
+    directory = as_path(name)
     if directory.is_dir():
         return directory
     if not (isinstance(name, str) and _HUB_ID.fullmatch(name)):

@@ -39,7 +39,7 @@ from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.state import init_state
 from gve_jax.learning.step import make_train_step
-from gve_jax.settings import model_config
+from gve_jax.settings import model_config, read_settings
 from gve_jax.sharding import make_mesh
 from gve_jax.streams.loader import LoadPairs, place, placed, read_ahead
 from gve_jax.streams.mixture import Stage, StageSelection, batches
@@ -97,7 +97,8 @@ def feed(folder: Path, repeats: int) -> dict:
     config = quickstart.get_config()
     mesh, load = make_mesh(config.mesh), ready(config, folder)
     load = dataclasses.replace(load, preprocess=_Spec(InputSpec(**config.inputs, window_side=2)))
-    model, tx = model_config(config, None), make_optimizer(config.optimizer, config.steps)
+    model = model_config(read_settings(config), None)
+    tx = make_optimizer(config.optimizer, config.steps)
     state, frozen = init_state(model, tx, mesh, 0)
     step = make_train_step(model, tx, LossConfig(duplicate_cosine=None), mesh, seed=0)
     arrays = place(load.agree(load.map(("T2V", None))), mesh).arrays
