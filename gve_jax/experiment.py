@@ -20,7 +20,7 @@ from gve_jax.base import open_base
 from gve_jax.buckets import as_path, in_workdir, is_bucket, local_copy, told
 from gve_jax.errors import UserError
 from gve_jax.files import differences, write_json
-from gve_jax.fingerprint import file_digest, not_finite, weights_digest
+from gve_jax.fingerprint import file_digest, not_finite, sampled_digest, weights_digest
 from gve_jax.gve import GVE
 from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.isolation import Isolated
@@ -43,6 +43,7 @@ from gve_jax.settings import (
     kept_fields,
     model_config,
     read_settings,
+    shared_fields,
 )
 from gve_jax.sharding import make_mesh, replicated
 from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
@@ -210,12 +211,28 @@ class Experiment:
         if self.mesh.size > 1:
             raise UserError(f"quantize is for one device; the mesh has {self.mesh.size}")
 
+    def shared_record(self) -> dict:
+        """What must be the same on all hosts of a job, whatever the paths on each: configuration,
+        pairs, tokenizer, the files of the base, the kind of device."""
+        config = shared_fields(self.config)
+        if self.scores is not None:  # not where they are, but what they are
+            config["pyramid"]["prober"] = self.scores
+        weights = None
+        if self.base is not None:
+            weights = sampled_digest(self.base.directory)
+        return {
+            "config": config,
+            "data": self.fingerprint["data"],
+            "pretrained": weights,
+            "device": jax.local_devices()[0].device_kind,
+        }
+
     def complete(self) -> bool:
         """Whether this experiment is finished in the workdir; UserError if another one is."""
         seal = self.workdir / "run.json"
         try:
             with told(self.workdir):
-                done = all(file.exists() for file in (seal, *map(self._seal, self.config.export)))
+                done = seal.exists() and all(map(self._exported, self.config.export))
         except OSError as error:
             raise UserError(f"--workdir {self.workdir}: {error.strerror or error}") from error
         if len(set(hosts.gather(done))) > 1:
@@ -242,6 +259,28 @@ class Experiment:
                 error
             )
         return False
+
+    def check_started(self) -> None:
+        """UserError if the workdir holds a run whose checkpoints were deleted: it must not start
+        again from nothing and replace what that run has left."""
+        hosts.first(self._check_started)
+
+    def _check_started(self) -> None:
+        checkpoints = self.workdir / "checkpoints"
+        with told(self.workdir):
+            if is_bucket(self.workdir):  # where a folder exists by its files alone
+                gone = (self.workdir / "train.json").exists() and not checkpoints.is_dir()
+            else:
+                gone = (self.workdir / "run.json").exists() and not checkpoints.is_dir()
+            model = self._exported("gve_jax")
+        if not gone:
+            return
+        other = "put it back, or train in another --workdir"
+        if model and "hf" in self.config.export:
+            folder = self.workdir / EXPORTS["gve_jax"][0]
+            other += (f"; the trained model is in {folder}, from which python -m gve_jax.convert "
+                      f"--input {folder} --to hf makes the form for transformers")  # fmt: skip
+        raise UserError(f"{self.workdir} holds a run, but not its {checkpoints.name}/: {other}")
 
     def frozen(self) -> dict:
         """The leaves that do not train, which no checkpoint holds: of the base, else random. Those
@@ -333,11 +372,20 @@ class Experiment:
         rows = {size: local_rows(self.mesh, size) for size in set(self.batch_sizes.values())}
         return LoadPairs(self.sources, self._isolated, self.buckets, rows)
 
-    def _seal(self, name: str) -> Path:
-        return self.workdir / EXPORTS[name][0] / EXPORTS[name][1]
+    def _exported(self, name: str) -> bool:
+        """Whether the model is in the workdir in this form, whole."""
+        folder, last, others = EXPORTS[name]
+        folder = self.workdir / folder
+        return (folder / last).exists() and any(True for _ in folder.glob(others))
 
     def export(self, name: str, params: dict, frozen: dict, directory: Path | None = None) -> Path:
-        """Writes the model in one of `EXPORTS`; returns where."""
+        """Writes the model in one of `EXPORTS`; returns where.
+
+        Raises:
+          UserError: NaN or infinite numbers in `params`; files that cannot be written.
+        """
+        if bad := not_finite(params):
+            raise UserError(f"not exported: NaN or infinite numbers in {', '.join(bad[:3])}")
         directory = directory or self.workdir / EXPORTS[name][0]
         if name == "peft":
             adapters = lora.split(params)[1]

@@ -27,11 +27,14 @@ from gve_jax.model.quantize import KINDS
 DERIVED_INPUTS = ("max_length", "patch_size", "merge", "temporal", "window_side",
                   "tokens_per_second")  # fmt: skip
 MAX_STEPS = 2**31 - 1  # a step's number is an int32
-# By name: the folder of the workdir, and the file in it that is written last.
+# By name: the folder of the workdir, the file in it that is written last, and a pattern of others.
 EXPORTS = {
-    "gve_jax": ("model", "config.json"),  # for GVE.from_pretrained; adapters apart
-    "peft": ("adapter", "adapter_config.json"),  # the adapters alone
-    "hf": ("hf", "config.json"),  # for transformers; adapters merged
+    # For GVE.from_pretrained; adapters apart.
+    "gve_jax": ("model", "config.json", "params"),
+    # The adapters alone.
+    "peft": ("adapter", "adapter_config.json", "*.safetensors"),
+    # For transformers; adapters merged.
+    "hf": ("hf", "config.json", "*.safetensors"),
 }
 
 
