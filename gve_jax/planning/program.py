@@ -233,7 +233,7 @@ def largest(
     through two compiled sizes; the answer is compiled, too, and lowered until it does fit (twice at
     most; then the planned or the smallest size that did).
     """
-    room = program.topology.chip.memory
+    room = program.topology.memory
     chunked = planned.chunk > 0
 
     def at(rows: int) -> tuple[int, int]:
