@@ -51,6 +51,8 @@ def as_path(name: str | os.PathLike) -> Path:
         raise UserError(f"{text}: {bucket!r} is no name of a bucket")
     if {".", ".."} & set(text.split("/")):  # names like others there; of a copy they lead elsewhere
         raise UserError(f"{text}: no . and .. in a bucket")
+    if "[" in text:  # its client looks for files by patterns
+        raise UserError(f"{text}: no [ in a path of a bucket")
     _client()
     return epath.Path(text)
 

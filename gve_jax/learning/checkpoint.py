@@ -7,11 +7,16 @@ own files have none, and a flipped bit there restores in silence. Random keys ar
 the seed in the configuration and derive keys from the step.
 """
 
+import atexit
 import contextlib
+import functools
 import json
 import logging
+import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -185,7 +190,7 @@ class Checkpoints:
         try:
             # What a killed save left behind is removed here; it was never visible as a checkpoint.
             self._orbax = ocp.training.Checkpointer(
-                self.directory,
+                _without_brackets(self.directory),
                 context=_context(),
                 preservation_policy=newest,
                 cleanup_tmp_directories=True,
@@ -245,7 +250,7 @@ def save_params(directory: epath.PathLike, params: Any) -> None:
     try:
         with _context():
             sums = {"checksums": _checksums(params)}
-            ocp.save(fresh, params, overwrite=True, custom_metadata=sums)
+            ocp.save(_without_brackets(fresh), params, overwrite=True, custom_metadata=sums)
         if renamed and jax.process_index() == 0:
             _rename(fresh, target)
     except Exception as error:
@@ -269,13 +274,13 @@ def load_params(directory: epath.PathLike, abstract_params: Any) -> Any:
         raise UserError(f"no parameters at {path}")
     try:
         with _damage():
-            found = ocp.metadata(path)
+            found = ocp.metadata(_without_brackets(path))
         sums = (found.custom_metadata or {}).get("checksums")
         if found.metadata is None or sums is None:
             raise _DamagedError("its metadata cannot be read")
         saved, wanted = _check_arrays(path, found.metadata, abstract_params, dtypes=False)
         with _damage():
-            params = ocp.load(path, abstract_params)
+            params = ocp.load(_without_brackets(path), abstract_params)
         for name, value in _checksums(params).items():
             if saved[name].dtype == wanted[name].dtype and value != sums.get(name):
                 raise _DamagedError(f"{name} is not what was saved")
@@ -294,6 +299,25 @@ def _context() -> ocp.Context:
 def _absolute(directory: epath.PathLike) -> epath.Path:
     path = epath.Path(directory).expanduser()
     return path if is_bucket(path) else path.absolute()
+
+
+def _without_brackets(path: epath.Path) -> epath.Path:
+    """The same folder by a name that Orbax can read back: it looks for its files by patterns, to
+    which `exp[1]` in a path is one. Such a path is reached by a link in a temporary folder."""
+    parent = path.parent
+    if is_bucket(path) or "[" not in str(parent):
+        return path
+    parent.mkdir(parents=True, exist_ok=True)
+    return epath.Path(_link(str(parent))) / path.name
+
+
+@functools.cache
+def _link(folder: str) -> str:
+    place = tempfile.mkdtemp(prefix="gve_jax-link-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    link = os.path.join(place, "folder")
+    os.symlink(folder, link)
+    return link
 
 
 def _rename(source: epath.Path, target: epath.Path) -> None:
