@@ -5,6 +5,7 @@ which has the same methods. A bucket holds whole objects: one appears when its l
 so none needs another name first, and nothing can be appended to one (`learning/records.py`).
 """
 
+import argparse
 import contextlib
 import errno
 import fnmatch
@@ -70,6 +71,22 @@ def as_local_path(name: str | os.PathLike) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~name of no user
         raise UserError(f"{text}: {error}") from error
+
+
+def any_path(text: str) -> Path:
+    """The `type=` of an option of argparse that takes a path, also of a bucket."""
+    try:
+        return as_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def local_path(text: str) -> Path:
+    """As `any_path`, for a path that must be on this machine."""
+    try:
+        return as_local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def in_workdir(text: str, workdir: str | os.PathLike) -> str:

@@ -68,7 +68,9 @@ def load_config(given: str) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:  # anything that a user's own Python may raise
-        raise UserError(f"--config {given}: {_where(error, path)}{_text(error)}") from error
+        form_refused = form is not None and isinstance(error, ValueError)
+        where = "" if form_refused else _where(error, path)
+        raise UserError(f"--config {given}: {where}{_text(error)}") from error
     if not isinstance(config, ConfigDict):
         what = "nothing: it may lack a return" if config is None else type(config).__name__
         raise UserError(f"--config {path}: get_config() must return a ConfigDict, not {what}")

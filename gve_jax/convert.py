@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import jax
 
-from gve_jax.buckets import as_path, is_bucket
+from gve_jax.buckets import any_path, is_bucket
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.gve import FORMATS, GVE
 from gve_jax.model.weights import LAYOUTS
@@ -42,8 +42,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--input", required=True, help="directory of the model, or its Hub id")
-    parser.add_argument("--adapter", type=as_path, help="directory of PEFT's LoRA files to add")
-    parser.add_argument("--output", required=True, type=as_path, help="new directory to write")
+    parser.add_argument("--adapter", type=any_path, help="directory of PEFT's LoRA files to add")
+    parser.add_argument("--output", required=True, type=any_path, help="new directory to write")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"),
                         help="of the parameters; as they are by default")  # fmt: skip

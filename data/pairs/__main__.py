@@ -2,12 +2,12 @@
 
 import shlex
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from data.pairs.formats import FORMATS
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.streams.rows import MOST_NEGATIVES
 
@@ -22,9 +22,9 @@ def main() -> None:
     add("--input", required=True, nargs="+", metavar="NAME=PATH", help="a source: a .jsonl or "
         ".parquet file or a folder of them; NAME begins with its modality pair, as T2V_mine, or "
         "gets that of the first row")  # fmt: skip
-    add("--output", required=True, type=Path, help="the folder to make")
-    add("--media-root", type=Path, help="the folder that paths in rows start from and may not "
-        "leave (default: that of the input)")  # fmt: skip
+    add("--output", required=True, type=local_path, help="the folder to make")
+    add("--media-root", type=local_path, help="the folder that paths in rows start from and may "
+        "not leave (default: that of the input)")  # fmt: skip
     add("--corpus", nargs="+", help="Tevatron's documents: files, or folders of them")
     add("--negatives", type=int, help="of each pair; rows with fewer are rejects, further ones are "
         f"left out (default: as many as the first pair has, at most {MOST_NEGATIVES})")  # fmt: skip

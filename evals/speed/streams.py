@@ -29,6 +29,7 @@ from data.pairs.builder import run_import
 from data.shapes.render import encode_mp4
 from evals.reference import write_tokenizer
 from evals.speed.result import in_turns, write_result
+from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.isolation import Isolated
@@ -262,8 +263,8 @@ def main(argv=None) -> None:
     parser.add_argument("--records", type=int, nargs="+", default=[10**4, 10**6])
     parser.add_argument("--files", type=int, default=10, help="they lie in, and 1,000 times that")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
-    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)  # what a child is told
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
+    parser.add_argument("--start", type=local_path, help=argparse.SUPPRESS)  # what a child is told
     args = parser.parse_args(argv)
     if not Path("/proc/self/status").exists():
         raise UserError("streams: memory is told by Linux's /proc")
