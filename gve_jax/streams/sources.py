@@ -157,7 +157,8 @@ def _entries(
         return list(given.items())
     if isinstance(given, str):
         pieces = [piece.strip() for piece in given.split(",")]
-        if len(pieces) > 1 and _exists(given, workdir):
+        whole = (given, _named_entry(given)[1])
+        if len(pieces) > 1 and any(_exists(place, workdir) for place in whole):
             if all(_exists(_named_entry(piece)[1], workdir) for piece in pieces):
                 raise UserError(f"data.pairs: {given!r} is the name of one path and also a list of "
                                 f"{len(pieces)}; give each with --pairs")  # fmt: skip
