@@ -29,7 +29,7 @@ def main() -> None:
     add(
         "--corpus",
         nargs="+",
-        type=lambda text: os.fspath(local_path(text)),
+        type=_local,
         help="Tevatron's documents: files, or folders of them",
     )
     add("--negatives", type=int, help="of each pair; rows with fewer are rejects, further ones are "
@@ -49,6 +49,10 @@ def main() -> None:
 
     args = parser.parse_args()
     {"import": _import, "show": _show, "check": _check}[args.command](args)
+
+
+def _local(text: str) -> str:
+    return os.fspath(local_path(text))
 
 
 def _input(given: str) -> str:

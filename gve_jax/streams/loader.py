@@ -183,6 +183,16 @@ def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
     return PairBatch(**told, arrays=place_batch(arrays, mesh))
 
 
+def _next(iterator: Iterator[dict]) -> dict | None:
+    """The next decoded batch; None after the last."""
+    try:
+        return next(iterator, None)
+    except RuntimeError as error:  # grain's, of no class of its own
+        if found := _DIED.search(str(error)):
+            raise UserError(_describe_death(int(found[1]))) from error
+        raise
+
+
 def _describe_death(code: int) -> str:
     try:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
@@ -195,19 +205,23 @@ def _describe_death(code: int) -> str:
 def placed(
     stream: grain.IterDataset, mesh: jax.sharding.Mesh, load: LoadPairs
 ) -> Iterator[PairBatch]:
-    """The stream's batches on the mesh; ends its workers when it ends, whatever the reason."""
+    """The stream's batches on the mesh; ends its workers when it ends, whatever the reason.
+
+    Raises:
+      UserError: a worker was killed, or ended by itself.
+    """
     iterator = iter(stream)
     try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:  # grain's, of no class of its own
-                if found := _DIED.search(str(error)):
-                    raise UserError(_describe_death(int(found[1]))) from error
-                raise
+        # Workers start with the first batch and inherit the mask: they are to ignore the signal,
+        # which a scheduler may send to all processes, from their first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            batch = _next(iterator)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while batch is not None:
             yield place(load.agree(batch), mesh)
+            batch = _next(iterator)
     finally:
         # Left to the garbage collector, workers leak their shared memory.
         iterator.close()
