@@ -103,7 +103,7 @@ def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, tmp_path):
 def start_run(world: str, folder: str, case: str) -> None:
     """What a host of a pair does up to the first program, with something of its own."""
     index = jax.process_index()
-    config = make_config(Path(world))
+    config = make_config(Path(world), mesh__tensor=2)  # 16 devices, batches of 8 rows
     workdir = Path(folder) / "run"
     if case == "seed" and index:
         config.seed = 7
@@ -130,9 +130,12 @@ def compare_environment(name: str, value: str) -> None:
         os.environ.pop(name, None)
 
 
-@situation("Training", "two hosts of a run with another seed, learning rate or tokenizer, or with "
-           "disks that are not shared", "refused in one line on every host before anything compiles",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Training",
+    "two hosts of a run with another seed, learning rate or tokenizer, or on disks not shared",
+    "refused in one line on every host before anything compiles",
+    since="0.2.0",
+)
 @pytest.mark.parametrize(("case", "message"), [
     ("seed", "host 1 was started with config.seed = 7, host 0 with 42"),
     ("rate", "host 1 was started with config.optimizer.learning_rate = 1e-05, host 0 with 0.0007"),

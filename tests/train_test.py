@@ -250,8 +250,12 @@ def test_a_workdir_that_is_in_use_is_refused(world, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-@situation("Training", "a finished run without its checkpoints/, repeated with one more form to "
-           "export", "refused; it says how to convert the model that is there", since="0.2.0")  # fmt: skip
+@situation(
+    "Training",
+    "a finished run without its checkpoints/, repeated with one more form to export",
+    "refused; it says how to convert the model that is there",
+    since="0.2.0",
+)
 def test_a_finished_run_without_checkpoints_is_not_trained_again(world, tmp_path):
     (tmp_path / "model" / "params").mkdir(parents=True)
     for name in ("run.json", "model/config.json", "train.json"):
