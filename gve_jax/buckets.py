@@ -5,6 +5,7 @@ which has the same methods. A bucket holds whole objects: one appears when its l
 so none needs another name first, and nothing can be appended to one (`learning/records.py`).
 """
 
+import argparse
 import contextlib
 import errno
 import fnmatch
@@ -25,6 +26,7 @@ from etils import epath
 from gve_jax.errors import UserError
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BLOCK = 1 << 25  # bytes of an object that are sent at a time, and held
 
 
@@ -33,14 +35,16 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def as_path(name: str | os.PathLike) -> Path:
-    """A local path, or one of a bucket.
+    """A local path, with `~` for the home folder, or one of a bucket: the one function that every
+    path of a command line or a configuration goes through.
 
     Raises:
-      UserError: a URL of another kind; gs:// without its client, or without credentials.
+      UserError: an empty path; a URL of another kind; gs:// without its client, or without
+        credentials; a home folder that is unknown.
     """
     text = os.fspath(name)
-    if "://" not in text:
-        return Path(text)
+    if not _URL.match(text):
+        return as_local_path(text)
     if not is_bucket(text):
         raise UserError(f"{text}: of URLs only gs:// is a place for files")
     bucket = text.removeprefix("gs://").partition("/")[0]
@@ -48,8 +52,46 @@ def as_path(name: str | os.PathLike) -> Path:
         raise UserError(f"{text}: {bucket!r} is no name of a bucket")
     if {".", ".."} & set(text.split("/")):  # names like others there; of a copy they lead elsewhere
         raise UserError(f"{text}: no . and .. in a bucket")
+    if "[" in text:  # its client looks for files by patterns
+        raise UserError(f"{text}: no [ in a path of a bucket")
     _client()
     return epath.Path(text)
+
+
+def as_local_path(name: str | os.PathLike) -> Path:
+    """As `as_path`, but UserError for whatever is not on this machine."""
+    text = os.fspath(name)
+    if not text.strip():
+        raise UserError(f"{text!r} is not a path: it is empty")
+    if "\0" in text:
+        raise UserError(f"{text!r} is not a path: it has a NUL character")
+    if _URL.match(text):
+        raise UserError(f"{text}: must be a local path, not a URL")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~name of no user
+        raise UserError(f"{text}: {error}") from error
+
+
+def any_path(text: str) -> Path:
+    """The `type=` of an option of argparse that takes a path, also of a bucket."""
+    try:
+        return as_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def local_path(text: str) -> Path:
+    """As `any_path`, for a path that must be on this machine."""
+    try:
+        return as_local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def in_workdir(text: str, workdir: str | os.PathLike) -> str:
+    """A path of a configuration with `{workdir}` replaced; other braces are part of the path."""
+    return text.replace("{workdir}", os.fspath(workdir))
 
 
 def write_object(path: epath.Path, write: Callable[[BinaryIO], object]) -> None:

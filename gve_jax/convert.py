@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 
 from gve_jax.base import open_base
-from gve_jax.buckets import as_path
+from gve_jax.buckets import any_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.gve import FORMATS, GVE
 from gve_jax.model.weights import LAYOUTS
@@ -46,7 +46,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input", required=True, help="directory of the model, or its Hub id, "
                         "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
     parser.add_argument("--adapter", help="directory of PEFT's LoRA files to add, or its Hub id")
-    parser.add_argument("--output", required=True, type=as_path, help="new directory to write")
+    parser.add_argument("--output", required=True, type=any_path, help="new directory to write")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"),
                         help="of the parameters; as they are by default")  # fmt: skip

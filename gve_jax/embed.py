@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gve_jax import files, hosts, shares
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import read_records, write_array, write_json, write_whole
 from gve_jax.heap import keep_freed
@@ -345,8 +346,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="directory of the model, or its Hub id, "
                         "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
-    parser.add_argument("--input", required=True, type=Path, help="a JSONL file, or a folder")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the vectors")
+    parser.add_argument("--input", required=True, type=local_path, help="a JSONL file, or a folder")
+    parser.add_argument("--output", required=True, type=local_path, help="folder of the vectors")
     parser.add_argument("--prompt", help="instruction of items that bring none of their own")
     parser.add_argument("--prompt-name", help="the same by its name, MSRVTT")
     parser.add_argument("--batch-size", type=int, default=32, help="items of a batch; 32")

@@ -17,40 +17,38 @@ from ml_collections import ConfigDict
 from gve_jax import __version__, hosts
 from gve_jax.adapters import write_adapter
 from gve_jax.base import open_base
-from gve_jax.buckets import as_path, is_bucket, local_copy, told
+from gve_jax.buckets import as_path, in_workdir, is_bucket, local_copy, told
 from gve_jax.errors import UserError
 from gve_jax.files import differences, read_json, write_json
-from gve_jax.fingerprint import file_digest, not_finite, weights_digest
+from gve_jax.fingerprint import file_digest, not_finite, sampled_digest, weights_digest
 from gve_jax.gve import GVE
-from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.isolation import Isolated
-from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning import flops, state
-from gve_jax.learning.curriculum import Curriculum, PyramidConfig
+from gve_jax.learning.curriculum import Curriculum
 from gve_jax.learning.gradcache import check_chunk
-from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.model import lora
-from gve_jax.model.quantize import DECODER, KINDS, quantize
+from gve_jax.model.attention import check_kernel, target_platform
+from gve_jax.model.quantize import DECODER, quantize
 from gve_jax.patterns import assign
 from gve_jax.pretrained import COMPANIONS
 from gve_jax.prober import is_scores, measure, read_scores
-from gve_jax.settings import build, check_fields, kept_fields, model_config
+from gve_jax.settings import (
+    EXPORTS,
+    Settings,
+    kept_fields,
+    model_config,
+    read_settings,
+    shared_fields,
+)
 from gve_jax.sharding import make_mesh, replicated
 from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
 from gve_jax.streams.mixture import UNLIMITED, Stage, batches, choose, epoch_batches
 from gve_jax.streams.sources import Sources, parse
-
-# By name: the folder of the workdir, and the file in it that is written last.
-EXPORTS = {
-    "gve_jax": ("model", "config.json"),  # for GVE.from_pretrained; adapters apart
-    "peft": ("adapter", "adapter_config.json"),  # the adapters alone
-    "hf": ("hf", "config.json"),  # for transformers; adapters merged
-}
 
 
 class Experiment:
@@ -60,37 +58,39 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        self.config, self.workdir = config, workdir
-        check_fields(config)
-        self.mesh = make_mesh(config.mesh)
+        self.workdir = workdir
+        self.config: Settings = read_settings(config)
+        config = self.config
+        self.mesh = make_mesh(dataclasses.asdict(config.mesh))
         self.base = None if config.pretrained is None else open_base(config.pretrained)
         self.model = model_config(config, self.base)
-        self.loss = build("loss", LossConfig, config.loss)
-        places = (config.data[name].format(workdir=workdir) for name in ("pairs", "cache"))
-        self.sources = Sources(parse(*places), config.data.sources)
+        self.loss = config.loss
+        self.sources = Sources(
+            parse(config.data.pairs, config.data.cache, workdir), config.data.sources
+        )
         self.batch_sizes = self._batch_sizes()
         vision = self.model.vision
-        self.buckets = build("buckets", Buckets, config.buckets)
-        limits = build("limits", Limits, config.limits)
-        spec = build(
-            "inputs",
-            InputSpec,
-            config.inputs,
-            max_length=self.buckets.max_length,
-            patch_size=vision.patch_size,
-            merge=vision.spatial_merge_size,
-            temporal=vision.temporal_patch_size,
-            window_side=vision.window_side,
-            tokens_per_second=vision.tokens_per_second,
-        )
+        self.buckets = config.buckets
+        try:
+            spec = InputSpec(
+                **vars(config.inputs),
+                max_length=self.buckets.max_length,
+                patch_size=vision.patch_size,
+                merge=vision.spatial_merge_size,
+                temporal=vision.temporal_patch_size,
+                window_side=vision.window_side,
+                tokens_per_second=vision.tokens_per_second,
+            )
+        except UserError as error:
+            raise UserError(f"config.inputs: {error}") from error
         prompt = Prompt(self._tokenizer(), spec.max_length)
-        self.preprocess = Preprocessor(prompt, spec, limits)
+        self.preprocess = Preprocessor(prompt, spec, config.limits)
         # Beside each of the loader's workers one process decodes, beside its threads one a thread.
         self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
         self._check(prompt)
         epochs = self._epochs()
         self.room = self._room(epochs)
-        policy = build("pyramid", PyramidConfig, config.pyramid.to_dict())
+        policy = config.pyramid
         self.curriculum = Curriculum(
             policy, self.sources.sizes, self.batch_sizes, config.steps, sum(epochs.values())
         )
@@ -104,7 +104,6 @@ class Experiment:
         )
         self._check_quantize()
         kept = kept_fields(config, self.model)
-        kept["pyramid"] = dataclasses.asdict(policy)
         if self.scores is not None:  # not where they are, but what they are
             kept["pyramid"]["prober"] = self.scores
         self.fingerprint = {
@@ -123,10 +122,9 @@ class Experiment:
 
     def _tokenizer(self) -> str | Path:
         if self.config.data.tokenizer is not None:
-            path = self.config.data.tokenizer.format(workdir=self.workdir)
+            path = as_path(in_workdir(self.config.data.tokenizer, self.workdir))
             if not is_bucket(path):
                 return path
-            path = as_path(path)
             return local_copy(path.parent, (path.name, *COMPANIONS)) / path.name
         if self.base is None:
             raise UserError("config.data.tokenizer is missing, and so is config.pretrained")
@@ -155,6 +153,15 @@ class Experiment:
                     f"data.siblings.{name} {together} does not divide its {size} pairs and "
                     f"batch_size {batch}"
                 )
+        vision, text = self.model.vision, self.model.text
+        for patches, _ in self.buckets.frame_sizes:
+            if patches % vision.merge_unit:
+                raise UserError(
+                    f"config.buckets: {patches} patches of a frame must be a multiple of the "
+                    f"{vision.merge_unit} of a token"
+                )
+        sizes = vision.hidden_size // vision.num_heads, text.head_dim
+        check_kernel(self.model.attention, self.model.dtype, sizes, target_platform())
         if prompt.vocab_size > self.model.text.vocab_size:
             raise UserError(
                 f"model.text.vocab_size {self.model.text.vocab_size} is less than the tokenizer's "
@@ -162,11 +169,6 @@ class Experiment:
             )
         if self.base is not None:
             self.base.check_tokenizer(Path(prompt.path))
-        if not config.export:
-            raise UserError("export names no form of the trained model")
-        for name in config.export:
-            if name not in EXPORTS:
-                raise UserError(f"export {name!r} is unknown; known: {', '.join(EXPORTS)}")
         if "peft" in config.export and self.model.lora is None:
             raise UserError("export 'peft' needs adapters: config.model.lora")
 
@@ -174,9 +176,6 @@ class Experiment:
         """Pairs of a global batch of each source."""
         table, default = self.config.data.batch_sizes, self.config.batch_size
         found = assign("data.batch_sizes", table, self.sources.sizes, default)
-        for name, size in found.items():
-            if not isinstance(size, int) or size < 1:
-                raise UserError(f"data.batch_sizes: {size!r} of {name!r} must be at least 1")
         return found
 
     def _epochs(self) -> dict[str, int]:
@@ -192,10 +191,6 @@ class Experiment:
         """int64 [K], the batches that each source may give: its passes by `data.repeat`."""
         table = self.config.data.repeat
         passes = assign("data.repeat", table, self.sources.sizes, 0)
-        for name, count in passes.items():
-            if not isinstance(count, int) or count < 0:
-                raise UserError(f"data.repeat: {count!r} of {name!r} must be a number of passes, "
-                                "or 0 for any")  # fmt: skip
         if not any(passes.values()):
             return None
         room = [count * epochs[name] if count else UNLIMITED for name, count in passes.items()]
@@ -212,20 +207,34 @@ class Experiment:
             return
         if self.base is None:
             raise UserError("quantize needs config.pretrained: a random base is small")
-        if kind not in KINDS:
-            raise UserError(f"quantize {kind!r} is none of {', '.join(KINDS)}")
         trained = flatten_dict(self.abstract["params"], sep="/")
         if chosen := [name for name in trained if re.search(DECODER, name)]:
             raise UserError(f"quantize: {chosen[0]} trains (optimizer.rates), and few bits cannot")
         if self.mesh.size > 1:
             raise UserError(f"quantize is for one device; the mesh has {self.mesh.size}")
 
+    def shared_record(self) -> dict:
+        """What must be the same on all hosts of a job, whatever the paths on each: configuration,
+        pairs, tokenizer, the files of the base, the kind of device."""
+        config = shared_fields(self.config)
+        if self.scores is not None:  # not where they are, but what they are
+            config["pyramid"]["prober"] = self.scores
+        weights = None
+        if self.base is not None:
+            weights = sampled_digest(self.base.directory)
+        return {
+            "config": config,
+            "data": self.fingerprint["data"],
+            "pretrained": weights,
+            "device": jax.local_devices()[0].device_kind,
+        }
+
     def complete(self) -> bool:
         """Whether this experiment is finished in the workdir; UserError if another one is."""
         seal = self.workdir / "run.json"
         try:
             with told(self.workdir):
-                done = all(file.exists() for file in (seal, *map(self._seal, self.config.export)))
+                done = seal.exists() and all(map(self._exported, self.config.export))
         except OSError as error:
             raise UserError(f"--workdir {self.workdir}: {error.strerror or error}") from error
         if len(set(hosts.gather(done))) > 1:
@@ -252,6 +261,28 @@ class Experiment:
                 error
             )
         return False
+
+    def check_started(self) -> None:
+        """UserError if the workdir holds a run whose checkpoints were deleted: it must not start
+        again from nothing and replace what that run has left."""
+        hosts.first(self._check_started)
+
+    def _check_started(self) -> None:
+        checkpoints = self.workdir / "checkpoints"
+        with told(self.workdir):
+            if is_bucket(self.workdir):  # where a folder exists by its files alone
+                gone = (self.workdir / "train.json").exists() and not checkpoints.is_dir()
+            else:
+                gone = (self.workdir / "run.json").exists() and not checkpoints.is_dir()
+            model = self._exported("gve_jax")
+        if not gone:
+            return
+        other = "put it back, or train in another --workdir"
+        if model and "hf" in self.config.export:
+            folder = self.workdir / EXPORTS["gve_jax"][0]
+            other += (f"; the trained model is in {folder}, from which python -m gve_jax.convert "
+                      f"--input {folder} --to hf makes the form for transformers")  # fmt: skip
+        raise UserError(f"{self.workdir} holds a run, but not its {checkpoints.name}/: {other}")
 
     def frozen(self) -> dict:
         """The leaves that do not train, which no checkpoint holds: of the base, else random. Those
@@ -313,9 +344,8 @@ class Experiment:
 
     def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
         """Batches `step` to `last` of the run: a pure function of curriculum and seed."""
-        siblings = self.config.data.siblings.to_dict()
         order = batches(self.sources.sizes, self.batch_sizes, self._stages(curriculum),
-                        self.config.seed, siblings, self.room)  # fmt: skip
+                        self.config.seed, self.config.data.siblings, self.room)  # fmt: skip
         return read_ahead(order[step:last], self.loader(), self.config.data.workers)
 
     def picked(self) -> list[tuple[str, np.ndarray]]:
@@ -344,11 +374,20 @@ class Experiment:
         rows = {size: local_rows(self.mesh, size) for size in set(self.batch_sizes.values())}
         return LoadPairs(self.sources, self._isolated, self.buckets, rows)
 
-    def _seal(self, name: str) -> Path:
-        return self.workdir / EXPORTS[name][0] / EXPORTS[name][1]
+    def _exported(self, name: str) -> bool:
+        """Whether the model is in the workdir in this form, whole."""
+        folder, last, others = EXPORTS[name]
+        folder = self.workdir / folder
+        return (folder / last).exists() and any(True for _ in folder.glob(others))
 
     def export(self, name: str, params: dict, frozen: dict, directory: Path | None = None) -> Path:
-        """Writes the model in one of `EXPORTS`; returns where."""
+        """Writes the model in one of `EXPORTS`; returns where.
+
+        Raises:
+          UserError: NaN or infinite numbers in `params`; files that cannot be written.
+        """
+        if bad := not_finite(params):
+            raise UserError(f"not exported: NaN or infinite numbers in {', '.join(bad[:3])}")
         directory = directory or self.workdir / EXPORTS[name][0]
         if name == "peft":
             adapters = lora.split(params)[1]

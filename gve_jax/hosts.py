@@ -9,21 +9,31 @@ jobs with the `kubernetes` package. Elsewhere three variables say it, the same w
 """
 
 import contextlib
+import hashlib
+import importlib.metadata
 import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import jax
 from jax._src import distributed  # the key-value store has no public name; Orbax does the same
 
+from gve_jax import __version__
 from gve_jax.errors import UserError, tell
 from gve_jax.files import differences
 
 VARIABLES = ("GVE_JAX_COORDINATOR", "GVE_JAX_HOSTS", "GVE_JAX_HOST")
+# What computes, and what decides which pixels and tokens it gets.
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers",
+             "av", "pillow")  # fmt: skip
+SAME_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL",
+                  "JAX_DEFAULT_MATMUL_PRECISION", "JAX_THREEFRY_PARTITIONABLE",
+                  "JAX_NUMPY_DTYPE_PROMOTION", "NVIDIA_TF32_OVERRIDE")  # fmt: skip
 WAIT_S = 1800  # the slowest batch that a host may take; a dead host is noticed much sooner
 LONG_S = 7 * 24 * 3600  # as long as the hosts' shares of a job may differ
 LEAVE_S = 5  # between the first and the last host that find the same mistake
@@ -76,10 +86,44 @@ def start() -> None:
 
 
 def run(command: Callable[[], None]) -> None:
-    """The whole of a process: joins its job, runs the command, and ends with the other hosts."""
+    """The whole of a process: joins its job, runs the command, and ends with the other hosts.
+
+    Raises:
+      UserError: on all hosts, they run different commands, code or libraries; see `environment`.
+    """
     start()
     with together():
+        if jax.process_count() > 1:
+            check_same(environment())
         command()
+
+
+def environment() -> dict:
+    """What must be the same on all hosts whatever they run: the command, the code by its contents,
+    the libraries by version, and the variables that change what is compiled."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    return {
+        "command": "/".join(Path(sys.argv[0]).parts[-2:]),
+        "code": {"version": __version__, "digest": digest.hexdigest()[:16]},
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "variables": {name: _variable(name) for name in SAME_VARIABLES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _variable(name: str) -> str:
+    """A variable's value; of flags in any order, and without those that say where to write."""
+    flags = os.environ.get(name, "").split()
+    return " ".join(sorted(flag for flag in flags if not flag.startswith("--xla_dump_")))
 
 
 def _explicit(given: dict[str, str]) -> dict:

@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gve_jax import hosts
+from gve_jax.buckets import local_path
 from gve_jax.embed import Encoder
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import check_record
@@ -215,14 +216,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m gve_jax.mine", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
-    add("--pairs", required=True, type=Path, help="a directory of training pairs")
-    add("--output", required=True, type=Path, help="the directory of pairs to make")
+    add("--pairs", required=True, type=local_path, help="a directory of training pairs")
+    add("--output", required=True, type=local_path, help="the directory of pairs to make")
     add("--model", help="the prober: a model's directory, or its Hub id (@REVISION)")
-    add("--corpus", type=Path, help="pairs, a folder or a JSONL file; the pairs' own positives")
-    add("--queries-vectors", type=Path, help="made before, ids SOURCE/PAIR")
-    add("--positives-vectors", type=Path, help="made before, ids SOURCE/PAIR")
-    add("--corpus-vectors", type=Path, help="of --corpus, made by gve_jax.embed")
-    add("--work", type=Path, help="folder of vectors and ranks; OUTPUT.mining")
+    add(
+        "--corpus",
+        type=local_path,
+        help="pairs, a folder or a JSONL file; the pairs' own positives",
+    )
+    add("--queries-vectors", type=local_path, help="made before, ids SOURCE/PAIR")
+    add("--positives-vectors", type=local_path, help="made before, ids SOURCE/PAIR")
+    add("--corpus-vectors", type=local_path, help="of --corpus, made by gve_jax.embed")
+    add("--work", type=local_path, help="folder of vectors and ranks; OUTPUT.mining")
     add("--within", choices=WITHIN, default="modality",
         help="what a query is compared with: documents of its positive's modalities, of its "
         "source, or all")  # fmt: skip

@@ -18,13 +18,13 @@ Exit status: 0 it fits; 1 it does not fit in memory; 2 a mistake, named in a lin
 import json
 import os
 import sys
-from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
+from gve_jax.buckets import as_local_path
+from gve_jax.config_file import parse_arguments
 from gve_jax.errors import UserError, run_cli
 from gve_jax.planning.plan import make_plan
 from gve_jax.planning.program import Program, TooLarge
@@ -46,25 +46,19 @@ def main() -> None:
         print(__doc__.strip())
         return
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
     text = {name: flags.DEFINE_string(name, None, "", flag_values=values)
             for name in ("topology", "query", "positive", "json")}  # fmt: skip
     negatives = flags.DEFINE_integer("negatives", 0, "", 0, 3, flag_values=values)
     quick = flags.DEFINE_bool("quick", False, "", flag_values=values)
-    try:
-        rest = values(sys.argv)[1:]
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if rest:
-        raise UserError(f"unknown argument {rest[0]!r}")
-    for name, value in (("config", config.value), ("topology", text["topology"].value)):
-        if value is None:
-            raise UserError(f"--{name} is missing; see python -m gve_jax.plan --help")
+    config = parse_arguments(sys.argv, values, "python -m gve_jax.plan")
+    if text["topology"].value is None:
+        raise UserError("--topology is missing; see python -m gve_jax.plan --help")
     parse(text["topology"].value)
+    target = text["json"].value and as_local_path(text["json"].value)
     # Whatever accelerator this machine has is left alone: compilers alone are at work.
     jax.config.update("jax_platforms", "cpu")
     os.environ.update(_LIBTPU)
-    program = Program(config.value, open_topology(text["topology"].value))
+    program = Program(config, open_topology(text["topology"].value))
     shapes = program.shapes(text["query"].value, text["positive"].value, negatives.value)
     errors = Console(stderr=True)
     with errors.status("planning") as status:
@@ -79,13 +73,13 @@ def main() -> None:
         except TooLarge as error:
             print(
                 f"it does not fit: {error} Try a smaller batch_size, or gradcache_chunk "
-                f"(batch_size is {config.value.batch_size} on {program.rows} rows of devices)",
+                f"(batch_size is {config.batch_size} on {program.rows} rows of devices)",
                 file=sys.stderr,
             )
             sys.exit(1)
     show(plan, Console(width=None if sys.stdout.isatty() else 140))
-    if text["json"].value is not None:
-        Path(text["json"].value).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    if target:
+        target.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
     if not plan["fits"]:
         sys.exit(1)
 

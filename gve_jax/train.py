@@ -7,6 +7,8 @@ seconds. `--workdir`, a directory or gs://bucket/run, receives checkpoints, metr
 tensorboard/, curriculum.json, quarantine.jsonl, and the model before and after training (initial/,
 model/).
 
+  --pairs PLACE   training pairs in place of config.data.pairs; may be repeated
+
 Repeating the command resumes from the newest whole checkpoint of the workdir, and returns at once
 when the run is complete. A field is overridden as `--config.optimizer.learning_rate=1e-4`.
 
@@ -15,6 +17,7 @@ saving: repeat the command to go on.
 """
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,10 +27,11 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 from jax.profiler import StepTraceAnnotation
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from gve_jax import hosts
+from gve_jax import hosts, shares
 from gve_jax.buckets import as_path
+from gve_jax.config_file import parse_arguments
 from gve_jax.errors import UserError, run_cli
 from gve_jax.experiment import EXPORTS, Experiment
 from gve_jax.files import write_json
@@ -40,11 +44,9 @@ from gve_jax.learning.records import Records
 from gve_jax.learning.runlog import RunLog
 from gve_jax.learning.state import join
 from gve_jax.learning.step import make_probe, make_train_step
+from gve_jax.locks import lock_folder
 from gve_jax.preemption import Preemption
 from gve_jax.streams.loader import PairBatch, placed
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment's file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the model go.")
 
 
 def main() -> None:
@@ -52,39 +54,38 @@ def main() -> None:
         print(__doc__.strip())
         return
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        rest = flags.FLAGS(sys.argv)[1:]
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(_told(error)) from error
-    if rest:
-        raise UserError(f"unknown argument {rest[0]!r}")
-    for flag in ("config", "workdir"):
-        if getattr(flags.FLAGS, flag) is None:
-            raise UserError(f"--{flag} is missing; see python -m gve_jax.train --help")
-    hosts.run(lambda: train(_CONFIG.value, as_path(_WORKDIR.value)))
-
-
-def _told(error: Exception) -> str:
-    """A refused argument in one line. A field that is unknown comes as a bare name: its argument is
-    put before it."""
-    while error.args and isinstance(error.args[0], Exception):  # ml_collections' in absl's
-        error = error.args[0]
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    for argument in sys.argv[1:]:
-        field = argument.split("=")[0]
-        if text.startswith(f"'{field.split('.')[-1]}'"):
-            return f"{field}: unknown field {text}"
-    return text
+    values = flags.FlagValues()
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
+    pairs = flags.DEFINE_multi_string("pairs", None, "", flag_values=values)
+    command = "python -m gve_jax.train"
+    config = parse_arguments(sys.argv, values, command)
+    if workdir.value is None:
+        raise UserError(f"--workdir is missing; see {command} --help")
+    if pairs.value:
+        with config.unlocked(), config.ignore_type():
+            config.data.pairs = tuple(pairs.value)
+    hosts.run(lambda: train(config, as_path(workdir.value)))
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the experiment `config` in `workdir` to its end, from where it stands."""
     # --- what is trained, on what, where; another experiment in this workdir is refused -----------
-    run = Experiment(config, workdir)
-    where = ", ".join(str(workdir / EXPORTS[name][0]) for name in config.export)
+    run = hosts.each(lambda: Experiment(config, workdir))
+    hosts.check_same(run.shared_record())
+    config = run.config
     if run.complete():
+        where = ", ".join(str(workdir / EXPORTS[name][0]) for name in config.export)
         print(f"{workdir}: training is complete; its model is in {where}")
         return
+    with lock_folder(workdir):  # one command at a time
+        shares.check_shared(workdir)
+        run.check_started()
+        _train(run)
+
+
+def _train(run: Experiment) -> None:
+    """The run from where it stands to its end, alone in its workdir."""
+    config, workdir = run.config, run.workdir
     for warning in run.sources.warnings() if jax.process_index() == 0 else ():
         print(f"warning: {warning}", flush=True)
     train_step = make_train_step(
@@ -169,6 +170,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             run.export(name, state["params"], frozen)
     if jax.process_index():
         return
+    where = ", ".join(str(workdir / EXPORTS[name][0]) for name in config.export)
     print(f"{log.summary()}; the model is in {where}")
     print(quarantine.summary(sum(run.sources.sizes.values())))
 
@@ -187,7 +189,11 @@ def probe_stage(
     for name, values in cosines.items():
         if not sum(map(len, values)):
             raise UserError(f"source {name}: not one of its probed pairs can be read")
-    return {name: pyramid.mean_alignment(values) for name, values in cosines.items()}
+    found = {name: pyramid.mean_alignment(values) for name, values in cosines.items()}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise UserError(f"source {name}: the mean cosine of its probed pairs is {value}")
+    return found
 
 
 def own_cosines(

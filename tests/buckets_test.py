@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from gve_jax import buckets, files
-from gve_jax.buckets import as_path, local_copy, write_object
+from gve_jax.buckets import as_local_path, as_path, in_workdir, local_copy, write_object
 from gve_jax.errors import UserError
 from gve_jax.safetensors import read_header, write_file
+from tests.situations import situation
 
 
 def test_a_local_name_is_a_plain_path():
@@ -21,6 +22,30 @@ def test_a_local_name_is_a_plain_path():
             as_path(name)
     with pytest.raises(UserError, match=r"no \. and \.\. in a bucket"):
         as_path("gs://bucket/run/../other")
+
+
+@situation("Training", "--workdir=~/run, and other paths that begin with ~", "the home folder, on "
+           "every command line and in configurations", since="0.2.0")  # fmt: skip
+@situation("Training", "--workdir= without a path", "refused: a run never uses the current folder "
+           "by mistake", since="0.2.0")  # fmt: skip
+def test_every_path_is_read_alike(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for read in (as_path, as_local_path):
+        assert read("~/x") == tmp_path / "x"
+        assert str(read("runs/lr=1e-4,{x} exp[1]")) == "runs/lr=1e-4,{x} exp[1]"
+        for empty in ("", "  "):
+            with pytest.raises(UserError, match="is not a path: it is empty"):
+                read(empty)
+        with pytest.raises(UserError, match="NUL"):
+            read("a\0b")
+        with pytest.raises(UserError, match="~nobody.none/x: "):
+            read("~nobody.none/x")
+    with pytest.raises(UserError, match="gs://b/x: must be a local path, not a URL"):
+        as_local_path("gs://b/x")
+
+
+def test_only_the_workdir_is_filled_in():
+    assert in_workdir("{workdir}/a{b}/{0}", "runs/{x}") == "runs/{x}/a{b}/{0}"
 
 
 def test_without_its_client_gs_is_refused_in_a_line(monkeypatch):

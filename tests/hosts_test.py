@@ -9,14 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from gve_jax import hosts
+from gve_jax import hosts, shares
 from gve_jax.errors import UserError
 from gve_jax.gve import GVE
 from gve_jax.train import train
 from tests.conftest import ROOT
+from tests.situations import situation
 from tests.train_test import losses, make_config
 
 
@@ -96,6 +98,75 @@ def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, tmp_path):
     same_losses(tmp_path / "alone", workdir)
     model = GVE.from_pretrained(workdir / "model")
     assert np.isfinite(model.encode([{"text": "a red ring"}])).all()
+
+
+def start_run(world: str, folder: str, case: str) -> None:
+    """What a host of a pair does up to the first program, with something of its own."""
+    index = jax.process_index()
+    config = make_config(Path(world), mesh__tensor=2)  # 16 devices, batches of 8 rows
+    workdir = Path(folder) / "run"
+    if case == "seed" and index:
+        config.seed = 7
+    if case == "rate" and index:
+        config.optimizer.learning_rate = 1e-5
+    if case == "bad" and index:
+        config.steps = 0
+    if case == "tokenizer" and index:
+        other = Path(folder) / "tokenizer.json"
+        other.write_text((Path(world) / "tokenizer.json").read_text() + "\n")
+        config.data.tokenizer = str(other)
+    if case == "disks":
+        workdir = Path(folder) / f"host{index}" / "run"
+        shares.SHARED_S = 1
+    train(config, workdir)
+
+
+def compare_environment(name: str, value: str) -> None:
+    if jax.process_index():
+        os.environ[name] = value
+    try:
+        hosts.check_same(hosts.environment())
+    finally:
+        os.environ.pop(name, None)
+
+
+@situation(
+    "Training",
+    "two hosts of a run with another seed, learning rate or tokenizer, or on disks not shared",
+    "refused in one line on every host before anything compiles",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(("case", "message"), [
+    ("seed", "host 1 was started with config.seed = 7, host 0 with 42"),
+    ("rate", "host 1 was started with config.optimizer.learning_rate = 1e-05, host 0 with 0.0007"),
+    ("bad", "host 1: config.steps 0 must be in [1, 2147483647]"),
+    ("tokenizer", "host 1 was started with data.tokenizer = "),
+    ("disks", "run is not the same folder on hosts 0 and 1"),
+])  # fmt: skip
+def test_hosts_that_differ_are_refused_before_anything_compiles(
+    two_hosts, world, tmp_path, case, message
+):
+    answers = two_hosts.run("tests.hosts_test:start_run", str(world), str(tmp_path), case)
+    assert all(message in answer for answer in answers), answers
+    assert not list(tmp_path.rglob("run.json"))
+
+
+@situation("Training", "two hosts with other XLA_FLAGS, code or library versions", "refused in one "
+           "line on every host, by every command", since="0.2.0")  # fmt: skip
+def test_hosts_compare_their_environment(two_hosts):
+    name = "JAX_DEFAULT_MATMUL_PRECISION"
+    answers = two_hosts.run("tests.hosts_test:compare_environment", name, "float32")
+    expected = f"host 1 was started with variables.{name} = float32, host 0 with "
+    assert answers == [expected, expected]
+    same = two_hosts.run("tests.hosts_test:compare_environment", "XLA_FLAGS_OF_NOBODY", "1")
+    assert same == [None, None]
+    found = hosts.environment()
+    assert found["code"]["version"] and found["libraries"]["jax"] == jax.__version__
+
+
+def test_flags_are_compared_in_any_order_without_where_they_write(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--b=1 --xla_dump_to=/tmp/host0 --a=2")
+    assert hosts.environment()["variables"]["XLA_FLAGS"] == "--a=2 --b=1"
 
 
 _FAILS = """

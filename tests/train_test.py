@@ -10,19 +10,23 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from configs.quickstart import get_config
+from gve_jax import train as train_module
 from gve_jax.errors import UserError
 from gve_jax.experiment import Experiment
 from gve_jax.gve import GVE
 from gve_jax.inputs import isolation
 from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning.pyramid import mean_alignment
+from gve_jax.locks import lock_folder
 from gve_jax.streams.pairs import PairSources
 from gve_jax.train import train
 from tests.conftest import ROOT
+from tests.situations import situation
 
 
 def make_config(world: Path, **fields):
@@ -200,6 +204,71 @@ def test_eight_devices_and_threads_give_the_losses_of_one_device(world, finished
     )
 
 
+def poison(monkeypatch, at: int) -> None:
+    """From step `at` on the gradients of one leaf are NaN; the loss is not."""
+    made = train_module.make_train_step
+
+    def make(*arguments, **options):
+        step = made(*arguments, **options)
+
+        def poisoned(state, frozen, arrays, number):
+            grads, scalars = step.gradients(state["params"], frozen, arrays, number)
+            if number >= at:
+                leaves, tree = jax.tree.flatten(grads)
+                grads = jax.tree.unflatten(tree, [leaves[0] * np.nan, *leaves[1:]])
+                scalars = scalars | {"gradient_norm": scalars["gradient_norm"] * np.nan}
+            state, more = step.update(state, grads, scalars["gradient_norm"])
+            return state, scalars | more
+
+        return poisoned
+
+    monkeypatch.setattr(train_module, "make_train_step", make)
+
+
+def test_a_gradient_that_is_nan_is_neither_saved_nor_exported(world, monkeypatch, tmp_path):
+    """In the step before a checkpoint, and in the last step of all; then the run goes on."""
+    for at, kept in ((3, 2), (5, 4)):
+        with monkeypatch.context() as patch:
+            poison(patch, at)
+            with pytest.raises(UserError, match=f"^the gradient norm of step {at} is nan: source "):
+                train(make_config(world), tmp_path)
+        saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal()]
+        assert max(saved) == kept
+        assert not (tmp_path / "model").exists()
+    train(make_config(world), tmp_path)
+    texts = GVE.from_pretrained(tmp_path / "model").encode(["a red ring"])
+    assert np.isfinite(texts).all()
+
+
+@situation("Training", "two train commands in one --workdir", "the second is refused and names the "
+           "process that holds the folder", since="0.2.0")  # fmt: skip
+def test_a_workdir_that_is_in_use_is_refused(world, tmp_path):
+    with lock_folder(tmp_path):
+        message = rf"{tmp_path} is in use by process {os.getpid()} on .*; wait for it to end"
+        with pytest.raises(UserError, match=message):
+            train(make_config(world), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@situation(
+    "Training",
+    "a finished run without its checkpoints/, repeated with one more form to export",
+    "refused; it says how to convert the model that is there",
+    since="0.2.0",
+)
+def test_a_finished_run_without_checkpoints_is_not_trained_again(world, tmp_path):
+    (tmp_path / "model" / "params").mkdir(parents=True)
+    for name in ("run.json", "model/config.json", "train.json"):
+        (tmp_path / name).write_text("{}")
+    config = make_config(world, export=("gve_jax", "hf"))
+    with pytest.raises(
+        UserError, match="holds a run, but not its checkpoints/: put it back"
+    ) as one:
+        train(config, tmp_path)
+    assert f"convert --input {tmp_path}/model --to hf" in str(one.value)
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
 def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished, tmp_path):
     code, _, err = run_cli(world, finished, "--config.data.workers=1", "--config.seed=43")
     assert code == 2 and "another configuration" in err and "Traceback" not in err
@@ -347,7 +416,9 @@ def test_too_many_corrupt_videos_stop_the_run(world, monkeypatch, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_the_batch_named(world, tmp_path):
     config = make_config(world, optimizer__learning_rate=1e30, optimizer__clip_norm=1e30)
-    with pytest.raises(UserError, match=r"the loss of step \d is nan: source \w+, pairs \w+-"):
+    # The parameters overflow one step before the loss does.
+    message = r"the (loss|update norm) of step \d is (nan|inf): source \w+, pairs \w+-"
+    with pytest.raises(UserError, match=message):
         train(config, tmp_path)
 
 

@@ -1,13 +1,14 @@
 """`python -m data.pairs import | show | check`: see docs/pairs.md."""
 
+import os
 import shlex
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from data.pairs.formats import FORMATS
+from gve_jax.buckets import as_local_path, local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.streams.rows import MOST_NEGATIVES
 
@@ -22,10 +23,15 @@ def main() -> None:
     add("--input", required=True, nargs="+", metavar="NAME=PATH", help="a source: a .jsonl or "
         ".parquet file or a folder of them; NAME begins with its modality pair, as T2V_mine, or "
         "gets that of the first row")  # fmt: skip
-    add("--output", required=True, type=Path, help="the folder to make")
-    add("--media-root", type=Path, help="the folder that paths in rows start from and may not "
-        "leave (default: that of the input)")  # fmt: skip
-    add("--corpus", nargs="+", help="Tevatron's documents: files, or folders of them")
+    add("--output", required=True, type=local_path, help="the folder to make")
+    add("--media-root", type=local_path, help="the folder that paths in rows start from and may "
+        "not leave (default: that of the input)")  # fmt: skip
+    add(
+        "--corpus",
+        nargs="+",
+        type=_local,
+        help="Tevatron's documents: files, or folders of them",
+    )
     add("--negatives", type=int, help="of each pair; rows with fewer are rejects, further ones are "
         f"left out (default: as many as the first pair has, at most {MOST_NEGATIVES})")  # fmt: skip
     add("--by-reference", action="store_true", help="store paths instead of media")
@@ -45,6 +51,16 @@ def main() -> None:
     {"import": _import, "show": _show, "check": _check}[args.command](args)
 
 
+def _local(text: str) -> str:
+    return os.fspath(local_path(text))
+
+
+def _input(given: str) -> str:
+    """`NAME=PATH` with the path as every other; what comes before the first `=` is the name."""
+    name, equals, path = given.partition("=")
+    return f"{name}={as_local_path(path)}" if equals else given
+
+
 def _import(args) -> None:
     from data.pairs import card
     from data.pairs.builder import run_import
@@ -57,6 +73,7 @@ def _import(args) -> None:
         raise UserError(f"--media-root {args.media_root}: no such folder")
     if args.corpus and args.format != "tevatron":
         raise UserError("--corpus is for --format tevatron")
+    args.input = [_input(given) for given in args.input]
     tallies = run_import(
         args.output,
         args.input,

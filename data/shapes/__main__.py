@@ -1,8 +1,8 @@
 """`python -m data.shapes --output DIR [--seed 0] [--scale 1.0] [--preview FILE.png]`."""
 
 import argparse
-from pathlib import Path
 
+from gve_jax.buckets import local_path
 from gve_jax.errors import UserError, run_cli
 
 
@@ -11,12 +11,14 @@ def main() -> None:
         prog="python -m data.shapes", description="Makes the generated video world."
     )
     parser.add_argument(
-        "--output", type=Path, help="folder to write: pairs/, UVRB/, tokenizer.json, manifest.json"
+        "--output",
+        type=local_path,
+        help="folder to write: pairs/, UVRB/, tokenizer.json, manifest.json",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="1.0: about 15,000 training pairs")
     parser.add_argument(
-        "--preview", type=Path, help="write a PNG of some scenes with their captions and stop"
+        "--preview", type=local_path, help="write a PNG of some scenes with their captions and stop"
     )
     args = parser.parse_args()
     if args.preview is not None:

@@ -9,7 +9,6 @@ there already is left alone, so that a killed command can be repeated.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import logging
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data.uvrb.builder import build
 from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import POOLS, choose
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, run_cli
 
 
@@ -47,14 +47,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", required=True, type=Path,
+    parser.add_argument("--data", required=True, type=local_path,
                         help="directory that holds UVRB/, or the archives")  # fmt: skip
-    parser.add_argument("--output", required=True, type=Path, help="TFDS's data_dir")
+    parser.add_argument("--output", required=True, type=local_path, help="TFDS's data_dir")
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
     parser.add_argument("--by-reference", action="store_true", help="store paths, not media")
     parser.add_argument("--moment-pool", choices=POOLS, default="whole",
                         help="store candidates of MS-TI's and MS-TV's queries")  # fmt: skip
-    parser.add_argument("--cache", type=Path, help="where archives are extracted; OUTPUT/sets")
+    parser.add_argument(
+        "--cache", type=local_path, help="where archives are extracted; OUTPUT/sets"
+    )
     return parser.parse_args(argv)
 
 

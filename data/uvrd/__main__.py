@@ -8,7 +8,6 @@ line.
 
 import shlex
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -22,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from gve_jax.buckets import as_local_path
 from gve_jax.errors import UserError, run_cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: configs/uvrd.py.")
@@ -59,16 +59,16 @@ def main() -> None:
     from data.uvrd.run import Job, synthesize
     from data.uvrd.settings import Settings
 
-    output = Path(_OUTPUT.value).resolve()
+    output = as_local_path(_OUTPUT.value).resolve()
     job = Job(
-        source=Path(_INPUT.value).resolve(),
+        source=as_local_path(_INPUT.value).resolve(),
         output=output,
         server=_SERVER.value,
         model=_MODEL.value,
         settings=Settings.of(_CONFIG.value),
         embedder=_EMBEDDER.value,
-        root=Path(_ROOT.value).resolve() if _ROOT.value else None,
-        cache=Path(_CACHE.value).resolve() if _CACHE.value else None,
+        root=as_local_path(_ROOT.value).resolve() if _ROOT.value else None,
+        cache=as_local_path(_CACHE.value).resolve() if _CACHE.value else None,
         license=_LICENSE.value,
         command=shlex.join(["python", "-m", "data.uvrd", *sys.argv[1:]]),
     )

@@ -28,6 +28,7 @@ from PIL import Image
 from data.shapes import captions
 from data.shapes.scene import PHASE_FRAMES, Scene, make_rng
 from data.uvrd import world
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, run_cli
 
 MODEL = "shapes"
@@ -257,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
 def main(argv=None) -> None:
     parser = Parser(prog="python -m data.uvrd.responder", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--world", type=Path, required=True)
+    parser.add_argument("--world", type=local_path, required=True)
     parser.add_argument("--port", type=int, default=8011, help="8011; 0 takes a free one")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds of every answer")
     parser.add_argument("--slots", type=int, default=1024, help="answers at once")

@@ -29,6 +29,7 @@ from data.shapes.scene import (
     make_rng,
     pick,
 )
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json, write_whole
 
@@ -143,7 +144,7 @@ def visible(scene: Scene, frame: int) -> Scene:
 def main(argv=None) -> None:
     parser = Parser(prog="python -m data.uvrd.world", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=local_path, required=True)
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bad", type=float, default=0.2, help="share that is bad (0.2)")

@@ -11,10 +11,10 @@ are added to what is there.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from evals.ablation import run_python, train_and_score
 from evals.curriculum import summary
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json
 from gve_jax.locks import lock_for_process
@@ -83,8 +83,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--output", required=True, type=Path, help="where runs and results go")
-    add("--data", type=Path, help="a folder that data.shapes wrote (default: made in OUTPUT/data)")
+    add("--output", required=True, type=local_path, help="where runs and results go")
+    add(
+        "--data",
+        type=local_path,
+        help="a folder that data.shapes wrote (default: made in OUTPUT/data)",
+    )
     add("--seeds", type=int, default=3)
     add("--steps", type=int, default=500)
     add("--arms", default="uniform,proportional,pyramid", help=f"of {', '.join(ARMS)}")

@@ -7,7 +7,6 @@ evals.uvrb` measures the same, exactly, faster and resumable; this is for whoeve
 """
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.table import Table
 from evals.uvrb.mteb_result import model_name
 from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import POOLS, choose
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.inputs import limits
 from gve_jax.locks import lock_folder
@@ -66,9 +66,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="directory of the model, or its Hub id, "
                         "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
     parser.add_argument("--name", help="organisation/model, for MTEB")
-    parser.add_argument("--data", required=True, type=Path,
+    parser.add_argument("--data", required=True, type=local_path,
                         help="directory that holds UVRB/, or the archives")  # fmt: skip
-    parser.add_argument("--output", required=True, type=Path, help="MTEB's results")
+    parser.add_argument("--output", required=True, type=local_path, help="MTEB's results")
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
     parser.add_argument("--moment-pool", choices=POOLS, default="whole",
                         help="how MS-TI and MS-TV are ranked")  # fmt: skip

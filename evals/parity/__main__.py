@@ -23,6 +23,7 @@ from evals.parity.compare import Line, compare
 from evals.parity.inputs import compare_inputs, page
 from evals.parity.regimes import check_regimes
 from evals.reference import SIZES
+from gve_jax.buckets import local_path
 from gve_jax.errors import run_cli
 
 
@@ -32,9 +33,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--sizes", default="small,3b,7b", help=f"of {', '.join(SIZES)}")
-    parser.add_argument("--assets", type=Path, default=Path(sys.prefix, "share", "parity"),
+    parser.add_argument("--assets", type=local_path, default=Path(sys.prefix, "share", "parity"),
                         help="packages: tokenizer, template, films, photographs")  # fmt: skip
-    parser.add_argument("--report", type=Path, help="a Markdown page to write")
+    parser.add_argument("--report", type=local_path, help="a Markdown page to write")
     args = parser.parse_args()
     sizes = args.sizes.split(",")
     if unknown := sorted(set(sizes) - SIZES.keys()):

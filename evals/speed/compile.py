@@ -6,11 +6,11 @@ Only shapes are needed: no weights are allocated.
 import argparse
 import dataclasses
 import time
-from pathlib import Path
 
 import jax
 
 from evals.speed.result import write_result
+from gve_jax.buckets import local_path
 from gve_jax.inputs.batch import Bucket, collate
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
@@ -56,7 +56,7 @@ def _one_row(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evals.speed compile", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     jax.config.update("jax_enable_compilation_cache", False)
     shapes = {"2 + 2 layers": (2, 2), "32 + 36 layers": (32, 36)}

@@ -15,6 +15,7 @@ import numpy as np
 
 from evals.reference import SIZES, Reference, make_example, write_checkpoint
 from evals.speed.result import in_turns, write_result
+from gve_jax.buckets import local_path
 from gve_jax.gve import GVE
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import Row
@@ -52,7 +53,7 @@ def main(argv=None) -> None:
     parser.add_argument("--items", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model"

@@ -26,6 +26,7 @@ from rich.table import Table
 from evals.parity.assets import Assets
 from evals.parity.pixels import HIGH, LOW, levels
 from evals.speed.result import write_result
+from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
@@ -205,10 +206,10 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evals.speed inputs", description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=8, help="of each round of throughput")
-    parser.add_argument("--real", type=Path, help="a folder of further clips, .mp4")
-    parser.add_argument("--assets", type=Path, default=Path(sys.prefix, "share", "parity"))
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--real", type=local_path, help="a folder of further clips, .mp4")
+    parser.add_argument("--assets", type=local_path, default=Path(sys.prefix, "share", "parity"))
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
+    parser.add_argument("--worker", type=local_path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     assets = Assets(args.assets)
     with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ import numpy as np
 
 from evals.reference import write_tokenizer
 from evals.speed.result import write_result
+from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
 from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.item import Item
@@ -102,7 +103,7 @@ def main(argv=None) -> None:
     parser.add_argument("--clips", type=int, default=1000, help="for memory")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     if not Path("/proc/self/statm").exists():
         raise UserError("isolation: memory is read from Linux's /proc")

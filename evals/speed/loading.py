@@ -25,6 +25,7 @@ from evals.reference import write_tokenizer
 from evals.speed.compile import GVE_3B, with_layers
 from evals.speed.result import write_result
 from gve_jax import GVE
+from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
 from gve_jax.model import hf_config
@@ -99,9 +100,11 @@ def main(argv=None) -> None:
     parser.add_argument("--size", default="3b", choices=SIZES)
     parser.add_argument("--files", type=int, default=2)
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8], help="virtual, CPU")
-    parser.add_argument("--folder", type=Path, help="where the checkpoint lies meanwhile")
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what a child is told
+    parser.add_argument("--folder", type=local_path, help="where the checkpoint lies meanwhile")
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
+    parser.add_argument(
+        "--measure", type=local_path, help=argparse.SUPPRESS
+    )  # what a child is told
     args = parser.parse_args(argv)
     if not Path("/proc/self/io").exists():
         raise UserError("loading: memory and read calls are counted by Linux's /proc")

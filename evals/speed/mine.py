@@ -9,13 +9,13 @@ Memory is that of processes of their own, at two sizes of the corpus.
 
 import argparse
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 
 from evals.speed.memory import growth
 from evals.speed.rank import asked, bare, in_turns, vectors
 from evals.speed.result import write_result
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError
 from gve_jax.retrieval import stream_top_k
 from gve_jax.retrieval.negatives import stream_neighbours
@@ -62,7 +62,7 @@ def main(argv=None) -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     if min(args.queries, args.corpus, args.width, args.repeats, args.k) < 1:
         raise UserError("--queries, --corpus, --width, --k and --repeats must be at least 1")

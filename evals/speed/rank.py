@@ -13,7 +13,6 @@ faiss-cpu is a peer and no dependency: without it (or with --no-faiss) its colum
 import argparse
 import os
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ import numpy as np
 
 from evals.speed.memory import growth
 from evals.speed.result import write_result
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError
 from gve_jax.retrieval import rank_positives
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
@@ -87,7 +87,7 @@ def main(argv=None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-faiss", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     if min(args.queries, args.corpus, args.width, args.repeats) < 1:
         raise UserError("--queries, --corpus, --width and --repeats must be at least 1")

@@ -16,6 +16,7 @@ import av
 import numpy as np
 
 from evals.speed.result import write_result
+from gve_jax.buckets import local_path
 from gve_jax.inputs.sampling import spread
 from gve_jax.inputs.video import load_video
 
@@ -118,8 +119,10 @@ def main(argv=None) -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[720, 1280], help="height and width")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the clips are kept for another run")
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument(
+        "--folder", type=local_path, help="where the clips are kept for another run"
+    )
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     result = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -29,6 +29,7 @@ from data.pairs.builder import run_import
 from data.shapes.render import encode_mp4
 from evals.reference import write_tokenizer
 from evals.speed.result import in_turns, write_result
+from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.isolation import Isolated
@@ -39,7 +40,7 @@ from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.state import init_state
 from gve_jax.learning.step import make_train_step
-from gve_jax.settings import model_config
+from gve_jax.settings import model_config, read_settings
 from gve_jax.sharding import make_mesh
 from gve_jax.streams.loader import LoadPairs, place, placed, read_ahead
 from gve_jax.streams.mixture import Stage, StageSelection, batches
@@ -97,7 +98,8 @@ def feed(folder: Path, repeats: int) -> dict:
     config = quickstart.get_config()
     mesh, load = make_mesh(config.mesh), ready(config, folder)
     load = dataclasses.replace(load, preprocess=_Spec(InputSpec(**config.inputs, window_side=2)))
-    model, tx = model_config(config, None), make_optimizer(config.optimizer, config.steps)
+    model = model_config(read_settings(config), None)
+    tx = make_optimizer(config.optimizer, config.steps)
     state, frozen = init_state(model, tx, mesh, 0)
     step = make_train_step(model, tx, LossConfig(duplicate_cosine=None), mesh, seed=0)
     arrays = place(load.agree(load.map(("T2V", None))), mesh).arrays
@@ -261,8 +263,8 @@ def main(argv=None) -> None:
     parser.add_argument("--records", type=int, nargs="+", default=[10**4, 10**6])
     parser.add_argument("--files", type=int, default=10, help="they lie in, and 1,000 times that")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
-    parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)  # what a child is told
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
+    parser.add_argument("--start", type=local_path, help=argparse.SUPPRESS)  # what a child is told
     args = parser.parse_args(argv)
     if not Path("/proc/self/status").exists():
         raise UserError("streams: memory is told by Linux's /proc")

@@ -28,6 +28,7 @@ from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
 from evals.speed.isolation import resident
 from evals.speed.result import write_result
+from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
 
 
@@ -39,7 +40,7 @@ def main(argv=None) -> None:
     parser.add_argument("--slots", type=int, default=16, help="answers the server gives at once")
     parser.add_argument("--decoders", type=int, default=2)
     parser.add_argument("--enlarge", type=int, default=1, help="times 112 pixels a side (1)")
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         write_result("synth", vars(args), measure(Path(folder), args), args.output)

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from evals.reference import SIZES, Reference, make_example, write_checkpoint
 from evals.speed.result import in_turns, write_result
 from gve_jax.adapters import read_adapter
+from gve_jax.buckets import local_path
 from gve_jax.gve import GVE
 from gve_jax.heap import keep_freed
 from gve_jax.inputs.batch import collate, need
@@ -67,7 +68,7 @@ def main(argv=None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gradcache", type=int, help="pairs of a chunk")
     parser.add_argument("--same-heap", action="store_true", help="theirs keeps freed memory, too")
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     keep_freed()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

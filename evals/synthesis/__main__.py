@@ -30,6 +30,7 @@ from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
 from evals.ablation import train_and_score
 from evals.uvrb.tasks import choose
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, run_cli
 from gve_jax.files import write_json
 from gve_jax.locks import lock_for_process
@@ -167,7 +168,7 @@ def show(text: Mapping, console: Console) -> None:
 def _parse(argv) -> argparse.Namespace:
     parser = Parser(prog="python -m evals.synthesis", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=local_path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of configs/synthesis.py unless given")
     parser.add_argument("--videos", type=int, default=800, help="raw videos (800)")

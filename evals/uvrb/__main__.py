@@ -45,7 +45,7 @@ from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
 from evals.uvrb.vectors import Vectors
 from gve_jax import hosts
-from gve_jax.buckets import as_path
+from gve_jax.buckets import any_path, local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.heap import keep_freed
 from gve_jax.inputs import limits
@@ -217,22 +217,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", help="directory of the model; with --embeddings, its name")
-    parser.add_argument("--data", required=True, type=Path,
+    parser.add_argument("--data", required=True, type=local_path,
                         help="directory that holds UVRB/, or the archives")  # fmt: skip
-    parser.add_argument("--output", required=True, type=Path, help="where results are written")
+    parser.add_argument(
+        "--output", required=True, type=local_path, help="where results are written"
+    )
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
-    parser.add_argument("--embeddings", type=Path, help="score the vectors in this directory")
+    parser.add_argument("--embeddings", type=local_path, help="score the vectors in this directory")
     parser.add_argument("--normalize", action="store_true",
                         help="bring the vectors of --embeddings to unit length")  # fmt: skip
     parser.add_argument("--moment-pool", choices=POOLS, default="whole",
                         help="rank MS-TI and MS-TV in the whole corpus, or each query in its own "
                         "candidates; the paper does not say which")  # fmt: skip
-    parser.add_argument("--cache", type=Path, help="where archives are extracted; OUTPUT/sets")
+    parser.add_argument(
+        "--cache", type=local_path, help="where archives are extracted; OUTPUT/sets"
+    )
     parser.add_argument("--one-at-a-time", action="store_true",
                         help="remove each extraction when its set is embedded")  # fmt: skip
     parser.add_argument("--baseline", help="directory of the same model, untrained")
-    parser.add_argument("--report", type=Path, help="HTML file to write")
-    parser.add_argument("--run", type=as_path,
+    parser.add_argument("--report", type=local_path, help="HTML file to write")
+    parser.add_argument("--run", type=any_path,
                         help="workdir of the training, for the report's curves")  # fmt: skip
     parser.add_argument(
         "--max-bad-share",

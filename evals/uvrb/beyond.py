@@ -25,6 +25,7 @@ from evals.uvrb.sets import Sets
 from evals.uvrb.tasks import Task
 from evals.uvrb.transcode import coding
 from evals.uvrb.vectors import Vectors
+from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
 from gve_jax.inputs import limits
 from gve_jax.inputs.quarantine import Quarantine
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score all sets with the documents encoded again, too: codec=..., crf=... or "
         "bitrate=...",
     )  # fmt: skip
-    group.add_argument("--compare", type=Path, metavar="DIR", help="OUTPUT of another model: "
+    group.add_argument("--compare", type=local_path, metavar="DIR", help="OUTPUT of another model: "
                        "test the difference, paired by query")  # fmt: skip
     group.add_argument("--trec", type=int, default=DEPTH, metavar="K", help=f"documents of each "
                        f"query in TREC's run files; 0 writes none; {DEPTH}")  # fmt: skip

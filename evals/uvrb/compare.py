@@ -24,6 +24,7 @@ from evals.uvrb.per_query import PerQuery
 from evals.uvrb.scores import ABILITIES, AVERAGES, cells
 from evals.uvrb.statistics import holm, paired, paired_over_sets
 from evals.uvrb.tasks import NAMES
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json
 
@@ -167,9 +168,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=f"{summary_line}\n\n{rest}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("a", type=Path, metavar="A", help="results.json of one model")
-    parser.add_argument("b", type=Path, metavar="B", help="results.json of the other")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("a", type=local_path, metavar="A", help="results.json of one model")
+    parser.add_argument("b", type=local_path, metavar="B", help="results.json of the other")
+    parser.add_argument("--output", type=local_path, help="JSON file to write")
     args = parser.parse_args(argv)
     (a, one), (b, other) = load(args.a), load(args.b)
     check_same_ranking(a, b)

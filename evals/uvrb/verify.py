@@ -26,6 +26,7 @@ from evals.uvrb.archives import find_parts, scan
 from evals.uvrb.files import Folder, Listed, file_sha256
 from evals.uvrb.reader import read_set
 from evals.uvrb.tasks import MOMENT, Task, choose
+from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import write_json
 
@@ -204,10 +205,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", required=True, type=Path,
+    parser.add_argument("--data", required=True, type=local_path,
                         help="directory that holds UVRB/, or the archives")  # fmt: skip
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
-    parser.add_argument("--record", type=Path, help="where hashes are kept; DIR/hashes.json")
+    parser.add_argument("--record", type=local_path, help="where hashes are kept; DIR/hashes.json")
     return parser.parse_args(argv)
 
 

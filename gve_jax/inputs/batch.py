@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gve_jax.fields import setting
 from gve_jax.inputs.layout import Layout
 from gve_jax.inputs.preprocess import InputSpec, Row
 
@@ -32,12 +33,14 @@ class Buckets:
       frames: smaller frames, (patches, windows) each: where all of a batch fit in, they are used.
     """
 
-    shapes: tuple[tuple[int, int], ...]
-    patches: int
-    windows: int
-    frames: tuple[tuple[int, int], ...] = ()
+    shapes: tuple[tuple[int, int], ...] = setting(least=0)
+    patches: int = setting(least=1)
+    windows: int = setting(least=1)
+    frames: tuple[tuple[int, int], ...] = setting((), least=1)
 
     def __post_init__(self):
+        if not self.shapes or min(length for _, length in self.shapes) < 1:
+            raise ValueError("shapes must hold at least one (frame pairs, tokens), tokens above 0")
         for name in ("shapes", "frames"):
             ordered = sorted((int(first), int(second)) for first, second in getattr(self, name))
             object.__setattr__(self, name, tuple(ordered))

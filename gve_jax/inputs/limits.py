@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 
 from gve_jax.errors import UserError
+from gve_jax.fields import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +29,17 @@ class Limits:
     frames: int = 2_000_000
     streams: int = 64
     duration: float = 24 * 3600.0
-    seconds: float = 60.0
-    memory: int = 4 << 30
+    seconds: float = setting(60.0, most=1e6)
+    memory: int = setting(4 << 30, most=2**62)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int | float) or not value > 0:
                 raise UserError(f"limits.{field.name} must be above 0, not {value!r}")
+            most = getattr(field.metadata.get("rule"), "most", None)
+            if most is not None and value > most:
+                raise UserError(f"limits.{field.name} must be at most {most:g}, not {value!r}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

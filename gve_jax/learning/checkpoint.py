@@ -1,18 +1,23 @@
 """Checkpoints of a training run, and the parameters of an exported model.
 
 The only file that touches Orbax (v1). A checkpoint is one directory, named by its step, that
-appears whole or not at all. Beside the arrays it carries the run's fingerprint, the caller's `meta`
-(data position, curriculum) and a checksum of each array: Orbax's own files have none, and a flipped
-bit there restores in silence. Random keys are never stored: keep the seed in the configuration and
-derive keys from the step.
+appears whole or not at all; all of its numbers are finite. Beside the arrays it carries the run's
+fingerprint, the caller's `meta` (data position, curriculum) and a checksum of each array: Orbax's
+own files have none, and a flipped bit there restores in silence. Random keys are never stored: keep
+the seed in the configuration and derive keys from the step.
 """
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,8 +27,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from gve_jax import hosts
 from gve_jax.buckets import is_bucket
 from gve_jax.errors import UserError
+from gve_jax.files import write_json
+from gve_jax.fingerprint import is_finite
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +53,8 @@ class Checkpoints:
 
     Call every method from the main thread, and on every process. `fingerprint` (JSON-able) names
     what must not change between saving and restoring, such as the model's configuration. The newest
-    `keep` are kept.
+    `keep` are kept. Beside the directory, `NAME.json` says which step was saved last, so that
+    checkpoints that were deleted are told from a run that has none yet.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, fingerprint: dict):
@@ -73,24 +82,29 @@ class Checkpoints:
         """Starts saving a pytree of arrays; returns once they are copied: `state` may be donated.
 
         Waits first for the save before it. Does nothing if `step` is the one saved or restored
-        last: a finished run that is repeated has nothing new. Raises UserError if the save before
-        or the start of this one could not be written (full disk, no permission), or if another run
-        has left this step; the checkpoints already there stay usable.
+        last: a finished run that is repeated has nothing new. Raises UserError if the state holds
+        NaN or infinite numbers, if the save before or the start of this one could not be written
+        (full disk, no permission), or if another run has left this step; the checkpoints already
+        there stay usable.
         """
         self.wait()
         if step == self._at:
             return
         _refuse_keys(state)
+        checksums, bad = _survey(state)
+        if bad:
+            raise UserError(f"the state of step {step} is not saved: {_not_finite(bad)}")
         record = {
             "fingerprint": self._fingerprint,
             "meta": _as_json(meta),
-            "checksums": _checksums(state),
+            "checksums": checksums,
         }
         try:
             response = self._orbax.save_async(step, state, force=True, custom_metadata=record)
         except OSError as error:
             raise self._not_saved(step, error) from error
         self._saving, self._at = (step, response), step
+        response.on_complete(lambda _: self._note_saved(step))
 
     def wait(self) -> None:
         """Blocks until the save under way is on disk; UserError if it could not be written."""
@@ -121,12 +135,13 @@ class Checkpoints:
         """Reads the newest checkpoint that is whole; None if the directory has none.
 
         `abstract_state` has the state's types, with a `jax.ShapeDtypeStruct` (shape, dtype,
-        sharding) for each array; any mesh will do. A damaged checkpoint is named in a warning, set
-        aside as `damaged-STEP`, and the one before it used. UserError if the fingerprint or an
-        array differs, naming it, or if all are damaged.
+        sharding) for each array; any mesh will do. A checkpoint that is damaged, or holds NaN or
+        infinite numbers, is named in a warning, set aside as `damaged-STEP`, and the one before it
+        used. UserError if the fingerprint or an array differs, naming it, if all are damaged, or if
+        checkpoints were saved here and are gone.
         """
         self.wait()
-        damaged = {}
+        damaged, newest = {}, self._last_saved()
         for step in sorted((found.step for found in self._orbax.checkpoints), reverse=True):
             try:
                 restored = self._load(step, abstract_state)
@@ -137,19 +152,46 @@ class Checkpoints:
             if damaged:
                 _log.warning("going on from the checkpoint before: step %d", step)
                 self._set_aside(damaged)
+            elif newest is not None and step < newest:
+                _log.warning("the checkpoint of step %d is gone from %s; going on from the one "
+                             "before: step %d", newest, self.directory, step)  # fmt: skip
             self._at = step
             return restored
         if damaged:
             why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise UserError(f"no checkpoint in {self.directory} can be read ({why})")
+        if newest is not None:
+            raise UserError(
+                f"{self.directory} holds no checkpoint, but one of step {newest} was saved there: "
+                "put the folder back, or train in another folder"
+            )
         return None
+
+    @property
+    def _record(self) -> epath.Path:
+        return self.directory.with_name(f"{self.directory.name}.json")
+
+    def _note_saved(self, step: int) -> None:
+        """Called from Orbax's thread when a checkpoint is whole. A record that cannot be written is
+        no reason to stop."""
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                write_json(self._record, {"newest": step})
+
+    def _last_saved(self) -> int | None:
+        """The step that was saved last, still there or not; None: none, or unknown."""
+        try:
+            newest = json.loads(self._record.read_text())["newest"]
+        except (OSError, ValueError, KeyError, TypeError):
+            newest = None
+        return hosts.gather(newest)[0]
 
     def _open(self) -> None:
         newest = ocp.training.preservation_policies.LatestN(self._keep)
         try:
             # What a killed save left behind is removed here; it was never visible as a checkpoint.
             self._orbax = ocp.training.Checkpointer(
-                self.directory,
+                _without_brackets(self.directory),
                 context=_context(),
                 preservation_policy=newest,
                 cleanup_tmp_directories=True,
@@ -172,8 +214,11 @@ class Checkpoints:
         _check_arrays(path, found.metadata, abstract_state, dtypes=True)
         with _damage():
             state = self._orbax.load(step, abstract_state)
-        if _checksums(state) != record["checksums"]:
+        checksums, bad = _survey(state)
+        if checksums != record["checksums"]:
             raise _DamagedError("its contents are not what was saved")
+        if bad:
+            raise _DamagedError(_not_finite(bad))
         return Restored(step, state, record["meta"])
 
     def _set_aside(self, steps: dict[int, str]) -> None:
@@ -207,8 +252,8 @@ def save_params(directory: epath.PathLike, params: Any) -> str:
     fresh = target.with_name(f"{target.name}.new") if renamed else target
     try:
         with _context():
-            sums = _checksums(params)
-            ocp.save(fresh, params, overwrite=True, custom_metadata={"checksums": sums})
+            sums = {"checksums": _checksums(params)}
+            ocp.save(_without_brackets(fresh), params, overwrite=True, custom_metadata=sums)
         if renamed and jax.process_index() == 0:
             _rename(fresh, target)
     except Exception as error:
@@ -234,7 +279,7 @@ def load_params(directory: epath.PathLike, abstract_params: Any, digest: str | N
         raise UserError(f"no parameters at {path}")
     try:
         with _damage():
-            found = ocp.metadata(path)
+            found = ocp.metadata(_without_brackets(path))
         sums = (found.custom_metadata or {}).get("checksums")
         if found.metadata is None or sums is None:
             raise _DamagedError("its metadata cannot be read")
@@ -242,7 +287,7 @@ def load_params(directory: epath.PathLike, abstract_params: Any, digest: str | N
             raise UserError(f"the parameters at {path} are of another model than its config.json")
         saved, wanted = _check_arrays(path, found.metadata, abstract_params, dtypes=False)
         with _damage():
-            params = ocp.load(path, abstract_params)
+            params = ocp.load(_without_brackets(path), abstract_params)
         for name, value in _checksums(params).items():
             if saved[name].dtype == wanted[name].dtype and value != sums.get(name):
                 raise _DamagedError(f"{name} is not what was saved")
@@ -261,6 +306,25 @@ def _context() -> ocp.Context:
 def _absolute(directory: epath.PathLike) -> epath.Path:
     path = epath.Path(directory).expanduser()
     return path if is_bucket(path) else path.absolute()
+
+
+def _without_brackets(path: epath.Path) -> epath.Path:
+    """The same folder by a name that Orbax can read back: it looks for its files by patterns, to
+    which `exp[1]` in a path is one. Such a path is reached by a link in a temporary folder."""
+    parent = path.parent
+    if is_bucket(path) or "[" not in str(parent):
+        return path
+    parent.mkdir(parents=True, exist_ok=True)
+    return epath.Path(_link(str(parent))) / path.name
+
+
+@functools.cache
+def _link(folder: str) -> str:
+    place = tempfile.mkdtemp(prefix="gve_jax-link-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    link = os.path.join(place, "folder")
+    os.symlink(folder, link)
+    return link
 
 
 def _rename(source: epath.Path, target: epath.Path) -> None:
@@ -294,9 +358,20 @@ def _refuse_keys(state: Any) -> None:
 
 def _checksums(tree: Any) -> dict[str, int]:
     """The sum of each array's bits, modulo 2**32: exact, and the same on any mesh."""
+    return _survey(tree)[0]
+
+
+def _survey(tree: Any) -> tuple[dict[str, int], list[str]]:
+    """(checksum of each array, names of the arrays that hold NaN or infinite numbers)."""
     leaves = _leaves(tree)
-    sums = jax.device_get(_sums_of_bits(list(leaves.values())))
-    return dict(zip(leaves, map(int, sums), strict=True))
+    sums, finite = jax.device_get(_sums_and_finite(list(leaves.values())))
+    bad = [name for name, good in zip(leaves, finite, strict=True) if not good]
+    return dict(zip(leaves, map(int, sums), strict=True)), bad
+
+
+def _not_finite(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"NaN or infinite numbers in {', '.join(names[:3])}{more}"
 
 
 def _digest(sums: dict[str, int]) -> str:
@@ -304,10 +379,11 @@ def _digest(sums: dict[str, int]) -> str:
 
 
 @jax.jit
-def _sums_of_bits(leaves: list[jax.Array]) -> jax.Array:
+def _sums_and_finite(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     # One program: were each array summed by its own, those under way at once could wait for each
     # other's collectives for ever where devices are many and threads few, as in tests on a CPU.
-    return jnp.stack([_sum_of_bits(leaf) for leaf in leaves])
+    sums = jnp.stack([_sum_of_bits(leaf) for leaf in leaves])
+    return sums, jnp.stack([is_finite(leaf) for leaf in leaves])
 
 
 def _sum_of_bits(x: jax.Array) -> jax.Array:

@@ -7,17 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gve_jax.errors import UserError
+from gve_jax.fields import check_rules, setting
 from gve_jax.learning.pyramid import SIGMAS, modality, probabilities, sigma_at, stage_bounds
 from gve_jax.patterns import assign
 
 SCHEDULES = ("pyramid", "uniform", "proportional", "manual")
-_CHOICES = {
-    "schedule": SCHEDULES,
-    "task": ("source", "modality"),
-    "sigma": tuple(SIGMAS),
-    "sigma_per": ("stage", "step"),
-    "unit": ("steps", "epoch"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,27 +43,22 @@ class PyramidConfig:
       ValueError: a value that is none of those.
     """
 
-    stages: int = 3
-    unit: str = "steps"
-    bounds: tuple[int, ...] = ()
-    schedule: str = "pyramid"
-    weights: tuple = ()
-    task: str = "source"
+    stages: int = setting(3, least=1)
+    unit: str = setting("steps", choices=("steps", "epoch"))
+    bounds: tuple[int, ...] = setting((), least=1)
+    schedule: str = setting("pyramid", choices=SCHEDULES)
+    weights: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
+    task: str = setting("source", choices=("source", "modality"))
     by_size: bool = True
-    sigma: str = "linear"
-    sigma_per: str = "stage"
-    sigma_first: float = 0.1
-    sigma_last: float = 1.0
+    sigma: str = setting("linear", choices=tuple(SIGMAS))
+    sigma_per: str = setting("stage", choices=("stage", "step"))
+    sigma_first: float = setting(0.1, least=1e-6)
+    sigma_last: float = setting(1.0, least=1e-6)
     prober: str | None = None
-    pairs: int = 1024
+    pairs: int = setting(1024, least=1)
 
     def __post_init__(self):
-        for name, known in _CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
-        for name in ("sigma_first", "sigma_last"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)!r} must be above 0")
+        check_rules(self)
         if bool(self.weights) != (self.schedule == "manual"):
             raise ValueError(f"weights are for schedule 'manual', not {self.schedule!r}"
                              if self.weights else "schedule 'manual' needs weights")  # fmt: skip

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from gve_jax.fields import setting
 from gve_jax.model.layers import unit_rows
 from gve_jax.sharding import ROW_AXES
 
@@ -38,13 +39,13 @@ class LossConfig:
       matryoshka_weights: of that mean; empty: equal.
     """
 
-    temperature: float = 0.03
+    temperature: float = setting(0.03, above=0)
     learned_temperature: bool = False
-    form: str = "plain"
-    duplicate_cosine: float | None = 1e-5
-    false_negative_margin: float | None = None
-    matryoshka: tuple[int, ...] = ()
-    matryoshka_weights: tuple[float, ...] = ()
+    form: str = setting("plain", choices=FORMS, resume=True)
+    duplicate_cosine: float | None = setting(1e-5, least=0)
+    false_negative_margin: float | None = setting(None, least=0)
+    matryoshka: tuple[int, ...] = setting((), least=1)
+    matryoshka_weights: tuple[float, ...] = setting((), least=0)
 
     def __post_init__(self):
         def require(fits, field, what):

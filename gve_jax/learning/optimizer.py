@@ -30,10 +30,7 @@ def factors(names: Iterable[str], rates: Rates) -> dict[str, float]:
     Raises:
       UserError: a parameter that no pattern matches, a pattern that decides none, a malformed one.
     """
-    try:
-        compiled = [(re.compile(pattern), float(factor)) for pattern, factor in rates]
-    except (re.error, TypeError, ValueError) as error:
-        raise UserError(f"optimizer.rates must be pairs of (pattern, factor): {error}") from error
+    compiled = _compile(rates)
     chosen, idle = decide([pattern for pattern, _ in compiled], names)
     for name, number in chosen.items():
         if number is None:
@@ -51,6 +48,13 @@ def factors(names: Iterable[str], rates: Rates) -> dict[str, float]:
     return {name: compiled[number][1] for name, number in chosen.items()}
 
 
+def _compile(rates: Rates) -> list[tuple[re.Pattern, float]]:
+    try:
+        return [(re.compile(pattern), float(factor)) for pattern, factor in rates]
+    except (re.error, TypeError, ValueError) as error:
+        raise UserError(f"optimizer.rates must be pairs of (pattern, factor): {error}") from error
+
+
 def make_schedule(config, steps: int) -> optax.Schedule:
     """Linear warm-up over `config.warmup_steps`, then cosine to zero at `steps`."""
     return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
@@ -62,7 +66,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     It is for trees of trained parameters alone. Moments and arithmetic are float32 whatever the
     parameters' dtype: in bfloat16 a second moment stops at 256 times its smallest addend.
     """
-    rates = [(re.compile(pattern), float(factor)) for pattern, factor in config.rates]
+    rates = _compile(config.rates)
 
     def scale(path, update):
         name = path_name(path)

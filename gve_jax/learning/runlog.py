@@ -107,11 +107,7 @@ class RunLog:
             return
         step, stage, batch, scalars = pending
         scalars = {name: float(value) for name, value in scalars.items()}
-        if not math.isfinite(scalars["loss"]):
-            raise UserError(
-                f"the loss of step {step} is {scalars['loss']}: source {batch.source}, pairs "
-                f"{', '.join(batch.ids)}"
-            )
+        check_finite(step, scalars, batch.source, batch.ids)
         speed, wait = self._speed(), self._wait_share()
         self.progress.update(
             step + 1, stage=stage, loss=scalars["loss"], pairs_per_s=speed, wait_share=wait
@@ -176,6 +172,17 @@ class RunLog:
             f"{self._speed():.0f} pairs/s, waiting for data {self._wait_share():.1%} of the time "
             f"once warm, {len(self._seen)} compiled steps; {self._padding.summary()}"
         )
+
+
+def check_finite(step: int, scalars: Mapping[str, float], source: str, ids: Sequence[str]) -> None:
+    """Raises UserError, naming the step and its batch, unless every number of a step is finite. The
+    loss comes first: what else is not finite mostly follows from it."""
+    for name in sorted(scalars, key=lambda name: (name != "loss", name)):
+        if not math.isfinite(scalars[name]):
+            raise UserError(
+                f"the {name.replace('_', ' ')} of step {step} is {scalars[name]}: source {source}, "
+                f"pairs {', '.join(ids)}; the checkpoints hold nothing of it"
+            )
 
 
 class Profile:

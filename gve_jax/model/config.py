@@ -4,32 +4,37 @@ import dataclasses
 import re
 from typing import Any
 
+from gve_jax.fields import setting
+
 # The paper's: queries, keys, values and the MLP of the decoder, not the output projection.
 LORA_TARGETS = r"^language/layers/(self_attn/(q|k|v)_proj|mlp/(gate|up|down)_proj)$"
 
 # What the backward pass finds of a layer's forward pass: everything; what its projections gave
 # (attention and the elementwise rest are computed again); nothing but its input.
 REMAT = ("none", "dots", "full")
+ATTENTION = ("xla", "cudnn", "splash")  # kernels of gve_jax.model.attention
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """The vision tower (`vision_config`)."""
 
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    out_hidden_size: int  # width of the language model that reads the merged tokens
-    fullatt_block_indexes: tuple[int, ...]  # these blocks see a whole frame pair, others a window
-    window_size: int = 112  # pixels
-    patch_size: int = 14  # pixels
-    spatial_merge_size: int = 2  # patches a side of a merged token
-    temporal_patch_size: int = 2  # frames of a patch
-    in_channels: int = 3
-    tokens_per_second: int = 2  # M-RoPE steps a second
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-6
+    depth: int = setting(least=1)
+    hidden_size: int = setting(least=1)
+    intermediate_size: int = setting(least=1)
+    num_heads: int = setting(least=1)
+    out_hidden_size: int = setting(least=1)  # of the language model that reads the merged tokens
+    # These blocks see a whole frame pair, the others a window.
+    fullatt_block_indexes: tuple[int, ...] = setting(least=0)
+    window_size: int = setting(112, least=1)  # pixels
+    patch_size: int = setting(14, least=1)  # pixels
+    spatial_merge_size: int = setting(2, least=1)  # patches a side of a merged token
+    temporal_patch_size: int = setting(2, least=1)  # frames of a patch
+    in_channels: int = setting(3, least=3, most=3)
+    tokens_per_second: int = setting(2, least=1)  # M-RoPE steps a second
+    rope_theta: float = setting(10_000.0, above=0)
+    rms_norm_eps: float = setting(1e-6, above=0)
 
     @property
     def patch_dim(self) -> int:
@@ -52,15 +57,15 @@ class VisionConfig:
 class TextConfig:
     """The causal decoder (`text_config`, or the top level of a released config.json)."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    mrope_section: tuple[int, int, int]  # frequencies driven by time, row, column
-    rope_theta: float = 1_000_000.0
-    rms_norm_eps: float = 1e-6
+    vocab_size: int = setting(least=1)
+    hidden_size: int = setting(least=1)
+    intermediate_size: int = setting(least=1)
+    num_hidden_layers: int = setting(least=1)
+    num_attention_heads: int = setting(least=1)
+    num_key_value_heads: int = setting(least=1)
+    mrope_section: tuple[int, int, int] = setting(least=0)  # frequencies: time, row, column
+    rope_theta: float = setting(1_000_000.0, above=0)
+    rms_norm_eps: float = setting(1e-6, above=0)
 
     @property
     def head_dim(self) -> int:
@@ -76,9 +81,9 @@ class LoraConfig:
     `visual/merger/mlp_0`. It holds for all layers of a stack.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.1  # of an adapter's input, in training only
+    rank: int = setting(16, least=1)
+    alpha: float = setting(32.0, above=0)
+    dropout: float = setting(0.1, least=0, below=1)  # of an adapter's input, in training only
     targets: str = LORA_TARGETS
 
     def __post_init__(self):
@@ -106,11 +111,11 @@ class ModelConfig:
 
     vision: VisionConfig
     text: TextConfig
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat_vision: str = "none"
-    remat_text: str = "none"
-    attention: str = "xla"
+    dtype: str = setting("float32", choices=DTYPES)
+    param_dtype: str = setting("float32", choices=DTYPES)
+    remat_vision: str = setting("none", choices=REMAT, resume=True)
+    remat_text: str = setting("none", choices=REMAT, resume=True)
+    attention: str = setting("xla", choices=ATTENTION, resume=True)
     lora: LoraConfig | None = None
 
     def __post_init__(self):

@@ -4,7 +4,16 @@ Figures: NVIDIA's Hopper white paper and the CUDA C++ Programming Guide, compute
 memory as the cards report it.
 """
 
+import os
+from collections.abc import Mapping
+
+from gve_jax.errors import UserError
 from gve_jax.learning.chips import Chip
+
+# JAX takes this part of a GPU's memory for its arrays unless a variable says otherwise
+# (docs.jax.dev, "GPU memory allocation").
+MEMORY_FRACTION = 0.75
+_FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new and old name
 
 _HOPPER = {
     "threads_per_block_limit": 1024,
@@ -27,6 +36,27 @@ _CARDS = {
     "h100": {"device_memory_size": 84_942_979_072, "memory_bandwidth": 3_352_320_000_000},
     "h200": {"device_memory_size": 151_397_597_184, "memory_bandwidth": 4_800_000_000_000},
 }
+
+
+def usable_fraction(environment: Mapping[str, str] = os.environ) -> float:
+    """The part of a GPU's memory that JAX gives to a program, by the variables that a run on it
+    would have, which are those of this process.
+
+    Raises:
+      UserError: a variable that is not a number above 0 and at most 1.
+    """
+    if environment.get("XLA_PYTHON_CLIENT_ALLOCATOR", "").lower() == "platform":
+        return 1.0
+    for name in _FRACTIONS:
+        if text := environment.get(name):
+            try:
+                fraction = float(text)
+            except ValueError:
+                fraction = 0.0
+            if not 0 < fraction <= 1:
+                raise UserError(f"{name}={text} must be a number above 0 and at most 1")
+            return fraction
+    return MEMORY_FRACTION
 
 
 def target_config(chip: Chip) -> str | None:

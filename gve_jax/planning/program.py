@@ -13,15 +13,14 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.batch import Bucket, Buckets
+from gve_jax.inputs.batch import Bucket
 from gve_jax.learning import state
 from gve_jax.learning.gradcache import check_chunk
-from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.step import make_train_step
 from gve_jax.model.embedder import Batch
 from gve_jax.planning.topology import Topology
-from gve_jax.settings import build, check_fields, model_config
+from gve_jax.settings import model_config, read_settings
 from gve_jax.sharding import ROWS, make_mesh
 
 
@@ -74,14 +73,13 @@ class Program:
     """
 
     def __init__(self, config: ConfigDict, topology: Topology):
-        check_fields(config)
+        config = read_settings(config)
         if config.quantize is not None:
             raise UserError("config.quantize is for one device; plan without it")
         self.config, self.topology = config, topology
-        self.mesh = make_mesh(config.mesh, topology.devices)
+        self.mesh = make_mesh(dataclasses.asdict(config.mesh), topology.devices)
         self.model = model_config(config, None)
-        self.loss = build("loss", LossConfig, config.loss)
-        self.buckets = build("buckets", Buckets, config.buckets)
+        self.loss, self.buckets = config.loss, config.buckets
         self.tx = make_optimizer(config.optimizer, config.steps)
         self.state, self.frozen = state.abstract_state(
             self.model, self.tx, self.mesh, config.optimizer.rates, self.loss
@@ -147,7 +145,8 @@ class Program:
                 lowered.out_info[0],
                 gradients.output_shardings[0],
             )
-            update = step.update.lower(self.state, grads).compile()
+            norm = jax.ShapeDtypeStruct((), np.float32, sharding=self._spec(P()))
+            update = step.update.lower(self.state, grads, norm).compile()
         return Compiled(batch_size, chunk, gradients, update, time.perf_counter() - began)
 
     def arrays(self, shapes: Shapes, size: int) -> dict:
@@ -235,7 +234,7 @@ def largest(
     through two compiled sizes; the answer is compiled, too, and lowered until it does fit (twice at
     most; then the planned or the smallest size that did).
     """
-    room = program.topology.chip.memory
+    room = program.topology.memory
     chunked = planned.chunk > 0
 
     def at(rows: int) -> tuple[int, int]:

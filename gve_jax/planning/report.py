@@ -30,10 +30,16 @@ def show(plan: dict, console: Console) -> None:
         )
     verdict = "fits" if plan["fits"] else "DOES NOT FIT"
     console.print(
-        f"{verdict}: {plan['memory_total'] / GIB:.2f} of {plan['memory_chip'] / GIB:.2f} GiB a "
+        f"{verdict}: {plan['memory_total'] / GIB:.2f} of {plan['memory_usable'] / GIB:.2f} GiB a "
         "device",
         highlight=False,
     )
+    if plan["memory_usable"] < plan["memory_chip"]:
+        console.print(
+            f"of the chip's {plan['memory_chip'] / GIB:.2f} GiB JAX gives a program "
+            f"{plan['memory_usable'] / plan['memory_chip']:.0%} (XLA_CLIENT_MEM_FRACTION)",
+            highlight=False,
+        )
 
 
 def _shape(bucket: list[int]) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from gve_jax.errors import UserError
 from gve_jax.learning.chips import CHIPS, Chip
-from gve_jax.planning.gpus import target_config
+from gve_jax.planning.gpus import target_config, usable_fraction
 
 GPU_NAMES = "1x1xN: hosts are not modelled, N GPUs share NVLink"
 
@@ -18,6 +18,12 @@ class Topology(NamedTuple):
     chip: Chip
     grid: tuple[int, ...]
     devices: list
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a device that a program may use: on a GPU the part that JAX takes."""
+        whole = self.chip.memory
+        return whole * usable_fraction() if self.chip.platform == "gpu" else whole
 
 
 def parse(name: str) -> tuple[Chip, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from gve_jax import hosts
+from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Bucket, Buckets, collate, join, need, widen
 from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.isolation import Failure, Isolated
@@ -23,6 +25,8 @@ from gve_jax.inputs.quarantine import failure
 from gve_jax.model.embedder import Batch
 from gve_jax.sharding import ROWS, place_batch
 from gve_jax.streams.sources import Sources
+
+_DIED = re.compile(r"Worker process was terminated .* exit code (-?\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +204,45 @@ def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
     return PairBatch(**told, arrays=place_batch(arrays, mesh))
 
 
+def _next(iterator: Iterator[dict]) -> dict | None:
+    """The next decoded batch; None after the last."""
+    try:
+        return next(iterator, None)
+    except RuntimeError as error:  # grain's, of no class of its own
+        if found := _DIED.search(str(error)):
+            raise UserError(_describe_death(int(found[1]))) from error
+        raise
+
+
+def _describe_death(code: int) -> str:
+    try:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    except ValueError:  # a real-time signal has no name
+        how = f"was killed by signal {-code}"
+    return (f"a decoding process of data.workers {how}; where memory ran out, fewer data.workers "
+            "need less; repeat the command to resume")  # fmt: skip
+
+
 def placed(
     stream: grain.IterDataset, mesh: jax.sharding.Mesh, load: LoadPairs
 ) -> Iterator[PairBatch]:
-    """The stream's batches on the mesh; ends its workers when it ends, whatever the reason."""
+    """The stream's batches on the mesh; ends its workers when it ends, whatever the reason.
+
+    Raises:
+      UserError: a worker was killed, or ended by itself.
+    """
     iterator = iter(stream)
     try:
-        for batch in iterator:
+        # Workers start with the first batch and inherit the mask: they are to ignore the signal,
+        # which a scheduler may send to all processes, from their first moment on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            batch = _next(iterator)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while batch is not None:
             yield place(load.agree(batch), mesh)
+            batch = _next(iterator)
     finally:
         # Left to the garbage collector, workers leak their shared memory.
         iterator.close()

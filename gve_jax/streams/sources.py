@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gve_jax.buckets import is_bucket
+from gve_jax.buckets import as_path, in_workdir, is_bucket
 from gve_jax.errors import UserError
 from gve_jax.streams import staging
 from gve_jax.streams.index import File
@@ -19,6 +19,7 @@ from gve_jax.streams.pairs import PairSources
 Part = PairSources | JsonlSources
 METADATA = ("dataset_info.json", "features.json", "metadata.json")
 _TFDS = "tfds:"
+_SUFFIX = re.compile(r"\w+")
 _NAME = re.compile(r"[A-Za-z]\w*(/[\w.+-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?")
 
 
@@ -121,62 +122,123 @@ class Sources:
         return part.read(own, indices)
 
 
-def parse(given: str, cache: str = staging.CACHE) -> list[tuple[str, Part]]:
-    """(suffix, sources) of each entry of `config.data.pairs`: `PLACE` or `NAME=PLACE`, several by
-    commas. A place is
+def parse(
+    given: str | Sequence[str] | Mapping[str, str],
+    cache: str = staging.CACHE,
+    workdir: str | os.PathLike = ".",
+) -> list[tuple[str, Part]]:
+    """(suffix, sources) of each entry of `config.data.pairs`. A mapping gives a suffix and a place
+    each, `{"": place}` a place alone; a sequence entries; a text one entry or several by commas. An
+    entry is `PLACE` or `NAME=PLACE`. A place is
 
     - a directory of TFDS with ArrayRecord files, or with `*` several,
     - a file of JSONL, or with `*` several, which then belong together,
     - `NAME[/CONFIG][:VERSION]` of TFDS, also as `tfds:NAME`, in TFDS_DATA_DIR.
 
-    Directories and files may be in a bucket, `gs://...`: files of JSONL and what describes a
-    directory are copied into `cache` here, records by `Sources.fetch`.
+    A file or folder that exists under the whole text of an entry is that entry, whatever commas,
+    `=`, `*` or brackets its name has. `{workdir}` stands for `workdir`, which is never searched
+    for such characters. Directories and files may be in a bucket, `gs://...`: files of JSONL and
+    what describes a directory are copied into `cache` here, records by `Sources.fetch`.
 
     Raises:
-      UserError: an entry that is none of these, matches nothing, or is damaged.
+      UserError: an entry that is none of these, matches nothing, may be read in two ways, or is
+        damaged.
     """
-    folder, parts = staging.cache_folder(cache), []
-    for entry in given.split(","):
-        suffix, _, place = entry.strip().rpartition("=")
-        if not place or (suffix and not re.fullmatch(r"\w+", suffix)):
-            raise UserError(f"data.pairs: {entry!r} is neither PLACE nor NAME=PLACE")
+    folder, parts = staging.cache_folder(in_workdir(cache, workdir)), []
+    for suffix, place in _entries(given, workdir):
+        if not place.strip():
+            raise UserError(f"data.pairs: {place!r} is neither PLACE nor NAME=PLACE")
         if place.endswith(".jsonl"):
-            parts.append((suffix, _files(place, folder)))
+            parts.append((suffix, _files(place, folder, workdir)))
         else:
-            parts += [(suffix, _directory(found, folder)) for found in _directories(place)]
+            parts += [(suffix, _directory(found, folder)) for found in _directories(place, workdir)]
+    if not parts:
+        raise UserError("data.pairs names no pairs")
     return parts
 
 
-def _matched(place: str) -> list[str]:
-    if not glob.has_magic(place):
-        return [place]
-    return staging.expand(place) if is_bucket(place) else sorted(glob.glob(place))
+def _entries(
+    given: str | Sequence[str] | Mapping[str, str], workdir: str | os.PathLike
+) -> list[tuple[str, str]]:
+    """(suffix, place) of each entry; places are not filled in yet."""
+    if isinstance(given, Mapping):
+        for suffix in given:
+            if suffix and not _SUFFIX.fullmatch(suffix):
+                raise UserError(f"data.pairs: the name {suffix!r} must be letters, digits and _")
+        return list(given.items())
+    if isinstance(given, str):
+        pieces = [piece.strip() for piece in given.split(",")]
+        whole = (given, _named_entry(given)[1])
+        if len(pieces) > 1 and any(_exists(place, workdir) for place in whole):
+            if all(_exists(_named_entry(piece)[1], workdir) for piece in pieces):
+                raise UserError(f"data.pairs: {given!r} is the name of one path and also a list of "
+                                f"{len(pieces)}; give each with --pairs")  # fmt: skip
+            pieces = [given]
+        given = pieces
+    return [_entry(text, workdir) for text in given]
 
 
-def _files(place: str, cache: Path) -> JsonlSources:
-    matched = _matched(place)
+def _entry(text: str, workdir: str | os.PathLike) -> tuple[str, str]:
+    suffix, place = _named_entry(text)
+    if suffix and _exists(text, workdir):
+        if _exists(place, workdir):
+            raise UserError(f"data.pairs: {text!r} is the name of a path and also {place!r} with a "
+                            f"name; write ./{text} for the path")  # fmt: skip
+        return "", text
+    return suffix, place
+
+
+def _named_entry(text: str) -> tuple[str, str]:
+    """`NAME=PLACE` as (NAME, PLACE); ("", text) where what precedes the first `=` is no name."""
+    suffix, equals, place = text.partition("=")
+    return (suffix, place) if equals and _SUFFIX.fullmatch(suffix) else ("", text)
+
+
+def _exists(place: str, workdir: str | os.PathLike) -> bool:
+    """Whether a local file or folder has this name, as it stands."""
+    place = in_workdir(place, workdir)
+    return not is_bucket(place) and os.path.exists(os.path.expanduser(place))
+
+
+def _fill(place: str, workdir: str | os.PathLike) -> str:
+    """A place without patterns: `{workdir}` and `~` replaced."""
+    place = in_workdir(place, workdir)
+    return place if is_bucket(place) else os.fspath(as_path(place))
+
+
+def _matched(place: str, workdir: str | os.PathLike) -> list[str]:
+    """The paths that a place names; patterns of a workdir's own name match nothing but it."""
+    if not glob.has_magic(place) or _exists(place, workdir):
+        return [_fill(place, workdir)]
+    pattern = in_workdir(place, glob.escape(os.fspath(workdir)))
+    if is_bucket(pattern):
+        return staging.expand(pattern)
+    return sorted(glob.glob(os.path.expanduser(pattern)))
+
+
+def _files(place: str, cache: Path, workdir: str | os.PathLike) -> JsonlSources:
+    matched = _matched(place, workdir)
     if not matched:
         raise UserError(f"data.pairs: no file matches {place}")
-    if not is_bucket(place):
+    if not is_bucket(matched[0]):
         return open_jsonl([File(os.path.abspath(path), path) for path in matched], cache)
     copies = [(url, staging.local_path(url, cache)) for url in matched]
     staging.copy(copies)
     return open_jsonl([File(str(path), url, media=False) for url, path in copies], cache)
 
 
-def _directories(place: str) -> list[str]:
+def _directories(place: str, workdir: str | os.PathLike) -> list[str]:
     if place.startswith(_TFDS):
         return [_named(place.removeprefix(_TFDS))]
-    if glob.has_magic(place):
-        found = _matched(place)
-        if not is_bucket(place):
-            found = [path for path in found if os.path.isdir(path)]
+    found = _matched(place, workdir)
+    if len(found) != 1 or glob.has_magic(place):
+        found = [path for path in found if is_bucket(path) or os.path.isdir(path)]
         if not found:
             raise UserError(f"data.pairs: no directory matches {place}")
         return found
-    if not os.path.isdir(place) and _NAME.fullmatch(place):
+    if not is_bucket(found[0]) and not os.path.isdir(found[0]) and _NAME.fullmatch(place):
         return [_named(place)]
-    return [place]
+    return found
 
 
 def _directory(place: str, cache: Path) -> PairSources:

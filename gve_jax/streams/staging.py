@@ -27,7 +27,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from gve_jax.buckets import as_path
+from gve_jax.buckets import as_local_path, as_path
 from gve_jax.errors import UserError
 from gve_jax.files import write_whole
 
@@ -46,15 +46,16 @@ class Bucket:
     names: frozenset[str]
 
 
-def cache_folder(cache: str) -> Path:
+def cache_folder(cache: str | os.PathLike) -> Path:
     """The folder that `config.data.cache` names.
 
     Raises:
       UserError: none, or one in a bucket.
     """
-    if not cache or "://" in cache:
-        raise UserError(f"data.cache {cache!r} must be a local folder")
-    return Path(os.path.abspath(os.path.expanduser(cache)))
+    try:
+        return Path(os.path.abspath(as_local_path(cache)))
+    except UserError as error:
+        raise UserError(f"data.cache {cache!r} must be a local folder") from error
 
 
 def local_path(url: str, cache: Path) -> Path:

@@ -16,7 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gve_jax.buckets import as_path
 from gve_jax.errors import UserError
+from gve_jax.learning import checkpoint
 from gve_jax.learning.checkpoint import Checkpoints, load_params, save_params
+from tests.situations import situation
 
 FINGERPRINT = {"model": {"width": 64, "layers": [1, 2]}, "seed": 0}
 
@@ -73,6 +75,70 @@ def save_steps(directory: Path, state, steps, keep: int = 3) -> None:
 def restore(directory: Path, target, fingerprint=FINGERPRINT):
     with Checkpoints(directory, keep=3, fingerprint=fingerprint) as checkpoints:
         return checkpoints.restore(target)
+
+
+def spoil(state, value):
+    """One number of a moment is not finite."""
+    flat, tree = jax.tree.flatten(state)
+    place = min(n for n, leaf in enumerate(flat) if leaf.ndim == 2)
+    flat[place] = flat[place].at[3, 5].set(value)
+    return jax.tree.unflatten(tree, flat)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, value):
+    state = make_state(make_mesh(4, 2))
+    with Checkpoints(tmp_path / "c", keep=3, fingerprint=FINGERPRINT) as checkpoints:
+        checkpoints.save(1, state, {})
+        with pytest.raises(UserError, match="the state of step 2 is not saved: NaN or infinite"):
+            checkpoints.save(2, spoil(state, value), {})
+        assert checkpoints.latest() == 1
+    assert restore(tmp_path / "c", abstract(state)).step == 1
+
+
+@situation(
+    "Training",
+    "the newest checkpoint of a run holds NaN (written before 0.2.0), an older one is healthy",
+    "the older one is used; the other is named and set aside",
+    since="0.2.0",
+)
+def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, monkeypatch, caplog):
+    state = make_state(make_mesh(4, 2))
+    with monkeypatch.context() as patch:  # as a release without the check wrote it
+        survey = checkpoint._survey
+        patch.setattr(checkpoint, "_survey", lambda tree: (survey(tree)[0], []))
+        with Checkpoints(tmp_path / "c", keep=3, fingerprint=FINGERPRINT) as checkpoints:
+            checkpoints.save(1, state, {})
+            checkpoints.save(2, spoil(state, float("nan")), {})
+    with caplog.at_level(logging.WARNING):
+        assert restore(tmp_path / "c", abstract(state)).step == 1
+    assert "/c/2 is damaged (NaN or infinite numbers in opt/" in caplog.text
+    assert "going on from the checkpoint before: step 1" in caplog.text
+    assert (tmp_path / "c" / "damaged-2").is_dir()
+
+
+@situation("Training", "checkpoints/ of a run was deleted and the command repeated", "refused with "
+           "what to do; the run does not start again from nothing", since="0.2.0")  # fmt: skip
+def test_checkpoints_that_were_deleted_are_told_from_none_yet(tmp_path, caplog):
+    state = make_state(make_mesh(4, 2))
+    assert restore(tmp_path / "c", abstract(state)) is None  # a new run
+    save_steps(tmp_path / "c", state, (2, 4))
+    shutil.rmtree(tmp_path / "c" / "4")
+    with caplog.at_level(logging.WARNING):
+        assert restore(tmp_path / "c", abstract(state)).step == 2
+    assert "the checkpoint of step 4 is gone" in caplog.text
+    shutil.rmtree(tmp_path / "c")
+    with pytest.raises(UserError, match="holds no checkpoint, but one of step 4 was saved there"):
+        restore(tmp_path / "c", abstract(state))
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "a,b", "{x}", "lr=1e-4"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    state = make_state(make_mesh(4, 2))
+    save_steps(tmp_path / name / "checkpoints", state, (1,))
+    assert_same(restore(tmp_path / name / "checkpoints", abstract(state)).state, plus(state, 1))
+    save_params(tmp_path / name / "params", state["params"])
+    assert_same(load_params(tmp_path / name / "params", abstract(state["params"])), state["params"])
 
 
 def data_files(directory: Path) -> list[Path]:

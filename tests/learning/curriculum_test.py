@@ -114,10 +114,10 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize("fields, named", [
-    (dict(schedule="random"), "schedule 'random' is none of pyramid, uniform"),
-    (dict(task="dataset"), "task 'dataset' is none of source, modality"),
-    (dict(sigma_last=0.0), "sigma_last 0.0 must be above 0"),
-    (dict(sigma_first=NAN), "sigma_first nan must be above 0"),
+    (dict(schedule="random"), "schedule 'random' must be one of pyramid, uniform"),
+    (dict(task="dataset"), "task 'dataset' must be one of source, modality"),
+    (dict(sigma_last=0.0), "sigma_last 0.0 must be at least 1e-06"),
+    (dict(sigma_first=NAN), "sigma_first nan must be at least 1e-06"),
     (dict(weights=(("a", 1),)), "weights are for schedule 'manual', not 'pyramid'"),
     (dict(schedule="manual"), "schedule 'manual' needs weights"),
     (dict(bounds=(10,)), "bounds name 2 stages, in steps; stages is 3"),

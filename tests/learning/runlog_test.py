@@ -12,6 +12,7 @@ from gve_jax.errors import UserError
 from gve_jax.inputs.counts import Counts
 from gve_jax.learning import chips, runlog
 from gve_jax.learning.flops import Flops
+from tests.situations import situation
 
 
 def make_log(workdir, monkeypatch, **more):
@@ -40,6 +41,23 @@ def run(log, steps=8, loss=1.0):
         log.dispatched(step, 0, batch(), {"loss": jnp.float32(loss)})
     log.flush()
     return log.close()
+
+
+@situation("Training", "a gradient is NaN while the loss is finite", "the run stops in a line that "
+           "names step, source and pairs; no checkpoint and no export holds a number that is not "
+           "finite", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize(("scalars", "told"), [
+    ({"loss": 1.0, "gradient_norm": float("nan")}, "the gradient norm of step 7 is nan"),
+    ({"loss": 1.0, "update_norm": float("inf")}, "the update norm of step 7 is inf"),
+    ({"a": float("nan"), "loss": float("nan")}, "the loss of step 7 is nan"),
+    ({"loss": 1.0, "temperature": float("nan")}, "the temperature of step 7 is nan"),
+])  # fmt: skip
+def test_a_number_that_is_not_finite_stops_with_its_batch(tmp_path, monkeypatch, scalars, told):
+    log = make_log(tmp_path, monkeypatch)
+    log.dispatching(7)
+    log.dispatched(7, 0, batch(), scalars)
+    with pytest.raises(UserError, match=f"^{told}: source T2V_whole, pairs a, b; "):
+        log.flush()
 
 
 def test_rates_are_work_over_the_time_once_warm(tmp_path, monkeypatch):

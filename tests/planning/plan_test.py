@@ -12,9 +12,11 @@ import pytest
 from gve_jax.errors import UserError
 from gve_jax.learning.chips import CHIPS
 from gve_jax.planning import estimate
+from gve_jax.planning.gpus import usable_fraction
 from gve_jax.planning.hlo import Collective, Part
 from gve_jax.planning.program import TooLarge, largest, refused
 from gve_jax.planning.topology import Topology, parse
+from tests.situations import situation
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,25 @@ def test_a_step_is_the_slowest_resource_of_each_loop():
     assert found.products == pytest.approx(10 * 0.001 + 2 * 0.0001)
     assert found.memory == pytest.approx(0.02)
     assert found.step == pytest.approx(10 * 0.002 + 2 * max(gather, 0.0001))
+
+
+@situation(
+    "Training",
+    "planning a step for GPUs, where JAX takes 75 % of a card's memory by default",
+    "what fits is compared with that part, or with the one XLA_CLIENT_MEM_FRACTION names",
+    since="0.2.0",
+)
+def test_a_step_must_fit_into_the_memory_that_jax_takes(monkeypatch):
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION",
+                 "XLA_PYTHON_CLIENT_ALLOCATOR"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    assert Topology("h100:1x1x8", CHIPS["h100"], (1, 1, 8), []).memory == 60e9  # of 80 GB
+    assert Topology("v5e:4x4", CHIPS["v5e"], (4, 4), []).memory == 16 * 2**30
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")
+    assert Topology("h100:1x1x8", CHIPS["h100"], (1, 1, 8), []).memory == 72e9
+    assert usable_fraction({"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}) == 1
+    with pytest.raises(UserError, match="XLA_CLIENT_MEM_FRACTION=9 must be a number above 0"):
+        usable_fraction({"XLA_CLIENT_MEM_FRACTION": "9"})
 
 
 def test_a_grid_that_does_not_close_has_one_link_an_axis():
@@ -131,8 +152,7 @@ def test_the_largest_batch_is_one_that_the_compiler_takes(limit, found):
             raise TooLarge("too large")
         return SimpleNamespace(batch_size=batch, chunk=chunk)
 
-    chip = SimpleNamespace(memory=100)
-    program = SimpleNamespace(compile=compile, rows=2, topology=SimpleNamespace(chip=chip))
+    program = SimpleNamespace(compile=compile, rows=2, topology=SimpleNamespace(memory=100))
     planned = SimpleNamespace(batch_size=2, chunk=0)
     rows, size = largest(program, None, planned, lambda c: 5 * c.batch_size, lambda _: None)
     assert (rows, size) == (found, 10 * found)

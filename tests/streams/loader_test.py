@@ -1,13 +1,17 @@
 """What a worker does with pairs that cannot take part."""
 
 import json
+import os
 import pickle
 import re
+import signal
 
+import grain
 import numpy as np
 import pytest
 
 from data.shapes.render import encode_mp4, encode_png
+from gve_jax.errors import UserError
 from gve_jax.inputs import isolation
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.isolation import Isolated
@@ -16,7 +20,7 @@ from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.streams.loader import LoadPairs, content_id
+from gve_jax.streams.loader import LoadPairs, content_id, placed, read_ahead
 from gve_jax.streams.sources import Sources, parse
 from tests.situations import situation
 
@@ -78,6 +82,27 @@ def test_a_file_that_a_row_names_and_that_is_missing_costs_its_pair(preprocess, 
     assert failure["id"] == "T2V_x#1:x.jsonl:2/positive" and failure["path"] == f"{tmp_path}/no.mp4"
     same = LoadPairs(Pairs(Item(video=CLIP)), preprocess, buckets).map(("T2V", np.arange(1)))
     np.testing.assert_array_equal(batch["positive"]["patches"][:1], same["positive"]["patches"])
+
+
+class _Killed(grain.transforms.Map):
+    """As a kernel that is out of memory would do it."""
+
+    def map(self, element):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@situation(
+    "Training",
+    "a decoding process of data.workers is killed, for example for want of memory",
+    "one line and status 2; the same command resumes",
+    since="0.2.0",
+)
+def test_a_killed_worker_is_one_line():
+    stream = read_ahead(grain.MapDataset.source([0, 1]), _Killed(), workers=1)
+    with pytest.raises(
+        UserError, match="^a decoding process of data.workers was killed by SIGKILL"
+    ):
+        next(placed(stream, None, None))
 
 
 def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):

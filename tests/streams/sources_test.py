@@ -12,6 +12,7 @@ import pytest
 from data.pairs.builder import run_import
 from gve_jax.errors import UserError
 from gve_jax.streams.sources import Sources, parse
+from tests.situations import situation
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,57 @@ def test_a_suffix_keeps_sources_of_one_name_apart(folder):
 def test_patterns_choose_sources_and_directories(folder):
     assert list(Sources(parse(f"{folder}/[a]*"), ["T2T_(x|y)"]).sizes) == ["T2T_x", "T2T_y"]
     assert list(Sources(parse(f"{folder}/a"), ["T2T_y"]).sizes) == ["T2T_y"]
+
+
+@situation(
+    "Training",
+    "--workdir=runs/lr=1e-4, a,b, exp[1] or {x} with pairs in it",
+    "any name works: a workdir's name is never searched for patterns or commas",
+    since="0.2.0",
+)
+@pytest.mark.parametrize("name", ["lr=1e-4", "a,b", "exp[1]", "{x}", "a*b", "a b", "date=2024"])
+def test_pairs_may_lie_in_a_folder_of_any_name(folder, tmp_path, name):
+    workdir = tmp_path / name / "run"
+    shutil.copytree(folder / "a", workdir / "data" / "a")
+    shutil.copy(folder / "ax.jsonl", workdir / "data" / "rows.jsonl")
+    sizes = {"T2T_x": 3, "T2T_y": 2}
+    assert Sources(parse("{workdir}/data/a", workdir=workdir)).sizes == sizes
+    assert Sources(parse("{workdir}/data/[a]*", workdir=workdir)).sizes == sizes  # pattern in it
+    assert Sources(parse("{workdir}/data/*.jsonl", workdir=workdir)).sizes == {"T2T_rows": 3}
+    for given in (f"{workdir}/data/a", (f"{workdir}/data/a",), {"": f"{workdir}/data/a"}):
+        assert Sources(parse(given)).sizes == sizes
+    named = Sources(parse({"more": f"{workdir}/data/a"}))
+    assert named.sizes == {"T2T_x_more": 3, "T2T_y_more": 2}
+
+
+@situation(
+    "Training data",
+    "config.data.pairs=date=2024/rows.jsonl",
+    "the file, where it exists; a text with two readings is refused",
+    since="0.2.0",
+)
+def test_what_exists_is_a_path_and_what_has_two_readings_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("date=2024", "p,q", "2024"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "ax.jsonl", tmp_path / name / "rows.jsonl")
+    (tmp_path / "2024" / "rows.jsonl").unlink()
+    assert Sources(parse("date=2024/rows.jsonl")).sizes == {"T2T_rows": 3}
+    assert Sources(parse("p,q/rows.jsonl")).sizes == {"T2T_rows": 3}
+    assert Sources(parse("more=~/p,q/rows.jsonl")).sizes == {"T2T_rows_more": 3}
+    shutil.copy(folder / "ax.jsonl", tmp_path / "2024" / "rows.jsonl")
+    with pytest.raises(UserError, match="is the name of a path and also '2024/rows.jsonl' with"):
+        parse("date=2024/rows.jsonl")
+    assert Sources(parse("./date=2024/rows.jsonl")).sizes == {"T2T_rows": 3}
+    (tmp_path / "p").mkdir()
+    (tmp_path / "q").mkdir()
+    with pytest.raises(UserError, match="'p,q' is the name of one path and also a list of 2"):
+        parse("p,q")
+    with pytest.raises(UserError, match="data.pairs: the name 'a-b' must be letters, digits"):
+        parse({"a-b": "p"})
+    with pytest.raises(UserError, match="data.pairs names no pairs"):
+        parse(())
 
 
 @pytest.mark.parametrize("given, chosen, named", [
