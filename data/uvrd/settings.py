@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from gve_jax.errors import UserError
+from gve_jax.fields import build
 from gve_jax.inputs.limits import Limits
-from gve_jax.settings import build
 
 TYPES = ("T2T", "T2I", "T2V", "TI2V", "TV2V", "I2V", "V2V")
 PROFILES = ("spatial", "temporal", "other")
@@ -85,9 +85,7 @@ class Run:
     max_bad_share: float
 
 
-_SECTIONS = {"text": Text, "video": Video, "frame": Frame, "clip": Clip, "server": Server,
-             "calls": Calls, "run": Run, "limits": Limits}  # fmt: skip
-_PLAIN = ("seed", "similarity", "pairs", "profiles", "readability", "education", "lengths")
+_SECTIONS = ("text", "video", "frame", "clip", "server", "calls", "run", "limits")
 _SHARES = ("text.most_repeated", "text.least_letters", "video.least_motion", "frame.latest",
            "clip.share", "calls.most_failures", "run.max_bad_share")  # fmt: skip
 _NOT_NEGATIVE = ("server.temperature", "calls.backoff", "calls.price_in", "calls.price_out",
@@ -121,39 +119,36 @@ class Settings:
     def of(cls, config: ConfigDict) -> "Settings":
         """Raises UserError, naming the field, for one that is missing, unknown or cannot be."""
         fields = config.to_dict()
-        for name in sorted({*_SECTIONS, *_PLAIN} ^ set(fields)):
-            raise UserError(f"config.{name} {'is unknown' if name in fields else 'is missing'}")
-        made = {name: build(name, kind, fields[name]) for name, kind in _SECTIONS.items()}
-        for name, section in made.items():
-            for field, value in dataclasses.asdict(section).items():
+        lengths = fields.get("lengths")
+        if not isinstance(lengths, Mapping) or "slack" not in lengths:
+            raise UserError("config.lengths.slack is missing")
+        fields["lengths"] = {name: one for name, one in lengths.items() if name != "slack"}
+        made = build(cls, fields | {"slack": lengths["slack"]}, "config")
+        made._check_ranges()
+        return made
+
+    def _check_ranges(self) -> None:
+        for name in _SECTIONS:
+            for field, value in dataclasses.asdict(getattr(self, name)).items():
                 _check(f"{name}.{field}", value)
-        lengths = dict(fields["lengths"])
-        slack = lengths.pop("slack", None)
-        _fit("lengths.slack", isinstance(slack, int | float) and 0 <= slack < 1, slack, "in [0, 1)")
-        _keys("lengths", lengths, (*KINDS, "frame", "image_query", "clip_query"))
-        for name, bounds in lengths.items():
-            good = len(bounds) == 2 and 1 <= bounds[0] <= bounds[1]
-            _fit(f"lengths.{name}", good, bounds, "(least, most)")
-        _keys("pairs", fields["pairs"], TYPES)
-        for name, rate in fields["pairs"].items():
+        _fit("lengths.slack", 0 <= self.slack < 1, self.slack, "in [0, 1)")
+        _keys("lengths", self.lengths, (*KINDS, "frame", "image_query", "clip_query"))
+        for name, (least, most) in self.lengths.items():
+            _fit(f"lengths.{name}", 1 <= least <= most, (least, most), "(least, most)")
+        _keys("pairs", self.pairs, TYPES)
+        for name, rate in self.pairs.items():
             _fit(f"pairs.{name}", 0 <= rate <= MOST_A_VIDEO, rate, f"from 0 to {MOST_A_VIDEO}")
-        _fit("pairs", any(fields["pairs"].values()), "all 0", "above 0 for a type")
-        _keys("profiles", fields["profiles"], PROFILES)
-        shares = fields["profiles"].values()
-        _fit(
-            "profiles", min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, tuple(shares), "1 in sum"
-        )
+        _fit("pairs", any(self.pairs.values()), "all 0", "above 0 for a type")
+        _keys("profiles", self.profiles, PROFILES)
+        shares = tuple(self.profiles.values())
+        _fit("profiles", min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, shares, "1 in sum")
         for name in ("readability", "education"):
-            _fit(name, len(fields[name]) > 0, fields[name], "a tuple of levels")
-        _fit("similarity", -1 <= fields["similarity"] <= 1, fields["similarity"], "in -1..1")
-        clip = made["clip"]
+            _fit(name, len(getattr(self, name)) > 0, getattr(self, name), "a tuple of levels")
+        _fit("similarity", -1 <= self.similarity <= 1, self.similarity, "in -1..1")
+        clip, frames = self.clip, self.video.num_frames
         _fit("clip.least_seconds", clip.least_seconds <= clip.most_seconds, clip.least_seconds,
              "at most clip.most_seconds")  # fmt: skip
-        even = made["video"].num_frames % 2 == 0
-        _fit("video.num_frames", even, made["video"].num_frames, "an even number")
-        plain = {name: fields[name] for name in _PLAIN if name != "lengths"}
-        lengths = {name: tuple(bounds) for name, bounds in lengths.items()}
-        return cls(lengths=lengths, slack=slack, **plain, **made)
+        _fit("video.num_frames", frames % 2 == 0, frames, "an even number")
 
     def kept(self) -> dict:
         """What another value of makes other pairs, as JSON has it."""
