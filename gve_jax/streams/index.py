@@ -16,7 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gve_jax.errors import UserError
-from gve_jax.files import LONGEST_LINE, write_array, write_json
+from gve_jax.files import (
+    LONGEST_LINE,
+    check_encoding,
+    check_lfs_pointer,
+    write_array,
+    write_json,
+)
 from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES, BadRow, modalities, parse_row
 
 VERSION = 2  # of what an index holds and of what is checked
@@ -151,6 +157,8 @@ def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarr
         bar = progress.add_task("rows", total=total)
         for number, file in enumerate(files):
             with open(file.path, "rb") as opened:
+                check_lfs_pointer(opened.peek(64), f"data.pairs: {file.called}")
+                check_encoding(f"{file.called}:1", opened.peek(64))
                 _scan(opened, number, file, found, lambda read: progress.advance(bar, read))
     if not found:
         raise UserError(f"data.pairs: {files[0].called}: holds no pair")

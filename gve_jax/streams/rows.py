@@ -8,6 +8,7 @@ import json
 import os
 import re
 
+from gve_jax.files import parse_json
 from gve_jax.inputs.item import Item, as_item
 from gve_jax.inputs.paths import inside
 
@@ -55,6 +56,8 @@ def parse_row(
         raise BadRow(f"not valid JSON: {error}") from error
     if type(row) is not dict:
         raise BadRow(f"expected a JSON object, got {type(row).__name__}")
+    if line.count(b'":') != _count_keys(row) or b" :" in line or b"\t:" in line:
+        _check_twice(line)  # more keys than were kept, or a text that looks like a key
     if b"\\u" in line and _SURROGATE.search(line):  # rare, and the check of all texts is not cheap
         _check_unicode(row)
     if not row.keys() <= _PAIR:
@@ -89,6 +92,28 @@ def as_pair_item(fields: dict, folder: str, place: str) -> Item:
     media = {key: str(inside(folder, fields[key], f"{place}: {key}")) for key in ("image", "video")
              if isinstance(fields.get(key), str)}  # fmt: skip
     return as_item(fields | media)
+
+
+def _count_keys(row: dict) -> int:
+    """Keys of a pair, its items and their media."""
+    negatives = row.get("negatives")
+    items = [row.get("query"), row.get("positive")]
+    items += negatives if type(negatives) is list else ()
+    count = len(row)
+    for item in items:
+        if type(item) is dict:
+            count += len(item)
+            count += sum(len(value) for value in item.values() if type(value) is dict)
+    return count
+
+
+def _check_twice(line: bytes) -> None:
+    """Which of two values of one key counts differs by program. The check takes as long as reading
+    the row, which therefore counts keys first."""
+    try:
+        parse_json(line.decode())
+    except ValueError as error:
+        raise BadRow(str(error)) from error
 
 
 def _check_keys(given: dict, known: frozenset, what: str) -> None:

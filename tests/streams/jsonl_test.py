@@ -13,6 +13,7 @@ from data.shapes.render import encode_mp4, encode_png
 from gve_jax.errors import UserError
 from gve_jax.streams import index
 from gve_jax.streams.sources import Sources, parse
+from tests.situations import situation
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)
 PNG = encode_png(FRAMES[0])
@@ -113,6 +114,11 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
     (b'{"query": {"text": "q", "fps": 2}, "positive": "p"}', "unknown key 'fps' in query"),
     (b'{"query": "", "positive": "p"}', "query has nothing to embed"),
     (b'{"query": {"instruction": "i"}, "positive": "p"}', "query has nothing to embed"),
+    (b'{"query": " \\t", "positive": "p"}', "query has nothing to embed"),
+    (b'{"query": "q", "positive": "p", "query": "r"}', "'query' is given twice"),
+    (b'{"query": {"text": "q" , "text" : "r"}, "positive": "p"}', "'text' is given twice"),
+    (b'{"query": "q", "positive": {"image": {"bytes": "AA==", "bytes": "AQ=="}}}', "'bytes' is gi"
+     "ven twice"),
     (b'{"query": 1, "positive": "p"}', "query must be a text or a mapping, not int"),
     (b'{"query": {"text": ["q"]}, "positive": "p"}', "query: text must be a text, not list"),
     (b'{"query": "q", "positive": "p", "id": true}', "True is not an id"),
@@ -135,6 +141,31 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, line, named):
     with pytest.raises(UserError, match=rf"^{tmp_path}/x.jsonl:3: .*{named}") as caught:
         opened(f"{tmp_path}/x.jsonl", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@situation("Training data", "a row of JSONL that gives a key twice", "refused, by file and line",
+           since="0.2.0")  # fmt: skip
+def test_texts_that_look_like_keys_and_spaces_are_not_keys_given_twice(tmp_path):
+    rows = [
+        b'{"query" : "q", "positive" :"p"}',
+        json.dumps(row(query={"text": 'he said "text": and "query": so'})).encode(),
+        b'{"query": "q", "positive": "\\"positive\\":"}',
+    ]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(rows))
+    assert opened(f"{tmp_path}/x.jsonl", tmp_path).sizes == {"T2T_x": 3}
+
+
+@situation("Training data", "JSONL with a byte order mark, in UTF-16, or a Git LFS pointer in its "
+           "place", "refused by name, with what to do", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("start, named", [
+    (b"\xef\xbb\xbf", "x.jsonl:1: begins with a byte order mark"),
+    (b"\xff\xfe", "x.jsonl:1: UTF-16"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"),
+])  # fmt: skip
+def test_files_that_begin_with_something_else_are_named(tmp_path, start, named):
+    (tmp_path / "x.jsonl").write_bytes(start + json.dumps(row()).encode())
+    with pytest.raises(UserError, match=named):
+        opened(f"{tmp_path}/x.jsonl", tmp_path)
 
 
 def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
