@@ -252,8 +252,11 @@ def save_params(directory: epath.PathLike, params: Any) -> str:
     fresh = target.with_name(f"{target.name}.new") if renamed else target
     try:
         with _context():
-            sums = {"checksums": _checksums(params)}
-            ocp.save(_without_brackets(fresh), params, overwrite=True, custom_metadata=sums)
+            sums = _checksums(params)
+            ocp.save(
+                _without_brackets(fresh), params, overwrite=True,
+                custom_metadata={"checksums": sums},
+            )  # fmt: skip
         if renamed and jax.process_index() == 0:
             _rename(fresh, target)
     except Exception as error:
