@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from evals.uvrb.digests import difference
 from gve_jax.errors import UserError
 from gve_jax.files import write_json
 
@@ -60,6 +61,23 @@ def train_and_score(
         flush=True,
     )
     return workdir
+
+
+def check_comparable(workdirs: Iterable[Path]) -> None:
+    """UserError where scored runs were not scored on the same sets: other data in one of them, or
+    items that only one could not read. Runs of a version before 0.2.0 do not say, and pass."""
+    first = None
+    for workdir in workdirs:
+        path = workdir / "uvrb" / "results.json"
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if "digests" not in results:
+            continue
+        first = first or (path, results)
+        for name in results["datasets"]:
+            if why := name in first[1]["datasets"] and difference(first[1], results, name):
+                raise UserError(
+                    f"{path} and {first[0]}: {name}: {why}; delete one of them to score it again"
+                )
 
 
 def run_python(arguments: list[str], log: Path, compiled: Path) -> None:

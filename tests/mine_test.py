@@ -172,6 +172,12 @@ def test_negatives_are_those_of_a_brute_force(pairs, tmp_path, first, last, marg
     assert sum(told["T2T_0"]["negative scores"]) == 2 * told["T2T_0"]["mined"]
 
 
+@situation(
+    "Training data",
+    "hard negatives mined where pairs share queries and positives have copies",
+    "a positive or a copy of one is never a negative",
+    since="0.1.0",
+)
 def test_positives_and_their_twins_are_never_mined(pairs, tmp_path):
     """Without any margin; each query's own positives would be first."""
     mine(pairs, tmp_path / "out", "--ranks", "1-3", "--share", 1, "--negatives", 1)
@@ -248,6 +254,12 @@ mine.main(sys.argv[1:], load=lambda name: Prober())
 
 
 @pytest.mark.parametrize("stage", ["positives/settings.json", ".building"])
+@situation(
+    "Training data",
+    "mining that was killed and is repeated",
+    "goes on where it was, with the same bytes",
+    since="0.1.0",
+)
 def test_killed_and_repeated_gives_the_same_bytes(pairs, tmp_path, stage):
     options = ["--pairs", str(pairs), "--model", "m", "--ranks", "1-20", "--shard-size", "20"]
     process = subprocess.Popen([sys.executable, "-c", _KILLED, *options, "--output",

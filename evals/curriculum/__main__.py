@@ -12,7 +12,7 @@ are added to what is there.
 import argparse
 from collections.abc import Sequence
 
-from evals.ablation import run_python, train_and_score
+from evals.ablation import check_comparable, run_python, train_and_score
 from evals.curriculum import summary
 from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
@@ -56,6 +56,7 @@ def _compare(args: argparse.Namespace) -> None:
                     CONFIG, workdir, fields, data, compiled
                 )
         # After every seed: an ablation that is stopped has told of the seeds before.
+        check_comparable(path for seeds_of in runs.values() for path in seeds_of.values())
         found = summary.summarise(runs)
         found["settings"] = {
             "config": CONFIG,

@@ -28,7 +28,7 @@ from data.uvrd import world
 from data.uvrd.responder import MODEL, Responder
 from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
-from evals.ablation import train_and_score
+from evals.ablation import check_comparable, train_and_score
 from evals.uvrb.tasks import choose
 from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, run_cli
@@ -55,9 +55,12 @@ def _compare(args) -> None:
     make_pairs(args)
     cells: dict[str, dict[str, list[float]]] = {}
     chance: dict[str, float] = {}
+    scored: list[Path] = []
     for seed in args.seeds:  # both sides of a seed, then the next: a stopped run compares the same
         for variant in VARIANTS:
-            results = run(args, variant, seed)
+            scored.append(run(args, variant, seed))
+            check_comparable(scored)
+            results = json.loads((scored[-1] / "uvrb/results.json").read_text(encoding="utf-8"))
             for name, record in results["datasets"].items():
                 cells.setdefault(name, {}).setdefault(variant, []).append(record["score"])
                 chance[name] = record["chance"]
@@ -109,18 +112,17 @@ def _records(paths: Iterable) -> Iterator[bytes]:
         reader.close()
 
 
-def run(args, variant: str, seed: int) -> Mapping:
-    """The results of one training; from its folder where they are."""
+def run(args, variant: str, seed: int) -> Path:
+    """The folder of one training and its results; what is there is not made again."""
     folder = args.workdir / variant
     fields: dict[str, object] = {"data.pairs": f"{folder}/pairs", "seed": seed}
     if args.steps:
         fields["steps"] = args.steps
     config = f"configs/synthesis.py{':smoke' if args.smoke else ''}"
-    workdir = train_and_score(
+    return train_and_score(
         config, folder / f"seed{seed}", fields, args.workdir / "data", args.workdir / "compiled",
         ["--datasets", SETS],
     )  # fmt: skip
-    return json.loads((workdir / "uvrb" / "results.json").read_text(encoding="utf-8"))
 
 
 def summarize(cells: Mapping, chance: Mapping, args) -> dict:

@@ -32,7 +32,7 @@ from rich.progress import (
 
 from evals.uvrb import check, published, report
 from evals.uvrb.beyond import Runs, add_arguments, check_arguments, paired, per_query
-from evals.uvrb.compare import check_same_ranking, compare
+from evals.uvrb.compare import check_same_ranking, compare, media_note
 from evals.uvrb.compare import load as load_scores
 from evals.uvrb.cost import Meter
 from evals.uvrb.embeddings import Encoder
@@ -99,7 +99,6 @@ def _score(
         else:
             model = Meter(load(args.model))
         run.check(model)
-        quarantine.forget(quarantine.ids)  # what is unreadable now is recorded anew
 
         def look(found: RetrievalSet, one: Scored) -> None:
             opened[found.task.name] = found
@@ -134,6 +133,8 @@ def _score(
     if rival is not None:
         theirs, others = rival
         check_same_ranking(results, theirs)
+        if note := media_note(results, theirs):
+            print(note)
         results["compared"] = {"b": theirs["model"], **compare(per_query(scored), others)}
         write_results(args.output, results)
     # A file gets lines as wide as the tables: only a terminal has an end.

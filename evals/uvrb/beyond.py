@@ -15,6 +15,7 @@ from rich.progress import Progress
 from evals.uvrb import sweep
 from evals.uvrb.compare import compare_runs
 from evals.uvrb.cost import Ledger, Meter
+from evals.uvrb.digests import left_out
 from evals.uvrb.embeddings import Embedder
 from evals.uvrb.evaluate import Scored, score_set, summary
 from evals.uvrb.output import write_scored
@@ -97,6 +98,7 @@ class Runs:
         self.progress, self.mesh = progress, mesh
         self.ledger = Ledger(args.output / "cost.json")
         self.written: list[Path] = []  # files of the runs
+        self._started = False
         self._model: Meter | None = None  # the first, and its embeddings
         self._first: Embedder | None = None
 
@@ -124,6 +126,9 @@ class Runs:
         Vectors made elsewhere have cost what is not known here.
         """
         embedder = self._embedder(label, model)
+        if not self._started:
+            self.quarantine.forget(self.quarantine.ids)  # what is unreadable is recorded anew
+        self._started = True
         bar = self.progress.add_task(label, total=self.source.size(tasks))
         scored = {}
         for found in self.source.each(tasks):
@@ -186,6 +191,9 @@ class Runs:
         run = self.score(f"{kind}-{value}", other, tasks)
         part = summary(results["model"], other.fingerprint, run)
         del part["model"], part["chance"]
+        refused = {name: left_out(results["datasets"][name], one.record)
+                   for name, one in run.items()}  # fmt: skip
+        part["refused"] = {name: why for name, why in refused.items() if why is not None}
         return {"value": value, **part}
 
     def _reencoded(self, model: Meter, tasks, scored: Mapping[str, Scored]) -> dict:

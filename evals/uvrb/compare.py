@@ -102,6 +102,15 @@ def check_same_ranking(one: Mapping, other: Mapping) -> None:
             raise UserError(f"{name}: {why}; these scores are not comparable")
 
 
+def media_note(one: Mapping, other: Mapping) -> str | None:
+    """Of which common sets the content of the media could not be compared, as a line."""
+    common = [name for name in one["datasets"] if name in other["datasets"]]
+    names = [name for name in common if unknown_media(one, other, name)]
+    if not names:
+        return None
+    return f"content of the media not compared, known of one side only: {', '.join(names)}"
+
+
 def load(results: Path) -> tuple[dict, dict[str, PerQuery]]:
     """The results and the scores of their queries, from a results.json or the folder it is in.
 
@@ -174,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     (a, one), (b, other) = load(args.a), load(args.b)
     check_same_ranking(a, b)
-    if names := [name for name in one if name in other and unknown_media(a, b, name)]:
-        print(f"content of the media not compared, known of one side only: {', '.join(names)}")
+    if note := media_note(a, b):
+        print(note)
     found = {"a": a["model"], "b": b["model"], **compare(one, other)}
     print_comparison(found, a["model"], b["model"], Console())
     missing = sorted(set(one) ^ set(other))

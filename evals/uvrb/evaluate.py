@@ -29,7 +29,7 @@ from gve_jax.retrieval import (
     top_k,
 )
 from gve_jax.retrieval.metrics import first_rank, median_rank
-from gve_jax.retrieval.tiles import as_unit_rows, id_order
+from gve_jax.retrieval.tiles import cosine_rows, id_order
 
 RULES = (
     "A document that cannot be read leaves the corpus.",
@@ -124,7 +124,7 @@ def score_set(
     ]
     began = time.perf_counter()
     vectors = [
-        as_unit_rows(side.vectors, f"{task.name}.{name}")
+        cosine_rows(side.vectors, f"{task.name}.{name}")
         for side, name in ((queries, "queries"), (corpus, "corpus"))
     ]
     pools = None

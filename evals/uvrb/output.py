@@ -77,7 +77,10 @@ def print_results(results: Mapping, console: Console, all_published: bool = Fals
     beyond = _beyond(results)
     if beyond.row_count:
         console.print(beyond)
-    for what, _, one in compared(results):
+    others = [(what, one) for what, _, one in compared(results)]
+    others += [(f"{point['value']} {kind}", point) for kind, points in
+               results.get("sweeps", {}).items() for point in points]  # fmt: skip
+    for what, one in others:
         for name, why in one.get("refused", {}).items():
             console.print(escape(f"{name}: not compared, {what}: {why}"))
     theirs = results["published"]
@@ -194,6 +197,8 @@ def _beyond(results: Mapping) -> Table:
         table.add_section()
     for kind, points in results.get("sweeps", {}).items():
         for point in points:
+            if point.get("refused"):
+                continue  # its averages are of other sets
             for name, value in point["averages"].items():
                 difference = None if value is None else value - results["averages"][name]
                 if difference is not None:

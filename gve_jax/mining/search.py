@@ -23,7 +23,7 @@ from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.mining.world import Group, Things, World
 from gve_jax.retrieval.negatives import query_tile, stream_neighbours
 from gve_jax.retrieval.stored import Selection, StoredVectors
-from gve_jax.retrieval.tiles import UnitRows, as_unit_rows
+from gve_jax.retrieval.tiles import UnitRows, cosine_rows
 
 
 @dataclass
@@ -60,7 +60,7 @@ def vectors_of(
             batch_size=batch_size, shard_size=shard_size, told=f"embedding {name}",
         )  # fmt: skip
     stored = StoredVectors(given or folder)
-    vectors = as_unit_rows(stored, name, stored.ids)
+    vectors = cosine_rows(stored, name, stored.ids)
     places = {id: row for row, id in enumerate(stored.ids)}
     if len(places) < len(stored.ids):
         raise UserError(f"{given}: an id occurs twice")

@@ -48,7 +48,7 @@ def check_unit_vectors(vectors: np.ndarray, name: str, ids: Sequence[str] | None
     _largest_error(vectors, name, ids)
 
 
-def as_unit_rows(
+def cosine_rows(
     vectors: np.ndarray, name: str, ids: Sequence[str] | None = None
 ) -> "np.ndarray | UnitRows":
     """`vectors`, or the same rows divided by their lengths where one differs from one by more than

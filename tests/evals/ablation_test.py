@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evals.ablation import run_python, train_and_score
+from evals.ablation import check_comparable, run_python, train_and_score
 from gve_jax.errors import UserError
 
 
@@ -26,3 +26,18 @@ def test_a_process_that_failed_shows_its_last_line(tmp_path):
     assert log.read_text().splitlines() == ["before", "the reason"]
     run_python(["-c", "print('well')"], log, tmp_path)
     assert log.read_text() == "well\n"
+
+
+def test_runs_that_were_scored_on_other_data_are_not_averaged(tmp_path):
+    workdirs = [tmp_path / name for name in "abc"]
+    old = {"datasets": {"MSRVTT": {"corpus": 5}}}
+    for workdir, digest in zip(workdirs, ("0", None, "0"), strict=True):
+        (workdir / "uvrb").mkdir(parents=True)
+        known = {"digests": {"MSRVTT": {"positives": digest}}} if digest else {}
+        (workdir / "uvrb/results.json").write_text(json.dumps(old | known))
+    check_comparable(workdirs)
+    other = old | {"digests": {"MSRVTT": {"positives": "1"}}}
+    (workdirs[2] / "uvrb/results.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="c/uvrb/results.json and .*a/uvrb/results.json: MSRVTT: "
+                       "the positives of the queries differ; delete one of them"):  # fmt: skip
+        check_comparable(workdirs)

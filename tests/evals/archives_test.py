@@ -10,6 +10,7 @@ from evals.uvrb.archives import Limits, find_parts, scan
 from evals.uvrb.files import SEAL, Archived, extract
 from gve_jax.errors import UserError
 from tests.evals.released import hostile, pack, split
+from tests.situations import situation
 
 REG, DIR = tarfile.REGTYPE, tarfile.DIRTYPE
 
@@ -75,6 +76,12 @@ def test_only_parts_of_this_set_count(root, tmp_path):
         ([3], "ends too early, in CMRB.tar.gz.part02 .*last parts are missing"),
     ],
 )
+@situation(
+    "Evaluation",
+    "a part of a released archive is missing",
+    "refused; the number of the part is named",
+    since="0.1.0",
+)
 def test_missing_parts_are_named(root, tmp_path, lost, message):
     paths = pack(root, tmp_path / "data", 4)
     for number in lost:
@@ -90,6 +97,12 @@ def test_the_same_part_twice(root, tmp_path):
         find_parts(tmp_path / "data", "CMRB")
 
 
+@situation(
+    "Evaluation",
+    "a download that was cut",
+    "refused, and no half extraction stays",
+    since="0.1.0",
+)
 def test_truncated_and_damaged_parts_leave_nothing_behind(root, tmp_path):
     paths = pack(root, tmp_path / "data", 3)
     data = [path.read_bytes() for path in paths]
@@ -137,6 +150,12 @@ def test_garbage_in_the_middle_is_not_the_end(tmp_path):
         ([(f"{n}", b"", REG) for n in range(4)], "in 4 files: more than is allowed"),
         ([("n" * 3_000_000, b"", REG)], "a header of 3,000,014 bytes after"),
     ],
+)
+@situation(
+    "Evaluation",
+    "an archive with links, devices or paths outside its folder",
+    "refused before anything is written there",
+    since="0.1.0",
 )
 def test_hostile_members_are_refused(tmp_path, members, message):
     paths = split(hostile(*members), tmp_path / "data", "CMRB", 1)

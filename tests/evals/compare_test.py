@@ -11,6 +11,7 @@ from evals.uvrb.per_query import PerQuery
 from evals.uvrb.tasks import NAMES
 from gve_jax.errors import UserError
 from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.situations import situation
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,12 @@ def test_what_cannot_be_compared_is_refused(other, message):
     [(None, "missing: score that model again"), (b"junk", "unreadable scores of queries"),
      (b"", "unreadable scores of queries")],
 )  # fmt: skip
+@situation(
+    "Evaluation",
+    "a comparison with scores that are missing or damaged",
+    "refused; the line names the file",
+    since="0.1.0",
+)
 def test_damaged_scores_are_refused(tmp_path, content, message):
     path = tmp_path / "per_query/MSRVTT.npz"
     path.parent.mkdir()

@@ -237,6 +237,18 @@ def test_variants_that_left_something_out_are_not_compared(data, tmp_path, varia
     assert f"CRB-T: not compared, {variant}: one was scored without 0 documents" in printed
 
 
+def test_points_of_a_sweep_that_left_something_out_have_no_difference(data, tmp_path, capsys):
+    class Short(Blinking):
+        def with_inputs(self, **changes):
+            return Short(changes["num_frames"] == 4, num_frames=changes["num_frames"])
+
+    results = run(data, tmp_path / "o", "--frames", "4,16", "--max-bad-share", "0.5", task="CRB-T",
+                  load=lambda _: Short())  # fmt: skip
+    refused = [point["refused"] for point in results["sweeps"]["frames"]]
+    assert list(refused[0]) == ["CRB-T"] and refused[1] == {}
+    assert "CRB-T: not compared, 4 frames: one was scored without 0" in capsys.readouterr().out
+
+
 def fail_to_copy(self, digest, video):
     """In the place of an encoder that fails on one video."""
     copy = self.folder / f"{digest}.mp4"

@@ -14,6 +14,7 @@ from evals.uvrb.evaluate import RULES
 from evals.uvrb.tasks import MOTION, NAMES
 from gve_jax.errors import UserError
 from tests.evals.small_uvrb import CLIPS, ColourEncoder, make_benchmark
+from tests.situations import situation
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,12 @@ def run(data, output, *more, models=None):
     return json.loads((output / "results.json").read_text()), models
 
 
+@situation(
+    "Evaluation",
+    "a model whose vectors are all equal",
+    "scores chance, not 1: equal scores are ordered by id, as trec_eval does",
+    since="0.1.0",
+)
 def test_whole_benchmark_with_baseline_control_and_check(benchmark, tmp_path, capsys):
     results, models = run(
         benchmark, tmp_path / "out", "--baseline", "none", "--control",
@@ -66,6 +73,12 @@ def test_whole_benchmark_with_baseline_control_and_check(benchmark, tmp_path, ca
         assert word in printed
 
 
+@situation(
+    "Evaluation",
+    "the same video in several sets, or a command that is repeated",
+    "each content is embedded once, and a repeated command embeds nothing",
+    since="0.1.0",
+)
 def test_each_content_is_embedded_once_and_a_repeat_embeds_nothing(benchmark, tmp_path):
     results, models = run(benchmark, tmp_path / "out")
     asked = models["trained"].asked
@@ -105,6 +118,12 @@ def test_instructions_reach_queries_only(benchmark, tmp_path):
     assert set(items["CRB-T.corpus/v0"]) == {"video"}
 
 
+@situation(
+    "Evaluation",
+    "a damaged video among the documents, below the allowed share",
+    "it leaves the corpus, its query scores 0, and quarantine.jsonl names it",
+    since="0.1.0",
+)
 def test_unreadable_media_follow_the_rules(data, tmp_path, capsys):
     (data / "UVRB/MSRVTT/videos/red_blue.mp4").write_bytes(b"not a video")
     results, _ = run(data, tmp_path / "out", "--datasets", "MSRVTT", "--max-bad-share", "0.2")
@@ -131,6 +150,12 @@ def test_too_many_unreadable_media_stop_the_run(data, tmp_path):
     assert not (tmp_path / "out/results.json").exists()
 
 
+@situation(
+    "Evaluation",
+    "an output that another model, dtype or content made",
+    "refused by the field or the id that differs",
+    since="0.1.0",
+)
 def test_another_model_or_content_is_refused_by_field(data, tmp_path):
     output, sets = tmp_path / "out", ("--datasets", "MSRVTT")
     run(data, output, *sets)
@@ -240,6 +265,12 @@ def test_failed_check_exits_with_one(benchmark, tmp_path, capsys):
     assert (tmp_path / "out/results.json").exists()
 
 
+@situation(
+    "Evaluation",
+    "a benchmark folder that lacks a set",
+    "one line that names the set and the folder, exit status 2",
+    since="0.1.0",
+)
 def test_command_line_prints_one_line_and_exits_with_two(tmp_path):
     command = [sys.executable, "-m", "evals.uvrb", "--model", "nowhere", "--data", str(tmp_path)]
     done = subprocess.run(

@@ -7,6 +7,7 @@ import pytest
 
 from evals.uvrb.__main__ import main
 from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.situations import situation
 
 POOLS = (["v0", "v1"], ["v1", "v2", "v3"], ["v0", "v2", "v3", "v4"], ["v3", "v0"], ["v4", "v1"])
 
@@ -47,6 +48,12 @@ def vectors(output, side):
     return {id: shards[key] for id, key in zip(record["ids"], record["keys"], strict=True)}
 
 
+@situation(
+    "Evaluation",
+    "queries with candidates of their own (MomentSeeker)",
+    "--moment-pool candidates ranks each query among those, with their chance",
+    since="0.1.0",
+)
 def test_a_query_competes_with_its_own_candidates_only(data, tmp_path):
     results = run(data, tmp_path, model=Half())
     queries, corpus = vectors(tmp_path, "queries"), vectors(tmp_path, "corpus")

@@ -5,9 +5,12 @@ import os
 
 import pytest
 
+from evals.uvrb import reader
 from evals.uvrb.reader import read_set
 from evals.uvrb.tasks import choose
 from gve_jax.errors import UserError
+from gve_jax.files import read_records
+from tests.situations import situation
 
 TASK = choose("MS-TI")[0]
 
@@ -93,12 +96,39 @@ def corpus_line(**change):
         ("queries", [{"id": "q1", "text": "x"}] * 2, r":2: id 'q1' occurs twice"),
     ],
 )
+@situation(
+    "Evaluation",
+    "lists with an id twice, a positive that is not in the corpus, a path that leaves the set",
+    "refused; the line names the file, the line or the id",
+    since="0.1.0",
+)
 def test_what_does_not_fit_is_refused_by_name(root, tmp_path, name, records, message):
     (tmp_path / "outside.mp4").write_bytes(b"x")
     os.symlink(tmp_path / "outside.mp4", root / "videos/link.mp4")
     write(root, name, records)
     with pytest.raises(UserError, match=message):
         read(root)
+
+
+def test_lists_are_read_by_the_one_reader_of_records(root, monkeypatch):
+    """What it refuses (a byte order mark, a key given twice, a Git LFS pointer) is refused here."""
+    asked = []
+
+    def spy(path):
+        asked.append(path.name)
+        return read_records(path)
+
+    monkeypatch.setattr(reader, "read_records", spy)
+    read(root)
+    assert asked == ["corpus.jsonl", "instances.jsonl", "queries.jsonl"]
+    for name in asked:
+        path = root / "jsonl" / name
+        content = path.read_bytes()
+        for bad in (b"\xef\xbb\xbf" + content, b"version https://git-lfs.github.com/spec/v1\n"):
+            path.write_bytes(bad)
+            with pytest.raises(UserError, match=name):
+                read(root)
+        path.write_bytes(content)
 
 
 def test_missing_set_and_missing_file(root, tmp_path):

@@ -107,7 +107,7 @@ def test_damage_is_not_encoded_again(tmp_path, monkeypatch):
         made([bad])
         failed.append(made.failed)
         monkeypatch.setattr(reencode.subprocess, "run", None)
-    assert failed[0] == failed[1] and "not a readable video" in failed[0][str(bad)]
+    assert failed[0] == failed[1] and "Invalid data found" in failed[0][str(bad)]
 
 
 def test_run_scores_the_copies_and_counts_what_cannot_be_encoded(tmp_path):

@@ -16,6 +16,7 @@ from gve_jax.inputs.video import load_video
 from tests.evals.evaluate_test import run
 from tests.evals.released import pack
 from tests.evals.small_uvrb import CLIPS, ColourEncoder, make_benchmark
+from tests.situations import situation
 
 SETS = ("CRB-T", "MSRVTT-I2V", "LoVR-C2V")
 
@@ -62,6 +63,12 @@ def test_archives_score_as_folders_do_and_are_extracted_once(archives, expected,
     assert {path: path.stat().st_mtime_ns for path in media(out)} == stamps
 
 
+@situation(
+    "Evaluation",
+    "a disk that holds one extracted set, not all",
+    "--one-at-a-time extracts, embeds and removes set by set",
+    since="0.1.0",
+)
 def test_one_set_at_a_time_holds_one_set_and_then_none(archives, expected, tmp_path, capsys):
     out, cache = tmp_path / "out", tmp_path / "cache"
     held = []
@@ -124,6 +131,12 @@ def as_frames(root, flat: bool):
 
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
+@situation(
+    "Evaluation",
+    "videos that are released as folders of frames",
+    "read at 8 frames a second; scored as the videos are",
+    since="0.1.0",
+)
 def test_folders_of_frames_score_as_the_videos_do(benchmark, expected, tmp_path, flat, packed):
     data = tmp_path / "data"
     root = data / "UVRB/LoVR-C2V"

@@ -17,6 +17,7 @@ from evals.uvrb.statistics import (
     resampled,
     spearman,
 )
+from tests.situations import situation
 
 
 def every_flip(differences):
@@ -66,6 +67,12 @@ def test_exact_p_is_that_of_all_sign_flips(differences):
     assert found.difference == pytest.approx(np.mean(differences))
 
 
+@situation(
+    "Evaluation",
+    "two models compared by a hit rate",
+    "McNemar's exact test, and intervals from resampled queries",
+    since="0.1.0",
+)
 def test_two_valued_metric_gives_mcnemars_exact_test():
     a = np.repeat([1.0, 0.0, 1.0], [12, 3, 500])
     b = np.repeat([0.0, 1.0, 1.0], [12, 3, 500])

@@ -83,6 +83,12 @@ def scores(results):
 
 
 @pytest.mark.parametrize("write", [npy_json, npy_txt, parquet, fixed_parquet])
+@situation(
+    "Evaluation",
+    "vectors of another embedder as .npy with ids, or Parquet, in any order",
+    "scored as our own are",
+    since="0.1.0",
+)
 def test_every_form_scores_as_our_own(benchmark, sides, tmp_path, write):
     made, expected = sides
     results = score(benchmark, save(tmp_path / "theirs", made, write), tmp_path / "out")
@@ -120,6 +126,12 @@ def test_media_need_not_be_there(benchmark, sides, tmp_path):
     assert scores(score(bare, folder, tmp_path / "out")) == scores(expected)
 
 
+@situation(
+    "Evaluation",
+    "vectors of another embedder that lack some documents",
+    "each counts as one that could not be read; refused above the allowed share",
+    since="0.1.0",
+)
 def test_missing_vectors_count_as_unreadable(benchmark, sides, tmp_path):
     def drop(name, ids, vectors):
         if name != "CRB-T/corpus":
@@ -166,6 +178,12 @@ def ids_of(change):
         (lambda name, ids, v: (ids, v[:, None]), r"float32 \[5, 1, 6\] is not floating point \[N"),
         (lambda name, ids, v: (ids, v.astype(object)), "not an .npy file of numbers"),
     ],
+)
+@situation(
+    "Evaluation",
+    "vectors with NaN, infinity, zeros, other lengths, an id twice or an unknown id",
+    "refused; the line names the file and the id",
+    since="0.1.0",
 )
 def test_what_cannot_be_right_is_refused(benchmark, sides, tmp_path, change, message):
     folder = save(tmp_path / "theirs", sides[0], npy_json, change)

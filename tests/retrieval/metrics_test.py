@@ -12,6 +12,7 @@ from gve_jax.errors import UserError
 from gve_jax.retrieval.metrics import chance, evaluate, first_rank, median_rank
 from gve_jax.retrieval.ranks import Ranks, rank_positives
 from tests.goldens import ranx_metrics as golden
+from tests.situations import situation
 
 
 def ranks_of(*places, corpus=20):
@@ -91,6 +92,12 @@ def test_chance_of_each_query_s_own_candidates():
         chance("mrr", np.array([1, 3]), np.array([9, 2]))
 
 
+@situation(
+    "Evaluation",
+    "documents of equal scores",
+    "hit rate, recall, precision, nDCG and MRR as trec_eval gives them",
+    since="0.1.0",
+)
 def test_metrics_equal_trec_eval_with_ties():
     trec = pytest.importorskip("pytrec_eval", reason="pytrec-eval-terrier is in the dev extra")
     rng = np.random.default_rng(0)

@@ -285,10 +285,10 @@ def test_rows_become_unit_rows_where_float32_would_not_do():
     rng = np.random.default_rng(30)
     exact = unit(rng, 9, 40)
     exact = exact / np.linalg.norm(exact.astype(float), axis=1, keepdims=True)
-    assert tiles.as_unit_rows(exact.astype(np.float32), "corpus").__class__ is np.ndarray
+    assert tiles.cosine_rows(exact.astype(np.float32), "corpus").__class__ is np.ndarray
     lengths = np.where(np.arange(9) % 2, 1.0009, 0.9991)[:, None]
     for scaled in ((exact * lengths).astype(np.float32), exact.astype(np.float16), exact * lengths):
-        rows = tiles.as_unit_rows(scaled, "corpus")
+        rows = tiles.cosine_rows(scaled, "corpus")
         assert (len(rows), rows.shape, rows.dtype) == (9, (9, 40), np.float32)
         for key in (slice(2, 5), np.array([8, 0, 8]), slice(None)):
             np.testing.assert_allclose(np.linalg.norm(rows[key], axis=1), 1, atol=2e-7)
@@ -296,7 +296,7 @@ def test_rows_become_unit_rows_where_float32_would_not_do():
     with pytest.raises(
         UserError, match="corpus: vector 8 is not of unit length: its norm is 1.002"
     ):
-        tiles.as_unit_rows(_with(exact, 8, 1.002 * exact[8]), "corpus")
+        tiles.cosine_rows(_with(exact, 8, 1.002 * exact[8]), "corpus")
 
 
 @pytest.mark.parametrize(
