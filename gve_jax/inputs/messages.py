@@ -4,9 +4,11 @@ An item has one user turn: a video, an image and a text, in this order, and a sy
 chat can say beyond that is refused by name.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from gve_jax.errors import UserError, warn_user
+from gve_jax.inputs.item import Item
 from gve_jax.inputs.media_values import as_medium, video_fields
 
 # Where a part of each type has what it is, by the names of transformers, qwen-vl-utils and OpenAI.
@@ -18,8 +20,9 @@ _SOURCES = {
     "video_url": ("video_url",),
 }
 _RENAMED = {"nframes": "num_frames"}
-_OPTIONS = ("fps", "num_frames", "min_frames", "max_frames", "video_start", "video_end",
-            "min_pixels", "max_pixels")  # fmt: skip
+# What may stand beside a medium.
+_OPTIONS = tuple(field.name for field in dataclasses.fields(Item)
+                 if field.name not in ("text", "image", "video", "instruction"))  # fmt: skip
 _ORDER = ("video", "image", "text")  # in the user turn
 
 

@@ -14,9 +14,8 @@ from gve_jax.inputs.media_values import as_array, as_medium, is_array, video_fie
 from gve_jax.inputs.messages import is_message, is_part, read_content, read_conversation
 from gve_jax.inputs.suffixes import IMAGES, VIDEOS, media_kind
 
-# Keys that other libraries have for a field of an item.
-_RENAMED = {"texts": "text", "images": "image", "videos": "video", "nframes": "num_frames",
-            "prompt": "instruction"}  # fmt: skip
+# Keys that other libraries' users may give for a text; those of media are named by `as_item`.
+_RENAMED = {"texts": "text", "prompt": "instruction"}
 
 
 def split_inputs(inputs: Any) -> tuple[list, bool]:

@@ -99,7 +99,7 @@ def test_another_order_is_warned_of(parts):
     ([{"type": "image", "image": ""}], "is empty"),
     ([{"type": "image", "image": "a", "path": "b"}], "must have one of"),
     ([TEXT | {"fps": 1.0}], "unknown key 'fps' in a part of type 'text'"),
-    ([VIDEO | {"total_pixels": 9}], "unknown key 'total_pixels'.*known: .*max_pixels"),
+    ([VIDEO | {"max_tokens": 9}], "unknown key 'max_tokens'.*known: .*max_pixels"),
     ([{"type": "text", "text": 7}], "must be a text, not int"),
     ([{"type": "image", "image": "https://a.b/cat.png"}], "is a URL: download it"),
     ([{"type": "video", "video": "gs://a/cat.mp4"}], "is a URL: download it"),
