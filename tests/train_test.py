@@ -235,8 +235,7 @@ def poison(monkeypatch, at: int) -> None:
                 leaves, tree = jax.tree.flatten(grads)
                 grads = jax.tree.unflatten(tree, [leaves[0] * np.nan, *leaves[1:]])
                 scalars = scalars | {"gradient_norm": scalars["gradient_norm"] * np.nan}
-            state, more = step.update(state, grads, scalars["gradient_norm"])
-            return state, scalars | more
+            return step.update(state, grads), scalars
 
         return poisoned
 
@@ -457,9 +456,7 @@ def test_too_many_corrupt_videos_stop_the_run(world, monkeypatch, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_the_batch_named(world, tmp_path):
     config = make_config(world, optimizer__learning_rate=1e30, optimizer__clip_norm=1e30)
-    # The parameters overflow one step before the loss does.
-    message = r"the (loss|update norm) of step \d is (nan|inf): source \w+, pairs \w+-"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"the loss of step \d is nan: source \w+, pairs \w+-"):
         train(config, tmp_path)
 
 
