@@ -74,6 +74,12 @@ def same_losses(one: Path, other: Path) -> None:
         np.testing.assert_allclose(got[step][1], loss, rtol=1e-5, err_msg=f"step {step}")
 
 
+@situation(
+    "Training",
+    "one of two hosts is killed and the job repeated",
+    "both end with a line; the repeated job resumes and trains as one host would",
+    since="0.1.0",
+)
 def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, tmp_path):
     workdir = tmp_path / "run"
     pair = start(world, workdir)
@@ -195,6 +201,12 @@ def test_a_host_that_fails_says_why_and_others_that_they_lost_it(failing):
             assert last.startswith(f"error: host {host} ") and " after shard 7" in last, err
 
 
+@situation(
+    "Training",
+    "only some of GVE_JAX_COORDINATOR, GVE_JAX_HOSTS, GVE_JAX_HOST are set",
+    "the missing one is named",
+    since="0.1.0",
+)
 @pytest.mark.parametrize(
     ("given", "named"),
     [

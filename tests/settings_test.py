@@ -1,6 +1,7 @@
 """Configurations: released sizes, what is named when a field is wrong, what makes another run."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
@@ -14,6 +15,7 @@ from gve_jax.learning.pyramid import modality
 from gve_jax.model.embedder import init_params
 from gve_jax.patterns import assign
 from gve_jax.settings import model_config, read_settings
+from tests.situations import situation
 from tests.train_test import make_config
 
 # Of the released models; the larger one has a head of its own, which no embedder needs.
@@ -88,6 +90,12 @@ def test_a_mistake_names_its_field(world, tmp_path, fields, message):
     assert not (tmp_path / "w").exists()
 
 
+@situation(
+    "Training",
+    "a misspelt field in a configuration",
+    "refused by its name, with the known ones",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("section, field", [
     ("loss", "temprature"), ("optimizer", "lr"), ("inputs", "frames"), ("buckets", "shape"),
     ("limits", "second"), ("checkpoint", "step"), ("model", "dropout"), ("model.text", "layers"),
@@ -101,6 +109,75 @@ def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
     part[field] = 1
     with pytest.raises(UserError, match=rf"config\.{section}.*{field}"):
         Experiment(config, tmp_path)
+
+
+@situation("Training", "clip_norm=inf, seed=-1 or 2**32, pyramid.bounds=(2.5,), tables of wrong "
+           "shapes, None or a missing section", "one line that names the field, before anything is "
+           "read or compiled", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("optimizer.clip_norm", math.inf, "config.optimizer.clip_norm inf must be finite"),
+    ("optimizer.clip_norm", True, "config.optimizer.clip_norm True must be a number"),
+    ("optimizer.learning_rate", "1e-4", "config.optimizer.learning_rate '1e-4' must be a number"),
+    ("optimizer.learning_rate", None, "config.optimizer.learning_rate None must be a number"),
+    ("optimizer", None, "config.optimizer None must be a section of fields"),
+    ("optimizer.rates", ((".*",),), r"config.optimizer.rates\[0\] .* must be a tuple of 2"),
+    ("optimizer.rates", 3, "config.optimizer.rates 3 must be a tuple"),
+    ("seed", -1, r"config.seed -1 must be in \[0, 4294967295\]"),
+    ("seed", 2**32, r"config.seed 4294967296 must be in \[0, 4294967295\]"),
+    ("seed", 1.5, "config.seed 1.5 must be an integer"),
+    ("steps", 2**31, r"config.steps 2147483648 must be in \[1, 2147483647\]"),
+    ("pyramid.bounds", (2.5,), r"config.pyramid.bounds\[0\] 2.5 must be an integer"),
+    ("pyramid.weights", ((".*", "x"),), r"config.pyramid.weights\[0\]\[1\] 'x' must be a tuple"),
+    ("profile", (1, 2, 3), r"config.profile \(1, 2, 3\) must be \(\) or \(first step, steps\)"),
+    ("profile", (1, 0), r"config.profile \(1, 0\) must be"),
+    ("export", "hf", "config.export 'hf' must be a tuple"),
+    ("loss.temperature", math.nan, "config.loss.temperature nan must be finite"),
+    ("data.siblings", {"T2V_camera": 0}, "config.data.siblings.T2V_camera 0 must be at least 1"),
+    ("data.pairs", 3, "config.data.pairs 3 must be a text"),
+    ("buckets.shapes", (), "config.buckets: shapes must hold at least one"),
+    ("inputs.patch_size", 7, "config.inputs.patch_size: unknown field"),
+    ("inputs.min_pixels", 0, "config.inputs.min_pixels 0 must be at least 1"),
+    ("limits.seconds", math.inf, "config.limits.seconds inf must be finite"),
+    ("model.text.mrope_section", (1, 2), "config.model.text.mrope_section .* must be a tuple of 3"),
+    ("wandb", "", "config.wandb is empty; None leaves it out"),
+])  # fmt: skip
+def test_a_value_that_cannot_be_is_named(field, value, message):
+    config = replaced(field, value)
+    with pytest.raises(UserError, match=f"^{message}"):
+        read_settings(config)
+
+
+def replaced(field, value) -> dict:
+    """The quickstart's fields with one of them replaced."""
+    config = quickstart.get_config("smoke").to_dict()
+    *sections, name = field.split(".")
+    part = config
+    for section in sections:
+        part = part[section]
+    part[name] = value
+    return config
+
+
+def test_no_value_of_any_field_is_more_than_a_line():
+    """Each field with values of every other kind: accepted, or refused by its name."""
+    fields = []
+    for name, value in quickstart.get_config("smoke").to_dict().items():
+        fields.append(name)
+        fields += [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
+    fields += ["model.text.vocab_size", "model.text.mrope_section", "model.vision.depth"]
+    odd = (None, True, -1, 0, 2.5, math.nan, math.inf, 10**400, "", "x", (), (1,), ("x", 1), {},
+           {"x": 1}, [[1, 2], [3]], object(), b"x")  # fmt: skip
+    for field in fields:
+        refused = 0
+        for value in odd:
+            try:
+                settings = read_settings(replaced(field, value))
+                model_config(settings, None)
+            except UserError as error:
+                assert "\n" not in str(error)
+                assert field.split(".")[0] in str(error)
+                refused += 1
+        assert refused >= 8, field
 
 
 def test_a_missing_field_of_a_file_is_named(world, tmp_path):

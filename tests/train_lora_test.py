@@ -21,6 +21,7 @@ from gve_jax.learning.runlog import RunLog
 from gve_jax.model.quantize import Quantized
 from gve_jax.sharding import AXES
 from gve_jax.train import train
+from tests.situations import situation
 from tests.train_test import losses, make_config
 
 TEXTS = ["a red circle moves left", "a blue square stays still"]
@@ -105,6 +106,12 @@ def test_a_missing_export_is_made_up_for(world, base, finished):
     assert json.loads((finished / "train.json").read_text())["steps"] == 4
 
 
+@situation(
+    "Training",
+    "pretrained weights or tokenizer changed between a run and its resumption",
+    "refused by name",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("part", ["weights", "tokenizer"])
 def test_a_changed_base_is_refused_by_name(world, base, stopped, tmp_path, part):
     changed = shutil.copytree(base, tmp_path / "changed")

@@ -14,6 +14,7 @@ file that is written is described in docs/uvrb.md.
 
 import argparse
 import functools
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
     args = _parse(argv)
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    hosts.check_same(_shared_options(args))
     tasks = choose(args.datasets)
     motion = [task for task in tasks if task.name in MOTION]
     if args.control and not motion:
@@ -99,6 +101,7 @@ def _score(
         else:
             model = Meter(load(args.model))
         run.check(model)
+        hosts.check_same({"model": dict(model.fingerprint), "items": source.total})
 
         def look(found: RetrievalSet, one: Scored) -> None:
             opened[found.task.name] = found
@@ -145,6 +148,14 @@ def _score(
         print(f"report: {args.report}")
     if args.check:
         _check(results)
+
+
+def _shared_options(args: argparse.Namespace) -> dict:
+    """What all hosts must be asked for. Paths may differ; the model is compared by its weights."""
+    options = {name: value for name, value in vars(args).items()
+               if not isinstance(value, Path) and name not in ("model", "baseline")}  # fmt: skip
+    options["baseline"] = args.baseline is not None
+    return {"options": json.loads(json.dumps(options, default=str))}
 
 
 def _media(found: RetrievalSet, example: Example) -> list[Path]:

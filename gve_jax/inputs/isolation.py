@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from gve_jax.errors import UserError
 from gve_jax.inputs.errors import MediaError, RetryableMediaError
 from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.layout import window_layout
@@ -227,7 +228,7 @@ class _Worker:
         except BaseException as error:
             self.kill()
             if isinstance(error, _Lost):  # not an item's fault: the installation's
-                raise RuntimeError(f"a decoding process does not start: {error}") from error
+                raise UserError(f"a decoding process does not start: {error}") from error
             raise
 
     @property

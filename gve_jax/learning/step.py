@@ -26,10 +26,6 @@ def make_train_step(
 ) -> Callable:
     """`step(state, frozen, arrays, number) -> (state, scalars)`; the old state's memory is reused.
 
-    Where the gradients are not finite the state stays as it was: the caller sees it one step late
-    in `gradient_norm` and stops. The `update_norm` of what was added to the parameters tells of
-    updates that are not finite.
-
     Two programs: `step.gradients`, compiled for each shape of a batch, and `step.update`, compiled
     once. Dropout is a function of `seed`, the step's `number`, the side of the pair and the place
     in the global batch: the same for any `chunk` and mesh.
@@ -84,19 +80,15 @@ def make_train_step(
                                  "parameter_norm": optax.tree.norm(params)}  # fmt: skip
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(state, grads, gradient_norm):
+    def update(state, grads):
         updates, opt = tx.update(grads, state["opt"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "opt": opt}
-        finite = jnp.isfinite(gradient_norm)
-        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         # Else the compiler places small leaves as it likes, and the second step compiles anew.
-        new = jax.lax.with_sharding_constraint(new, state_shardings(new["params"], tx, mesh))
-        return new, {"update_norm": optax.tree.norm(updates)}
+        return jax.lax.with_sharding_constraint(new, state_shardings(new["params"], tx, mesh))
 
     def step(state, frozen, arrays, number):
         grads, scalars = gradients(state["params"], frozen, arrays, number)
-        state, more = update(state, grads, scalars["gradient_norm"])
-        return state, scalars | more
+        return update(state, grads), scalars
 
     step.gradients, step.update = gradients, update
     return step

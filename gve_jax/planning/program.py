@@ -145,8 +145,7 @@ class Program:
                 lowered.out_info[0],
                 gradients.output_shardings[0],
             )
-            norm = jax.ShapeDtypeStruct((), np.float32, sharding=self._spec(P()))
-            update = step.update.lower(self.state, grads, norm).compile()
+            update = step.update.lower(self.state, grads).compile()
         return Compiled(batch_size, chunk, gradients, update, time.perf_counter() - began)
 
     def arrays(self, shapes: Shapes, size: int) -> dict:

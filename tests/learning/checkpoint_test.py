@@ -178,6 +178,12 @@ def test_a_step_is_saved_once(tmp_path):
             checkpoints.save(10, state, {})
 
 
+@situation(
+    "Training",
+    "resuming on another number of devices or another mesh",
+    "works; the state is the same bit for bit",
+    since="0.1.0",
+)
 def test_restores_on_another_mesh(tmp_path):
     state = make_state(make_mesh(4, 2))
     save_steps(tmp_path, state, [0])
@@ -228,6 +234,12 @@ def empty_every_file(step: Path) -> None:
             path.write_bytes(b"")
 
 
+@situation(
+    "Training",
+    "the newest checkpoint is damaged (a flipped bit, a missing file)",
+    "named and set aside; the one before is used",
+    since="0.1.0",
+)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -258,6 +270,12 @@ def test_damaged_newest_is_named_and_the_one_before_used(tmp_path, caplog, damag
     assert not (tmp_path / "10").exists()
 
 
+@situation(
+    "Training",
+    "all checkpoints of a run are damaged",
+    "an error, not a fresh start",
+    since="0.1.0",
+)
 def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
     state = make_state(make_mesh(4, 2))
     save_steps(tmp_path, state, [10, 20])

@@ -17,6 +17,7 @@ from gve_jax.model.config import LoraConfig
 from gve_jax.sharding import make_mesh, place_batch
 from tests.learning.step_test import TX
 from tests.model.embedder_test import BUCKET, CFG, ROWS, make_batch
+from tests.situations import situation
 
 RATES = ((r"^loss/", 1.0), *ADAPTERS)
 LOSS = LossConfig(learned_temperature=True, form="all_gather")
@@ -71,6 +72,12 @@ def gradients():
     return found
 
 
+@situation(
+    "Training",
+    "GradCache with LoRA dropout",
+    "the gradients of the whole batch, dropout included",
+    since="0.1.0",
+)
 def test_gradients_are_those_of_the_whole_batch_dropout_included(gradients):
     """In chunks and on another mesh."""
     (expected, told), (found, told_too) = gradients["whole"], gradients["chunks"]

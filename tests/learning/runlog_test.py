@@ -48,7 +48,7 @@ def run(log, steps=8, loss=1.0):
            "finite", since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize(("scalars", "told"), [
     ({"loss": 1.0, "gradient_norm": float("nan")}, "the gradient norm of step 7 is nan"),
-    ({"loss": 1.0, "update_norm": float("inf")}, "the update norm of step 7 is inf"),
+    ({"loss": 1.0, "parameter_norm": float("inf")}, "the parameter norm of step 7 is inf"),
     ({"a": float("nan"), "loss": float("nan")}, "the loss of step 7 is nan"),
     ({"loss": 1.0, "temperature": float("nan")}, "the temperature of step 7 is nan"),
 ])  # fmt: skip
