@@ -42,13 +42,12 @@ from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.inputs.item import Item, as_item
 from gve_jax.inputs.paths import inside
 from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.inputs.suffixes import media_kind
 from gve_jax.sharding import own_mesh
 
 FORMAT = "gve_jax vectors 1"
 CHUNK = 512  # items given to the model at once; also how often the progress bar moves
 SHARDS, LARGEST = 1024, 4096  # of an output, as long as they have at most so many items each
-VIDEOS = "mp4 m4v mov mkv webm avi ts m2ts mts".split()
-IMAGES = "jpg jpeg png webp gif bmp tif tiff ppm avif jp2".split()
 
 
 class Encoder(Protocol):
@@ -256,13 +255,13 @@ def read_folder(folder: Path) -> Iterator[Entry]:
     paths = [Path(above, name) for above, _, names in os.walk(folder) for name in names]
     skipped = 0
     for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
-        kind = path.suffix.lower().removeprefix(".")
-        if kind not in VIDEOS + IMAGES:
+        kind = media_kind(path)
+        if kind is None:
             skipped += 1
             continue
         name = path.relative_to(folder).as_posix()
         file = str(inside(folder, name, f"{folder}:"))
-        item = Item(video=file) if kind in VIDEOS else Item(image=file)
+        item = Item(video=file) if kind == "video" else Item(image=file)
         yield Entry(name, item, json.dumps([name, _stamp(file)]))
     if skipped:
         print(f"{folder}: {skipped:,} files are neither videos nor images by their names")

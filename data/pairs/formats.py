@@ -10,13 +10,12 @@ from collections.abc import Callable
 
 from data.pairs.media import is_medium
 from data.pairs.rows import Reject
+from gve_jax.inputs.suffixes import IMAGES, VIDEOS
 
 Item = dict
 Draft = dict
 Lookup = Callable[[str], dict]  # a document of the corpus by its id
 
-_IMAGES = (".avif", ".bmp", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_VIDEOS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 _LABELS = ("label", "labels", "score", "scores")
 
 
@@ -226,8 +225,10 @@ def _column(value: object, key: str) -> Item:
     if isinstance(value, str):
         ending = re.search(r"\.[A-Za-z0-9]+$", value)
         suffix = ending[0].lower() if ending and not re.search(r"\s", value) else ""
-        if suffix in _IMAGES or suffix in _VIDEOS:
-            return {"image" if suffix in _IMAGES else "video": value}
+        if suffix == ".gif":  # an image or a video, as its content says
+            return {"medium": value}
+        if suffix in IMAGES or suffix in VIDEOS:
+            return {"image" if suffix in IMAGES else "video": value}
         return {"text": value}
     if isinstance(value, dict):
         if value.get("audio") is not None:

@@ -9,6 +9,7 @@ from data.pairs import reader
 from data.pairs.rows import Reject
 from gve_jax.errors import UserError
 from gve_jax.inputs.paths import inside
+from gve_jax.inputs.suffixes import is_animated_gif
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
@@ -65,7 +66,9 @@ def _decode(text: str) -> bytes:
 
 def kind_of(medium: bytes | Path) -> str:
     """ "image" or "video" by the file's own header, where a format does not say which it is. An
-    animation counts as an image."""
+    animated GIF is a video; any other animation counts as an image."""
+    if is_animated_gif(medium):
+        return "video"
     try:
         check("image", medium)
     except Reject:

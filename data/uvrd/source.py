@@ -8,10 +8,10 @@ from pathlib import Path
 
 from data.pairs import media
 from data.pairs.rows import Reject, input_files, read_rows
-from gve_jax.embed import VIDEOS
 from gve_jax.errors import UserError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.paths import inside
+from gve_jax.inputs.suffixes import media_kind
 
 _VIDEO, _CAPTION, _ID = ("video", "path"), ("caption", "text"), ("id", "video_id")
 
@@ -90,7 +90,7 @@ def _videos(folder: Path) -> Iterator[Path]:
     for above, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            if Path(name).suffix.lower().removeprefix(".") in VIDEOS:
+            if media_kind(Path(above, name)) == "video":
                 yield Path(above, name)
 
 

@@ -9,9 +9,7 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.pixels import load_image
 from gve_jax.inputs.sampling import Sampling, Timeline, sample
-
-_IMAGES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
-           ".webp")  # fmt: skip
+from gve_jax.inputs.suffixes import IMAGES
 
 
 def load(source, name: str, sampling: Sampling, rate: float, limits: Limits):
@@ -54,7 +52,7 @@ def in_order(folder, name: str) -> list[str]:
     """
     entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
     for entry in entries:
-        if not entry.name.lower().endswith(_IMAGES) or not entry.is_file():
+        if os.path.splitext(entry.name)[1].lower() not in IMAGES or not entry.is_file():
             raise MediaError(f"{name}: holds {entry.name!r}, which is no image")
     entries.sort(key=lambda entry: _natural(entry.name))
     return [entry.path for entry in entries]
