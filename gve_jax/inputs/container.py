@@ -12,15 +12,22 @@ import numpy as np
 from gve_jax.inputs import mp4
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.sampling import Timeline
 
-# Containers people have; everything else FFmpeg can open (playlists, concat scripts, devices) can
-# point at other files or hosts.
-CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
+# Containers people have, none of which can point at other files or hosts, as much that FFmpeg can
+# open does (playlists, concat scripts, devices).
+CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "asf", "flv",
+              "ogg")  # fmt: skip
 # FFmpeg looks at these before a demuxer reads a byte: a playlist opens what it names at once.
 _OPEN = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
-_COVER = av.stream.Disposition.attached_pic  # the cover of a song is no video
 _MAIN = av.stream.Disposition.default
+# The cover of a song, and the pictures of chapters: no videos.
+_NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_PICTURES = ("avif", "mif1", "heic", "heix")  # brands of ISO/IEC 23008-12
+_OTHERS = {
+    b"YUV4MPEG2": "YUV4MPEG", b".RMF": "RealMedia", b"\x06\x0e\x2b\x34": "MXF", b"DKIF": "IVF",
+    b"nut/multimedia": "NUT", b"\0\0\0\1": "a bare H.264 or HEVC stream",
+    b"\x1f\x07\0": "DV", b"#EXTM3U": "a playlist",
+}  # fmt: skip
 NO_TIME = np.iinfo(np.int64).min
 
 
@@ -30,11 +37,12 @@ class Index:
 
     Attributes:
       pts, dts: int64 [N], times of showing and decoding in `tick`s; NO_TIME where unknown.
-      size, duration: int64 [N], bytes; ticks, 0 where unknown.
+      size, duration: int64 [N], bytes; ticks, 0 where the file does not state it.
       key: bool [N], what the container calls a keyframe.
       shown: bool [N], false for packets that an edit list cuts away (others may need them).
       tick: seconds.
-      rate: frames a second, as the container declares or FFmpeg estimates them.
+      rate: frames a second, as the container declares or FFmpeg estimates them; 0 where unknown.
+      restarts: whether the clock of such a container may restart or jump between recordings.
     """
 
     pts: np.ndarray
@@ -45,14 +53,16 @@ class Index:
     shown: np.ndarray
     tick: float
     rate: float
+    restarts: bool = False
 
 
 @contextlib.contextmanager
 def open_video(source, name: str, limits: Limits) -> Iterator:
     """The container, the video stream and the file of a path or of encoded bytes.
 
-    The stream is the first one marked as default, else the first; covers do not count. Decoding is
-    on one thread (workers are the parallelism) and stops at errors.
+    Covers, pictures of chapters and attached files do not count as streams. Of several streams, one
+    of a single picture is taken only if all are so; then the first marked as default, else the
+    first. Decoding is on one thread (workers are the parallelism) and stops at errors.
 
     Raises:
       MediaError: not a container on the list, no video stream, too many streams, frames too large.
@@ -61,17 +71,39 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
         raise MediaError(f"{name}: no such file")
     # PyAV reads a file object, so that no protocol of FFmpeg's is used.
     file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-    with file:
+    with file, contextlib.ExitStack() as stack:
         _check_segment(file, name)
-        with av.open(file, mode="r", options=_OPEN) as container:
-            if len(container.streams) > limits.streams:
-                raise MediaError(f"{name}: {len(container.streams)} streams are above the limit of "
-                                 f"{limits.streams}")  # fmt: skip
-            stream = _pick(container, name)
-            check_size(stream.width, stream.height, name, limits)
-            stream.thread_type = "NONE"
-            stream.codec_context.options = {"err_detect": "explode"}
-            yield container, stream, file
+        container = stack.enter_context(_open(file, name))
+        streams = _video_streams(container, name, limits)
+        number = streams[0].index
+        if len(streams) > 1:
+            number = _choose(container, streams, limits).index
+            stack.close()  # choosing may have read it
+            file.seek(0)
+            container = stack.enter_context(_open(file, name))
+        stream = container.streams[number]
+        if stream.codec_context is None:
+            raise MediaError(f"{name}: an unknown video codec")
+        _check_motion(container, stream, name)
+        check_size(stream.width, stream.height, name, limits)
+        stream.thread_type = "NONE"
+        stream.codec_context.options = {"err_detect": "explode"}
+        yield container, stream, file
+
+
+def _open(file, name: str):
+    try:
+        return av.open(file, mode="r", options=_OPEN)
+    except av.error.InvalidDataError as error:
+        file.seek(0)
+        head = file.read(16)
+        other = next((what for start, what in _OTHERS.items() if head.startswith(start)), None)
+        if other is None:
+            raise
+        raise MediaError(
+            f"{name}: not a readable video ({other} is none of the containers that are read; "
+            "convert it: ffmpeg -i INPUT OUTPUT.mp4)"
+        ) from error
 
 
 def check_size(width: int, height: int, name: str, limits: Limits) -> None:
@@ -80,14 +112,41 @@ def check_size(width: int, height: int, name: str, limits: Limits) -> None:
                          f"{limits.frame_pixels} pixels")  # fmt: skip
 
 
-def _pick(container, name: str):
-    streams = [s for s in container.streams.video if not s.disposition & _COVER]
-    if not streams:
+def _video_streams(container, name: str, limits: Limits) -> list:
+    """The streams that may be the video.
+
+    Raises:
+      MediaError: none, or more streams than the limit (attached files are no streams).
+    """
+    streams = [s for s in container.streams
+               if s.type != "attachment" and not s.disposition & _NO_VIDEO]  # fmt: skip
+    if len(streams) > limits.streams:
+        raise MediaError(f"{name}: {len(streams)} streams are above the limit of {limits.streams}")
+    videos = [stream for stream in streams if stream.type == "video"]
+    if not videos:
         raise MediaError(f"{name}: no video stream")
-    stream = next((s for s in streams if s.disposition & _MAIN), streams[0])
-    if stream.codec_context is None:
-        raise MediaError(f"{name}: an unknown video codec")
-    return stream
+    return videos
+
+
+def _choose(container, streams: list, limits: Limits):
+    counts = {s.index: min(2, len(s.index_entries)) for s in streams}
+    if min(counts.values()) < 2:  # a still picture, or a file without a table
+        counts = dict.fromkeys(counts, 0)
+        for read, packet in enumerate(packets(container, streams)):
+            counts[packet.stream_index] += 1
+            if min(counts.values()) > 1 or read > limits.frames:
+                break
+    moving = [s for s in streams if counts[s.index] > 1] or streams
+    return next((s for s in moving if s.disposition & _MAIN), moving[0])
+
+
+def _check_motion(container, stream, name: str) -> None:
+    """AVIF and HEIC are pictures by another name, as a PNG is; animated ones are videos."""
+    picture = container.metadata.get("major_brand", "") in _PICTURES
+    if picture and len(stream.index_entries) < 2:
+        raise MediaError(
+            f"{name}: not a readable video (a picture without motion; give it as an image)"
+        )
 
 
 def read_index(container, stream, file, name: str, limits: Limits) -> Index:
@@ -97,33 +156,86 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
     other file is read as a whole.
 
     Raises:
-      MediaError: no frame, more than the limit, no frame rate, a file that was cut off.
+      MediaError: no frame, more than the limit, a file that was cut off, an edit list that plays
+        at another speed.
     """
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    if not 0 < rate < np.inf:
-        raise MediaError(f"{name}: no frame rate")
-    if "mp4" in container.format.name:
-        rows, last = _listed(container, stream, file, name, limits), 0
-    else:
-        rows = None
+    rows, samples, last, kind = None, None, 0, container.format.name
+    if "mp4" in kind:
+        samples = mp4.read_samples(file, stream.id, limits.frames)
+        if samples is not None:
+            _check_speed(samples, name)
+            rows = _listed(container, stream, samples, file, name, limits)
     if rows is None:
         rows, last = _read(container, stream, name, limits)
     columns = np.array(rows, np.int64).reshape(-1, 6).T
-    index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base), rate)
+    index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base),
+                  rate if 0 < rate < np.inf else 0.0,
+                  bool(container.format.flags & av.format.Flags.ts_discont.value))  # fmt: skip
     if not index.shown.any():
         raise MediaError(f"{name}: no frame")
+    index = dataclasses.replace(index, duration=_stated(container, index, samples, last))
     _check_whole(container, stream, index, last, name)
     return index
 
 
-def _listed(container, stream, file, name: str, limits: Limits):
+def _check_speed(samples: mp4.Samples, name: str) -> None:
+    """FFmpeg (and so decord) shows such a file at its usual speed, and may end it early."""
+    odd = [speed for speed in samples.speed if speed != 1]
+    if odd:
+        raise MediaError(f"{name}: its edit list plays at {odd[0]:g} times the speed, which is not "
+                         "supported; to drop the list: ffmpeg -ignore_editlist 1 -i INPUT "
+                         "-c copy OUTPUT.mp4")  # fmt: skip
+
+
+def _stated(container, index: Index, samples, last: int) -> np.ndarray:
+    """int64 [N], the durations that the file itself states; what FFmpeg makes up is left out."""
+    kind, durations = container.format.name, index.duration.copy()
+    if "mp4" in kind:
+        return _end_edit(_sample_durations(index, samples), index, samples)
+    if kind == "avi":  # which counts frames; after the last one those may come that were dropped
+        if index.dts[-1] != NO_TIME:
+            durations[-1] = max(last + 1 - index.dts[-1], 1)
+        return durations
+    if "matroska" in kind:
+        return durations
+    return np.zeros_like(durations)
+
+
+def _sample_durations(index: Index, samples: mp4.Samples | None) -> np.ndarray:
+    """Of the packets that an edit list leaves, found in the table by their sizes. A parser (that of
+    VP9, say) gives packets the duration of a steady rate instead."""
+    if samples is None:
+        return index.duration
+    table, sizes = samples.sizes.tobytes(), index.size.tobytes()
+    at = table.find(sizes)
+    while at % 8:  # -1 % 8, not found, is 7
+        if at < 0:
+            return index.duration
+        at = table.find(sizes, at + 1)
+    return samples.durations[at // 8 : at // 8 + len(index.size)].copy()
+
+
+def _end_edit(durations: np.ndarray, index: Index, samples: mp4.Samples | None) -> np.ndarray:
+    """The last frame ends no later than the edit list, which may cut it."""
+    shown = np.flatnonzero(index.shown & (index.pts != NO_TIME))
+    if samples is None or samples.end is None or not len(shown):
+        return durations
+    last = shown[index.pts[shown].argmax()]
+    left = round(samples.end / index.tick) - index.pts[last]
+    # Ends are rounded to units of the movie, a millisecond mostly.
+    if 0 < left < durations[last] - 0.002 / index.tick:
+        durations[last] = left
+    return durations
+
+
+def _listed(container, stream, samples: mp4.Samples, file, name: str, limits: Limits):
     """Rows of the index from FFmpeg's table of an MP4, which lacks the times of showing. None where
     an edit list or fragments make it more than a table."""
-    entries = stream.index_entries
+    entries, offsets = stream.index_entries, samples.offsets
     if len(entries) > limits.frames:
         raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
-    offsets = mp4.composition_offsets(file, stream.id, len(entries)) if len(entries) else None
-    if offsets is None:
+    if offsets is None or not len(entries) or len(entries) != len(offsets):
         return None
     table = np.array([(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries],
                      np.int64)  # fmt: skip
@@ -138,9 +250,10 @@ def _listed(container, stream, file, name: str, limits: Limits):
         container.seek(int(min(0, dts[0])), stream=stream)
         return None
     pts = dts + offsets - offsets[0] + first.pts - first.dts
-    steps = np.diff(dts)
-    duration = np.append(steps, int(np.median(steps)) if len(steps) else first.duration or 0)
-    return np.stack([pts, dts, size, duration, key, np.ones_like(key)], axis=1)
+    if not np.array_equal(np.diff(dts), samples.durations[:-1]):
+        container.seek(int(min(0, dts[0])), stream=stream)
+        return None
+    return np.stack([pts, dts, size, samples.durations, key, np.ones_like(key)], axis=1)
 
 
 def _length(file) -> int:
@@ -192,40 +305,12 @@ def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
     if found < declared:
         raise MediaError(f"{name}: cut off, {found} of {declared} frames")
     if "mp4" in kind and stream.duration:  # a damaged table of samples; durations are not exact
-        shown = index.pts[index.shown]  # of VP9 a packet's duration may be that of a steady rate
-        seconds = max(index.duration[index.shown].sum(), np.ptp(shown)) * index.tick
+        pts, duration = index.pts[index.shown], index.duration[index.shown]
+        seconds = max(duration.sum(), (pts + duration).max() - pts.min()) * index.tick
         whole = float(stream.duration * stream.time_base)
-        if seconds < 0.95 * whole - 1 / index.rate:
+        usual = 1 / index.rate if index.rate else float(np.median(duration)) * index.tick
+        if seconds < 0.95 * whole - usual:
             raise MediaError(f"{name}: damaged, frames for {seconds:.2f} of {whole:.2f} s")
-
-
-def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Timeline:
-    """When the frames are shown, `shown` being their packets.
-
-    Where all times are within a tick of those of the declared rate, that rate counts (as it does in
-    the reference, which knows no other). Otherwise the times count: a frame lasts until the next,
-    the last one as long as its packet says, or else as the others do on average. Without times
-    that differ, the declared rate is all there is.
-
-    Raises:
-      MediaError: a video longer than the limit.
-    """
-    total, times = len(shown), index.pts[shown]
-    if (times == NO_TIME).any():  # AVI with B-frames: each frame has the time of another one
-        times = index.dts[shown]
-    order = np.argsort(times, kind="stable")
-    times, final = times[order], index.duration[shown[order[-1]]] * index.tick
-    begins, rate, even = (times - times[0]) * index.tick, index.rate, True
-    if times[0] != NO_TIME and (np.diff(times) > 0).all():
-        off = np.abs(begins - np.arange(total) / rate).max()
-        even = off <= min(1.001 * index.tick, 0.5 / rate)
-    if not even:
-        begins = np.append(begins, begins[-1] + (final or begins[-1] / (total - 1)))
-        rate = total / float(begins[-1])
-    if total / rate > limits.duration:
-        raise MediaError(f"{name}: {total / rate:.0f} s are above the limit of "
-                         f"{limits.duration:g} s")  # fmt: skip
-    return Timeline(total, rate, None if even else begins)
 
 
 def _check_segment(file, name: str) -> None:
