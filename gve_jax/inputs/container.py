@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from gve_jax.inputs import mp4
+from gve_jax.inputs import avi, last_frame, mp4
 from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.index import NO_TIME, Index
 from gve_jax.inputs.limits import Limits
 
 # Containers people have, none of which can point at other files or hosts, as much that FFmpeg can
@@ -23,37 +24,6 @@ _MAIN = av.stream.Disposition.default
 # The cover of a song, and the pictures of chapters: no videos.
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 _PICTURES = ("avif", "mif1", "heic", "heix")  # brands of ISO/IEC 23008-12
-_OTHERS = {
-    b"YUV4MPEG2": "YUV4MPEG", b".RMF": "RealMedia", b"\x06\x0e\x2b\x34": "MXF", b"DKIF": "IVF",
-    b"nut/multimedia": "NUT", b"\0\0\0\1": "a bare H.264 or HEVC stream",
-    b"\x1f\x07\0": "DV", b"#EXTM3U": "a playlist",
-}  # fmt: skip
-NO_TIME = np.iinfo(np.int64).min
-
-
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """The packets of one video stream, in the order of the file, which is that of decoding.
-
-    Attributes:
-      pts, dts: int64 [N], times of showing and decoding in `tick`s; NO_TIME where unknown.
-      size, duration: int64 [N], bytes; ticks, 0 where the file does not state it.
-      key: bool [N], what the container calls a keyframe.
-      shown: bool [N], false for packets that an edit list cuts away (others may need them).
-      tick: seconds.
-      rate: frames a second, as the container declares or FFmpeg estimates them; 0 where unknown.
-      restarts: whether the clock of such a container may restart or jump between recordings.
-    """
-
-    pts: np.ndarray
-    dts: np.ndarray
-    size: np.ndarray
-    duration: np.ndarray
-    key: np.ndarray
-    shown: np.ndarray
-    tick: float
-    rate: float
-    restarts: bool = False
 
 
 @contextlib.contextmanager
@@ -94,15 +64,10 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
 def _open(file, name: str):
     try:
         return av.open(file, mode="r", options=_OPEN)
-    except av.error.InvalidDataError as error:
-        file.seek(0)
-        head = file.read(16)
-        other = next((what for start, what in _OTHERS.items() if head.startswith(start)), None)
-        if other is None:
-            raise
+    except av.error.ArgumentError as error:  # what FFmpeg says of a format off the list
         raise MediaError(
-            f"{name}: not a readable video ({other} is none of the containers that are read; "
-            "convert it: ffmpeg -i INPUT OUTPUT.mp4)"
+            f"{name}: not a readable video (its container is damaged, or none of those that are "
+            f"read: {', '.join(CONTAINERS)}; to convert it: ffmpeg -i INPUT OUTPUT.mp4)"
         ) from error
 
 
@@ -170,13 +135,21 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
         rows, last = _read(container, stream, name, limits)
     columns = np.array(rows, np.int64).reshape(-1, 6).T
     index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base),
-                  rate if 0 < rate < np.inf else 0.0,
-                  bool(container.format.flags & av.format.Flags.ts_discont.value))  # fmt: skip
+                  rate if 0 < rate < np.inf else 0.0, *_clock(container))  # fmt: skip
     if not index.shown.any():
         raise MediaError(f"{name}: no frame")
-    index = dataclasses.replace(index, duration=_stated(container, index, samples, last))
+    if kind == "avi":
+        last = max(last, avi.chunks(file, stream.index, len(rows)) - 1)
+    duration = last_frame.durations(container, stream, file, index, samples, last)
+    index = dataclasses.replace(index, duration=duration)
     _check_whole(container, stream, index, last, name)
     return index
+
+
+def _clock(container) -> tuple[bool, bool]:
+    """Whether the container states times, and whether its clock may restart, by FFmpeg's word."""
+    flags, kinds = container.format.flags, av.format.Flags
+    return not flags & kinds.no_timestamps.value, bool(flags & kinds.ts_discont.value)
 
 
 def _check_speed(samples: mp4.Samples, name: str) -> None:
@@ -186,47 +159,6 @@ def _check_speed(samples: mp4.Samples, name: str) -> None:
         raise MediaError(f"{name}: its edit list plays at {odd[0]:g} times the speed, which is not "
                          "supported; to drop the list: ffmpeg -ignore_editlist 1 -i INPUT "
                          "-c copy OUTPUT.mp4")  # fmt: skip
-
-
-def _stated(container, index: Index, samples, last: int) -> np.ndarray:
-    """int64 [N], the durations that the file itself states; what FFmpeg makes up is left out."""
-    kind, durations = container.format.name, index.duration.copy()
-    if "mp4" in kind:
-        return _end_edit(_sample_durations(index, samples), index, samples)
-    if kind == "avi":  # which counts frames; after the last one those may come that were dropped
-        if index.dts[-1] != NO_TIME:
-            durations[-1] = max(last + 1 - index.dts[-1], 1)
-        return durations
-    if "matroska" in kind:
-        return durations
-    return np.zeros_like(durations)
-
-
-def _sample_durations(index: Index, samples: mp4.Samples | None) -> np.ndarray:
-    """Of the packets that an edit list leaves, found in the table by their sizes. A parser (that of
-    VP9, say) gives packets the duration of a steady rate instead."""
-    if samples is None:
-        return index.duration
-    table, sizes = samples.sizes.tobytes(), index.size.tobytes()
-    at = table.find(sizes)
-    while at % 8:  # -1 % 8, not found, is 7
-        if at < 0:
-            return index.duration
-        at = table.find(sizes, at + 1)
-    return samples.durations[at // 8 : at // 8 + len(index.size)].copy()
-
-
-def _end_edit(durations: np.ndarray, index: Index, samples: mp4.Samples | None) -> np.ndarray:
-    """The last frame ends no later than the edit list, which may cut it."""
-    shown = np.flatnonzero(index.shown & (index.pts != NO_TIME))
-    if samples is None or samples.end is None or not len(shown):
-        return durations
-    last = shown[index.pts[shown].argmax()]
-    left = round(samples.end / index.tick) - index.pts[last]
-    # Ends are rounded to units of the movie, a millisecond mostly.
-    if 0 < left < durations[last] - 0.002 / index.tick:
-        durations[last] = left
-    return durations
 
 
 def _listed(container, stream, samples: mp4.Samples, file, name: str, limits: Limits):
@@ -240,7 +172,7 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str, limits: Li
     table = np.array([(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries],
                      np.int64)  # fmt: skip
     dts, size, key, discard, place = table.T
-    if discard.any() or (size <= 0).any():
+    if discard.any() or (size <= 0).any() or (np.diff(dts) != samples.durations[:-1]).any():
         return None
     whole = place + size <= _length(file)
     if not whole.all():
@@ -250,9 +182,6 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str, limits: Li
         container.seek(int(min(0, dts[0])), stream=stream)
         return None
     pts = dts + offsets - offsets[0] + first.pts - first.dts
-    if not np.array_equal(np.diff(dts), samples.durations[:-1]):
-        container.seek(int(min(0, dts[0])), stream=stream)
-        return None
     return np.stack([pts, dts, size, samples.durations, key, np.ones_like(key)], axis=1)
 
 
@@ -292,7 +221,10 @@ def packets(container, stream, empty: bool = False) -> Iterator:
     try:
         yield from (p for p in container.demux(stream) if p.size or empty)
     except IndexError as error:  # PyAV knows the streams that were there at the beginning
-        raise ValueError("a stream begins midway") from error
+        raise ValueError(
+            "a stream begins midway: recordings of different streams in one file; to take the "
+            "first: ffmpeg -i INPUT -c copy OUTPUT.mkv"
+        ) from error
 
 
 def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
@@ -308,7 +240,7 @@ def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
         pts, duration = index.pts[index.shown], index.duration[index.shown]
         seconds = max(duration.sum(), (pts + duration).max() - pts.min()) * index.tick
         whole = float(stream.duration * stream.time_base)
-        usual = 1 / index.rate if index.rate else float(np.median(duration)) * index.tick
+        usual = 1 / index.rate if index.rate else np.median(duration) * index.tick
         if seconds < 0.95 * whole - usual:
             raise MediaError(f"{name}: damaged, frames for {seconds:.2f} of {whole:.2f} s")
 

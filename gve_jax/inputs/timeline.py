@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from gve_jax.inputs.container import NO_TIME, Index
 from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.index import NO_TIME, Index
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.sampling import Timeline
 
@@ -33,7 +33,7 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
     steps, usual, breaks = _steps(times, recording, 1 / (rate * tick) if rate else 0.0)
     final = index.duration[shown[order[-1]]] * tick
     begins = np.concatenate([[0.0], np.cumsum(steps)]) * tick
-    timed = times[0] != NO_TIME and times.min() != NO_TIME and bool((steps > 0).all())
+    timed = index.timed and times.min() != NO_TIME and bool((steps > 0).all())
     if not rate:
         even = False
     elif not timed:

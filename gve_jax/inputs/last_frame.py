@@ -1,0 +1,115 @@
+"""How long frames last where the container states it: what FFmpeg makes up is left out.
+
+Of most frames that is told by the next one; these numbers are needed for the last, which may be
+held much longer than the others (a slide, the end of a GIF).
+"""
+
+import numpy as np
+
+from gve_jax.inputs import mp4
+from gve_jax.inputs.index import NO_TIME, Index
+
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object of its properties
+
+
+def durations(
+    container, stream, file, index: Index, samples: mp4.Samples | None, last: int
+) -> np.ndarray:
+    """int64 [N] in ticks, 0 where the file states none.
+
+    Args:
+      samples: those of an MP4, where its tables could be read.
+      last: the number of the last frame of an AVI, those that are shown by no chunk included.
+    """
+    kind = container.format.name
+    if "mp4" in kind:
+        return _end_edit(_of_samples(index, samples), index, samples)
+    shown = np.unique(index.pts[index.shown])
+    usual = np.median(np.diff(shown)) if len(shown) > 1 else 0
+    stated = np.zeros_like(index.duration)
+    if "matroska" in kind:
+        stated = index.duration.copy()
+        if index.rate:  # a made up one where none is stated: a tick, if frames keep no rate
+            made_up = np.abs(stated - 1 / (index.rate * index.tick)) <= 1
+            stated[made_up & (stated < usual / 2)] = 0
+    if kind == "avi" and index.dts[-1] != NO_TIME:  # which counts frames
+        stated[-1] = max(last + 1 - index.dts[-1], 1)
+    end = _end(container, stream, file, index)
+    number = _last_shown(index)
+    if end is None or number is None:
+        return stated
+    left = round(end / index.tick) - index.pts[number]
+    # Ends are rounded, and count from the first frame or from before it: only a frame that is
+    # longer than usual by a whole one is held.
+    if left > max(stated[number], usual) + usual + max(index.pts[index.shown].min(), 0):
+        stated[number] = left
+    return stated
+
+
+def _end(container, stream, file, index: Index) -> float | None:
+    """Seconds at which the video ends by the header, None where that states nothing of it alone."""
+    kind = container.format.name
+    whole = None if container.duration is None else container.duration / 1e6
+    if kind == "ogg":  # the number of the last page, from the first frame on
+        first = index.pts[index.shown].min() * index.tick
+        return (
+            None if stream.duration is None else first + float(stream.duration * stream.time_base)
+        )
+    if whole is None or kind == "asf" and _is_live(file):
+        return None
+    if "matroska" in kind and "DURATION" in stream.metadata:
+        end = _seconds(stream.metadata["DURATION"])
+        return end if end is not None and end < whole + 0.01 else None
+    alone = sum(s.type in ("video", "audio", "subtitle") for s in container.streams) == 1
+    return whole if alone and ("matroska" in kind or kind in ("flv", "asf")) else None
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        hours, minutes, seconds = map(float, text.split(":"))
+    except ValueError:
+        return None
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _is_live(file) -> bool:
+    """Whether an ASF was recorded without going back to state its length."""
+    place = file.tell()
+    file.seek(0)
+    head = file.read(1 << 16)
+    file.seek(place)
+    at = head.find(_ASF_FILE)
+    return at < 0 or bool(int.from_bytes(head[at + 88 : at + 92], "little") & 1)
+
+
+def _last_shown(index: Index) -> int | None:
+    shown = np.flatnonzero(index.shown)
+    if not len(shown) or (index.pts[shown] == NO_TIME).any():
+        return None
+    return int(shown[index.pts[shown].argmax()])
+
+
+def _of_samples(index: Index, samples: mp4.Samples | None) -> np.ndarray:
+    """Of the packets that an edit list leaves, found in the table by their sizes. A parser (that of
+    VP9, say) gives packets the duration of a steady rate instead."""
+    if samples is None:
+        return index.duration
+    table, sizes = samples.sizes.tobytes(), index.size.tobytes()
+    at = table.find(sizes)
+    while at % 8:  # -1 % 8, not found, is 7
+        if at < 0:
+            return index.duration
+        at = table.find(sizes, at + 1)
+    return samples.durations[at // 8 : at // 8 + len(index.size)].copy()
+
+
+def _end_edit(stated: np.ndarray, index: Index, samples: mp4.Samples | None) -> np.ndarray:
+    """The last frame ends no later than the edit list, which may cut it."""
+    last = _last_shown(index)
+    if samples is None or samples.end is None or last is None:
+        return stated
+    left = round(samples.end / index.tick) - index.pts[last]
+    # Ends are rounded to units of the movie, a millisecond mostly.
+    if 0 < left < stated[last] - 0.002 / index.tick:
+        stated[last] = left
+    return stated
