@@ -122,14 +122,14 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
 
     Raises:
       MediaError: no frame, more than the limit, a file that was cut off, an edit list that plays
-        at another speed.
+        at another speed or pauses.
     """
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     rows, samples, last, kind = None, None, 0, container.format.name
     if "mp4" in kind:
         samples = mp4.read_samples(file, stream.id, limits.frames)
         if samples is not None:
-            _check_speed(samples, name)
+            _check_edits(samples.edits, name)
             rows = _listed(container, stream, samples, file, name, limits)
     if rows is None:
         rows, last = _read(container, stream, name, limits)
@@ -142,7 +142,7 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
         last = max(last, avi.chunks(file, stream.index, len(rows)) - 1)
     duration = last_frame.durations(container, stream, file, index, samples, last)
     index = dataclasses.replace(index, duration=duration)
-    _check_whole(container, stream, index, last, name)
+    _check_whole(container, stream, index, samples, last, name)
     return index
 
 
@@ -152,13 +152,13 @@ def _clock(container) -> tuple[bool, bool]:
     return not flags & kinds.no_timestamps.value, bool(flags & kinds.ts_discont.value)
 
 
-def _check_speed(samples: mp4.Samples, name: str) -> None:
-    """FFmpeg (and so decord) shows such a file at its usual speed, and may end it early."""
-    odd = [speed for speed in samples.speed if speed != 1]
-    if odd:
-        raise MediaError(f"{name}: its edit list plays at {odd[0]:g} times the speed, which is not "
-                         "supported; to drop the list: ffmpeg -ignore_editlist 1 -i INPUT "
-                         "-c copy OUTPUT.mp4")  # fmt: skip
+def _check_edits(edits: mp4.Edits | None, name: str) -> None:
+    """Refuses what FFmpeg (and so decord) shows otherwise than the file says."""
+    odd = None if edits is None else [speed for speed in edits.speeds if speed != 1]
+    what = f"plays at {odd[0]:g} times the speed" if odd else "pauses midway"
+    if odd or edits is not None and edits.pauses:
+        raise MediaError(f"{name}: its edit list {what}, which is not supported; to drop the list: "
+                         "ffmpeg -ignore_editlist 1 -i INPUT -c copy OUTPUT.mp4")  # fmt: skip
 
 
 def _listed(container, stream, samples: mp4.Samples, file, name: str, limits: Limits):
@@ -227,7 +227,7 @@ def packets(container, stream, empty: bool = False) -> Iterator:
         ) from error
 
 
-def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
+def _check_whole(container, stream, index: Index, samples, last: int, name: str) -> None:
     """A file that was cut off between two packets reads without an error."""
     kind, found, declared = container.format.name, 0, 0
     if kind == "avi":  # its timestamps count frames, those too that were dropped at recording
@@ -240,6 +240,8 @@ def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
         pts, duration = index.pts[index.shown], index.duration[index.shown]
         seconds = max(duration.sum(), (pts + duration).max() - pts.min()) * index.tick
         whole = float(stream.duration * stream.time_base)
+        if samples is not None and samples.edits is not None and samples.edits.shown is not None:
+            whole = min(whole, samples.edits.shown)  # FFmpeg's own sum may be that of the track
         usual = 1 / index.rate if index.rate else np.median(duration) * index.tick
         if seconds < 0.95 * whole - usual:
             raise MediaError(f"{name}: damaged, frames for {seconds:.2f} of {whole:.2f} s")

@@ -10,6 +10,7 @@ from gve_jax.inputs import mp4
 from gve_jax.inputs.index import NO_TIME, Index
 
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object of its properties
+_TRIES = 100  # places in a table at which packets may lie
 
 
 def durations(
@@ -90,25 +91,30 @@ def _last_shown(index: Index) -> int | None:
 
 
 def _of_samples(index: Index, samples: mp4.Samples | None) -> np.ndarray:
-    """Of the packets that an edit list leaves, found in the table by their sizes. A parser (that of
-    VP9, say) gives packets the duration of a steady rate instead."""
-    if samples is None:
+    """Of the packets that an edit list leaves, found in the table by sizes and times. A parser
+    (that of VP9, say) gives packets the duration of a steady rate instead."""
+    count = len(index.size)
+    if samples is None or count > len(samples.sizes):
         return index.duration
-    table, sizes = samples.sizes.tobytes(), index.size.tobytes()
-    at = table.find(sizes)
-    while at % 8:  # -1 % 8, not found, is 7
-        if at < 0:
-            return index.duration
+    if count == len(samples.sizes):
+        return samples.durations.copy() if (samples.sizes == index.size).all() else index.duration
+    table, sizes, steps, at = samples.sizes.tobytes(), index.size.tobytes(), np.diff(index.dts), -1
+    for _ in range(_TRIES):
         at = table.find(sizes, at + 1)
-    return samples.durations[at // 8 : at // 8 + len(index.size)].copy()
+        if at < 0:
+            break
+        found = samples.durations[at // 8 : at // 8 + count]
+        if at % 8 == 0 and (found[:-1] == steps).all():
+            return found.copy()
+    return index.duration
 
 
 def _end_edit(stated: np.ndarray, index: Index, samples: mp4.Samples | None) -> np.ndarray:
     """The last frame ends no later than the edit list, which may cut it."""
     last = _last_shown(index)
-    if samples is None or samples.end is None or last is None:
+    if samples is None or samples.edits is None or samples.edits.end is None or last is None:
         return stated
-    left = round(samples.end / index.tick) - index.pts[last]
+    left = round(samples.edits.end / index.tick) - index.pts[last]
     # Ends are rounded to units of the movie, a millisecond mostly.
     if 0 < left < stated[last] - 0.002 / index.tick:
         stated[last] = left

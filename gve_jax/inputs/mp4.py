@@ -22,15 +22,30 @@ class Samples:
       durations: int64 [N], how long each lasts, in units of the track.
       offsets: int64 [N], how much later than it is decoded each sample is shown (up to one number
         for all), in units of the track; None where samples lie in fragments.
-      end: seconds of presentation at which the edit list ends; None without one.
-      speed: the rates that the edit list plays at, 1.0 alone in nearly every file.
+      edits: what the edit list says; None without one.
     """
 
     sizes: np.ndarray
     durations: np.ndarray
     offsets: np.ndarray | None
+    edits: "Edits | None"
+
+
+@dataclasses.dataclass(frozen=True)
+class Edits:
+    """What an edit list says of the presentation of a track.
+
+    Attributes:
+      end, shown: seconds at which it ends, and of which something is shown (what comes before is
+        empty); None where it ends with the track.
+      speeds: the rates that it plays at, 1.0 alone in nearly every file.
+      pauses: whether something empty comes later than at the beginning.
+    """
+
     end: float | None
-    speed: tuple[float, ...]
+    shown: float | None
+    speeds: tuple[float, ...]
+    pauses: bool
 
 
 def read_samples(file, track: int, limit: int) -> Samples | None:
@@ -60,20 +75,20 @@ def _read(file, track: int, limit: int) -> Samples | None:
     durations = None if sizes is None else _runs(table, b"stts", len(sizes))
     if durations is None:
         return None
-    end, speed = _edits(movie, trak)
+    edits = _edits(movie, trak)
     extension = _inside(movie, b"mvex")
     if extension is None:
         offsets = _runs(table, b"ctts", len(sizes))
         # Signed in either version of the box, as FFmpeg reads it.
         signed = None if offsets is None else offsets.astype(np.int32).astype(np.int64)
-        return None if offsets is None else Samples(sizes, durations, signed, end, speed)
+        return None if offsets is None else Samples(sizes, durations, signed, edits)
     parts = [np.stack([durations, sizes])]
     defaults = _defaults(extension, track)
     for fragment in _top_level(file, b"moof"):
         for part in _fragment(fragment, track, defaults, limit - sum(p.shape[1] for p in parts)):
             parts.append(part)
     durations, sizes = np.concatenate(parts, axis=1)
-    return Samples(sizes, durations, None, end, speed)
+    return Samples(sizes, durations, None, edits)
 
 
 def _top_level(file, wanted: bytes) -> Iterator[bytes]:
@@ -145,23 +160,25 @@ def _runs(table: bytes, kind: bytes, samples: int) -> np.ndarray | None:
     return np.repeat(numbers, counts)
 
 
-def _edits(movie: bytes, trak: bytes) -> tuple[float | None, tuple[float, ...]]:
-    """When the edit list of a track ends, in seconds, and the rates of its edits."""
+def _edits(movie: bytes, trak: bytes) -> Edits | None:
     header, content = _inside(movie, b"mvhd"), _inside(trak, b"edts", b"elst")
     if content is None or header is None:
-        return None, ()
+        return None
     long = content[:1] == b"\1"
     kind = np.dtype([("duration", ">u8" if long else ">u4"), ("start", ">i8" if long else ">i4"),
                      ("rate", ">i4")])  # fmt: skip
     rows = np.frombuffer(content, kind, int.from_bytes(content[4:8]), 8)
     at = 20 if header[:1] == b"\1" else 12
     units = int.from_bytes(header[at : at + 4])
-    shown = rows[rows["start"] >= 0]
-    speed = tuple(sorted({rate / 65536 for rate in shown["rate"].tolist()}))
+    filled = rows["start"] >= 0
+    lengths = rows["duration"].tolist()
+    speeds = tuple(sorted({rate / 65536 for rate in rows["rate"][filled].tolist()}))
+    pauses = bool(filled.any() and not filled[filled.argmax() :].all())
     # A duration of 0, or of all ones, is that of whatever follows.
-    open_end = not units or (shown["duration"] == 0).any() or (shown["duration"] >= 2**63).any()
-    end = None if open_end or not len(shown) else sum(rows["duration"].tolist()) / units
-    return end, speed
+    if not units or not filled.any() or any(not 0 < length < 2**63 for length in lengths):
+        return Edits(None, None, speeds, pauses)
+    shown = sum(length for length, some in zip(lengths, filled.tolist(), strict=True) if some)
+    return Edits(sum(lengths) / units, shown / units, speeds, pauses)
 
 
 def _defaults(extension: bytes, track: int) -> tuple[int, int]:

@@ -7,10 +7,11 @@ from gve_jax.inputs.index import NO_TIME, Index
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.sampling import Timeline
 
-# Of containers whose clock may restart: a longer step, in seconds and in usual steps, is no time
-# that passes (FFmpeg's own program has the same 10 s).
+# In containers whose clock may restart, a longer step (in seconds, and in usual steps) is no time
+# that passes; FFmpeg's own program has the same 10 s.
 _JUMP_SECONDS, _JUMP_STEPS = 10.0, 10.0
-_BACK_SECONDS = 1.0  # what frames out of order do not reach
+# How far back frames may go that are shown in another order than they are decoded in.
+_BACK_SECONDS, _BACK_STEPS = 1.0, 16.0
 
 
 def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Timeline:
@@ -30,7 +31,7 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
     recording = _recordings(index)[shown]
     order = np.lexsort((times, recording))
     times, recording = times[order], recording[order]
-    steps, usual, breaks = _steps(times, recording, 1 / (rate * tick) if rate else 0.0)
+    steps, usual, breaks = _steps(times, recording, index)
     final = index.duration[shown[order[-1]]] * tick
     begins = np.concatenate([[0.0], np.cumsum(steps)]) * tick
     timed = index.timed and times.min() != NO_TIME and bool((steps > 0).all())
@@ -57,14 +58,20 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
     return Timeline(total, rate, None if even else begins)
 
 
-def _steps(times: np.ndarray, recording: np.ndarray, declared: float):
+def _steps(times: np.ndarray, recording: np.ndarray, index: Index):
     """The steps from each frame to the next in ticks, the usual one at the end, and the number of
-    breaks. The last frame of a recording lasts as long as frames of it mostly do."""
+    breaks: where a recording ends, and where the clock jumps ahead in a container whose clock may
+    do so. The last frame before a break lasts as long as those before it mostly do."""
     steps = np.diff(times).astype(float)
-    breaks = np.flatnonzero(np.diff(recording))
-    inside = np.delete(steps, breaks)
-    overall = float(np.median(inside)) if len(inside) else declared
-    begin = 0
+    ends = np.diff(recording) > 0
+    inside = steps[~ends]
+    if len(inside):
+        overall = float(np.median(inside))
+    else:
+        overall = 1 / (index.rate * index.tick) if index.rate else 0.0
+    if index.restarts:
+        ends |= steps > max(_JUMP_SECONDS / index.tick, _JUMP_STEPS * overall)
+    breaks, begin = np.flatnonzero(ends), 0
     for at in breaks.tolist():
         steps[at] = np.median(steps[begin:at]) if at > begin else overall
         begin = at + 1
@@ -73,25 +80,27 @@ def _steps(times: np.ndarray, recording: np.ndarray, declared: float):
 
 def _recordings(index: Index) -> np.ndarray:
     """int64 [N], which recording each packet belongs to: a new one begins where the clock goes
-    back, or where it jumps ahead in a container whose clock may do so.
-
-    Recordings are stored one after the other; frames that are merely shown in another order than
-    they are decoded do not go back in both, the time of decoding and that of showing.
-    """
+    back, both for decoding and for showing, by more than frames out of order do."""
     numbers = np.zeros(len(index.dts), np.int64)
     known = index.dts != NO_TIME
     if not known.any():
         return numbers
-    filled = np.maximum.accumulate(np.where(known, np.arange(len(known)), -1))
-    dts = index.dts[np.where(filled < 0, known.argmax(), filled)]
+    before = np.maximum.accumulate(np.where(known, np.arange(len(known)), known.argmax()))
+    dts = index.dts[before]  # that of the packet before, where there is none
     pts = np.where(index.pts == NO_TIME, dts, index.pts)
-    steps, since = np.diff(dts) * index.tick, (pts[1:] - np.maximum.accumulate(pts)[:-1])
-    back = (steps < 0) & (since < 0)
-    if index.restarts:
-        ahead = steps[steps > 0]
-        jump = max(_JUMP_SECONDS, _JUMP_STEPS * float(np.median(ahead)) if len(ahead) else 0.0)
-        breaks = back & (index.key[1:] | (steps < -_BACK_SECONDS)) | (steps > jump)
-    else:
-        breaks = back & (since * index.tick < -_BACK_SECONDS)
-    numbers[1:] = np.cumsum(breaks)
+    steps = np.diff(dts)
+    if not (steps < 0).any():
+        return numbers
+    second = 1 / index.tick
+    far = max(_BACK_SECONDS * second, _BACK_STEPS * float(np.median(np.abs(steps))))
+    latest, number = pts[0], 0
+    for at, (time, step, key) in enumerate(
+        zip(pts[1:].tolist(), steps.tolist(), index.key[1:].tolist(), strict=True), 1
+    ):
+        # A keyframe is shown after what comes before it: any way back is a new clock.
+        near = index.restarts and key
+        if step < 0 and time < latest - (0 if near else far):
+            number, latest = number + 1, time
+        latest = max(latest, time)
+        numbers[at] = number
     return numbers
