@@ -13,6 +13,7 @@ from gve_jax.inputs import avi, last_frame, mp4
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.index import NO_TIME, Index
 from gve_jax.inputs.limits import Limits
+from gve_jax.inputs.whole import check_length
 
 # Containers people have, none of which can point at other files or hosts, as much that FFmpeg can
 # open does (playlists, concat scripts, devices).
@@ -42,7 +43,7 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
     # PyAV reads a file object, so that no protocol of FFmpeg's is used.
     file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
     with file, contextlib.ExitStack() as stack:
-        _check_segment(file, name)
+        check_length(file, name)
         container = stack.enter_context(_open(file, name))
         streams = _video_streams(container, name, limits)
         number = streams[0].index
@@ -245,17 +246,3 @@ def _check_whole(container, stream, index: Index, samples, last: int, name: str)
         usual = 1 / index.rate if index.rate else np.median(duration) * index.tick
         if seconds < 0.95 * whole - usual:
             raise MediaError(f"{name}: damaged, frames for {seconds:.2f} of {whole:.2f} s")
-
-
-def _check_segment(file, name: str) -> None:
-    """A Matroska file that was cut off is shorter than its segment; FFmpeg reads it as if whole."""
-    head, size = file.read(4096), file.seek(0, os.SEEK_END)
-    file.seek(0)
-    at = head.find(b"\x18\x53\x80\x67") + 4
-    if not head.startswith(b"\x1a\x45\xdf\xa3") or not 4 <= at < len(head) or head[at] == 0:
-        return
-    length = 9 - head[at].bit_length()  # of the number that follows: as many bytes as leading zeros
-    unknown = 2 ** (7 * length) - 1  # of a live recording
-    segment = int.from_bytes(head[at : at + length]) & unknown
-    if segment != unknown and size < at + length + segment:
-        raise MediaError(f"{name}: cut off, {size} of {at + length + segment} bytes")

@@ -8,8 +8,8 @@ import numpy as np
 
 from gve_jax.inputs import mp4
 from gve_jax.inputs.index import NO_TIME, Index
+from gve_jax.inputs.whole import asf_is_live
 
-_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object of its properties
 _TRIES = 100  # places in a table at which packets may lie
 
 
@@ -56,7 +56,7 @@ def _end(container, stream, file, index: Index) -> float | None:
         return (
             None if stream.duration is None else first + float(stream.duration * stream.time_base)
         )
-    if whole is None or kind == "asf" and _is_live(file):
+    if whole is None or kind == "asf" and _asf_is_live(file):
         return None
     if "matroska" in kind and "DURATION" in stream.metadata:
         end = _seconds(stream.metadata["DURATION"])
@@ -65,22 +65,20 @@ def _end(container, stream, file, index: Index) -> float | None:
     return whole if alone and ("matroska" in kind or kind in ("flv", "asf")) else None
 
 
+def _asf_is_live(file) -> bool:
+    place = file.tell()
+    try:
+        return asf_is_live(file)
+    finally:
+        file.seek(place)
+
+
 def _seconds(text: str) -> float | None:
     try:
         hours, minutes, seconds = map(float, text.split(":"))
     except ValueError:
         return None
     return 3600 * hours + 60 * minutes + seconds
-
-
-def _is_live(file) -> bool:
-    """Whether an ASF was recorded without going back to state its length."""
-    place = file.tell()
-    file.seek(0)
-    head = file.read(1 << 16)
-    file.seek(place)
-    at = head.find(_ASF_FILE)
-    return at < 0 or bool(int.from_bytes(head[at + 88 : at + 92], "little") & 1)
 
 
 def _last_shown(index: Index) -> int | None:
