@@ -147,10 +147,14 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
     return index
 
 
-def _clock(container) -> tuple[bool, bool]:
-    """Whether the container states times, and whether its clock may restart, by FFmpeg's word."""
+def _clock(container) -> tuple[bool, bool, bool]:
+    """`timed`, `showing` and `restarts` of the index, the first and the last by FFmpeg's word."""
     flags, kinds = container.format.flags, av.format.Flags
-    return not flags & kinds.no_timestamps.value, bool(flags & kinds.ts_discont.value)
+    return (
+        not flags & kinds.no_timestamps.value,
+        container.format.name != "avi",
+        bool(flags & kinds.ts_discont.value),
+    )
 
 
 def _check_edits(edits: mp4.Edits | None, name: str) -> None:

@@ -19,6 +19,7 @@ class Index:
       tick: seconds.
       rate: frames a second, as the container declares or FFmpeg estimates them; 0 where unknown.
       timed: whether the container states times at all; bare streams do not, and FFmpeg counts.
+      showing: whether it states times of showing; AVI does not, and FFmpeg guesses them.
       restarts: whether the clock of such a container may restart or jump between recordings.
     """
 
@@ -31,4 +32,5 @@ class Index:
     tick: float
     rate: float
     timed: bool = True
+    showing: bool = True
     restarts: bool = False

@@ -25,26 +25,34 @@ def durations(
     kind = container.format.name
     if "mp4" in kind:
         return _end_edit(_of_samples(index, samples), index, samples)
-    shown = np.unique(index.pts[index.shown])
-    usual = np.median(np.diff(shown)) if len(shown) > 1 else 0
     stated = np.zeros_like(index.duration)
+    if kind == "avi":  # which counts frames, or parts of them
+        held = last + 1 - index.dts[-1] if index.dts[-1] != NO_TIME else 0
+        stated[-1] = held if held > _usual(index.dts) else 0
+        return stated
+    number = _last_shown(index)
+    if number is None:
+        return stated
+    pts = index.pts[index.shown]
+    usual = _usual(pts)
     if "matroska" in kind:
         stated = index.duration.copy()
         if index.rate:  # a made up one where none is stated: a tick, if frames keep no rate
             made_up = np.abs(stated - 1 / (index.rate * index.tick)) <= 1
             stated[made_up & (stated < usual / 2)] = 0
-    if kind == "avi" and index.dts[-1] != NO_TIME:  # which counts frames
-        stated[-1] = max(last + 1 - index.dts[-1], 1)
     end = _end(container, stream, file, index)
-    number = _last_shown(index)
-    if end is None or number is None:
-        return stated
-    left = round(end / index.tick) - index.pts[number]
     # Ends are rounded, and count from the first frame or from before it: only a frame that is
     # longer than usual by a whole one is held.
-    if left > max(stated[number], usual) + usual + max(index.pts[index.shown].min(), 0):
+    left = 0 if end is None else round(end / index.tick) - index.pts[number]
+    if left > max(stated[number], usual) + usual + max(pts.min(), 0):
         stated[number] = left
     return stated
+
+
+def _usual(times: np.ndarray) -> float:
+    """The step that most frames take, in ticks; 0 where there is none."""
+    times = np.unique(times[times != NO_TIME])
+    return float(np.median(np.diff(times))) if len(times) > 1 else 0.0
 
 
 def _end(container, stream, file, index: Index) -> float | None:
@@ -53,9 +61,8 @@ def _end(container, stream, file, index: Index) -> float | None:
     whole = None if container.duration is None else container.duration / 1e6
     if kind == "ogg":  # the number of the last page, from the first frame on
         first = index.pts[index.shown].min() * index.tick
-        return (
-            None if stream.duration is None else first + float(stream.duration * stream.time_base)
-        )
+        length = stream.duration
+        return None if length is None else first + float(length * stream.time_base)
     if whole is None or kind == "asf" and _asf_is_live(file):
         return None
     if "matroska" in kind and "DURATION" in stream.metadata:

@@ -26,7 +26,7 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
       MediaError: a video longer than the limit, or without times and without a rate.
     """
     total, times, tick, rate = len(shown), index.pts[shown], index.tick, index.rate
-    if (times == NO_TIME).any():  # AVI with B-frames: each frame has the time of another one
+    if not index.showing or (times == NO_TIME).any():  # each has the time of one decoded with it
         times = index.dts[shown]
     recording = _recordings(index)[shown]
     order = np.lexsort((times, recording))
