@@ -42,9 +42,9 @@ def durations(
             stated[made_up & (stated < usual / 2)] = 0
     end = _end(container, stream, file, index)
     # Ends are rounded, and count from the first frame or from before it: only a frame that is
-    # longer than usual by a whole one is held.
+    # longer than usual by half of that is held.
     left = 0 if end is None else round(end / index.tick) - index.pts[number]
-    if left > max(stated[number], usual) + usual + max(pts.min(), 0):
+    if left > max(stated[number], usual) + usual / 2 + max(pts.min(), 0):
         stated[number] = left
     return stated
 
@@ -115,12 +115,17 @@ def _of_samples(index: Index, samples: mp4.Samples | None) -> np.ndarray:
 
 
 def _end_edit(stated: np.ndarray, index: Index, samples: mp4.Samples | None) -> np.ndarray:
-    """The last frame ends no later than the edit list, which may cut it."""
+    """The last frame ends no later than the edit list, which may cut it. Durations are those of
+    decoding: of a last frame that is decoded before others the edit list alone states how long."""
     last = _last_shown(index)
+    early = last is not None and last < len(stated) - 1
+    if early:
+        stated = stated.copy()
+        stated[last] = 0
     if samples is None or samples.edits is None or samples.edits.end is None or last is None:
         return stated
     left = round(samples.edits.end / index.tick) - index.pts[last]
     # Ends are rounded to units of the movie, a millisecond mostly.
-    if 0 < left < stated[last] - 0.002 / index.tick:
+    if 0 < left < stated[last] - 0.002 / index.tick or (early and left > 0):
         stated[last] = left
     return stated
