@@ -8,6 +8,7 @@ import numpy as np
 
 from gve_jax.inputs import mp4
 from gve_jax.inputs.index import NO_TIME, Index
+from gve_jax.inputs.timeline import median
 from gve_jax.inputs.whole import asf_is_live
 
 _TRIES = 100  # places in a table at which packets may lie
@@ -31,7 +32,7 @@ def durations(
         stated[-1] = held if held > _usual(index.dts) else 0
         return stated
     number = _last_shown(index)
-    if number is None:
+    if number is None or not ("matroska" in kind or kind in ("ogg", "flv", "asf")):
         return stated
     pts = index.pts[index.shown]
     usual = _usual(pts)
@@ -51,8 +52,7 @@ def durations(
 
 def _usual(times: np.ndarray) -> float:
     """The step that most frames take, in ticks; 0 where there is none."""
-    times = np.unique(times[times != NO_TIME])
-    return float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return median(np.diff(np.sort(times)))
 
 
 def _end(container, stream, file, index: Index) -> float | None:
@@ -117,15 +117,15 @@ def _of_samples(index: Index, samples: mp4.Samples | None) -> np.ndarray:
 def _end_edit(stated: np.ndarray, index: Index, samples: mp4.Samples | None) -> np.ndarray:
     """The last frame ends no later than the edit list, which may cut it. Durations are those of
     decoding: of a last frame that is decoded before others the edit list alone states how long."""
-    last = _last_shown(index)
-    early = last is not None and last < len(stated) - 1
-    if early:
-        stated = stated.copy()
-        stated[last] = 0
-    if samples is None or samples.edits is None or samples.edits.end is None or last is None:
+    last, stated = _last_shown(index), stated.copy()
+    if last is None:
         return stated
-    left = round(samples.edits.end / index.tick) - index.pts[last]
-    # Ends are rounded to units of the movie, a millisecond mostly.
-    if 0 < left < stated[last] - 0.002 / index.tick or (early and left > 0):
+    end = None if samples is None or samples.edits is None else samples.edits.end
+    left = 0 if end is None else round(end / index.tick) - index.pts[last]
+    rounding = 0.002 / index.tick  # ends are in units of the movie, a millisecond mostly
+    if last < len(stated) - 1:
+        if abs(left - stated[last]) > rounding:
+            stated[last] = max(left, 0)
+    elif 0 < left < stated[last] - rounding:
         stated[last] = left
     return stated

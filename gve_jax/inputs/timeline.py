@@ -28,10 +28,14 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
     total, times, tick, rate = len(shown), index.pts[shown], index.tick, index.rate
     if not index.showing or (times == NO_TIME).any():  # each has the time of one decoded with it
         times = index.dts[shown]
-    recording = _recordings(index)[shown]
-    order = np.lexsort((times, recording))
-    times, recording = times[order], recording[order]
-    steps, usual, breaks = _steps(times, recording, index)
+    recording = _recordings(index)
+    if recording is None:
+        order = np.argsort(times, kind="stable")
+    else:
+        order = np.lexsort((times, recording[shown]))
+        recording = recording[shown][order]
+    times = times[order]
+    steps, breaks = _steps(times, recording, index)
     final = index.duration[shown[order[-1]]] * tick
     begins = np.concatenate([[0.0], np.cumsum(steps)]) * tick
     timed = index.timed and times.min() != NO_TIME and bool((steps > 0).all())
@@ -40,13 +44,15 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
     elif not timed:
         even = True
     else:
+        ticks = tick * (1 + len(breaks))
         off = np.abs(begins - np.arange(total) / rate).max()
-        even = off <= min(1.001 * tick * (1 + breaks), 0.5 / rate)
+        even = off <= min(1.001 * ticks, 0.5 / rate)
         if final:  # a last frame that is held is no frame at the declared rate
             late = abs(begins[-1] + final - total / rate)
-            even = even and late <= min(2.001 * tick * (1 + breaks), 0.5 / rate)
+            even = even and late <= min(2.001 * ticks, 0.5 / rate)
     if not even:
-        last = final or usual * tick
+        recent = steps[breaks[-1] + 1 :] if len(breaks) else steps
+        last = final or median(recent if len(recent) else steps) * tick
         if not timed or not last:
             raise MediaError(f"{name}: no frame rate and no times of frames; to give it a rate: "
                              "ffmpeg -r RATE -i INPUT OUTPUT.mp4")  # fmt: skip
@@ -58,42 +64,47 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
     return Timeline(total, rate, None if even else begins)
 
 
-def _steps(times: np.ndarray, recording: np.ndarray, index: Index):
-    """The steps from each frame to the next in ticks, the usual one at the end, and the number of
-    breaks: where a recording ends, and where the clock jumps ahead in a container whose clock may
-    do so. The last frame before a break lasts as long as those before it mostly do."""
+def median(steps: np.ndarray) -> float:
+    """The middle one, 0 of none; of a few numbers numpy's own takes ten times as long."""
+    return float(np.sort(steps)[len(steps) // 2]) if len(steps) else 0.0
+
+
+def _steps(times: np.ndarray, recording: np.ndarray | None, index: Index):
+    """The steps from each frame to the next in ticks, and the numbers of those that are breaks:
+    where a recording ends, and where the clock jumps ahead in a container whose clock may do so.
+    The last frame before a break lasts as long as those before it mostly do."""
     steps = np.diff(times).astype(float)
-    ends = np.diff(recording) > 0
-    inside = steps[~ends]
-    if len(inside):
-        overall = float(np.median(inside))
+    jump = _JUMP_SECONDS / index.tick
+    if recording is None and not (index.restarts and (steps > jump).any()):
+        return steps, np.empty(0, np.int64)
+    ends = np.zeros(len(steps), bool) if recording is None else np.diff(recording) > 0
+    if not ends.all():
+        overall = median(steps[~ends])
     else:
         overall = 1 / (index.rate * index.tick) if index.rate else 0.0
     if index.restarts:
-        ends |= steps > max(_JUMP_SECONDS / index.tick, _JUMP_STEPS * overall)
+        ends |= steps > max(jump, _JUMP_STEPS * overall)
     breaks, begin = np.flatnonzero(ends), 0
     for at in breaks.tolist():
-        steps[at] = np.median(steps[begin:at]) if at > begin else overall
+        steps[at] = median(steps[begin:at]) if at > begin else overall
         begin = at + 1
-    return steps, float(np.median(steps[begin:])) if begin < len(steps) else overall, len(breaks)
+    return steps, breaks
 
 
-def _recordings(index: Index) -> np.ndarray:
+def _recordings(index: Index) -> np.ndarray | None:
     """int64 [N], which recording each packet belongs to: a new one begins where the clock goes
-    back, both for decoding and for showing, by more than frames out of order do."""
-    numbers = np.zeros(len(index.dts), np.int64)
+    back, both for decoding and for showing, by more than frames out of order do. None for one."""
     known = index.dts != NO_TIME
-    if not known.any():
-        return numbers
+    if not known.any() or known.all() and not (np.diff(index.dts) < 0).any():
+        return None
     before = np.maximum.accumulate(np.where(known, np.arange(len(known)), known.argmax()))
     dts = index.dts[before]  # that of the packet before, where there is none
     pts = np.where(index.pts == NO_TIME, dts, index.pts)
     steps = np.diff(dts)
     if not (steps < 0).any():
-        return numbers
-    second = 1 / index.tick
-    far = max(_BACK_SECONDS * second, _BACK_STEPS * float(np.median(np.abs(steps))))
-    latest, number = pts[0], 0
+        return None
+    far = max(_BACK_SECONDS / index.tick, _BACK_STEPS * median(np.abs(steps)))
+    numbers, latest, number = np.zeros(len(dts), np.int64), pts[0], 0
     for at, (time, step, key) in enumerate(
         zip(pts[1:].tolist(), steps.tolist(), index.key[1:].tolist(), strict=True), 1
     ):
