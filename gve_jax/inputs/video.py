@@ -41,7 +41,8 @@ def load_video(
 
     Raises:
       MediaError: an unreadable, empty or damaged video: never a shorter clip in silence, where
-        the container states a length at all (MPEG-TS, fragments and live recordings do not).
+        the container states a length at all (MPEG-TS and program streams, fragments and live
+        recordings do not).
     """
     limits = limits or Limits()
     if not isinstance(sampling, Sampling):

@@ -18,6 +18,7 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.sampling import Sampling, spread
 from gve_jax.inputs.video import load_video
 from tests.inputs.media import audio_only, clip, encode, numbered, numbers, picture, textured
+from tests.situations import situation
 
 
 def uniform_indices(total, n):
@@ -199,9 +200,19 @@ def test_files_that_are_no_video(tmp_path):
     refused(audio_only(), "no video stream")
 
 
-@pytest.mark.parametrize("container, codec", [("flv", "flv1"), ("mpeg", "mpeg2video")])
+@situation("Media", "MXF, NUT, IVF, Y4M, raw H.264 or HEVC streams",
+           "refused; the message names the containers and how to convert",
+           since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("container, codec", [
+    ("mxf", "mpeg2video"), ("nut", "mpeg4"), ("ivf", "libvpx"), ("yuv4mpegpipe", "rawvideo"),
+    ("h264", "libx264"), ("hevc", "libx265"),
+])  # fmt: skip
 def test_containers_off_the_list(container, codec):
-    refused(clip(24, container, codec), "not a readable video")
+    if codec == "rawvideo":
+        data = b"YUV4MPEG2 W96 H48 F10:1\n" + (b"FRAME\n" + bytes(96 * 48 * 3 // 2)) * 24
+    else:
+        data = encode(numbered(24), fps=25, container=container, codec=codec)
+    refused(data, "not a readable video .*none of those that are read: mov.*ffmpeg -i INPUT")
 
 
 PLAYLISTS = {
