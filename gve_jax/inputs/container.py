@@ -128,10 +128,12 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     rows, samples, last, kind = None, None, 0, container.format.name
     if "mp4" in kind:
+        if len(stream.index_entries) > limits.frames:
+            raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
         samples = mp4.read_samples(file, stream.id, limits.frames)
         if samples is not None:
             _check_edits(samples.edits, name)
-            rows = _listed(container, stream, samples, file, name, limits)
+            rows = _listed(container, stream, samples, file, name)
     if rows is None:
         rows, last = _read(container, stream, name, limits)
     columns = np.array(rows, np.int64).reshape(-1, 6).T
@@ -166,12 +168,10 @@ def _check_edits(edits: mp4.Edits | None, name: str) -> None:
                          "ffmpeg -ignore_editlist 1 -i INPUT -c copy OUTPUT.mp4")  # fmt: skip
 
 
-def _listed(container, stream, samples: mp4.Samples, file, name: str, limits: Limits):
+def _listed(container, stream, samples: mp4.Samples, file, name: str):
     """Rows of the index from FFmpeg's table of an MP4, which lacks the times of showing. None where
     an edit list or fragments make it more than a table."""
     entries, offsets = stream.index_entries, samples.offsets
-    if len(entries) > limits.frames:
-        raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
     if offsets is None or not len(entries) or len(entries) != len(offsets):
         return None
     table = np.array([(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries],

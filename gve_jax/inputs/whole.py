@@ -32,7 +32,8 @@ def check_length(file, name: str) -> None:
 
 def _compare(size: int, stated: float, name: str) -> None:
     if size < stated:
-        raise MediaError(f"{name}: cut off, {size} of {stated:.0f} bytes")
+        raise MediaError(f"{name}: cut off, {size} of {stated:.0f} bytes (if it plays to its end: "
+                         "ffmpeg -i INPUT -c copy OUTPUT.mkv)")  # fmt: skip
 
 
 def _check_flv(file, size: int, name: str) -> None:
@@ -43,8 +44,8 @@ def _check_flv(file, size: int, name: str) -> None:
     if seconds and not stated:
         end = _flv_end(_tail(file, size))
         if end < 0.95 * seconds - 1:
-            raise MediaError(f"{name}: cut off, {max(end, 0):.1f} of {seconds:.1f} s (if it is "
-                             "whole: ffmpeg -i INPUT -c copy OUTPUT.mkv)")  # fmt: skip
+            raise MediaError(f"{name}: cut off, {max(end, 0):.1f} of {seconds:.1f} s (if it "
+                             "plays to its end: ffmpeg -i INPUT -c copy OUTPUT.mkv)")  # fmt: skip
 
 
 def _tail(file, size: int) -> bytes:

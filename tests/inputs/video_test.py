@@ -243,6 +243,42 @@ def test_a_playlist_opens_nothing(tmp_path, monkeypatch, name, target):
     assert os.stat("v.mp4").st_atime > 1, "reading a file is not seen here"
 
 
+def alias_to(data: bytes, name: str) -> bytes:
+    """A QuickTime file (tables at the end) whose samples lie in another file."""
+    names = b""
+    for kind, path in ((2, os.path.abspath(name).encode()), (18, name.encode())):
+        names += struct.pack(">hh", kind, len(path)) + path + bytes(len(path) % 2)
+    record = bytes(10) + b"\1v" + bytes(26 + 12) + b"\5v.mp4" + bytes(58 + 16)
+    record += struct.pack(">hh", 1, 1) + bytes(16) + names + struct.pack(">hh", -1, 0)
+    at = data.rindex(b"dref", 0, data.index(b"stbl")) + 12  # its one entry: itself
+    assert int.from_bytes(data[at : at + 4]) == 12
+    entry = struct.pack(">I4sI", len(record) + 12, b"alis", 0) + record
+    changed = bytearray(data[:at] + entry + data[at + 12 :])
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
+        start = data.rindex(kind, 0, at) - 4
+        size = int.from_bytes(data[start : start + 4]) + len(entry) - 12
+        changed[start : start + 4] = size.to_bytes(4)
+    return bytes(changed)
+
+
+@situation("Media", "QuickTime file whose frames lie in another file (an alias)",
+           "the other file is not opened", since="0.1.0")  # fmt: skip
+def test_a_reference_to_another_file_opens_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v.mp4").write_bytes(clip())
+    (tmp_path / "a.mov").write_bytes(alias_to(clip(24, "mov", "mpeg4"), "v.mp4"))
+    os.utime("v.mp4", (1, 1))
+    try:
+        load_video(tmp_path / "a.mov", 2)
+    except MediaError:
+        pass
+    assert os.stat("v.mp4").st_atime == 1, "the file that the alias names was read"
+    options = {"enable_drefs": "1", "use_absolute_path": "1"}  # which nobody sets
+    with av.open("a.mov", options=options) as file:
+        next(file.demux(video=0))
+    assert os.stat("v.mp4").st_atime > 1, "the alias names no file"
+
+
 @pytest.mark.parametrize("name", PLAYLISTS)
 @pytest.mark.parametrize("scheme", ["http", "tcp", "rtsp", "hls+http"])
 def test_a_playlist_connects_to_nothing(tmp_path, name, scheme):
