@@ -4,8 +4,10 @@ The true lengths are what the files are made of; those of mp4, mov and 3gp are a
 `ffprobe -show_entries stream=duration` prints.
 """
 
+import io
 import struct
 
+import av
 import numpy as np
 import pytest
 
@@ -172,6 +174,33 @@ def test_edit_lists(bf, edits, frames, length):
         assert numbers(found.frames) == frames
     length = length[bf] if isinstance(length, dict) else length
     assert len(found.frames) / found.fps == pytest.approx(length, abs=1e-4)
+
+
+@situation("Media", "a very short clip cut by copy (ffmpeg -ss 0.5 -t 0.04 -c copy)",
+           "accepted, with the times of its frames and the end of its edit list",
+           since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize("kept, frames, length", [
+    (2, [0, 3], 0.4), (3, [0, 2, 3], 0.4), (4, [0, 1, 2, 3], 0.4), (5, [0, 1, 2, 3, 6], 0.7),
+])  # fmt: skip
+def test_a_clip_that_ends_among_b_frames(kept, frames, length):
+    """What `-c copy` leaves: packets in the order of decoding, I0 P3 B B P6 B B. The decoding
+    durations sum up to less than the presentation; `ffprobe -show_entries frame=pts_time` of such
+    a clip of FFmpeg 5 and 9 says 0, 0.04, 0.12 of 0.18 s."""
+    options = {"x264-params": "bframes=2:b-adapt=0:b-pyramid=none"}
+    source = encode(numbered(24), codec_options=options)
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(source)) as file, av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream_from_template(file.streams.video[0])
+        for packet in [p for p in file.demux(video=0) if p.size][:kept]:
+            packet.stream = stream
+            out.mux(packet)
+    data = buffer.getvalue()
+    at = data.index(b"elst") + 16
+    begin = int.from_bytes(data[at : at + 4])
+    found = load_video(with_edits(data, [(round(length * 1000), begin, 1)]), 100)
+    assert numbers(found.frames) == frames[: len(frames) // 2 * 2] or len(frames) % 2
+    assert len(found.frames) == len(frames) // 2 * 2
+    assert len(found.frames) / found.fps == pytest.approx(length, abs=1e-3)
 
 
 @situation("Media", "MP4 whose edit list plays at half or double speed, or pauses midway",

@@ -68,6 +68,8 @@ def test_arrays_and_lists_of_images_are_videos():
     assert load_video(frames[:1], 8).frames.shape[0] == 1
 
 
+@situation("Media", "MP4 cut by copy, with an edit list",
+           "begins with the frame that the list names", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("shift, first", [(-5, 5), (7, 0)])
 def test_a_clip_cut_without_encoding_begins_where_its_edit_list_says(shift, first):
     data = encode(numbered(24), options={"avoid_negative_ts": "disabled"}, shift=shift)
@@ -75,6 +77,8 @@ def test_a_clip_cut_without_encoding_begins_where_its_edit_list_says(shift, firs
     assert numbers(sampled.frames) == (first + uniform_indices(24 - first, 8)).tolist()
 
 
+@situation("Media", "phone video that is turned or mirrored by its display matrix",
+           "frames stand upright", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("a, b, c, d", [
     (1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0),  # turned by quarters
     (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0),  # and mirrored
@@ -95,6 +99,8 @@ def test_frames_are_turned_as_the_file_says(a, b, c, d):
     assert found.flags.c_contiguous
 
 
+@situation("Media", "video turned by 45 degrees",
+           "refused by name", since="0.1.0")  # fmt: skip
 def test_another_angle_is_refused():
     refused(turned(encode(textured(8)), 0.7071, 0.7071, -0.7071, 0.7071), "turned by 45 degrees")
 
@@ -106,6 +112,8 @@ def turned(data: bytes, a, b, c, d) -> bytes:
     return data[:at] + struct.pack(">9i", *matrix, 1 << 30) + data[at + 36 :]
 
 
+@situation("Media", "anamorphic video (pixels that are not square)",
+           "pixels as stored, as in decord", since="0.1.0")  # fmt: skip
 def test_pixels_that_are_not_square_are_taken_as_they_are():
     data = encode(textured(8), codec_options={"aspect": "2"})
     with av.open(io.BytesIO(data)) as file:
@@ -116,6 +124,8 @@ def test_pixels_that_are_not_square_are_taken_as_they_are():
 TIMES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 30, 40, 50, 60, 61, 62, 63, 64, 65]  # tenths of a second
 
 
+@situation("Media", "variable frame rate in MP4, MKV, WebM, MPEG-TS",
+           "rate and ranges by the times of the frames", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("container, codec, options, last", [
     ("mp4", "libx264", {"bf": "2"}, 1),
     ("matroska", "libx264", {"bf": "2"}, 1),
@@ -137,6 +147,8 @@ def test_a_variable_rate_goes_by_the_times_of_the_frames(container, codec, optio
     assert numbers(early.frames) == [0, 3] and early.fps == pytest.approx(2 / 0.4, rel=0.02)
 
 
+@situation("Media", "29.97 or 23.976 frames a second",
+           "the reference's seconds a grid step, to the last bit", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "webm", "avi", "mpegts"])
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), 25, 15])
 def test_a_constant_rate_is_the_reference_s_to_the_bit(container, rate):
@@ -169,6 +181,8 @@ def test_sampling_by_rate():
         assert found.fps == pytest.approx(count / (last - first + 1) * 10)
 
 
+@situation("Media", "AVI with frames dropped at recording",
+           "accepted; the gap is time", since="0.1.0")  # fmt: skip
 def test_frames_dropped_at_recording_are_no_damage():
     """AVI writes an empty chunk for each; nothing was cut off."""
     times = [k if k < 10 else k + 5 for k in range(24)]
@@ -183,6 +197,8 @@ def refused(source, names: str | None = None) -> None:
     assert "\n" not in str(error.value)
 
 
+@situation("Media", "text, noise, sound or a picture named .mp4; an empty file; a URL",
+           "refused by name, in one line", since="0.1.0")  # fmt: skip
 def test_files_that_are_no_video(tmp_path):
     refused(tmp_path / "missing.mp4", "missing.mp4: no such file")
     refused(tmp_path, "no frame")
@@ -228,6 +244,8 @@ PLAYLISTS = {
 }
 
 
+@situation("Media", "playlist or script that names other files (m3u8, concat, SDP, SVG, DASH)",
+           "refused, and no file it names is read", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("name", PLAYLISTS)
 @pytest.mark.parametrize("target", ["v.mp4", "file:v.mp4", "concat:v.mp4|v.mp4"])
 def test_a_playlist_opens_nothing(tmp_path, monkeypatch, name, target):
@@ -279,6 +297,8 @@ def test_a_reference_to_another_file_opens_nothing(tmp_path, monkeypatch):
     assert os.stat("v.mp4").st_atime > 1, "the alias names no file"
 
 
+@situation("Media", "playlist that names a host",
+           "refused, and no connection is made", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("name", PLAYLISTS)
 @pytest.mark.parametrize("scheme", ["http", "tcp", "rtsp", "hls+http"])
 def test_a_playlist_connects_to_nothing(tmp_path, name, scheme):
@@ -294,6 +314,8 @@ def test_a_playlist_connects_to_nothing(tmp_path, name, scheme):
             server.accept()
 
 
+@situation("Media", "zipped or gzipped video",
+           "refused", since="0.1.0")  # fmt: skip
 def test_archives_are_no_video(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -319,6 +341,8 @@ def test_values_that_are_no_video(source, names):
     refused(source, names)
 
 
+@situation("Media", "MP4 cut short, fragmented or not",
+           "refused, never a shorter clip", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("options", [{}, {"movflags": "frag_keyframe+empty_moov"}])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_truncated_mp4_is_refused(options, share):
@@ -347,6 +371,8 @@ def boundaries(data: bytes) -> list[int]:
         return sorted(p.pos + p.size for p in file.demux(video=0) if p.size)
 
 
+@situation("Media", "MP4, AVI or MKV that ends between two frames",
+           "refused as cut off", since="0.1.0")  # fmt: skip
 def test_a_file_cut_between_two_frames_is_refused(header_first):
     assert numbers(load_video(header_first, 8).frames) == EIGHT
     for data in (header_first, clip(24, "avi", "mpeg4"), clip(24, "matroska")):
