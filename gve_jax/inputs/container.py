@@ -227,8 +227,8 @@ def packets(container, stream, empty: bool = False) -> Iterator:
         yield from (p for p in container.demux(stream) if p.size or empty)
     except IndexError as error:  # PyAV knows the streams that were there at the beginning
         raise ValueError(
-            "a stream begins midway: recordings of different streams in one file; to take the "
-            "first: ffmpeg -i INPUT -c copy OUTPUT.mkv"
+            "a stream begins midway: another recording, or sound that starts later; to take the "
+            "video that is there from the beginning: ffmpeg -i INPUT -map 0:v:0 -c copy OUTPUT.mkv"
         ) from error
 
 

@@ -89,6 +89,16 @@ def test_two_files_one_after_the_other(container, codec):
     assert numbers(found.frames) == list(range(48)) and found.fps == pytest.approx(rate, rel=1e-4)
 
 
+@situation("Media", "MPEG-TS in which another program begins midway",
+           "refused, with the FFmpeg command that takes the first (FFmpeg and decord end there "
+           "without a word)", since="0.2.0")  # fmt: skip
+def test_a_recording_of_other_streams():
+    other = {"mpegts_start_pid": "0x200", "mpegts_pmt_start_pid": "0x1100"}
+    data = recording(0, 24) + recording(24, 24, options=other)
+    with pytest.raises(MediaError, match="a stream begins midway.*ffmpeg -i INPUT -map 0:v:0"):
+        load_video(data, 8)
+
+
 @situation("Media", "screen recording that was paused for an hour (MP4, MKV, WebM, FLV)",
            "the frame before is held for an hour, as the file states", since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("container, codec", [
