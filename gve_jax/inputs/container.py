@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Iterator
 
 import av
+import av.logging
 import numpy as np
 
 from gve_jax.inputs import avi, last_frame, mp4
@@ -24,6 +26,7 @@ _OPEN = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
 _MAIN = av.stream.Disposition.default
 # The cover of a song, and the pictures of chapters: no videos.
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_LATE_STREAMS = 64
 _PICTURES = ("avif", "mif1", "heic", "heix")  # brands of ISO/IEC 23008-12
 
 
@@ -217,19 +220,36 @@ def _read(container, stream, name: str, limits: Limits):
         ))  # fmt: skip
         if len(rows) > limits.frames:
             raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
+    _check_late_video(container, name)
     return rows, last
 
 
 def packets(container, stream, empty: bool = False) -> Iterator:
     """The packets of a stream; the empty ones (frames that were dropped at recording, the end of
     the stream) only where they are asked for."""
+    for _ in range(_LATE_STREAMS):
+        try:
+            yield from (p for p in container.demux(stream) if p.size or empty)
+            return
+        except IndexError:  # PyAV 18 stumbles over a stream that begins midway, and reads on
+            continue
+    raise ValueError("too many streams begin midway")
+
+
+def _check_late_video(container, name: str) -> None:
+    """Refuses a file in which another video begins midway, at whose end FFmpeg says nothing. PyAV
+    knows the streams that were there at the beginning; FFmpeg's own list has them all."""
+    if container.format.name not in ("mpegts", "mpeg", "flv", "ogg"):
+        return
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
     try:
-        yield from (p for p in container.demux(stream) if p.size or empty)
-    except IndexError as error:  # PyAV knows the streams that were there at the beginning
-        raise ValueError(
-            "a stream begins midway: another recording, or sound that starts later; to take the "
-            "video that is there from the beginning: ffmpeg -i INPUT -map 0:v:0 -c copy OUTPUT.mkv"
-        ) from error
+        listed = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    if len(re.findall(r"^ *Stream #0:\d+.*: Video:", listed, re.M)) > len(container.streams.video):
+        raise MediaError(f"{name}: another video stream begins midway; to take the first: "
+                         "ffmpeg -i INPUT -map 0:v:0 -c copy OUTPUT.mkv")  # fmt: skip
 
 
 def _check_whole(container, stream, index: Index, samples, last: int, name: str) -> None:

@@ -4,6 +4,9 @@ Recordings are made with known rates; what they sum up to is arithmetic. 33 bits
 after 95,443.7 s (ISO/IEC 13818-1).
 """
 
+import io
+
+import av
 import numpy as np
 import pytest
 
@@ -95,8 +98,30 @@ def test_two_files_one_after_the_other(container, codec):
 def test_a_recording_of_other_streams():
     other = {"mpegts_start_pid": "0x200", "mpegts_pmt_start_pid": "0x1100"}
     data = recording(0, 24) + recording(24, 24, options=other)
-    with pytest.raises(MediaError, match="a stream begins midway.*ffmpeg -i INPUT -map 0:v:0"):
+    with pytest.raises(
+        MediaError, match="another video stream begins midway.*ffmpeg -i INPUT -map"
+    ):
         load_video(data, 8)
+
+
+@situation("Media", "MPEG-TS in which sound begins midway (broadcasts)",
+           "all frames", since="0.2.0")  # fmt: skip
+def test_sound_that_begins_midway():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as out:
+        film = out.add_stream("libx264", rate=10, options={"bf": "0"})
+        film.height, film.width, film.pix_fmt = 48, 96, "yuv420p"
+        sound = out.add_stream("aac", rate=48000, layout="mono")
+        for number, frame in enumerate(numbered(48)[24:]):
+            out.mux(film.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            silence = np.zeros((1, 4800), np.float32)
+            silence = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            silence.sample_rate, silence.pts = 48000, 4800 * number
+            out.mux(sound.encode(silence))
+        out.mux(film.encode(None) + sound.encode(None))
+    data = recording(0, 24) + buffer.getvalue()
+    found = load_video(data, 48)
+    assert numbers(found.frames) == list(range(48)) and found.fps == pytest.approx(10, rel=1e-4)
 
 
 @situation("Media", "screen recording that was paused for an hour (MP4, MKV, WebM, FLV)",
