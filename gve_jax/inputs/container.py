@@ -4,55 +4,39 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Iterator
 
 import av
+import av.logging
 import numpy as np
 
-from gve_jax.inputs import mp4
+from gve_jax.inputs import avi, last_frame, mp4
 from gve_jax.inputs.errors import LimitError, MediaError
+from gve_jax.inputs.index import NO_TIME, Index
 from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.sampling import Timeline
+from gve_jax.inputs.whole import check_length
 
-# Containers people have; everything else FFmpeg can open (playlists, concat scripts, devices) can
-# point at other files or hosts.
-CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts")
+# Containers people have, none of which can point at other files or hosts, as much that FFmpeg can
+# open does (playlists, concat scripts, devices).
+CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "asf", "flv",
+              "ogg")  # fmt: skip
 # FFmpeg looks at these before a demuxer reads a byte: a playlist opens what it names at once.
 _OPEN = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
-_COVER = av.stream.Disposition.attached_pic  # the cover of a song is no video
 _MAIN = av.stream.Disposition.default
-NO_TIME = np.iinfo(np.int64).min
-
-
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """The packets of one video stream, in the order of the file, which is that of decoding.
-
-    Attributes:
-      pts, dts: int64 [N], times of showing and decoding in `tick`s; NO_TIME where unknown.
-      size, duration: int64 [N], bytes; ticks, 0 where unknown.
-      key: bool [N], what the container calls a keyframe.
-      shown: bool [N], false for packets that an edit list cuts away (others may need them).
-      tick: seconds.
-      rate: frames a second, as the container declares or FFmpeg estimates them.
-    """
-
-    pts: np.ndarray
-    dts: np.ndarray
-    size: np.ndarray
-    duration: np.ndarray
-    key: np.ndarray
-    shown: np.ndarray
-    tick: float
-    rate: float
+# The cover of a song, and the pictures of chapters: no videos.
+_NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_LATE_STREAMS = 64
+_PICTURES = ("avif", "mif1", "heic", "heix")  # brands of ISO/IEC 23008-12
 
 
 @contextlib.contextmanager
 def open_video(source, name: str, limits: Limits) -> Iterator:
     """The container, the video stream and the file of a path or of encoded bytes.
 
-    The stream is the first one marked as default, else the first; covers do not count. Decoding is
-    on one thread (workers are the parallelism) and stops at errors.
+    Covers, pictures of chapters and attached files do not count as streams. Of several streams, one
+    of a single picture is taken only if all are so; then the first marked as default, else the
+    first. Decoding is on one thread (workers are the parallelism) and stops at errors.
 
     Raises:
       MediaError: not a container on the list, no video stream, too many streams, frames too large.
@@ -61,17 +45,34 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
         raise MediaError(f"{name}: no such file")
     # PyAV reads a file object, so that no protocol of FFmpeg's is used.
     file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-    with file:
-        _check_segment(file, name)
-        with av.open(file, mode="r", options=_OPEN) as container:
-            if len(container.streams) > limits.streams:
-                raise LimitError(f"{name}: {len(container.streams)} streams are above the limit of "
-                                 f"{limits.streams}")  # fmt: skip
-            stream = _pick(container, name)
-            check_size(stream.width, stream.height, name, limits)
-            stream.thread_type = "NONE"
-            stream.codec_context.options = {"err_detect": "explode"}
-            yield container, stream, file
+    with file, contextlib.ExitStack() as stack:
+        check_length(file, name)
+        container = stack.enter_context(_open(file, name))
+        streams = _video_streams(container, name, limits)
+        number = streams[0].index
+        if len(streams) > 1:
+            number = _choose(container, streams, limits).index
+            stack.close()  # choosing may have read it
+            file.seek(0)
+            container = stack.enter_context(_open(file, name))
+        stream = container.streams[number]
+        if stream.codec_context is None:
+            raise MediaError(f"{name}: an unknown video codec")
+        _check_motion(container, stream, name)
+        check_size(stream.width, stream.height, name, limits)
+        stream.thread_type = "NONE"
+        stream.codec_context.options = {"err_detect": "explode"}
+        yield container, stream, file
+
+
+def _open(file, name: str):
+    try:
+        return av.open(file, mode="r", options=_OPEN)
+    except av.error.ArgumentError as error:  # what FFmpeg says of a format off the list
+        raise MediaError(
+            f"{name}: not a readable video (its container is damaged, or none of those that are "
+            f"read: {', '.join(CONTAINERS)}; to convert it: ffmpeg -i INPUT OUTPUT.mp4)"
+        ) from error
 
 
 def check_size(width: int, height: int, name: str, limits: Limits) -> None:
@@ -80,14 +81,41 @@ def check_size(width: int, height: int, name: str, limits: Limits) -> None:
                          f"{limits.frame_pixels} pixels")  # fmt: skip
 
 
-def _pick(container, name: str):
-    streams = [s for s in container.streams.video if not s.disposition & _COVER]
-    if not streams:
+def _video_streams(container, name: str, limits: Limits) -> list:
+    """The streams that may be the video.
+
+    Raises:
+      MediaError: none, or more streams than the limit (attached files are no streams).
+    """
+    streams = [s for s in container.streams
+               if s.type != "attachment" and not s.disposition & _NO_VIDEO]  # fmt: skip
+    if len(streams) > limits.streams:
+        raise LimitError(f"{name}: {len(streams)} streams are above the limit of {limits.streams}")
+    videos = [stream for stream in streams if stream.type == "video"]
+    if not videos:
         raise MediaError(f"{name}: no video stream")
-    stream = next((s for s in streams if s.disposition & _MAIN), streams[0])
-    if stream.codec_context is None:
-        raise MediaError(f"{name}: an unknown video codec")
-    return stream
+    return videos
+
+
+def _choose(container, streams: list, limits: Limits):
+    counts = {s.index: min(2, len(s.index_entries)) for s in streams}
+    if min(counts.values()) < 2:  # a still picture, or a file without a table
+        counts = dict.fromkeys(counts, 0)
+        for read, packet in enumerate(packets(container, streams)):
+            counts[packet.stream_index] += 1
+            if min(counts.values()) > 1 or read > limits.frames:
+                break
+    moving = [s for s in streams if counts[s.index] > 1] or streams
+    return next((s for s in moving if s.disposition & _MAIN), moving[0])
+
+
+def _check_motion(container, stream, name: str) -> None:
+    """AVIF and HEIC are pictures by another name, as a PNG is; animated ones are videos."""
+    picture = container.metadata.get("major_brand", "") in _PICTURES
+    if picture and len(stream.index_entries) < 2:
+        raise MediaError(
+            f"{name}: not a readable video (a picture without motion; give it as an image)"
+        )
 
 
 def read_index(container, stream, file, name: str, limits: Limits) -> Index:
@@ -97,38 +125,62 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
     other file is read as a whole.
 
     Raises:
-      MediaError: no frame, more than the limit, no frame rate, a file that was cut off.
+      MediaError: no frame, more than the limit, a file that was cut off, an edit list that plays
+        at another speed or pauses.
     """
     rate = float(stream.average_rate or stream.guessed_rate or 0)
-    if not 0 < rate < np.inf:
-        raise MediaError(f"{name}: no frame rate")
-    if "mp4" in container.format.name:
-        rows, last = _listed(container, stream, file, name, limits), 0
-    else:
-        rows = None
+    rows, samples, last, kind = None, None, 0, container.format.name
+    if "mp4" in kind:
+        if len(stream.index_entries) > limits.frames:
+            raise LimitError(f"{name}: more frames than the limit of {limits.frames}")
+        samples = mp4.read_samples(file, stream.id, limits.frames)
+        if samples is not None:
+            _check_edits(samples.edits, name)
+            rows = _listed(container, stream, samples, file, name)
     if rows is None:
         rows, last = _read(container, stream, name, limits)
     columns = np.array(rows, np.int64).reshape(-1, 6).T
-    index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base), rate)
+    index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base),
+                  rate if 0 < rate < np.inf else 0.0, *_clock(container))  # fmt: skip
     if not index.shown.any():
         raise MediaError(f"{name}: no frame")
-    _check_whole(container, stream, index, last, name)
+    if kind == "avi":
+        last = max(last, avi.chunks(file, stream.index, len(rows)) - 1)
+    duration = last_frame.durations(container, stream, file, index, samples, last)
+    index = dataclasses.replace(index, duration=duration)
+    _check_whole(container, stream, index, samples, last, name)
     return index
 
 
-def _listed(container, stream, file, name: str, limits: Limits):
+def _clock(container) -> tuple[bool, bool, bool]:
+    """`timed`, `showing` and `restarts` of the index, the first and the last by FFmpeg's word."""
+    flags, kinds = container.format.flags, av.format.Flags
+    return (
+        not flags & kinds.no_timestamps.value,
+        container.format.name != "avi",
+        bool(flags & kinds.ts_discont.value),
+    )
+
+
+def _check_edits(edits: mp4.Edits | None, name: str) -> None:
+    """Refuses what FFmpeg (and so decord) shows otherwise than the file says."""
+    odd = None if edits is None else [speed for speed in edits.speeds if speed != 1]
+    what = f"plays at {odd[0]:g} times the speed" if odd else "pauses midway"
+    if odd or edits is not None and edits.pauses:
+        raise MediaError(f"{name}: its edit list {what}, which is not supported; to drop the list: "
+                         "ffmpeg -ignore_editlist 1 -i INPUT -c copy OUTPUT.mp4")  # fmt: skip
+
+
+def _listed(container, stream, samples: mp4.Samples, file, name: str):
     """Rows of the index from FFmpeg's table of an MP4, which lacks the times of showing. None where
     an edit list or fragments make it more than a table."""
-    entries = stream.index_entries
-    if len(entries) > limits.frames:
-        raise LimitError(f"{name}: more frames than the limit of {limits.frames}")
-    offsets = mp4.composition_offsets(file, stream.id, len(entries)) if len(entries) else None
-    if offsets is None:
+    entries, offsets = stream.index_entries, samples.offsets
+    if offsets is None or not len(entries) or len(entries) != len(offsets):
         return None
     table = np.array([(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries],
                      np.int64)  # fmt: skip
     dts, size, key, discard, place = table.T
-    if discard.any() or (size <= 0).any():
+    if discard.any() or (size <= 0).any() or (np.diff(dts) != samples.durations[:-1]).any():
         return None
     whole = place + size <= _length(file)
     if not whole.all():
@@ -138,9 +190,7 @@ def _listed(container, stream, file, name: str, limits: Limits):
         container.seek(int(min(0, dts[0])), stream=stream)
         return None
     pts = dts + offsets - offsets[0] + first.pts - first.dts
-    steps = np.diff(dts)
-    duration = np.append(steps, int(np.median(steps)) if len(steps) else first.duration or 0)
-    return np.stack([pts, dts, size, duration, key, np.ones_like(key)], axis=1)
+    return np.stack([pts, dts, size, samples.durations, key, np.ones_like(key)], axis=1)
 
 
 def _length(file) -> int:
@@ -170,19 +220,39 @@ def _read(container, stream, name: str, limits: Limits):
         ))  # fmt: skip
         if len(rows) > limits.frames:
             raise LimitError(f"{name}: more frames than the limit of {limits.frames}")
+    _check_late_video(container, name)
     return rows, last
 
 
 def packets(container, stream, empty: bool = False) -> Iterator:
     """The packets of a stream; the empty ones (frames that were dropped at recording, the end of
     the stream) only where they are asked for."""
+    for _ in range(_LATE_STREAMS):
+        try:
+            yield from (p for p in container.demux(stream) if p.size or empty)
+            return
+        except IndexError:  # PyAV 18 stumbles over a stream that begins midway, and reads on
+            continue
+    raise ValueError("too many streams begin midway")
+
+
+def _check_late_video(container, name: str) -> None:
+    """Refuses a file in which another video begins midway, at whose end FFmpeg says nothing. PyAV
+    knows the streams that were there at the beginning; FFmpeg's own list has them all."""
+    if container.format.name not in ("mpegts", "mpeg", "flv", "ogg"):
+        return
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
     try:
-        yield from (p for p in container.demux(stream) if p.size or empty)
-    except IndexError as error:  # PyAV knows the streams that were there at the beginning
-        raise ValueError("a stream begins midway") from error
+        listed = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    if len(re.findall(r"^ *Stream #0:\d+.*: Video:", listed, re.M)) > len(container.streams.video):
+        raise MediaError(f"{name}: another video stream begins midway; to take the first: "
+                         "ffmpeg -i INPUT -map 0:v:0 -c copy OUTPUT.mkv")  # fmt: skip
 
 
-def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
+def _check_whole(container, stream, index: Index, samples, last: int, name: str) -> None:
     """A file that was cut off between two packets reads without an error."""
     kind, found, declared = container.format.name, 0, 0
     if kind == "avi":  # its timestamps count frames, those too that were dropped at recording
@@ -192,51 +262,11 @@ def _check_whole(container, stream, index: Index, last: int, name: str) -> None:
     if found < declared:
         raise MediaError(f"{name}: cut off, {found} of {declared} frames")
     if "mp4" in kind and stream.duration:  # a damaged table of samples; durations are not exact
-        shown = index.pts[index.shown]  # of VP9 a packet's duration may be that of a steady rate
-        seconds = max(index.duration[index.shown].sum(), np.ptp(shown)) * index.tick
+        pts, duration = index.pts[index.shown], index.duration[index.shown]
+        seconds = max(duration.sum(), (pts + duration).max() - pts.min()) * index.tick
         whole = float(stream.duration * stream.time_base)
-        if seconds < 0.95 * whole - 1 / index.rate:
+        if samples is not None and samples.edits is not None and samples.edits.shown is not None:
+            whole = min(whole, samples.edits.shown)  # FFmpeg's own sum may be that of the track
+        usual = 1 / index.rate if index.rate else np.median(duration) * index.tick
+        if seconds < 0.95 * whole - usual:
             raise MediaError(f"{name}: damaged, frames for {seconds:.2f} of {whole:.2f} s")
-
-
-def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Timeline:
-    """When the frames are shown, `shown` being their packets.
-
-    Where all times are within a tick of those of the declared rate, that rate counts (as it does in
-    the reference, which knows no other). Otherwise the times count: a frame lasts until the next,
-    the last one as long as its packet says, or else as the others do on average. Without times
-    that differ, the declared rate is all there is.
-
-    Raises:
-      MediaError: a video longer than the limit.
-    """
-    total, times = len(shown), index.pts[shown]
-    if (times == NO_TIME).any():  # AVI with B-frames: each frame has the time of another one
-        times = index.dts[shown]
-    order = np.argsort(times, kind="stable")
-    times, final = times[order], index.duration[shown[order[-1]]] * index.tick
-    begins, rate, even = (times - times[0]) * index.tick, index.rate, True
-    if times[0] != NO_TIME and (np.diff(times) > 0).all():
-        off = np.abs(begins - np.arange(total) / rate).max()
-        even = off <= min(1.001 * index.tick, 0.5 / rate)
-    if not even:
-        begins = np.append(begins, begins[-1] + (final or begins[-1] / (total - 1)))
-        rate = total / float(begins[-1])
-    if total / rate > limits.duration:
-        raise LimitError(f"{name}: {total / rate:.0f} s are above the limit of "
-                         f"{limits.duration:g} s")  # fmt: skip
-    return Timeline(total, rate, None if even else begins)
-
-
-def _check_segment(file, name: str) -> None:
-    """A Matroska file that was cut off is shorter than its segment; FFmpeg reads it as if whole."""
-    head, size = file.read(4096), file.seek(0, os.SEEK_END)
-    file.seek(0)
-    at = head.find(b"\x18\x53\x80\x67") + 4
-    if not head.startswith(b"\x1a\x45\xdf\xa3") or not 4 <= at < len(head) or head[at] == 0:
-        return
-    length = 9 - head[at].bit_length()  # of the number that follows: as many bytes as leading zeros
-    unknown = 2 ** (7 * length) - 1  # of a live recording
-    segment = int.from_bytes(head[at : at + length]) & unknown
-    if segment != unknown and size < at + length + segment:
-        raise MediaError(f"{name}: cut off, {size} of {at + length + segment} bytes")

@@ -8,11 +8,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from gve_jax.inputs import animation, frames, seek
-from gve_jax.inputs.container import check_size, open_video, read_index, timeline
+from gve_jax.inputs.container import check_size, open_video, read_index
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.sampling import Sampling, sample
+from gve_jax.inputs.timeline import timeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ def load_video(
 
     Raises:
       MediaError: an unreadable, empty or damaged video: never a shorter clip in silence, where
-        the container states a length at all (MPEG-TS, fragments and live recordings do not).
+        the container states a length at all (MPEG-TS and program streams, fragments and live
+        recordings do not).
     """
     limits = limits or Limits()
     if not isinstance(sampling, Sampling):

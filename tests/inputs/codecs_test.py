@@ -13,6 +13,7 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.video import load_video
 from tests.inputs.media import encode, numbered, numbers, picture, textured
+from tests.situations import situation
 
 EIGHT = [0, 3, 7, 10, 13, 16, 20, 23]
 QUIET = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"preset": "10"}}
@@ -29,6 +30,8 @@ def brute_force(data: bytes, **options) -> np.ndarray:
         return np.stack([f.to_ndarray(**options) for f in file.decode(video=0)])
 
 
+@situation("Media", "10 bit, 4:2:2, 4:4:4, grey and full range video",
+           "decoded to 8-bit RGB", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("codec, pix_fmt", [
     ("libx264", "yuv420p10le"), ("libx265", "yuv420p10le"), ("libsvtav1", "yuv420p10le"),
     ("libx264", "yuv422p"), ("libx264", "yuv444p"), ("libvpx-vp9", "yuv444p"),
@@ -43,6 +46,8 @@ def test_pixel_formats(codec, pix_fmt):
     assert np.abs(found.astype(int) - numbered(24)[EIGHT]).mean() < 8  # black and white
 
 
+@situation("Media", "video of odd width or height",
+           "every row and column is kept", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("codec, container", [
     ("mpeg4", "mp4"), ("mpeg4", "avi"), ("libvpx-vp9", "webm"), ("libvpx", "webm"),
     ("libsvtav1", "mp4"), ("libx264 444", "mp4"),
@@ -96,6 +101,8 @@ def colourful(count: int) -> np.ndarray:
     return np.stack([128 + 100 * base + 3 * k for k in range(count)]).astype(np.uint8)
 
 
+@situation("Media", "fragments and live recordings without a duration",
+           "accepted with the right rate", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("container, codec, options", [
     ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
     ("mp4", "libx264", {"movflags": "frag_every_frame+empty_moov+default_base_moof"}),
@@ -110,6 +117,8 @@ def test_missing_durations(container, codec, options):
     assert numbers(found.frames) == EIGHT and found.fps == pytest.approx(10 / 3)
 
 
+@situation("Media", "AVI whose header counts too many or too few frames",
+           "refused as cut off, or read to its end", since="0.1.0")  # fmt: skip
 def test_a_wrong_count_of_frames():
     """AVI states it in two places: more than there are is a file cut off, fewer is a lie."""
     data = encode(numbered(24), container="avi", codec="mpeg4")
@@ -159,6 +168,8 @@ def mux(streams, container: str) -> bytes:
 DEFAULT, COVER, NONE = (av.stream.Disposition[n] for n in ("default", "attached_pic", "dub"))
 
 
+@situation("Media", "sound as the first stream",
+           "the video", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
 def test_sound_first(container):
     data = mux(["audio", (numbered(24), DEFAULT)], container)
@@ -177,6 +188,8 @@ def test_the_stream_marked_as_default_is_taken(first, second, taken):
     assert numbers(load_video(data, 8).frames) == [24 * taken + k for k in EIGHT]
 
 
+@situation("Media", "cover picture before the film",
+           "the film", since="0.1.0")  # fmt: skip
 def test_a_cover_is_no_video():
     cover = picture(Image.fromarray(numbered(2)[1]), "JPEG")
     buffer = io.BytesIO()
@@ -197,6 +210,8 @@ def test_a_cover_is_no_video():
     assert numbers(load_video(data, 8).frames) == EIGHT
 
 
+@situation("Media", "size that changes in the middle of MPEG-TS",
+           "refused with both sizes", since="0.1.0")  # fmt: skip
 def test_a_size_that_changes_midway_is_refused():
     small, large = textured(12), np.repeat(np.repeat(textured(12), 2, axis=1), 2, axis=2)
     data = b"".join(encode(frames, container="mpegts") for frames in (small, large))
@@ -221,6 +236,8 @@ def test_limits():
             load_video(source, 8, limits=limits)
 
 
+@situation("Media", "small file that promises enormous frames",
+           "refused before a frame is made", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("side, names", [
     (12_000, "12000 x 12000 are above the limit of 67108864 pixels"),
     (20_000, "not a readable video"),  # FFmpeg has a limit of its own

@@ -17,7 +17,7 @@ from gve_jax.inputs.isolation import Failure, Isolated
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
-from tests.inputs.media import clip, picture, textured
+from tests.inputs.media import clip, encode, picture, textured
 
 PER_SEED = int(os.environ.get("GVE_JAX_FUZZ", "150"))  # files made of each medium
 DEADLINE = 10.0
@@ -33,7 +33,9 @@ def media() -> dict[str, Item]:
         "mov mpeg4": clip(24, "mov", "mpeg4"), "mkv h264": clip(24, "matroska", "libx264"),
         "mkv hevc": clip(12, "matroska", "libx265"), "webm vp9": clip(12, "webm", "libvpx-vp9"),
         "webm av1": clip(8, "webm", "libsvtav1"), "avi mpeg4": clip(24, "avi", "mpeg4"),
-        "ts h264": clip(24, "mpegts", "libx264"),
+        "ts h264": clip(24, "mpegts", "libx264"), "asf wmv2": clip(24, "asf", "wmv2"),
+        "flv flv1": clip(24, "flv", "flv"), "ogg vp8": clip(24, "ogg", "libvpx"),
+        "mpg mpeg2": encode(textured(24)[:, :48], 25, "mpeg", "mpeg2video"),
         "gif": picture(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100),
     }  # fmt: skip
     images = {kind: picture(image, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF")}

@@ -1,6 +1,7 @@
 """Media made on the spot: videos whose every frame spells its number, images, a tokenizer."""
 
 import io
+import struct
 from fractions import Fraction
 from functools import cache
 
@@ -73,6 +74,51 @@ def encode(
                 packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
             out.mux(packet)
     return buffer.getvalue()
+
+
+def held(
+    times: list[int],
+    last: int,
+    container: str = "mp4",
+    codec: str = "libx264",
+    codec_options: dict | None = None,
+    options: dict | None = None,
+) -> bytes:
+    """`numbered` frames shown at `times`, the last one for `last`, all in ms."""
+    buffer, length = (
+        io.BytesIO(),
+        dict(zip(times, np.diff([*times, times[-1] + last]), strict=True)),
+    )
+    with av.open(buffer, "w", format=container, options=options or {}) as out:
+        stream = out.add_stream(codec, rate=1000, options=codec_options or {})
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        packets = []
+        for array, time in zip(numbered(len(times)), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            packets += stream.encode(frame)
+        for packet in packets + stream.encode():
+            ms = round(packet.pts * packet.time_base * 1000)
+            packet.duration = round(Fraction(int(length[ms]), 1000) / packet.time_base)
+            out.mux(packet)
+    return buffer.getvalue()
+
+
+def with_edits(data: bytes, edits: list[tuple[int, int, float]]) -> bytes:
+    """An MP4 of one track, its tables at the end, with another edit list: (ms of presentation, time
+    of the media or -1, speed)."""
+    start = data.index(b"edts") - 4
+    length = int.from_bytes(data[start : start + 4])
+    rows = b"".join(struct.pack(">Iii", ms, at, round(x * 65536)) for ms, at, x in edits)
+    content = struct.pack(">II", 0, len(edits)) + rows
+    box = struct.pack(">I4s", len(content) + 8, b"elst") + content
+    box = struct.pack(">I4s", len(box) + 8, b"edts") + box
+    changed = bytearray(data[:start] + box + data[start + length :])
+    for kind in (b"moov", b"trak"):
+        at = data.rindex(kind, 0, start) - 4
+        size = int.from_bytes(data[at : at + 4]) + len(box) - length
+        changed[at : at + 4] = size.to_bytes(4)
+    return bytes(changed)
 
 
 @cache

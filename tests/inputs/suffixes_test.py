@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.pairs.formats import _column
+from data.pairs.media import kind_of
+from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.suffixes import IMAGES, VIDEOS, is_animated_gif, media_kind
 from tests.inputs.media import numbered, picture
 from tests.situations import situation
@@ -56,3 +59,16 @@ def test_a_damaged_gif_is_an_image(tmp_path):
     assert not is_animated_gif(data[:20]) and not is_animated_gif(b"")
     assert media_kind(tmp_path / "missing.gif") == "image"
     assert not is_animated_gif(picture(Image.open(io.BytesIO(data)), "PNG"))
+
+
+def test_folders_and_imports_agree(tmp_path):
+    """A folder to embed, a column of an import and bytes without a name."""
+    files = {"a.gif": gif(3), "b.gif": gif(1), "c.WMV": b"", "d.jfif": b"", "e.txt": b""}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    items = {entry.id: entry.item for entry in read_entries(tmp_path)}
+    assert [bool(items[name].video) for name in sorted(items)] == [True, False, True, False]
+    assert [kind_of(files[name]) for name in ("a.gif", "b.gif")] == ["video", "image"]
+    assert [list(_column(name, "x")) for name in files] == [
+        ["medium"], ["medium"], ["video"], ["image"], ["text"],
+    ]  # fmt: skip
