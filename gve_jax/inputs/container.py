@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from gve_jax.inputs import mp4
+from gve_jax.inputs import mp4, pictures
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.sampling import Timeline
@@ -32,7 +32,10 @@ class Index:
       pts, dts: int64 [N], times of showing and decoding in `tick`s; NO_TIME where unknown.
       size, duration: int64 [N], bytes; ticks, 0 where unknown.
       key: bool [N], what the container calls a keyframe.
-      shown: bool [N], false for packets that an edit list cuts away (others may need them).
+      shown: bool [N], false for packets that give no frame of their own: an edit list cuts it away,
+        it is never shown, or `second` (others may need them).
+      second: bool [N], the second field of the frame that the packet before began.
+      state: bool [N], packets with side data that decoding the later ones needs.
       tick: seconds.
       rate: frames a second, as the container declares or FFmpeg estimates them.
     """
@@ -43,8 +46,15 @@ class Index:
     duration: np.ndarray
     key: np.ndarray
     shown: np.ndarray
+    second: np.ndarray
+    state: np.ndarray
     tick: float
     rate: float
+
+    @property
+    def owner(self) -> np.ndarray:
+        """int64 [N], the packet that begins the frame to which a packet belongs."""
+        return np.arange(len(self.second)) - self.second
 
 
 @contextlib.contextmanager
@@ -52,7 +62,7 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
     """The container, the video stream and the file of a path or of encoded bytes.
 
     The stream is the first one marked as default, else the first; covers do not count. Decoding is
-    on one thread (workers are the parallelism) and stops at errors.
+    on one thread (workers are the parallelism).
 
     Raises:
       MediaError: not a container on the list, no video stream, too many streams, frames too large.
@@ -70,7 +80,6 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
             stream = _pick(container, name)
             check_size(stream.width, stream.height, name, limits)
             stream.thread_type = "NONE"
-            stream.codec_context.options = {"err_detect": "explode"}
             yield container, stream, file
 
 
@@ -90,11 +99,11 @@ def _pick(container, name: str):
     return stream
 
 
-def read_index(container, stream, file, name: str, limits: Limits) -> Index:
+def read_index(container, stream, file, name: str, limits: Limits, table: bool = True) -> Index:
     """Finds all packets and decodes none.
 
-    Containers lie about their frame count; packets do not. A plain MP4 has a table of them; any
-    other file is read as a whole.
+    Containers lie about their frame count; packets do not. A plain MP4 has a table of them (used
+    unless `table` is false); any other file is read as a whole.
 
     Raises:
       MediaError: no frame, more than the limit, no frame rate, a file that was cut off.
@@ -102,13 +111,13 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     if not 0 < rate < np.inf:
         raise MediaError(f"{name}: no frame rate")
-    if "mp4" in container.format.name:
+    if table and "mp4" in container.format.name:
         rows, last = _listed(container, stream, file, name, limits), 0
     else:
         rows = None
     if rows is None:
         rows, last = _read(container, stream, name, limits)
-    columns = np.array(rows, np.int64).reshape(-1, 6).T
+    columns = np.array(rows, np.int64).reshape(-1, 8).T
     index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base), rate)
     if not index.shown.any():
         raise MediaError(f"{name}: no frame")
@@ -128,19 +137,39 @@ def _listed(container, stream, file, name: str, limits: Limits):
     table = np.array([(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries],
                      np.int64)  # fmt: skip
     dts, size, key, discard, place = table.T
-    if discard.any() or (size <= 0).any():
+    if discard.any() or (size <= 0).any() or _needs_payload(stream, file, size, place):
         return None
     whole = place + size <= _length(file)
     if not whole.all():
         raise MediaError(f"{name}: cut off, {whole.sum()} of {len(whole)} frames")
     first = next(packets(container, stream), None)
-    if first is None or first.dts != dts[0] or first.pts is None:
+    if first is None or first.dts != dts[0] or first.pts is None or pictures.carries_state(first):
         container.seek(int(min(0, dts[0])), stream=stream)
         return None
     pts = dts + offsets - offsets[0] + first.pts - first.dts
     steps = np.diff(dts)
     duration = np.append(steps, int(np.median(steps)) if len(steps) else first.duration or 0)
-    return np.stack([pts, dts, size, duration, key, np.ones_like(key)], axis=1)
+    none = np.zeros_like(key)
+    return np.stack([pts, dts, size, duration, key, none + 1, none, none], axis=1)
+
+
+def _needs_payload(stream, file, size: np.ndarray, place: np.ndarray) -> bool:
+    """Whether an MP4's table does not say all: a sample holds a second field or no frame."""
+    headers, before = pictures.Headers(stream.codec_context), file.tell()
+    looked_at = slice(None) if headers.fields else size < pictures.SMALL
+    try:
+        for at, count in zip(place[looked_at].tolist(), size[looked_at].tolist(), strict=True):
+            file.seek(at)
+            holds = headers.read_bytes(file.read(min(count, pictures.HEAD)))
+            if (
+                holds == pictures.SECOND_FIELD
+                or holds == pictures.HIDDEN
+                and count <= pictures.HEAD
+            ):
+                return True
+    finally:
+        file.seek(before)
+    return False
 
 
 def _length(file) -> int:
@@ -152,25 +181,35 @@ def _length(file) -> int:
 
 def _read(container, stream, name: str, limits: Limits):
     """Rows of the index and the last time of decoding, by reading every packet from the start."""
-    vp8 = stream.codec_context.name in ("vp8", "libvpx")
-    rows, last = [], 0
+    headers, rows, last = pictures.Headers(stream.codec_context), [], 0
     for packet in packets(container, stream, empty=True):
         last = max(last, packet.dts or 0)
         if not packet.size:
             continue
-        hidden = vp8 and not memoryview(packet)[0] & 0x10  # a reference that is never shown
-        pts, dts = packet.pts, packet.dts
+        holds, pts, dts = headers.read(packet), packet.pts, packet.dts
+        if holds == pictures.SECOND_FIELD:  # the frame lasts as long as both
+            rows[-1] = _lengthen(rows[-1], packet)
         rows.append((
             NO_TIME if pts is None else pts,
             NO_TIME if dts is None else dts,
             packet.size,
             packet.duration or 0,
             packet.is_keyframe,
-            not packet.is_discard and not hidden,
+            not packet.is_discard and holds == pictures.FRAME,
+            holds == pictures.SECOND_FIELD,
+            pictures.carries_state(packet),
         ))  # fmt: skip
         if len(rows) > limits.frames:
             raise MediaError(f"{name}: more frames than the limit of {limits.frames}")
     return rows, last
+
+
+def _lengthen(row: tuple, second) -> tuple:
+    """The row of a first field with the duration of its frame."""
+    pts, dts, size, duration, *rest = row
+    step = second.pts - pts if second.pts is not None and pts != NO_TIME else 0
+    duration = 2 * step if step > 0 else duration + (second.duration or 0)
+    return pts, dts, size, duration, *rest
 
 
 def packets(container, stream, empty: bool = False) -> Iterator:

@@ -1,6 +1,7 @@
 """A video of any kind -> sampled frames."""
 
 import dataclasses
+import functools
 import os
 
 import av
@@ -8,11 +9,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from gve_jax.inputs import animation, frames, seek
-from gve_jax.inputs.container import check_size, open_video, read_index, timeline
+from gve_jax.inputs.container import NO_TIME, check_size, open_video, read_index, timeline
+from gve_jax.inputs.decoder import Damaged, listen
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.sampling import Sampling, sample
+from gve_jax.inputs.pictures import Headers
+from gve_jax.inputs.sampling import Sampling, Timeline, sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,34 +57,101 @@ def load_video(
         if animation.is_animation(source):
             return Clip(*animation.load(source, name, sampling, limits))
         return _load(source, name, sampling, limits)
+    except Damaged as error:
+        refused = isinstance(error.__cause__, av.FFmpegError)
+        what = "not a readable video" if refused else "damaged"
+        raise MediaError(f"{name}: {what} ({error})") from error
     except (av.FFmpegError, OSError, EOFError, ValueError) as error:
         raise MediaError(f"{name}: not a readable video ({error})") from error
 
 
-def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
-    with open_video(source, name, limits) as (container, stream, file):
-        index = read_index(container, stream, file, name, limits)
-        plan = seek.make_plan(container, stream, index)
-        if not len(plan.numbers):
+def _load(source, name: str, sampling: Sampling, limits: Limits, table: bool = True) -> Clip:
+    """`table`: whether the index of an MP4 may come from its tables alone."""
+    with open_video(source, name, limits) as opened:
+        video = _Video(opened, source, name, limits, table)
+        places, fps = sample(sampling, video.timeline(), name)
+        try:
+            return Clip(video.frames(places), fps)
+        except seek.Fewer as fewer:
+            if not video.has_table and not video.may_lack(fewer.numbers):
+                raise MediaError(f"{name}: damaged, {fewer}") from fewer
+            found = fewer.numbers
+    if video.has_table:  # which does not say what a sample holds
+        return _load(source, name, sampling, limits, table=False)
+    video.plan = dataclasses.replace(video.plan, starts=None, numbers=found)
+    places, fps = sample(sampling, video.timeline(), name)
+    with listen() as messages:
+        return Clip(video.decode_all(places, messages), fps)
+
+
+class _Video:
+    """A video file and what is known of it before it is decoded."""
+
+    def __init__(self, opened, source, name: str, limits: Limits, table: bool):
+        self._opened, self._name, self._limits = opened, name, limits
+        self._open = functools.partial(open_video, source, name, limits)
+        container, stream, file = opened
+        self.has_table = table and "mp4" in container.format.name
+        self._index = read_index(container, stream, file, name, limits, table)
+        self._known = Headers(stream.codec_context).known
+        self.plan = seek.make_plan(container, stream, self._index, self._open)
+        if not len(self.plan.numbers):
             raise MediaError(f"{name}: no frame that can be decoded")
-        when = timeline(index, plan.numbers, name, limits)
-        places, fps = sample(sampling, when, name)
-        if plan.starts is not None:
-            wanted, pictures = plan.numbers[places].tolist(), _Pictures(name, limits)
+
+    def timeline(self) -> Timeline:
+        return timeline(self._index, self.plan.numbers, self._name, self._limits)
+
+    def may_lack(self, numbers: np.ndarray) -> bool:
+        """Whether it is in order that only these packets gave a frame: no header that we read says
+        that the others hold one, or they are leading pictures of the first keyframe without times.
+        """
+        expected = np.sort(self.plan.numbers)
+        if len(numbers) == 0 or not np.isin(numbers, expected).all():
+            return False
+        missing = np.flatnonzero(~np.isin(expected, numbers))
+        leading = (missing == 1 + np.arange(len(missing))).all()
+        return not self._known or bool(leading and (self._index.pts == NO_TIME).any())
+
+    def frames(self, places: np.ndarray) -> np.ndarray:
+        """The frames at these places in the order of showing, by seeking where that works.
+
+        Raises:
+          MediaError: a picture is damaged.
+          seek.Fewer: none is, but there are fewer frames than the index says.
+        """
+        lost = self.plan.starts is None
+        if not lost:
             try:
-                seek.decode_wanted(container, stream, index, plan, wanted, pictures.take)
-                return Clip(pictures.stack(wanted), fps)
-            except (seek.Lost, av.FFmpegError):
-                pass  # the same frames the long way, or an error
-    with open_video(source, name, limits) as (container, stream, _):
-        pictures, seen, wanted = _Pictures(name, limits), 0, set(places.tolist())
-        for frame in seek.decode_all(container, stream, plan.usable):
-            if seen in wanted:
-                pictures.take(seen, frame)
-            seen += 1
-        if seen != len(plan.numbers):
-            raise MediaError(f"{name}: damaged, {seen} of {len(plan.numbers)} frames decode")
-        return Clip(pictures.stack(places.tolist()), fps)
+                return self._seek(self._opened, places)
+            except seek.Lost:
+                lost = True
+            except Damaged:
+                pass
+        if not lost:
+            try:
+                with listen() as messages, self._open() as opened:
+                    return self._seek(opened, places, messages)
+            except (seek.Lost, Damaged):
+                pass  # the index may lie: the same frames the long way, or an error
+        try:
+            return self.decode_all(places)
+        except Damaged:
+            with listen() as messages:
+                return self.decode_all(places, messages)
+
+    def _seek(self, opened, places: np.ndarray, messages: list | None = None) -> np.ndarray:
+        pictures, wanted = _Pictures(self._name, self._limits), self.plan.numbers[places].tolist()
+        container, stream, _ = opened
+        seek.decode_wanted(container, stream, self._index, self.plan, wanted, pictures.take,
+                           messages)  # fmt: skip
+        return pictures.stack(wanted)
+
+    def decode_all(self, places: np.ndarray, messages: list | None = None) -> np.ndarray:
+        """As `frames`, by decoding everything."""
+        pictures = _Pictures(self._name, self._limits)
+        with self._open() as (container, stream, _):
+            seek.decode_all(container, stream, self.plan, places.tolist(), pictures.take, messages)
+        return pictures.stack(places.tolist())
 
 
 class _Pictures:

@@ -1,0 +1,104 @@
+"""A decoder that says which packet each frame comes from, and tells damage from noise.
+
+FFmpeg's decoders go on after an error and conceal it. Asked to stop at errors they are strict
+(`err_detect=explode`): what they accept then is accepted here. But they also stop at what harms no
+picture, a message for the player that is cut short, say. So where the strict decoder stops, the
+same packets are decoded once more by the lenient one, and its complaints are judged: a frame
+flagged as corrupt, an error, and a logged error of any kind that is not on the list below is
+damage.
+"""
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator
+
+import av
+from av.codec.context import Flags
+
+# Errors that FFmpeg logs while every picture stays as it was coded.
+_ANYWHERE = re.compile(r"SEI type \d+ size -?\d+ truncated at -?\d+")
+# A picture that is to be forgotten is not there. It was never read where decoding begins in the
+# middle; what had needed it would be logged, too.
+_AFTER_ENTERING = re.compile(r"mmco: unref short failure")
+_REACH = 64  # packets after the entry within which pictures from before it may be forgotten
+
+
+class Damaged(Exception):
+    """A picture cannot be decoded as it was coded."""
+
+
+class Decoder:
+    """Decodes the packets of one stream. `context` must not have decoded before.
+
+    Args:
+      messages: what FFmpeg logs (`listen`); None for the strict decoder.
+    """
+
+    def __init__(self, context, messages: list | None = None):
+        self.context, self._messages, self._entry = context, messages, 0
+        context.flags |= Flags.copy_opaque
+        if messages is None:
+            context.options = {"err_detect": "explode"}
+
+    def enter(self, number: int) -> None:
+        """Decoding goes on from this packet, and not from the one decoded last."""
+        self._entry = number
+
+    def decode(self, packet, number: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """(number of the packet it comes from, frame) of each frame that is ready; `packet` is None
+        at the end.
+
+        Raises:
+          Damaged: also for errors of FFmpeg's.
+        """
+        if packet is not None:
+            packet.opaque = number
+        if self._messages is not None:
+            self._messages.clear()
+        try:
+            frames = self.context.decode(packet)
+        except av.FFmpegError as error:
+            logged = [text.strip() for _, _, text in self._messages or ()]
+            raise Damaged(": ".join([error.strerror or str(error), *logged[-1:]])) from error
+        self._judge_messages(number)
+        for frame in frames:
+            if frame.is_corrupt:
+                raise Damaged("a picture is corrupt")
+            yield frame.opaque, frame
+
+    def _judge_messages(self, number: int) -> None:
+        for level, _, text in self._messages or ():
+            noise = level > av.logging.ERROR or _ANYWHERE.search(text)
+            if not noise and number - self._entry <= _REACH:
+                noise = _AFTER_ENTERING.search(text)
+            if not noise:
+                raise Damaged(text.strip())
+
+
+_lock, _listeners, _before = threading.Lock(), 0, (None, True)
+
+
+@contextlib.contextmanager
+def listen() -> Iterator[list]:
+    """The errors that FFmpeg logs in this thread: (level, decoder, text).
+
+    PyAV has one level for the whole process, which is put back by the last who listens.
+    """
+    global _listeners, _before
+    with _lock:
+        if not _listeners:
+            _before = av.logging.get_level(), av.logging.get_skip_repeated()
+            if _before[0] is None or _before[0] < av.logging.ERROR:
+                av.logging.set_level(av.logging.ERROR)
+            av.logging.set_skip_repeated(False)
+        _listeners += 1
+    try:
+        with av.logging.Capture() as messages:
+            yield messages
+    finally:
+        with _lock:
+            _listeners -= 1
+            if not _listeners:
+                av.logging.set_level(_before[0])
+                av.logging.set_skip_repeated(_before[1])

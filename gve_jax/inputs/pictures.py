@@ -1,0 +1,330 @@
+"""What the packets of a stream hold, read from the headers of their pictures: most hold a frame,
+some the second field of one, some none that is ever shown.
+
+Headers are read only so far as that takes, and no picture is decoded. What cannot be read counts as
+a frame: if it is none, decoding finds out.
+"""
+
+from collections.abc import Iterator
+
+FRAME, SECOND_FIELD, HIDDEN = range(3)
+
+# A packet of at least so many bytes holds a picture. Smaller ones are looked at: they may hold
+# nothing but parameters or messages to the player, or say that a frame was left out.
+SMALL = 512
+HEAD = 2048  # bytes at the beginning of a packet in which its first picture's header lies
+_HEADER = 64  # bytes that the fields wanted of a header lie in
+
+# Side data that the demuxer delivers once, with the packet at which the decoder's state changes.
+_STATE = ("palette", "new_extradata", "param_change")
+
+_H264_PICTURES = (1, 2, 5)  # nal_unit_type of a slice, of its partition A, of an IDR slice
+# NAL units without a part of the picture, and the bytes that one has at most (None: any number).
+_H264_OTHERS = {6: None, 7: None, 8: None, 9: 2, 10: 1, 11: 1, 12: None, 13: None, 14: None,
+                15: None, 20: None} | {kind: None for kind in range(24, 32)}  # fmt: skip
+_HEVC_OTHERS = {32: None, 33: None, 34: None, 35: 3, 36: 2, 37: 2, 38: None, 39: None, 40: None} | {
+    kind: None for kind in range(48, 64)
+}
+_HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
+
+
+def carries_state(packet) -> bool:
+    """Whether decoding later packets needs what comes with this one beside its data."""
+    return any(packet.has_sidedata(kind) for kind in _STATE)
+
+
+class Headers:
+    """Reads the packets of one stream, in the order of decoding."""
+
+    def __init__(self, context):
+        self.codec, self._intra = context.codec.canonical_name, context.codec.intra_only
+        self._read = getattr(self, f"_read_{self.codec}", None)
+        self._length = 0  # bytes of the length before each NAL unit; 0: start codes
+        self._sps, self._pps, self._first = {}, {}, None
+        self._time_bits, self._packed = 0, False
+        header = bytes(context.extradata or b"")
+        if self.codec in ("h264", "hevc"):
+            self._open_nal_units(header)
+        elif self.codec == "mpeg4":
+            self._read_vol(header)
+
+    @property
+    def known(self) -> bool:
+        """Whether this codec's headers say which packets hold a frame."""
+        return self._read is not None or self.codec in ("mpeg1video", "mpeg2video") or self._intra
+
+    @property
+    def fields(self) -> bool:
+        """Whether a packet may hold one field of a frame."""
+        return self.codec == "h264" and any(not sps[1] for sps in self._sps.values())
+
+    def read(self, packet) -> int:
+        """FRAME, SECOND_FIELD or HIDDEN."""
+        if self._read is None:
+            return FRAME
+        every = self.fields or self.codec in ("vp8", "vp9", "av1")
+        if not every and packet.size >= SMALL and not packet.is_keyframe:
+            return FRAME
+        # Copied only where it is searched; of the others only the first bytes are looked at.
+        data = memoryview(packet) if self.codec in ("vp8", "vp9", "av1") else bytes(packet)
+        return self.read_bytes(data)
+
+    def read_bytes(self, data: bytes) -> int:
+        if self._read is None:
+            return FRAME
+        try:
+            return self._read(data)
+        except (IndexError, ValueError):
+            return FRAME
+
+    def _read_vp8(self, data: bytes) -> int:
+        return FRAME if data[0] & 0x10 else HIDDEN  # a reference that is never shown
+
+    def _read_vp9(self, data: bytes) -> int:
+        if data[-1] >> 5 == 0b110:  # several frames in one packet; the last one is shown
+            return FRAME
+        bits = _Bits(data[:_HEADER])
+        if bits.take(2) != 2:
+            return FRAME
+        if bits.take(1) + 2 * bits.take(1) == 3:
+            bits.take(1)
+        if bits.take(1):  # an earlier picture is shown now
+            return FRAME
+        bits.take(1)
+        return FRAME if bits.take(1) else HIDDEN
+
+    def _read_av1(self, data: bytes) -> int:
+        at, hidden = 0, 0
+        while at < len(data):
+            head = data[at]
+            at += 1 + (head >> 2 & 1)
+            size = len(data) - at
+            if head & 2:
+                size, at = _leb128(data, at)
+            kind, body = head >> 3 & 15, data[at : at + _HEADER]
+            if kind == 1 and body[0] >> 3 & 1:  # a still picture, with shorter headers
+                return FRAME
+            if kind in (3, 6):
+                if body[0] & 0x80 or body[0] & 0x10:  # show_existing_frame, show_frame
+                    return FRAME
+                hidden += 1
+            at += size
+        return HIDDEN if hidden else FRAME
+
+    def _read_mpeg4(self, data: bytes) -> int:
+        """A VOP that is not coded: the frame before it lasts longer. In a packed stream it stands
+        for the frame that came with the packet before."""
+        self._read_vol(data)
+        at, packed = data.find(b"\0\0\1\xb6"), self._packed
+        self._packed = at >= 0 and data.find(b"\0\0\1\xb6", at + 4) >= 0
+        if at < 0 or packed or not self._time_bits:
+            return FRAME
+        bits = _Bits(data[at + 4 : at + _HEADER])
+        bits.take(2)
+        while bits.take(1):
+            pass
+        bits.take(1 + self._time_bits + 1)
+        return FRAME if bits.take(1) else HIDDEN
+
+    def _read_vol(self, data: bytes) -> None:
+        at = next((i for i in range(len(data) - 8)
+                   if data[i : i + 3] == b"\0\0\1" and data[i + 3] >> 4 == 2), None)  # fmt: skip
+        if at is None:
+            return
+        bits = _Bits(data[at + 4 : at + _HEADER])
+        bits.take(9)
+        if bits.take(1):
+            bits.take(7)
+        if bits.take(4) == 15:
+            bits.take(16)
+        if bits.take(1):
+            bits.take(3)
+            if bits.take(1):
+                bits.take(79)
+        bits.take(3)
+        self._time_bits = max(1, (bits.take(16) - 1).bit_length())
+
+    def _read_h264(self, data: bytes) -> int:
+        parts = []
+        for unit in self._nal_units(data):
+            kind = unit[0] & 31
+            if kind in (7, 8):
+                self._read_parameters(kind, unit)
+            elif kind in _H264_PICTURES:
+                if not self.fields:
+                    return FRAME
+                part = self._read_slice(unit)
+                if part is not None and part not in parts:
+                    parts.append(part)
+            elif not _is_aside(unit, kind, _H264_OTHERS):
+                return FRAME
+        if not parts:
+            return HIDDEN
+        first, self._first = self._first, None
+        if len(parts) > 1 or parts[0][1] is None:  # both fields, or no field
+            return FRAME
+        ((number, bottom),) = parts
+        if first is not None and first[0] == number and first[1] != bottom:
+            return SECOND_FIELD
+        self._first = number, bottom
+        return FRAME
+
+    def _read_hevc(self, data: bytes) -> int:
+        for unit in self._nal_units(data):
+            kind = unit[0] >> 1 & 63
+            if not _is_aside(unit, kind, _HEVC_OTHERS):
+                return FRAME
+        return HIDDEN
+
+    def _open_nal_units(self, header: bytes) -> None:
+        """Parameters out of an avcC or hvcC box, or behind start codes."""
+        if header[:1] != b"\1":
+            units = self._nal_units(header)
+        elif self.codec == "hevc":
+            self._length, units = (header[21] & 3) + 1 if len(header) > 21 else 4, ()
+        else:
+            self._length, units = (header[4] & 3) + 1 if len(header) > 4 else 4, _avcc_units(header)
+        if self.codec == "h264":
+            for unit in units:
+                if unit[0] & 31 in (7, 8):
+                    self._read_parameters(unit[0] & 31, unit)
+
+    def _nal_units(self, data: bytes) -> Iterator[bytes]:
+        """The units of a packet, of long ones at least their headers."""
+        at = 0
+        if self._length and not data.startswith(b"\0\0\0\1"):
+            while at + self._length < len(data):
+                size = int.from_bytes(data[at : at + self._length])
+                at += self._length
+                if size:
+                    yield data[at : at + size]
+                at += size
+            return
+        at = data.find(b"\0\0\1")
+        while at >= 0:
+            following = data.find(b"\0\0\1", at + 3)
+            unit = data[at + 3 : following if following >= 0 else len(data)]
+            if following >= 0:
+                unit = unit.rstrip(b"\0")
+            if unit:
+                yield unit
+            at = following
+
+    def _read_parameters(self, kind: int, unit: bytes) -> None:
+        try:
+            if kind == 8:
+                bits = _Bits(_unescaped(unit[1:_HEADER]))
+                self._pps[bits.golomb()] = bits.golomb()
+            else:
+                number, *values = _sequence(_Bits(_unescaped(unit[1 : 16 * _HEADER])))
+                self._sps[number] = values
+        except IndexError:
+            pass
+
+    def _read_slice(self, unit: bytes):
+        """(frame_num, bottom_field_flag or None of a frame) of the first slice of a picture."""
+        bits = _Bits(_unescaped(unit[1:_HEADER]))
+        if bits.golomb():  # of a later one
+            return None
+        bits.golomb()
+        sps = self._sps.get(self._pps.get(bits.golomb()))
+        if sps is None:
+            raise ValueError("parameters that were not seen")
+        frame_bits, frames_only, planes = sps
+        bits.take(2 * planes)
+        number = bits.take(frame_bits)
+        field = not frames_only and bits.take(1)
+        return number, bits.take(1) if field else None
+
+
+def _is_aside(unit: bytes, kind: int, others: dict) -> bool:
+    """Whether a NAL unit is of those that hold no part of a picture, and of a size it may have."""
+    most = others.get(kind, 0)
+    return most is None or len(unit.rstrip(b"\0")) <= most
+
+
+def _avcc_units(header: bytes) -> Iterator[bytes]:
+    at = 5
+    for mask in (31, 255):
+        count = header[at] & mask if at < len(header) else 0
+        at += 1
+        for _ in range(count):
+            size = int.from_bytes(header[at : at + 2])
+            if size and at + 2 < len(header):
+                yield header[at + 2 : at + 2 + size]
+            at += 2 + size
+
+
+def _sequence(bits: "_Bits") -> tuple[int, int, bool, bool]:
+    """(id, bits of frame_num, frame_mbs_only_flag, separate_colour_plane_flag) of an H.264 SPS."""
+    profile = bits.take(24) >> 16
+    number, planes = bits.golomb(), 0
+    if profile in _HIGH_PROFILES:
+        chroma = bits.golomb()
+        if chroma == 3:
+            planes = bits.take(1)
+        bits.golomb()
+        bits.golomb()
+        bits.take(1)
+        if bits.take(1):
+            for k in range(12 if chroma == 3 else 8):
+                if bits.take(1):
+                    _skip_scaling_list(bits, 16 if k < 6 else 64)
+    frame_bits = bits.golomb() + 4
+    order = bits.golomb()
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.take(1)
+        bits.golomb()
+        bits.golomb()
+        for _ in range(min(bits.golomb(), 255)):
+            bits.golomb()
+    bits.golomb()
+    bits.take(1)
+    bits.golomb()
+    bits.golomb()
+    return number, frame_bits, bool(bits.take(1)), bool(planes)
+
+
+def _skip_scaling_list(bits: "_Bits", size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            code = bits.golomb()
+            following = (last + (code + 1) // 2 * (1 if code % 2 else -1)) % 256
+        last = following or last
+
+
+def _unescaped(data: bytes) -> bytes:
+    return data.replace(b"\0\0\3", b"\0\0")
+
+
+def _leb128(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 56, 7):
+        value |= (data[at] & 0x7F) << shift
+        at += 1
+        if not data[at - 1] & 0x80:
+            break
+    return value, at
+
+
+class _Bits:
+    """The bits of a header, from the first on; IndexError behind the last."""
+
+    def __init__(self, data: bytes):
+        self._value, self._left = int.from_bytes(data), 8 * len(data)
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise IndexError("the header ends")
+        return self._value >> self._left & (1 << count) - 1
+
+    def golomb(self) -> int:
+        """An unsigned Exp-Golomb code."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
