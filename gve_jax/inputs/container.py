@@ -33,9 +33,9 @@ class Index:
       size, duration: int64 [N], bytes; ticks, 0 where unknown.
       key: bool [N], what the container calls a keyframe.
       shown: bool [N], false for packets that give no frame of their own: an edit list cuts it away,
-        it is never shown, or `second` (others may need them).
-      second: bool [N], the second field of the frame that the packet before began.
+        or it holds none (others may need them).
       state: bool [N], packets with side data that decoding the later ones needs.
+      holds: int64 [N], what a packet holds, of the kinds in `pictures`.
       tick: seconds.
       rate: frames a second, as the container declares or FFmpeg estimates them.
     """
@@ -46,10 +46,15 @@ class Index:
     duration: np.ndarray
     key: np.ndarray
     shown: np.ndarray
-    second: np.ndarray
     state: np.ndarray
+    holds: np.ndarray
     tick: float
     rate: float
+
+    @property
+    def second(self) -> np.ndarray:
+        """bool [N], the second field of the frame that the packet before began."""
+        return self.holds == pictures.SECOND_FIELD
 
     @property
     def owner(self) -> np.ndarray:
@@ -118,7 +123,9 @@ def read_index(container, stream, file, name: str, limits: Limits, table: bool =
     if rows is None:
         rows, last = _read(container, stream, name, limits)
     columns = np.array(rows, np.int64).reshape(-1, 8).T
-    index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base), rate)
+    index = Index(
+        *columns[:4], *columns[4:7].astype(bool), columns[7], float(stream.time_base), rate
+    )
     if not index.shown.any():
         raise MediaError(f"{name}: no frame")
     _check_whole(container, stream, index, last, name)
@@ -143,14 +150,15 @@ def _listed(container, stream, file, name: str, limits: Limits):
     if not whole.all():
         raise MediaError(f"{name}: cut off, {whole.sum()} of {len(whole)} frames")
     first = next(packets(container, stream), None)
-    if first is None or first.dts != dts[0] or first.pts is None or pictures.carries_state(first):
+    if first is None or first.dts != dts[0] or first.pts is None:
         container.seek(int(min(0, dts[0])), stream=stream)
         return None
     pts = dts + offsets - offsets[0] + first.pts - first.dts
     steps = np.diff(dts)
     duration = np.append(steps, int(np.median(steps)) if len(steps) else first.duration or 0)
-    none = np.zeros_like(key)
-    return np.stack([pts, dts, size, duration, key, none + 1, none, none], axis=1)
+    state, holds = np.zeros_like(key), np.full_like(key, pictures.FRAME)
+    state[0] = pictures.carries_state(first)
+    return np.stack([pts, dts, size, duration, key, np.ones_like(key), state, holds], axis=1)
 
 
 def _needs_payload(stream, file, size: np.ndarray, place: np.ndarray) -> bool:
@@ -196,8 +204,8 @@ def _read(container, stream, name: str, limits: Limits):
             packet.duration or 0,
             packet.is_keyframe,
             not packet.is_discard and holds == pictures.FRAME,
-            holds == pictures.SECOND_FIELD,
             pictures.carries_state(packet),
+            holds,
         ))  # fmt: skip
         if len(rows) > limits.frames:
             raise MediaError(f"{name}: more frames than the limit of {limits.frames}")

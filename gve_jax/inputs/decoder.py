@@ -16,12 +16,16 @@ from collections.abc import Iterator
 import av
 from av.codec.context import Flags
 
-# Errors that FFmpeg logs while every picture stays as it was coded.
-_ANYWHERE = re.compile(r"SEI type \d+ size -?\d+ truncated at -?\d+")
-# A picture that is to be forgotten is not there. It was never read where decoding begins in the
-# middle; what had needed it would be logged, too.
-_AFTER_ENTERING = re.compile(r"mmco: unref short failure")
-_REACH = 64  # packets after the entry within which pictures from before it may be forgotten
+# Errors that FFmpeg logs while every picture stays as it was coded:
+_NOISE = re.compile(
+    # messages for the player, which no picture depends on;
+    r"\bSEI\b|in buffering period|pic_timing"
+    # a picture to be forgotten that is not there: it came before the point where decoding began, or
+    # is one of two fields. What still needs a missing picture is logged as well, in other words;
+    r"|mmco: unref short failure"
+    # a field whose other field was not there; the strict decoder logs it, too, and goes on.
+    r"|co located POCs unavailable"
+)
 
 
 class Damaged(Exception):
@@ -36,18 +40,16 @@ class Decoder:
     """
 
     def __init__(self, context, messages: list | None = None):
-        self.context, self._messages, self._entry = context, messages, 0
+        self.context, self._messages = context, messages
         context.flags |= Flags.copy_opaque
         if messages is None:
             context.options = {"err_detect": "explode"}
 
-    def enter(self, number: int) -> None:
-        """Decoding goes on from this packet, and not from the one decoded last."""
-        self._entry = number
-
-    def decode(self, packet, number: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    def decode(
+        self, packet, number: int, empty: bool = False
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
         """(number of the packet it comes from, frame) of each frame that is ready; `packet` is None
-        at the end.
+        at the end. `empty`: it holds no picture, which FFmpeg's H.264 calls an error.
 
         Raises:
           Damaged: also for errors of FFmpeg's.
@@ -59,21 +61,17 @@ class Decoder:
         try:
             frames = self.context.decode(packet)
         except av.FFmpegError as error:
+            if empty:
+                return
             logged = [text.strip() for _, _, text in self._messages or ()]
             raise Damaged(": ".join([error.strerror or str(error), *logged[-1:]])) from error
-        self._judge_messages(number)
+        for level, _, text in self._messages or ():
+            if level <= av.logging.ERROR and not _NOISE.search(text):
+                raise Damaged(text.strip())
         for frame in frames:
             if frame.is_corrupt:
                 raise Damaged("a picture is corrupt")
             yield frame.opaque, frame
-
-    def _judge_messages(self, number: int) -> None:
-        for level, _, text in self._messages or ():
-            noise = level > av.logging.ERROR or _ANYWHERE.search(text)
-            if not noise and number - self._entry <= _REACH:
-                noise = _AFTER_ENTERING.search(text)
-            if not noise:
-                raise Damaged(text.strip())
 
 
 _lock, _listeners, _before = threading.Lock(), 0, (None, True)

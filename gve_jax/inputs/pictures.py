@@ -7,7 +7,7 @@ a frame: if it is none, decoding finds out.
 
 from collections.abc import Iterator
 
-FRAME, SECOND_FIELD, HIDDEN = range(3)
+FRAME, SECOND_FIELD, HIDDEN, EMPTY = range(4)  # HIDDEN: a picture, but never shown; EMPTY: none
 
 # A packet of at least so many bytes holds a picture. Smaller ones are looked at: they may hold
 # nothing but parameters or messages to the player, or say that a frame was left out.
@@ -59,7 +59,7 @@ class Headers:
         return self.codec == "h264" and any(not sps[1] for sps in self._sps.values())
 
     def read(self, packet) -> int:
-        """FRAME, SECOND_FIELD or HIDDEN."""
+        """FRAME, SECOND_FIELD, HIDDEN or EMPTY."""
         if self._read is None:
             return FRAME
         every = self.fields or self.codec in ("vp8", "vp9", "av1")
@@ -159,7 +159,7 @@ class Headers:
             elif not _is_aside(unit, kind, _H264_OTHERS):
                 return FRAME
         if not parts:
-            return HIDDEN
+            return EMPTY
         first, self._first = self._first, None
         if len(parts) > 1 or parts[0][1] is None:  # both fields, or no field
             return FRAME
@@ -174,7 +174,7 @@ class Headers:
             kind = unit[0] >> 1 & 63
             if not _is_aside(unit, kind, _HEVC_OTHERS):
                 return FRAME
-        return HIDDEN
+        return EMPTY
 
     def _open_nal_units(self, header: bytes) -> None:
         """Parameters out of an avcC or hvcC box, or behind start codes."""

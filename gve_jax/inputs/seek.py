@@ -8,6 +8,7 @@ from av.video.frame import PictureType
 
 from gve_jax.inputs.container import NO_TIME, Index, packets
 from gve_jax.inputs.decoder import Damaged, Decoder, listen
+from gve_jax.inputs.pictures import EMPTY
 
 # Codecs whose decoders pass over what nothing refers to (H.264 by nal_ref_idc, MPEG-4 B-VOPs).
 _DISPOSABLE = ("h264", "mpeg4")
@@ -130,10 +131,10 @@ def _decodable(container, stream, index: Index, first: int, doubtful: np.ndarray
     last, shown = int(np.flatnonzero(doubtful)[-1]), set()
     last += index.second[last + 1 : last + 2].sum()
     reader.go(first)
-    decoder.enter(first)
     for number in range(first, last + 1):
         try:
-            shown |= {each for each, _ in decoder.decode(reader.take(number), number)}
+            packet, empty = reader.take(number), index.holds[number] == EMPTY
+            shown |= {each for each, _ in decoder.decode(packet, number, empty)}
         except Damaged:
             if not doubtful[index.owner[number]]:
                 raise
@@ -154,7 +155,8 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
 
     def receive(packet, position):
         nonlocal shown
-        for number, frame in decoder.decode(packet, position):
+        empty = packet is not None and index.holds[position] == EMPTY
+        for number, frame in decoder.decode(packet, position, empty):
             if number is None or times[number] <= shown:
                 raise Lost("frames are not shown in the order of their times")
             shown = times[number]
@@ -179,7 +181,6 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
             position = start = first
             shown = -np.inf
             reader.go(position)
-            decoder.enter(position)
             if index.shown[start]:
                 entered.add(start)
         while position <= target or second[position]:
@@ -197,7 +198,7 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
         raise Lost(f"{len(found)} of {len(wanted)} frames decode")
 
 
-def decode_all(container, stream, plan: Plan, places, take: Callable,
+def decode_all(container, stream, index: Index, plan: Plan, places, take: Callable,
                messages: list | None = None) -> None:  # fmt: skip
     """Calls `take(place, frame)` for the frames at these places in the order of showing; the stream
     was just opened.
@@ -208,16 +209,18 @@ def decode_all(container, stream, plan: Plan, places, take: Callable,
     """
     places, numbers, decoder = set(places), [], Decoder(stream.codec_context, messages)
 
-    def receive(packet, number):
-        for each, frame in decoder.decode(packet, number):
+    def receive(packet, number, empty=False):
+        for each, frame in decoder.decode(packet, number, empty):
             if len(numbers) in places:
                 take(len(numbers), frame)
             numbers.append(each)
 
     number = 0
     for number, packet in enumerate(packets(container, stream)):
-        if number >= len(plan.usable) or plan.usable[number]:
+        if number >= len(plan.usable):
             receive(packet, number)
+        elif plan.usable[number]:
+            receive(packet, number, index.holds[number] == EMPTY)
     receive(None, number)
     if len(numbers) != len(plan.numbers):
         raise Fewer(numbers, len(plan.numbers))

@@ -150,7 +150,9 @@ class _Video:
         """As `frames`, by decoding everything."""
         pictures = _Pictures(self._name, self._limits)
         with self._open() as (container, stream, _):
-            seek.decode_all(container, stream, self.plan, places.tolist(), pictures.take, messages)
+            seek.decode_all(
+                container, stream, self._index, self.plan, places.tolist(), pictures.take, messages
+            )
         return pictures.stack(places.tolist())
 
 
