@@ -203,7 +203,7 @@ def _read(container, stream, name: str, limits: Limits):
             packet.size,
             packet.duration or 0,
             packet.is_keyframe,
-            not packet.is_discard and holds == pictures.FRAME,
+            not packet.is_discard and holds in (pictures.FRAME, pictures.LEADING),
             pictures.carries_state(packet),
             holds,
         ))  # fmt: skip

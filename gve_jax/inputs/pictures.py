@@ -7,7 +7,9 @@ a frame: if it is none, decoding finds out.
 
 from collections.abc import Iterator
 
-FRAME, SECOND_FIELD, HIDDEN, EMPTY = range(4)  # HIDDEN: a picture, but never shown; EMPTY: none
+# HIDDEN: a picture, but never shown; EMPTY: no picture; LEADING: a frame that refers to pictures
+# before the first keyframe.
+FRAME, SECOND_FIELD, HIDDEN, EMPTY, LEADING = range(5)
 
 # A packet of at least so many bytes holds a picture. Smaller ones are looked at: they may hold
 # nothing but parameters or messages to the player, or say that a frame was left out.
@@ -39,6 +41,7 @@ class Headers:
     def __init__(self, context):
         self.codec, self._intra = context.codec.canonical_name, context.codec.intra_only
         self._read = getattr(self, f"_read_{self.codec}", None)
+        self._leads: bool | None = None  # the first keyframe is right before; None: did not come
         self._length = 0  # bytes of the length before each NAL unit; 0: start codes
         self._sps, self._pps, self._first = {}, {}, None
         self._time_bits, self._packed = 0, False
@@ -59,10 +62,16 @@ class Headers:
         return self.codec == "h264" and any(not sps[1] for sps in self._sps.values())
 
     def read(self, packet) -> int:
-        """FRAME, SECOND_FIELD, HIDDEN or EMPTY."""
+        """FRAME, SECOND_FIELD, HIDDEN, EMPTY or LEADING."""
+        every = self.fields or self.codec in ("vp8", "vp9", "av1")
+        if self._leads is None:
+            self._leads = True if packet.is_keyframe else None
+        elif self._leads:
+            self._leads = self._refers_back(bytes(memoryview(packet)[:HEAD]))
+            if self._leads:
+                return LEADING
         if self._read is None:
             return FRAME
-        every = self.fields or self.codec in ("vp8", "vp9", "av1")
         if not every and packet.size >= SMALL and not packet.is_keyframe:
             return FRAME
         # Copied only where it is searched; of the others only the first bytes are looked at.
@@ -76,6 +85,13 @@ class Headers:
             return self._read(data)
         except (IndexError, ValueError):
             return FRAME
+
+    def _refers_back(self, data: bytes) -> bool:
+        """Whether a packet right after the first keyframe, or after others like it, leads."""
+        if self.codec == "hevc":
+            return any(unit[0] >> 1 & 63 in (8, 9) for unit in self._nal_units(data))  # RASL
+        at = data.find(b"\0\0\1\0") if self.codec in ("mpeg1video", "mpeg2video") else -1
+        return at >= 0 and len(data) > at + 5 and data[at + 5] >> 3 & 7 == 3  # a B-picture
 
     def _read_vp8(self, data: bytes) -> int:
         return FRAME if data[0] & 0x10 else HIDDEN  # a reference that is never shown

@@ -1,6 +1,7 @@
 """Decoding the wanted frames of a video and as little else as gives the very same pixels."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +9,7 @@ from av.video.frame import PictureType
 
 from gve_jax.inputs.container import NO_TIME, Index, packets
 from gve_jax.inputs.decoder import Damaged, Decoder, listen
-from gve_jax.inputs.pictures import EMPTY
+from gve_jax.inputs.pictures import EMPTY, LEADING
 
 # Codecs whose decoders pass over what nothing refers to (H.264 by nal_ref_idc, MPEG-4 B-VOPs).
 _DISPOSABLE = ("h264", "mpeg4")
@@ -61,7 +62,7 @@ def make_plan(container, stream, index: Index, reopen: Callable) -> Plan:
         usable[: index.key.argmax()] = False
     if index.key.any() and not _drop_leading(index, usable, reopen):
         return Plan(usable, None, np.flatnonzero(index.shown & usable))
-    dts, times = index.dts[index.dts != NO_TIME], index.pts[index.shown & usable]
+    dts, times = index.dts[usable & (index.dts != NO_TIME)], index.pts[index.shown & usable]
     timed = (times != NO_TIME).all() and len(np.unique(times)) == len(times)
     timed = timed and (np.diff(dts) > 0).all() and _shows_times(container, stream)
     # What comes with one packet only, such as a palette, a seek would pass by.
@@ -105,19 +106,20 @@ def _drop_leading(index: Index, usable: np.ndarray, reopen: Callable) -> bool:
     """Marks the leading pictures of the first keyframe that do not decode as not usable; false
     where it cannot be found out.
 
-    They follow the keyframe in the file and are shown before it. Matroska has no times for those
-    that were cut to before its time 0.
+    They follow the keyframe in the file and are shown before it. Where they were cut to before time
+    0, Matroska has no times for them, and other muxers give them wrong ones.
     """
     first, second = (*np.flatnonzero(index.key)[:2].tolist(), len(index.key))[:2]
     times = index.pts[index.owner]
-    doubtful = index.shown & ((times == NO_TIME) | (times < times[first]))
+    doubtful = (times == NO_TIME) | (times < times[first]) | (index.holds == LEADING)
+    doubtful &= index.shown
     doubtful[: first + 1] = doubtful[second:] = False
-    if times[first] == NO_TIME or not doubtful.any():
+    if not doubtful.any():
         return True
     try:
         with listen() as messages, reopen() as (container, stream, _):
             shown = _decodable(container, stream, index, first, doubtful, messages)
-    except (Lost, Damaged):
+    except Damaged:
         return False
     usable[doubtful & ~np.isin(np.arange(len(usable)), list(shown))] = False
     usable[index.second] &= usable[index.owner[index.second]]
@@ -126,15 +128,16 @@ def _drop_leading(index: Index, usable: np.ndarray, reopen: Callable) -> bool:
 
 def _decodable(container, stream, index: Index, first: int, doubtful: np.ndarray,
                messages: list) -> set[int]:  # fmt: skip
-    """The packets that give a frame if decoding begins at `first`, up to the last doubtful one."""
-    reader, decoder = _Reader(container, stream, index), Decoder(stream.codec_context, messages)
-    last, shown = int(np.flatnonzero(doubtful)[-1]), set()
+    """The packets that give a frame if decoding begins at `first`, up to the last doubtful one, of
+    a stream just opened."""
+    decoder, shown = Decoder(stream.codec_context, messages), set()
+    last = int(np.flatnonzero(doubtful)[-1])
     last += index.second[last + 1 : last + 2].sum()
-    reader.go(first)
-    for number in range(first, last + 1):
+    for number, packet in enumerate(itertools.islice(packets(container, stream), last + 1)):
         try:
-            packet, empty = reader.take(number), index.holds[number] == EMPTY
-            shown |= {each for each, _ in decoder.decode(packet, number, empty)}
+            if number >= first:
+                empty = index.holds[number] == EMPTY
+                shown |= {each for each, _ in decoder.decode(packet, number, empty)}
         except Damaged:
             if not doubtful[index.owner[number]]:
                 raise
