@@ -11,8 +11,8 @@ from collections.abc import Iterator
 # before the first keyframe.
 FRAME, SECOND_FIELD, HIDDEN, EMPTY, LEADING = range(5)
 
-# A packet of at least so many bytes holds a picture. Smaller ones are looked at: they may hold
-# nothing but parameters or messages to the player, or say that a frame was left out.
+# A sample of an MP4 of at least so many bytes holds a picture. Smaller ones are looked at: they may
+# hold nothing but parameters or messages to the player, or say that a frame was left out.
 SMALL = 512
 HEAD = 2048  # bytes at the beginning of a packet in which its first picture's header lies
 _HEADER = 64  # bytes that the fields wanted of a header lie in
@@ -36,9 +36,14 @@ def carries_state(packet) -> bool:
 
 
 class Headers:
-    """Reads the packets of one stream, in the order of decoding."""
+    """Reads the packets of one stream, in the order of decoding.
 
-    def __init__(self, context):
+    `thorough`: the whole of them; otherwise one with no picture in its first bytes, but more after
+    them, counts as a frame.
+    """
+
+    def __init__(self, context, thorough: bool = False):
+        self._thorough = thorough
         self.codec, self._intra = context.codec.canonical_name, context.codec.intra_only
         self._read = getattr(self, f"_read_{self.codec}", None)
         self._leads: bool | None = None  # the first keyframe is right before; None: did not come
@@ -63,7 +68,6 @@ class Headers:
 
     def read(self, packet) -> int:
         """FRAME, SECOND_FIELD, HIDDEN, EMPTY or LEADING."""
-        every = self.fields or self.codec in ("vp8", "vp9", "av1")
         if self._leads is None:
             self._leads = True if packet.is_keyframe else None
         elif self._leads:
@@ -72,19 +76,30 @@ class Headers:
                 return LEADING
         if self._read is None:
             return FRAME
-        if not every and packet.size >= SMALL and not packet.is_keyframe:
+        data = memoryview(packet)
+        if self.codec in ("vp8", "vp9", "av1"):
+            return self.read_bytes(data)
+        if self._begins_with_slice(data):
             return FRAME
-        # Copied only where it is searched; of the others only the first bytes are looked at.
-        data = memoryview(packet) if self.codec in ("vp8", "vp9", "av1") else bytes(packet)
-        return self.read_bytes(data)
+        whole = self._thorough or self.codec == "mpeg4" or packet.size <= HEAD
+        holds = self.read_bytes(bytes(data if whole else data[:HEAD]))
+        return holds if whole or holds != EMPTY else FRAME
 
-    def read_bytes(self, data: bytes) -> int:
+    def read_bytes(self, data) -> int:
+        """As `read`, for the bytes of a packet, or its first ones."""
         if self._read is None:
             return FRAME
         try:
             return self._read(data)
         except (IndexError, ValueError):
             return FRAME
+
+    def _begins_with_slice(self, data: memoryview) -> bool:
+        """A short way to the answer for most packets of MP4 and Matroska."""
+        if not self._length or self.fields or len(data) <= self._length:
+            return False
+        head = data[self._length]
+        return head & 31 in _H264_PICTURES if self.codec == "h264" else head >> 1 & 63 < 32
 
     def _refers_back(self, data: bytes) -> bool:
         """Whether a packet right after the first keyframe, or after others like it, leads."""

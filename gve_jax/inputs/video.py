@@ -1,5 +1,6 @@
 """A video of any kind -> sampled frames."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -57,6 +58,8 @@ def load_video(
         if animation.is_animation(source):
             return Clip(*animation.load(source, name, sampling, limits))
         return _load(source, name, sampling, limits)
+    except seek.Fewer as error:
+        raise MediaError(f"{name}: damaged, {error}") from error
     except Damaged as error:
         refused = isinstance(error.__cause__, av.FFmpegError)
         what = "not a readable video" if refused else "damaged"
@@ -65,95 +68,109 @@ def load_video(
         raise MediaError(f"{name}: not a readable video ({error})") from error
 
 
-def _load(source, name: str, sampling: Sampling, limits: Limits, table: bool = True) -> Clip:
-    """`table`: whether the index of an MP4 may come from its tables alone."""
+def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
     with open_video(source, name, limits) as opened:
-        video = _Video(opened, source, name, limits, table)
-        places, fps = sample(sampling, video.timeline(), name)
-        try:
-            return Clip(video.frames(places), fps)
-        except seek.Fewer as fewer:
-            if not video.has_table and not video.may_lack(fewer.numbers):
-                raise MediaError(f"{name}: damaged, {fewer}") from fewer
-            found = fewer.numbers
-    if video.has_table:  # which does not say what a sample holds
-        return _load(source, name, sampling, limits, table=False)
-    video.plan = dataclasses.replace(video.plan, starts=None, numbers=found)
-    places, fps = sample(sampling, video.timeline(), name)
-    with listen() as messages:
-        return Clip(video.decode_all(places, messages), fps)
+        video = _Video(opened, source, name, limits)
+        while True:
+            places, fps = sample(sampling, video.timeline(), name)
+            try:
+                return Clip(video.frames(places), fps)
+            except (Damaged, seek.Fewer) as error:
+                if not video.look_closer(error):
+                    raise
 
 
 class _Video:
     """A video file and what is known of it before it is decoded."""
 
-    def __init__(self, opened, source, name: str, limits: Limits, table: bool):
+    def __init__(self, opened, source, name: str, limits: Limits):
         self._opened, self._name, self._limits = opened, name, limits
         self._open = functools.partial(open_video, source, name, limits)
+        self._thorough, self._strict = False, True
+        self._read(opened)
+
+    def _read(self, opened) -> None:
         container, stream, file = opened
-        self.has_table = table and "mp4" in container.format.name
-        self._index = read_index(container, stream, file, name, limits, table)
-        self._known = Headers(stream.codec_context).known
-        self.plan = seek.make_plan(container, stream, self._index, self._open)
-        if not len(self.plan.numbers):
-            raise MediaError(f"{name}: no frame that can be decoded")
+        self._index = read_index(container, stream, file, self._name, self._limits, self._thorough)
+        self._plan = seek.make_plan(container, stream, self._index, self._open)
+        if not len(self._plan.numbers):
+            raise MediaError(f"{self._name}: no frame that can be decoded")
+
+    def look_closer(self, error: Exception) -> bool:
+        """Whether other frames are to be expected than those that failed to decode: the headers of
+        large packets were not read, or none says which packets hold a frame."""
+        if not self._thorough:
+            before, self._thorough, self._opened = self._index, True, None
+            with self._open() as opened:
+                self._read(opened)
+            if not np.array_equal(before.shown, self._index.shown):
+                return True
+        if not isinstance(error, seek.Fewer) or not self._may_lack(error.numbers):
+            return False
+        self._strict = False  # the lenient decoder's messages are read: no complaint may be there
+        self._plan = dataclasses.replace(self._plan, starts=None, numbers=error.numbers)
+        return True
 
     def timeline(self) -> Timeline:
-        return timeline(self._index, self.plan.numbers, self._name, self._limits)
+        return timeline(self._index, self._plan.numbers, self._name, self._limits)
 
-    def may_lack(self, numbers: np.ndarray) -> bool:
+    def _may_lack(self, numbers: np.ndarray) -> bool:
         """Whether it is in order that only these packets gave a frame: no header that we read says
         that the others hold one, or they are leading pictures of the first keyframe without times.
         """
-        expected = np.sort(self.plan.numbers)
-        if len(numbers) == 0 or not np.isin(numbers, expected).all():
+        expected = np.sort(self._plan.numbers)
+        if not len(numbers) or not np.isin(numbers, expected).all():
             return False
         missing = np.flatnonzero(~np.isin(expected, numbers))
         leading = (missing == 1 + np.arange(len(missing))).all()
-        return not self._known or bool(leading and (self._index.pts == NO_TIME).any())
+        untimed = (self._index.pts == NO_TIME).any()
+        with self._open() as (_, stream, _):
+            return not Headers(stream.codec_context).known or bool(leading and untimed)
 
     def frames(self, places: np.ndarray) -> np.ndarray:
         """The frames at these places in the order of showing, by seeking where that works.
 
         Raises:
-          MediaError: a picture is damaged.
+          Damaged: a picture is damaged.
           seek.Fewer: none is, but there are fewer frames than the index says.
         """
-        lost = self.plan.starts is None
-        if not lost:
+        seeks = self._plan.starts is not None
+        if seeks:
             try:
-                return self._seek(self._opened, places)
+                with contextlib.ExitStack() as stack:
+                    opened = self._opened or stack.enter_context(self._open())
+                    return self._seek(opened, places)
             except seek.Lost:
-                lost = True
+                seeks = False
             except Damaged:
                 pass
-        if not lost:
+        if seeks:
             try:
                 with listen() as messages, self._open() as opened:
                     return self._seek(opened, places, messages)
             except (seek.Lost, Damaged):
                 pass  # the index may lie: the same frames the long way, or an error
-        try:
-            return self.decode_all(places)
-        except Damaged:
-            with listen() as messages:
-                return self.decode_all(places, messages)
+        if self._strict:
+            try:
+                return self._decode_all(places)
+            except Damaged:
+                pass  # perhaps not of a picture
+        with listen() as messages:
+            return self._decode_all(places, messages)
 
     def _seek(self, opened, places: np.ndarray, messages: list | None = None) -> np.ndarray:
-        pictures, wanted = _Pictures(self._name, self._limits), self.plan.numbers[places].tolist()
+        pictures, wanted = _Pictures(self._name, self._limits), self._plan.numbers[places].tolist()
         container, stream, _ = opened
-        seek.decode_wanted(container, stream, self._index, self.plan, wanted, pictures.take,
+        seek.decode_wanted(container, stream, self._index, self._plan, wanted, pictures.take,
                            messages)  # fmt: skip
         return pictures.stack(wanted)
 
-    def decode_all(self, places: np.ndarray, messages: list | None = None) -> np.ndarray:
-        """As `frames`, by decoding everything."""
-        pictures = _Pictures(self._name, self._limits)
+    def _decode_all(self, places: np.ndarray, messages: list | None = None) -> np.ndarray:
+        pictures, wanted = _Pictures(self._name, self._limits), places.tolist()
         with self._open() as (container, stream, _):
-            seek.decode_all(
-                container, stream, self._index, self.plan, places.tolist(), pictures.take, messages
-            )
-        return pictures.stack(places.tolist())
+            seek.decode_all(container, stream, self._index, self._plan, wanted, pictures.take,
+                            messages)  # fmt: skip
+        return pictures.stack(wanted)
 
 
 class _Pictures:
