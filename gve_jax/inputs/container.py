@@ -168,7 +168,10 @@ def _needs_payload(stream, file, size: np.ndarray, place: np.ndarray) -> bool:
     try:
         for at, count in zip(place[looked_at].tolist(), size[looked_at].tolist(), strict=True):
             file.seek(at)
-            holds = headers.read_bytes(file.read(min(count, pictures.HEAD)))
+            head = file.read(min(count, 8))
+            if headers.begins_with_slice(head):
+                continue
+            holds = headers.read_bytes(head + file.read(min(count, pictures.HEAD) - len(head)))
             if holds != pictures.FRAME and (holds != pictures.EMPTY or count <= pictures.HEAD):
                 return True
     finally:

@@ -48,14 +48,14 @@ class Decoder:
     def decode(
         self, packet, number: int, empty: bool = False
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(number of the packet it comes from, frame) of each frame that is ready; `packet` is None
-        at the end. `empty`: it holds no picture, which FFmpeg's H.264 calls an error.
+        """(number of the packet it comes from or -1, frame) of each frame that is ready; `packet` is
+        None at the end. `empty`: it holds no picture, which FFmpeg's H.264 calls an error.
 
         Raises:
           Damaged: also for errors of FFmpeg's.
         """
         if packet is not None:
-            packet.opaque = number
+            packet.opaque = [number]  # a list of its own: PyAV finds it again by its address
         if self._messages is not None:
             self._messages.clear()
         try:
@@ -71,7 +71,7 @@ class Decoder:
         for frame in frames:
             if frame.is_corrupt:
                 raise Damaged("a picture is corrupt")
-            yield frame.opaque, frame
+            yield (-1 if frame.opaque is None else frame.opaque[0]), frame
 
 
 _lock, _listeners, _before = threading.Lock(), 0, (None, True)

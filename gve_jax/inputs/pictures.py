@@ -13,8 +13,7 @@ FRAME, SECOND_FIELD, HIDDEN, EMPTY, LEADING = range(5)
 
 # A sample of an MP4 of at least so many bytes holds a picture. Smaller ones are looked at: they may
 # hold nothing but parameters or messages to the player, or say that a frame was left out.
-SMALL = 512
-HEAD = 2048  # bytes at the beginning of a packet in which its first picture's header lies
+SMALL = HEAD = 2048  # HEAD: bytes at the beginning in which a first picture's header lies
 _HEADER = 64  # bytes that the fields wanted of a header lie in
 
 # Side data that the demuxer delivers once, with the packet at which the decoder's state changes.
@@ -79,7 +78,7 @@ class Headers:
         data = memoryview(packet)
         if self.codec in ("vp8", "vp9", "av1"):
             return self.read_bytes(data)
-        if self._begins_with_slice(data):
+        if self.begins_with_slice(data):
             return FRAME
         whole = self._thorough or self.codec == "mpeg4" or packet.size <= HEAD
         holds = self.read_bytes(bytes(data if whole else data[:HEAD]))
@@ -94,7 +93,7 @@ class Headers:
         except (IndexError, ValueError):
             return FRAME
 
-    def _begins_with_slice(self, data: memoryview) -> bool:
+    def begins_with_slice(self, data) -> bool:
         """A short way to the answer for most packets of MP4 and Matroska."""
         if not self._length or self.fields or len(data) <= self._length:
             return False

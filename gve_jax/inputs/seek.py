@@ -160,7 +160,7 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
         nonlocal shown
         empty = packet is not None and index.holds[position] == EMPTY
         for number, frame in decoder.decode(packet, position, empty):
-            if number is None or times[number] <= shown:
+            if number < 0 or times[number] <= shown:
                 raise Lost("frames are not shown in the order of their times")
             shown = times[number]
             if number in entered and not (frame.key_frame and frame.pict_type == PictureType.I):
