@@ -1,11 +1,13 @@
 """A decoder that says which packet each frame comes from, and tells damage from noise.
 
 FFmpeg's decoders go on after an error and conceal it. Asked to stop at errors they are strict
-(`err_detect=explode`): what they accept then is accepted here. But they also stop at what harms no
-picture, a message for the player that is cut short, say. So where the strict decoder stops, the
-same packets are decoded once more by the lenient one, and its complaints are judged: a frame
-flagged as corrupt, an error, and a logged error of any kind that is not on the list below is
-damage.
+(`err_detect=explode`): what they accept then is accepted here. But those of H.264 and HEVC also
+stop at what harms no picture, a message for the player (SEI) that is cut short, say. So where one
+of them stops, the same packets are decoded once more by a forgiving decoder:
+
+* of HEVC, the strict one without the messages;
+* of H.264, the lenient one, whose complaints are judged: a frame flagged as corrupt, an error, and
+  a logged error that is not on the list below is damage.
 """
 
 import contextlib
@@ -16,7 +18,11 @@ from collections.abc import Iterator
 import av
 from av.codec.context import Flags
 
-# Errors that FFmpeg logs while every picture stays as it was coded:
+from gve_jax.inputs import nal_units
+
+FORGIVING = ("h264", "hevc")
+
+# Errors that FFmpeg's H.264 logs while every picture stays as it was coded:
 _NOISE = re.compile(
     # messages for the player, which no picture depends on;
     r"\bSEI\b|in buffering period|pic_timing"
@@ -36,24 +42,32 @@ class Decoder:
     """Decodes the packets of one stream. `context` must not have decoded before.
 
     Args:
-      messages: what FFmpeg logs (`listen`); None for the strict decoder.
+      messages: what FFmpeg logs (`listen`), for the forgiving decoder; None for the strict one.
     """
 
     def __init__(self, context, messages: list | None = None):
-        self.context, self._messages = context, messages
+        self.context, self._messages, self._without_sei = context, messages, False
+        codec = context.codec.canonical_name
         context.flags |= Flags.copy_opaque
-        if messages is None:
+        if messages is None or codec != "h264":
             context.options = {"err_detect": "explode"}
+        if messages is not None and codec == "hevc":
+            header = bytes(context.extradata or b"")
+            self._without_sei, self._length = True, nal_units.open_header(header, codec)[0]
+            if header:
+                context.extradata = nal_units.header_without_sei(header)
 
     def decode(
         self, packet, number: int, empty: bool = False
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(number of the packet it comes from or -1, frame) of each frame that is ready; `packet` is
-        None at the end. `empty`: it holds no picture, which FFmpeg's H.264 calls an error.
+        """(number of the packet it comes from, or -1; frame) of each frame that is ready. `packet`
+        is None at the end. `empty`: it holds no picture, which FFmpeg's H.264 calls an error.
 
         Raises:
           Damaged: also for errors of FFmpeg's.
         """
+        if packet is not None and self._without_sei:
+            packet = self._strip(packet)
         if packet is not None:
             packet.opaque = [number]  # a list of its own: PyAV finds it again by its address
         if self._messages is not None:
@@ -72,6 +86,16 @@ class Decoder:
             if frame.is_corrupt:
                 raise Damaged("a picture is corrupt")
             yield (-1 if frame.opaque is None else frame.opaque[0]), frame
+
+    def _strip(self, packet):
+        whole = bytes(packet)
+        data = nal_units.without_sei(whole, self._length)
+        if data == whole:
+            return packet
+        stripped = av.Packet(data)
+        stripped.time_base, stripped.pts, stripped.dts = packet.time_base, packet.pts, packet.dts
+        stripped.is_keyframe = packet.is_keyframe
+        return stripped
 
 
 _lock, _listeners, _before = threading.Lock(), 0, (None, True)

@@ -7,6 +7,9 @@ a frame: if it is none, decoding finds out.
 
 from collections.abc import Iterator
 
+from gve_jax.inputs import nal_units
+from gve_jax.inputs.nal_units import Bits
+
 # HIDDEN: a picture, but never shown; EMPTY: no picture; LEADING: a frame that refers to pictures
 # before the first keyframe.
 FRAME, SECOND_FIELD, HIDDEN, EMPTY, LEADING = range(5)
@@ -113,7 +116,7 @@ class Headers:
     def _read_vp9(self, data: bytes) -> int:
         if data[-1] >> 5 == 0b110:  # several frames in one packet; the last one is shown
             return FRAME
-        bits = _Bits(data[:_HEADER])
+        bits = Bits(data[:_HEADER])
         if bits.take(2) != 2:
             return FRAME
         if bits.take(1) + 2 * bits.take(1) == 3:
@@ -142,26 +145,27 @@ class Headers:
         return HIDDEN if hidden else FRAME
 
     def _read_mpeg4(self, data: bytes) -> int:
-        """A VOP that is not coded: the frame before it lasts longer. In a packed stream it stands
-        for the frame that came with the packet before."""
+        """HIDDEN: a VOP that is not coded, so that the frame before it lasts longer. In a packed
+        stream it stands for the frame that came with the packet before."""
         self._read_vol(data)
         at, packed = data.find(b"\0\0\1\xb6"), self._packed
         self._packed = at >= 0 and data.find(b"\0\0\1\xb6", at + 4) >= 0
         if at < 0 or packed or not self._time_bits:
             return FRAME
-        bits = _Bits(data[at + 4 : at + _HEADER])
+        bits = Bits(data[at + 4 : at + _HEADER])
         bits.take(2)
         while bits.take(1):
             pass
         bits.take(1 + self._time_bits + 1)
-        return FRAME if bits.take(1) else HIDDEN
+        ends = at + _HEADER >= len(data) and bits.left < 32  # nothing follows but stuffing
+        return HIDDEN if not bits.take(1) and ends else FRAME
 
     def _read_vol(self, data: bytes) -> None:
         at = next((i for i in range(len(data) - 8)
                    if data[i : i + 3] == b"\0\0\1" and data[i + 3] >> 4 == 2), None)  # fmt: skip
         if at is None:
             return
-        bits = _Bits(data[at + 4 : at + _HEADER])
+        bits = Bits(data[at + 4 : at + _HEADER])
         bits.take(9)
         if bits.take(1):
             bits.take(7)
@@ -207,53 +211,29 @@ class Headers:
         return EMPTY
 
     def _open_nal_units(self, header: bytes) -> None:
-        """Parameters out of an avcC or hvcC box, or behind start codes."""
-        if header[:1] != b"\1":
-            units = self._nal_units(header)
-        elif self.codec == "hevc":
-            self._length, units = (header[21] & 3) + 1 if len(header) > 21 else 4, ()
-        else:
-            self._length, units = (header[4] & 3) + 1 if len(header) > 4 else 4, _avcc_units(header)
+        self._length, units = nal_units.open_header(header, self.codec)
         if self.codec == "h264":
             for unit in units:
                 if unit[0] & 31 in (7, 8):
                     self._read_parameters(unit[0] & 31, unit)
 
     def _nal_units(self, data: bytes) -> Iterator[bytes]:
-        """The units of a packet, of long ones at least their headers."""
-        at = 0
-        if self._length and not data.startswith(b"\0\0\0\1"):
-            while at + self._length < len(data):
-                size = int.from_bytes(data[at : at + self._length])
-                at += self._length
-                if size:
-                    yield data[at : at + size]
-                at += size
-            return
-        at = data.find(b"\0\0\1")
-        while at >= 0:
-            following = data.find(b"\0\0\1", at + 3)
-            unit = data[at + 3 : following if following >= 0 else len(data)]
-            if following >= 0:
-                unit = unit.rstrip(b"\0")
-            if unit:
-                yield unit
-            at = following
+        return nal_units.split(data, self._length)
 
     def _read_parameters(self, kind: int, unit: bytes) -> None:
         try:
             if kind == 8:
-                bits = _Bits(_unescaped(unit[1:_HEADER]))
+                bits = Bits(nal_units.unescape(unit[1:_HEADER]))
                 self._pps[bits.golomb()] = bits.golomb()
             else:
-                number, *values = _sequence(_Bits(_unescaped(unit[1 : 16 * _HEADER])))
+                number, *values = _sequence(Bits(nal_units.unescape(unit[1 : 16 * _HEADER])))
                 self._sps[number] = values
         except IndexError:
             pass
 
     def _read_slice(self, unit: bytes):
         """(frame_num, bottom_field_flag or None of a frame) of the first slice of a picture."""
-        bits = _Bits(_unescaped(unit[1:_HEADER]))
+        bits = Bits(nal_units.unescape(unit[1:_HEADER]))
         if bits.golomb():  # of a later one
             return None
         bits.golomb()
@@ -273,19 +253,7 @@ def _is_aside(unit: bytes, kind: int, others: dict) -> bool:
     return most is None or len(unit.rstrip(b"\0")) <= most
 
 
-def _avcc_units(header: bytes) -> Iterator[bytes]:
-    at = 5
-    for mask in (31, 255):
-        count = header[at] & mask if at < len(header) else 0
-        at += 1
-        for _ in range(count):
-            size = int.from_bytes(header[at : at + 2])
-            if size and at + 2 < len(header):
-                yield header[at + 2 : at + 2 + size]
-            at += 2 + size
-
-
-def _sequence(bits: "_Bits") -> tuple[int, int, bool, bool]:
+def _sequence(bits: Bits) -> tuple[int, int, bool, bool]:
     """(id, bits of frame_num, frame_mbs_only_flag, separate_colour_plane_flag) of an H.264 SPS."""
     profile = bits.take(24) >> 16
     number, planes = bits.golomb(), 0
@@ -317,17 +285,13 @@ def _sequence(bits: "_Bits") -> tuple[int, int, bool, bool]:
     return number, frame_bits, bool(bits.take(1)), bool(planes)
 
 
-def _skip_scaling_list(bits: "_Bits", size: int) -> None:
+def _skip_scaling_list(bits: Bits, size: int) -> None:
     last = following = 8
     for _ in range(size):
         if following:
             code = bits.golomb()
             following = (last + (code + 1) // 2 * (1 if code % 2 else -1)) % 256
         last = following or last
-
-
-def _unescaped(data: bytes) -> bytes:
-    return data.replace(b"\0\0\3", b"\0\0")
 
 
 def _leb128(data: bytes, at: int) -> tuple[int, int]:
@@ -338,23 +302,3 @@ def _leb128(data: bytes, at: int) -> tuple[int, int]:
         if not data[at - 1] & 0x80:
             break
     return value, at
-
-
-class _Bits:
-    """The bits of a header, from the first on; IndexError behind the last."""
-
-    def __init__(self, data: bytes):
-        self._value, self._left = int.from_bytes(data), 8 * len(data)
-
-    def take(self, count: int) -> int:
-        self._left -= count
-        if self._left < 0:
-            raise IndexError("the header ends")
-        return self._value >> self._left & (1 << count) - 1
-
-    def golomb(self) -> int:
-        """An unsigned Exp-Golomb code."""
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.take(zeros)

@@ -11,7 +11,7 @@ from av.video.reformatter import VideoReformatter
 
 from gve_jax.inputs import animation, frames, seek
 from gve_jax.inputs.container import NO_TIME, check_size, open_video, read_index, timeline
-from gve_jax.inputs.decoder import Damaged, listen
+from gve_jax.inputs.decoder import FORGIVING, Damaged, listen
 from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.limits import Limits
@@ -91,6 +91,7 @@ class _Video:
 
     def _read(self, opened) -> None:
         container, stream, file = opened
+        self._forgiving = stream.codec_context.codec.canonical_name in FORGIVING
         self._index = read_index(container, stream, file, self._name, self._limits, self._thorough)
         self._plan = seek.make_plan(container, stream, self._index, self._open)
         if not len(self._plan.numbers):
@@ -107,7 +108,7 @@ class _Video:
                 return True
         if not isinstance(error, seek.Fewer) or not self._may_lack(error.numbers):
             return False
-        self._strict = False  # the lenient decoder's messages are read: no complaint may be there
+        self._strict = False  # FFmpeg's messages are read: there may be no complaint
         self._plan = dataclasses.replace(self._plan, starts=None, numbers=error.numbers)
         return True
 
@@ -143,7 +144,8 @@ class _Video:
             except seek.Lost:
                 seeks = False
             except Damaged:
-                pass
+                if not self._forgiving:
+                    seeks = False
         if seeks:
             try:
                 with listen() as messages, self._open() as opened:
@@ -154,7 +156,8 @@ class _Video:
             try:
                 return self._decode_all(places)
             except Damaged:
-                pass  # perhaps not of a picture
+                if not self._forgiving:
+                    raise
         with listen() as messages:
             return self._decode_all(places, messages)
 
