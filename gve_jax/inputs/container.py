@@ -104,11 +104,11 @@ def _pick(container, name: str):
     return stream
 
 
-def read_index(container, stream, file, name: str, limits: Limits, thorough=False) -> Index:
+def read_index(container, stream, file, name: str, limits: Limits, table=True) -> Index:
     """Finds all packets and decodes none.
 
     Containers lie about their frame count; packets do not. A plain MP4 has a table of them; any
-    other file is read as a whole. `thorough`: MP4 as well, and more of each packet (`Headers`).
+    other file is read as a whole, and MP4 where `table` is false.
 
     Raises:
       MediaError: no frame, more than the limit, no frame rate, a file that was cut off.
@@ -116,12 +116,12 @@ def read_index(container, stream, file, name: str, limits: Limits, thorough=Fals
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     if not 0 < rate < np.inf:
         raise MediaError(f"{name}: no frame rate")
-    if not thorough and "mp4" in container.format.name:
+    if table and "mp4" in container.format.name:
         rows, last = _listed(container, stream, file, name, limits), 0
     else:
         rows = None
     if rows is None:
-        rows, last = _read(container, stream, name, limits, thorough)
+        rows, last = _read(container, stream, name, limits)
     columns = np.array(rows, np.int64).reshape(-1, 8).T
     index = Index(
         *columns[:4], *columns[4:7].astype(bool), columns[7], float(stream.time_base), rate
@@ -172,7 +172,7 @@ def _needs_payload(stream, file, size: np.ndarray, place: np.ndarray) -> bool:
             if headers.begins_with_slice(head):
                 continue
             holds = headers.read_bytes(head + file.read(min(count, pictures.HEAD) - len(head)))
-            if holds != pictures.FRAME and (holds != pictures.EMPTY or count <= pictures.HEAD):
+            if holds != pictures.FRAME:
                 return True
     finally:
         file.seek(before)
@@ -186,9 +186,9 @@ def _length(file) -> int:
     return length
 
 
-def _read(container, stream, name: str, limits: Limits, thorough: bool = False):
+def _read(container, stream, name: str, limits: Limits):
     """Rows of the index and the last time of decoding, by reading every packet from the start."""
-    headers, rows, last = pictures.Headers(stream.codec_context, thorough), [], 0
+    headers, rows, last = pictures.Headers(stream.codec_context), [], 0
     for packet in packets(container, stream, empty=True):
         last = max(last, packet.dts or 0)
         if not packet.size:

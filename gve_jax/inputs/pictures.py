@@ -38,14 +38,9 @@ def carries_state(packet) -> bool:
 
 
 class Headers:
-    """Reads the packets of one stream, in the order of decoding.
+    """Reads the packets of one stream, in the order of decoding."""
 
-    `thorough`: the whole of them; otherwise one with no picture in its first bytes, but more after
-    them, counts as a frame.
-    """
-
-    def __init__(self, context, thorough: bool = False):
-        self._thorough = thorough
+    def __init__(self, context):
         self.codec, self._intra = context.codec.canonical_name, context.codec.intra_only
         self._read = getattr(self, f"_read_{self.codec}", None)
         self._leads: bool | None = None  # the first keyframe is right before; None: did not come
@@ -83,9 +78,10 @@ class Headers:
             return self.read_bytes(data)
         if self.begins_with_slice(data):
             return FRAME
-        whole = self._thorough or self.codec == "mpeg4" or packet.size <= HEAD
-        holds = self.read_bytes(bytes(data if whole else data[:HEAD]))
-        return holds if whole or holds != EMPTY else FRAME
+        holds = self.read_bytes(bytes(data if self.codec == "mpeg4" else data[:HEAD]))
+        if holds == EMPTY and len(data) > HEAD:
+            holds = self.read_bytes(bytes(data))
+        return holds
 
     def read_bytes(self, data) -> int:
         """As `read`, for the bytes of a packet, or its first ones."""

@@ -64,7 +64,7 @@ def make_plan(container, stream, index: Index, reopen: Callable) -> Plan:
         return Plan(usable, None, np.flatnonzero(index.shown & usable))
     dts, times = index.dts[usable & (index.dts != NO_TIME)], index.pts[index.shown & usable]
     timed = (times != NO_TIME).all() and len(np.unique(times)) == len(times)
-    timed = timed and (np.diff(dts) > 0).all() and _shows_times(container, stream)
+    timed = timed and (np.diff(dts) >= 0).all() and _shows_times(container, stream)
     # What comes with one packet only, such as a palette, a seek would pass by.
     if timed and index.key.any() and not index.state.any():
         starts = entry_points(index)

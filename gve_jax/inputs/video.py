@@ -86,22 +86,23 @@ class _Video:
     def __init__(self, opened, source, name: str, limits: Limits):
         self._opened, self._name, self._limits = opened, name, limits
         self._open = functools.partial(open_video, source, name, limits)
-        self._thorough, self._strict = False, True
+        self._table, self._strict = True, True
         self._read(opened)
 
     def _read(self, opened) -> None:
         container, stream, file = opened
         self._forgiving = stream.codec_context.codec.canonical_name in FORGIVING
-        self._index = read_index(container, stream, file, self._name, self._limits, self._thorough)
+        self._index = read_index(container, stream, file, self._name, self._limits, self._table)
         self._plan = seek.make_plan(container, stream, self._index, self._open)
         if not len(self._plan.numbers):
             raise MediaError(f"{self._name}: no frame that can be decoded")
 
     def look_closer(self, error: Exception) -> bool:
-        """Whether other frames are to be expected than those that failed to decode: the headers of
-        large packets were not read, or none says which packets hold a frame."""
-        if not self._thorough:
-            before, self._thorough, self._opened = self._index, True, None
+        """Whether other frames are to be expected than those that failed to decode: the table of an
+        MP4 says nothing of large samples without a picture, and of some codecs no header that we
+        read says which packets hold a frame."""
+        if self._table:
+            before, self._table, self._opened = self._index, False, None
             with self._open() as opened:
                 self._read(opened)
             if not np.array_equal(before.shown, self._index.shown):
