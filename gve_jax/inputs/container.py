@@ -189,6 +189,7 @@ def _length(file) -> int:
 def _read(container, stream, name: str, limits: Limits):
     """Rows of the index and the last time of decoding, by reading every packet from the start."""
     headers, rows, last = pictures.Headers(stream.codec_context), [], 0
+    stateless = container.format.name == "mpegts"  # where all is in the stream
     for packet in packets(container, stream, empty=True):
         last = max(last, packet.dts or 0)
         if not packet.size:
@@ -203,7 +204,7 @@ def _read(container, stream, name: str, limits: Limits):
             packet.duration or 0,
             packet.is_keyframe,
             not packet.is_discard and holds in (pictures.FRAME, pictures.LEADING),
-            pictures.carries_state(packet),
+            not stateless and pictures.carries_state(packet),
             holds,
         ))  # fmt: skip
         if len(rows) > limits.frames:

@@ -5,6 +5,7 @@ Headers are read only so far as that takes, and no picture is decoded. What cann
 a frame: if it is none, decoding finds out.
 """
 
+import re
 from collections.abc import Iterator
 
 from gve_jax.inputs import nal_units
@@ -22,6 +23,9 @@ _HEADER = 64  # bytes that the fields wanted of a header lie in
 # Side data that the demuxer delivers once, with the packet at which the decoder's state changes.
 _STATE = ("palette", "new_extradata", "param_change")
 
+# The first byte of a slice's NAL unit, and a delimiter that may stand before it.
+_SLICES = {"h264": (rb"[\x01\x21\x41\x61\x25\x45\x65]", rb"\x09."),
+           "hevc": (rb"[\x00-\x3f]", rb"\x46\x01.")}  # fmt: skip
 _H264_PICTURES = (1, 2, 5)  # nal_unit_type of a slice, of its partition A, of an IDR slice
 # NAL units without a part of the picture, and the bytes that one has at most (None: any number).
 _H264_OTHERS = {6: None, 7: None, 8: None, 9: 2, 10: 1, 11: 1, 12: None, 13: None, 14: None,
@@ -34,7 +38,7 @@ _HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 
 def carries_state(packet) -> bool:
     """Whether decoding later packets needs what comes with this one beside its data."""
-    return any(packet.has_sidedata(kind) for kind in _STATE)
+    return any(side.data_type in _STATE for side in packet.iter_sidedata())
 
 
 class Headers:
@@ -44,6 +48,8 @@ class Headers:
         self.codec, self._intra = context.codec.canonical_name, context.codec.intra_only
         self._read = getattr(self, f"_read_{self.codec}", None)
         self._leads: bool | None = None  # the first keyframe is right before; None: did not come
+        self._searched = self.codec in ("h264", "hevc", "mpeg4")  # for start codes
+        self._slice: re.Pattern | None = None
         self._length = 0  # bytes of the length before each NAL unit; 0: start codes
         self._sps, self._pps, self._first = {}, {}, None
         self._time_bits, self._packed = 0, False
@@ -74,7 +80,7 @@ class Headers:
         if self._read is None:
             return FRAME
         data = memoryview(packet)
-        if self.codec in ("vp8", "vp9", "av1"):
+        if not self._searched:
             return self.read_bytes(data)
         if self.begins_with_slice(data):
             return FRAME
@@ -93,11 +99,10 @@ class Headers:
             return FRAME
 
     def begins_with_slice(self, data) -> bool:
-        """A short way to the answer for most packets of MP4 and Matroska."""
-        if not self._length or self.fields or len(data) <= self._length:
+        """A short way to the answer for most packets; false where it is not certain."""
+        if self._slice is None or self.fields:
             return False
-        head = data[self._length]
-        return head & 31 in _H264_PICTURES if self.codec == "h264" else head >> 1 & 63 < 32
+        return bool(self._slice.match(data, self._length))
 
     def _refers_back(self, data: bytes) -> bool:
         """Whether a packet right after the first keyframe, or after others like it, leads."""
@@ -208,6 +213,11 @@ class Headers:
 
     def _open_nal_units(self, header: bytes) -> None:
         self._length, units = nal_units.open_header(header, self.codec)
+        head, delimiter = _SLICES[self.codec]
+        code = (
+            b"" if self._length else rb"\x00?\x00\x00\x01(?:" + delimiter + rb"\x00?\x00\x00\x01)?"
+        )
+        self._slice = re.compile(code + head, re.DOTALL)
         if self.codec == "h264":
             for unit in units:
                 if unit[0] & 31 in (7, 8):

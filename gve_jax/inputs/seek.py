@@ -152,13 +152,15 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
       Lost: the stream is not as its index says.
       Damaged: a picture that was decoded is damaged.
     """
-    wanted, starts, owner = set(wanted), plan.starts, index.owner
-    reader, times = _Reader(container, stream, index), index.pts[owner]
+    wanted, reader = set(wanted), _Reader(container, stream, index)
+    # As lists: a number of an array costs more than a packet's other bookkeeping.
+    owner, times = index.owner.tolist(), index.pts[index.owner].tolist()
+    starts, usable, holds = plan.starts.tolist(), plan.usable.tolist(), index.holds.tolist()
     found, entered, shown = set(), set(), -np.inf
 
     def receive(packet, position):
         nonlocal shown
-        empty = packet is not None and index.holds[position] == EMPTY
+        empty = packet is not None and holds[position] == EMPTY
         for number, frame in decoder.decode(packet, position, empty):
             if number < 0 or times[number] <= shown:
                 raise Lost("frames are not shown in the order of their times")
@@ -175,8 +177,8 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
     position = start = -1
     targets = sorted(wanted)
     # A leading frame needs an earlier start than the keyframe that comes before it in the file.
-    needed = np.minimum.accumulate(starts[targets][::-1])[::-1]
-    second = np.append(index.second, False)
+    needed = np.minimum.accumulate(plan.starts[targets][::-1])[::-1]
+    second = [*index.second.tolist(), False]
     for target, first in zip(targets, needed.tolist(), strict=True):
         if first > position:
             if position >= 0:
@@ -193,7 +195,7 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
                 context.skip_frame = "NONREF" if skipping else "DEFAULT"
             leading = frame > start and NO_TIME != times[frame] < times[start]
             passed = leading and frame not in wanted and starts[frame] != start
-            if plan.usable[position] and not passed:
+            if usable[position] and not passed:
                 receive(packet, position)
             position += 1
     receive(None, position)
@@ -246,10 +248,11 @@ class _Reader:
 
     def __init__(self, container, stream, index: Index):
         self._container, self._stream, self._index = container, stream, index
-        self._rows = list(zip(index.pts.tolist(), index.size.tolist(), strict=True))
-        self._numbers: dict[tuple, int | None] = {}
-        for number, row in enumerate(self._rows):  # None: two packets look alike
-            self._numbers[row] = None if row in self._numbers else number
+        self._pts, self._sizes = index.pts.tolist(), index.size.tolist()
+        self._numbers = {pts: number for number, pts in enumerate(self._pts)}
+        if len(self._numbers) < len(self._pts):  # times that do not tell a packet from another
+            times, counts = np.unique(index.pts, return_counts=True)
+            self._numbers |= dict.fromkeys(times[counts > 1].tolist())
         self._packets, self._packet = iter(()), None
 
     def go(self, number: int) -> None:
@@ -275,21 +278,22 @@ class _Reader:
         packet, self._packet = self._packet, None
         if packet is None:
             packet = next(self._packets, None)
-        if packet is None or number >= len(self._rows) or _row(packet) != self._rows[number]:
+        if packet is None or number >= len(self._pts) or not self._is(packet, number):
             raise Lost("a packet that is not in the index")
         return packet
 
+    def _is(self, packet, number: int) -> bool:
+        pts = NO_TIME if packet.pts is None else packet.pts
+        return pts == self._pts[number] and packet.size == self._sizes[number]
+
     def _next_known(self) -> int | None:
-        """The number of the next packet that is like no other; None at the end."""
+        """The number of the next packet whose time is like no other's; None at the end."""
         for packet in self._packets:
-            number = self._numbers.get(_row(packet), -1)
-            if number == -1:
+            pts = NO_TIME if packet.pts is None else packet.pts
+            number = self._numbers.get(pts, -1)
+            if number == -1 or number is not None and not self._is(packet, number):
                 raise Lost("a packet that is not in the index")
             if number is not None:
                 self._packet = packet
                 return number
         return None
-
-
-def _row(packet) -> tuple[int, int]:
-    return NO_TIME if packet.pts is None else packet.pts, packet.size
