@@ -189,7 +189,8 @@ def _length(file) -> int:
 def _read(container, stream, name: str, limits: Limits):
     """Rows of the index and the last time of decoding, by reading every packet from the start."""
     headers, rows, last = pictures.Headers(stream.codec_context), [], 0
-    stateless = container.format.name == "mpegts"  # where all is in the stream
+    # Elsewhere all is in the stream, or comes with the first packet.
+    may_change = container.format.name == "avi" or "mp4" in container.format.name
     for packet in packets(container, stream, empty=True):
         last = max(last, packet.dts or 0)
         if not packet.size:
@@ -204,7 +205,7 @@ def _read(container, stream, name: str, limits: Limits):
             packet.duration or 0,
             packet.is_keyframe,
             not packet.is_discard and holds in (pictures.FRAME, pictures.LEADING),
-            not stateless and pictures.carries_state(packet),
+            (may_change or not rows) and pictures.carries_state(packet),
             holds,
         ))  # fmt: skip
         if len(rows) > limits.frames:

@@ -70,6 +70,9 @@ def _track_id(trak: bytes) -> int:
 
 
 def _offsets(table: bytes, samples: int) -> np.ndarray | None:
+    kinds = _inside(table, b"stsd")
+    if kinds is None or int.from_bytes(kinds[4:8]) != 1:  # the decoder's parameters change midway
+        return None
     sizes, content = _inside(table, b"stsz"), _inside(table, b"ctts")
     if sizes is None or int.from_bytes(sizes[8:12]) != samples:
         return None

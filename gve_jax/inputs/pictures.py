@@ -52,6 +52,7 @@ class Headers:
         self._slice: re.Pattern | None = None
         self._length = 0  # bytes of the length before each NAL unit; 0: start codes
         self._sps, self._pps, self._first = {}, {}, None
+        self.fields = False  # whether a packet may hold one field of a frame
         self._time_bits, self._packed = 0, False
         header = bytes(context.extradata or b"")
         if self.codec in ("h264", "hevc"):
@@ -63,11 +64,6 @@ class Headers:
     def known(self) -> bool:
         """Whether this codec's headers say which packets hold a frame."""
         return self._read is not None or self.codec in ("mpeg1video", "mpeg2video") or self._intra
-
-    @property
-    def fields(self) -> bool:
-        """Whether a packet may hold one field of a frame."""
-        return self.codec == "h264" and any(not sps[1] for sps in self._sps.values())
 
     def read(self, packet) -> int:
         """FRAME, SECOND_FIELD, HIDDEN, EMPTY or LEADING."""
@@ -234,6 +230,7 @@ class Headers:
             else:
                 number, *values = _sequence(Bits(nal_units.unescape(unit[1 : 16 * _HEADER])))
                 self._sps[number] = values
+                self.fields = any(not frames_only for _, frames_only, _ in self._sps.values())
         except IndexError:
             pass
 

@@ -91,7 +91,7 @@ def test_the_payload_is_not_read(tmp_path):
     assert read < 0.2 * path.stat().st_size
 
 
-@pytest.mark.parametrize("change", ["count", "rows", "samples", "track"])
+@pytest.mark.parametrize("change", ["count", "rows", "samples", "track", "kinds"])
 def test_a_table_that_does_not_fit_is_not_used(change):
     data = bytearray(encode(numbered(24), codec_options={"bf": "3"}))
     assert mp4.composition_offsets(io.BytesIO(bytes(data)), 1, 24).shape == (24,)
@@ -100,6 +100,10 @@ def test_a_table_that_does_not_fit_is_not_used(change):
         data[at + 12 : at + 16] = b"\xff\xff\xff\xff"  # as many times the same: not allocated
     elif change == "rows":
         data[at + 8 : at + 12] = b"\xff\xff\xff\xff"
+    elif change == "kinds":  # two descriptions of samples
+        kinds = data.index(b"stsd") + 8
+        assert data[kinds : kinds + 4] == (1).to_bytes(4)
+        data[kinds : kinds + 4] = (2).to_bytes(4)
     track, samples = 2 if change == "track" else 1, 25 if change == "samples" else 24
     assert mp4.composition_offsets(io.BytesIO(bytes(data)), track, samples) is None
 
