@@ -3,9 +3,9 @@
 The clip is H.264 as x264 makes it (preset fast, one keyframe every KEYINT frames and no cut between
 scenes, which would bring more of them: the longest way from a keyframe to a frame). Its picture is
 a texture that moves over another, with grain. A minute's packets are repeated to make the whole;
-every repetition begins with a keyframe. One clip more has open groups (frames shown before a keyframe
-refer to frames before it) with a pyramid of B-frames. Both ways run on one thread; processor seconds count, for
-they do not feel the neighbours of a shared machine.
+every repetition begins with a keyframe. One clip more has open groups (frames shown before a
+keyframe refer to frames before it) with a pyramid of B-frames. Both ways run on one thread;
+processor seconds count, for they do not feel the neighbours of a shared machine.
 """
 
 import argparse

@@ -164,19 +164,33 @@ def _listed(container, stream, file, name: str, limits: Limits):
 def _needs_payload(stream, file, size: np.ndarray, place: np.ndarray) -> bool:
     """Whether an MP4's table does not say all: a sample holds a second field or no frame."""
     headers, before = pictures.Headers(stream.codec_context), file.tell()
-    looked_at = slice(None) if headers.fields else size < pictures.SMALL
+    looked_at = np.flatnonzero((size < pictures.SMALL) | headers.fields)
     try:
+        if headers.slices is not None and not headers.fields:  # of most the first byte says it
+            looked_at = looked_at[size[looked_at] > headers.length]
+            looked_at = looked_at[np.argsort(place[looked_at], kind="stable")]
+            heads = _bytes_at(file, place[looked_at] + headers.length)
+            looked_at = looked_at[~headers.slices[heads]]
         for at, count in zip(place[looked_at].tolist(), size[looked_at].tolist(), strict=True):
             file.seek(at)
-            head = file.read(min(count, 8))
-            if headers.begins_with_slice(head):
-                continue
-            holds = headers.read_bytes(head + file.read(min(count, pictures.HEAD) - len(head)))
-            if holds != pictures.FRAME:
+            if headers.read_bytes(file.read(min(count, pictures.HEAD))) != pictures.FRAME:
                 return True
     finally:
         file.seek(before)
     return False
+
+
+def _bytes_at(file, places: np.ndarray) -> np.ndarray:
+    """uint8 [N], the bytes of a file at ascending places; 0 behind its end."""
+    apart = (np.diff(places) > 4096) | (np.diff(places >> 20) > 0)  # others are read in one piece
+    parts = np.split(places, np.flatnonzero(apart) + 1) if len(places) else []
+    found = [np.zeros(0, np.uint8)]
+    for part in parts:
+        length = int(part[-1] - part[0]) + 1
+        file.seek(int(part[0]))
+        data = file.read(length).ljust(length, b"\0")
+        found.append(np.frombuffer(data, np.uint8)[part - part[0]])
+    return np.concatenate(found)
 
 
 def _length(file) -> int:

@@ -8,6 +8,8 @@ a frame: if it is none, decoding finds out.
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from gve_jax.inputs import nal_units
 from gve_jax.inputs.nal_units import Bits
 
@@ -24,8 +26,8 @@ _HEADER = 64  # bytes that the fields wanted of a header lie in
 _STATE = ("palette", "new_extradata", "param_change")
 
 # The first byte of a slice's NAL unit, and a delimiter that may stand before it.
-_SLICES = {"h264": (rb"[\x01\x21\x41\x61\x25\x45\x65]", rb"\x09."),
-           "hevc": (rb"[\x00-\x3f]", rb"\x46\x01.")}  # fmt: skip
+_SLICES = {"h264": ((0x01, 0x21, 0x41, 0x61, 0x25, 0x45, 0x65), rb"\x09."),
+           "hevc": (range(64), rb"\x46\x01.")}  # fmt: skip
 _H264_PICTURES = (1, 2, 5)  # nal_unit_type of a slice, of its partition A, of an IDR slice
 # NAL units without a part of the picture, and the bytes that one has at most (None: any number).
 _H264_OTHERS = {6: None, 7: None, 8: None, 9: 2, 10: 1, 11: 1, 12: None, 13: None, 14: None,
@@ -50,7 +52,9 @@ class Headers:
         self._leads: bool | None = None  # the first keyframe is right before; None: did not come
         self._searched = self.codec in ("h264", "hevc", "mpeg4")  # for start codes
         self._slice: re.Pattern | None = None
-        self._length = 0  # bytes of the length before each NAL unit; 0: start codes
+        # bool [256], whether a packet that begins so (behind its first length) begins with a slice.
+        self.slices: np.ndarray | None = None
+        self.length = 0  # bytes of the length before each NAL unit; 0: start codes
         self._sps, self._pps, self._first = {}, {}, None
         self.fields = False  # whether a packet may hold one field of a frame
         self._time_bits, self._packed = 0, False
@@ -78,7 +82,7 @@ class Headers:
         data = memoryview(packet)
         if not self._searched:
             return self.read_bytes(data)
-        if self.begins_with_slice(data):
+        if self._begins_with_slice(data):
             return FRAME
         holds = self.read_bytes(bytes(data if self.codec == "mpeg4" else data[:HEAD]))
         if holds == EMPTY and len(data) > HEAD:
@@ -94,11 +98,11 @@ class Headers:
         except (IndexError, ValueError):
             return FRAME
 
-    def begins_with_slice(self, data) -> bool:
+    def _begins_with_slice(self, data) -> bool:
         """A short way to the answer for most packets; false where it is not certain."""
         if self._slice is None or self.fields:
             return False
-        return bool(self._slice.match(data, self._length))
+        return bool(self._slice.match(data, self.length))
 
     def _refers_back(self, data: bytes) -> bool:
         """Whether a packet right after the first keyframe, or after others like it, leads."""
@@ -208,19 +212,19 @@ class Headers:
         return EMPTY
 
     def _open_nal_units(self, header: bytes) -> None:
-        self._length, units = nal_units.open_header(header, self.codec)
-        head, delimiter = _SLICES[self.codec]
-        code = (
-            b"" if self._length else rb"\x00?\x00\x00\x01(?:" + delimiter + rb"\x00?\x00\x00\x01)?"
-        )
-        self._slice = re.compile(code + head, re.DOTALL)
+        self.length, units = nal_units.open_header(header, self.codec)
+        heads, delimiter = _SLICES[self.codec]
+        if self.length:
+            self.slices = np.isin(np.arange(256), heads)
+        code = b"" if self.length else rb"\x00?\x00\x00\x01(?:%b\x00?\x00\x00\x01)?" % delimiter
+        self._slice = re.compile(code + b"[" + re.escape(bytes(heads)) + b"]", re.DOTALL)
         if self.codec == "h264":
             for unit in units:
                 if unit[0] & 31 in (7, 8):
                     self._read_parameters(unit[0] & 31, unit)
 
     def _nal_units(self, data: bytes) -> Iterator[bytes]:
-        return nal_units.split(data, self._length)
+        return nal_units.split(data, self.length)
 
     def _read_parameters(self, kind: int, unit: bytes) -> None:
         try:
