@@ -3,8 +3,9 @@
 The clip is H.264 as x264 makes it (preset fast, one keyframe every KEYINT frames and no cut between
 scenes, which would bring more of them: the longest way from a keyframe to a frame). Its picture is
 a texture that moves over another, with grain. A minute's packets are repeated to make the whole;
-every repetition begins with a keyframe. Both ways run on one thread; processor seconds count, for
-they do not feel the neighbours of a shared machine.
+every repetition begins with a keyframe. One clip more has open groups (frames shown before a
+keyframe refer to frames before it) with a pyramid of B-frames. Both ways run on one thread;
+processor seconds count, for they do not feel the neighbours of a shared machine.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from gve_jax.inputs.sampling import spread
 from gve_jax.inputs.video import load_video
 
 RATE = 30
+OPEN_GROUPS = "open-gop=1:bframes=3:b-pyramid=normal:scenecut=0"
 
 
 def texture(rng, height: int, width: int) -> np.ndarray:
@@ -51,12 +53,14 @@ def draw(count: int, height: int, width: int, seed: int = 0):
         yield np.concatenate([planes, np.ascontiguousarray(colour).reshape(-1, width)])
 
 
-def write_clip(path: Path, keyint: int, seconds: int, unique: int, size: tuple[int, int]) -> None:
+def write_clip(path: Path, keyint: int, seconds: int, unique: int, size: tuple[int, int],
+               groups: str = "") -> None:  # fmt: skip
+    """`groups`: further parameters of x264."""
     height, width = size
     total = seconds * RATE
     with av.open(str(path), "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=RATE)
-        stream.options = {"preset": "fast", "x264-params": f"keyint={keyint}"}
+        stream.options = {"preset": "fast", "x264-params": f"keyint={keyint}:{groups}"}
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         packets = []
         for k, planes in enumerate(draw(unique, height, width)):
@@ -126,14 +130,16 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     result = {}
     with tempfile.TemporaryDirectory() as folder:
-        for keyint in args.keyint:
+        clips = [(keyint, "", "") for keyint in args.keyint]
+        for keyint, title, groups in [*clips, (args.keyint[0], "open groups, ", OPEN_GROUPS)]:
             height, width = args.size
-            name = f"{args.seconds}s-{height}x{width}-k{keyint}-u{args.unique}.mp4"
+            kind = "-open" if groups else ""
+            name = f"{args.seconds}s-{height}x{width}-k{keyint}-u{args.unique}{kind}.mp4"
             path = (args.folder or Path(folder)) / name
             if not path.exists():
                 part = path.with_suffix(".part")
-                write_clip(part, keyint, args.seconds, args.unique, (height, width))
+                write_clip(part, keyint, args.seconds, args.unique, (height, width), groups)
                 part.rename(path)
-            result[f"a keyframe every {keyint}"] = measure(path, args)
+            result[f"{title}a keyframe every {keyint}"] = measure(path, args)
     settings = {k: v for k, v in vars(args).items() if k != "folder"}
     write_result("seeking", settings, result, args.output)

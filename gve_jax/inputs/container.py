@@ -11,7 +11,7 @@ import av
 import av.logging
 import numpy as np
 
-from gve_jax.inputs import avi, last_frame, mp4
+from gve_jax.inputs import avi, last_frame, mp4, pictures
 from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.index import NO_TIME, Index
 from gve_jax.inputs.limits import Limits
@@ -36,7 +36,7 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
 
     Covers, pictures of chapters and attached files do not count as streams. Of several streams, one
     of a single picture is taken only if all are so; then the first marked as default, else the
-    first. Decoding is on one thread (workers are the parallelism) and stops at errors.
+    first. Decoding is on one thread (workers are the parallelism).
 
     Raises:
       MediaError: not a container on the list, no video stream, too many streams, frames too large.
@@ -61,7 +61,6 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
         _check_motion(container, stream, name)
         check_size(stream.width, stream.height, name, limits)
         stream.thread_type = "NONE"
-        stream.codec_context.options = {"err_detect": "explode"}
         yield container, stream, file
 
 
@@ -118,11 +117,11 @@ def _check_motion(container, stream, name: str) -> None:
         )
 
 
-def read_index(container, stream, file, name: str, limits: Limits) -> Index:
+def read_index(container, stream, file, name: str, limits: Limits, table=True) -> Index:
     """Finds all packets and decodes none.
 
     Containers lie about their frame count; packets do not. A plain MP4 has a table of them; any
-    other file is read as a whole.
+    other file is read as a whole, and MP4 where `table` is false.
 
     Raises:
       MediaError: no frame, more than the limit, a file that was cut off, an edit list that plays
@@ -136,11 +135,12 @@ def read_index(container, stream, file, name: str, limits: Limits) -> Index:
         samples = mp4.read_samples(file, stream.id, limits.frames)
         if samples is not None:
             _check_edits(samples.edits, name)
-            rows = _listed(container, stream, samples, file, name)
+            if table:
+                rows = _listed(container, stream, samples, file, name)
     if rows is None:
         rows, last = _read(container, stream, name, limits)
-    columns = np.array(rows, np.int64).reshape(-1, 6).T
-    index = Index(*columns[:4], *columns[4:].astype(bool), float(stream.time_base),
+    columns = np.array(rows, np.int64).reshape(-1, 8).T
+    index = Index(*columns[:4], *columns[4:7].astype(bool), columns[7], float(stream.time_base),
                   rate if 0 < rate < np.inf else 0.0, *_clock(container))  # fmt: skip
     if not index.shown.any():
         raise MediaError(f"{name}: no frame")
@@ -182,6 +182,8 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str):
     dts, size, key, discard, place = table.T
     if discard.any() or (size <= 0).any() or (np.diff(dts) != samples.durations[:-1]).any():
         return None
+    if _needs_payload(stream, file, size, place):
+        return None
     whole = place + size <= _length(file)
     if not whole.all():
         raise MediaError(f"{name}: cut off, {whole.sum()} of {len(whole)} frames")
@@ -190,7 +192,42 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str):
         container.seek(int(min(0, dts[0])), stream=stream)
         return None
     pts = dts + offsets - offsets[0] + first.pts - first.dts
-    return np.stack([pts, dts, size, samples.durations, key, np.ones_like(key)], axis=1)
+    state, holds = np.zeros_like(key), np.full_like(key, pictures.FRAME)
+    state[0] = pictures.carries_state(first)
+    return np.stack([pts, dts, size, samples.durations, key, np.ones_like(key), state, holds],
+                    axis=1)  # fmt: skip
+
+
+def _needs_payload(stream, file, size: np.ndarray, place: np.ndarray) -> bool:
+    """Whether an MP4's table does not say all: a sample holds a second field or no frame."""
+    headers, before = pictures.Headers(stream.codec_context), file.tell()
+    looked_at = np.flatnonzero((size < pictures.SMALL) | headers.fields)
+    try:
+        if headers.slices is not None and not headers.fields:  # of most the first byte says it
+            looked_at = looked_at[size[looked_at] > headers.length]
+            looked_at = looked_at[np.argsort(place[looked_at], kind="stable")]
+            heads = _bytes_at(file, place[looked_at] + headers.length)
+            looked_at = looked_at[~headers.slices[heads]]
+        for at, count in zip(place[looked_at].tolist(), size[looked_at].tolist(), strict=True):
+            file.seek(at)
+            if headers.read_bytes(file.read(min(count, pictures.HEAD))) != pictures.FRAME:
+                return True
+    finally:
+        file.seek(before)
+    return False
+
+
+def _bytes_at(file, places: np.ndarray) -> np.ndarray:
+    """uint8 [N], the bytes of a file at ascending places; 0 behind its end."""
+    apart = (np.diff(places) > 4096) | (np.diff(places >> 20) > 0)  # others are read in one piece
+    parts = np.split(places, np.flatnonzero(apart) + 1) if len(places) else []
+    found = [np.zeros(0, np.uint8)]
+    for part in parts:
+        length = int(part[-1] - part[0]) + 1
+        file.seek(int(part[0]))
+        data = file.read(length).ljust(length, b"\0")
+        found.append(np.frombuffer(data, np.uint8)[part - part[0]])
+    return np.concatenate(found)
 
 
 def _length(file) -> int:
@@ -202,21 +239,23 @@ def _length(file) -> int:
 
 def _read(container, stream, name: str, limits: Limits):
     """Rows of the index and the last time of decoding, by reading every packet from the start."""
-    vp8 = stream.codec_context.name in ("vp8", "libvpx")
-    rows, last = [], 0
+    headers, rows, last = pictures.Headers(stream.codec_context), [], 0
+    # Elsewhere all is in the stream, or comes with the first packet.
+    may_change = container.format.name == "avi" or "mp4" in container.format.name
     for packet in packets(container, stream, empty=True):
         last = max(last, packet.dts or 0)
         if not packet.size:
             continue
-        hidden = vp8 and not memoryview(packet)[0] & 0x10  # a reference that is never shown
-        pts, dts = packet.pts, packet.dts
+        holds, pts, dts = headers.read(packet), packet.pts, packet.dts
         rows.append((
             NO_TIME if pts is None else pts,
             NO_TIME if dts is None else dts,
             packet.size,
             packet.duration or 0,
             packet.is_keyframe,
-            not packet.is_discard and not hidden,
+            not packet.is_discard and holds in (pictures.FRAME, pictures.LEADING),
+            (may_change or not rows) and pictures.carries_state(packet),
+            holds,
         ))  # fmt: skip
         if len(rows) > limits.frames:
             raise LimitError(f"{name}: more frames than the limit of {limits.frames}")

@@ -25,7 +25,7 @@ def durations(
     """
     kind = container.format.name
     if "mp4" in kind:
-        return _end_edit(_of_samples(index, samples), index, samples)
+        return _end_edit(_of_frames(_of_samples(index, samples), index), index, samples)
     stated = np.zeros_like(index.duration)
     if kind == "avi":  # which counts frames, or parts of them
         held = last + 1 - index.dts[-1] if index.dts[-1] != NO_TIME else 0
@@ -41,6 +41,7 @@ def durations(
         if index.rate:  # a made up one where none is stated: a tick, if frames keep no rate
             made_up = np.abs(stated - 1 / (index.rate * index.tick)) <= 1
             stated[made_up & (stated < usual / 2)] = 0
+        stated = _of_frames(stated, index)
     end = _end(container, stream, file, index)
     # Ends are rounded, and count from the first frame or from before it: only a frame that is
     # longer than usual by half of that is held.
@@ -114,6 +115,16 @@ def _of_samples(index: Index, samples: mp4.Samples | None) -> np.ndarray:
     return index.duration
 
 
+def _of_frames(stated: np.ndarray, index: Index) -> np.ndarray:
+    """With the duration of both fields at the first one of a frame whose fields are two packets."""
+    second, stated = np.flatnonzero(index.second), stated.copy()
+    step = index.pts[second] - index.pts[second - 1]
+    timed = (index.pts[second] != NO_TIME) & (index.pts[second - 1] != NO_TIME) & (step > 0)
+    first = np.where(timed & (stated[second] > 0), step, stated[second - 1])
+    stated[second - 1] = first + stated[second]
+    return stated
+
+
 def _end_edit(stated: np.ndarray, index: Index, samples: mp4.Samples | None) -> np.ndarray:
     """The last frame ends no later than the edit list, which may cut it. Durations are those of
     decoding: of a last frame that is decoded before others the edit list alone states how long."""
@@ -123,7 +134,7 @@ def _end_edit(stated: np.ndarray, index: Index, samples: mp4.Samples | None) -> 
     end = None if samples is None or samples.edits is None else samples.edits.end
     left = 0 if end is None else round(end / index.tick) - index.pts[last]
     rounding = 0.002 / index.tick  # ends are in units of the movie, a millisecond mostly
-    if last < len(stated) - 1:
+    if last + index.second[last + 1 : last + 2].sum() < len(stated) - 1:
         if abs(left - stated[last]) > rounding:
             stated[last] = max(left, 0)
     elif 0 < left < stated[last] - rounding:

@@ -21,7 +21,8 @@ class Samples:
       sizes: int64 [N], bytes.
       durations: int64 [N], how long each lasts, in units of the track.
       offsets: int64 [N], how much later than it is decoded each sample is shown (up to one number
-        for all), in units of the track; None where samples lie in fragments.
+        for all), in units of the track; None where samples lie in fragments, or where the decoder's
+        parameters change midway: the table does not say where.
       edits: what the edit list says; None without one.
     """
 
@@ -80,8 +81,12 @@ def _read(file, track: int, limit: int) -> Samples | None:
     if extension is None:
         offsets = _runs(table, b"ctts", len(sizes))
         # Signed in either version of the box, as FFmpeg reads it.
-        signed = None if offsets is None else offsets.astype(np.int32).astype(np.int64)
-        return None if offsets is None else Samples(sizes, durations, signed, edits)
+        if offsets is None:
+            return None
+        kinds = _inside(table, b"stsd")
+        if kinds is None or int.from_bytes(kinds[4:8]) != 1:
+            return Samples(sizes, durations, None, edits)
+        return Samples(sizes, durations, offsets.astype(np.int32).astype(np.int64), edits)
     parts = [np.stack([durations, sizes])]
     defaults = _defaults(extension, track)
     for fragment in _top_level(file, b"moof"):

@@ -1,6 +1,8 @@
 """A video of any kind -> sampled frames."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 
 import av
@@ -9,10 +11,13 @@ from av.video.reformatter import VideoReformatter
 
 from gve_jax.inputs import animation, frames, seek
 from gve_jax.inputs.container import check_size, open_video, read_index
+from gve_jax.inputs.decoder import FORGIVING, Damaged, listen
 from gve_jax.inputs.errors import MediaError
+from gve_jax.inputs.index import NO_TIME
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.sampling import Sampling, sample
+from gve_jax.inputs.pictures import Headers
+from gve_jax.inputs.sampling import Sampling, Timeline, sample
 from gve_jax.inputs.timeline import timeline
 
 
@@ -58,34 +63,123 @@ def load_video(
         if animation.is_animation(source):
             return Clip(*animation.load(source, name, sampling, limits, exif))
         return _load(source, name, sampling, limits)
+    except seek.Fewer as error:
+        raise MediaError(f"{name}: damaged, {error}") from error
+    except Damaged as error:
+        refused = isinstance(error.__cause__, av.FFmpegError)
+        what = "not a readable video" if refused else "damaged"
+        raise MediaError(f"{name}: {what} ({error})") from error
     except (av.FFmpegError, OSError, EOFError, ValueError) as error:
         raise MediaError(f"{name}: not a readable video ({error})") from error
 
 
 def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
-    with open_video(source, name, limits) as (container, stream, file):
-        index = read_index(container, stream, file, name, limits)
-        plan = seek.make_plan(container, stream, index)
-        if not len(plan.numbers):
-            raise MediaError(f"{name}: no frame that can be decoded")
-        when = timeline(index, plan.numbers, name, limits)
-        places, fps = sample(sampling, when, name)
-        if plan.starts is not None:
-            wanted, pictures = plan.numbers[places].tolist(), _Pictures(name, limits)
+    with open_video(source, name, limits) as opened:
+        video = _Video(opened, source, name, limits)
+        while True:
+            places, fps = sample(sampling, video.timeline(), name)
             try:
-                seek.decode_wanted(container, stream, index, plan, wanted, pictures.take)
-                return Clip(pictures.stack(wanted), fps)
-            except (seek.Lost, av.FFmpegError):
-                pass  # the same frames the long way, or an error
-    with open_video(source, name, limits) as (container, stream, _):
-        pictures, seen, wanted = _Pictures(name, limits), 0, set(places.tolist())
-        for frame in seek.decode_all(container, stream, plan.usable):
-            if seen in wanted:
-                pictures.take(seen, frame)
-            seen += 1
-        if seen != len(plan.numbers):
-            raise MediaError(f"{name}: damaged, {seen} of {len(plan.numbers)} frames decode")
-        return Clip(pictures.stack(places.tolist()), fps)
+                return Clip(video.frames(places), fps)
+            except (Damaged, seek.Fewer) as error:
+                if not video.look_closer(error):
+                    raise
+
+
+class _Video:
+    """A video file and what is known of it before it is decoded."""
+
+    def __init__(self, opened, source, name: str, limits: Limits):
+        self._opened, self._name, self._limits = opened, name, limits
+        self._open = functools.partial(open_video, source, name, limits)
+        self._table, self._strict = True, True
+        self._read(opened)
+
+    def _read(self, opened) -> None:
+        container, stream, file = opened
+        self._forgiving = stream.codec_context.codec.canonical_name in FORGIVING
+        self._index = read_index(container, stream, file, self._name, self._limits, self._table)
+        self._plan = seek.make_plan(container, stream, self._index, self._open)
+        if not len(self._plan.numbers):
+            raise MediaError(f"{self._name}: no frame that can be decoded")
+
+    def look_closer(self, error: Exception) -> bool:
+        """Whether other frames are to be expected than those that failed to decode: the table of an
+        MP4 says nothing of large samples without a picture, and of some codecs no header that we
+        read says which packets hold a frame."""
+        if self._table:
+            before, self._table, self._opened = self._index, False, None
+            with self._open() as opened:
+                self._read(opened)
+            if not np.array_equal(before.shown, self._index.shown):
+                return True
+        if not isinstance(error, seek.Fewer) or not self._may_lack(error.numbers):
+            return False
+        self._strict = False  # FFmpeg's messages are read: there may be no complaint
+        self._plan = dataclasses.replace(self._plan, starts=None, numbers=error.numbers)
+        return True
+
+    def timeline(self) -> Timeline:
+        return timeline(self._index, self._plan.numbers, self._name, self._limits)
+
+    def _may_lack(self, numbers: np.ndarray) -> bool:
+        """Whether it is in order that only these packets gave a frame: no header that we read says
+        that the others hold one, or they are leading pictures of the first keyframe without times.
+        """
+        expected = np.sort(self._plan.numbers)
+        if not len(numbers) or not np.isin(numbers, expected).all():
+            return False
+        missing = np.flatnonzero(~np.isin(expected, numbers))
+        leading = (missing == 1 + np.arange(len(missing))).all()
+        untimed = (self._index.pts == NO_TIME).any()
+        with self._open() as (_, stream, _):
+            return not Headers(stream.codec_context).known or bool(leading and untimed)
+
+    def frames(self, places: np.ndarray) -> np.ndarray:
+        """The frames at these places in the order of showing, by seeking where that works.
+
+        Raises:
+          Damaged: a picture is damaged.
+          seek.Fewer: none is, but there are fewer frames than the index says.
+        """
+        seeks = self._plan.starts is not None
+        if seeks:
+            try:
+                with contextlib.ExitStack() as stack:
+                    opened = self._opened or stack.enter_context(self._open())
+                    return self._seek(opened, places)
+            except seek.Lost:
+                seeks = False
+            except Damaged:
+                if not self._forgiving:
+                    seeks = False
+        if seeks:
+            try:
+                with listen() as messages, self._open() as opened:
+                    return self._seek(opened, places, messages)
+            except (seek.Lost, Damaged):
+                pass  # the index may lie: the same frames the long way, or an error
+        if self._strict:
+            try:
+                return self._decode_all(places)
+            except Damaged:
+                if not self._forgiving:
+                    raise
+        with listen() as messages:
+            return self._decode_all(places, messages)
+
+    def _seek(self, opened, places: np.ndarray, messages: list | None = None) -> np.ndarray:
+        pictures, wanted = _Pictures(self._name, self._limits), self._plan.numbers[places].tolist()
+        container, stream, _ = opened
+        seek.decode_wanted(container, stream, self._index, self._plan, wanted, pictures.take,
+                           messages)  # fmt: skip
+        return pictures.stack(wanted)
+
+    def _decode_all(self, places: np.ndarray, messages: list | None = None) -> np.ndarray:
+        pictures, wanted = _Pictures(self._name, self._limits), places.tolist()
+        with self._open() as (container, stream, _):
+            seek.decode_all(container, stream, self._index, self._plan, wanted, pictures.take,
+                            messages)  # fmt: skip
+        return pictures.stack(wanted)
 
 
 class _Pictures:

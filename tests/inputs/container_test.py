@@ -98,7 +98,7 @@ def test_the_payload_is_not_read(tmp_path):
     assert read < 0.2 * path.stat().st_size
 
 
-@pytest.mark.parametrize("change", ["count", "rows", "samples", "track", "limit"])
+@pytest.mark.parametrize("change", ["count", "rows", "samples", "track", "limit", "kinds"])
 def test_a_table_that_does_not_fit_is_not_used(change):
     data = bytearray(encode(numbered(24), codec_options={"bf": "3"}))
     found = mp4.read_samples(io.BytesIO(bytes(data)), 1, 24)
@@ -111,8 +111,16 @@ def test_a_table_that_does_not_fit_is_not_used(change):
     elif change == "samples":
         at = data.index(b"stsz") + 12
         data[at : at + 4] = (25).to_bytes(4)
+    elif change == "kinds":  # two descriptions of samples: the durations hold, the table does not
+        kinds = data.index(b"stsd") + 8
+        assert data[kinds : kinds + 4] == (1).to_bytes(4)
+        data[kinds : kinds + 4] = (2).to_bytes(4)
     track, limit = 2 if change == "track" else 1, 23 if change == "limit" else 24
-    assert mp4.read_samples(io.BytesIO(bytes(data)), track, limit) is None
+    again = mp4.read_samples(io.BytesIO(bytes(data)), track, limit)
+    if change == "kinds":
+        assert again.offsets is None and (again.durations == found.durations).all()
+    else:
+        assert again is None
 
 
 @pytest.mark.parametrize("options", [

@@ -148,7 +148,8 @@ def made(pts, dts=None, rate=10.0, tick=0.001, **fields) -> Index:
     defaults = {"duration": np.zeros(count, np.int64), "key": np.arange(count) % 4 == 0}
     fields = defaults | fields
     return Index(pts, pts if dts is None else np.array(dts), np.ones(count, np.int64),
-                 fields.pop("duration"), fields.pop("key"), np.ones(count, bool), tick, rate,
+                 fields.pop("duration"), fields.pop("key"), np.ones(count, bool),
+                 np.zeros(count, bool), np.zeros(count, np.int64), tick, rate,
                  **fields)  # fmt: skip
 
 
