@@ -120,8 +120,9 @@ def test_lists_are_read_by_the_one_reader_of_records(root, monkeypatch):
 
     monkeypatch.setattr(reader, "read_records", spy)
     read(root)
-    assert asked == ["corpus.jsonl", "instances.jsonl", "queries.jsonl"]
-    for name in asked:
+    names = ["corpus.jsonl", "instances.jsonl", "queries.jsonl"]
+    assert asked == names
+    for name in names:
         path = root / "jsonl" / name
         content = path.read_bytes()
         for bad in (b"\xef\xbb\xbf" + content, b"version https://git-lfs.github.com/spec/v1\n"):
