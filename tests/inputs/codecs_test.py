@@ -13,6 +13,7 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.video import load_video
 from tests.inputs.media import encode, numbered, numbers, picture, textured
+from tests.situations import situation
 
 EIGHT = [0, 3, 7, 10, 13, 16, 20, 23]
 QUIET = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"preset": "10"}}
@@ -29,6 +30,12 @@ def brute_force(data: bytes, **options) -> np.ndarray:
         return np.stack([f.to_ndarray(**options) for f in file.decode(video=0)])
 
 
+@situation(
+    "Media",
+    "10-bit, 4:2:2, 4:4:4 or grey video",
+    "accepted",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("codec, pix_fmt", [
     ("libx264", "yuv420p10le"), ("libx265", "yuv420p10le"), ("libsvtav1", "yuv420p10le"),
     ("libx264", "yuv422p"), ("libx264", "yuv444p"), ("libvpx-vp9", "yuv444p"),
@@ -43,6 +50,12 @@ def test_pixel_formats(codec, pix_fmt):
     assert np.abs(found.astype(int) - numbered(24)[EIGHT]).mean() < 8  # black and white
 
 
+@situation(
+    "Media",
+    "Video of odd width or height",
+    "accepted at its full size",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("codec, container", [
     ("mpeg4", "mp4"), ("mpeg4", "avi"), ("libvpx-vp9", "webm"), ("libvpx", "webm"),
     ("libsvtav1", "mp4"), ("libx264 444", "mp4"),
@@ -110,6 +123,12 @@ def test_missing_durations(container, codec, options):
     assert numbers(found.frames) == EIGHT and found.fps == pytest.approx(10 / 3)
 
 
+@situation(
+    "Media",
+    "AVI whose headers state a wrong count of frames",
+    "fewer stated: accepted; more stated: refused as cut off",
+    since="0.1.0",
+)
 def test_a_wrong_count_of_frames():
     """AVI states it in two places: more than there are is a file cut off, fewer is a lie."""
     data = encode(numbered(24), container="avi", codec="mpeg4")
@@ -197,6 +216,12 @@ def test_a_cover_is_no_video():
     assert numbers(load_video(data, 8).frames) == EIGHT
 
 
+@situation(
+    "Media",
+    "Video whose size changes midway",
+    "refused with both sizes",
+    since="0.1.0",
+)
 def test_a_size_that_changes_midway_is_refused():
     small, large = textured(12), np.repeat(np.repeat(textured(12), 2, axis=1), 2, axis=2)
     data = b"".join(encode(frames, container="mpegts") for frames in (small, large))
@@ -221,6 +246,12 @@ def test_limits():
             load_video(source, 8, limits=limits)
 
 
+@situation(
+    "Media",
+    "A file of some kilobytes that promises enormous frames",
+    "refused before a frame is made",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("side, names", [
     (12_000, "12000 x 12000 are above the limit of 67108864 pixels"),
     (20_000, "not a readable video"),  # FFmpeg has a limit of its own

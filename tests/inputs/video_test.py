@@ -18,6 +18,7 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.sampling import Sampling, spread
 from gve_jax.inputs.video import load_video
 from tests.inputs.media import audio_only, clip, encode, numbered, numbers, picture, textured
+from tests.situations import situation
 
 
 def uniform_indices(total, n):
@@ -168,6 +169,12 @@ def test_sampling_by_rate():
         assert found.fps == pytest.approx(count / (last - first + 1) * 10)
 
 
+@situation(
+    "Media",
+    "AVI with empty packets for frames dropped at recording",
+    "accepted; their time counts",
+    since="0.1.0",
+)
 def test_frames_dropped_at_recording_are_no_damage():
     """AVI writes an empty chunk for each; nothing was cut off."""
     times = [k if k < 10 else k + 5 for k in range(24)]
@@ -272,6 +279,12 @@ def test_values_that_are_no_video(source, names):
     refused(source, names)
 
 
+@situation(
+    "Media",
+    "MP4 whose download was cut off",
+    "refused",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("options", [{}, {"movflags": "frag_keyframe+empty_moov"}])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_truncated_mp4_is_refused(options, share):
@@ -300,6 +313,12 @@ def boundaries(data: bytes) -> list[int]:
         return sorted(p.pos + p.size for p in file.demux(video=0) if p.size)
 
 
+@situation(
+    "Media",
+    "MP4, AVI or MKV cut off exactly between two frames",
+    "refused, where the container states a length",
+    since="0.1.0",
+)
 def test_a_file_cut_between_two_frames_is_refused(header_first):
     assert numbers(load_video(header_first, 8).frames) == EIGHT
     for data in (header_first, clip(24, "avi", "mpeg4"), clip(24, "matroska")):
@@ -337,6 +356,12 @@ def test_flipped_bits_of_the_header_raise_nothing_else(header_first):
             pass
 
 
+@situation(
+    "Media",
+    "MP4 whose table of samples is shorter than its duration",
+    "refused as damaged",
+    since="0.1.0",
+)
 def test_a_shortened_table_of_samples_is_refused(header_first):
     at = header_first.index(b"stsz") + 12
     assert header_first[at : at + 4] == (24).to_bytes(4)
