@@ -182,7 +182,7 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str):
     dts, size, key, discard, place = table.T
     if discard.any() or (size <= 0).any() or (np.diff(dts) != samples.durations[:-1]).any():
         return None
-    if _needs_payload(stream, file, size, place):
+    if _needs_payload(stream, file, size, place, key):
         return None
     whole = place + size <= _length(file)
     if not whole.all():
@@ -198,11 +198,17 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str):
                     axis=1)  # fmt: skip
 
 
-def _needs_payload(stream, file, size: np.ndarray, place: np.ndarray) -> bool:
-    """Whether an MP4's table does not say all: a sample holds a second field or no frame."""
+def _needs_payload(stream, file, size, place, key) -> bool:
+    """Whether an MP4's table does not say all: a sample holds a second field or no frame, or a
+    leading picture (whose time may be wrong) follows the first keyframe."""
     headers, before = pictures.Headers(stream.codec_context), file.tell()
     looked_at = np.flatnonzero((size < pictures.SMALL) | headers.fields)
+    follows = int(key.argmax()) + 1
     try:
+        if follows < len(size):
+            file.seek(int(place[follows]))
+            if headers.refers_back(file.read(min(int(size[follows]), pictures.HEAD))):
+                return True
         if headers.slices is not None and not headers.fields:  # of most the first byte says it
             looked_at = looked_at[size[looked_at] > headers.length]
             looked_at = looked_at[np.argsort(place[looked_at], kind="stable")]

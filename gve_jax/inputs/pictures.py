@@ -74,7 +74,7 @@ class Headers:
         if self._leads is None:
             self._leads = True if packet.is_keyframe else None
         elif self._leads:
-            self._leads = self._refers_back(bytes(memoryview(packet)[:HEAD]))
+            self._leads = self.refers_back(bytes(memoryview(packet)[:HEAD]))
             if self._leads:
                 return LEADING
         if self._read is None:
@@ -104,10 +104,13 @@ class Headers:
             return False
         return bool(self._slice.match(data, self.length))
 
-    def _refers_back(self, data: bytes) -> bool:
+    def refers_back(self, data: bytes) -> bool:
         """Whether a packet right after the first keyframe, or after others like it, leads."""
         if self.codec == "hevc":
             return any(unit[0] >> 1 & 63 in (8, 9) for unit in self._nal_units(data))  # RASL
+        if self.codec == "mpeg4":
+            at = data.find(b"\0\0\1\xb6")
+            return at >= 0 and len(data) > at + 4 and data[at + 4] >> 6 == 2  # a B-VOP
         at = data.find(b"\0\0\1\0") if self.codec in ("mpeg1video", "mpeg2video") else -1
         return at >= 0 and len(data) > at + 5 and data[at + 5] >> 3 & 7 == 3  # a B-picture
 

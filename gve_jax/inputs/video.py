@@ -110,7 +110,9 @@ class _Video:
             before, self._table, self._opened = self._index, False, None
             with self._open() as opened:
                 self._read(opened)
-            if not np.array_equal(before.shown, self._index.shown):
+            after = self._index
+            if not (np.array_equal(before.shown, after.shown)
+                    and np.array_equal(before.holds, after.holds)):  # fmt: skip
                 return True
         if not isinstance(error, seek.Fewer) or not self._may_lack(error.numbers):
             return False

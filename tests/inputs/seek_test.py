@@ -14,6 +14,7 @@ from gve_jax.inputs.errors import MediaError
 from gve_jax.inputs.sampling import Sampling
 from gve_jax.inputs.video import load_video
 from tests.inputs.media import encode, numbers, textured
+from tests.situations import situation
 
 X264 = "keyint=12:min-keyint=12:scenecut=0:"
 X265 = "log-level=none:keyint=12:min-keyint=12:scenecut=0:bframes=4:b-adapt=0:"
@@ -88,6 +89,12 @@ def load_some(data: bytes, every: np.ndarray, wanted: list[int], monkeypatch) ->
     np.testing.assert_array_equal(found, every[places])
 
 
+@situation(
+    "Media",
+    "Long H.264, HEVC, MPEG-4, VP8, VP9 or AV1 of which a few frames are wanted",
+    "bit for bit the frames of decoding everything; only their groups are decoded",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("container, name", CASES)
 def test_any_frames_are_those_of_the_whole(streams, container, name, monkeypatch):
     data = streams(container, name)
@@ -161,6 +168,12 @@ def test_an_index_that_lies_costs_time_but_no_frame(streams, damage, monkeypatch
         load_some(data, every, wanted, monkeypatch)
 
 
+@situation(
+    "Media",
+    "MP4 without a table of keyframes, so that every frame claims to be one",
+    "right frames; decoded from the beginning",
+    since="0.1.0",
+)
 def test_an_mp4_without_its_table_of_keyframes(streams):
     """Then every frame counts as one, as the format says; decoding finds out."""
     data = bytearray(streams("mp4", "h264"))
@@ -187,6 +200,12 @@ def test_shifted_times_and_edit_lists(container, bframes, shift, no_long_way):
         assert numbers(every[:1, :48]) == [-shift]  # the edit list cuts the frames before time 0
 
 
+@situation(
+    "Media",
+    "MPEG-TS recording that begins between two keyframes",
+    "accepted from the first keyframe on",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("name", ["h264", "h264 open", "hevc", "mpeg4 b"])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
 def test_a_recording_that_begins_between_two_keyframes(streams, name, share):
@@ -212,6 +231,12 @@ def test_times_that_jump_back_midway(streams):
     np.testing.assert_array_equal(found.frames, every[places])
 
 
+@situation(
+    "Media",
+    "damaged pictures in a part of the video that is not sampled",
+    "not noticed; refused when a sampled frame needs them",
+    since="0.1.0",
+)
 def test_damage_where_no_frame_is_wanted_passes_and_elsewhere_does_not(streams):
     """The price of not decoding: what is not needed is not looked at."""
     data = bytearray(streams("mp4", "h264 no b"))

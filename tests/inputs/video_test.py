@@ -410,6 +410,12 @@ def test_flipped_bits_of_the_header_raise_nothing_else(header_first):
             pass
 
 
+@situation(
+    "Media",
+    "MP4 whose table of samples is shorter than its duration",
+    "refused as damaged",
+    since="0.1.0",
+)
 def test_a_shortened_table_of_samples_is_refused(header_first):
     at = header_first.index(b"stsz") + 12
     assert header_first[at : at + 4] == (24).to_bytes(4)
