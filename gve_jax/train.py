@@ -103,6 +103,8 @@ def _train(run: Experiment) -> None:
             writes=jax.process_index() == 0,
             shown=workdir / "quarantine.jsonl",
         )
+        # A mount may be back, a machine less busy: what failed so is counted when it fails again.
+        quarantine.forget_retryable()
         # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) the pretrained
         # model's weights, new adapters from the seed, (3) scratch, from the seed ----------------
         restored = checkpoints.restore(run.abstract)
