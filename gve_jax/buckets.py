@@ -69,8 +69,9 @@ def as_local_path(name: str | os.PathLike) -> Path:
         raise UserError(f"{text}: must be a local path, not a URL")
     try:
         return Path(text).expanduser()
-    except RuntimeError as error:  # ~name of no user
-        raise UserError(f"{text}: {error}") from error
+    except RuntimeError as error:
+        user = text.split("/")[0]
+        raise UserError(f"{text}: no such directory, as {user} is not a user's home") from error
 
 
 def any_path(text: str) -> Path:

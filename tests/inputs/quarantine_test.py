@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 from gve_jax.errors import UserError
+from gve_jax.inputs import isolation
 from gve_jax.inputs.isolation import Failure, Isolated
 from gve_jax.inputs.item import Item
 from gve_jax.inputs.limits import Limits
@@ -189,10 +191,17 @@ def test_a_missing_file_may_come_back_and_a_damaged_one_stays_damaged(tmp_path, 
     )
 
 
-def test_time_memory_and_limits_may_pass(tmp_path):
+def test_time_memory_and_limits_may_pass(tmp_path, monkeypatch):
     path = tmp_path / "v.mp4"
     path.write_bytes(clip(8))
-    for limits in (Limits(seconds=1e-6), Limits(memory=1 << 20), Limits(frames=2)):
+    # A worker of the tests' own asks for the memory: FFmpeg may crash where it gets none.
+    monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
+    for limits, video, reason in (
+        (Limits(seconds=1e-6), str(path), "limits.seconds"),
+        (Limits(), b"BOMB", "limits.memory"),
+        (Limits(frames=2), str(path), "above the limit|than the limit"),
+    ):
         with Isolated(Preprocessor(None, InputSpec(num_frames=4), limits), 1) as isolated:
-            failed = isolated.attempt(Item(video=str(path)))
+            failed = isolated.attempt(Item(video=video))
         assert isinstance(failed, Failure) and failed.retry, failed
+        assert re.search(reason, failed.reason)
