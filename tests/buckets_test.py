@@ -24,10 +24,18 @@ def test_a_local_name_is_a_plain_path():
         as_path("gs://bucket/run/../other")
 
 
-@situation("Training", "--workdir=~/run, and other paths that begin with ~", "the home folder, on "
-           "every command line and in configurations", since="0.2.0")  # fmt: skip
-@situation("Training", "--workdir= without a path", "refused: a run never uses the current folder "
-           "by mistake", since="0.2.0")  # fmt: skip
+@situation(
+    "Training",
+    "`--workdir=~/run`, and other paths that begin with `~`",
+    "`~` is the home folder, on every command line and in configurations",
+    since="0.2.0",
+)
+@situation(
+    "Training",
+    "`--workdir=` without a path",
+    "refused: a run never uses the current folder by mistake",
+    since="0.2.0",
+)
 def test_every_path_is_read_alike(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for read in (as_path, as_local_path):

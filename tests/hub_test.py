@@ -139,8 +139,12 @@ def test_a_path_that_is_no_id_is_not_asked_for(monkeypatch, name):
         find_directory(name, FETCHED)
 
 
-@situation("Models and checkpoints", "a model's path that begins with `~`", "the home directory",
-           since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a model's path that begins with `~`",
+    "read from the home directory",
+    since="0.1.0",
+)
 def test_a_path_in_the_home_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()

@@ -28,8 +28,12 @@ def root(x, bits=3000):
     return Fraction(math.isqrt((x.numerator << 2 * bits) // x.denominator), 1 << bits)
 
 
-@situation("Python API", "similarity of vectors of huge or tiny numbers (1e20, 1e-25, 1e200)",
-           "the right cosines", since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "similarity of vectors of huge or tiny numbers (1e20, 1e-25, 1e200)",
+    "the right cosines are returned",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("name", SIMILARITIES)
 @pytest.mark.parametrize("kind, big, small", [
     (np.float32, 1, 1), (np.float32, 1e20, 1), (np.float32, 1e-25, 1), (np.float32, 1e-42, 1e-3),

@@ -112,7 +112,7 @@ def test_animations_with_frames_of_differing_length(kind):
 @situation(
     "Images and animations",
     "GIF whose frames state no duration",
-    "100 ms each, as in browsers",
+    "each frame lasts 100 ms, as in browsers",
     since="0.1.0",
 )
 def test_frames_without_a_length_last_as_long_as_in_browsers():
