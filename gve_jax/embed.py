@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
     args = _parse(argv)
     prompt = choose_instruction(args.prompt, args.prompt_name)
-    load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    load = load or functools.partial(load_gve, limits=limits.from_arguments(args))
     tell = (lambda line: None) if jax.process_index() else print
     entries = hosts.each(lambda: read_entries(
         args.input, follow_links=args.follow_links, tell=tell,
@@ -332,7 +332,8 @@ def _progress() -> Progress:
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
-def _load_gve(name: str, limits: limits.Limits) -> Encoder:
+def load_gve(name: str, limits: limits.Limits) -> Encoder:
+    """The model on all devices of this host."""
     from gve_jax import GVE
 
     return GVE.from_pretrained(name, mesh=own_mesh(), limits=limits, show_progress_bar=True)

@@ -26,7 +26,6 @@ _SAVE = "save_pretrained(directory) writes it, with format='hf' for transformers
 _TRAIN = "models are trained by python -m gve_jax.train (docs/training.md)"
 _DTYPE = "choose it when the model is loaded: GVE.from_pretrained(..., dtype='bfloat16')"
 _AFTER = "set it on the model once it is loaded: model.{} = ..."
-_CODE = "weights are read by gve_jax's own code; leave it out"
 
 # Arguments by the function that refuses them: None, or the value here, changes nothing and passes.
 _ENCODE = {

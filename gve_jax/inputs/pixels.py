@@ -7,6 +7,7 @@ import os
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from gve_jax.files import LFS_POINTER
 from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.layout import Layout
@@ -166,7 +167,7 @@ def _unknown_format(source) -> str:
         return "HEIC is not supported; convert it to JPEG or PNG first"
     if b"<svg" in head:
         return "SVG is a drawing without pixels; render it to PNG first"
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(LFS_POINTER):
         return "a Git LFS pointer (git lfs pull fetches the file)"
     if b"<html" in head.lower():
         return "an HTML page, perhaps of a failed download"
