@@ -46,10 +46,10 @@ def as_path(name: str | os.PathLike) -> Path:
     if not _URL.match(text):
         return as_local_path(text)
     if not is_bucket(text):
-        raise UserError(f"{text}: of URLs only gs:// is a place for files")
+        raise UserError(f"{text}: only gs:// URLs can be read and written")
     bucket = text.removeprefix("gs://").partition("/")[0]
     if not _BUCKET.fullmatch(bucket):
-        raise UserError(f"{text}: {bucket!r} is no name of a bucket")
+        raise UserError(f"{text}: {bucket!r} is not a bucket name")
     if {".", ".."} & set(text.split("/")):  # names like others there; of a copy they lead elsewhere
         raise UserError(f"{text}: no . and .. in a bucket")
     if "[" in text:  # its client looks for files by patterns
@@ -59,7 +59,7 @@ def as_path(name: str | os.PathLike) -> Path:
 
 
 def as_local_path(name: str | os.PathLike) -> Path:
-    """As `as_path`, but UserError for whatever is not on this machine."""
+    """As `as_path`, but UserError for a path that is not on this machine."""
     text = os.fspath(name)
     if not text.strip():
         raise UserError(f"{text!r} is not a path: it is empty")

@@ -240,7 +240,7 @@ class SentenceTransformersInterface:
         """As `similarity`, of each row of one with the same row of the other.
 
         Raises:
-          UserError: as of `similarity`, and two numbers of rows.
+          UserError: as `similarity`, and numbers of rows that differ.
         """
         return similarity.by_rows(embeddings1, embeddings2, self.similarity_fn_name)
 

@@ -15,10 +15,10 @@ from tests.situations import situation
 
 def test_a_local_name_is_a_plain_path():
     assert type(as_path("runs/x")).__module__.startswith("pathlib")
-    with pytest.raises(UserError, match="s3://b/x: of URLs only gs://"):
+    with pytest.raises(UserError, match="s3://b/x: only gs:// URLs"):
         as_path("s3://b/x")
     for name in ("gs://", "gs:///run", "gs://B/run", "gs://ab/run"):
-        with pytest.raises(UserError, match=f"{name}: '\\w*' is no name of a bucket"):
+        with pytest.raises(UserError, match=f"{name}: '\\w*' is not a bucket name"):
             as_path(name)
     with pytest.raises(UserError, match=r"no \. and \.\. in a bucket"):
         as_path("gs://bucket/run/../other")

@@ -98,7 +98,7 @@ def test_what_cannot_be_compared_is_refused():
     a = np.ones((3, 5))
     with pytest.raises(UserError, match=r"\(3, 5\) and \(3, 4\)"):
         all_pairs(a, a[:, :4])
-    with pytest.raises(UserError, match="as many rows as rows, not 3 and 2"):
+    with pytest.raises(UserError, match="as many rows on either side, not 3 and 2"):
         by_rows(a, a[:2])
     with pytest.raises(UserError, match="embeddings2: vectors must be real numbers"):
         all_pairs(a, a.astype(str))

@@ -17,7 +17,7 @@ from gve_jax.inputs.walk import REMEDY, list_folder, walk
 
 @dataclass(frozen=True)
 class Entry:
-    """One item, its id, and 16 hexadecimal digits that tell its content from another."""
+    """One item, its id, and 16 hexadecimal digits that differ where its content does."""
 
     id: str
     item: Item

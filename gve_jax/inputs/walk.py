@@ -55,14 +55,14 @@ class Listing:
             (self.dangling, "link to nothing", "links to nothing"),
             (self.special, "pipe, socket or device", "pipes, sockets or devices"),
         )
-        told = [
+        parts = [
             f"{len(names):,} {several} ({names[0]!r}, ...)"
             if names[1:]
             else f"1 {one} {names[0]!r}"
             for names, one, several in kinds
             if names
         ]
-        return "passed over " + ", ".join(told) if told else ""
+        return "passed over " + ", ".join(parts) if parts else ""
 
 
 def is_passed_over(name: str) -> bool:

@@ -172,8 +172,8 @@ class Checkpoints:
         return self.directory.with_name(f"{self.directory.name}.json")
 
     def _note_saved(self, step: int) -> None:
-        """Called from Orbax's thread when a checkpoint is whole. A record that cannot be written is
-        no reason to stop."""
+        """Called from Orbax's thread when a checkpoint is whole. A record that cannot be
+        written does not stop the run."""
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 write_json(self._record, {"newest": step})

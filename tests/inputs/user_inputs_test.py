@@ -81,7 +81,7 @@ class Table(dict):
     since="0.2.0",
 )
 @pytest.mark.parametrize("bad, named", [
-    ({"a", "b"}, "in an order, which a set has not"), (frozenset("a"), "which a frozenset has not"),
+    ({"a", "b"}, "must be ordered, and a set is not"), (frozenset("a"), "and a frozenset is not"),
     ((x for x in "ab"), "not a generator, which can be read only once"), (iter(["a"]), "only once"),
     (map(str, [1]), "not a map"), (itertools.count(), "only once"),
     (type("Table", (Column,), {"columns": ["text"]})("text"), "give one of its columns"),
@@ -101,8 +101,8 @@ def test_what_holds_no_inputs_is_refused(bad, named):
     ({"instruction": "a"}, "nothing to embed"), (Item(), "nothing to embed"), ([], "empty list"),
     ([{"role": "user", "content": []}], "nothing to embed"),
     (7, "not int"), (True, "not bool"), (b"abc", "bytes may be an image or a video"),
-    (["a", "b"], "a list of 2 texts is no input .pairs"), (("a", "b"), "a tuple of 2 texts"),
-    ([PICTURE, PICTURE], "frames belong under 'video'"), (["a", 7], "a list is no input"),
+    (["a", "b"], "a list of 2 texts is not an input .pairs"), (("a", "b"), "a tuple of 2 texts"),
+    ([PICTURE, PICTURE], "frames belong under 'video'"), (["a", 7], "a list is not an input"),
     (Path("notes.txt"), "notes.txt: neither a video nor an image"),
     (np.zeros((5, 5), np.uint8), r"not uint8 \[5, 5\]"), (np.zeros(9), r"float64 \[9\]"),
     (np.array(["a", "b"]), "not ndarray"),
@@ -116,7 +116,7 @@ def test_what_holds_no_inputs_is_refused(bad, named):
     ({"image": "https://a.b/c.png"}, "image: 'https://a.b/c.png' is a URL"),
     ({"video": {"array": FRAMES, "video_metadata": {"fps": 2}}, "fps": 3}, "fps 3 differs from 2"),
     ({"text": 7}, "text must be a text, not int"), ("a\ud800", "not valid Unicode"),
-    ([MESSAGE, "a"], "a list is no input"),
+    ([MESSAGE, "a"], "a list is not an input"),
 ])  # fmt: skip
 def test_a_bad_input_is_named_by_its_index(bad, named):
     with pytest.raises(UserError, match=f"^input 2: .*{named}"):
