@@ -100,14 +100,14 @@ def write_object(path: epath.Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
       OSError: it names `path`, and why it could not be written.
     """
-    with told(path):
+    with translate_gcs_errors(path):
         file = _client().open(os.fspath(path), "wb", block_size=_BLOCK)
         try:
             write(file)
         except BaseException:
             # Closing it, which its end would do as well, makes an object of the half that is there.
             file.closed = True
-            with contextlib.suppress(Exception):  # what ends the write is told, not this
+            with contextlib.suppress(Exception):  # what ended the write is reported, not this
                 file.discard()
             raise
         file.close()
@@ -124,7 +124,7 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
     """
     client, place = _client(), os.fspath(folder).removeprefix("gs://").rstrip("/")
     try:
-        with told(folder):
+        with translate_gcs_errors(folder):
             listed = client.ls(place, detail=True)
     except FileNotFoundError:
         listed = []
@@ -150,7 +150,7 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
     part = Path(tempfile.mkdtemp(prefix="part-", dir=copy.parent))
     try:
         for name, (_, size) in found.items():
-            with told(folder / name):
+            with translate_gcs_errors(folder / name):
                 client.get_file(f"{place}/{name}", os.fspath(part / name))
             if (part / name).stat().st_size != size:
                 raise UserError(f"{folder / name}: changed while it was read; repeat the command")
@@ -164,7 +164,7 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
 
 
 @contextlib.contextmanager
-def told(path: str | os.PathLike) -> Iterator[None]:
+def translate_gcs_errors(path: str | os.PathLike) -> Iterator[None]:
     """What the client raises becomes an OSError that names `path` and says why in one line."""
     try:
         yield

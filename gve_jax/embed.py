@@ -9,7 +9,7 @@ any of `text`, `image`, `video`, `instruction`, `num_frames`, ... (gve_jax/input
 paths are relative to the file's folder, and may not leave it. OUTPUT receives
 
     vectors-00000.npy, ...  float32 [n, D], unit rows
-    ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp tells a changed item
+    ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp shows a changed item
     quarantine.jsonl        {"id", "path", "reason", ...} of what could not be read: no row
     settings.json           model, prompt and input that the vectors are of; compared on resuming
     manifest.json           the same with the list of shards: last, when all is done
@@ -112,7 +112,7 @@ def embed_all(
 
     Args:
       ids: of the items, unique.
-      stamps: of the items; each tells its item's content from another.
+      stamps: of the items; each differs where its item's content does.
       read: the items from `start` to `stop`; called for what is embedded, a chunk at a time.
       shard_size: items of a shard; by default as many as `items_of_shard` says.
       told: what the progress bar says.

@@ -1,9 +1,9 @@
 """PEFT's adapter_config.json, read by an allow-list.
 
 Every field is one of three: read here, without effect on an adapter that was trained already
-(`_RECORDS`), or a variant of LoRA that is off. A field that is on and is none of the first two is
-refused by name, unknown ones of a later PEFT included: an option that is skipped would give vectors
-of another model without a word. The lists are those of `LoraConfig` in peft 0.21.2.
+(`_RECORDS`), or a variant of LoRA that is off. Any other field that is on is refused by name,
+unknown ones of a later PEFT included: an option that is skipped would give vectors of another model
+without an error. The lists are those of `LoraConfig` in peft 0.21.2.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """What GVE has of the interface of Sentence Transformers, and what it refuses by name.
 
-docs/sentence_transformers.md tells users each difference.
+docs/sentence_transformers.md lists each difference.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ VIDEO_TOTAL_TOKENS = 128_000  # the length of a sequence; nine tenths of it are 
 # What people have; Pillow reads more, some of it through other programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_HEAD = 1024  # bytes by which a format that is not read is told
+_HEAD = 1024  # bytes by which a format that is not read is recognized
 # Numbers without a fixed range: Pillow clips them at 255, so that most pictures come out white.
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 

@@ -148,7 +148,7 @@ def _entries(folder: str | os.PathLike, name: str, path: str) -> list[os.DirEntr
 
 
 def _kind(entry: os.DirEntry) -> str | None:
-    """ "folder", "file" or "special", a link's target's; None where there is none."""
+    """ "folder", "file" or "special", or that of a link's target; None where it does not exist."""
     try:
         if entry.is_dir():
             return "folder"

@@ -54,7 +54,7 @@ class Checkpoints:
     Call every method from the main thread, and on every process. `fingerprint` (JSON-able) names
     what must not change between saving and restoring, such as the model's configuration. The newest
     `keep` are kept. Beside the directory, `NAME.json` says which step was saved last, so that
-    checkpoints that were deleted are told from a run that has none yet.
+    checkpoints that were deleted are distinguished from a run that has none yet.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, fingerprint: dict):
