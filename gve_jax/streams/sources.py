@@ -73,7 +73,9 @@ class Sources:
             try:
                 matched = [name for name in names if re.fullmatch(pattern, name)]
             except re.error as error:
-                raise UserError(f"data.sources: {pattern!r} is no pattern: {error}") from error
+                raise UserError(
+                    f"data.sources: {pattern!r} is not a regular expression: {error}"
+                ) from error
             if not matched:
                 where = ", ".join(part.place for _, part in self.parts)
                 raise UserError(f"data.sources: no source {pattern!r} in {where} "

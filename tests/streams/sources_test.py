@@ -109,7 +109,7 @@ def test_what_exists_is_a_path_and_what_has_two_readings_is_refused(folder, tmp_
 @pytest.mark.parametrize("given, chosen, named", [
     ("{0}/a,{0}/b", (), "source 'T2T_x' is in .*/a and in .*/b; give one of them a name"),
     ("{0}/a", ("T2T_z",), r"data.sources: no source 'T2T_z' in .*/a \(there are T2T_x, T2T_y\)"),
-    ("{0}/a", ("T2T_(",), "is no pattern"),
+    ("{0}/a", ("T2T_(",), "is not a regular expression"),
     ("{0}/c*", (), "no directory matches .*/c"),
     ("{0}/a,", (), "'' is neither PLACE nor NAME=PLACE"),
     ("{0}/none", (), "none: no such directory"),
