@@ -96,7 +96,7 @@ class Base:
         """Raises UserError when the digest of all loaded weights is not the recorded one.
 
         Weights that were converted to another dtype while they were read have another digest; that
-        they are of this model is told by the digest that `load` compares.
+        they belong to this model is checked by the digest that `load` compares.
         """
         stored = self.fields["model"].get("param_dtype", ModelConfig.param_dtype)
         recorded = self.fingerprint["weights"]

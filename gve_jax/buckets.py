@@ -46,10 +46,10 @@ def as_path(name: str | os.PathLike) -> Path:
     if not _URL.match(text):
         return as_local_path(text)
     if not is_bucket(text):
-        raise UserError(f"{text}: of URLs only gs:// is a place for files")
+        raise UserError(f"{text}: only gs:// URLs can be read and written")
     bucket = text.removeprefix("gs://").partition("/")[0]
     if not _BUCKET.fullmatch(bucket):
-        raise UserError(f"{text}: {bucket!r} is no name of a bucket")
+        raise UserError(f"{text}: {bucket!r} is not a bucket name")
     if {".", ".."} & set(text.split("/")):  # names like others there; of a copy they lead elsewhere
         raise UserError(f"{text}: no . and .. in a bucket")
     if "[" in text:  # its client looks for files by patterns
@@ -59,7 +59,7 @@ def as_path(name: str | os.PathLike) -> Path:
 
 
 def as_local_path(name: str | os.PathLike) -> Path:
-    """As `as_path`, but UserError for whatever is not on this machine."""
+    """As `as_path`, but UserError for a path that is not on this machine."""
     text = os.fspath(name)
     if not text.strip():
         raise UserError(f"{text!r} is not a path: it is empty")
@@ -101,14 +101,14 @@ def write_object(path: epath.Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
       OSError: it names `path`, and why it could not be written.
     """
-    with told(path):
+    with translate_gcs_errors(path):
         file = _client().open(os.fspath(path), "wb", block_size=_BLOCK)
         try:
             write(file)
         except BaseException:
             # Closing it, which its end would do as well, makes an object of the half that is there.
             file.closed = True
-            with contextlib.suppress(Exception):  # what ends the write is told, not this
+            with contextlib.suppress(Exception):  # what ended the write is reported, not this
                 file.discard()
             raise
         file.close()
@@ -125,7 +125,7 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
     """
     client, place = _client(), os.fspath(folder).removeprefix("gs://").rstrip("/")
     try:
-        with told(folder):
+        with translate_gcs_errors(folder):
             listed = client.ls(place, detail=True)
     except FileNotFoundError:
         listed = []
@@ -151,7 +151,7 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
     part = Path(tempfile.mkdtemp(prefix="part-", dir=copy.parent))
     try:
         for name, (_, size) in found.items():
-            with told(folder / name):
+            with translate_gcs_errors(folder / name):
                 client.get_file(f"{place}/{name}", os.fspath(part / name))
             if (part / name).stat().st_size != size:
                 raise UserError(f"{folder / name}: changed while it was read; repeat the command")
@@ -165,7 +165,7 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
 
 
 @contextlib.contextmanager
-def told(path: str | os.PathLike) -> Iterator[None]:
+def translate_gcs_errors(path: str | os.PathLike) -> Iterator[None]:
     """What the client raises becomes an OSError that names `path` and says why in one line."""
     try:
         yield

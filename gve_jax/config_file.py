@@ -28,7 +28,7 @@ def parse_arguments(argv: Sequence[str], values: flags.FlagValues, command: str)
       command: what messages refer to: `python -m gve_jax.train`.
 
     Raises:
-      UserError: whatever is wrong, in one line: no file, a file that fails, an unknown field.
+      UserError: any mistake, in one line: no file, a file that fails, an unknown field.
     """
     given, rest = _take_config(argv)
     if given is None:

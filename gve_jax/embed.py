@@ -4,12 +4,12 @@
     python -m gve_jax.embed --model M --input items.jsonl --output vectors --prompt-name MSRVTT
 
 A folder gives its videos and images, by their paths; hidden and system files are passed over, and
-links may not leave it (docs/inputs.md, Paths). A line of a JSONL file is an item with an `id` and
+links may not leave it (docs/inputs.md, Folders). A line of a JSONL file is an item with an `id` and
 any of `text`, `image`, `video`, `instruction`, `num_frames`, ... (gve_jax/inputs/item.py); its
 paths are relative to the file's folder, and may not leave it. OUTPUT receives
 
     vectors-00000.npy, ...  float32 [n, D], unit rows
-    ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp tells a changed item
+    ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp shows a changed item
     quarantine.jsonl        {"id", "path", "reason", ...} of what could not be read: no row
     settings.json           model, prompt and input that the vectors are of; compared on resuming
     manifest.json           the same with the list of shards: last, when all is done
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
     args = _parse(argv)
     prompt = choose_instruction(args.prompt, args.prompt_name)
-    load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    load = load or functools.partial(load_gve, limits=limits.from_arguments(args))
     tell = (lambda line: None) if jax.process_index() else print
     entries = hosts.each(lambda: read_entries(
         args.input, follow_links=args.follow_links, tell=tell,
@@ -101,21 +101,21 @@ def embed_all(
     prompt: str | None = None,
     shard_size: int | None = None,
     batch_size: int = 32,
-    told: str = "embedding",
+    label: str = "embedding",
 ) -> tuple[int, int]:
     """Embeds what is missing of an output, as the module says; its vectors and shards.
 
-    Missing is also what could not be read by an earlier run, unless its failure is permanent (see
-    `Quarantine`) and its content the same; other vectors of its shard are kept as they are.
+    Items that an earlier run could not read count as missing, unless the failure is permanent (see
+    `Quarantine`) and the content the same; other vectors of the shard are kept as they are.
 
     All hosts call it with the same arguments, but for the quarantine, which is each one's own.
 
     Args:
       ids: of the items, unique.
-      stamps: of the items; each tells its item's content from another.
+      stamps: of the items; each differs where its item's content does.
       read: the items from `start` to `stop`; called for what is embedded, a chunk at a time.
       shard_size: items of a shard; by default as many as `items_of_shard` says.
-      told: what the progress bar says.
+      label: of the progress bar.
 
     Raises:
       UserError: an output of other settings or contents, a damaged one, one that is another folder
@@ -182,7 +182,7 @@ def embed_all(
                               batch_size=batch_size)  # fmt: skip
     with _progress() as progress:
         others = sum(len(rows) for _, rows in wanted) - sum(len(rows) for _, rows in mine)
-        bar = progress.add_task(told, total=len(ids) - others)
+        bar = progress.add_task(label, total=len(ids) - others)
         progress.advance(bar, len(ids) - sum(len(rows) for _, rows in wanted))
         for n, rows in mine:
             made[n] = _embed(shards[n], rows, dim, len(ids), read, embed, quarantine,
@@ -332,7 +332,8 @@ def _progress() -> Progress:
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
 
 
-def _load_gve(name: str, limits: limits.Limits) -> Encoder:
+def load_gve(name: str, limits: limits.Limits) -> Encoder:
+    """The model on all devices of this host."""
     from gve_jax import GVE
 
     return GVE.from_pretrained(name, mesh=own_mesh(), limits=limits, show_progress_bar=True)

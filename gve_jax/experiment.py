@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from gve_jax import __version__, hosts
 from gve_jax.adapters import write_adapter
 from gve_jax.base import open_base
-from gve_jax.buckets import as_path, in_workdir, is_bucket, local_copy, told
+from gve_jax.buckets import as_path, in_workdir, is_bucket, local_copy, translate_gcs_errors
 from gve_jax.errors import UserError
 from gve_jax.files import differences, read_json, write_json
 from gve_jax.fingerprint import file_digest, not_finite, sampled_digest, weights_digest
@@ -233,7 +233,7 @@ class Experiment:
         """Whether this experiment is finished in the workdir; UserError if another one is."""
         seal = self.workdir / "run.json"
         try:
-            with told(self.workdir):
+            with translate_gcs_errors(self.workdir):
                 done = seal.exists() and all(map(self._exported, self.config.export))
         except OSError as error:
             raise UserError(f"--workdir {self.workdir}: {error.strerror or error}") from error
@@ -269,7 +269,7 @@ class Experiment:
 
     def _check_started(self) -> None:
         checkpoints = self.workdir / "checkpoints"
-        with told(self.workdir):
+        with translate_gcs_errors(self.workdir):
             if is_bucket(self.workdir):  # where a folder exists by its files alone
                 gone = (self.workdir / "train.json").exists() and not checkpoints.is_dir()
             else:

@@ -87,7 +87,7 @@ def build(kind: type, values: object, path: str, **derived) -> Any:
 
     Raises:
       UserError: naming the field, for one that is missing, unknown, of another type or out of its
-        range, and for whatever the dataclass itself refuses.
+        range, and for anything that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{path} {_shown(values)} must be a section of fields")

@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from gve_jax.files import read_json, write_json
 from gve_jax.fingerprint import not_finite, weights_digest
 from gve_jax.inputs.batch import Buckets, default_buckets
 from gve_jax.inputs.isolation import Failure, Isolated
-from gve_jax.inputs.item import Item
+from gve_jax.inputs.item import Item, is_whole
 from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.packing import Plan, collate_decode, collate_tower, make_plan
 from gve_jax.inputs.padding import Padding
@@ -383,14 +382,14 @@ class GVE(SentenceTransformersInterface):
         width = self.truncate_dim if truncate_dim is None else truncate_dim
         if width is None:
             return None
-        if not _is_whole(width) or not 0 < width <= self.embedding_dim:
+        if not is_whole(width) or not 0 < width <= self.embedding_dim:
             raise UserError(f"truncate_dim must be a whole number in 1..{self.embedding_dim}, not "
                             f"{width!r}")  # fmt: skip
         return int(width)
 
     def _run(self, items: list[Item], prompt, batch_size, show, on_error: Callable):
         """Pooled hidden states of the readable items, float32 [n, D], and which those are."""
-        if not _is_whole(batch_size) or batch_size < 1:
+        if not is_whole(batch_size) or batch_size < 1:
             raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
         if prompt:
             items = [
@@ -473,10 +472,6 @@ def check_free(directory: Path, format: str) -> None:
     path = directory / "config.json"
     if path.is_file() and ("model_type" in read_json(path)) != (format == "hf"):
         raise UserError(f"{directory} holds a model of another format; choose another directory")
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _paper_spec(config: ModelConfig) -> InputSpec:

@@ -12,8 +12,9 @@ from pathlib import Path
 from gve_jax.buckets import as_path, is_bucket, local_copy
 from gve_jax.errors import UserError
 from gve_jax.files import read_json
+from gve_jax.peft_config import CONFIG as ADAPTER_CONFIG
 
-CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+CONFIG = "config.json"
 # ORG/NAME, or ORG/NAME@REVISION.
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
@@ -44,7 +45,7 @@ def find_directory(
     if is_bucket(name):
         _refuse_revision(name, revision)
         return local_copy(as_path(name), patterns)
-    directory = _expand(name)
+    directory = as_path(name)
     if directory.is_dir():
         _refuse_revision(name, revision)
         return directory
@@ -55,7 +56,7 @@ def find_directory(
         raise UserError(f"{name}: no such directory")
     repository, named = match.groups()
     if named and revision and named != revision:
-        raise UserError(f"{name}: revision {revision!r} is another one")
+        raise UserError(f"{name}: differs from revision={revision!r}; give one of them")
     return _download(repository, named or revision, token, local_files_only, patterns)
 
 
@@ -123,13 +124,6 @@ def why_no_weights(directory: Path) -> str:
     return ""
 
 
-def _expand(name: str | os.PathLike) -> Path:
-    try:
-        return Path(as_path(name)).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f"{name}: no such directory ({error})") from error
-
-
 def _refuse_revision(name: str | os.PathLike, revision: str | None) -> None:
     if revision is not None:
         raise UserError(f"{name}: a directory has no revision {revision!r}; only a Hub id has")
@@ -176,7 +170,7 @@ def _download(
         where = (
             "the cache of the Hugging Face Hub does not hold it"
             if local_files_only
-            else "the Hugging Face Hub does not give it"
+            else "the Hugging Face Hub did not provide it"
         )
         raise UserError(f"{named}: no such directory, and {where} ({reason})") from error
     return Path(directory)

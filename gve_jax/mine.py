@@ -33,7 +33,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from gve_jax import hosts
 from gve_jax.buckets import local_path
-from gve_jax.embed import Encoder
+from gve_jax.embed import Encoder, load_gve
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.files import check_record
 from gve_jax.heap import keep_freed
@@ -45,7 +45,6 @@ from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.world import WITHIN, World, read_world
 from gve_jax.mining.write import LOST, MANIFEST, check_few, number, write_mined
 from gve_jax.retrieval.negatives import Rule
-from gve_jax.sharding import own_mesh
 
 FORMAT = "gve_jax mined pairs 1"
 MOST = 3  # negatives that a step takes
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     if hosts.first(lambda: _done(output, asked, args)):
         _tell(f"{output} is mined already")
         return
-    load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    load = load or functools.partial(load_gve, limits=limits.from_arguments(args))
     with contextlib.ExitStack() as locks:
         # Not OUTPUT itself: it comes to be by a rename, in whole.
         for folder in dict.fromkeys((own, work)):
@@ -188,12 +187,6 @@ def _model(args, load: Callable[[str], Encoder]) -> Encoder:
         raise UserError("--model is missing: only with vectors of queries, positives and corpus "
                         "can it be left out")  # fmt: skip
     return hosts.each(lambda: load(args.model))
-
-
-def _load_gve(name: str, limits: limits.Limits) -> Encoder:
-    from gve_jax import GVE
-
-    return GVE.from_pretrained(name, mesh=own_mesh(), limits=limits, show_progress_bar=True)
 
 
 def _progress() -> Progress:

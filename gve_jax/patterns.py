@@ -35,7 +35,7 @@ def assign(
         try:
             patterns.append(re.compile(row[0]))
         except re.error as error:
-            raise UserError(f"{field}: {row[0]!r} is no pattern: {error}") from error
+            raise UserError(f"{field}: {row[0]!r} is not a regular expression: {error}") from error
     found, idle = decide(patterns, names)
     for number in idle:
         raise UserError(f"{field}: pattern {table[number][0]!r} decides no source "

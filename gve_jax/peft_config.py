@@ -1,9 +1,9 @@
 """PEFT's adapter_config.json, read by an allow-list.
 
 Every field is one of three: read here, without effect on an adapter that was trained already
-(`_RECORDS`), or a variant of LoRA that is off. A field that is on and is none of the first two is
-refused by name, unknown ones of a later PEFT included: an option that is skipped would give vectors
-of another model without a word. The lists are those of `LoraConfig` in peft 0.21.2.
+(`_RECORDS`), or a variant of LoRA that is off. Any other field that is on is refused by name,
+unknown ones of a later PEFT included: an option that is skipped would give vectors of another model
+without an error. The lists are those of `LoraConfig` in peft 0.21.2.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gve_jax.errors import UserError
 from gve_jax.files import read_json
+from gve_jax.model.hf_config import is_off
 
 CONFIG = "adapter_config.json"
 _ALL_LINEAR = "all-linear"
@@ -113,7 +114,7 @@ def read_config(path: Path) -> PeftConfig:
     variants = [
         f"{name} = {_shown(value)}"
         for name, value in fields.items()
-        if name not in _READ and name not in _RECORDS and not _is_off(value)
+        if name not in _READ and name not in _RECORDS and not is_off(value)
     ]
     if wrong:
         listed = "; ".join([*wrong.values(), *variants])
@@ -132,11 +133,6 @@ def read_config(path: Path) -> PeftConfig:
         targets=fields["target_modules"],
         excluded=fields.get("exclude_modules") or [],
     )
-
-
-def _is_off(value: object) -> bool:
-    # Not `not value`: layers_to_transform = 0 is the first layer.
-    return value is None or value is False or value in ("", [], {})
 
 
 def _shown(value: object, most: int = 80) -> str:

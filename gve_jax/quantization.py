@@ -74,9 +74,9 @@ def _ranges(matrix: np.ndarray, precision: str, ranges, calibration) -> np.ndarr
                             "one alone has none: give ranges or calibration_embeddings to "
                             "gve_jax.quantization.quantize_embeddings")  # fmt: skip
         if len(matrix) < _FEW:
-            warn_user(f"the {precision} ranges come from {len(matrix)} vectors; with ranges or "
-                      "calibration_embeddings for gve_jax.quantization.quantize_embeddings they "
-                      "are those of more")  # fmt: skip
+            warn_user(f"the {precision} ranges come from {len(matrix)} vectors only; to take "
+                      "them from more, give ranges or calibration_embeddings to "
+                      "gve_jax.quantization.quantize_embeddings")  # fmt: skip
         calibration = matrix
     calibration = as_matrix(calibration, "calibration_embeddings")
     if calibration.shape[1] != width or len(calibration) == 0:

@@ -1,6 +1,6 @@
 """What GVE has of the interface of Sentence Transformers, and what it refuses by name.
 
-docs/sentence_transformers.md tells users each difference.
+docs/sentence_transformers.md lists each difference.
 """
 
 import dataclasses
@@ -26,7 +26,6 @@ _SAVE = "save_pretrained(directory) writes it, with format='hf' for transformers
 _TRAIN = "models are trained by python -m gve_jax.train (docs/training.md)"
 _DTYPE = "choose it when the model is loaded: GVE.from_pretrained(..., dtype='bfloat16')"
 _AFTER = "set it on the model once it is loaded: model.{} = ..."
-_CODE = "weights are read by gve_jax's own code; leave it out"
 
 # Arguments by the function that refuses them: None, or the value here, changes nothing and passes.
 _ENCODE = {
@@ -241,7 +240,7 @@ class SentenceTransformersInterface:
         """As `similarity`, of each row of one with the same row of the other.
 
         Raises:
-          UserError: as of `similarity`, and two numbers of rows.
+          UserError: as `similarity`, and numbers of rows that differ.
         """
         return similarity.by_rows(embeddings1, embeddings2, self.similarity_fn_name)
 

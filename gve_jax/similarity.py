@@ -49,13 +49,13 @@ def by_rows(a, b, name: str = "cosine") -> Float[np.ndarray, " N"]:
     with every row of the other, and two vectors give a number.
 
     Raises:
-      UserError: as `all_pairs`, and two numbers of rows.
+      UserError: as `all_pairs`, and numbers of rows that differ.
     """
     alone = [np.ndim(side) == 1 for side in (a, b)]
     a, b = _matrices(a, b)
     if len(a) != len(b) and not any(alone):
-        raise UserError(f"similarity_pairwise is of as many rows as rows, not {len(a)} and "
-                        f"{len(b)}")  # fmt: skip
+        raise UserError(f"similarity_pairwise takes as many rows on either side, not "
+                        f"{len(a)} and {len(b)}")  # fmt: skip
     if name == "cosine":
         found = np.sum(unit_rows(a, _NAMES[0]) * unit_rows(b, _NAMES[1]), axis=-1)
     elif name == "dot":
@@ -70,7 +70,7 @@ def by_rows(a, b, name: str = "cosine") -> Float[np.ndarray, " N"]:
 def _matrices(a, b) -> tuple[np.ndarray, np.ndarray]:
     a, b = as_matrix(a, _NAMES[0]), as_matrix(b, _NAMES[1])
     if a.shape[1] != b.shape[1]:
-        raise UserError(f"similarity is of [Q, D] and [C, D], not {a.shape} and {b.shape}")
+        raise UserError(f"similarity takes [Q, D] and [C, D], not {a.shape} and {b.shape}")
     check_finite(a, _NAMES[0])
     check_finite(b, _NAMES[1])
     return a, b

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from gve_jax.errors import UserError
-from gve_jax.files import check_lfs_pointer, read_json
+from gve_jax.files import check_encoding, check_lfs_pointer, read_json
 
 TOKENS = {  # fields of config.json whose ids the tokenizer decides
     "bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>",
@@ -39,8 +39,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     check_lfs_pointer(start, path)
-    if start.startswith(b"\xef\xbb\xbf"):
-        raise UserError(f"{path}: begins with a byte order mark; save it as UTF-8 without one")
+    check_encoding(os.fspath(path), start)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
@@ -81,7 +80,7 @@ def check_tokenizer(path: Path, vocab_size: int, fields: Mapping) -> None:
         stated = fields.get(field)
         if field not in _OF_GENERATION and stated is not None and stated != ids.get(token):
             raise UserError(f"{path}: {token} is {ids.get(token)}; config.json says {stated!r}")
-    _check_own(path, tokenizer, ids)
+    _check_own(path, ids)
     for name, token, stated in _stated_ids(path.parent):
         if token not in ids:
             raise UserError(f"{path}: has no {token!r}, which {name} names; {_REMEDY}")
@@ -89,7 +88,7 @@ def check_tokenizer(path: Path, vocab_size: int, fields: Mapping) -> None:
             raise UserError(f"{path}: {token!r} is {ids[token]}; {name} says {stated!r}; {_REMEDY}")
 
 
-def _check_own(path: Path, tokenizer: Tokenizer, ids: Mapping[str, int]) -> None:
+def _check_own(path: Path, ids: Mapping[str, int]) -> None:
     """What a tokenizer.json says of itself, and of the merges beside it."""
     fields = read_json(path)
     for entry in fields.get("added_tokens") or []:

@@ -15,19 +15,27 @@ from tests.situations import situation
 
 def test_a_local_name_is_a_plain_path():
     assert type(as_path("runs/x")).__module__.startswith("pathlib")
-    with pytest.raises(UserError, match="s3://b/x: of URLs only gs://"):
+    with pytest.raises(UserError, match="s3://b/x: only gs:// URLs"):
         as_path("s3://b/x")
     for name in ("gs://", "gs:///run", "gs://B/run", "gs://ab/run"):
-        with pytest.raises(UserError, match=f"{name}: '\\w*' is no name of a bucket"):
+        with pytest.raises(UserError, match=f"{name}: '\\w*' is not a bucket name"):
             as_path(name)
     with pytest.raises(UserError, match=r"no \. and \.\. in a bucket"):
         as_path("gs://bucket/run/../other")
 
 
-@situation("Training", "--workdir=~/run, and other paths that begin with ~", "the home folder, on "
-           "every command line and in configurations", since="0.2.0")  # fmt: skip
-@situation("Training", "--workdir= without a path", "refused: a run never uses the current folder "
-           "by mistake", since="0.2.0")  # fmt: skip
+@situation(
+    "Training",
+    "`--workdir=~/run`, and other paths that begin with `~`",
+    "`~` is the home folder, on every command line and in configurations",
+    since="0.2.0",
+)
+@situation(
+    "Training",
+    "`--workdir=` without a path",
+    "refused: a run never uses the current folder by mistake",
+    since="0.2.0",
+)
 def test_every_path_is_read_alike(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for read in (as_path, as_local_path):

@@ -206,12 +206,20 @@ def test_an_item_that_changed_is_named(tmp_path, change, id):
 # --- lists ---
 
 
-@situation("Embedding", "a list as Windows tools write it: a byte order mark, or UTF-16",
-           "refused with that name", since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "a list as Windows tools write it: a byte order mark, or UTF-16",
+    "refused; the message says which, and how to save the file",
+    since="0.2.0",
+)
 @situation("Embedding", "a line of a list that gives a key twice",
            "refused with the line and the key", since="0.2.0")  # fmt: skip
-@situation("Embedding", "a list that is a Git LFS pointer", "refused with `git lfs pull`",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "a list that is a Git LFS pointer",
+    "refused as a pointer, with `git lfs pull`",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("text, message", [
     (b'\xef\xbb\xbf{"id": "a", "text": "x"}\n', r"items.jsonl:1: begins with a byte order mark"),
     ('{"id": "a", "text": "x"}'.encode("utf-16"), r"items.jsonl:1: UTF-16 .byte order mark."),

@@ -458,8 +458,8 @@ def command(released, output: Path, *options: str, kill: bool = False):
 
 @situation(
     "Embedding",
-    "killed (SIGKILL) at any time, then repeated",
-    "the files of a run that was not killed",
+    "an `embed` command killed (SIGKILL) at any time, then repeated",
+    "the output is that of a run that was not killed",
     since="0.1.0",
 )
 def test_killed_and_repeated_gives_the_same_files(released, tmp_path):

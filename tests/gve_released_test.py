@@ -67,7 +67,7 @@ def test_bfloat16_gives_nearly_the_same_vectors(released, vectors):
     assert np.sum(half * vectors, axis=-1).min() > 0.999
 
 
-@situation("Python API", "The model sharded over data, fsdp or tensor axes of 8 devices",
+@situation("Python API", "the model sharded over data, fsdp or tensor axes of 8 devices",
            "the same vectors (cosine above 0.999999)", since="0.1.0")  # fmt: skip
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_the_mesh_does_not_matter(released, vectors, axes):
@@ -167,8 +167,8 @@ def _config(directory, **fields):
     (lambda d: _weights(d, lambda w: w["visual.blocks.1.attn.proj.weight"].__setitem__(0, np.inf)),
      "NaN or infinite numbers in visual/blocks/attn/proj/kernel$"),
 ])  # fmt: skip
-@situation("Models and checkpoints", "weights with NaN or infinite numbers",
-           "refused; the parameter is named", since="0.1.0")  # fmt: skip
+@situation("Models and checkpoints", "a checkpoint of transformers with NaN or infinite numbers",
+           "refused when loaded; the parameter is named", since="0.1.0")  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path, damage, named):
     directory = checkpoints.write(tmp_path / "hf")
     damage(directory)

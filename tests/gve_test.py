@@ -48,7 +48,7 @@ def cosine(a, b):
     return np.sum(a * b, axis=-1)
 
 
-@situation("Python API", "Texts, images, videos and mixtures in one list",
+@situation("Python API", "texts, images, videos and mixtures in one list",
            "unit rows float32 in the order given", since="0.1.0")  # fmt: skip
 def test_rows_are_unit_float32_in_the_order_given(model, inputs):
     vectors = model.encode(inputs, batch_size=8)
@@ -61,15 +61,19 @@ def test_rows_are_unit_float32_in_the_order_given(model, inputs):
     assert apart.max() < 0.9999
 
 
-@situation("Python API", "Another batch_size, other neighbours in the batch",
-           "the same vectors (cosine above 0.999999)", since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "another batch_size, or other neighbours in the batch",
+    "the same vectors (cosine above 0.999999)",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_batch_size_does_not_matter(model, inputs, batch_size):
     expected = model.encode(inputs, batch_size=8)
     assert cosine(model.encode(inputs, batch_size=batch_size), expected).min() > 0.999999
 
 
-@situation("Python API", "A prompt for a list of which some inputs have an instruction",
+@situation("Python API", "a prompt for a list of which some inputs have an instruction",
            "it is for those without one", since="0.1.0")  # fmt: skip
 def test_prompt_is_the_instruction_of_those_without_one(model, inputs):
     told = model.encode(inputs, prompt="Find the video.")
@@ -134,7 +138,7 @@ def test_the_progress_bar_is_drawn_on_standard_error(model, inputs, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@situation("Models and checkpoints", "Two models that differ in a single weight",
+@situation("Models and checkpoints", "two models that differ in a single weight",
            "their fingerprints differ, so that vectors are not mixed", since="0.1.0")  # fmt: skip
 def test_the_fingerprint_tells_weights_apart(model):
     def digest(change):
@@ -152,9 +156,12 @@ def test_the_fingerprint_tells_weights_apart(model):
     assert digests[0] == model.fingerprint["weights"] and len(set(digests)) == 4
 
 
-@situation("Python API", "The frames of a video in reversed order",
-           "another vector; frame_order=reversed gives that of the mirrored video",
-           since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "the frames of a video in reversed order",
+    "a different vector; frame_order=reversed gives that of the mirrored video",
+    since="0.1.0",
+)
 def test_order_of_frames_matters_to_a_video(model, inputs):
     forward = model.encode([inputs[1]])
     reversed_ = model.encode([inputs[1] | {"frame_order": "reversed"}])
@@ -196,7 +203,7 @@ def test_inputs_with_ids_are_a_list(model, tmp_path):
         model.encode_valid(["a", ""], ["a", "b"], quarantine)
 
 
-@situation("Python API", "A damaged or missing video among good inputs",
+@situation("Python API", "a damaged or missing video among good inputs",
            "encode names it by its index; embed puts it into the quarantine",
            since="0.1.0")  # fmt: skip
 def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
@@ -217,7 +224,7 @@ def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path)
     ]
 
 
-@situation("Python API", "A file that hangs, crashes or exhausts its decoder",
+@situation("Python API", "a file that hangs, crashes or exhausts its decoder",
            "it alone is lost, with the reason; the others get their vectors",
            since="0.1.0")  # fmt: skip
 def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, monkeypatch):
@@ -272,7 +279,7 @@ def test_bad_input_is_named(model, bad, named):
         model.encode(bad)
 
 
-@situation("Python API", "A text longer than the model takes",
+@situation("Python API", "a text longer than the model takes",
            "cut; the end token, which is pooled, stays", since="0.1.0")  # fmt: skip
 def test_a_long_text_is_cut_and_still_ends_as_it_must(model):
     text = "a red circle moves left. " * 100
@@ -312,8 +319,8 @@ def test_another_dtype_and_regime_may_be_asked_for(model, inputs, tmp_path):
             GVE.from_pretrained(tmp_path, **wrong)
 
 
-@situation("Models and checkpoints", "Weights with NaN or infinite numbers",
-           "refused when loaded; the tensor is named", since="0.1.0")  # fmt: skip
+@situation("Models and checkpoints", "a model of gve_jax's own format with NaN in its weights",
+           "refused when loaded; the parameter is named", since="0.1.0")  # fmt: skip
 def test_weights_that_are_not_numbers_are_refused(model, tmp_path):
     params = jax.tree.map(lambda x: x, model.params)
     params["language"]["norm"]["weight"] = params["language"]["norm"]["weight"] * np.nan

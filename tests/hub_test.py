@@ -78,7 +78,7 @@ def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
     (errors.RepositoryNotFoundError, "no such repository on the Hugging Face Hub; if it is"),
     (errors.GatedRepoError, "accept its terms: do so at https://huggingface.co/org/nmae"),
     (errors.RevisionNotFoundError, "org/nmae@v9: the Hugging Face Hub has no such revision"),
-    (errors.HfHubHTTPError, "the Hugging Face Hub does not give it"),
+    (errors.HfHubHTTPError, "the Hugging Face Hub did not provide it"),
 ])  # fmt: skip
 def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, named):
     response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
@@ -97,7 +97,7 @@ def test_a_model_that_the_cache_lacks_is_named(cache):
         find_directory("other/name", FETCHED, local_files_only=True)
     with pytest.raises(UserError, match="org/name@v9: .* the cache of the .* does not hold it"):
         find_directory("org/name@v9", FETCHED, local_files_only=True)
-    with pytest.raises(UserError, match="org/name@v1: revision 'main' is another one"):
+    with pytest.raises(UserError, match="org/name@v1: differs from revision='main'"):
         find_directory("org/name@v1", FETCHED, revision="main")
     with pytest.raises(UserError, match="a directory has no revision 'v1'; only a Hub id has"):
         find_directory(cache, FETCHED, revision="v1")
@@ -139,8 +139,12 @@ def test_a_path_that_is_no_id_is_not_asked_for(monkeypatch, name):
         find_directory(name, FETCHED)
 
 
-@situation("Models and checkpoints", "a model's path that begins with `~`", "the home directory",
-           since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a model's path that begins with `~`",
+    "read from the home directory",
+    since="0.1.0",
+)
 def test_a_path_in_the_home_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()

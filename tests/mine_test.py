@@ -257,7 +257,7 @@ mine.main(sys.argv[1:], load=lambda name: Prober())
 @situation(
     "Training data",
     "mining that was killed and is repeated",
-    "goes on where it was, with the same bytes",
+    "resumes where it was, and writes the same bytes",
     since="0.1.0",
 )
 def test_killed_and_repeated_gives_the_same_bytes(pairs, tmp_path, stage):
@@ -509,10 +509,12 @@ def test_given_vectors_that_lack_what_many_pairs_share(tmp_path):
     )
 
 
-@situation("Training data", "given vectors for mining with huge, tiny or not finite numbers, or "
-           "lengths a little off one",
-           "refused by the true length; up to 0.001 off, compared by cosines",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "vectors given for mining with huge, tiny or non-finite numbers, or lengths a little off one",
+    "refused by the true length; up to 0.001 off, compared by cosines",
+    since="0.2.0",
+)
 @pytest.mark.parametrize(
     ("scale", "message"),
     [(1e20, "not of unit length: its norm is 1e.20"), (1e-25, "its norm is 1e-25"),
@@ -539,8 +541,12 @@ def test_given_vectors_of_any_length(pairs, tmp_path, scale, message):
     ]
 
 
-@situation("Training data", "two commands that mine into one output at once",
-           "the second is refused, and names the process that is there", since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "two commands that mine into one output at once",
+    "the second is refused and names the process that holds it",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("held", ["out.mining", "work"])
 def test_the_output_and_the_work_folder_are_locked(pairs, tmp_path, held):
     with lock_folder(tmp_path / held):

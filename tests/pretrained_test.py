@@ -183,8 +183,12 @@ def test_a_smaller_checkpoint_replaces_all_files_of_a_larger_one(tmp_path):
     assert str(pretrained.stored_dtype(saved)) == "bfloat16"
 
 
-@situation("Models and checkpoints", "a disk that is full while a checkpoint is saved",
-           "one line; the half is never loaded", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a disk that is full while a checkpoint is saved",
+    "one line names it; the partial checkpoint is never loaded",
+    since="0.1.0",
+)
 def test_a_save_that_fails_leaves_no_seal(tmp_path, monkeypatch):
     source = checkpoints.write(tmp_path / "hf")
     params = load(source)

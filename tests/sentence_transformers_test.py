@@ -77,8 +77,6 @@ def test_prompts_are_keywords_only(model):
             function(TEXTS, "MSRVTT")
 
 
-@situation("Python API", "One text, and the same text in a list",
-           "a vector [D], and a matrix [1, D]", since="0.2.0")  # fmt: skip
 def test_a_single_input_gives_a_single_vector(model):
     many = model.encode(TEXTS)
     one = model.encode(TEXTS[0])
@@ -186,9 +184,12 @@ def test_precision(model):
         model.encode(texts, precision="int4")
 
 
-@situation("Python API", "Arguments of Sentence Transformers that gve_jax has not: device, pool, "
-           "output_value", "a TypeError that names the argument and what to use; None passes",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "arguments of Sentence Transformers that gve_jax does not have: device, pool, output_value",
+    "a TypeError that names the argument and what to use; None passes",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("options, named", [
     ({"output_value": "token_embeddings"}, "takes no output_value: only the vector of a whole"),
     ({"device": "cuda:0"}, r"takes no device: .*GVE.from_pretrained\(..., mesh="),
@@ -213,7 +214,7 @@ def test_arguments_that_change_nothing_pass(model):
     np.testing.assert_array_equal(model.encode(TEXTS, **options), model.encode(TEXTS))
 
 
-@situation("Python API", "Arguments of other loaders (trust_remote_code, device, torch_dtype), or "
+@situation("Python API", "arguments of other loaders (trust_remote_code, device, torch_dtype), or "
            "GVE(\"directory\")", "refused by name, with the argument or the function to use",
            since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("options, named", [

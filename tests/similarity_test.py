@@ -28,8 +28,12 @@ def root(x, bits=3000):
     return Fraction(math.isqrt((x.numerator << 2 * bits) // x.denominator), 1 << bits)
 
 
-@situation("Python API", "similarity of vectors of huge or tiny numbers (1e20, 1e-25, 1e200)",
-           "the right cosines", since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "similarity of vectors of huge or tiny numbers (1e20, 1e-25, 1e200)",
+    "the right cosines are returned",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("name", SIMILARITIES)
 @pytest.mark.parametrize("kind, big, small", [
     (np.float32, 1, 1), (np.float32, 1e20, 1), (np.float32, 1e-25, 1), (np.float32, 1e-42, 1e-3),
@@ -94,7 +98,7 @@ def test_what_cannot_be_compared_is_refused():
     a = np.ones((3, 5))
     with pytest.raises(UserError, match=r"\(3, 5\) and \(3, 4\)"):
         all_pairs(a, a[:, :4])
-    with pytest.raises(UserError, match="as many rows as rows, not 3 and 2"):
+    with pytest.raises(UserError, match="as many rows on either side, not 3 and 2"):
         by_rows(a, a[:2])
     with pytest.raises(UserError, match="embeddings2: vectors must be real numbers"):
         all_pairs(a, a.astype(str))

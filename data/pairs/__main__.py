@@ -56,7 +56,7 @@ def _local(text: str) -> str:
 
 
 def _input(given: str) -> str:
-    """`NAME=PATH` with the path as every other; what comes before the first `=` is the name."""
+    """`NAME=PATH` with `~` expanded in the path; the name is what precedes the first `=`."""
     name, equals, path = given.partition("=")
     return f"{name}={as_local_path(path)}" if equals else given
 

@@ -20,7 +20,7 @@ def line(name: str, tally: Tally) -> str:
 
 
 def warnings(name: str, tally: Tally) -> list[str]:
-    """Lines about what the loss will leave out: negatives and pairs that are none by content."""
+    """Lines about what the loss will leave out because of its content."""
     lines = []
     if tally.duplicates:
         lines.append(

@@ -195,7 +195,7 @@ class Tally:
     bytes: int = 0  # of texts and media, as they are stored
     kept: int = 0  # negatives of each pair, as they are stored
     negatives: Counter = dataclasses.field(default_factory=Counter)  # as the rows have them
-    # What the loss leaves out, since it is told by content that it is no negative:
+    # What the loss leaves out because its content is that of a query or positive:
     duplicates: int = 0  # negatives with the content of their pair's own query or positive
     crossed: int = 0  # pairs whose query has the content of another pair's positive
     rejects: Counter = dataclasses.field(default_factory=Counter)  # by reason

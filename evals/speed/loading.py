@@ -102,9 +102,7 @@ def main(argv=None) -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8], help="virtual, CPU")
     parser.add_argument("--folder", type=local_path, help="where the checkpoint lies meanwhile")
     parser.add_argument("--output", type=local_path, help="a JSON file to write")
-    parser.add_argument(
-        "--measure", type=local_path, help=argparse.SUPPRESS
-    )  # what a child is told
+    parser.add_argument("--measure", type=local_path, help=argparse.SUPPRESS)  # for child processes
     args = parser.parse_args(argv)
     if not Path("/proc/self/io").exists():
         raise UserError("loading: memory and read calls are counted by Linux's /proc")

@@ -264,7 +264,7 @@ def main(argv=None) -> None:
     parser.add_argument("--files", type=int, default=10, help="they lie in, and 1,000 times that")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=local_path, help="a JSON file to write")
-    parser.add_argument("--start", type=local_path, help=argparse.SUPPRESS)  # what a child is told
+    parser.add_argument("--start", type=local_path, help=argparse.SUPPRESS)  # for child processes
     args = parser.parse_args(argv)
     if not Path("/proc/self/status").exists():
         raise UserError("streams: memory is told by Linux's /proc")

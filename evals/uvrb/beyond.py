@@ -127,7 +127,7 @@ class Runs:
         """
         embedder = self._embedder(label, model)
         if not self._started:
-            self.quarantine.forget(self.quarantine.ids)  # what is unreadable is recorded anew
+            self.quarantine.forget(self.quarantine.ids)  # unreadable items are recorded again
         self._started = True
         bar = self.progress.add_task(label, total=self.source.size(tasks))
         scored = {}

@@ -1,7 +1,5 @@
 """The same model at other numbers of frames and of tokens a frame."""
 
-from collections.abc import Mapping
-
 from evals.uvrb.embeddings import Encoder
 from gve_jax.errors import UserError
 
@@ -36,9 +34,3 @@ def variant(model: Encoder, kind: str, value: int) -> Encoder:
         return model.with_inputs(num_frames=value, fps=None)
     spec = model.preprocess.spec
     return model.with_inputs(max_pixels=value * (spec.patch_size * spec.merge) ** 2)
-
-
-def curve(points: Mapping[int, Mapping], part: str, name: str) -> list[tuple[int, float]]:
-    """(value, score) of an ability or average over a sweep, where it is known."""
-    known = [(value, one[part][name]) for value, one in sorted(points.items())]
-    return [(value, score) for value, score in known if score is not None]

@@ -68,7 +68,7 @@ def parse(data: bytes, most: int) -> Animation | None:
     if animation is None:
         return None
     if not animation.frames:
-        raise ValueError("an animation of no frame")
+        raise ValueError("an animation without frames")
     for x, y, width, height in (frame.box for frame in animation.frames):
         inside = x + width <= animation.width and y + height <= animation.height
         if not (width and height and (inside or read is _gif)):
@@ -149,7 +149,7 @@ def _png(data: bytes, most: int) -> Animation | None:
                     break
                 control, pixels = struct.unpack(">IIIIHHBB", body[4:]), []
             elif control is None:
-                raise ValueError("pixels of no frame")
+                raise ValueError("an fdAT chunk before the first fcTL")
             else:
                 pixels.append(body[4:])
     else:

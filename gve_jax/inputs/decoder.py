@@ -1,4 +1,4 @@
-"""A decoder that says which packet each frame comes from, and tells damage from noise.
+"""A decoder that says which packet each frame comes from, and distinguishes damage from noise.
 
 FFmpeg's decoders go on after an error and conceal it. Asked to stop at errors they are strict
 (`err_detect=explode`): what they accept then is accepted here. But those of H.264 and HEVC also
@@ -29,7 +29,7 @@ _NOISE = re.compile(
     # a picture to be forgotten that is not there: it came before the point where decoding began, or
     # is one of two fields. What still needs a missing picture is logged as well, in other words;
     r"|mmco: unref short failure"
-    # a field whose other field was not there; the strict decoder logs it, too, and goes on.
+    # a field whose other field was not there; the strict decoder logs it, too, and continues.
     r"|co located POCs unavailable"
 )
 

@@ -17,7 +17,7 @@ from gve_jax.inputs.walk import REMEDY, list_folder, walk
 
 @dataclass(frozen=True)
 class Entry:
-    """One item, its id, and 16 hexadecimal digits that tell its content from another."""
+    """One item, its id, and 16 hexadecimal digits that differ where its content does."""
 
     id: str
     item: Item
@@ -93,7 +93,7 @@ def _is_medium(name: str) -> bool:
 
 
 def stamp(file: str, root: str | os.PathLike) -> list:
-    """What tells the content of a file, or of a folder of frames, from another: where it lies from
+    """What changes with the content of a file, or of a folder of frames: where it lies from
     `root`, links resolved, and its size and time, or those of each frame. Reading it all would take
     as long as embedding it."""
     place = os.path.relpath(file, os.path.realpath(root))
@@ -103,7 +103,7 @@ def stamp(file: str, root: str | os.PathLike) -> list:
 
 
 def size_and_time(file: str | os.PathLike) -> tuple[int, int] | None:
-    """Bytes and nanoseconds of a file, a link's target's; None where there is none."""
+    """Bytes and nanoseconds of a file, of the target of a link; None where it does not exist."""
     try:
         status = os.stat(file)
     except OSError:

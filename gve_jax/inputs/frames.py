@@ -56,7 +56,7 @@ def in_order(folder, name: str) -> list[str]:
     paths = list_folder(folder)
     for path in paths:
         if os.path.splitext(path)[1].lower() not in IMAGES or not os.path.isfile(path):
-            raise MediaError(f"{name}: holds {os.path.basename(path)!r}, which is no image")
+            raise MediaError(f"{name}: holds {os.path.basename(path)!r}, which is not an image")
     return sorted(paths, key=lambda path: _natural(os.path.basename(path)))
 
 

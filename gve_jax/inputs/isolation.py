@@ -24,7 +24,7 @@ from gve_jax.inputs.errors import MediaError, RetryableMediaError
 from gve_jax.inputs.item import Item, source_name
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row, applies_exif
-from gve_jax.inputs.wire import MAX_HEADER, OUT_OF_MEMORY, PREFIX, pack, pack_item
+from gve_jax.inputs.wire import MAX_HEADER, OUT_OF_MEMORY, PREFIX, pack, pack_item, paths
 
 WORKER = "gve_jax.inputs.worker"
 START = 120.0  # seconds a process may take to load its libraries
@@ -239,7 +239,7 @@ class _Worker:
         """The answer's header and body; `_Lost` if there is none in time, or no sane one."""
         deadline = time.monotonic() + self._limits.seconds
         request = {"item": fields}
-        if not all(map(os.path.isabs, _paths(fields))):
+        if not all(map(os.path.isabs, paths(fields))):
             request["folder"] = os.getcwd()  # may have changed since the process was started
         self._send([pack(request, sum(map(len, buffers))), *buffers], deadline)
         header, body = self._receive(deadline)
@@ -392,12 +392,6 @@ def _visuals(header: dict, body: np.ndarray, spec: InputSpec, count: int) -> lis
 def _most_bytes(spec: InputSpec) -> int:
     """Of the patches of one item: each `merge**2` of them are a token."""
     return spec.max_length * spec.merge**2 * 3 * spec.temporal * spec.patch_size**2
-
-
-def _paths(fields: dict) -> list[str]:
-    media = [fields["image"], fields["video"]]
-    media = [one for medium in media if medium for one in medium.get("list", [medium])]
-    return [one["path"] for one in media if "path" in one]
 
 
 def _name(item: Item) -> str:

@@ -123,7 +123,7 @@ def _check_numbers(item: Item) -> None:
         ("total_pixels", 1, "a whole number above 0"),
     ):
         value = getattr(item, key)
-        if value is not None and not (_is_whole(value) and value >= least):
+        if value is not None and not (is_whole(value) and value >= least):
             raise UserError(f"{key} must be {kind}, not {value!r}")
     for key, least, kind in (
         ("fps", math.ulp(0.0), "a number above 0"),
@@ -152,7 +152,7 @@ def _check_frames(item: Item) -> None:
         if not (item.video is None or is_frames(item.video) or missing):
             raise UserError(f"num_frames {ALL_FRAMES!r} is for an array, a list or a folder of "
                             "frames; of a file, give how many are sampled, or fps")  # fmt: skip
-    elif not (_is_whole(count) and count >= 2 and count % 2 == 0):
+    elif not (is_whole(count) and count >= 2 and count % 2 == 0):
         raise UserError(f"num_frames must be an even number above 0, not {count!r}; {ALL_FRAMES!r} "
                         "takes every frame of an array, a list or a folder")  # fmt: skip
     for key in ("min_frames", "max_frames"):
@@ -164,7 +164,8 @@ def _check_frames(item: Item) -> None:
                         "are sampled")  # fmt: skip
 
 
-def _is_whole(value) -> bool:
+def is_whole(value) -> bool:
+    """Whether a value is an integer, of Python or numpy, and not a boolean."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

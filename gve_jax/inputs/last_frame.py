@@ -1,7 +1,7 @@
 """How long frames last where the container states it: what FFmpeg makes up is left out.
 
-Of most frames that is told by the next one; these numbers are needed for the last, which may be
-held much longer than the others (a slide, the end of a GIF).
+Most frames last until the next one. These numbers are needed for the last frame, which may be held
+much longer than the others (a slide, the end of a GIF).
 """
 
 import numpy as np

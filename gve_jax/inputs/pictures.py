@@ -2,7 +2,7 @@
 some the second field of one, some none that is ever shown.
 
 Headers are read only so far as that takes, and no picture is decoded. What cannot be read counts as
-a frame: if it is none, decoding finds out.
+a frame: if it is not one, decoding finds out.
 """
 
 import re

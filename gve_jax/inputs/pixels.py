@@ -7,6 +7,7 @@ import os
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from gve_jax.files import LFS_POINTER
 from gve_jax.inputs.errors import LimitError, MediaError
 from gve_jax.inputs.item import source_name
 from gve_jax.inputs.layout import Layout
@@ -18,7 +19,7 @@ VIDEO_TOTAL_TOKENS = 128_000  # the length of a sequence; nine tenths of it are 
 # What people have; Pillow reads more, some of it through other programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_HEAD = 1024  # bytes by which a format that is not read is told
+_HEAD = 1024  # bytes by which a format that is not read is recognized
 # Numbers without a fixed range: Pillow clips them at 255, so that most pictures come out white.
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -166,7 +167,7 @@ def _unknown_format(source) -> str:
         return "HEIC is not supported; convert it to JPEG or PNG first"
     if b"<svg" in head:
         return "SVG is a drawing without pixels; render it to PNG first"
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(LFS_POINTER):
         return "a Git LFS pointer (git lfs pull fetches the file)"
     if b"<html" in head.lower():
         return "an HTML page, perhaps of a failed download"

@@ -43,7 +43,7 @@ class Quarantine:
       shown: the file's name in messages, where `path` is a copy that does not stay.
 
     Raises:
-      UserError: a share that is none, or a file that holds something else.
+      UserError: a share outside of 0 to 1, or a file that holds something else.
     """
 
     def __init__(
@@ -75,9 +75,8 @@ class Quarantine:
                         self._lines[record["id"]] = _Line.of(record)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(f"{self.path}:{number}: not a quarantine line") from error
-            if (
-                torn and self._writes
-            ):  # the last line of a killed run: the next record must not be glued to it
+            if torn and self._writes:
+                # The last line of a killed run: the next record must not be glued to it.
                 file.truncate(file.tell() - len(torn))
 
     @property

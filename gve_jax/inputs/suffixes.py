@@ -11,7 +11,7 @@ VIDEOS = frozenset(
 IMAGES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
 )
-_FAR = 1 << 28  # bytes: nobody's first frame of a GIF is longer
+_FAR = 1 << 28  # bytes in which the second frame of a GIF is looked for
 
 
 def media_kind(path: str | os.PathLike) -> str | None:

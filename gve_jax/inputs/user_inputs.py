@@ -26,8 +26,8 @@ def split_inputs(inputs: Any) -> tuple[list, bool]:
     of tables and other ordered collections hold many.
 
     Raises:
-      UserError: a set (it has no order), an iterator (it can be read only once), a table, or what
-        is no collection of inputs at all.
+      UserError: a set (it has no order), an iterator (it can be read only once), a table, or
+        anything else that is not a collection.
     """
     if isinstance(inputs, np.ndarray) and inputs.ndim == 0:
         inputs = inputs.item()
@@ -38,7 +38,7 @@ def split_inputs(inputs: Any) -> tuple[list, bool]:
         return [inputs], True
     kind = type(inputs).__name__
     if isinstance(inputs, Set) and not isinstance(inputs, KeysView):
-        raise UserError(f"inputs must be in an order, which a {kind} has not: give sorted(...) or "
+        raise UserError(f"inputs must be ordered, and a {kind} is not: give sorted(...) or "
                         "a list")  # fmt: skip
     if isinstance(inputs, Iterator):
         raise UserError(f"inputs must be a list, not a {kind}, which can be read only once: give "
@@ -59,7 +59,7 @@ def read_inputs(values: list, single: bool = False, allow_empty: bool = False) -
       allow_empty: an input without text and media stands for the empty text.
 
     Raises:
-      UserError: an input that is none; it is named by its index.
+      UserError: a value that is not an input; it is named by its index.
     """
     items = []
     for index, value in enumerate(values):
@@ -103,7 +103,7 @@ def _medium_named_by(text: str) -> str | None:
         if suffix not in VIDEOS | IMAGES or not (os.path.isfile(path) or url and " " not in text):
             return None
         return "video" if suffix in VIDEOS else "image"
-    except ValueError:  # half of a surrogate pair, an address that is none
+    except ValueError:  # half of a surrogate pair, a malformed address
         return None
 
 
@@ -129,16 +129,16 @@ def _read_input(value: Any, allow_empty: bool) -> Item:
 
 def _read_list(value: list | tuple) -> dict:
     if not value:
-        raise UserError("an empty list is no input")
+        raise UserError("an empty list is not an input")
     if all(map(is_message, value)):
         return read_conversation(value)
     if all(is_part(part) or isinstance(part, str) for part in value) and any(map(is_part, value)):
         return read_content(value)
     if all(isinstance(part, str) for part in value):
-        raise UserError(f"a {type(value).__name__} of {len(value)} texts is no input (pairs are "
-                        "for cross-encoders): give each text by itself")  # fmt: skip
-    raise UserError(f"a {type(value).__name__} is no input, unless it is a chat's messages or the "
-                    "parts of one; frames belong under 'video'")  # fmt: skip
+        raise UserError(f"a {type(value).__name__} of {len(value)} texts is not an input (pairs "
+                        "are for cross-encoders): give each text by itself")  # fmt: skip
+    raise UserError(f"a {type(value).__name__} is not an input unless it holds the messages of "
+                    "a chat or the parts of one; frames belong under 'video'")  # fmt: skip
 
 
 def _read_mapping(value: Mapping) -> dict:
@@ -193,7 +193,7 @@ def _read_bare(value: Any) -> dict:
     nan = isinstance(value, float | np.floating) and value != value
     if value is None or nan or kind in ("NAType", "NaTType"):
         missing = "NaN" if nan else value
-        raise UserError(f"a missing value ({missing}) is no input: drop it, or give a text")
+        raise UserError(f"a missing value ({missing}) is not an input: drop it, or give a text")
     hint = ": give its path under 'video'" if kind == "VideoDecoder" else ""
     raise UserError(f"an input must be a text, an image, a path, an array or a mapping, not "
                     f"{kind}{hint}")  # fmt: skip

@@ -55,14 +55,14 @@ class Listing:
             (self.dangling, "link to nothing", "links to nothing"),
             (self.special, "pipe, socket or device", "pipes, sockets or devices"),
         )
-        told = [
+        parts = [
             f"{len(names):,} {several} ({names[0]!r}, ...)"
             if names[1:]
             else f"1 {one} {names[0]!r}"
             for names, one, several in kinds
             if names
         ]
-        return "passed over " + ", ".join(told) if told else ""
+        return "passed over " + ", ".join(parts) if parts else ""
 
 
 def is_passed_over(name: str) -> bool:
@@ -148,7 +148,7 @@ def _entries(folder: str | os.PathLike, name: str, path: str) -> list[os.DirEntr
 
 
 def _kind(entry: os.DirEntry) -> str | None:
-    """ "folder", "file" or "special", a link's target's; None where there is none."""
+    """ "folder", "file" or "special", or that of a link's target; None where it does not exist."""
     try:
         if entry.is_dir():
             return "folder"

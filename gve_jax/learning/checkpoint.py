@@ -54,7 +54,7 @@ class Checkpoints:
     Call every method from the main thread, and on every process. `fingerprint` (JSON-able) names
     what must not change between saving and restoring, such as the model's configuration. The newest
     `keep` are kept. Beside the directory, `NAME.json` says which step was saved last, so that
-    checkpoints that were deleted are told from a run that has none yet.
+    checkpoints that were deleted are distinguished from a run that has none yet.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, fingerprint: dict):
@@ -172,8 +172,8 @@ class Checkpoints:
         return self.directory.with_name(f"{self.directory.name}.json")
 
     def _note_saved(self, step: int) -> None:
-        """Called from Orbax's thread when a checkpoint is whole. A record that cannot be written is
-        no reason to stop."""
+        """Called from Orbax's thread when a checkpoint is whole. A record that cannot be
+        written does not stop the run."""
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 write_json(self._record, {"newest": step})

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import jax
 
-from gve_jax.buckets import is_bucket, told, write_object
+from gve_jax.buckets import is_bucket, translate_gcs_errors, write_object
 from gve_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Records:
         self.folder = Path(tempfile.mkdtemp(prefix="gve_jax-records-"))
         try:
             for name in RESUMED:
-                with told(self.workdir / name):
+                with translate_gcs_errors(self.workdir / name):
                     if (self.workdir / name).exists():
                         (self.folder / name).write_bytes((self.workdir / name).read_bytes())
                         self._known[name] = _state(self.folder / name)

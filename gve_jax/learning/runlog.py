@@ -181,7 +181,7 @@ def check_finite(step: int, scalars: Mapping[str, float], source: str, ids: Sequ
         if not math.isfinite(scalars[name]):
             raise UserError(
                 f"the {name.replace('_', ' ')} of step {step} is {scalars[name]}: source {source}, "
-                f"pairs {', '.join(ids)}; the checkpoints hold nothing of it"
+                f"pairs {', '.join(ids)}; no checkpoint contains this step"
             )
 
 

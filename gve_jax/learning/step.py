@@ -47,10 +47,10 @@ def make_train_step(
 
     def value(vectors, log, arrays):
         query, positive, *negatives = vectors
-        told = [arrays[name] for name in ("valid", "query_id", "positive_id", "negative_id")]
+        known = [arrays[name] for name in ("valid", "query_id", "positive_id", "negative_id")]
         temperature = None if log is None else learned(log)
         result, scalars = info_nce(
-            query, positive, negatives, *told, loss, mesh=mesh, temperature=temperature
+            query, positive, negatives, *known, loss, mesh=mesh, temperature=temperature
         )
         return result, scalars if log is None else scalars | {"temperature": temperature}
 

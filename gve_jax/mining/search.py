@@ -57,7 +57,7 @@ def vectors_of(
         quarantine = shares.open_quarantine(folder, max_bad_share)
         embed_all(
             folder, things.ids, things.stamps, things.read, model(), quarantine,
-            batch_size=batch_size, shard_size=shard_size, told=f"embedding {name}",
+            batch_size=batch_size, shard_size=shard_size, label=f"embedding {name}",
         )  # fmt: skip
     stored = StoredVectors(given or folder)
     vectors = cosine_rows(stored, name, stored.ids)

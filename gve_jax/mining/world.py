@@ -73,7 +73,7 @@ class Things:
 
     @property
     def stamps(self) -> list[str]:
-        """Of each thing, what tells its content from another."""
+        """Of each thing, a digest of its content."""
         return [content.hex() for content in self.contents]
 
     def digest(self) -> str:

@@ -277,7 +277,7 @@ class _Fields:
     def no_more(self, inert: Set[str]) -> None:
         """Refuses a field that is on, was not read, and is not one of `inert`."""
         for name, value in self.fields.items():
-            if name in self.known or name in inert or _is_off(value):
+            if name in self.known or name in inert or is_off(value):
                 continue
             raise ValueError(
                 f"{self.prefix}{name} = {value!r}: an unknown field, which may change what the "
@@ -302,7 +302,8 @@ def _is_whole(value) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_off(value) -> bool:
+def is_off(value) -> bool:
+    """Whether a field of a configuration says nothing. 0 does: as a layer it is the first."""
     return value is None or value is False or value in ("", [], {})
 
 

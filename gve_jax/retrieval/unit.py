@@ -1,4 +1,5 @@
-"""Unit rows and lengths of rows, right for every finite number: the one owner of both.
+"""Unit rows and lengths of rows, right for every finite number: the one owner of both on
+the host (`gve_jax.model.layers.unit_rows` is for programs of the device).
 
 The square of a number above 1e19 overflows float32, that of one below 1e-23 becomes 0 (float64:
 1e154, 1e-162). Rows are therefore scaled by a power of two, which is exact, before their squares

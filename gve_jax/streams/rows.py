@@ -108,8 +108,8 @@ def _count_keys(row: dict) -> int:
 
 
 def _check_twice(line: bytes) -> None:
-    """Which of two values of one key counts differs by program. The check takes as long as reading
-    the row, which therefore counts keys first."""
+    """Raises BadRow for a key given twice: programs differ in which value they take. This takes as
+    long as reading the row, so keys are counted before."""
     try:
         parse_json(line.decode())
     except ValueError as error:

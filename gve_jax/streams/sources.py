@@ -73,7 +73,9 @@ class Sources:
             try:
                 matched = [name for name in names if re.fullmatch(pattern, name)]
             except re.error as error:
-                raise UserError(f"data.sources: {pattern!r} is no pattern: {error}") from error
+                raise UserError(
+                    f"data.sources: {pattern!r} is not a regular expression: {error}"
+                ) from error
             if not matched:
                 where = ", ".join(part.place for _, part in self.parts)
                 raise UserError(f"data.sources: no source {pattern!r} in {where} "
@@ -94,7 +96,7 @@ class Sources:
             part.check({own: batch_sizes[name] for own, name in names.items()})
 
     def warnings(self) -> list[str]:
-        """A line about each source whose rows give negatives that are none."""
+        """A line about each source whose rows give negatives with the content of their own pair."""
         return [
             f"source {name}: {count:,} negatives are their own pair's query or positive; they are "
             "left out of the loss"
@@ -189,7 +191,7 @@ def _entry(text: str, workdir: str | os.PathLike) -> tuple[str, str]:
 
 
 def _named_entry(text: str) -> tuple[str, str]:
-    """`NAME=PLACE` as (NAME, PLACE); ("", text) where what precedes the first `=` is no name."""
+    """`NAME=PLACE` as (NAME, PLACE); ("", text) where what precedes the first `=` is not a name."""
     suffix, equals, place = text.partition("=")
     return (suffix, place) if equals and _SUFFIX.fullmatch(suffix) else ("", text)
 

@@ -52,8 +52,13 @@ def test_rows_that_are_a_git_lfs_pointer_are_named(tmp_path, name):
         list(read_rows(tmp_path / name))
 
 
-@situation("Training data", "rows with a byte order mark, or with a key given twice", "the mark is "
-           "named and refused; the row is a reject that names the key", since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "imported rows with a byte order mark, or with a key given twice",
+    "the mark is refused by file and line; a row with a key given twice is "
+    "rejected, and the key is named",
+    since="0.2.0",
+)
 def test_a_byte_order_mark_and_a_key_given_twice_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + ROW.encode())

@@ -99,8 +99,8 @@ def test_the_same_part_twice(root, tmp_path):
 
 @situation(
     "Evaluation",
-    "a download that was cut",
-    "refused, and no half extraction stays",
+    "an archive whose download was cut off",
+    "refused; no partial extraction stays",
     since="0.1.0",
 )
 def test_truncated_and_damaged_parts_leave_nothing_behind(root, tmp_path):

@@ -42,8 +42,12 @@ def held(tmp_path_factory):
     holder.communicate()
 
 
-@situation("Evaluation", "two evaluations into one output at once",
-           "the second is refused, and names the process that is there", since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "two evaluations into one output at once",
+    "the second is refused and names the process that holds it",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_second_command_names_the_first(held, command):
     folder, holder = held

@@ -81,8 +81,12 @@ def scores(result):
     return result.task_results[0].scores["test"][0]
 
 
-@situation("Evaluation", "A retrieval task of MTEB",
-           "the scores of MTEB are those of our evaluator to 1e-5", since="0.1.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "a retrieval task of MTEB",
+    "MTEB's scores are those of our evaluator to 1e-5",
+    since="0.1.0",
+)
 def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
     encoder, task = GVEEncoder(model, "tests/small"), Words()
     assert isinstance(encoder, EncoderProtocol)
@@ -100,8 +104,12 @@ def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
     assert 0 < found["ndcg_at_10"] < 1 and found["main_score"] == found["ndcg_at_10"]
 
 
-@situation("Evaluation", "An MTEB task with a prompt for its queries",
-           "queries carry it, documents none", since="0.1.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "an MTEB task with a prompt for its queries",
+    "queries carry the prompt, documents do not",
+    since="0.1.0",
+)
 def test_queries_carry_the_instruction_and_documents_none(model):
     class Listening(GVE):
         def __init__(self, other):
@@ -118,7 +126,7 @@ def test_queries_carry_the_instruction_and_documents_none(model):
     assert listening.seen == [(PROMPT, 12), (None, 40)]
 
 
-@situation("Evaluation", "An MTEB corpus with empty documents",
+@situation("Evaluation", "an MTEB corpus with empty documents",
            "embedded as transformers embeds the chat template around nothing, as MTEB's GVE does",
            since="0.2.0")  # fmt: skip
 def test_an_empty_document_is_embedded_as_the_reference_embeds_it(model, folder):

@@ -311,7 +311,7 @@ def test_a_gif_cut_short_is_refused(cut):
 @situation(
     "Images and animations",
     "animated WebP that does not say that it has transparent parts",
-    "they are white; Pillow shows them black",
+    "transparent parts are white; Pillow shows them black",
     since="0.2.0",
 )
 @pytest.mark.parametrize("says_alpha", [True, False])

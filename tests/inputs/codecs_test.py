@@ -168,8 +168,7 @@ def mux(streams, container: str) -> bytes:
 DEFAULT, COVER, NONE = (av.stream.Disposition[n] for n in ("default", "attached_pic", "dub"))
 
 
-@situation("Media", "sound as the first stream",
-           "the video", since="0.1.0")  # fmt: skip
+@situation("Media", "a file whose first stream is sound", "its video is read", since="0.1.0")
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
 def test_sound_first(container):
     data = mux(["audio", (numbered(24), DEFAULT)], container)
@@ -188,8 +187,9 @@ def test_the_stream_marked_as_default_is_taken(first, second, taken):
     assert numbers(load_video(data, 8).frames) == [24 * taken + k for k in EIGHT]
 
 
-@situation("Media", "cover picture before the film",
-           "the film", since="0.1.0")  # fmt: skip
+@situation(
+    "Media", "a cover picture before the film", "the film is taken for the video", since="0.1.0"
+)
 def test_a_cover_is_no_video():
     cover = picture(Image.fromarray(numbered(2)[1]), "JPEG")
     buffer = io.BytesIO()

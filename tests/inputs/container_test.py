@@ -182,8 +182,12 @@ DUB = av.stream.Disposition.dub
 FILM, STILL = numbered(24), np.full((1, 64, 64, 3), 200, np.uint8)
 
 
-@situation("Media", "a still picture as an ordinary track before the film (MP4, MOV, MKV, AVI)",
-           "the film, even where the still is marked as default", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "a still picture as an ordinary track before the film (MP4, MOV, MKV, AVI)",
+    "the film is taken, even where the still is marked as default",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("default", [True, False])
 @pytest.mark.parametrize("still, kind, options", [
     *((still, kind, {}) for still in ("mjpeg", "libx264") for kind in ("mp4", "matroska", "avi")),
@@ -198,8 +202,12 @@ def test_the_film_and_not_the_still(kind, options, still, default):
     assert numbers(load_video(data, 8).frames) == EIGHT
 
 
-@situation("Media", "several films in one file",
-           "the first marked as default, else the first", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "several films in one file",
+    "the first one marked as default is taken, else the first",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("marks, taken", [
     ((0, 0), 0), ((0, 1), 1), ((1, 0), 0), ((1, 1), 0), ((0, 0, 1), 2),
 ])  # fmt: skip

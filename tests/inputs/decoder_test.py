@@ -75,7 +75,7 @@ def test_ffmpeg_s_strict_decoder_refuses_them(codec):
 
 @situation(
     "Media",
-    "H.264 or HEVC with damaged pictures and odd messages to the player at once",
+    "H.264 or HEVC with damaged pictures and cut SEI messages at once",
     "refused as damaged",
     since="0.2.0",
 )
@@ -179,7 +179,7 @@ def cut(name: str, container: str, begin: float) -> tuple:
 
 @situation(
     "Media",
-    "A clip cut without encoding (`-ss X -c copy`) out of open groups of H.264, HEVC or MPEG-2, in "
+    "a clip cut without encoding (`-ss X -c copy`) out of open groups of H.264, HEVC or MPEG-2, in "
     "MP4, MKV or MPEG-TS",
     "accepted; leading pictures, whose references were cut away, are left out, as the standards "
     "say, and no other",
@@ -209,7 +209,7 @@ def test_leading_pictures_without_their_references_are_left_out(name, container,
 @pytest.mark.parametrize("container", ["mpegts", "matroska"])
 @situation(
     "Media",
-    'A recording of H.264 with open groups that begins in the middle ("mmco: unref short failure")',
+    'a recording of H.264 with open groups that begins in the middle ("mmco: unref short failure")',
     "accepted from the first keyframe on",
     since="0.2.0",
 )

@@ -54,14 +54,14 @@ def test_names_with_and_without_numbers(tmp_path):
 @situation(
     "Media",
     "folder of frames that also holds a text, a video or a folder",
-    "refused; the message names what is no image",
+    "refused; the message names what is not an image",
     since="0.1.0",
 )
 @pytest.mark.parametrize("name", ["notes.txt", "clip.mp4", "Thumbs.db", "more"])
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, name):
     folder(tmp_path)
     (tmp_path / name).mkdir() if name == "more" else (tmp_path / name).write_text("x")
-    refused(tmp_path, f"holds '{name}', which is no image")
+    refused(tmp_path, f"holds '{name}', which is not an image")
 
 
 def test_an_empty_folder(tmp_path):
@@ -112,7 +112,7 @@ def test_animations_with_frames_of_differing_length(kind):
 @situation(
     "Images and animations",
     "GIF whose frames state no duration",
-    "100 ms each, as in browsers",
+    "each frame lasts 100 ms, as in browsers",
     since="0.1.0",
 )
 def test_frames_without_a_length_last_as_long_as_in_browsers():

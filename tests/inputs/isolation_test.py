@@ -346,8 +346,12 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pid_of(isolated) == mi
     assert out.splitlines() == ["4 frame pairs in a daemon", "0 True"], err
 
 
-@situation("Media", "a clone without Git LFS: pointer files in the place of videos and images",
-           "each is named as a pointer, with `git lfs pull`", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "a clone without Git LFS: pointer files instead of videos and images",
+    "each is refused as a pointer, with `git lfs pull`",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("name", ["v.mp4", "i.png", "frames/0.png"])
 def test_a_git_lfs_pointer_is_named(tmp_path, name):
     path = tmp_path / name

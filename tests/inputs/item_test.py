@@ -12,7 +12,7 @@ from tests.situations import situation
 
 @situation(
     "Python API",
-    "text that is the path of a file",
+    "a text that is the path of a file",
     "embedded as a text; media go under `image` and `video`",
     since="0.1.0",
 )
@@ -36,7 +36,7 @@ def test_an_item_passes_through():
 
 @situation(
     "Python API",
-    "misspelled key, wrong type, options that exclude each other",
+    "an input with a misspelled key, a wrong type, or options that exclude each other",
     "one line that names the key and what is accepted",
     since="0.1.0",
 )

@@ -65,7 +65,12 @@ def test_a_last_frame_that_is_held(kind, times, last, length):
     assert len(times) / found.fps == pytest.approx(length, abs=0.002)
 
 
-@situation("Media", "a video of one frame that is shown for 9 s", "9 s", since="0.2.0")
+@situation(
+    "Media",
+    "a video of one frame that is shown for 9 s",
+    "accepted, with a duration of 9 s",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("container", ["mp4", "mov", "matroska"])
 def test_one_frame_alone(container):
     assert seconds(held([0], 9000, container)) == pytest.approx(9.0)

@@ -22,7 +22,7 @@ def no_warning():
         yield
 
 
-@situation("Python API", "Chat messages as transformers and qwen-vl-utils take them, as an input",
+@situation("Python API", "chat messages as transformers and qwen-vl-utils take them, as an input",
            "the system message is the instruction, the user's parts are video, image and text",
            since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("messages, fields", [
@@ -72,7 +72,7 @@ def test_texts_side_by_side_are_one_as_in_the_template():
     }
 
 
-@situation("Python API", "Chat content in another order: text before image, image before video",
+@situation("Python API", "chat content in another order: text before image, image before video",
            "embedded in the order in which GVE was trained (video, image, text), with a warning",
            since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("parts", [[TEXT, IMAGE], [IMAGE, VIDEO], [TEXT, IMAGE, VIDEO]])
@@ -82,7 +82,7 @@ def test_another_order_is_warned_of(parts):
     assert len(found) == 1 and fields == {k: v for p in parts for k, v in p.items() if k != "type"}
 
 
-@situation("Python API", "Chat content that an input cannot have: two images, an assistant's turn, "
+@situation("Python API", "chat content that an input cannot have: two images, an assistant's turn, "
            "audio, a URL", "refused by name, with the way around it", since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("content, named", [
     ([IMAGE, IMAGE], "second image: several pictures are a video"),

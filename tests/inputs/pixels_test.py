@@ -301,7 +301,7 @@ def test_an_image_of_several_pictures_is_its_first_one(kind):
 
 @situation(
     "Images and animations",
-    "file whose suffix names another format than it has",
+    "image whose suffix names another format than it has",
     "its content decides",
     since="0.1.0",
 )
@@ -399,7 +399,7 @@ def test_a_bomb_is_refused_before_it_goes_off(side):
 @situation(
     "Images and animations",
     "HEIC photo of a phone, SVG drawing, empty file, HTML page or Git LFS "
-    "pointer in the place of an image",
+    "pointer instead of an image",
     "refused; the message says what it is and what to do",
     since="0.2.0",
 )

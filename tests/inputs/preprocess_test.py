@@ -120,7 +120,7 @@ def size(row) -> tuple[int, int]:
 @situation(
     "Images and animations",
     "`min_pixels` of an item, as qwen-vl-utils has it",
-    "the same size as there; within the model's own max_pixels",
+    "the size that qwen-vl-utils gives, within the model's own max_pixels",
     since="0.2.0",
 )
 @pytest.mark.parametrize("height, width, low, high, expected", [
@@ -141,7 +141,7 @@ def test_the_least_pixels_of_an_image(preprocess, height, width, low, high, expe
 @situation(
     "Media",
     "`total_pixels` of an item, as qwen-vl-utils has it",
-    "its frames share that many",
+    "its frames share that many pixels",
     since="0.2.0",
 )
 @pytest.mark.parametrize("frames, height, width, low, total, expected", [

@@ -37,7 +37,7 @@ def test_each_id_is_one_line_of_the_contract(tmp_path):
 
 @situation(
     "Embedding",
-    "killed while it wrote a line of quarantine.jsonl",
+    "a command killed while it wrote a line of quarantine.jsonl",
     "the torn line is dropped, the others count",
     since="0.1.0",
 )
@@ -147,9 +147,6 @@ def test_of_a_copy_the_place_that_stays_is_named(tmp_path):
     assert (tmp_path / "q.jsonl").is_file()
 
 
-@situation("Embedding", "a file that took too long or was missing when the command ran before",
-           "the repeated command tries it again; damage is permanent and is not tried again",
-           since="0.2.0")  # fmt: skip
 def test_what_may_pass_is_forgotten_when_the_command_is_repeated(tmp_path):
     path = tmp_path / "q.jsonl"
     first = Quarantine(path, 0.5)

@@ -91,7 +91,7 @@ def load_some(data: bytes, every: np.ndarray, wanted: list[int], monkeypatch) ->
 
 @situation(
     "Media",
-    "Long H.264, HEVC, MPEG-4, VP8, VP9 or AV1 of which a few frames are wanted",
+    "long H.264, HEVC, MPEG-4, VP8, VP9 or AV1 of which a few frames are wanted",
     "bit for bit the frames of decoding everything; only their groups are decoded",
     since="0.1.0",
 )

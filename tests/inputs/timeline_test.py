@@ -49,8 +49,12 @@ def test_two_recordings_in_one_stream(name, bf):
     assert numbers(part.frames) == [24, 25]
 
 
-@situation("Media", "MPEG-TS whose 33-bit clock wraps within the recording",
-           "the times go on", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "MPEG-TS whose 33-bit clock wraps within the recording",
+    "the times continue past the wrap",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("bf", ["0", "2"])
 @pytest.mark.parametrize("before", [2, 30, 740])  # frames: FFmpeg knows of the first 60 s
 def test_a_clock_that_wraps(bf, before):
@@ -63,8 +67,12 @@ def test_a_clock_that_wraps(bf, before):
     assert numbers(found.frames) == list(range(48)) and found.fps == pytest.approx(10, rel=1e-4)
 
 
-@situation("Media", "a recording interrupted for 5 s (MPEG-TS)",
-           "a step of up to 10 s is time that passed", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "a recording interrupted for 5 s (MPEG-TS)",
+    "accepted; a step of up to 10 s counts as time that passed",
+    since="0.2.0",
+)
 def test_a_short_gap_is_time_that_passes():
     data = recording(0, 24) + recording(24, 24, 74)
     found = load_video(data, 48)
@@ -92,9 +100,13 @@ def test_two_files_one_after_the_other(container, codec):
     assert numbers(found.frames) == list(range(48)) and found.fps == pytest.approx(rate, rel=1e-4)
 
 
-@situation("Media", "MPEG-TS in which another program begins midway",
-           "refused, with the FFmpeg command that takes the first (FFmpeg and decord end there "
-           "without a word)", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "MPEG-TS in which another program begins midway",
+    "refused, with the FFmpeg command that takes the first (FFmpeg and "
+    "decord stop there without an error)",
+    since="0.2.0",
+)
 def test_a_recording_of_other_streams():
     other = {"mpegts_start_pid": "0x200", "mpegts_pmt_start_pid": "0x1100"}
     data = recording(0, 24) + recording(24, 24, options=other)
@@ -104,8 +116,12 @@ def test_a_recording_of_other_streams():
         load_video(data, 8)
 
 
-@situation("Media", "MPEG-TS in which sound begins midway (broadcasts)",
-           "all frames", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "MPEG-TS in which sound begins midway (broadcasts)",
+    "accepted, with all frames",
+    since="0.2.0",
+)
 def test_sound_that_begins_midway():
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mpegts") as out:

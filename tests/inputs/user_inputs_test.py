@@ -39,7 +39,7 @@ class Column:
         return len(self.values)
 
 
-@situation("Python API", "A single input in place of a list: a text, a mapping, a picture, a path",
+@situation("Python API", "a single input in place of a list: a text, a mapping, a picture, a path",
            "a single vector [D]; a list of one gives [1, D]", since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("one", [
     "a", {"text": "a"}, Item("a"), PICTURE, Path("a.mp4"), FRAMES, FRAMES[0], jnp.asarray(FRAMES),
@@ -51,7 +51,7 @@ def test_single_inputs(one):
     assert not split_inputs([one])[1] or one is MESSAGE
 
 
-@situation("Python API", "Inputs as a tuple, a numpy array of texts, a column of a table",
+@situation("Python API", "inputs as a tuple, a numpy array of texts, a column of a table",
            "read in their order, as a list is", since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("many", [
     ["a", "b"], ("a", "b"), np.array(["a", "b"]), np.array(["a", "b"], object), Column("a", "b"),
@@ -74,10 +74,14 @@ class Table(dict):
         super().__init__(text=["a"])
 
 
-@situation("Python API", "A set, a generator or a whole table as inputs", "refused by name: no "
-           "order, no second reading, no one column", since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "a set, a generator or a whole table as inputs",
+    "refused by name, with what to give instead",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("bad, named", [
-    ({"a", "b"}, "in an order, which a set has not"), (frozenset("a"), "which a frozenset has not"),
+    ({"a", "b"}, "must be ordered, and a set is not"), (frozenset("a"), "and a frozenset is not"),
     ((x for x in "ab"), "not a generator, which can be read only once"), (iter(["a"]), "only once"),
     (map(str, [1]), "not a map"), (itertools.count(), "only once"),
     (type("Table", (Column,), {"columns": ["text"]})("text"), "give one of its columns"),
@@ -88,7 +92,7 @@ def test_what_holds_no_inputs_is_refused(bad, named):
         read(bad)
 
 
-@situation("Python API", "One empty, blank, None or NaN text among many given to `encode`",
+@situation("Python API", "one empty, blank, None or NaN text among many given to `encode`",
            "refused; the message has its index", since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("bad, named", [
     ("", "nothing to embed"), (" \n", "nothing to embed"), (None, r"missing value \(None\)"),
@@ -97,8 +101,8 @@ def test_what_holds_no_inputs_is_refused(bad, named):
     ({"instruction": "a"}, "nothing to embed"), (Item(), "nothing to embed"), ([], "empty list"),
     ([{"role": "user", "content": []}], "nothing to embed"),
     (7, "not int"), (True, "not bool"), (b"abc", "bytes may be an image or a video"),
-    (["a", "b"], "a list of 2 texts is no input .pairs"), (("a", "b"), "a tuple of 2 texts"),
-    ([PICTURE, PICTURE], "frames belong under 'video'"), (["a", 7], "a list is no input"),
+    (["a", "b"], "a list of 2 texts is not an input .pairs"), (("a", "b"), "a tuple of 2 texts"),
+    ([PICTURE, PICTURE], "frames belong under 'video'"), (["a", 7], "a list is not an input"),
     (Path("notes.txt"), "notes.txt: neither a video nor an image"),
     (np.zeros((5, 5), np.uint8), r"not uint8 \[5, 5\]"), (np.zeros(9), r"float64 \[9\]"),
     (np.array(["a", "b"]), "not ndarray"),
@@ -112,7 +116,7 @@ def test_what_holds_no_inputs_is_refused(bad, named):
     ({"image": "https://a.b/c.png"}, "image: 'https://a.b/c.png' is a URL"),
     ({"video": {"array": FRAMES, "video_metadata": {"fps": 2}}, "fps": 3}, "fps 3 differs from 2"),
     ({"text": 7}, "text must be a text, not int"), ("a\ud800", "not valid Unicode"),
-    ([MESSAGE, "a"], "a list is no input"),
+    ([MESSAGE, "a"], "a list is not an input"),
 ])  # fmt: skip
 def test_a_bad_input_is_named_by_its_index(bad, named):
     with pytest.raises(UserError, match=f"^input 2: .*{named}"):
@@ -121,9 +125,12 @@ def test_a_bad_input_is_named_by_its_index(bad, named):
         read_inputs([bad], single=True)
 
 
-@situation("Python API", "PIL images, numpy arrays, tensors and pathlib paths as inputs",
-           "an image, the frames of a video, or the file, by what they are",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "PIL images, numpy arrays, tensors and pathlib paths as inputs",
+    "each is taken as an image, the frames of a video, or a file",
+    since="0.2.0",
+)
 def test_bare_media(tmp_path):
     (item,) = read([PICTURE])
     assert item == Item(image=PICTURE)
@@ -154,7 +161,7 @@ def test_sentence_transformers_mappings():
     assert item.image == b"abc"
 
 
-@situation("Python API", "An empty text where empty texts are to be allowed (`allow_empty_text`)",
+@situation("Python API", "an empty text where empty texts are to be allowed (`allow_empty_text`)",
            "embedded as the reference does it: the chat template around nothing",
            since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("empty", ["", " ", {}, {"text": ""}, {"text": "", "image": None}])
@@ -165,7 +172,7 @@ def test_empty_texts_may_be_allowed(empty):
         read_inputs([None], allow_empty=True)
 
 
-@situation("Python API", "A text that is the path or URL of a media file",
+@situation("Python API", "a text that is the path or URL of a media file",
            "embedded as a text, with one warning that says how the file is given",
            since="0.2.0")  # fmt: skip
 def test_a_text_that_is_a_media_file_is_warned_of_once(tmp_path):

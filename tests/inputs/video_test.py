@@ -77,8 +77,12 @@ def test_a_clip_cut_without_encoding_begins_where_its_edit_list_says(shift, firs
     assert numbers(sampled.frames) == (first + uniform_indices(24 - first, 8)).tolist()
 
 
-@situation("Media", "phone video that is turned or mirrored by its display matrix",
-           "frames stand upright", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "phone video that is turned or mirrored by its display matrix",
+    "its frames are turned upright",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("a, b, c, d", [
     (1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0),  # turned by quarters
     (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0),  # and mirrored
@@ -147,8 +151,12 @@ def test_a_variable_rate_goes_by_the_times_of_the_frames(container, codec, optio
     assert numbers(early.frames) == [0, 3] and early.fps == pytest.approx(2 / 0.4, rel=0.02)
 
 
-@situation("Media", "29.97 or 23.976 frames a second",
-           "the reference's seconds a grid step, to the last bit", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "29.97 or 23.976 frames a second",
+    "the reference's seconds per grid step, to the last bit",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("container", ["mp4", "mov", "matroska", "webm", "avi", "mpegts"])
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), 25, 15])
 def test_a_constant_rate_is_the_reference_s_to_the_bit(container, rate):
@@ -181,8 +189,12 @@ def test_sampling_by_rate():
         assert found.fps == pytest.approx(count / (last - first + 1) * 10)
 
 
-@situation("Media", "AVI with frames dropped at recording",
-           "accepted; the gap is time", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "AVI with frames dropped at recording",
+    "accepted; the gap counts as time",
+    since="0.1.0",
+)
 def test_frames_dropped_at_recording_are_no_damage():
     """AVI writes an empty chunk for each; nothing was cut off."""
     times = [k if k < 10 else k + 5 for k in range(24)]

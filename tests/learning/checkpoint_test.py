@@ -180,8 +180,8 @@ def test_a_step_is_saved_once(tmp_path):
 
 @situation(
     "Training",
-    "resuming on another number of devices or another mesh",
-    "works; the state is the same bit for bit",
+    "a run resumed on another number of devices or another mesh",
+    "resumes; the state is the same bit for bit",
     since="0.1.0",
 )
 def test_restores_on_another_mesh(tmp_path):

@@ -95,7 +95,7 @@ def test_chance_of_each_query_s_own_candidates():
 @situation(
     "Evaluation",
     "documents of equal scores",
-    "hit rate, recall, precision, nDCG and MRR as trec_eval gives them",
+    "hit rate, recall, precision, nDCG and MRR are those of trec_eval",
     since="0.1.0",
 )
 def test_metrics_equal_trec_eval_with_ties():

@@ -72,9 +72,12 @@ def test_what_are_no_vectors_is_refused(bad, named):
         unit_rows(bad)
 
 
-@situation("Evaluation", "Vectors to rank whose numbers are huge or tiny (1e20, 1e-25), not NaN",
-           "refused by the row and its true length; they are not called infinite or zero",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "vectors to rank whose numbers are huge or tiny (1e20, 1e-25)",
+    "refused by the row and its true length; they are not called infinite or zero",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("size, norm", [(1e20, "2e[+]20"), (1e-25, "2e-25")])
 def test_vectors_to_rank_are_judged_by_their_true_length(size, norm):
     vectors = np.full((3, 4), 0.5, np.float32)

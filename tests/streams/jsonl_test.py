@@ -143,8 +143,12 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, line, named):
     assert "\n" not in str(caught.value)
 
 
-@situation("Training data", "a row of JSONL that gives a key twice", "refused, by file and line",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "a row of JSONL, trained on directly, that gives a key twice",
+    "refused, by file and line",
+    since="0.2.0",
+)
 def test_texts_that_look_like_keys_and_spaces_are_not_keys_given_twice(tmp_path):
     rows = [
         b'{"query" : "q", "positive" :"p"}',
@@ -155,8 +159,13 @@ def test_texts_that_look_like_keys_and_spaces_are_not_keys_given_twice(tmp_path)
     assert opened(f"{tmp_path}/x.jsonl", tmp_path).sizes == {"T2T_x": 3}
 
 
-@situation("Training data", "JSONL with a byte order mark, in UTF-16, or a Git LFS pointer in its "
-           "place", "refused by name, with what to do", since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "JSONL, trained on directly, with a byte order mark, in UTF-16, or "
+    "replaced by a Git LFS pointer",
+    "refused by name, with what to do",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("start, named", [
     (b"\xef\xbb\xbf", "x.jsonl:1: begins with a byte order mark"),
     (b"\xff\xfe", "x.jsonl:1: UTF-16"),

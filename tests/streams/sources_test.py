@@ -57,7 +57,7 @@ def test_patterns_choose_sources_and_directories(folder):
 
 @situation(
     "Training",
-    "--workdir=runs/lr=1e-4, a,b, exp[1] or {x} with pairs in it",
+    "`--workdir=runs/lr=1e-4`, `a,b`, `exp[1]` or `{x}` with pairs in it",
     "any name works: a workdir's name is never searched for patterns or commas",
     since="0.2.0",
 )
@@ -78,8 +78,8 @@ def test_pairs_may_lie_in_a_folder_of_any_name(folder, tmp_path, name):
 
 @situation(
     "Training data",
-    "config.data.pairs=date=2024/rows.jsonl",
-    "the file, where it exists; a text with two readings is refused",
+    "`config.data.pairs=date=2024/rows.jsonl`: a path with `=`",
+    "the file is read where it exists; a text with two readings is refused",
     since="0.2.0",
 )
 def test_what_exists_is_a_path_and_what_has_two_readings_is_refused(folder, tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_what_exists_is_a_path_and_what_has_two_readings_is_refused(folder, tmp_
 @pytest.mark.parametrize("given, chosen, named", [
     ("{0}/a,{0}/b", (), "source 'T2T_x' is in .*/a and in .*/b; give one of them a name"),
     ("{0}/a", ("T2T_z",), r"data.sources: no source 'T2T_z' in .*/a \(there are T2T_x, T2T_y\)"),
-    ("{0}/a", ("T2T_(",), "is no pattern"),
+    ("{0}/a", ("T2T_(",), "is not a regular expression"),
     ("{0}/c*", (), "no directory matches .*/c"),
     ("{0}/a,", (), "'' is neither PLACE nor NAME=PLACE"),
     ("{0}/none", (), "none: no such directory"),
