@@ -230,7 +230,7 @@ class Bench:
 
         def gradients(model):
             rows = [[model.preprocess(item) for item in side] for side in sides]
-            ours = Ours(model, rows, "none")
+            ours = Ours(model, rows, "none", hold=self.settings.buckets.fit)
             with jax.set_mesh(model.mesh):
                 grads, scalars = ours.run.gradients(
                     ours.state["params"], ours.frozen, ours.batch, 0
