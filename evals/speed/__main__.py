@@ -8,6 +8,7 @@ from gve_jax.errors import UserError, run_cli
 NAMES = {
     "train": "a LoRA training step, beside transformers + peft + torch; GradCache",
     "encode": "encoding a mixed set, beside transformers + torch (both must be installed)",
+    "gpu": "GVE-3B on one GPU in bfloat16: kernels compared, encoding, a LoRA training step, MFU",
     "inputs": "from a video file to patches, beside qwen-vl-utils and transformers' processor",
     "compile": "compiling a model of 36 layers and of 2",
     "loading": "memory and time of loading a checkpoint in the shapes of GVE-3B",

@@ -15,6 +15,7 @@ import dataclasses
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,7 +29,7 @@ from gve_jax.adapters import read_adapter
 from gve_jax.buckets import local_path
 from gve_jax.gve import GVE
 from gve_jax.heap import keep_freed
-from gve_jax.inputs.batch import collate, need
+from gve_jax.inputs.batch import Bucket, collate, need
 from gve_jax.inputs.counts import Counts
 from gve_jax.inputs.item import Item
 from gve_jax.learning.flops import train, trains
@@ -118,9 +119,20 @@ def measure(folder: Path, args, stack: contextlib.ExitStack) -> dict:
 
 
 class Ours:
-    """The trainer's own step on one device, on one batch; `step()` returns the loss."""
+    """The trainer's own step on one device, on one batch; `step()` returns the loss.
 
-    def __init__(self, model: GVE, rows: list[list], remat: str, chunk: int = 0):
+    Args:
+      hold: the static shape of a side's rows; by default the least that holds them.
+    """
+
+    def __init__(
+        self,
+        model: GVE,
+        rows: list[list],
+        remat: str,
+        chunk: int = 0,
+        hold: Callable[[list], Bucket] = need,
+    ):
         cfg = dataclasses.replace(model.config, remat_text=remat, remat_vision=remat)
         self.tx, mesh = make_optimizer(OPTIMIZER, 1_000_000), model.mesh
         params, self.frozen = split(model.params, ADAPTERS)
@@ -129,7 +141,7 @@ class Ours:
         self.state = start(params, self.tx, abstract)
         count = np.arange(len(rows[0]), dtype=np.int32)
         query, positive = (
-            Batch(**collate(side, need(side), model.preprocess.spec)) for side in rows
+            Batch(**collate(side, hold(side), model.preprocess.spec)) for side in rows
         )
         self.batch = place_batch(
             {"query": query, "positive": positive, "negatives": [],
