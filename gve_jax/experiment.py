@@ -162,6 +162,11 @@ class Experiment:
                 )
         sizes = vision.hidden_size // vision.num_heads, text.head_dim
         check_kernel(self.model.attention, self.model.dtype, sizes, target_platform())
+        odd = [length for _, length in self.buckets.shapes if length % 2]
+        if self.model.attention == "cudnn" and odd:
+            raise UserError(
+                f"config.buckets.shapes: cuDNN's attention trains on even lengths only, not {odd[0]}"
+            )
         if prompt.vocab_size > self.model.text.vocab_size:
             raise UserError(
                 f"model.text.vocab_size {self.model.text.vocab_size} is less than the tokenizer's "

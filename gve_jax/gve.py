@@ -282,7 +282,8 @@ class GVE(SentenceTransformersInterface):
             with role and content. A `str` is always a text, also where it is a path.
           prompt: the instruction of inputs that bring none of their own; "" for none.
           prompt_name: the same by its name in `prompts`, "MSRVTT".
-          batch_size: items of a batch, at most; has no influence on the vectors.
+          batch_size: items of a batch, at most; vectors differ by the rounding of the model's
+            dtype alone.
           show_progress_bar: draws one on standard error; when None, where that is a terminal and
             there is more than one batch.
           normalize_embeddings: unit length. False gives the hidden states as they are.
