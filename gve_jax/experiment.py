@@ -165,7 +165,8 @@ class Experiment:
         odd = [length for _, length in self.buckets.shapes if length % 2]
         if self.model.attention == "cudnn" and odd:
             raise UserError(
-                f"config.buckets.shapes: cuDNN's attention trains on even lengths only, not {odd[0]}"
+                "config.buckets.shapes: cuDNN's attention trains on even lengths only, not "
+                f"{odd[0]}"
             )
         if prompt.vocab_size > self.model.text.vocab_size:
             raise UserError(
