@@ -27,6 +27,8 @@ _MAIN = av.stream.Disposition.default
 # The cover of a song, and the pictures of chapters: no videos.
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 _LATE_STREAMS = 64
+# The number of frames in an AVI that FFmpeg wrote into a pipe: it cannot go back to correct it.
+_PIPED = 1 << 30
 _PICTURES = ("avif", "mif1", "heic", "heix")  # brands of ISO/IEC 23008-12
 
 
@@ -301,7 +303,7 @@ def _check_whole(container, stream, index: Index, samples, last: int, name: str)
     """A file that was cut off between two packets reads without an error."""
     kind, found, declared = container.format.name, 0, 0
     if kind == "avi":  # its timestamps count frames, those too that were dropped at recording
-        found, declared = last + 1, stream.frames
+        found, declared = last + 1, stream.frames % _PIPED
     elif "mp4" in kind:
         found, declared = len(index.pts), len(stream.index_entries)
     if found < declared:

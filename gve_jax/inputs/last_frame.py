@@ -38,9 +38,12 @@ def durations(
     usual = _usual(pts)
     if "matroska" in kind:
         stated = index.duration.copy()
-        if index.rate:  # a made up one where none is stated: a tick, if frames keep no rate
-            made_up = np.abs(stated - 1 / (index.rate * index.tick)) <= 1
-            stated[made_up & (stated < usual / 2)] = 0
+        # A made up one where none is stated: that of a parser (GIF's says 10 ms of every frame), or
+        # that of the rate, which is a tick if frames keep none.
+        made_up = stated == np.median(stated)
+        if index.rate:
+            made_up |= np.abs(stated - 1 / (index.rate * index.tick)) <= 1
+        stated[made_up & (stated < usual / 2)] = 0
         stated = _of_frames(stated, index)
     end = _end(container, stream, file, index)
     # Ends are rounded, and count from the first frame or from before it: only a frame that is

@@ -57,6 +57,7 @@ class Headers:
         self.length = 0  # bytes of the length before each NAL unit; 0: start codes
         self._sps, self._pps, self._first = {}, {}, None
         self.fields = False  # whether a packet may hold one field of a frame
+        # packed: a packet came with two frames of MPEG-4, and none yet that makes up for it.
         self._time_bits, self._packed = 0, False
         header = bytes(context.extradata or b"")
         if self.codec in ("h264", "hevc"):
@@ -150,11 +151,14 @@ class Headers:
 
     def _read_mpeg4(self, data: bytes) -> int:
         """HIDDEN: a VOP that is not coded, so that the frame before it lasts longer. In a packed
-        stream it stands for the frame that came with the packet before."""
+        stream it stands for the frame that came with an earlier packet: each packet from there on
+        gives the frame of the one before."""
         self._read_vol(data)
-        at, packed = data.find(b"\0\0\1\xb6"), self._packed
-        self._packed = at >= 0 and data.find(b"\0\0\1\xb6", at + 4) >= 0
-        if at < 0 or packed or not self._time_bits:
+        at = data.find(b"\0\0\1\xb6")
+        if at >= 0 and data.find(b"\0\0\1\xb6", at + 4) >= 0:
+            self._packed = True
+            return FRAME
+        if at < 0 or not self._time_bits:
             return FRAME
         bits = Bits(data[at + 4 : at + _HEADER])
         bits.take(2)
@@ -162,7 +166,10 @@ class Headers:
             pass
         bits.take(1 + self._time_bits + 1)
         ends = at + _HEADER >= len(data) and bits.left < 32  # nothing follows but stuffing
-        return HIDDEN if not bits.take(1) and ends else FRAME
+        if bits.take(1) or not ends:
+            return FRAME
+        packed, self._packed = self._packed, False
+        return FRAME if packed else HIDDEN
 
     def _read_vol(self, data: bytes) -> None:
         at = next((i for i in range(len(data) - 8)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
+import av
 import numpy as np
 from av.video.frame import PictureType
 
@@ -263,7 +264,10 @@ class _Reader:
         for back, time in zip(_BACK, (*times, times[1], times[1]), strict=True):
             if time == NO_TIME:
                 continue
-            self._container.seek(int(time - back / index.tick), stream=self._stream)
+            try:
+                self._container.seek(int(time - back / index.tick), stream=self._stream)
+            except av.FFmpegError:  # nothing to go by, as in an FLV of one frame
+                continue
             self._packets = packets(self._container, self._stream)
             at = self._next_known()
             if at is not None and at <= number:

@@ -293,3 +293,39 @@ def test_theora():
     stream=duration` says 2.6."""
     found = load_video(GOLDENS / "theora.ogv", 12)
     assert numbers(found.frames) == list(range(12)) and found.fps == pytest.approx(12 / 2.6)
+
+
+@situation("Media", "FLV of one frame, in which FFmpeg cannot seek", "accepted", since="0.2.0")
+def test_a_file_without_seeking():
+    clip = load_video(encode(numbered(1), container="flv"), 8)
+    assert numbers(clip.frames) == [0] and clip.fps == 10
+
+
+class _Pipe:
+    """What takes bytes and cannot go back."""
+
+    def __init__(self):
+        self.data = b""
+
+    def write(self, data: bytes) -> int:
+        self.data += bytes(data)
+        return len(data)
+
+
+@situation("Media", "AVI that FFmpeg wrote into a pipe: it states 2**30 frames", "accepted",
+           since="0.2.0")  # fmt: skip
+def test_an_avi_without_a_number_of_frames():
+    pipe = _Pipe()
+    with av.open(io.BytesIO(encode(numbered(24), container="avi", codec="mpeg4"))) as source:
+        with av.open(pipe, "w", format="avi") as out:
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(source.streams.video[0]):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+    with av.open(io.BytesIO(pipe.data)) as file:
+        assert file.streams.video[0].frames == 1 << 30
+    clip = load_video(pipe.data, 24)
+    assert numbers(clip.frames) == list(range(24)) and clip.fps == pytest.approx(10)
+    with pytest.raises(MediaError):
+        load_video(pipe.data[: len(pipe.data) // 2], 24)

@@ -4,8 +4,10 @@ The true lengths are what the files are made of; those of mp4, mov and 3gp are a
 `ffprobe -show_entries stream=duration` prints.
 """
 
+import base64
 import io
 import struct
+import zlib
 
 import av
 import numpy as np
@@ -111,6 +113,34 @@ def test_matroska_states_the_end_in_three_places(codec):
     at = data.index(b"\x44\x89\x88")  # Duration, float64
     data[at : at + 11] = b"\xec\x89" + bytes(9)
     assert seconds(bytes(data)) == pytest.approx(0.8)  # as the others
+
+
+# FFmpeg 5.1: -f lavfi -i testsrc=s=8x8:r=10 -frames:v 4 -c:v gif -pix_fmt rgb8 -bitexact. PyAV does
+# not write this.
+_GIF_IN_MATROSKA = (
+    "c-pO1ZD`k36n_3|%k?F*NTPySoe#Z8EU3^Rn0v7^YKm^BprW=W8{sXbY0$U*wtsGA<Ux$U_9X{arzJ+$GWTHv2@Lzv8("
+    "t!4!ypLD)WQiDPXC`9N#8x(%jMkr@Z9IzbI-lEcKk9q*}AK!v|g<B^F@8@g`%-_Wc;PR9j|N~+S=DTR-1agsJo?mc(8)"
+    "f8qTihdT+<<Om*tJ3m<e%@9zG%dUNMT1Km@_`-|Sno<mz}-Zx#-Z`HgTdyWrwPmNT@7Tw#sr)!HN4d0(xWJ5QuzLk0o&"
+    "QyQgv-i<^PklPNytSokxcWrjs{>E1yF9eNG2ZgpBD56Sa%84@XrlYrp(RNNPZgD+uf~_iDia0nJTfu5^W`n$1xAa?U8h"
+    "H@4gbtz*X}2u-z1%FkN0$Tb<FKMTr?gl8uu4<a(G-mEg)YOb^Ql^sxdr0_~O8-s~=@~vOm<)(7FH2(9p^L+1>qDG!LG5"
+    "r(<%gV?*1<_KwZ%W8<}``&ZRu44yd9F*)8Yo7eSpZrsp5wy(MQk<0D=2b-4+Xlna>XWJh$)uvDO-t$|5$+l+-VED1l^="
+    "sDlHKGw0n;y8livR{V2p|C&$iV;$*uahe1VJzahXN{4gE}G*1<?>42}puuNRA9-K{jMBDIo+SI1z}1$cUU6#6oPuP5~5"
+    "zf>Cf%kP4}hIz><vibl~Xfs#-%N=_M+g|bohQYM693}*t9Fd36GgISo3**SoNa4-(e3RYn?R_6$g!qGT7CvXx@#>qK@v"
+    "v4-fUWN_{umBH)KoZCTd0+&Vz!um;KnN0oh2TLERDxPi4-p|sh!&!Ugped83&}%9$P%)J?B#Jn6sB+`D2b9OxiXYR*_2"
+    "%aG>8V%;Hpp+Ra141&?p*BqicdD(PWxjGc=24)9hu6AQ2Yfkq}8DStO5)$P(Eidkly{Vz3xIDxykMi|R2VMv2j4^q3Hn"
+    "#AGpf%!pZHwwS$4J0!spJP{H}B1`0nkysL2Vow1nND7vMCq+_8YDqmsq$nv`ik=cul9VhZPZ=po%9gU1R|%3~8J-E5B$"
+    "H+G%*ZU6Ewkr<93%(J!LuT(WVNiGBXX1+El1A@IY~~Iljn?_C1=ao@3>T7-+(5pF6*GI2{b;0%JAvgZL>$0d;QzD&F;D"
+    "8XtinO!}ZJ1(!T5Z`<|QlaMKIxw=b;Oxp25w*KGfLVf(7J1JAZ#a;m@<)c6`2YE-K$xE9M$SL3@0m(Eo%H+wf0umjD#d"
+    "UP0=v;rrtpz$Ai1-`D#)%6|+eqC7cGkSYkN^E8I|FMlr*l#Oy^YeAXee?C_(R)K*3(9Bt-I?mi-_QOzz2~z6U%XlS4$h"
+    "5K=Kd<K`xg#sTE_"
+)
+
+
+@situation("Media", "GIF's codec in Matroska, whose blocks state no duration",
+           "the last frame lasts as the others; FFmpeg's 10 ms for each are made up",
+           since="0.2.0")  # fmt: skip
+def test_a_duration_that_a_parser_made_up_is_none():
+    assert seconds(zlib.decompress(base64.b85decode(_GIF_IN_MATROSKA))) == pytest.approx(0.4)
 
 
 def test_what_states_no_end_lasts_as_the_others():

@@ -167,6 +167,36 @@ def test_pictures_that_are_not_coded_are_no_frames(box):
     assert numbers(load_video(changed, 8).frames) == EIGHT
 
 
+@situation(
+    "Media",
+    "DivX or Xvid in AVI with two pictures in one packet (a packed bitstream)",
+    "accepted; FFmpeg's frames",
+    since="0.2.0",
+)
+def test_packed_mpeg4_keeps_all_its_frames():
+    data = encode(numbered(24), container="avi", codec="mpeg4", codec_options={"bf": "2"})
+    packed, queue = [], []  # the first of each run of B-pictures goes with the picture before it
+    for each in take_apart(data):
+        mark = b"\0\0\1\xb2DivX503b1393p\0"
+        unit = each.data.replace(b"\0\0\1\xb6", mark + b"\0\0\1\xb6", 1)
+        at = unit.rindex(b"\0\0\1\xb6") + 4
+        if unit[at] >> 6 != 2:
+            packed += [not_coded(unit)] * len(queue)
+            queue = []
+            packed.append(unit)
+        elif not queue:
+            queue.append(each.data)
+            packed[-1] += each.data
+        else:
+            packed.append(each.data)
+    packed += [not_coded(b"")] * len(queue)
+    rows = [Coded(each, k, k, k == 0) for k, each in enumerate(packed)]
+    changed = put_together(data, rows, "avi")
+    assert numbers(brute_force(changed)) == list(range(24))
+    assert numbers(load_video(changed, 24).frames) == list(range(24))
+    assert numbers(load_video(changed, 8).frames) == EIGHT
+
+
 def test_a_large_picture_that_says_it_is_not_coded_is_damaged():
     data = encode(numbered(24), container="matroska", codec="mpeg4")
     coded = take_apart(data)
