@@ -274,7 +274,7 @@ class Shard:
     def _load(self) -> np.ndarray:
         try:
             return np.load(self.vectors, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
             raise UserError(f"{self.vectors}: unreadable ({error}); delete {self.ids}") from error
 
 

@@ -67,6 +67,8 @@ def _ranges(matrix: np.ndarray, precision: str, ranges, calibration) -> np.ndarr
         if ranges.shape != (2, width):
             raise UserError(f"ranges must be [2, {width}], not {list(ranges.shape)}")
         check_finite(ranges, "ranges")
+        if (ranges[0] > ranges[1]).any():
+            raise UserError("ranges must be the least, then the greatest value of each dimension")
         return ranges
     if calibration is None:
         if len(matrix) == 1:

@@ -51,8 +51,9 @@ def by_rows(a, b, name: str = "cosine") -> Float[np.ndarray, " N"]:
     Raises:
       UserError: as `all_pairs`, and numbers of rows that differ.
     """
+    sides = [as_matrix(side, name) for side, name in zip((a, b), _NAMES, strict=True)]
     alone = [np.ndim(side) == 1 for side in (a, b)]
-    a, b = _matrices(a, b)
+    a, b = _matrices(*sides)
     if len(a) != len(b) and not any(alone):
         raise UserError(f"similarity_pairwise takes as many rows on either side, not "
                         f"{len(a)} and {len(b)}")  # fmt: skip

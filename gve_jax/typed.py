@@ -5,7 +5,7 @@ field, not in a traceback out of the arithmetic.
 """
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from typing import Any, TypeVar
@@ -52,7 +52,7 @@ def _made(hint: Any, value: object, name: str) -> Any:
         return _tuple(typing.get_args(hint), value, name)
     good = type(value) is hint
     if hint is float:
-        good = type(value) in (int, float) and math.isfinite(value)
+        good = type(value) in (int, float) and abs(value) <= sys.float_info.max
     if not good:
         raise ValueError(f"{name} is {_shown(value)}, not {_NAMES[hint]}")
     return value

@@ -223,6 +223,7 @@ def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, mod
 )
 @pytest.mark.parametrize("damage, message", [
     (lambda out: (out / "vectors-00000.npy").write_bytes(b"x"), "unreadable"),
+    (lambda out: (out / "vectors-00000.npy").write_bytes(b""), "unreadable"),
     (lambda out: np.save(out / "vectors-00000.npy", np.eye(3, dtype=np.float32)), "does not fit"),
     (lambda out: np.save(out / "vectors-00000.npy", np.array([{}] * 2)), "unreadable"),  # a pickle
     (lambda out: write(out / "ids-00000.jsonl", [{"id": "7"}, {"id": "t"}]), "does not fit"),

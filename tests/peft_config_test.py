@@ -269,3 +269,10 @@ def test_what_we_write_has_known_fields_at_values_that_peft_reads(pefts, tmp_pat
         write_adapter(tmp_path / "ours", adapters, cfg, base_model=given)
         wrote = json.loads((tmp_path / "ours" / CONFIG).read_text())
         assert (wrote["base_model_name_or_path"], wrote["revision"]) == named
+
+
+def test_an_integer_beyond_the_largest_float_is_named(pefts):
+    directory = pefts("paper")
+    edit(directory, lora_alpha=10**400)
+    with pytest.raises(UserError, match="lora_alpha = 1000.* must be a number$"):
+        read_config(directory / CONFIG)

@@ -100,6 +100,7 @@ def test_a_single_vector_gives_no_ranges():
     (VECTORS, {"precision": "int4"}, "not 'int4'"),
     (VECTORS, {"ranges": RANGES[:, :8]}, r"must be \[2, 9\], not \[2, 8\]"),
     (VECTORS, {"ranges": np.full((2, 9), np.nan)}, "ranges: vector 0 contains NaN"),
+    (VECTORS, {"ranges": RANGES[::-1]}, "the least, then the greatest"),
     (VECTORS, {"calibration_embeddings": CALIBRATION[:, :8]}, r"\[M, 9\], not \[2, 8\]"),
     (VECTORS, {"calibration_embeddings": CALIBRATION[:0]}, r"\[M, 9\], not \[0, 9\]"),
     (VECTORS.astype(np.int8), {}, "floating point, not int8"),

@@ -100,6 +100,9 @@ def test_what_cannot_be_compared_is_refused():
         all_pairs(a, a[:, :4])
     with pytest.raises(UserError, match="as many rows on either side, not 3 and 2"):
         by_rows(a, a[:2])
+    for compare in (all_pairs, by_rows):
+        with pytest.raises(UserError, match="embeddings1: not an array of vectors"):
+            compare([[1.0, 2.0], [3.0]], a)
     with pytest.raises(UserError, match="embeddings2: vectors must be real numbers"):
         all_pairs(a, a.astype(str))
 

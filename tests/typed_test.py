@@ -48,6 +48,7 @@ def _with(part, **changes):
     (ModelConfig, _with("text", rms_norm_eps=-1), "text.rms_norm_eps must be positive"),
     (InputSpec, {"num_frames": "8"}, "^x.num_frames is '8', not a whole number"),
     (InputSpec, {"num_frames": None}, "^x.num_frames is None, not a whole number"),
+    (InputSpec, {"fps": 10**400}, "^x.fps is 1000.*, not a number"),
     (InputSpec, {"fps": "2"}, "^x.fps is '2', not a number"),
     (InputSpec, {"mrope": ["hf452"]}, r"^x.mrope is \['hf452'\], not a string"),
     (InputSpec, {"mrope": "a" * 200}, "."),

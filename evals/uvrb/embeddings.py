@@ -143,7 +143,7 @@ class Store:
             vectors = np.load(array, mmap_mode="r", allow_pickle=False)
             keys, valid = record["keys"], [bool(value) for value in record["valid"]]
             failures = {key: dict(line) for key, line in record.get("failures", {}).items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{array}: unreadable embeddings ({error}); delete {path}") from error
         if vectors.shape != (sum(valid), self.dim) or len(keys) != len(valid):
             raise UserError(f"{array}: {list(vectors.shape)} does not fit its list; delete {path}")

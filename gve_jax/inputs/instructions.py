@@ -45,4 +45,8 @@ def choose_instruction(
         prompt = prompts[prompt_name]
     if not isinstance(prompt, str | None):
         raise UserError(f"a prompt must be a text, not {type(prompt).__name__}")
+    try:
+        (prompt or "").encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, or bytes of a command line
+        raise UserError(f"the prompt is not valid Unicode: {error}") from error
     return prompt

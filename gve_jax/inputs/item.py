@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -123,7 +124,7 @@ def _check_numbers(item: Item) -> None:
         ("total_pixels", 1, "a whole number above 0"),
     ):
         value = getattr(item, key)
-        if value is not None and not (is_whole(value) and value >= least):
+        if value is not None and not (is_whole(value) and least <= value < 2**63):
             raise UserError(f"{key} must be {kind}, not {value!r}")
     for key, least, kind in (
         ("fps", math.ulp(0.0), "a number above 0"),
@@ -132,7 +133,8 @@ def _check_numbers(item: Item) -> None:
     ):
         value = getattr(item, key)
         real = isinstance(value, Real) and not isinstance(value, bool)
-        if value is not None and not (real and least <= value < math.inf):
+        # By float's largest number: an integer may be beyond it.
+        if value is not None and not (real and least <= value <= sys.float_info.max):
             raise UserError(f"{key} must be {kind}, not {value!r}")
     start, end = item.video_start, item.video_end
     if None not in (start, end) and start >= end:

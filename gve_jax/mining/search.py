@@ -8,6 +8,7 @@ the shards of vectors, then the tiles.
 
 import functools
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +229,7 @@ class Neighbours:
         try:
             with np.load(file, allow_pickle=False) as told:
                 return told["documents"], told["scores"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{file}: unreadable ({error}); delete it") from error
 
     def _excluded(self, query: int) -> set[int]:

@@ -11,6 +11,7 @@ it may stand for arithmetic that is not implemented.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -264,7 +265,7 @@ class _Fields:
 
     def number(self, name: str) -> float | None:
         value = self._get(name)
-        good = _is_whole(value) or (type(value) is float and math.isfinite(value))
+        good = type(value) in (int, float) and abs(value) <= sys.float_info.max
         return self._checked(name, value, good, "a number")
 
     def only(self, name: str, *allowed) -> None:

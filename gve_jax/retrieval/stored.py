@@ -41,7 +41,7 @@ class StoredVectors:
                 self._shards.append(vectors)
                 self.ids += [record["id"] for _, record in read_records(folder / shard["ids"])]
             self.shape = (sum(map(len, self._shards)), self.manifest["dim"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error})") from error
         if len(self.ids) != len(self) or not len(self):
             raise UserError(f"{folder}: {len(self.ids)} ids for {len(self)} vectors")

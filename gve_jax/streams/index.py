@@ -115,7 +115,7 @@ def open_index(files: Sequence[File], folder: Path) -> Index:
     path = str(folder / hashlib.sha256(told.encode()).hexdigest()[:24])
     try:
         return _load(files, stamps, path)
-    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
+    except (OSError, ValueError, EOFError, KeyError, TypeError):  # none, or damaged
         pass
     parts, rows = _build(files, sum(size for size, _ in stamps))
     if tuple(stamp(file.path) for file in files) != stamps:

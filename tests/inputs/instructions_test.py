@@ -38,5 +38,7 @@ def test_one_of_two_is_chosen():
     )
     with pytest.raises(UserError, match="not both"):
         choose_instruction("Find it.", "CRB-S")
+    with pytest.raises(UserError, match="not valid Unicode"):
+        choose_instruction("\ud800", None)
     with pytest.raises(UserError, match="'crb-s'"):
         choose_instruction(None, "crb-s")
