@@ -265,7 +265,7 @@ def test_limits_are_the_caller_s(model, tmp_path):
 
 
 @pytest.mark.parametrize("bad, named", [
-    ({"a", "set"}, "in an order"),
+    ({"a", "set"}, "inputs must be ordered"),
     ([""], "nothing to embed"),
     ([{"text": "", "image": b"", "video": []}], "nothing to embed"),
     ([{"instruction": "Find it."}], "nothing to embed"),

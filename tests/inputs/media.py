@@ -1,6 +1,8 @@
 """Media made on the spot: videos whose every frame spells its number, images, a tokenizer."""
 
+import contextlib
 import io
+import os
 import struct
 from fractions import Fraction
 from functools import cache
@@ -43,6 +45,18 @@ def textured(count: int) -> np.ndarray:
     return frames
 
 
+@contextlib.contextmanager
+def ordinary_priority():
+    """Puts this thread's scheduling back afterwards. Run as root, SVT-AV1 makes the thread that opens
+    it a real-time one, which then starves all other processes of the machine."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != before[0]:
+            os.sched_setscheduler(0, *before)
+
+
 def encode(
     frames: np.ndarray,
     fps: int | Fraction = 10,
@@ -59,7 +73,7 @@ def encode(
     buffer = io.BytesIO()
     if codec_options is None:
         codec_options = {"bf": "0"} if shift else {}
-    with av.open(buffer, "w", format=container, options=options or {}) as out:
+    with ordinary_priority(), av.open(buffer, "w", format=container, options=options or {}) as out:
         stream = out.add_stream(codec, rate=fps, options=codec_options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         stream.codec_context.gop_size = 12
