@@ -47,8 +47,11 @@ def textured(count: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def ordinary_priority():
-    """Puts this thread's scheduling back afterwards. Run as root, SVT-AV1 makes the thread that opens
-    it a real-time one, which then starves all other processes of the machine."""
+    """Puts this thread's scheduling back afterwards. Run as root on Linux, SVT-AV1 makes the thread
+    that opens it a real-time one, which then starves all other processes of the machine."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
