@@ -22,6 +22,7 @@ from gve_jax.adapters import read_adapter
 from gve_jax.base import FORMAT, open_base
 from gve_jax.buckets import as_path, is_bucket
 from gve_jax.errors import UnsupportedArgument, UserError
+from gve_jax.fields import build
 from gve_jax.files import read_json, write_json
 from gve_jax.fingerprint import not_finite, weights_digest
 from gve_jax.inputs.batch import Buckets, default_buckets
@@ -234,7 +235,8 @@ class GVE(SentenceTransformersInterface):
         Raises:
           UserError: a number that cannot be; it names the field.
         """
-        spec = dataclasses.replace(self.preprocess.spec, **changes)
+        fields = dataclasses.asdict(self.preprocess.spec) | changes
+        spec = build(InputSpec, fields, "with_inputs")
         preprocess = Preprocessor(self.preprocess.prompt, spec, self.preprocess.limits)
         made = GVE(
             self.config, self.params, preprocess, default_buckets(spec), self.mesh, self.source

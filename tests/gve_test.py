@@ -183,8 +183,14 @@ def test_other_input_settings_leave_the_weights(model, inputs):
     before = other.tokens_encoded
     other.encode([video])  # alone: rows of a batch share what they begin with
     assert other.tokens_encoded - before == len(other.preprocess(as_item(video)).tokens)
-    with pytest.raises(UserError, match="num_frames must be an even number"):
-        model.with_inputs(num_frames=3)
+    for changes, named in (
+        ({"num_frames": 3}, "num_frames must be an even number"),
+        ({"num_frames": None}, "num_frames None must be an integer"),
+        ({"max_pixels": float("nan")}, "max_pixels nan must be an integer"),
+        ({"frames": 4}, "with_inputs.frames: unknown field; known: num_frames"),
+    ):
+        with pytest.raises(UserError, match=named):
+            model.with_inputs(**changes)
 
 
 def test_saved_and_loaded_is_the_same_encoder(model, inputs, tmp_path):
