@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import gve_mixture
-from gve_jax.inputs.limits import Limits
+from gve_jax.media.limits import Limits
 from gve_jax.model.config import LORA_TARGETS
 
 FORMS = ("i", "s", "own", "smoke")
@@ -107,7 +107,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.data.workers = 8  # decoding processes of a host; the order does not depend on it
     config.data.max_bad_share = 0.01  # unreadable pairs past which the run stops
 
-    # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/inputs/limits.py).
+    # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/media/limits.py).
     config.limits = ConfigDict(dataclasses.asdict(Limits()))
 
     config.gradcache_chunk = 0  # pairs encoded at a time; 0: all at once (A.8: supported, but off)

@@ -12,7 +12,7 @@ import dataclasses
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from gve_jax.inputs.limits import Limits
+from gve_jax.media.limits import Limits
 
 
 def get_config(form: str = "") -> ConfigDict:
@@ -87,7 +87,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.data.workers = 1  # decoding processes; 0 decodes in threads
     config.data.max_bad_share = 0.01  # unreadable pairs past which the run stops
 
-    # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/inputs/limits.py).
+    # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/media/limits.py).
     config.limits = ConfigDict(dataclasses.asdict(Limits()))
 
     config.gradcache_chunk = 0  # pairs encoded at a time for one loss; 0: all of the batch

@@ -11,7 +11,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from gve_jax.inputs.limits import Limits
+from gve_jax.media.limits import Limits
 
 # UVRD's pairs by type, in thousands (the paper's table 7).
 PAPER = dict(T2T=100, T2I=210, T2V=879, TI2V=89, TV2V=35, I2V=200, V2V=36)
@@ -100,7 +100,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.run.decoders = 2  # decoding processes
     config.run.max_bad_share = 0.05  # unreadable videos above which the run stops
 
-    # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/inputs/limits.py).
+    # What one file may cost: pixels, frames, streams, seconds, bytes (gve_jax/media/limits.py).
     config.limits = ConfigDict(dataclasses.asdict(Limits()))
 
     if form == "world":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evals.uvrb.digests import difference
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
+from gve_jax.storage.files import write_json
 
 
 def train_and_score(

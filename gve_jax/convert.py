@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import jax
 
-from gve_jax.base import open_base
-from gve_jax.buckets import any_path
+from gve_jax.checkpoints.huggingface import stored_dtype
+from gve_jax.checkpoints.pretrained import open_base
+from gve_jax.checkpoints.weight_names import LAYOUTS
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.gve import FORMATS, GVE
-from gve_jax.model.weights import LAYOUTS
-from gve_jax.pretrained import stored_dtype
+from gve_jax.storage.filesystem import any_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:

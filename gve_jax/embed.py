@@ -5,7 +5,7 @@
 
 A folder gives its videos and images, by their paths; hidden and system files are passed over, and
 links may not leave it (docs/inputs.md, Folders). A line of a JSONL file is an item with an `id` and
-any of `text`, `image`, `video`, `instruction`, `num_frames`, ... (gve_jax/inputs/item.py); its
+any of `text`, `image`, `video`, `instruction`, `num_frames`, ... (gve_jax/media/item.py); its
 paths are relative to the file's folder, and may not leave it. OUTPUT receives
 
     vectors-00000.npy, ...  float32 [n, D], unit rows
@@ -36,19 +36,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gve_jax import files, hosts, shares
-from gve_jax.buckets import local_path
+from gve_jax.distributed import hosts, work
+from gve_jax.distributed.sharding import own_mesh
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import read_records, write_array, write_json, write_whole
-from gve_jax.heap import keep_freed
-from gve_jax.inputs import limits
+from gve_jax.hardware.malloc import keep_freed
 from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.instructions import choose_instruction
-from gve_jax.inputs.item import Item
-from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.inputs.walk import REMEDY
-from gve_jax.locks import is_free, lock_folder
-from gve_jax.sharding import own_mesh
+from gve_jax.media import limits
+from gve_jax.media.item import Item
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.media.walk import REMEDY
+from gve_jax.storage import files
+from gve_jax.storage.files import read_records, write_array, write_json, write_whole
+from gve_jax.storage.filesystem import local_path
+from gve_jax.storage.locks import is_free, lock_folder
 
 FORMAT = "gve_jax vectors 2"
 CHUNK = 512  # items given to the model at once; also how often the progress bar moves
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     ids, stamps = [entry.id for entry in entries], [entry.stamp for entry in entries]
     hosts.check_same({"--input": {"items": len(entries), "digest": _digest(ids, stamps)}})
     with lock_folder(args.output):
-        quarantine = shares.open_quarantine(args.output, args.max_bad_share)
+        quarantine = work.open_quarantine(args.output, args.max_bad_share)
         model = hosts.each(lambda: load(args.model))
         count, shards = embed_all(
             args.output, ids, stamps, lambda start, stop: [e.item for e in entries[start:stop]],
@@ -132,7 +133,7 @@ def embed_all(
     settings = json.loads(json.dumps(settings))
     hosts.check_same(settings | {"stamps": _digest(stamps)})
     hosts.first(lambda: agree(output, settings))
-    shares.check_shared(output)
+    work.check_shared(output)
     quarantine.stamps = dict(zip(ids, stamps, strict=True))
     shards = [
         Shard(output, number, ids[start : start + size], stamps[start : start + size], start)
@@ -142,7 +143,7 @@ def embed_all(
 
     def plan() -> list[tuple[int, list[int]]]:
         """The shards to work on, with the numbers of their items to embed."""
-        shares.merge_quarantines(quarantine)
+        work.merge_quarantines(quarantine)
         wanted, stored = [], []
         for n, shard in enumerate(shards):
             made = shard.read(dim)
@@ -161,9 +162,9 @@ def embed_all(
         return wanted
 
     def finish(made: dict[int, int]) -> int:
-        if not shares.appears(lambda: all(shards[n].has(made[n], dim) for n in made)):
+        if not work.appears(lambda: all(shards[n].has(made[n], dim) for n in made)):
             raise UserError(f"{output}: shards of another host do not appear")
-        shares.merge_quarantines(quarantine)
+        work.merge_quarantines(quarantine)
         quarantine.check(len(ids))
         counts.update(made)
         count = sum(counts.values())
@@ -177,7 +178,7 @@ def embed_all(
     wanted = hosts.first(plan)  # once for all: a network's folder may look different elsewhere
     quarantine.forget(shards[n].expected[row] for n, rows in wanted for row in rows)
     hosts.first(lambda: quarantine.check(len(ids)))  # what is settled may be too much already
-    mine, made = shares.share(wanted), {}
+    mine, made = work.share(wanted), {}
     embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
                               batch_size=batch_size)  # fmt: skip
     with _progress() as progress:
@@ -190,9 +191,9 @@ def embed_all(
             hosts.at(f"after shard {n} of {output}")
     gathered = [pair for pairs in hosts.gather(list(made.items()), hosts.LONG_S) for pair in pairs]
     count = hosts.first(lambda: finish(dict(gathered)))
-    if not shares.appears((output / "manifest.json").exists):
+    if not work.appears((output / "manifest.json").exists):
         raise UserError(f"{output}: the manifest of host 0 does not appear")
-    if not shares.appears(lambda: all(shard.sealed for shard in shards)):
+    if not work.appears(lambda: all(shard.sealed for shard in shards)):
         raise UserError(f"{output}: shards of another host do not appear")
     return count, len(shards)
 

@@ -18,33 +18,33 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gve_jax import __version__
-from gve_jax.adapters import read_adapter
-from gve_jax.base import FORMAT, open_base
-from gve_jax.buckets import as_path, is_bucket
+from gve_jax.checkpoints.digests import not_finite, weights_digest
+from gve_jax.checkpoints.huggingface import copy_tokenizer, save_hf
+from gve_jax.checkpoints.peft import read_adapter
+from gve_jax.checkpoints.pretrained import FORMAT, open_base
+from gve_jax.distributed.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
 from gve_jax.errors import UnsupportedArgument, UserError
 from gve_jax.fields import build
-from gve_jax.files import read_json, write_json
-from gve_jax.fingerprint import not_finite, weights_digest
 from gve_jax.inputs.batch import Buckets, default_buckets
-from gve_jax.inputs.isolation import Failure, Isolated
-from gve_jax.inputs.item import Item, is_whole
-from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.packing import Plan, collate_decode, collate_tower, make_plan
 from gve_jax.inputs.padding import Padding
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.inputs.quarantine import Quarantine, failure
+from gve_jax.inputs.tokenizer import tokenizer_digest
 from gve_jax.inputs.user_inputs import input_label, read_inputs, split_inputs, warn_of_paths
-from gve_jax.learning.checkpoint import save_params
+from gve_jax.media.isolation import Failure, Isolated
+from gve_jax.media.item import Item, is_whole
+from gve_jax.media.limits import Limits
+from gve_jax.media.quarantine import Quarantine, failure
 from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import Frames, Packed, make_encode
-from gve_jax.pretrained import copy_tokenizer, save_hf
-from gve_jax.quantization import PRECISIONS, quantize_embeddings
+from gve_jax.retrieval.quantization import PRECISIONS, quantize_embeddings
 from gve_jax.retrieval.unit import unit_rows
+from gve_jax.running.checkpoint import save_params
 from gve_jax.sentence_transformers import SentenceTransformersInterface, refuse_arguments
-from gve_jax.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
-from gve_jax.tokenizer import tokenizer_digest
+from gve_jax.storage.files import read_json, write_json
+from gve_jax.storage.filesystem import as_path, is_bucket
 
 Input = str | os.PathLike | np.ndarray | Image.Image | Mapping | Item | Sequence[Mapping]
 Inputs = Input | Sequence[Input]
@@ -278,7 +278,7 @@ class GVE(SentenceTransformersInterface):
 
         Args:
           inputs: one input or a list of them. An input is a text; a mapping with the keys of
-            `gve_jax.inputs.item.Item`; a PIL image; a `pathlib.Path` of a media file or of a folder
+            `gve_jax.media.item.Item`; a PIL image; a `pathlib.Path` of a media file or of a folder
             of frames; uint8 [H, W, 3], an image, or [T, H, W, 3], frames; chat content, a list of
             parts `{"type": "text" | "image" | "video", ...}`, or a conversation, a list of messages
             with role and content. A `str` is always a text, also where it is a path.
@@ -292,7 +292,8 @@ class GVE(SentenceTransformersInterface):
           truncate_dim: keeps this many leading dimensions, and normalises those; when None, as the
             attribute `truncate_dim` says.
           precision: "int8", "uint8", "binary" or "ubinary" quantize, as
-            `gve_jax.quantization.quantize_embeddings` does with the ranges of these very vectors.
+            `gve_jax.retrieval.quantization.quantize_embeddings` does with the
+            ranges of these very vectors.
           convert_to_tensor: gives a `jax.Array` on `device`, which `torch.from_dlpack` takes.
           convert_to_numpy: only True, the default; `convert_to_tensor` goes before it.
           allow_empty_text: an empty text is embedded as the reference embeds it, the chat template

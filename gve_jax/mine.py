@@ -31,20 +31,20 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gve_jax import hosts
-from gve_jax.buckets import local_path
+from gve_jax.distributed import hosts
 from gve_jax.embed import Encoder, load_gve
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import check_record
-from gve_jax.heap import keep_freed
-from gve_jax.inputs import limits
+from gve_jax.hardware.malloc import keep_freed
 from gve_jax.inputs.entries import size_and_time
-from gve_jax.inputs.walk import walk
-from gve_jax.locks import lock_folder
+from gve_jax.media import limits
+from gve_jax.media.walk import walk
+from gve_jax.mining.corpus import WITHIN, World, read_world
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
-from gve_jax.mining.world import WITHIN, World, read_world
 from gve_jax.mining.write import LOST, MANIFEST, check_few, number, write_mined
 from gve_jax.retrieval.negatives import Rule
+from gve_jax.storage.files import check_record
+from gve_jax.storage.filesystem import local_path
+from gve_jax.storage.locks import lock_folder
 
 FORMAT = "gve_jax mined pairs 1"
 MOST = 3  # negatives that a step takes

@@ -23,13 +23,13 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from gve_jax.buckets import as_local_path
-from gve_jax.config_file import parse_arguments
+from gve_jax.cli import parse_arguments
 from gve_jax.errors import UserError, run_cli
-from gve_jax.planning.plan import make_plan
-from gve_jax.planning.program import Program, TooLarge
-from gve_jax.planning.report import show
-from gve_jax.planning.topology import open_topology, parse
+from gve_jax.hardware.plan import make_plan
+from gve_jax.hardware.program import Program, TooLarge
+from gve_jax.hardware.report import show
+from gve_jax.hardware.topology import open_topology, parse
+from gve_jax.storage.filesystem import as_local_path
 
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # else it asks the cloud which machine this is

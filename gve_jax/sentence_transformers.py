@@ -11,15 +11,16 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from gve_jax import similarity
 from gve_jax.errors import UnsupportedArgument, UnsupportedAttribute, UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS, choose_instruction
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.inputs.user_inputs import input_label, read_inputs, split_inputs
+from gve_jax.media.item import Item
+from gve_jax.retrieval import similarity
 
 _MESH = ("the devices are chosen when the model is loaded: "
-         "GVE.from_pretrained(..., mesh=gve_jax.sharding.make_mesh({'data': -1}))")  # fmt: skip
+         "GVE.from_pretrained(..., "
+         "mesh=gve_jax.distributed.sharding.make_mesh({'data': -1}))")  # fmt: skip
 _POOL = ("encode uses all devices of the model's mesh and decodes in processes of its own; leave "
          "it out, or embed a folder by python -m gve_jax.embed")  # fmt: skip
 _SAVE = "save_pretrained(directory) writes it, with format='hf' for transformers"

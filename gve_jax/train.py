@@ -29,23 +29,23 @@ from jax.experimental import multihost_utils
 from jax.profiler import StepTraceAnnotation
 from ml_collections import ConfigDict
 
-from gve_jax import hosts, shares
-from gve_jax.buckets import as_path
-from gve_jax.config_file import parse_arguments
+from gve_jax.cli import parse_arguments
+from gve_jax.distributed import hosts, work
+from gve_jax.distributed.preemption import Preemption
 from gve_jax.errors import UserError, run_cli
-from gve_jax.experiment import EXPORTS, Experiment
-from gve_jax.files import write_json
-from gve_jax.heap import keep_freed
-from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.hardware.malloc import keep_freed
 from gve_jax.learning import pyramid
-from gve_jax.learning.checkpoint import Checkpoints
 from gve_jax.learning.optimizer import make_schedule
-from gve_jax.learning.records import Records
-from gve_jax.learning.runlog import RunLog
 from gve_jax.learning.state import join
 from gve_jax.learning.step import make_probe, make_train_step
-from gve_jax.locks import lock_folder
-from gve_jax.preemption import Preemption
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.running.checkpoint import Checkpoints
+from gve_jax.running.experiment import EXPORTS, Experiment
+from gve_jax.running.records import Records
+from gve_jax.running.runlog import RunLog
+from gve_jax.storage.files import write_json
+from gve_jax.storage.filesystem import as_path
+from gve_jax.storage.locks import lock_folder
 from gve_jax.streams.loader import PairBatch, placed
 
 
@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         print(f"{workdir}: training is complete; its model is in {where}")
         return
     with lock_folder(workdir):  # one command at a time
-        shares.check_shared(workdir)
+        work.check_shared(workdir)
         run.check_started()
         _train(run)
 

@@ -12,8 +12,8 @@ import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.entries import read_entries
-from gve_jax.inputs.paths import text_to_path
-from gve_jax.retrieval.stored import StoredVectors
+from gve_jax.media.dataset_paths import text_to_path
+from gve_jax.retrieval.vectors import StoredVectors
 from tests.conftest import ROOT
 from tests.embed_test import Lengths, run, stored, unit, write
 from tests.situations import situation
@@ -248,7 +248,7 @@ def test_line_ends_of_windows_and_empty_lines_are_allowed(tmp_path):
 
 
 def test_a_line_without_an_end_is_not_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("gve_jax.files.LONGEST_LINE", 1000)
+    monkeypatch.setattr("gve_jax.storage.files.LONGEST_LINE", 1000)
     (tmp_path / "items.jsonl").write_bytes(b'{"id": "a", "text": "x"}\n' + b"x" * 5000)
     with pytest.raises(UserError, match="items.jsonl:2: a line of more than 1000 bytes"):
         read_entries(tmp_path / "items.jsonl")

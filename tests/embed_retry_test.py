@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from gve_jax import shares
+from gve_jax.distributed import work
 from gve_jax.errors import UserError
-from gve_jax.files import read_records
-from gve_jax.retrieval.stored import StoredVectors
+from gve_jax.retrieval.vectors import StoredVectors
+from gve_jax.storage.files import read_records
 from tests.conftest import ROOT
 from tests.embed_test import Lengths, contents, run, stored, unit, write
 from tests.situations import situation
@@ -220,7 +220,7 @@ def test_a_second_command_in_one_output_is_refused(source, tmp_path):
 
 def on_host(source: str, output: str, loaded: list[bool]) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shares, "SHARED_S", 1)
+        patch.setattr(work, "SHARED_S", 1)
         return embed(Path(source), Path(output), loaded=loaded[jax.process_index()])
 
 

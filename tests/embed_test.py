@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gve_jax import GVE, shares
+from gve_jax import GVE
 from gve_jax.embed import CHUNK, items_of_shard, main
+from gve_jax.distributed import work
 from gve_jax.errors import UserError
-from gve_jax.files import differences, read_records
-from tests import checkpoints
+from gve_jax.storage.files import differences, read_records
+from tests import checkpoint_files
 from tests.conftest import ROOT
-from tests.inputs.media import clip, picture
+from tests.media.files import clip, picture
 from tests.situations import situation
 
 
@@ -319,7 +320,7 @@ def on_host(source: str, output: str, told: dict) -> list[str]:
     told |= told.get("host 1", {}) if jax.process_index() else {}
     model = Lengths(told.get("weights", "a"), told.get("stop_after", 10**9))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shares, "SHARED_S", 1)
+        patch.setattr(work, "SHARED_S", 1)
         try:
             run(Path(told.get("source", source)), Path(told.get("output", output)),
                 "--shard-size", "2", model=model)  # fmt: skip
@@ -422,7 +423,7 @@ def released(tmp_path_factory) -> tuple[Path, Path]:
         image = Image.fromarray(rng.integers(0, 256, (56, 84, 3), np.uint8))
         (media / f"{number}.png").write_bytes(picture(image))
     (media / "cut.mp4").write_bytes(clip(24)[:1000])
-    return checkpoints.write(root / "model"), media
+    return checkpoint_files.write(root / "model"), media
 
 
 def command(released, output: Path, *options: str, kill: bool = False):

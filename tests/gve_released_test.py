@@ -13,13 +13,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gve_jax import GVE
-from gve_jax.adapters import write_adapter
+from gve_jax.checkpoints.peft import write_adapter
 from gve_jax.convert import main as convert
 from gve_jax.errors import UserError
 from gve_jax.model import lora
 from gve_jax.model.config import LoraConfig
 from gve_jax.model.embedder import init_params
-from tests import checkpoints
+from tests import checkpoint_files
 from tests.situations import situation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ INPUTS = [
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> Path:
-    return checkpoints.write(tmp_path_factory.mktemp("released") / "hf", files=3, head=True)
+    return checkpoint_files.write(tmp_path_factory.mktemp("released") / "hf", files=3, head=True)
 
 
 @pytest.fixture(scope="module")
@@ -170,14 +170,14 @@ def _config(directory, **fields):
 @situation("Models and checkpoints", "a checkpoint of transformers with NaN or infinite numbers",
            "refused when loaded; the parameter is named", since="0.1.0")  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path, damage, named):
-    directory = checkpoints.write(tmp_path / "hf")
+    directory = checkpoint_files.write(tmp_path / "hf")
     damage(directory)
     with pytest.raises(UserError, match=named):
         GVE.from_pretrained(directory)
 
 
 def test_converted_there_and_back_it_is_the_same_checkpoint(tmp_path, capsys):
-    source = checkpoints.write(tmp_path / "hf", "5", files=3, dtype="bfloat16", head=True)
+    source = checkpoint_files.write(tmp_path / "hf", "5", files=3, dtype="bfloat16", head=True)
     (source / "preprocessor_config.json").write_text("{}")
     convert(["--input", str(source), "--output", str(tmp_path / "ours"), "--to", "gve_jax"])
     convert(["--input", str(tmp_path / "ours"), "--output", str(tmp_path / "back"), "--to", "hf",
@@ -194,7 +194,7 @@ def test_converted_there_and_back_it_is_the_same_checkpoint(tmp_path, capsys):
 
 
 def test_convert_from_the_command_line(tmp_path):
-    source = checkpoints.write(tmp_path / "hf")
+    source = checkpoint_files.write(tmp_path / "hf")
 
     output = tmp_path / "new"
     command = [sys.executable, "-m", "gve_jax.convert", "--input", source, "--output", output]

@@ -9,15 +9,15 @@ from PIL import Image
 
 from gve_jax import GVE
 from gve_jax.errors import UserError
-from gve_jax.experiment import Experiment
-from gve_jax.inputs import isolation
 from gve_jax.inputs.instructions import INSTRUCTIONS
-from gve_jax.inputs.item import as_item
-from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import Preprocessor
-from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.media import isolation
+from gve_jax.media.item import as_item
+from gve_jax.media.limits import Limits
+from gve_jax.media.quarantine import Quarantine
 from gve_jax.model.embedder import init_params
-from tests.inputs.media import clip, picture
+from gve_jax.running.experiment import Experiment
+from tests.media.files import clip, picture
 from tests.situations import situation
 from tests.train_test import make_config
 
@@ -234,7 +234,7 @@ def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path)
            "it alone is lost, with the reason; the others get their vectors",
            since="0.1.0")  # fmt: skip
 def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
+    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
     limited = Preprocessor(model.preprocess.prompt, model.preprocess.spec, Limits(seconds=4.0))
     made = GVE(model.config, model.params, limited, model.buckets, model.mesh)
     files = [{"video": clip(8)}, {"video": clip(24), "text": "and then?"}]

@@ -17,16 +17,16 @@ import pytest
 from data.pairs.builder import run_import
 from gve_jax import embed
 from gve_jax.errors import UserError
-from gve_jax.files import read_records
 from gve_jax.inputs.batch import Buckets
-from gve_jax.inputs.isolation import Isolated
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.locks import lock_folder
+from gve_jax.media.isolation import Isolated
 from gve_jax.mine import main
+from gve_jax.mining.corpus import content, kind
 from gve_jax.mining.search import Neighbours
-from gve_jax.mining.world import content, kind
 from gve_jax.retrieval.negatives import Rule
+from gve_jax.storage.files import read_records
+from gve_jax.storage.locks import lock_folder
 from gve_jax.streams.loader import LoadPairs
 from gve_jax.streams.pairs import PairSources
 from tests.conftest import ROOT

@@ -78,7 +78,7 @@ def main() -> None:
     os.dup2(2, 1)  # what functions print is no answer
     from absl import flags
 
-    from gve_jax import hosts
+    from gve_jax.distributed import hosts
     from gve_jax.errors import UserError
 
     flags.FLAGS.mark_as_parsed()

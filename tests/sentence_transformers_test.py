@@ -14,8 +14,8 @@ from gve_jax import GVE, sentence_transformers
 from gve_jax.errors import UnsupportedArgument, UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.user_inputs import read_inputs
-from tests import checkpoints
-from tests.inputs.media import clip, picture
+from tests import checkpoint_files
+from tests.media.files import clip, picture
 from tests.situations import situation
 
 PAGE = Path(__file__).parents[1] / "docs" / "sentence_transformers.md"
@@ -24,7 +24,9 @@ TEXTS = ["a red circle", "a blue square moves left"]
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return GVE.from_pretrained(checkpoints.write(tmp_path_factory.mktemp("model")), dtype="float32")
+    return GVE.from_pretrained(
+        checkpoint_files.write(tmp_path_factory.mktemp("model")), dtype="float32"
+    )
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ import signal
 import jax
 import numpy as np
 import pytest
-
-from gve_jax.buckets import as_path
-from gve_jax.errors import StoppedError, UserError
-from gve_jax.experiment import Experiment
-from gve_jax.gve import GVE
-from gve_jax.learning.runlog import RunLog
-from gve_jax.sharding import AXES
-from gve_jax.train import train
 from tests.learning.metrics_test import read_events
+
+from gve_jax.distributed.sharding import AXES
+from gve_jax.errors import StoppedError, UserError
+from gve_jax.gve import GVE
+from gve_jax.running.experiment import Experiment
+from gve_jax.running.runlog import RunLog
+from gve_jax.storage.filesystem import as_path
+from gve_jax.train import train
 from tests.train_lora_test import TEXTS, recipe
 from tests.train_test import losses, make_config, run_cli
 
@@ -34,7 +34,7 @@ def surroundings(tmp_path_factory):
     mesh = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1],
                          axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gve_jax.experiment.make_mesh", lambda axes: mesh)
+        patch.setattr("gve_jax.running.experiment.make_mesh", lambda axes: mesh)
         patch.setattr("gve_jax.gve.make_mesh", lambda axes: mesh)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -13,13 +13,13 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from configs import gve_3b
+from gve_jax.distributed.sharding import AXES
 from gve_jax.errors import StoppedError, UserError
-from gve_jax.experiment import Experiment
 from gve_jax.gve import GVE
 from gve_jax.learning.optimizer import ADAPTERS
-from gve_jax.learning.runlog import RunLog
 from gve_jax.model.quantize import Quantized
-from gve_jax.sharding import AXES
+from gve_jax.running.experiment import Experiment
+from gve_jax.running.runlog import RunLog
 from gve_jax.train import train
 from tests.situations import situation
 from tests.train_test import losses, make_config
@@ -171,7 +171,7 @@ def test_a_base_of_few_bits_is_exported_as_it_was(world, monkeypatch, tmp_path):
     pytest.importorskip("qwix")
     one = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1],
                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
-    monkeypatch.setattr("gve_jax.experiment.make_mesh", lambda axes: one)
+    monkeypatch.setattr("gve_jax.running.experiment.make_mesh", lambda axes: one)
     wide = make_config(world)  # widths that 64 divides
     wide.model.vision.out_hidden_size = wide.model.text.hidden_size = 64
     wide.model.text.update(num_attention_heads=4)

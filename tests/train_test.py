@@ -17,12 +17,12 @@ import pytest
 from configs.quickstart import get_config
 from gve_jax import train as train_module
 from gve_jax.errors import UserError
-from gve_jax.experiment import Experiment
 from gve_jax.gve import GVE
-from gve_jax.inputs import isolation
-from gve_jax.inputs.quarantine import Quarantine
 from gve_jax.learning.pyramid import mean_alignment
-from gve_jax.locks import lock_folder
+from gve_jax.media import isolation
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.running.experiment import Experiment
+from gve_jax.storage.locks import lock_folder
 from gve_jax.streams.pairs import PairSources
 from gve_jax.train import train
 from tests.conftest import ROOT
@@ -404,7 +404,7 @@ REASONS = {"000001": "limits.seconds", "000002": "SIGSEGV", "000003": "limits.me
     since="0.1.0",
 )
 def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
+    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
     spoiled, read = {}, PairSources.read
     # Only the clock tells a hang from a crash that a busy machine is slow to report: the limit is
     # generous, and few pairs wait it out.

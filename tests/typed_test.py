@@ -9,7 +9,7 @@ from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.model.config import LoraConfig, ModelConfig
 from gve_jax.typed import from_json
-from tests.checkpoints import CFG
+from tests.checkpoint_files import CFG
 
 MODEL = json.loads(json.dumps(CFG.to_dict()))
 BUCKETS = {"shapes": [[0, 64], [4, 256]], "patches": 64, "windows": 4, "frames": [[16, 1]]}

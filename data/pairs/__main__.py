@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data.pairs.formats import FORMATS
-from gve_jax.buckets import as_local_path, local_path
 from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.storage.filesystem import as_local_path, local_path
 from gve_jax.streams.rows import MOST_NEGATIVES
 
 
@@ -95,7 +95,7 @@ def _import(args) -> None:
 
 
 def _show(args) -> None:
-    from gve_jax.inputs.item import source_name
+    from gve_jax.media.item import source_name
     from gve_jax.streams.sources import Sources, parse
 
     def told(item) -> str:

@@ -18,7 +18,7 @@ from data.pairs import card, importer
 from data.pairs.importer import Source, Tally
 from data.pairs.rows import input_files
 from gve_jax.errors import UserError
-from gve_jax.locks import lock_scratch
+from gve_jax.storage.locks import lock_scratch
 from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
 from gve_jax.streams.writing import write_sources
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from data.pairs.media import is_medium
 from data.pairs.rows import Reject
-from gve_jax.inputs.suffixes import IMAGES, VIDEOS
+from gve_jax.media.suffixes import IMAGES, VIDEOS
 
 Item = dict
 Draft = dict

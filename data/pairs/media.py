@@ -8,8 +8,8 @@ from pathlib import Path
 from data.pairs import reader
 from data.pairs.rows import Reject
 from gve_jax.errors import UserError
-from gve_jax.inputs.paths import inside
-from gve_jax.inputs.suffixes import is_animated_gif
+from gve_jax.media.dataset_paths import inside
+from gve_jax.media.suffixes import is_animated_gif
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from gve_jax.files import LFS_POINTER, check_lfs_pointer
-from gve_jax.inputs.animation import is_animation, read_frames
-from gve_jax.inputs.container import check_size, open_video
-from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.pixels import IMAGE_FORMATS
+from gve_jax.media.animation import is_animation, read_frames
+from gve_jax.media.container import check_size, open_video
+from gve_jax.media.limits import Limits
+from gve_jax.media.pixels import IMAGE_FORMATS
+from gve_jax.storage.files import LFS_POINTER, check_lfs_pointer
 
 SECONDS = 60.0  # for one header,
 START = 120.0  # and for the process to load its libraries

@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 
 from gve_jax.errors import UserError
-from gve_jax.files import LONGEST_LINE, check_encoding, check_lfs_pointer, parse_json
-from gve_jax.inputs.walk import walk
+from gve_jax.media.walk import walk
+from gve_jax.storage.files import LONGEST_LINE, check_encoding, check_lfs_pointer, parse_json
 
 ENDINGS = (".jsonl", ".parquet")
 _BATCH = 32  # rows of Parquet in memory at once: they may hold videos

@@ -2,8 +2,8 @@
 
 import argparse
 
-from gve_jax.buckets import local_path
 from gve_jax.errors import UserError, run_cli
+from gve_jax.storage.filesystem import local_path
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from rich.progress import (
 from data.shapes import benchmark_files, pairs, tokenizer
 from data.shapes.builder import Shapes, ShapesConfig
 from gve_jax.errors import UserError
-from gve_jax.locks import lock_scratch
+from gve_jax.storage.locks import lock_scratch
 
 VERSION = "4"  # of the bytes this code writes; another number means other data
 

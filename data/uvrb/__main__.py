@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.uvrb.builder import build
-from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import POOLS, choose
-from gve_jax.buckets import local_path
+from data.uvrb.sets import Sets
+from data.uvrb.tasks import POOLS, choose
 from gve_jax.errors import Parser, run_cli
+from gve_jax.storage.filesystem import local_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from evals.uvrb.reader import Document, Query, RetrievalSet
-from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import TASKS, Task
+from data.uvrb.reader import Document, Query, RetrievalSet
+from data.uvrb.sets import Sets
+from data.uvrb.tasks import TASKS, Task
 from gve_jax.errors import UserError
-from gve_jax.inputs.frames import in_order
-from gve_jax.inputs.paths import inside
+from gve_jax.media.dataset_paths import inside
+from gve_jax.media.frames import in_order
 from gve_jax.streams.pairs import MEDIA_ROOT
 from gve_jax.streams.writing import write_sources
 

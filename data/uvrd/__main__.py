@@ -21,8 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from gve_jax.buckets import as_local_path
 from gve_jax.errors import UserError, run_cli
+from gve_jax.storage.filesystem import as_local_path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: configs/uvrd.py.")
 _INPUT = flags.DEFINE_string("input", None, "A .jsonl or .parquet file, or a folder.")

@@ -13,7 +13,7 @@ from data.uvrd.server import Answer, Server
 from data.uvrd.settings import KINDS, PROFILES, TYPES, Settings
 from data.uvrd.source import Entry
 from gve_jax.inputs.instructions import INSTRUCTIONS
-from gve_jax.inputs.isolation import Failure
+from gve_jax.media.isolation import Failure
 
 SOURCE = "uvrd"  # of a split's name: T2V_uvrd
 _SHOWN_QUALITY = 85  # of the JPEGs that the model is shown

@@ -12,7 +12,7 @@ import numpy as np
 from data.uvrd import pictures
 from data.uvrd.part import STAGES
 from data.uvrd.settings import TYPES
-from gve_jax.inputs.item import Item
+from gve_jax.media.item import Item
 from gve_jax.streams.pairs import PairSources
 
 FILE = "samples.html"

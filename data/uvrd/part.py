@@ -24,10 +24,10 @@ from data.uvrd.server import Server
 from data.uvrd.settings import TYPES, Settings
 from data.uvrd.similarity import Similarity
 from data.uvrd.source import Entry
-from gve_jax.files import write_json
-from gve_jax.inputs.isolation import Failure
-from gve_jax.inputs.item import Item, source_name
-from gve_jax.inputs.quarantine import failure
+from gve_jax.media.isolation import Failure
+from gve_jax.media.item import Item, source_name
+from gve_jax.media.quarantine import failure
+from gve_jax.storage.files import write_json
 from gve_jax.streams.pairs import pair_features
 from gve_jax.streams.writing import encoder
 

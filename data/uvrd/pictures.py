@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from data.uvrd.settings import Settings
-from gve_jax.inputs.isolation import Failure, Isolated
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
+from gve_jax.media.isolation import Failure, Isolated
+from gve_jax.media.item import Item
 
 _SIDE = 32  # pixels of the pictures whose change is motion, their shorter side
 

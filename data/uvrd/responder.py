@@ -28,8 +28,8 @@ from PIL import Image
 from data.shapes import captions
 from data.shapes.scene import PHASE_FRAMES, Scene, make_rng
 from data.uvrd import world
-from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, run_cli
+from gve_jax.storage.filesystem import local_path
 
 MODEL = "shapes"
 FAULTS = ("down", "slow", "prose", "half", "language", "refusal", "error", "busy", "echo", "schema",

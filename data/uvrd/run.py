@@ -20,9 +20,9 @@ from data.uvrd.settings import TYPES, Settings
 from data.uvrd.similarity import Similarity
 from data.uvrd.source import Entry, is_folder_of_videos, read_entries, stamps
 from gve_jax.errors import UserError
-from gve_jax.files import agree, check_record, write_json
-from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.locks import lock_for_process
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.storage.files import agree, check_record, write_json
+from gve_jax.storage.locks import lock_for_process
 from gve_jax.streams.writing import pair_info, write_encoded
 
 VERSION = "1"  # of what is made of the same answers

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from gve_jax.errors import UserError
 from gve_jax.fields import build
-from gve_jax.inputs.limits import Limits
+from gve_jax.media.limits import Limits
 
 TYPES = ("T2T", "T2I", "T2V", "TI2V", "TV2V", "I2V", "V2V")
 PROFILES = ("spatial", "temporal", "other")

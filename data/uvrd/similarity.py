@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gve_jax.files import write_array
-from gve_jax.inputs.item import Item
-from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.media.item import Item
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.storage.files import write_array
 
 
 class Similarity:

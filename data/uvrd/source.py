@@ -9,10 +9,10 @@ from pathlib import Path
 from data.pairs import media
 from data.pairs.rows import Reject, input_files, read_rows
 from gve_jax.errors import UserError
-from gve_jax.inputs.item import source_name
-from gve_jax.inputs.paths import path_to_text
-from gve_jax.inputs.suffixes import VIDEOS, media_kind
-from gve_jax.inputs.walk import File, Listing, list_folder, walk
+from gve_jax.media.dataset_paths import path_to_text
+from gve_jax.media.item import source_name
+from gve_jax.media.suffixes import VIDEOS, media_kind
+from gve_jax.media.walk import File, Listing, list_folder, walk
 
 _VIDEO, _CAPTION, _ID = ("video", "path"), ("caption", "text"), ("id", "video_id")
 

@@ -29,9 +29,9 @@ from data.shapes.scene import (
     make_rng,
     pick,
 )
-from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import write_json, write_whole
+from gve_jax.storage.files import write_json, write_whole
+from gve_jax.storage.filesystem import local_path
 
 SIDE = 14  # pixels of the pictures by which frames are known again
 CAPTIONS, SCENES = "captions.jsonl", "scenes.npz"

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from evals.ablation import check_comparable, run_python, train_and_score
 from evals.curriculum import summary
-from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import write_json
-from gve_jax.locks import lock_for_process
+from gve_jax.storage.files import write_json
+from gve_jax.storage.filesystem import local_path
+from gve_jax.storage.locks import lock_for_process
 
 CONFIG = "configs/quickstart.py:small"
 FIRST_SEED = 42

@@ -11,13 +11,13 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
+from data.uvrb.sets import Sets
+from data.uvrb.tasks import POOLS, choose
 from evals.uvrb.mteb_result import model_name
-from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import POOLS, choose
-from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.inputs import limits
-from gve_jax.locks import lock_folder
+from gve_jax.media import limits
+from gve_jax.storage.filesystem import local_path
+from gve_jax.storage.locks import lock_folder
 
 
 def main(argv: list[str] | None = None) -> None:

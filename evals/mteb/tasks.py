@@ -13,10 +13,10 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from data.uvrb.reader import RetrievalSet
+from data.uvrb.sets import Sets
+from data.uvrb.tasks import Task
 from evals.uvrb.mteb_result import LANGUAGE, REVISION, SPLIT, task_name
-from evals.uvrb.reader import RetrievalSet
-from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import Task
 from gve_jax.errors import UserError
 
 _QUERIES = {  # what asks, by MTEB's letters; all others ask by text
@@ -44,7 +44,7 @@ class UVRBTask(AbsTaskRetrieval):
         self._source, self._task = source, task
 
     def load_data(self, num_proc: int | None = None, **kwargs) -> None:
-        """Raises UserError where the set does not fit; see `evals.uvrb.reader`."""
+        """Raises UserError where the set does not fit; see `data.uvrb.reader`."""
         if self.data_loaded:
             return
         found = self._source.open(self._task)

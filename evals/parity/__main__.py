@@ -21,10 +21,10 @@ from rich.table import Table
 from evals.parity.assets import Assets
 from evals.parity.compare import Line, compare
 from evals.parity.inputs import compare_inputs, page
+from evals.parity.reference import SIZES
 from evals.parity.regimes import check_regimes
-from evals.reference import SIZES
-from gve_jax.buckets import local_path
 from gve_jax.errors import run_cli
+from gve_jax.storage.filesystem import local_path
 
 
 def main() -> None:

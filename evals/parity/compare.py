@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from evals.reference import Example, Reference, make_example, write_checkpoint
+from evals.parity.reference import Example, Reference, make_example, write_checkpoint
 from gve_jax.gve import GVE
 from gve_jax.inputs.batch import Bucket, collate
-from gve_jax.inputs.item import Item
+from gve_jax.media.item import Item
 from gve_jax.model import rope
 from gve_jax.model.embedder import Batch, abstract_state
 from gve_jax.model.vision import normalise

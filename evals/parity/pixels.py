@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evals import reference_inputs as reference
+from evals.parity import reference_inputs as reference
 from gve_jax.inputs.layout import window_layout
-from gve_jax.inputs.pixels import frame_budget, load_image, patchify, smart_resize
-from gve_jax.inputs.resize import resize
-from gve_jax.inputs.video import load_video
+from gve_jax.media.pixels import frame_budget, load_image, patchify, smart_resize
+from gve_jax.media.resize import resize
+from gve_jax.media.video import load_video
 from tests.goldens.resize import TOKEN, draw_frames, draw_sizes
 
 LOW, HIGH = 4 * TOKEN, 200 * TOKEN  # the protocol's limits of a frame

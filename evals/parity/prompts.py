@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.reference_inputs import processor
+from evals.parity.reference_inputs import processor
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.prompt import Prompt
 

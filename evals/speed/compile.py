@@ -10,11 +10,11 @@ import time
 import jax
 
 from evals.speed.result import write_result
-from gve_jax.buckets import local_path
 from gve_jax.inputs.batch import Bucket, collate
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from gve_jax.model.embedder import Batch, init_params, make_embed
+from gve_jax.storage.filesystem import local_path
 
 GVE_3B = ModelConfig(
     vision=VisionConfig(

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.reference import SIZES, Reference, make_example, write_checkpoint
+from evals.parity.reference import SIZES, Reference, make_example, write_checkpoint
 from evals.speed.result import in_turns, write_result
-from gve_jax.buckets import local_path
 from gve_jax.gve import GVE
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import Row
+from gve_jax.media.item import Item
+from gve_jax.storage.filesystem import local_path
 
 FEWEST = 8  # tokens of the shortest text
 

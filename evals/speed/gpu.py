@@ -9,8 +9,8 @@ run in the order given; the result is written after each figure: a run that is s
 
 `encode` and `train` also trace what the GPU spends its time on, by kernel.
 
-Model FLOPs are those of gve_jax/learning/flops.py: no padding, no recomputation. MFU is their share
-of the chip's published dense bfloat16 peak (gve_jax/learning/chips.py).
+Model FLOPs are those of gve_jax/hardware/flops.py: no padding, no recomputation. MFU is their share
+of the chip's published dense bfloat16 peak (gve_jax/hardware/chips.py).
 """
 
 import argparse
@@ -33,26 +33,26 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.gve_3b import get_config
-from evals.reference import write_tokenizer
+from evals.parity.reference import write_tokenizer
 from evals.speed.compile import with_layers
 from evals.speed.kernels import by_kernel
 from evals.speed.result import write_result
 from evals.speed.train import Ours
-from gve_jax.buckets import local_path
+from gve_jax.distributed.sharding import make_mesh, param_shardings, place_batch
 from gve_jax.errors import UserError
 from gve_jax.gve import GVE
+from gve_jax.hardware import chips, flops
 from gve_jax.inputs.batch import default_buckets
 from gve_jax.inputs.counts import Counts
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.packing import collate_decode, collate_tower
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.learning import chips, flops
+from gve_jax.media.item import Item
 from gve_jax.model.attention import attend, target_platform
 from gve_jax.model.config import REMAT, ModelConfig
 from gve_jax.model.embedder import Frames, Packed, init_params
-from gve_jax.settings import model_config, read_settings
-from gve_jax.sharding import make_mesh, param_shardings, place_batch
+from gve_jax.running.sections import model_config, read_settings
+from gve_jax.storage.filesystem import local_path
 
 PARTS = ("agree", "encode", "train")
 KERNELS = ("xla", "cudnn")

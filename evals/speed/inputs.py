@@ -26,11 +26,11 @@ from rich.table import Table
 from evals.parity.assets import Assets
 from evals.parity.pixels import HIGH, LOW, levels
 from evals.speed.result import write_result
-from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
+from gve_jax.media.item import Item
+from gve_jax.storage.filesystem import local_path
 
 CLIPS = ((320, 240, 24), (320, 240, 250), (640, 360, 72), (640, 360, 250), (1280, 720, 24),
          (1280, 720, 250))  # fmt: skip
@@ -82,7 +82,7 @@ class Ours:
 
 class Theirs:
     def __init__(self, tokenizer: Path, template: str):
-        from evals.reference_inputs import processor, vision_process
+        from evals.parity.reference_inputs import processor, vision_process
 
         self.module, self.processor = vision_process(), processor(tokenizer, template)
 
@@ -130,7 +130,7 @@ def check(ours: Ours, theirs: Theirs, path: Path) -> dict:
 
 
 def _frames(theirs: Theirs, path: Path):
-    from evals.reference_inputs import read_video
+    from evals.parity.reference_inputs import read_video
 
     return read_video(path, 8, min_pixels=LOW, max_pixels=HIGH)
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-from evals.reference import write_tokenizer
+from evals.parity.reference import write_tokenizer
 from evals.speed.result import write_result
-from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
-from gve_jax.inputs.isolation import Isolated
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
+from gve_jax.media.isolation import Isolated
+from gve_jax.media.item import Item
+from gve_jax.storage.filesystem import local_path
 
 # container, codec, pixel format: what this PyAV can write
 KINDS = (

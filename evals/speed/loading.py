@@ -21,20 +21,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from evals.reference import write_tokenizer
+from evals.parity.reference import write_tokenizer
 from evals.speed.compile import GVE_3B, with_layers
 from evals.speed.result import write_result
 from gve_jax import GVE
-from gve_jax.buckets import local_path
+from gve_jax.checkpoints import hf_config
+from gve_jax.checkpoints.huggingface import INDEX
+from gve_jax.checkpoints.safetensors import write_file
+from gve_jax.checkpoints.weight_names import sources
+from gve_jax.distributed.sharding import make_mesh
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
-from gve_jax.model import hf_config
+from gve_jax.inputs.tokenizer import token_ids
 from gve_jax.model.embedder import init_params
-from gve_jax.model.weights import sources
-from gve_jax.pretrained import INDEX
-from gve_jax.safetensors import write_file
-from gve_jax.sharding import make_mesh
-from gve_jax.tokenizer import token_ids
+from gve_jax.storage.files import write_json
+from gve_jax.storage.filesystem import local_path
 
 SIZES = {"3b": GVE_3B, "small": with_layers(GVE_3B, 2, 1)}
 

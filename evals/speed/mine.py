@@ -15,11 +15,11 @@ import numpy as np
 from evals.speed.memory import growth
 from evals.speed.rank import asked, bare, in_turns, vectors
 from evals.speed.result import write_result
-from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError
 from gve_jax.retrieval import stream_top_k
 from gve_jax.retrieval.negatives import stream_neighbours
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
+from gve_jax.storage.filesystem import local_path
 
 
 def search(queries: np.ndarray, corpus: np.ndarray, k: int, positives=None) -> tuple:

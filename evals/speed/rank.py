@@ -20,10 +20,10 @@ import numpy as np
 
 from evals.speed.memory import growth
 from evals.speed.result import write_result
-from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError
 from gve_jax.retrieval import rank_positives
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
+from gve_jax.storage.filesystem import local_path
 
 
 def vectors(rows: int, width: int, seed: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from gve_jax import __version__
-from gve_jax.files import write_json
+from gve_jax.storage.files import write_json
 
 
 def in_turns(ways: Mapping[str, Callable], repeats: int) -> dict[str, list[float]]:

@@ -17,9 +17,9 @@ import av
 import numpy as np
 
 from evals.speed.result import write_result
-from gve_jax.buckets import local_path
-from gve_jax.inputs.sampling import spread
-from gve_jax.inputs.video import load_video
+from gve_jax.media.sampling import spread
+from gve_jax.media.video import load_video
+from gve_jax.storage.filesystem import local_path
 
 RATE = 30
 OPEN_GROUPS = "open-gop=1:bframes=3:b-pyramid=normal:scenecut=0"

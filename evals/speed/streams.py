@@ -27,21 +27,21 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from configs import quickstart
 from data.pairs.builder import run_import
 from data.shapes.render import encode_mp4
-from evals.reference import write_tokenizer
+from evals.parity.reference import write_tokenizer
 from evals.speed.result import in_turns, write_result
-from gve_jax.buckets import local_path
+from gve_jax.distributed.sharding import make_mesh
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Buckets
-from gve_jax.inputs.isolation import Isolated
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.state import init_state
 from gve_jax.learning.step import make_train_step
-from gve_jax.settings import model_config, read_settings
-from gve_jax.sharding import make_mesh
+from gve_jax.media.isolation import Isolated
+from gve_jax.media.item import Item
+from gve_jax.running.sections import model_config, read_settings
+from gve_jax.storage.filesystem import local_path
 from gve_jax.streams.loader import LoadPairs, place, placed, read_ahead
 from gve_jax.streams.mixture import Stage, StageSelection, batches
 from gve_jax.streams.sources import Sources, parse

@@ -28,8 +28,8 @@ from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
 from evals.speed.isolation import resident
 from evals.speed.result import write_result
-from gve_jax.buckets import local_path
 from gve_jax.errors import UserError
+from gve_jax.storage.filesystem import local_path
 
 
 def main(argv=None) -> None:

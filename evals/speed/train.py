@@ -5,7 +5,8 @@ q, k, v, up, gate, down adapted (rank 16), all else frozen; AdamW, clipped. A st
 backward and update from arrays that are ready on both sides. Losses and adapters after the first
 steps are compared before anything is timed. Theirs runs with gradient checkpointing and without;
 the better counts. Each side has a process of its own, with the allocator its users have: ours keeps
-freed memory (gve_jax/heap.py), with `--same-heap` theirs does, too. With --gradcache, the plain
+freed memory (gve_jax/hardware/malloc.py), with `--same-heap` theirs does, too. With --gradcache, the
+plain
 step of ours is compared with one in chunks instead.
 """
 
@@ -23,23 +24,23 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from evals.reference import SIZES, Reference, make_example, write_checkpoint
+from evals.parity.reference import SIZES, Reference, make_example, write_checkpoint
 from evals.speed.result import in_turns, write_result
-from gve_jax.adapters import read_adapter
-from gve_jax.buckets import local_path
+from gve_jax.checkpoints.peft import read_adapter
+from gve_jax.distributed.sharding import place_batch
 from gve_jax.gve import GVE
-from gve_jax.heap import keep_freed
+from gve_jax.hardware.flops import train, trains
+from gve_jax.hardware.malloc import keep_freed
 from gve_jax.inputs.batch import Bucket, collate, need
 from gve_jax.inputs.counts import Counts
-from gve_jax.inputs.item import Item
-from gve_jax.learning.flops import train, trains
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import ADAPTERS, make_optimizer
 from gve_jax.learning.state import abstract_state, split, start
 from gve_jax.learning.step import make_train_step
+from gve_jax.media.item import Item
 from gve_jax.model.config import REMAT
 from gve_jax.model.embedder import Batch
-from gve_jax.sharding import place_batch
+from gve_jax.storage.filesystem import local_path
 
 OPTIMIZER = ConfigDict(dict(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.999, weight_decay=0.1,
                             clip_norm=1.0, rates=ADAPTERS))  # fmt: skip

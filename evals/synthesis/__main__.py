@@ -24,16 +24,16 @@ from rich.table import Table
 
 from configs import uvrd
 from data.shapes.generate import generate, is_ready
+from data.uvrb.tasks import choose
 from data.uvrd import world
 from data.uvrd.responder import MODEL, Responder
 from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
 from evals.ablation import check_comparable, train_and_score
-from evals.uvrb.tasks import choose
-from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, run_cli
-from gve_jax.files import write_json
-from gve_jax.locks import lock_for_process
+from gve_jax.storage.files import write_json
+from gve_jax.storage.filesystem import local_path
+from gve_jax.storage.locks import lock_for_process
 from gve_jax.streams.writing import pair_info, write_encoded
 
 # No T2T: long texts on both sides are most of a step's time, and tell nothing of videos.

@@ -6,7 +6,7 @@ prints a table and writes OUTPUT/results.json, for each set and ability beside i
 `--baseline` adds the untrained model, `--control` the same model shown shuffled frames, `--report`
 a page to look at; `--frames`, `--tokens` and `--reencode` ask how far the scores depend on these.
 DIR holds UVRB/<SET>/, or the archives <SET>.tar.gz.partNN as they are released
-(`python -m evals.uvrb.verify` checks either); `--one-at-a-time` extracts one set, embeds it, and
+(`python -m data.uvrb.verify` checks either); `--one-at-a-time` extracts one set, embeds it, and
 removes it again. Embeddings are kept in OUTPUT/embeddings: repeating the command resumes, on any
 number of hosts. `--embeddings DIR` scores vectors made elsewhere (evals/uvrb/vectors.py). Every
 file that is written is described in docs/uvrb.md.
@@ -31,8 +31,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from data.uvrb.reader import RetrievalSet
+from data.uvrb.sets import Sets
+from data.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
 from evals.uvrb import check, published, report
-from evals.uvrb.beyond import Runs, add_arguments, check_arguments, paired, per_query
 from evals.uvrb.compare import check_same_ranking, compare, media_note
 from evals.uvrb.compare import load as load_scores
 from evals.uvrb.cost import Meter
@@ -41,18 +43,16 @@ from evals.uvrb.evaluate import RULES, Example, Scored, summary
 from evals.uvrb.output import print_results, remove_stale, write_results
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.pictures import Pictures
-from evals.uvrb.reader import RetrievalSet
-from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
+from evals.uvrb.variants import Runs, add_arguments, check_arguments, paired, per_query
 from evals.uvrb.vectors import Vectors
-from gve_jax import hosts
-from gve_jax.buckets import any_path, local_path
+from gve_jax.distributed import hosts
+from gve_jax.distributed.sharding import own_mesh
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.heap import keep_freed
-from gve_jax.inputs import limits
-from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.locks import lock_folder
-from gve_jax.sharding import own_mesh
+from gve_jax.hardware.malloc import keep_freed
+from gve_jax.media import limits
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.storage.filesystem import any_path, local_path
+from gve_jax.storage.locks import lock_folder
 
 SHOWN_PER_SET = 4  # queries of each set in the report
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from data.uvrb.tasks import MOTION
 from evals.uvrb.scores import ABILITIES
-from evals.uvrb.tasks import MOTION
 
 OVER_CHANCE = 10  # AVG-D against chance
 OVER_UNTRAINED = 3  # AVG-D against the same model before training

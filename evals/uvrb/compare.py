@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data.uvrb.tasks import NAMES
 from evals.uvrb.digests import difference, left_out, unknown_media
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.scores import ABILITIES, AVERAGES, cells
 from evals.uvrb.statistics import holm, paired, paired_over_sets
-from evals.uvrb.tasks import NAMES
-from gve_jax.buckets import local_path
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.files import write_json
+from gve_jax.storage.files import write_json
+from gve_jax.storage.filesystem import local_path
 
 
 def compare(a: Mapping[str, PerQuery], b: Mapping[str, PerQuery]) -> dict:

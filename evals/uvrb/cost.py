@@ -13,11 +13,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from data.uvrb.reader import RetrievalSet
 from evals.uvrb.embeddings import Encoder, Side
-from evals.uvrb.reader import RetrievalSet
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
-from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.storage.files import write_json
 
 GB = 1e9
 

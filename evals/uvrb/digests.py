@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from evals.uvrb.reader import RetrievalSet
+from data.uvrb.reader import RetrievalSet
 
 # What a digest is of, as messages say it.
 _WHAT = {

@@ -29,13 +29,13 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from evals.uvrb.files import Folder, file_sha256
-from gve_jax import hosts, shares
+from data.uvrb.files import Folder, file_sha256
+from gve_jax.distributed import hosts, work
 from gve_jax.errors import UserError
-from gve_jax.files import check_record, write_array, write_json
-from gve_jax.inputs.item import as_item
-from gve_jax.inputs.quarantine import Quarantine, failure
+from gve_jax.media.item import as_item
+from gve_jax.media.quarantine import Quarantine, failure
 from gve_jax.retrieval import check_unit_vectors
+from gve_jax.storage.files import check_record, write_array, write_json
 
 FORMAT = "uvrb vectors 1"
 _UNKNOWN = {"path": "", "reason": "", "seconds": 0.0}  # of shards before version 0.2.0
@@ -196,7 +196,7 @@ class Embedder:
         self.model, self.folder, self.quarantine, self.total = model, folder, quarantine, total
         fingerprint = json.loads(json.dumps(dict(model.fingerprint)))
         self._store = Store(folder, fingerprint, model.embedding_dim)
-        shares.check_shared(folder)
+        work.check_shared(folder)
         self._hashes: dict[Path, str] = {}
         self._tried: set[str] = set()  # keys, in this command
         self.files: Folder | None = None
@@ -239,14 +239,14 @@ class Embedder:
         if new and self.files is not None:
             self.files.ensure()
         advance(len(ids) - len(new))
-        mine = shares.share(new)
+        mine = work.share(new)
         for start in range(0, len(mine), SHARD):
             self._encode(side, mine[start : start + SHARD])
             self._record_failures(side)
             advance(len(mine[start : start + SHARD]))
         hosts.at(f"after {name}")
         hosts.wait()
-        if not shares.appears(lambda: self._is_done(side)):
+        if not work.appears(lambda: self._is_done(side)):
             raise UserError(f"{name}: embeddings of another host do not appear in {self.folder}")
         self._record_failures(side)
         advance(len(new) - len(mine))

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from data.uvrb.reader import Document, Query, RetrievalSet
+from data.uvrb.tasks import Task
 from evals.uvrb import cost
 from evals.uvrb.digests import set_digests
 from evals.uvrb.embeddings import Embedder, Side
 from evals.uvrb.per_query import PerQuery
-from evals.uvrb.reader import Document, Query, RetrievalSet
-from evals.uvrb.runs import Run
 from evals.uvrb.scores import ABILITIES, AVERAGES, abilities, averages, cells
 from evals.uvrb.statistics import interval, resampled
-from evals.uvrb.tasks import Task
+from evals.uvrb.trec import Run
 from gve_jax.errors import UserError
 from gve_jax.retrieval import (
     Ranks,

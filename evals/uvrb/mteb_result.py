@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from evals.uvrb.tasks import TASKS
-from gve_jax.files import write_json
+from data.uvrb.tasks import TASKS
+from gve_jax.storage.files import write_json
 
 VERSION = "2.26.24"  # of mteb, whose format this is
 REVISION = "9aa95531e8ca43164360514b7ade40c3997d380e"  # of the sets on the Hub, as released

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data.uvrb.tasks import TASKS
 from evals.uvrb import mteb_result
 from evals.uvrb.compare import p_value
 from evals.uvrb.evaluate import Scored
 from evals.uvrb.published import corrected, published
 from evals.uvrb.scores import ABILITIES, AVERAGES
-from evals.uvrb.tasks import TASKS
-from gve_jax.files import write_json
+from gve_jax.storage.files import write_json
 
 
 def write_scored(output: Path, label: str, scored: Mapping[str, Scored]) -> list[Path]:

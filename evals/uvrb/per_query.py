@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.files import write_whole
+from gve_jax.storage.files import write_whole
 
 _OWN = ("ids", "score", "first_rank", "metric")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.pixels import load_image
-from gve_jax.inputs.video import load_video
+from gve_jax.media.errors import MediaError
+from gve_jax.media.pixels import load_image
+from gve_jax.media.video import load_video
 
 FRAMES = 4
 HEIGHT = 84  # pixels of a strip

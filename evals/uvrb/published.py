@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.uvrb.tasks import NAMES, TASKS
 from evals.uvrb.scores import ABILITIES, AVERAGES, cells
 from evals.uvrb.statistics import pearson, spearman
-from evals.uvrb.tasks import NAMES, TASKS
 
 PAPER = "2510.27571"
 CELLS = ABILITIES + AVERAGES

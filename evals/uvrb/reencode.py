@@ -5,7 +5,7 @@
 
 Every frame keeps its time, and its picture is upright afterwards; an odd last row or column is
 cut, as the codecs need even sides; sound is dropped. Each file is read by a process of its own,
-which can be killed, under the limits of `gve_jax.inputs.limits` (but for the seconds: a whole file
+which can be killed, under the limits of `gve_jax.media.limits` (but for the seconds: a whole file
 takes longer than eight frames). The copies stay in OUTPUT/reencoded, which may be deleted
 afterwards.
 """
@@ -21,12 +21,12 @@ from pathlib import Path
 
 import jax
 
-from evals.uvrb.files import file_sha256
+from data.uvrb.files import file_sha256
 from evals.uvrb.transcode import MAY_PASS, Coding
-from gve_jax import hosts
+from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
-from gve_jax.inputs.limits import Limits
+from gve_jax.media.limits import Limits
+from gve_jax.storage.files import write_json
 
 WORKER = "evals.uvrb.transcode"
 SECONDS = 1800.0  # of one file

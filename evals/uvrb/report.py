@@ -5,15 +5,15 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data.uvrb.reader import Query, RetrievalSet
+from data.uvrb.tasks import NAMES, TASKS
 from evals.uvrb import figures, markup, sections
 from evals.uvrb.evaluate import Example, Scored
 from evals.uvrb.output import other_scores
 from evals.uvrb.pictures import Pictures
-from evals.uvrb.reader import Query, RetrievalSet
 from evals.uvrb.scores import ABILITIES, AVERAGES
-from evals.uvrb.tasks import NAMES, TASKS
 from gve_jax.errors import UserError
-from gve_jax.files import write_whole
+from gve_jax.storage.files import write_whole
 
 LONG_TEXT = 260  # characters of a query shown before it is folded
 

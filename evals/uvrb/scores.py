@@ -7,7 +7,7 @@ sub-domains, not of its seven sets, and TXT the mean of three domains, not of it
 
 from collections.abc import Mapping
 
-from evals.uvrb.tasks import NAMES, TASKS
+from data.uvrb.tasks import NAMES, TASKS
 
 ABILITIES = ("TXT", "CMP", "VIS", "CG", "FG", "LC", "S", "T", "PR")
 AVERAGES = ("AVG-A", "AVG-D")

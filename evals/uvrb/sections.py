@@ -4,12 +4,12 @@ the models of the paper."""
 import html
 from collections.abc import Mapping
 
+from data.uvrb.tasks import TASKS
 from evals.uvrb import figures, published
 from evals.uvrb.compare import p_value
 from evals.uvrb.markup import missing, number, table
 from evals.uvrb.output import compared, cost_cells
 from evals.uvrb.scores import ABILITIES, AVERAGES
-from evals.uvrb.tasks import TASKS
 
 _CELLS = ("AVG-A", "AVG-D", *ABILITIES)
 

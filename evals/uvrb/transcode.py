@@ -11,10 +11,10 @@ import av
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.container import open_video
-from gve_jax.inputs.errors import LimitError, MediaError
-from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.video import upright
+from gve_jax.media.container import open_video
+from gve_jax.media.errors import LimitError, MediaError
+from gve_jax.media.limits import Limits
+from gve_jax.media.video import upright
 
 MAY_PASS = 3  # status of a process that failed for a reason that may pass: see `MediaError`
 

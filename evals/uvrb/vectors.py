@@ -19,9 +19,9 @@ import numpy as np
 
 from evals.uvrb.embeddings import Side
 from gve_jax.errors import UserError
-from gve_jax.files import text_id
-from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.media.quarantine import Quarantine
 from gve_jax.retrieval.tiles import NORM_TOLERANCE
+from gve_jax.storage.files import text_id
 
 _BLOCK = 65536  # rows looked at together
 _SUFFIXES = (".parquet", ".npy")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gve_jax.errors import UserError
-from gve_jax.files import read_records, unique_id
-from gve_jax.inputs.item import Item, as_item
-from gve_jax.inputs.paths import inside, path_to_text
-from gve_jax.inputs.suffixes import IMAGES, VIDEOS, media_kind
-from gve_jax.inputs.walk import REMEDY, list_folder, walk
+from gve_jax.media.dataset_paths import inside, path_to_text
+from gve_jax.media.item import Item, as_item
+from gve_jax.media.suffixes import IMAGES, VIDEOS, media_kind
+from gve_jax.media.walk import REMEDY, list_folder, walk
+from gve_jax.storage.files import read_records, unique_id
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def as_medium(value, key: str):
-    """An image or a video in a form of `gve_jax.inputs.item.Item`.
+    """An image or a video in a form of `gve_jax.media.item.Item`.
 
     `file:` URIs become paths and `data:` URIs bytes; other libraries' arrays become numpy's, in a
     list too, where they are frames.

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from gve_jax.errors import UserError, warn_user
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.media_values import as_medium, video_fields
+from gve_jax.media.item import Item
 
 # Where a part of each type has what it is, by the names of transformers, qwen-vl-utils and OpenAI.
 _SOURCES = {

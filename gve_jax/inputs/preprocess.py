@@ -7,16 +7,16 @@ import random
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.item import ALL_FRAMES, Item, is_frames
 from gve_jax.inputs.layout import window_layout
-from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.pixels import frame_budget, load_image, patchify, smart_resize
 from gve_jax.inputs.positions import REGIMES, mrope_positions
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.inputs.resize import RESIZE, resize
-from gve_jax.inputs.sampling import Sampling
-from gve_jax.inputs.video import load_video
+from gve_jax.media.errors import MediaError
+from gve_jax.media.item import ALL_FRAMES, Item, is_frames
+from gve_jax.media.limits import Limits
+from gve_jax.media.pixels import frame_budget, load_image, patchify, smart_resize
+from gve_jax.media.resize import RESIZE, resize
+from gve_jax.media.sampling import Sampling
+from gve_jax.media.video import load_video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class InputSpec:
     max_pixels: int = 200 * 28 * 28  # under 200 merged tokens a frame, the paper's protocol
     total_pixels: int | None = None  # of all frames of a video together
     exif_orientation: bool = False  # turn images as their EXIF says; qwen-vl-utils does not
-    resize: str = "exact"  # a mode of gve_jax.inputs.resize
+    resize: str = "exact"  # a mode of gve_jax.media.resize
     max_length: int = 8192  # tokens
     mrope: str = "qwen_train"
     patch_size: int = 14

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from gve_jax.errors import UserError
-from gve_jax.tokenizer import open_tokenizer
+from gve_jax.inputs.tokenizer import open_tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",

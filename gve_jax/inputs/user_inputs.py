@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from gve_jax.errors import UserError, warn_user
-from gve_jax.inputs.item import Item, as_item
 from gve_jax.inputs.media_values import as_array, as_medium, is_array, video_fields
 from gve_jax.inputs.messages import is_message, is_part, read_content, read_conversation
-from gve_jax.inputs.suffixes import IMAGES, VIDEOS, media_kind
+from gve_jax.media.item import Item, as_item
+from gve_jax.media.suffixes import IMAGES, VIDEOS, media_kind
 
 # Keys that other libraries' users may give for a text; those of media are named by `as_item`.
 _RENAMED = {"texts": "text", "prompt": "instruction"}

@@ -8,8 +8,8 @@ import numpy as np
 
 from gve_jax.errors import UserError
 from gve_jax.fields import check_rules, setting
+from gve_jax.learning.patterns import assign
 from gve_jax.learning.pyramid import SIGMAS, modality, probabilities, sigma_at, stage_bounds
-from gve_jax.patterns import assign
 
 SCHEDULES = ("pyramid", "uniform", "proportional", "manual")
 

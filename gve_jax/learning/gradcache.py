@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gve_jax.distributed.sharding import ROW_AXES, ROWS, param_shardings
 from gve_jax.errors import UserError
 from gve_jax.model.embedder import Batch
-from gve_jax.sharding import ROW_AXES, ROWS, param_shardings
 
 
 def check_chunk(chunk: int, batch_size: int, mesh: Mesh) -> None:

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from gve_jax.distributed.sharding import ROW_AXES
 from gve_jax.fields import setting
 from gve_jax.model.layers import unit_rows
-from gve_jax.sharding import ROW_AXES
 
 FORMS = ("plain", "all_gather", "ring")
 TEMPERATURES = (0.01, 1.0)  # what a learned temperature may become; CLIP's lower bound

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gve_jax.distributed.sharding import path_name, rule_of
 from gve_jax.errors import UserError
-from gve_jax.patterns import decide
-from gve_jax.sharding import path_name, rule_of
+from gve_jax.learning.patterns import decide
 
 Rates = Sequence[tuple[str, float]]
 """(pattern, factor), in order: the first pattern found in a parameter's path gives the factor of
@@ -20,7 +20,7 @@ ADAPTERS: Rates = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 
 
 def decays(params):
-    """A tree of booleans: which parameters decay, by `gve_jax.sharding.RULES`."""
+    """A tree of booleans: which parameters decay, by `gve_jax.distributed.sharding.RULES`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: rule_of(path_name(path)).decays, params)
 
 

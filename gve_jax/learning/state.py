@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from gve_jax.distributed.sharding import param_shardings, replicated
 from gve_jax.errors import UserError
 from gve_jax.learning.loss import LossConfig, log_temperature
 from gve_jax.learning.optimizer import EVERYTHING, Rates, factors
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
-from gve_jax.sharding import param_shardings, replicated
 
 TEMPERATURE = "loss/log_temperature"
 

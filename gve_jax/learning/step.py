@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gve_jax.distributed.sharding import param_shardings
 from gve_jax.learning.gradcache import cached_value_and_grad
 from gve_jax.learning.loss import LossConfig, info_nce, learned
 from gve_jax.learning.state import join, state_shardings
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import make_embed
-from gve_jax.sharding import param_shardings
 
 
 def make_train_step(

@@ -16,15 +16,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gve_jax import hosts, shares
+from gve_jax.distributed import hosts, work
 from gve_jax.embed import Encoder, agree, embed_all
 from gve_jax.errors import UserError
-from gve_jax.files import differences, read_records, write_whole
-from gve_jax.inputs.quarantine import Quarantine
-from gve_jax.mining.world import Group, Things, World
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.mining.corpus import Group, Things, World
 from gve_jax.retrieval.negatives import query_tile, stream_neighbours
-from gve_jax.retrieval.stored import Selection, StoredVectors
 from gve_jax.retrieval.tiles import UnitRows, cosine_rows
+from gve_jax.retrieval.vectors import Selection, StoredVectors
+from gve_jax.storage.files import differences, read_records, write_whole
 
 
 @dataclass
@@ -55,7 +55,7 @@ def vectors_of(
         items without a vector than `max_bad_share`.
     """
     if given is None:
-        quarantine = shares.open_quarantine(folder, max_bad_share)
+        quarantine = work.open_quarantine(folder, max_bad_share)
         embed_all(
             folder, things.ids, things.stamps, things.read, model(), quarantine,
             batch_size=batch_size, shard_size=shard_size, label=f"embedding {name}",
@@ -143,7 +143,7 @@ class Neighbours:
         }))  # fmt: skip
         hosts.check_same(settings)
         hosts.first(lambda: agree(folder, settings, f"delete {folder}, which is made again"))
-        shares.check_shared(folder)
+        work.check_shared(folder)
         self._right, self._names = world.right(), world.names()
         self._content = {inside: n for n, inside in enumerate(world.corpus.contents)}
         self._id = {id: n for n, id in enumerate(world.corpus.ids)}
@@ -162,12 +162,12 @@ class Neighbours:
         for at, n in sorted(set(places) - set(map(tuple, wanted))):
             rows = searches[at].rows(n)
             advance((rows.stop - rows.start) * len(searches[at].documents))
-        mine = shares.share(wanted)
+        mine = work.share(wanted)
         for at, search in enumerate(searches):
             if tiles := [n for its, n in mine if its == at]:
                 self._compare(search, tiles, advance)
         hosts.wait()
-        if not shares.appears(lambda: all(searches[at].files[n].exists() for at, n in wanted)):
+        if not work.appears(lambda: all(searches[at].files[n].exists() for at, n in wanted)):
             raise UserError(f"{self.folder}: ranks of another host do not appear")
         return {search.name: self._look(search) for search in searches}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.files import write_json
-from gve_jax.inputs.item import Item
+from gve_jax.media.item import Item
+from gve_jax.mining.corpus import World
 from gve_jax.mining.search import Found
-from gve_jax.mining.world import World
 from gve_jax.retrieval.negatives import Rule
+from gve_jax.storage.files import write_json
 from gve_jax.streams.writing import pair_info, write_sources
 
 MANIFEST = "mining.json"

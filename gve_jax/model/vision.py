@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from gve_jax.model import hf_config, rope
+from gve_jax.checkpoints import hf_config
+from gve_jax.model import rope
 from gve_jax.model.attention import attend
 from gve_jax.model.config import VisionConfig
 from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, by_rows, permute, scan_layers, stack

@@ -1,7 +1,7 @@
 """Exact retrieval: ranks by counting, streaming top-k, and the metrics computed from ranks."""
 
-from gve_jax.retrieval.lists import ranked_lists, spare_documents
 from gve_jax.retrieval.metrics import chance, evaluate
+from gve_jax.retrieval.ranked_lists import ranked_lists, spare_documents
 from gve_jax.retrieval.ranks import Ranks, rank_candidates, rank_positives
 from gve_jax.retrieval.tiles import check_unit_vectors
 from gve_jax.retrieval.topk import stream_top_k, top_k

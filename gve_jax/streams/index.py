@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gve_jax.errors import UserError
-from gve_jax.files import (
+from gve_jax.storage.files import (
     LONGEST_LINE,
     check_encoding,
     check_lfs_pointer,

@@ -14,16 +14,16 @@ import grain
 import jax
 import numpy as np
 
-from gve_jax import hosts
+from gve_jax.distributed import hosts
+from gve_jax.distributed.sharding import ROWS, place_batch
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Bucket, Buckets, collate, join, need, widen
 from gve_jax.inputs.counts import Counts
-from gve_jax.inputs.isolation import Failure, Isolated
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.preprocess import Row
-from gve_jax.inputs.quarantine import failure
+from gve_jax.media.isolation import Failure, Isolated
+from gve_jax.media.item import Item
+from gve_jax.media.quarantine import failure
 from gve_jax.model.embedder import Batch
-from gve_jax.sharding import ROWS, place_batch
 from gve_jax.streams.sources import Sources
 
 _DIED = re.compile(r"Worker process was terminated .* exit code (-?\d+)")

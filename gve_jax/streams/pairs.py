@@ -9,9 +9,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.file_adapters import FileFormat
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.item import Item, as_item
-from gve_jax.inputs.paths import inside
-from gve_jax.streams.staging import Bucket
+from gve_jax.media.dataset_paths import inside
+from gve_jax.media.item import Item, as_item
+from gve_jax.streams.gcs_cache import Bucket
 
 MEDIA_ROOT = "media_root"  # in a directory's metadata: media are stored as paths below this folder
 

@@ -8,9 +8,9 @@ import json
 import os
 import re
 
-from gve_jax.files import parse_json
-from gve_jax.inputs.item import Item, as_item
-from gve_jax.inputs.paths import inside
+from gve_jax.media.dataset_paths import inside
+from gve_jax.media.item import Item, as_item
+from gve_jax.storage.files import parse_json
 
 MOST_NEGATIVES = 3  # what a step takes
 MODALITY_PAIR = re.compile(r"(?:T|I|V|TI|TV|IV|TIV)2(?:T|I|V|TI|TV|IV|TIV)")

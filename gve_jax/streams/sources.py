@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gve_jax.buckets import as_path, in_workdir, is_bucket
 from gve_jax.errors import UserError
-from gve_jax.streams import staging
+from gve_jax.storage.filesystem import as_path, in_workdir, is_bucket
+from gve_jax.streams import gcs_cache
 from gve_jax.streams.index import File
 from gve_jax.streams.jsonl import JsonlSources, open_jsonl
 from gve_jax.streams.pairs import PairSources
@@ -109,13 +109,13 @@ class Sources:
         are read, in every process that starts workers or reads, and not in its workers.
 
         Raises:
-          UserError: as `staging.copy`.
+          UserError: as `gcs_cache.copy`.
         """
         if self._fetched:
             return
         wanted = [one for part, names in self._by_part().items() for one in part.remote(names)]
         if wanted:
-            staging.copy(wanted)
+            gcs_cache.copy(wanted)
         self._fetched = True
 
     def read(self, source: str, indices: np.ndarray) -> list[dict]:
@@ -126,7 +126,7 @@ class Sources:
 
 def parse(
     given: str | Sequence[str] | Mapping[str, str],
-    cache: str = staging.CACHE,
+    cache: str = gcs_cache.CACHE,
     workdir: str | os.PathLike = ".",
 ) -> list[tuple[str, Part]]:
     """(suffix, sources) of each entry of `config.data.pairs`. A mapping gives a suffix and a place
@@ -146,7 +146,7 @@ def parse(
       UserError: an entry that is none of these, matches nothing, may be read in two ways, or is
         damaged.
     """
-    folder, parts = staging.cache_folder(in_workdir(cache, workdir)), []
+    folder, parts = gcs_cache.cache_folder(in_workdir(cache, workdir)), []
     for suffix, place in _entries(given, workdir):
         if not place.strip():
             raise UserError(f"data.pairs: {place!r} is neither PLACE nor NAME=PLACE")
@@ -214,7 +214,7 @@ def _matched(place: str, workdir: str | os.PathLike) -> list[str]:
         return [_fill(place, workdir)]
     pattern = in_workdir(place, glob.escape(os.fspath(workdir)))
     if is_bucket(pattern):
-        return staging.expand(pattern)
+        return gcs_cache.expand(pattern)
     return sorted(glob.glob(os.path.expanduser(pattern)))
 
 
@@ -224,8 +224,8 @@ def _files(place: str, cache: Path, workdir: str | os.PathLike) -> JsonlSources:
         raise UserError(f"data.pairs: no file matches {place}")
     if not is_bucket(matched[0]):
         return open_jsonl([File(os.path.abspath(path), path) for path in matched], cache)
-    copies = [(url, staging.local_path(url, cache)) for url in matched]
-    staging.copy(copies)
+    copies = [(url, gcs_cache.local_path(url, cache)) for url in matched]
+    gcs_cache.copy(copies)
     return open_jsonl([File(str(path), url, media=False) for url, path in copies], cache)
 
 
@@ -246,8 +246,8 @@ def _directories(place: str, workdir: str | os.PathLike) -> list[str]:
 def _directory(place: str, cache: Path) -> PairSources:
     if not is_bucket(place):
         return PairSources(place)
-    folder, bucket = staging.local_path(place, cache), staging.list_bucket(place)
-    staging.copy([(f"{bucket.url}/{name}", folder / name) for name in METADATA
+    folder, bucket = gcs_cache.local_path(place, cache), gcs_cache.list_bucket(place)
+    gcs_cache.copy([(f"{bucket.url}/{name}", folder / name) for name in METADATA
                   if name in bucket.names])  # fmt: skip
     return PairSources(folder, bucket)
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.files_test import POINTER
 
 from data.pairs.builder import run_import
 from data.pairs.rows import Reject, input_files, read_rows
@@ -12,8 +13,7 @@ from data.shapes.generate import generate
 from data.uvrd.part import Parts
 from data.uvrd.source import read_entries, stamps
 from gve_jax.errors import UserError
-from gve_jax.locks import lock_for_process, lock_scratch
-from tests.files_test import POINTER
+from gve_jax.storage.locks import lock_for_process, lock_scratch
 from tests.situations import situation
 
 ROW = json.dumps({"query": "q", "positive": "p"}) + "\n"

@@ -17,12 +17,12 @@ from data.pairs import importer, reader
 from data.pairs import rows as rows_module
 from data.pairs.__main__ import main
 from gve_jax.errors import UserError
-from gve_jax.inputs.item import Item
+from gve_jax.media.item import Item
 from gve_jax.streams import writing
 from gve_jax.streams.pairs import PairSources
 from gve_jax.streams.rows import BadRow, parse_row
 from tests.data import hostile_reader
-from tests.inputs.media import clip, picture
+from tests.media.files import clip, picture
 from tests.situations import situation
 
 ROOT = Path(__file__).resolve().parents[2]

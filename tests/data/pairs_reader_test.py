@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from data.pairs.reader import header
-from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.video import load_video
-from tests.inputs.animated import Part, apng, webp
-from tests.inputs.media import numbered, picture
+from gve_jax.media.errors import MediaError
+from gve_jax.media.video import load_video
+from tests.media.animated import Part, apng, webp
+from tests.media.files import numbered, picture
 
 PARTS = [Part(np.full((6, 8, 4), 255, np.uint8)) for _ in range(3)]
 STILL = Image.fromarray(numbered(1)[0])

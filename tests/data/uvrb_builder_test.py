@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tests.evals.sets_test import write_instances
 
 from data.uvrb.__main__ import main
 from data.uvrb.builder import SPLITS, UVRB, read
-from evals.uvrb.reader import read_set
-from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import choose
+from data.uvrb.reader import read_set
+from data.uvrb.sets import Sets
+from data.uvrb.tasks import choose
 from gve_jax.errors import UserError
-from gve_jax.inputs.video import load_video
+from gve_jax.media.video import load_video
 from tests.evals.released import pack
-from tests.evals.sets_test import write_instances
 from tests.evals.small_uvrb import make_benchmark
 
 NAMES = ("MSRVTT-I2V", "MS-TV", "CRB-T")

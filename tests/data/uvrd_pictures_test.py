@@ -12,7 +12,7 @@ from data.uvrd import pictures, world
 from data.uvrd.responder import World
 from data.uvrd.settings import Settings
 from data.uvrd.similarity import Similarity
-from gve_jax.inputs.isolation import Failure
+from gve_jax.media.isolation import Failure
 
 
 @pytest.fixture(scope="module")

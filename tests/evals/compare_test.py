@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from data.uvrb.tasks import NAMES
 from evals.uvrb import compare
 from evals.uvrb.__main__ import main
 from evals.uvrb.per_query import PerQuery
-from evals.uvrb.tasks import NAMES
 from gve_jax.errors import UserError
 from tests.evals.small_uvrb import ColourEncoder, make_benchmark
 from tests.situations import situation

@@ -6,18 +6,18 @@ import shutil
 
 import numpy as np
 import pytest
+from tests.evals.runs_test import score, write_set
 
+from data.uvrb.reader import read_set
+from data.uvrb.tasks import TASKS
 from evals.uvrb import compare
 from evals.uvrb.__main__ import main
 from evals.uvrb.check import failures
 from evals.uvrb.digests import set_digests
 from evals.uvrb.published import comparison
-from evals.uvrb.reader import read_set
-from evals.uvrb.tasks import TASKS
 from gve_jax.errors import UserError
-from gve_jax.inputs.errors import MediaError
+from gve_jax.media.errors import MediaError
 from tests.evals.evaluate_test import scores as results_with_scores
-from tests.evals.runs_test import score, write_set
 from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark
 from tests.situations import situation
 

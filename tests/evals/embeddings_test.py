@@ -12,8 +12,8 @@ import pytest
 
 from evals.uvrb import embeddings
 from evals.uvrb.__main__ import main
+from gve_jax.checkpoints.digests import weights_digest
 from gve_jax.errors import UserError
-from gve_jax.fingerprint import weights_digest
 from tests.conftest import ROOT
 from tests.evals.evaluate_test import run
 from tests.evals.small_uvrb import ColourEncoder, make_benchmark

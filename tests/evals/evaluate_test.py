@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from data.uvrb.tasks import MOTION, NAMES
 from evals.uvrb.__main__ import main
 from evals.uvrb.check import failures
 from evals.uvrb.evaluate import RULES
-from evals.uvrb.tasks import MOTION, NAMES
 from gve_jax.errors import UserError
 from tests.evals.small_uvrb import CLIPS, ColourEncoder, make_benchmark
 from tests.situations import situation

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from evals.speed import loading
-from tests.checkpoints import CFG
+from tests.checkpoint_files import CFG
 
 
 def test_a_generated_checkpoint_is_loaded_and_counted(tmp_path, monkeypatch, capsys):

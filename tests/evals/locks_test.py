@@ -9,14 +9,14 @@ from evals.curriculum.__main__ import main as curriculum
 from evals.synthesis.__main__ import main as synthesis
 from evals.uvrb.__main__ import main as uvrb
 from gve_jax.errors import UserError
-from gve_jax.locks import lock_for_process
+from gve_jax.storage.locks import lock_for_process
 from tests.conftest import ROOT
 from tests.situations import situation
 
 _HOLD = """
 import sys
 from pathlib import Path
-from gve_jax.locks import lock_for_process
+from gve_jax.storage.locks import lock_for_process
 with lock_for_process(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -60,7 +60,7 @@ def test_the_second_command_names_the_first(held, command):
 def test_a_lock_without_jax_leaves_the_devices_to_others(tmp_path):
     """Ablations start processes that train: who asks JAX which host this is takes the devices."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom gve_jax.locks import lock_for_process\n"
+        "import sys\nfrom pathlib import Path\nfrom gve_jax.storage.locks import lock_for_process\n"
         "with lock_for_process(Path(sys.argv[1])):\n"
         "    from jax._src import xla_bridge\n"
         "    assert not xla_bridge.backends_are_initialized()\n"

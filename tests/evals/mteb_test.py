@@ -16,17 +16,17 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import EncoderProtocol
 from tokenizers import Tokenizer
 
+from data.uvrb.sets import Sets
+from data.uvrb.tasks import TASKS, choose
 from evals.mteb.__main__ import main
 from evals.mteb.encoder import GVEEncoder, items
 from evals.mteb.tasks import metadata, tasks
-from evals.reference import Reference, import_torchvision
+from evals.parity.reference import Reference, import_torchvision
 from evals.uvrb.__main__ import main as evaluate_uvrb
-from evals.uvrb.sets import Sets
-from evals.uvrb.tasks import TASKS, choose
 from gve_jax import GVE
 from gve_jax.errors import UserError
 from gve_jax.retrieval import evaluate, rank_positives
-from tests import checkpoints
+from tests import checkpoint_files
 from tests.evals.small_uvrb import make_benchmark
 from tests.situations import situation
 
@@ -38,7 +38,7 @@ PROMPT = "Find what is described."
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return checkpoints.write(tmp_path_factory.mktemp("model"))
+    return checkpoint_files.write(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data.uvrb.tasks import NAMES, TASKS
 from evals.uvrb.published import (
     CELLS,
     QUOTED,
@@ -17,7 +18,6 @@ from evals.uvrb.published import (
 )
 from evals.uvrb.scores import ABILITIES, AVERAGES
 from evals.uvrb.statistics import pearson, spearman
-from evals.uvrb.tasks import NAMES, TASKS
 
 MISPRINTS = {"GME-2B": {"AVG-A"}, "VLM2Vec-V2": {"CG", "TXT", "AVG-A", "AVG-D"}}
 # Figure 7, the panel of CLIP models: each row against TXT, CMP, VIS, CG, FG, LC, S, T, PR.

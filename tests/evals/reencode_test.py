@@ -10,9 +10,9 @@ from evals.uvrb import reencode
 from evals.uvrb.__main__ import main
 from evals.uvrb.reencode import Reencoder
 from evals.uvrb.transcode import Coding, coding, encode
-from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.limits import Limits
-from gve_jax.inputs.video import load_video
+from gve_jax.media.errors import MediaError
+from gve_jax.media.limits import Limits
+from gve_jax.media.video import load_video
 from tests.evals.small_uvrb import ColourEncoder, make_benchmark
 from tests.situations import situation
 

@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from data.uvrb.tasks import TASKS
 from evals.uvrb import sections
 from evals.uvrb.__main__ import main
 from evals.uvrb.figures import rim
 from evals.uvrb.pictures import HEIGHT, Pictures
 from evals.uvrb.published import comparison
 from evals.uvrb.scores import ABILITIES
-from evals.uvrb.tasks import TASKS
 from gve_jax.errors import UserError
 from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark, make_clip
 

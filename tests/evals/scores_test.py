@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from data.uvrb.tasks import NAMES, TASKS, choose
 from evals.uvrb.scores import ABILITIES, AVERAGES, abilities, averages, cells
-from evals.uvrb.tasks import NAMES, TASKS, choose
 from gve_jax.errors import UserError
 from gve_jax.retrieval.metrics import chance
 

@@ -8,10 +8,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from evals.uvrb.tasks import NAMES
-from gve_jax.inputs.errors import MediaError
+from data.uvrb.tasks import NAMES
 from gve_jax.inputs.preprocess import InputSpec
-from gve_jax.inputs.video import load_video
+from gve_jax.media.errors import MediaError
+from gve_jax.media.video import load_video
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 40, 230)}
 CLIPS = ("red blue", "blue red", "green red", "red green", "blue green")  # first and last colour

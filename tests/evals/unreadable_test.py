@@ -9,7 +9,7 @@ import pytest
 from evals.uvrb import embeddings
 from evals.uvrb.__main__ import main
 from gve_jax.errors import UserError
-from gve_jax.inputs.errors import MediaError, RetryableMediaError
+from gve_jax.media.errors import MediaError, RetryableMediaError
 from tests.evals import small_uvrb
 from tests.evals.small_uvrb import ColourEncoder, make_benchmark
 from tests.situations import situation

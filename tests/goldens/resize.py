@@ -57,7 +57,7 @@ def main() -> None:
     import PIL
     from PIL import Image
 
-    from evals.reference_inputs import image_size, resize_video, video_size
+    from evals.parity.reference_inputs import image_size, resize_video, video_size
 
     if int(PIL.__version__.split(".")[0]) > 12:
         raise SystemExit(f"Pillow {PIL.__version__}: this needs 12")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from gve_jax.inputs.batch import Bucket, Buckets, collate, default_buckets, join, need, widen
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.layout import window_layout
-from gve_jax.inputs.pixels import smart_resize
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
-from tests.inputs.media import numbered
+from gve_jax.media.item import Item
+from gve_jax.media.pixels import smart_resize
+from tests.media.files import numbered
 
 SPEC = InputSpec(max_length=512)
 BUCKETS = Buckets(shapes=[[4, 80], (0, 64), (5, 192), (0, 40), (4, 200)], patches=48, windows=3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evals.uvrb.tasks import TASKS
+from data.uvrb.tasks import TASKS
 from gve_jax.errors import UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS, choose_instruction
 

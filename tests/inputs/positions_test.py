@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.positions import REGIMES, mrope_positions
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
+from gve_jax.media.item import Item
 from tests.goldens import mrope as golden
-from tests.inputs.media import numbered
+from tests.media.files import numbered
 
 NUMBERS = np.load(Path(golden.__file__).with_suffix(".npz"))
 

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.errors import MediaError
-from gve_jax.inputs.item import Item
-from gve_jax.inputs.pixels import patchify
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from tests.inputs.animated import Part, apng, png_chunk
-from tests.inputs.media import clip, encode, numbered, numbers, picture
+from gve_jax.media.errors import MediaError
+from gve_jax.media.item import Item
+from gve_jax.media.pixels import patchify
+from tests.media.animated import Part, apng, png_chunk
+from tests.media.files import clip, encode, numbered, numbers, picture
 from tests.situations import situation
 
 EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6

@@ -6,7 +6,7 @@ import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.prompt import Prompt
-from tests.inputs.media import small_tokenizer
+from tests.media.files import small_tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"

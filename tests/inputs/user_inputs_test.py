@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from gve_jax.errors import UserError
-from gve_jax.inputs.item import Item
 from gve_jax.inputs.user_inputs import read_inputs, split_inputs, warn_of_paths
-from tests.inputs.media import picture
+from gve_jax.media.item import Item
+from tests.media.files import picture
 from tests.situations import situation
 
 PICTURE = Image.new("RGB", (4, 4))

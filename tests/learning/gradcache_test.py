@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from gve_jax.distributed.sharding import make_mesh, place_batch
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Bucket
 from gve_jax.learning.gradcache import check_chunk, chunk_of, whole_of
@@ -14,7 +15,6 @@ from gve_jax.learning.optimizer import ADAPTERS
 from gve_jax.learning.state import init_state
 from gve_jax.learning.step import make_train_step
 from gve_jax.model.config import LoraConfig
-from gve_jax.sharding import make_mesh, place_batch
 from tests.learning.step_test import TX
 from tests.model.embedder_test import BUCKET, CFG, ROWS, make_batch
 from tests.situations import situation

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gve_jax.distributed.sharding import make_mesh, place_batch
 from gve_jax.learning.loss import FORMS, LossConfig, info_nce, learned
-from gve_jax.sharding import make_mesh, place_batch
 from tests.situations import situation
 
 B, D, TAU = 16, 12, 0.03

@@ -10,16 +10,16 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from gve_jax.distributed.sharding import AXES, make_mesh, param_shardings, place_batch
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Bucket
-from gve_jax.learning.checkpoint import Checkpoints
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import ADAPTERS, EVERYTHING, factors, make_optimizer
 from gve_jax.learning.state import abstract_state, init_state, join, split
 from gve_jax.learning.step import make_train_step
 from gve_jax.model.config import LoraConfig
 from gve_jax.model.embedder import init_params
-from gve_jax.sharding import AXES, make_mesh, param_shardings, place_batch
+from gve_jax.running.checkpoint import Checkpoints
 from tests.model.embedder_test import CFG, ROWS, make_batch
 
 SETTINGS = dict(

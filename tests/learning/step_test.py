@@ -6,11 +6,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from gve_jax.distributed.sharding import make_mesh, param_shardings, path_name, place_batch
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import EVERYTHING, decays, make_optimizer, make_schedule
 from gve_jax.learning.state import init_state, state_shardings
 from gve_jax.learning.step import make_train_step
-from gve_jax.sharding import make_mesh, param_shardings, path_name, place_batch
 from tests.model.embedder_test import BUCKET, CFG, ROWS, make_batch
 
 SETTINGS = ConfigDict(

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from gve_jax.distributed.sharding import make_mesh, param_shardings, place_batch
+from gve_jax.hardware import hlo
 from gve_jax.inputs.batch import Bucket, Buckets, collate
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.packing import collate_decode, collate_tower, make_plan
-from gve_jax.inputs.pixels import patchify
 from gve_jax.inputs.positions import mrope_positions
 from gve_jax.inputs.preprocess import InputSpec, Row
+from gve_jax.media.pixels import patchify
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import (
     Batch,
@@ -24,8 +26,6 @@ from gve_jax.model.embedder import (
     make_embed,
     make_encode,
 )
-from gve_jax.planning import hlo
-from gve_jax.sharding import make_mesh, param_shardings, place_batch
 from tests.goldens import qwen25vl as golden
 
 NUMBERS = np.load(Path(golden.__file__).with_suffix(".npz"))

@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from gve_jax.distributed.sharding import param_shardings, path_name, place_batch
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Bucket
 from gve_jax.learning.optimizer import decays
 from gve_jax.model import lora, rope
 from gve_jax.model.config import LoraConfig, ModelConfig
 from gve_jax.model.embedder import abstract_state, init_params, make_embed
-from gve_jax.sharding import param_shardings, path_name, place_batch
 from tests.goldens import qwen25vl as golden
 from tests.model.embedder_test import BUCKET, CFG, ROWS, cosine, make_batch
 

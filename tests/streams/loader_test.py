@@ -12,14 +12,14 @@ import pytest
 
 from data.shapes.render import encode_mp4, encode_png
 from gve_jax.errors import UserError
-from gve_jax.inputs import isolation
 from gve_jax.inputs.batch import Buckets
-from gve_jax.inputs.isolation import Isolated
-from gve_jax.inputs.item import Item
-from gve_jax.inputs.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.inputs.quarantine import Quarantine
+from gve_jax.media import isolation
+from gve_jax.media.isolation import Isolated
+from gve_jax.media.item import Item
+from gve_jax.media.limits import Limits
+from gve_jax.media.quarantine import Quarantine
 from gve_jax.streams.loader import LoadPairs, content_id, placed, read_ahead
 from gve_jax.streams.sources import Sources, parse
 from tests.situations import situation
@@ -106,7 +106,7 @@ def test_a_killed_worker_is_one_line():
 
 
 def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
-    monkeypatch.setattr(isolation, "WORKER", "tests.inputs.hostile")
+    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
     buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
     spoiled = (b"HANG", b"CRASH", b"BOMB", CLIP[: len(CLIP) // 2])
     good = [Item(video=encode_mp4(FRAMES[::-1])), *[Item(video=CLIP)] * 5]

@@ -1,0 +1,249 @@
+"""The files of one set: their digests, where they come from, and when they may go.
+
+A set is a folder that somebody extracted (`Folder`), or an archive that is extracted here into a
+cache and may be removed again when its embeddings are finished (`Archived`). Digests outlive the
+files: what has been embedded is found by content, without the content.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import jax
+
+from data.uvrb import archives
+from gve_jax.distributed import hosts
+from gve_jax.errors import UserError
+from gve_jax.media.walk import is_passed_over
+from gve_jax.storage.files import write_json, write_whole
+
+SEAL = "files.json"  # in an extracted folder: {"parts": [[name, bytes]], "files": {path: [...]}}
+FRAMES_FPS = 8.0  # frames a second of a folder of frames
+
+
+class Folder:
+    """Files below `root`; digests are kept in `record`, and are computed anew when a file's size or
+    time has changed.
+
+    record: a JSON file, or None to keep nothing.
+    """
+
+    def __init__(self, root: Path, record: Path | None = None):
+        self.root, self._record = root.resolve(), record
+        self._known = _read(record) if record is not None and record.exists() else {}
+        self._changed = False
+
+    def exists(self, path: Path) -> bool:
+        return path.is_file()
+
+    def has_folder(self, path: Path) -> bool:
+        return path.is_dir()
+
+    def rate(self, path: Path) -> float | None:
+        """Frames a second where a video is a folder of frames, else None: the file knows it."""
+        return FRAMES_FPS if self.has_folder(path) else None
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file, or of the names and digests in a folder of frames."""
+        if self.has_folder(path):
+            return _folder_digest((entry, self.digest(path / entry)) for entry in self._list(path))
+        name, stat = self._name(path), path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        if self._known.get(name, [])[:2] != stamp:
+            self._known[name] = [*stamp, file_sha256(path)]
+            self._changed = True
+        return self._known[name][2]
+
+    def ensure(self) -> None:
+        """Makes the files be there; they are."""
+
+    def fetch(self, paths: Iterable[Path]) -> None:
+        """Makes some of the files be there; they are."""
+
+    def save(self) -> None:
+        """Keeps the digests for the next run."""
+        if self._changed and self._record is not None:
+            write_json(self._record, {"files": self._known})
+            self._changed = False
+
+    def _list(self, path: Path) -> list[str]:
+        return sorted(entry for entry in os.listdir(path) if not is_passed_over(entry))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+class Listed(Folder):
+    """Files known from a list, `{path: [bytes, time, SHA-256]}`; they need not be there."""
+
+    def __init__(self, root: Path, known: dict[str, list]):
+        super().__init__(root)
+        self._known = known
+        self._folders = {parent.as_posix() for name in known for parent in Path(name).parents}
+
+    def exists(self, path: Path) -> bool:
+        return self._name(path) in self._known
+
+    def has_folder(self, path: Path) -> bool:
+        return self._name(path) in self._folders
+
+    def digest(self, path: Path) -> str:
+        if self.has_folder(path):
+            return super().digest(path)
+        return self._known[self._name(path)][2]
+
+    def _list(self, path: Path) -> list[str]:
+        below = self._name(path) + "/"
+        names = (name[len(below) :] for name in self._known if name.startswith(below))
+        return sorted(name for name in names if "/" not in name and not is_passed_over(name))
+
+
+class Archived(Listed):
+    """A set that is extracted from its archive, once, and again where it was discarded.
+
+    Args:
+      name: of the set.
+      parts: of the archive; may be empty if `root` was extracted before.
+      root: CACHE/UVRB/NAME.
+      tick: told of the extraction's progress, bytes of the archive read and in all.
+
+    Raises:
+      UserError: what `archives.scan` refuses, a disk that is too small, an extraction of other
+        parts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[Path],
+        root: Path,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        self.name, self.parts, self._tick = name, list(parts), tick
+        if jax.process_index() == 0 and not (root / SEAL).exists():
+            extract(self.parts, name, root, tick)
+        hosts.wait()
+        seal = root / SEAL
+        super().__init__(root, _read(seal))
+        now = [[part.name, part.stat().st_size] for part in self.parts]
+        if now and now != _json(seal).get("parts"):
+            raise UserError(f"{seal}: extracted from other parts; delete {root}")
+
+    def ensure(self) -> None:
+        """Extracts the set again if any of its files is gone. Every host of the job calls it."""
+        if jax.process_index() == 0 and not all(map(self._is_there, self._known)):
+            if not self.parts:
+                raise UserError(
+                    f"{self.name}: its files were discarded, and its archive is not there any more"
+                )
+            extract(self.parts, self.name, self.root, self._tick)
+        hosts.wait()
+        self._known = _read(self.root / SEAL)
+
+    def fetch(self, paths: Iterable[Path]) -> None:
+        """Extracts those of some files that are gone, for one host to look at; nothing where the
+        archive is gone, too."""
+        asked = {self._name(path) for path in paths}
+        asked |= {name for name in self._known if Path(name).parent.as_posix() in asked}  # frames
+        wanted = {name for name in asked & self._known.keys() if not self._is_there(name)}
+
+        def take(name: str, size: int, blocks) -> None:
+            if name in wanted:
+                target = self.root / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(target, lambda file: file.writelines(blocks))
+
+        if wanted and self.parts:
+            total = sum(part.stat().st_size for part in self.parts)
+            archives.scan(self.parts, self.name, take, tick=lambda done: self._tick(done, total))
+
+    def discard(self) -> int:
+        """Removes the extracted media; the lists and the digests stay. Returns the bytes freed."""
+        if jax.process_index():
+            return 0  # all hosts have read what they need: they waited for each other's embeddings
+        freed = 0
+        for name, (size, *_) in self._known.items():
+            if not name.startswith("jsonl/") and (self.root / name).is_file():
+                (self.root / name).unlink()
+                freed += size
+        return freed
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            return (self.root / name).stat().st_size == self._known[name][0]
+        except OSError:
+            return False
+
+
+def extract(
+    parts: Sequence[Path],
+    name: str,
+    root: Path,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    limits: archives.Limits | None = None,
+) -> None:
+    """Extracts an archive into `root`, whole or not at all, with the digests of all its files."""
+    total = sum(part.stat().st_size for part in parts)
+    building = root.with_name(root.name + ".part")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    free = shutil.disk_usage(building).free
+    if free < total:  # video does not get smaller by gzip
+        raise UserError(f"{name}: its archive of {total / 1e9:.1f} GB does not fit on the disk of "
+                        f"{root.parent}, which has {free / 1e9:.1f} GB free")  # fmt: skip
+    found: dict[str, list] = {}
+
+    def take(path: str, size: int, blocks) -> None:
+        target = building / path
+        digest = hashlib.sha256()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target, "xb") as file:
+                for block in blocks:
+                    digest.update(block)
+                    file.write(block)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{name}: {path!r} is both a file and a folder") from error
+        found[path] = [size, digest.hexdigest()]
+
+    try:
+        archives.scan(parts, name, take, limits, lambda done: tick(done, total))
+        files = {
+            path: [size, (building / path).stat().st_mtime_ns, digest]
+            for path, (size, digest) in found.items()
+        }
+        made_of = [[part.name, part.stat().st_size] for part in parts]
+        write_json(building / SEAL, {"parts": made_of, "files": files})
+        shutil.rmtree(root, ignore_errors=True)
+        os.rename(building, root)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_digest(entries: Iterable[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(list(entries)).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, list]:
+    files = _json(path).get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(entry, list) and len(entry) == 3 for entry in files.values()
+    ):
+        raise UserError(f"{path}: not a list of files; delete it")
+    return files
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable ({error}); delete it") from error
+    return value if isinstance(value, dict) else {}

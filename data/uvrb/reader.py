@@ -1,0 +1,234 @@
+"""Reads one set in UVRB's own layout (https://huggingface.co/datasets/Alibaba-NLP/UVRB).
+
+    DIR/UVRB/<NAME>/jsonl/queries.jsonl    {"id", "text", "image", "video"}, unused ones empty
+    DIR/UVRB/<NAME>/jsonl/instances.jsonl  {"qid", "pos": [corpus ids]}
+    DIR/UVRB/<NAME>/jsonl/corpus.jsonl     {"id", "video"}
+
+Media are paths relative to DIR/UVRB/<NAME>. Where a video is not there, but its frames are, in
+`videos_frames/<its path or stem>/`, those are read, at 8 frames a second. A benchmark that is read
+wrongly still gives a number, so everything that does not fit is refused.
+"""
+
+import functools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from data.uvrb.files import Folder
+from data.uvrb.tasks import MOMENT, Task
+from gve_jax.errors import UserError
+from gve_jax.media.dataset_paths import inside
+from gve_jax.storage.files import read_records, text_id, unique_id
+
+FRAMES = "videos_frames"
+_NEGATIVES = ("neg", "negatives")
+_CANDIDATES = "candidates"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query: at least one of text, image and video, and the ids of its positives."""
+
+    id: str
+    text: str
+    image: Path | None
+    video: Path | None
+    positives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A video of the corpus, a file or a folder of frames."""
+
+    id: str
+    video: Path
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """One set as read from disk, in file order; ids are unique, media exist inside `root`.
+
+    pool: "whole" ranks each query in the whole corpus, "candidates" in its own `candidates`: ids
+      of documents for each query, its positives among them; None for "whole".
+    files: digests of the media, and where they come from.
+    """
+
+    task: Task
+    root: Path
+    queries: tuple[Query, ...]
+    corpus: tuple[Document, ...]
+    pool: str = "whole"
+    candidates: tuple[tuple[str, ...], ...] | None = None
+    files: Folder | None = field(default=None, compare=False, repr=False)
+
+    @functools.cached_property
+    def place_of(self) -> dict[str, int]:
+        """The place of each query by its id."""
+        return {query.id: place for place, query in enumerate(self.queries)}
+
+
+def read_set(
+    data: str | os.PathLike,
+    task: Task,
+    *,
+    moment_pool: str = "whole",
+    files: Folder | None = None,
+    media: bool = True,
+    missing: list[str] | None = None,
+) -> RetrievalSet:
+    """Reads and checks one set.
+
+    Args:
+      data: the directory that holds `UVRB/`.
+      task: the row of the table.
+      moment_pool: of MS-TI and MS-TV, one of POOLS; other sets are ranked whole.
+      files: of the set's folder; by default what is on disk.
+      media: False does not look whether the media exist, for whoever does not read them.
+      missing: receives the media that are not there, in the place of an error.
+
+    Raises:
+      UserError: a missing file or video, a line that is not the expected JSON, an id that occurs
+        twice, a path that leaves the set, a positive that is not in the corpus, a query without
+        positives, candidates (where those are asked for) or content, two videos of one folder of
+        frames. The message names the file, the line or the id.
+    """
+    root = Path(data) / "UVRB" / task.name
+    if not root.is_dir():
+        raise UserError(f"{task.name}: no such folder: {root} (choose sets with --datasets)")
+    files = files or Folder(root)
+    find = _Media(root.resolve(), files, media, missing)
+    pool = moment_pool if task.name in MOMENT else "whole"
+
+    corpus: dict[str, Document] = {}
+    for place, record in read_records(root / "jsonl" / "corpus.jsonl"):
+        document = unique_id(place, record, "id", corpus)
+        video = find.video(place, record)
+        if video is None:
+            raise UserError(f"{place}: document {document!r} has no video")
+        corpus[document] = Document(document, video)
+    if not corpus:
+        raise UserError(f"{task.name}: corpus.jsonl is empty")
+
+    positives: dict[str, tuple[str, ...]] = {}
+    candidates: dict[str, tuple[str, ...]] = {}
+    for place, record in read_records(root / "jsonl" / "instances.jsonl"):
+        query = unique_id(place, record, "qid", positives)
+        positives[query] = _documents(place, record, "pos", query, corpus)
+        if pool == "candidates":
+            candidates[query] = _candidates(place, record, query, corpus, positives[query])
+
+    queries: dict[str, Query] = {}
+    for place, record in read_records(root / "jsonl" / "queries.jsonl"):
+        query = unique_id(place, record, "id", queries)
+        text = record.get("text") or ""
+        if not isinstance(text, str):
+            raise UserError(f"{place}: 'text' is not a string")
+        image = find.image(place, record)
+        video = find.video(place, record)
+        if not (text.strip() or image or video):
+            raise UserError(f"{place}: query {query!r} has no text, image or video")
+        if query not in positives:
+            raise UserError(f"{place}: query {query!r} has no positives in instances.jsonl")
+        queries[query] = Query(query, text, image, video, positives[query])
+
+    if not queries:
+        raise UserError(f"{task.name}: queries.jsonl is empty")
+    orphans = sorted(set(positives) - set(queries))
+    if orphans:
+        raise UserError(f"{task.name}: instances.jsonl names query {orphans[0]!r}, not in queries")
+    return RetrievalSet(
+        task,
+        root,
+        tuple(queries.values()),
+        tuple(corpus.values()),
+        pool,
+        tuple(candidates[query] for query in queries) if pool == "candidates" else None,
+        files,
+    )
+
+
+_KINDS = {"pos": "positive", _CANDIDATES: "candidate"} | dict.fromkeys(_NEGATIVES, "negative")
+
+
+def _documents(place: str, record: dict, key: str, query: str, corpus: dict) -> tuple[str, ...]:
+    values, kind = record.get(key), _KINDS[key]
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{place}: query {query!r} has no {kind}s")
+    ids = tuple(text_id(place, value) for value in values)
+    for value in ids:
+        if value not in corpus:
+            raise UserError(f"{place}: {kind} {value!r} of query {query!r} is not in the corpus")
+    if len(set(ids)) != len(ids):
+        raise UserError(f"{place}: query {query!r} has the same {kind} twice")
+    return ids
+
+
+def _candidates(
+    place: str, record: dict, query: str, corpus: dict, positives: tuple[str, ...]
+) -> tuple[str, ...]:
+    """A query's own pool: listed whole under `candidates`, or what `neg` adds to the positives."""
+    if _CANDIDATES in record:
+        ids = _documents(place, record, _CANDIDATES, query, corpus)
+        if lost := sorted(set(positives) - set(ids)):
+            raise UserError(
+                f"{place}: positive {lost[0]!r} of query {query!r} is not among its candidates"
+            )
+        return ids
+    key = next((key for key in _NEGATIVES if key in record), None)
+    if key is None:
+        raise UserError(
+            f"{place}: query {query!r} has no '{_CANDIDATES}' or '{_NEGATIVES[0]}'; "
+            "rank it in the whole corpus with --moment-pool whole"
+        )
+    ids = _documents(place, record, key, query, corpus)
+    if both := sorted(set(positives) & set(ids)):
+        raise UserError(f"{place}: query {query!r} has {both[0]!r} as positive and as negative")
+    return positives + ids
+
+
+class _Media:
+    """Finds the media of a set, inside its own folder even through links."""
+
+    def __init__(self, home: Path, files: Folder, required: bool, missing: list[str] | None):
+        self._home, self._files = home, files
+        self._required, self._missing = required, missing
+        self._frames: dict[Path, str] = {}  # whose frames a folder holds
+
+    def image(self, place: str, record: dict) -> Path | None:
+        value = record.get("image") or ""
+        if not value:
+            return None
+        path = inside(self._home, value, f"{place}: image")
+        if self._required and not self._files.exists(path):
+            self._miss(f"{place}: missing image: {value}")
+        return path
+
+    def video(self, place: str, record: dict) -> Path | None:
+        """The file, or the folder of frames; None when unused."""
+        value = record.get("video") or ""
+        if not value:
+            return None
+        path = inside(self._home, value, f"{place}: video")
+        if not self._required or self._files.exists(path) or self._files.has_folder(path):
+            return path
+        for name in dict.fromkeys(_frame_folders(value)):
+            folder = inside(self._home, name, f"{place}: video")
+            if self._files.has_folder(folder):
+                owner = self._frames.setdefault(folder, value)
+                if owner != value:
+                    raise UserError(f"{place}: {value} and {owner} share the frames in {name}")
+                return folder
+        self._miss(f"{place}: missing video: {value}")
+        return path
+
+    def _miss(self, what: str) -> None:
+        if self._missing is None:
+            raise UserError(what)
+        self._missing.append(what)
+
+
+def _frame_folders(video: str) -> tuple[str, str]:
+    """Where a video's frames may be: under its path without the first folder, or its stem."""
+    path = PurePosixPath(video)
+    below = path.relative_to(path.parts[0]) if len(path.parts) > 1 else path
+    return f"{FRAMES}/{below.with_suffix('')}", f"{FRAMES}/{path.stem}"

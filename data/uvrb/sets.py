@@ -1,0 +1,129 @@
+"""Where the sets of one command come from: extracted folders, archives, or what a cache kept.
+
+For each set, in this order:
+
+    DATA/UVRB/NAME/                         extracted by somebody
+    DATA[/UVRB]/NAME.tar.gz.part00, ...     extracted into CACHE/UVRB/NAME when first needed
+    CACHE/UVRB/NAME/                        extracted before; the archive may be gone
+
+With `one_at_a_time` an extraction is removed when its embeddings are finished, so that the disk
+holds one set. Its lists and digests stay: scoring again needs no media.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from data.uvrb.archives import find_parts
+from data.uvrb.files import SEAL, Archived, Folder
+from data.uvrb.reader import RetrievalSet, read_set
+from data.uvrb.tasks import Task
+from gve_jax.errors import UserError
+
+
+class Sets:
+    """Opens sets.
+
+    Args:
+      data: the directory that holds `UVRB/`, or the archives.
+      cache: where archives are extracted.
+      digests: folder for the digests of extracted sets, so that no file is read twice for them.
+      moment_pool: see `read_set`.
+      media: False where only ids are needed.
+      one_at_a_time: `each` extracts a set when its turn comes, and discards it afterwards.
+      tick: called while a set is extracted: its name, bytes read of its archive, bytes in all.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        cache: Path,
+        digests: Path | None = None,
+        *,
+        moment_pool: str = "whole",
+        media: bool = True,
+        one_at_a_time: bool = False,
+        tick: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ):
+        self.data, self.cache, self._digests = data, cache, digests
+        self.moment_pool, self._media = moment_pool, media
+        self._one_at_a_time, self._tick = one_at_a_time, tick
+        self._opened: dict[str, RetrievalSet] = {}
+        self._sizes: dict[str, int] = {}
+        self._tasks: tuple[Task, ...] = ()
+
+    def check(self, tasks: Iterable[Task]) -> None:
+        """Before any work: reads the sets that are folders, finds the archives of the others.
+
+        Raises:
+          UserError: see `open`.
+        """
+        self._tasks = tuple(tasks)
+        for task in self._tasks:
+            if self._locate(task) is None:
+                self.open(task)
+
+    @property
+    def total(self) -> int:
+        """Queries and documents of all sets that were checked; see `size`."""
+        return self.size(self._tasks)
+
+    def ready(self, tasks: Iterable[Task]) -> None:
+        """Opens all sets, unless they come one at a time."""
+        for task in () if self._one_at_a_time else tasks:
+            self.open(task)
+
+    def each(self, tasks: Iterable[Task]) -> Iterator[RetrievalSet]:
+        """The sets in order; one at a time, an extraction is gone when the next set comes."""
+        for task in tasks:
+            found = self.open(task)
+            yield found
+            if self._one_at_a_time:
+                self.discard(found)
+
+    def open(self, task: Task) -> RetrievalSet:
+        """Reads one set; an archive is extracted first. Every host of the job calls it.
+
+        Raises:
+          UserError: see `read_set` and `archives.scan`; a set that is nowhere.
+        """
+        if task.name in self._opened:
+            return self._opened[task.name]
+        parts = self._locate(task)
+        if parts is None:
+            record = self._digests and self._digests / f"{task.name}.json"
+            home, files = self.data, Folder(self.data / "UVRB" / task.name, record)
+        else:
+            home = self.cache
+            files = Archived(
+                task.name,
+                parts,
+                home / "UVRB" / task.name,
+                lambda done, total: self._tick(task.name, done, total),
+            )
+        found = read_set(home, task, moment_pool=self.moment_pool, files=files, media=self._media)
+        self._sizes[task.name] = len(found.queries) + len(found.corpus)
+        if parts is None or not self._one_at_a_time:
+            self._opened[task.name] = found
+        return found
+
+    def size(self, tasks: Iterable[Task]) -> int:
+        """Queries and documents; the table's where a set has not been extracted yet."""
+        return sum(self._sizes.get(task.name, task.queries + task.corpus) for task in tasks)
+
+    def discard(self, found: RetrievalSet) -> None:
+        if isinstance(found.files, Archived):
+            found.files.discard()
+
+    def _locate(self, task: Task) -> list[Path] | None:
+        """The parts of the set's archive, [] if only the cache has it, None if it is a folder."""
+        if (self.data / "UVRB" / task.name).is_dir():
+            return None
+        for folder in (self.data, self.data / "UVRB"):
+            if parts := find_parts(folder, task.name):
+                return parts
+        if (self.cache / "UVRB" / task.name / SEAL).is_file():
+            return []
+        raise UserError(
+            f"{task.name}: no such folder: {self.data / 'UVRB' / task.name}, and no "
+            f"{task.name}.tar.gz.part00 in {self.data} (choose sets with --datasets)"
+        )

@@ -1,0 +1,137 @@
+"""The mesh, and the one table that says where each parameter lives and whether it decays."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gve_jax.errors import UserError
+from gve_jax.model.embedder import Batch, Packed
+
+AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")  # what the rows of a batch are split over
+ROWS = P(ROW_AXES)
+
+
+class Rule(NamedTuple):
+    """What becomes of the parameters whose path `pattern` is found in."""
+
+    pattern: str
+    spec: P
+    decays: bool
+
+
+# First match wins and every parameter must match. Stacked layers carry a leading layer axis, which
+# is never split. A dimension that its axis does not divide is replicated instead. Matrices decay;
+# embeddings, norms and biases do not. What trains, and how fast, is the experiment's own table of
+# the same kind: `config.optimizer.rates`.
+_RULES = (
+    (r"language/embed_tokens$", P("tensor", "fsdp"), False),
+    (r"language/layers/.*/(q|k|v|gate|up)_proj/kernel$", P(None, "fsdp", "tensor"), True),
+    (r"language/layers/.*/(o|down)_proj/kernel$", P(None, "tensor", "fsdp"), True),
+    (r"visual/blocks/.*/(qkv|gate_proj|up_proj)/kernel$", P(None, "fsdp", "tensor"), True),
+    (r"visual/blocks/.*/(proj|down_proj)/kernel$", P(None, "tensor", "fsdp"), True),
+    (r"visual/patch_embed/kernel$", P(None, "fsdp"), True),
+    (r"visual/merger/mlp_0/kernel$", P("fsdp", "tensor"), True),
+    (r"visual/merger/mlp_2/kernel$", P("tensor", "fsdp"), True),
+    (r".*/(bias|weight)$", P(), False),
+    # Adapters go with their kernel: what it sums over, and what it gives.
+    (r"/((q|k|v|gate|up)_proj|qkv)/lora/a$", P(None, "fsdp"), True),
+    (r"/((q|k|v|gate|up)_proj|qkv)/lora/b$", P(None, None, "tensor"), True),
+    (r"/((o|down)_proj|proj)/lora/a$", P(None, "tensor"), True),
+    (r"/((o|down)_proj|proj)/lora/b$", P(None, None, "fsdp"), True),
+    (r"visual/merger/.*/lora/[ab]$", P(), True),
+    (r"^loss/log_temperature$", P(), False),
+)
+RULES: tuple[Rule, ...] = tuple(Rule(*rule) for rule in _RULES)
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
+    """A mesh `(data, fsdp, tensor)`; one axis may be -1: what is left.
+
+    Args:
+      devices: all of this run when None; a planner brings those of a machine that is elsewhere.
+
+    Raises:
+      UserError: unknown axes, or sizes that do not multiply to the number of devices.
+    """
+    unknown = sorted(set(axes) - set(AXES))
+    if unknown:
+        raise UserError(f"mesh.{unknown[0]}: unknown axis; the axes are {', '.join(AXES)}")
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = [int(axes.get(axis, 1)) for axis in AXES]
+    if sizes.count(-1) == 1:
+        known = -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = count // known if known and count % known == 0 else 0
+    if min(sizes) < 1 or int(np.prod(sizes)) != count:
+        given = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
+        raise UserError(f"mesh ({given}) does not divide {count} devices")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def own_mesh() -> Mesh | None:
+    """Of a host that embeds its share of a job, on its own devices; None: all devices there are."""
+    return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
+
+
+def path_name(path) -> str:
+    """`language/layers/mlp/...` of a JAX key path."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def rule_of(name: str) -> Rule:
+    """The rule of a parameter by its path.
+
+    Raises:
+      ValueError: no rule matches it.
+    """
+    for rule in RULES:
+        if re.search(rule.pattern, name):
+            return rule
+    raise ValueError(f"no rule of gve_jax.distributed.sharding matches parameter {name}")
+
+
+def param_shardings(params, mesh: Mesh):
+    """NamedShardings of a parameter tree (arrays or their shapes), by `RULES`.
+
+    Raises:
+      ValueError: a parameter no rule matches.
+    """
+
+    def sharding(path, leaf):
+        spec = rule_of(path_name(path)).spec
+        return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def _fitting(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    return P(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None
+          for axis, size in zip(spec, shape, strict=False))
+    )  # fmt: skip
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def place_batch(arrays, mesh: Mesh):
+    """Each process's rows -> global arrays, split over (data, fsdp). The batch axis is the first,
+    except in `positions`, where it is the second."""
+
+    def put(array, spec=ROWS):
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array)
+
+    def place(node):
+        if isinstance(node, Batch | Packed):
+            fields = {name: place(getattr(node, name)) for name in node.__dataclass_fields__
+                      if name != "positions"}  # fmt: skip
+            return type(node)(positions=put(node.positions, P(None, *ROWS)), **fields)
+        return None if node is None else put(node)
+
+    return jax.tree.map(place, arrays, is_leaf=lambda node: isinstance(node, Batch | Packed))

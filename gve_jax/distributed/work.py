@@ -1,0 +1,69 @@
+"""Work that the hosts of a job divide, in a folder that all of them see."""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+
+from gve_jax.distributed import hosts
+from gve_jax.errors import UserError
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.storage.files import read_records, write_whole
+
+SHARED_S = 90  # how long files of another host may take to appear in a network's folder
+
+T = TypeVar("T")
+
+
+def share(items: Sequence[T], host: int | None = None, count: int | None = None) -> Sequence[T]:
+    """What one of `count` hosts, by default this one, takes: every count-th, as long videos often
+    follow each other."""
+    host = jax.process_index() if host is None else host
+    return items[host :: count or jax.process_count()]
+
+
+def appears(there: Callable[[], bool]) -> bool:
+    """Whether `there` is true, or comes to be: a network's folder may be late."""
+    for _ in range(SHARED_S if jax.process_count() > 1 else 0):
+        if there():
+            return True
+        time.sleep(1)
+    return there()
+
+
+def check_shared(folder: Path) -> None:
+    """UserError on all hosts unless `folder` is the same one on all."""
+    if jax.process_count() == 1:
+        return
+    mark = folder / ".shared"
+    token = hosts.gather(secrets.token_hex(8))[0]
+    if jax.process_index() == 0:
+        write_whole(mark, lambda file: file.write(token.encode()))
+    hosts.wait()
+    seen = hosts.gather(appears(lambda: mark.is_file() and mark.read_text() == token))
+    if jax.process_index() == 0:
+        mark.unlink(missing_ok=True)
+    for host, its in enumerate(seen):
+        if not its:
+            raise UserError(f"{folder} is not the same folder on hosts 0 and {host}")
+
+
+def open_quarantine(
+    folder: Path, max_share: float, prefixes: tuple[str, ...] = ("",)
+) -> Quarantine:
+    """This host's own of a job: `quarantine.jsonl`, which in the end receives the others' lines."""
+    host = jax.process_index()
+    name = f"quarantine-{host}.jsonl" if host else "quarantine.jsonl"
+    return Quarantine(folder / name, max_share, prefixes=prefixes)
+
+
+def merge_quarantines(quarantine: Quarantine) -> None:
+    """Host 0 takes in what the others recorded, when they are done, and removes their files."""
+    for path in sorted(Path(quarantine.path).parent.glob("quarantine-*.jsonl")):
+        Quarantine(path, 1.0)  # takes off the last line of a host that was killed, if torn
+        for _, line in read_records(path):
+            quarantine.record(**line)
+        path.unlink()

@@ -1,0 +1,142 @@
+"""GIF, APNG and animated WebP, with the times their frames state."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gve_jax.media.animation_formats import (
+    CLEAR,
+    KEEP,
+    PNG_SIGNATURE,
+    RESTORE,
+    Animation,
+    Frame,
+    parse,
+)
+from gve_jax.media.errors import LimitError, MediaError
+from gve_jax.media.limits import Limits
+from gve_jax.media.pixels import check_mode, exif_orientation, load_image, turn
+from gve_jax.media.sampling import Sampling, Timeline, sample
+
+_FORMATS = ("GIF", "PNG", "WEBP")
+_SHORTEST, _USUAL = 0.01, 0.1  # seconds: browsers show a frame of 0 to 10 ms for 100 ms
+
+
+def is_animation(source) -> bool:
+    """Whether a path or bytes are in a format of this file."""
+    if isinstance(source, bytes):
+        head = source[:12]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(12)
+    webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+    return head.startswith((b"GIF8", PNG_SIGNATURE)) or webp
+
+
+def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = False):
+    """uint8 [T, H, W, 3], transparency on white, and frames a second.
+
+    Args:
+      exif: turn the frames as the file's EXIF orientation says.
+
+    Raises:
+      MediaError: a picture without motion, damage. What declares an animation is one, also of a
+        single frame; every GIF does.
+    """
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        animation = read_frames(data, name, limits)
+        times = _times(animation, name, limits)
+        lengths, total = np.diff(times), len(animation.frames)
+        even = bool(np.ptp(lengths) < 1e-9)
+        rate = float(1 / lengths[0] if even else total / times[-1])
+        indices, fps = sample(sampling, Timeline(total, rate, None if even else times), name)
+        pictures = [load_image(one) for one in _compose(animation, indices.tolist(), name)]
+        if exif:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                orientation = exif_orientation(image)
+            pictures = [turn(picture, orientation) for picture in pictures]
+        return np.stack(pictures), fps
+    except MediaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds of things on damaged data
+        raise MediaError(f"{name}: not a readable video ({error})") from error
+
+
+def read_frames(data: bytes, name: str, limits: Limits) -> Animation:
+    """The frames of a file within the limits; none is decoded.
+
+    Raises:
+      MediaError: a picture without motion, too many or too large frames, damage.
+    """
+    try:
+        animation = parse(data, limits.frames)
+        if animation is None:
+            raise ValueError("a picture without motion; give it as an image")
+    except ValueError as error:
+        raise MediaError(f"{name}: not a readable video ({error})") from error
+    if len(animation.frames) > limits.frames:
+        raise LimitError(f"{name}: at least {len(animation.frames)} frames are above the limit of "
+                         f"{limits.frames}")  # fmt: skip
+    sizes = [(animation.width, animation.height)] + [one.box[2:] for one in animation.frames]
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    if width * height > limits.frame_pixels:
+        raise LimitError(f"{name}: frames of {width} x {height} are above the limit of "
+                         f"{limits.frame_pixels} pixels")  # fmt: skip
+    return animation
+
+
+def _times(animation: Animation, name: str, limits: Limits) -> np.ndarray:
+    """float64 [frames + 1]: when each frame begins and the last one ends."""
+    lengths = [float(one.seconds) for one in animation.frames]
+    lengths = [seconds if seconds > _SHORTEST else _USUAL for seconds in lengths]
+    times = np.concatenate([[0.0], np.cumsum(lengths)])
+    if times[-1] > limits.duration:
+        raise LimitError(f"{name}: {times[-1]:.0f} s are above the limit of {limits.duration:g} s")
+    return times
+
+
+def _compose(animation: Animation, wanted: Sequence[int], name: str) -> Iterator[Image.Image]:
+    """The canvas (RGBA) at the frames of these numbers, which ascend. A frame is decoded only where
+    a wanted one shows something of it."""
+    frames, size = animation.frames, (animation.width, animation.height)
+    canvas, done, before = None, -1, None
+    for number in wanted:
+        first = number
+        while first > done + 1 and not _covers(frames[first], size):
+            first -= 1
+        for k in range(first, number + 1):
+            if k == 0 or k > done + 1 and k == first:
+                canvas = Image.new("RGBA", size, animation.fill)
+            elif frames[k - 1].dispose == CLEAR:
+                canvas.paste(frames[k - 1].fill, _area(frames[k - 1]))
+            elif frames[k - 1].dispose == RESTORE:
+                canvas.paste(before, _area(frames[k - 1]))
+            before = canvas.crop(_area(frames[k])) if frames[k].dispose == RESTORE else None
+            _draw(canvas, frames[k], name)
+        done = number
+        yield canvas
+
+
+def _covers(frame: Frame, size: tuple[int, int]) -> bool:
+    """Whether nothing of what was there before shows, with this frame or after it."""
+    return frame.box == (0, 0, *size) and not frame.over and frame.dispose in (KEEP, CLEAR)
+
+
+def _area(frame: Frame) -> tuple[int, int, int, int]:
+    x, y, width, height = frame.box
+    return x, y, x + width, y + height
+
+
+def _draw(canvas: Image.Image, frame: Frame, name: str) -> None:
+    with Image.open(io.BytesIO(b"".join(frame.still)), formats=_FORMATS) as image:
+        check_mode(image, name)
+        if image.size != frame.box[2:]:
+            raise ValueError(f"a frame of {image.size}, not {frame.box[2:]} pixels")
+        if frame.over:
+            canvas.alpha_composite(image.convert("RGBA"), frame.box[:2])
+        else:
+            canvas.paste(image.convert("RGBA"), frame.box[:2])

@@ -1,0 +1,61 @@
+"""What one medium may cost. A medium is untrusted: past a limit it is refused, never cut short."""
+
+import argparse
+import dataclasses
+
+from gve_jax.errors import UserError
+from gve_jax.fields import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds on one item; what exceeds one becomes a `MediaError` that names it.
+
+    None of them changes what a medium within them becomes, so they are no part of a fingerprint.
+
+    Attributes:
+      frame_pixels: pixels of one decoded frame or image.
+      frames: frames of a video.
+      streams: streams of a container, of any kind.
+      duration: seconds of a video.
+      seconds: wall-clock seconds of reading and decoding one item; its process is killed then.
+      memory: bytes that reading one item may add to its process.
+
+    Raises:
+      UserError: a number that is not above 0; it names the field.
+    """
+
+    frame_pixels: int = 8192 * 8192
+    frames: int = 2_000_000
+    streams: int = 64
+    duration: float = 24 * 3600.0
+    seconds: float = setting(60.0, most=1e6)
+    memory: int = setting(4 << 30, most=2**62)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise UserError(f"limits.{field.name} must be above 0, not {value!r}")
+            most = getattr(field.metadata.get("rule"), "most", None)
+            if most is not None and value > most:
+                raise UserError(f"limits.{field.name} must be at most {most:g}, not {value!r}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options `--limits.seconds 20` and so on, one a field."""
+    group = parser.add_argument_group("limits of one file (gve_jax/media/limits.py)")
+    for field in dataclasses.fields(Limits):
+        group.add_argument(
+            f"--limits.{field.name}",
+            type=field.type if isinstance(field.type, type) else float,
+            default=field.default,
+            metavar="N",
+            help=f"{field.default:,}",
+        )
+
+
+def from_arguments(args: argparse.Namespace) -> Limits:
+    """The limits that a command line asks for; raises UserError as `Limits` does."""
+    names = [field.name for field in dataclasses.fields(Limits)]
+    return Limits(**{name: getattr(args, f"limits.{name}") for name in names})

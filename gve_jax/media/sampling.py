@@ -1,0 +1,115 @@
+"""Which frames of a video are taken: the rules of qwen-vl-utils 0.0.14, in numpy."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from gve_jax.media.errors import MediaError
+
+PAIR = 2  # the reference's FRAME_FACTOR: counts of frames are even, since a patch spans two
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How densely, and between which times, a video is sampled.
+
+    Attributes:
+      num_frames: frames in all, None for every one; without effect where `fps` is set.
+      fps: frames a second, but at least `min_frames` and at most `max_frames` in all.
+      start, end: seconds from the first frame; the whole video when absent.
+    """
+
+    num_frames: int | None = 8
+    fps: float | None = None
+    min_frames: int = 4
+    max_frames: int = 768
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """When the frames of a video are shown.
+
+    Attributes:
+      total: frames.
+      rate: frames a second, on average.
+      times: float64 [total + 1], seconds at which each frame begins and the last one ends, the
+        first at 0; None where every frame lasts as long as the others.
+    """
+
+    total: int
+    rate: float
+    times: np.ndarray | None = None
+
+
+def sample(sampling: Sampling, timeline: Timeline, name: str) -> tuple[np.ndarray, float]:
+    """int64 indices of the frames taken, ascending, and how many of them there are to a second.
+
+    A single frame, which the reference refuses, is given alone; so is a video with fewer frames
+    than `num_frames` given with what it has, an odd last one dropped. Where every frame is asked
+    for, their number may be odd.
+
+    Raises:
+      MediaError: no two frames between `start` and `end`.
+    """
+    first, last = _frame_range(sampling, timeline, name)
+    total, rate = last - first + 1, timeline.rate
+    if timeline.times is not None:
+        rate = float(total / (timeline.times[last + 1] - timeline.times[first]))
+    count = max(1, _count(sampling, total, rate))
+    return spread(first, last, count), count / total * rate
+
+
+def spread(first: int, last: int, count: int) -> np.ndarray:
+    """`torch.linspace(first, last, count).round().long()`, to the bit.
+
+    torch computes in float32, in a fused multiply-add, and from both ends towards the middle;
+    numpy's float64 line rounds one index in some hundred thousand to its neighbour. Both round a
+    half to the even side.
+    """
+    if count == 1:
+        return np.array([first])
+    begin, end = np.float32(first), np.float32(last)
+    step = float((end - begin) / np.float32(count - 1))
+    k = np.arange(count)
+    line = np.where(k < count // 2, float(begin) + step * k, float(end) - step * (count - 1 - k))
+    return line.astype(np.float32).round().astype(np.int64)
+
+
+def _count(sampling: Sampling, total: int, rate: float) -> int:
+    """`smart_nframes`."""
+    if sampling.fps is None:
+        if sampling.num_frames is None:
+            return total
+        return min(sampling.num_frames, total) // PAIR * PAIR
+    least = math.ceil(sampling.min_frames / PAIR) * PAIR
+    most = sampling.max_frames // PAIR * PAIR
+    wanted = min(max(total / rate * sampling.fps, least), most, total)
+    return math.floor(wanted / PAIR) * PAIR
+
+
+def _frame_range(sampling: Sampling, timeline: Timeline, name: str) -> tuple[int, int]:
+    """`calculate_video_frame_range`; by the frames' own times where they differ in length."""
+    start, end, total = sampling.start, sampling.end, timeline.total
+    first, last = 0, total - 1
+    if start is None and end is None:
+        return first, last
+    if timeline.times is not None:
+        shown = timeline.times[:-1]
+        if start is not None:
+            first = int(np.searchsorted(shown, start, side="left"))
+        if end is not None:
+            last = int(np.searchsorted(shown, end, side="right")) - 1
+        length = float(timeline.times[-1])
+    else:
+        length = total / timeline.rate
+        if start is not None:
+            first = math.ceil(max(0.0, min(start, length)) * timeline.rate)
+        if end is not None:
+            last = min(math.floor(max(0.0, min(end, length)) * timeline.rate), last)
+    if first >= last:
+        raise MediaError(f"{name}: no two frames between {start or 0:g} s and "
+                         f"{length if end is None else end:g} s of {length:.2f} s")  # fmt: skip
+    return first, last

@@ -1,0 +1,419 @@
+"""What a configuration means: sources, inputs, model, optimizer, mesh, stages; checked up front."""
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from gve_jax import __version__
+from gve_jax.checkpoints.digests import file_digest, not_finite, sampled_digest, weights_digest
+from gve_jax.checkpoints.huggingface import COMPANIONS
+from gve_jax.checkpoints.peft import write_adapter
+from gve_jax.checkpoints.pretrained import open_base
+from gve_jax.distributed import hosts
+from gve_jax.distributed.sharding import make_mesh, replicated
+from gve_jax.errors import UserError
+from gve_jax.gve import GVE
+from gve_jax.hardware import flops
+from gve_jax.inputs.counts import Counts
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor
+from gve_jax.inputs.prompt import Prompt
+from gve_jax.learning import state
+from gve_jax.learning.curriculum import Curriculum
+from gve_jax.learning.gradcache import check_chunk
+from gve_jax.learning.optimizer import make_optimizer
+from gve_jax.learning.patterns import assign
+from gve_jax.media.isolation import Isolated
+from gve_jax.media.quarantine import Quarantine
+from gve_jax.model import lora
+from gve_jax.model.attention import check_kernel, target_platform
+from gve_jax.model.quantize import DECODER, quantize
+from gve_jax.running.prober import is_scores, measure, read_scores
+from gve_jax.running.sections import (
+    EXPORTS,
+    Settings,
+    kept_fields,
+    model_config,
+    read_settings,
+    shared_fields,
+)
+from gve_jax.storage.files import differences, read_json, write_json
+from gve_jax.storage.filesystem import (
+    as_path,
+    in_workdir,
+    is_bucket,
+    local_copy,
+    translate_gcs_errors,
+)
+from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
+from gve_jax.streams.mixture import UNLIMITED, Stage, batches, choose, epoch_batches
+from gve_jax.streams.sources import Sources, parse
+
+
+class Experiment:
+    """One configuration in one workdir.
+
+    Raises UserError, naming the field, for whatever of it cannot work: before anything compiles.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self.workdir = workdir
+        self.config: Settings = read_settings(config)
+        config = self.config
+        self.mesh = make_mesh(dataclasses.asdict(config.mesh))
+        self.base = None if config.pretrained is None else open_base(config.pretrained)
+        self.model = model_config(config, self.base)
+        self.loss = config.loss
+        self.sources = Sources(
+            parse(config.data.pairs, config.data.cache, workdir), config.data.sources
+        )
+        self.batch_sizes = self._batch_sizes()
+        vision = self.model.vision
+        self.buckets = config.buckets
+        try:
+            spec = InputSpec(
+                **vars(config.inputs),
+                max_length=self.buckets.max_length,
+                patch_size=vision.patch_size,
+                merge=vision.spatial_merge_size,
+                temporal=vision.temporal_patch_size,
+                window_side=vision.window_side,
+                tokens_per_second=vision.tokens_per_second,
+            )
+        except UserError as error:
+            raise UserError(f"config.inputs: {error}") from error
+        prompt = Prompt(self._tokenizer(), spec.max_length)
+        self.preprocess = Preprocessor(prompt, spec, config.limits)
+        # Beside each of the loader's workers one process decodes, beside its threads one a thread.
+        self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
+        self._check(prompt)
+        epochs = self._epochs()
+        self.room = self._room(epochs)
+        policy = config.pyramid
+        self.curriculum = Curriculum(
+            policy, self.sources.sizes, self.batch_sizes, config.steps, sum(epochs.values())
+        )
+        self.scores = None  # R of the first stage, where a file tells it
+        if policy.prober is not None and is_scores(policy.prober):
+            self.scores = read_scores(policy.prober, self.curriculum.tasks)
+        self.rates = config.optimizer.rates
+        self.tx = make_optimizer(config.optimizer, config.steps)
+        self.abstract, self._frozen = state.abstract_state(
+            self.model, self.tx, self.mesh, self.rates, self.loss
+        )
+        self._check_quantize()
+        kept = kept_fields(config, self.model)
+        if self.scores is not None:  # not where they are, but what they are
+            kept["pyramid"]["prober"] = self.scores
+        self.fingerprint = {
+            "code": __version__,
+            "config": kept,
+            "data": {
+                "sources": self.sources.sizes,
+                "bytes": self.sources.bytes,
+                "tokenizer": file_digest(prompt.path),
+            },
+            # Of the leaves that no checkpoint holds; known once they are read.
+            "frozen_weights": None,
+        }
+        if self.sources.digests:
+            self.fingerprint["data"]["digests"] = self.sources.digests
+
+    def _tokenizer(self) -> str | Path:
+        if self.config.data.tokenizer is not None:
+            path = as_path(in_workdir(self.config.data.tokenizer, self.workdir))
+            if not is_bucket(path):
+                return path
+            return local_copy(path.parent, (path.name, *COMPANIONS)) / path.name
+        if self.base is None:
+            raise UserError("config.data.tokenizer is missing, and so is config.pretrained")
+        return self.base.tokenizer
+
+    def _check(self, prompt: Prompt) -> None:
+        config = self.config
+        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        for size in sorted({config.batch_size, *self.batch_sizes.values()}):
+            if size % rows:
+                raise UserError(f"batch_size {size} is no multiple of data x fsdp, {rows}")
+            check_chunk(config.gradcache_chunk, size, self.mesh)
+        try:
+            self.loss.check(self.model.text.hidden_size)
+        except ValueError as error:
+            raise UserError(f"config.loss: {error}") from error
+        self.sources.check(self.batch_sizes)
+        for name, together in config.data.siblings.items():
+            if name not in self.sources.known:
+                raise UserError(f"data.siblings names {name}, which is no source")
+            if name not in self.sources.sizes:  # not chosen
+                continue
+            size, batch = self.sources.sizes[name], self.batch_sizes[name]
+            if together < 1 or size % together or batch % together:
+                raise UserError(
+                    f"data.siblings.{name} {together} does not divide its {size} pairs and "
+                    f"batch_size {batch}"
+                )
+        vision, text = self.model.vision, self.model.text
+        for patches, _ in self.buckets.frame_sizes:
+            if patches % vision.merge_unit:
+                raise UserError(
+                    f"config.buckets: {patches} patches of a frame must be a multiple of the "
+                    f"{vision.merge_unit} of a token"
+                )
+        sizes = vision.hidden_size // vision.num_heads, text.head_dim
+        check_kernel(self.model.attention, self.model.dtype, sizes, target_platform())
+        odd = [length for _, length in self.buckets.shapes if length % 2]
+        if self.model.attention == "cudnn" and odd:
+            raise UserError(
+                "config.buckets.shapes: cuDNN's attention trains on even lengths only, not "
+                f"{odd[0]}"
+            )
+        if prompt.vocab_size > self.model.text.vocab_size:
+            raise UserError(
+                f"model.text.vocab_size {self.model.text.vocab_size} is less than the tokenizer's "
+                f"{prompt.vocab_size} entries"
+            )
+        if self.base is not None:
+            self.base.check_tokenizer(Path(prompt.path))
+        if "peft" in config.export and self.model.lora is None:
+            raise UserError("export 'peft' needs adapters: config.model.lora")
+
+    def _batch_sizes(self) -> dict[str, int]:
+        """Pairs of a global batch of each source."""
+        table, default = self.config.data.batch_sizes, self.config.batch_size
+        found = assign("data.batch_sizes", table, self.sources.sizes, default)
+        return found
+
+    def _epochs(self) -> dict[str, int]:
+        """Batches of one pass over each source."""
+        return {
+            name: epoch_batches(
+                size, self.batch_sizes[name], self.config.data.siblings.get(name, 1)
+            )
+            for name, size in self.sources.sizes.items()
+        }
+
+    def _room(self, epochs: dict[str, int]) -> np.ndarray | None:
+        """int64 [K], the batches that each source may give: its passes by `data.repeat`."""
+        table = self.config.data.repeat
+        passes = assign("data.repeat", table, self.sources.sizes, 0)
+        if not any(passes.values()):
+            return None
+        room = [count * epochs[name] if count else UNLIMITED for name, count in passes.items()]
+        if (most := sum(room)) < self.config.steps:
+            raise UserError(
+                f"data.repeat: all sources together have {most} batches for {self.config.steps} "
+                "steps"
+            )
+        return np.array(room, np.int64)
+
+    def _check_quantize(self) -> None:
+        kind = self.config.quantize
+        if kind is None:
+            return
+        if self.base is None:
+            raise UserError("quantize needs config.pretrained: a random base is small")
+        trained = flatten_dict(self.abstract["params"], sep="/")
+        if chosen := [name for name in trained if re.search(DECODER, name)]:
+            raise UserError(f"quantize: {chosen[0]} trains (optimizer.rates), and few bits cannot")
+        if self.mesh.size > 1:
+            raise UserError(f"quantize is for one device; the mesh has {self.mesh.size}")
+
+    def shared_record(self) -> dict:
+        """What must be the same on all hosts of a job, whatever the paths on each: configuration,
+        pairs, tokenizer, the files of the base, the kind of device."""
+        config = shared_fields(self.config)
+        if self.scores is not None:  # not where they are, but what they are
+            config["pyramid"]["prober"] = self.scores
+        weights = None
+        if self.base is not None:
+            weights = sampled_digest(self.base.directory)
+        return {
+            "config": config,
+            "data": self.fingerprint["data"],
+            "pretrained": weights,
+            "device": jax.local_devices()[0].device_kind,
+        }
+
+    def complete(self) -> bool:
+        """Whether this experiment is finished in the workdir; UserError if another one is."""
+        seal = self.workdir / "run.json"
+        try:
+            with translate_gcs_errors(self.workdir):
+                done = seal.exists() and all(map(self._exported, self.config.export))
+        except OSError as error:
+            raise UserError(f"--workdir {self.workdir}: {error.strerror or error}") from error
+        if len(set(hosts.gather(done))) > 1:
+            raise UserError(f"--workdir {self.workdir} is not the same folder on all hosts")
+        if done:
+            saved = read_json(seal)
+            mine = json.loads(json.dumps(self.fingerprint))
+            mine["frozen_weights"] = saved.get("frozen_weights")  # not read for this alone
+            if found := differences(saved, mine):
+                field, (was, now) = next(iter(found.items()))
+                raise UserError(
+                    f"{self.workdir} holds a finished run of another configuration ({field} was "
+                    f"{json.dumps(was)}, is {json.dumps(now)}); choose another --workdir"
+                )
+            return True
+        try:
+            if not is_bucket(self.workdir):
+                self.workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                write_json(self.workdir / ".writable", None)
+                (self.workdir / ".writable").unlink()
+        except OSError as error:
+            raise UserError(f"--workdir {self.workdir} cannot be written ({error.strerror})") from (
+                error
+            )
+        return False
+
+    def check_started(self) -> None:
+        """UserError if the workdir holds a run whose checkpoints were deleted: it must not start
+        again from nothing and replace what that run has left."""
+        hosts.first(self._check_started)
+
+    def _check_started(self) -> None:
+        checkpoints = self.workdir / "checkpoints"
+        with translate_gcs_errors(self.workdir):
+            if is_bucket(self.workdir):  # where a folder exists by its files alone
+                gone = (self.workdir / "train.json").exists() and not checkpoints.is_dir()
+            else:
+                gone = (self.workdir / "run.json").exists() and not checkpoints.is_dir()
+            model = self._exported("gve_jax")
+        if not gone:
+            return
+        other = "put it back, or train in another --workdir"
+        if model and "hf" in self.config.export:
+            folder = self.workdir / EXPORTS["gve_jax"][0]
+            other += (f"; the trained model is in {folder}, from which python -m gve_jax.convert "
+                      f"--input {folder} --to hf makes the form for transformers")  # fmt: skip
+        raise UserError(f"{self.workdir} holds a run, but not its {checkpoints.name}/: {other}")
+
+    def frozen(self) -> dict:
+        """The leaves that do not train, which no checkpoint holds: of the base, else random. Those
+        of a base become part of the fingerprint."""
+        if self.base is None:
+            return state.draw(self.model, self.config.seed, self._frozen, self.loss)
+        frozen = self._of_base(self._frozen)
+        if frozen:
+            self.fingerprint["frozen_weights"] = weights_digest(frozen)
+        return quantize(frozen, self.config.quantize) if self.config.quantize else frozen
+
+    def start(self) -> dict:
+        """The state before the first step: trained leaves of the base, or random ones."""
+        wanted = self.abstract["params"]
+        if self.base is None:
+            return state.start(self._drawn(wanted), self.tx, self.abstract)
+        params = self._of_base(wanted)
+        missing = flatten_dict(wanted).keys() - flatten_dict(params).keys()
+        new = {name: leaf for name, leaf in flatten_dict(wanted).items() if name in missing}
+        params = lora.join(params, self._drawn(unflatten_dict(new)))
+        return state.start(params, self.tx, self.abstract)
+
+    def _drawn(self, abstract: dict) -> dict:
+        return state.draw(self.model, self.config.seed, abstract, self.loss)
+
+    def _of_base(self, abstract: dict) -> dict:
+        """The leaves that `abstract` names and the base has."""
+        names = flatten_dict(abstract, sep="/").keys()
+        plain = dataclasses.replace(self.model, lora=None)
+        found = self.base.load(plain, self.mesh, names.__contains__, show=sys.stderr.isatty())
+        if bad := not_finite(found):
+            raise UserError(f"{self.base.directory}: NaN or infinite numbers in {', '.join(bad)}")
+        return found
+
+    def seal(self) -> None:
+        """Writes what this run is into its workdir."""
+        if jax.process_index() == 0:
+            write_json(self.workdir / "run.json", json.loads(json.dumps(self.fingerprint)))
+
+    def step_flops(self) -> Callable[[Sequence[Counts]], flops.Flops]:
+        """Model FLOPs of a step, by what its sides hold."""
+        trained = flops.trains(flatten_dict(self.abstract["params"], sep="/"))
+        # Its hundreds of patterns are searched once; batches differ in two ways at most.
+        known = functools.cache(lambda pattern: trained(pattern))
+        return lambda sides: flops.train(self.model, sides, known)
+
+    def stage(self, number: int, alignment: Mapping[str, float], before: list[dict]) -> dict:
+        """The record of a stage by R of each source, after those `before`: what it will sample."""
+        record = self.curriculum.record(number, alignment)
+        chosen = choose(self._stages([*before, record]), self.config.seed, self.room)[-1]
+        counts = np.bincount(chosen, minlength=len(self.sources.sizes)).tolist()
+        return record | {"batches": dict(zip(self.sources.sizes, counts, strict=True))}
+
+    def _stages(self, curriculum: list[dict]) -> list[Stage]:
+        return [
+            Stage(record["first_step"], record["last_step"], self.curriculum.weights(record))
+            for record in curriculum
+        ]
+
+    def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
+        """Batches `step` to `last` of the run: a pure function of curriculum and seed."""
+        order = batches(self.sources.sizes, self.batch_sizes, self._stages(curriculum),
+                        self.config.seed, self.config.data.siblings, self.room)  # fmt: skip
+        return read_ahead(order[step:last], self.loader(), self.config.data.workers)
+
+    def picked(self) -> list[tuple[str, np.ndarray]]:
+        """Batches that hold `pyramid.pairs` fixed pairs of each source, or a few more; all of a
+        smaller source, but for a rest that fills no batch."""
+        picked = []
+        for number, (name, count) in enumerate(self.sources.sizes.items()):
+            size = self.batch_sizes[name]
+            order = np.random.default_rng([self.config.seed, number, 0]).permutation(count)
+            wanted = min(-(-self.curriculum.config.pairs // size), count // size)
+            picked += [(name, order[at * size : (at + 1) * size]) for at in range(wanted)]
+        return picked
+
+    def probes(self) -> grain.IterDataset:
+        """The picked pairs as batches for the run's own model."""
+        return read_ahead(grain.MapDataset.source(self.picked()), self.loader(), workers=0)
+
+    def measured(self, quarantine: Quarantine) -> dict[str, list[np.ndarray]]:
+        """Cosines of the picked pairs, by the model that `pyramid.prober` names."""
+        self.sources.fetch()
+        prober, limits = self.curriculum.config.prober, self.preprocess.limits
+        return measure(prober, self.sources, self.picked(), self.mesh, limits, quarantine)
+
+    def loader(self) -> LoadPairs:
+        self.sources.fetch()  # what lies in a bucket, before workers read it
+        rows = {size: local_rows(self.mesh, size) for size in set(self.batch_sizes.values())}
+        return LoadPairs(self.sources, self._isolated, self.buckets, rows)
+
+    def _exported(self, name: str) -> bool:
+        """Whether the model is in the workdir in this form, whole."""
+        folder, last, others = EXPORTS[name]
+        folder = self.workdir / folder
+        return (folder / last).exists() and any(True for _ in folder.glob(others))
+
+    def export(self, name: str, params: dict, frozen: dict, directory: Path | None = None) -> Path:
+        """Writes the model in one of `EXPORTS`; returns where.
+
+        Raises:
+          UserError: NaN or infinite numbers in `params`; files that cannot be written.
+        """
+        if bad := not_finite(params):
+            raise UserError(f"not exported: NaN or infinite numbers in {', '.join(bad[:3])}")
+        directory = directory or self.workdir / EXPORTS[name][0]
+        if name == "peft":
+            adapters = lora.split(params)[1]
+            # Whole on every process: a shard of another host cannot be written here.
+            whole = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(adapters)
+            if jax.process_index() == 0:
+                base = None if self.base is None else str(self.config.pretrained)
+                write_adapter(directory, whole, self.model, base_model=base)
+            return directory
+        if self.config.quantize:  # adapters go with the base as it was
+            frozen = self._of_base(self._frozen)
+        whole = state.join(params, frozen)
+        model = GVE(self.model, whole, self.preprocess, self.buckets, self.mesh)
+        model.save_pretrained(directory, format=name)
+        return directory

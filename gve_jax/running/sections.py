@@ -1,0 +1,228 @@
+"""The configuration of a training run as dataclasses, checked before anything else happens.
+
+Each field's line holds its type, default, range and resume rule (`gve_jax.fields.setting`); the
+sections that describe a part of the library are that part's own dataclasses. The files in
+`configs/` state every field without a default.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gve_jax.checkpoints.pretrained import Base
+from gve_jax.errors import UserError
+from gve_jax.fields import as_json, build, setting
+from gve_jax.inputs.batch import Buckets
+from gve_jax.inputs.preprocess import InputSpec
+from gve_jax.learning.curriculum import PyramidConfig
+from gve_jax.learning.loss import LossConfig
+from gve_jax.media.limits import Limits
+from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from gve_jax.model.quantize import KINDS
+
+# Fields of `InputSpec` that follow from `config.model` and `config.buckets`.
+DERIVED_INPUTS = ("max_length", "patch_size", "merge", "temporal", "window_side",
+                  "tokens_per_second")  # fmt: skip
+MAX_STEPS = 2**31 - 1  # a step's number is an int32
+# By name: the folder of the workdir, the file in it that is written last, and a pattern of others.
+EXPORTS = {
+    # For GVE.from_pretrained; adapters apart.
+    "gve_jax": ("model", "config.json", "params"),
+    # The adapters alone.
+    "peft": ("adapter", "adapter_config.json", "*.safetensors"),
+    # For transformers; adapters merged.
+    "hf": ("hf", "config.json", "*.safetensors"),
+}
+
+
+def _select(name: str, kind: type, left_out: tuple[str, ...] = (), **replaced) -> type:
+    """A dataclass of the fields of `kind` that a configuration states.
+
+    Args:
+      replaced: fields with other types, which may then be None and are so by default.
+    """
+    hints, stated = typing.get_type_hints(kind), []
+    for field in dataclasses.fields(kind):
+        if field.name in replaced:
+            stated.append((field.name, replaced[field.name], dataclasses.field(default=None)))
+        elif field.name not in left_out:
+            same = dataclasses.field(default=field.default, metadata=field.metadata)
+            stated.append((field.name, hints[field.name], same))
+    return dataclasses.make_dataclass(name, stated, frozen=True, kw_only=True)
+
+
+# Shapes may be left to the config.json of `config.pretrained`.
+ModelFields = _select(
+    "ModelFields", ModelConfig, vision=VisionConfig | None, text=TextConfig | None
+)
+InputFields = _select("InputFields", InputSpec, DERIVED_INPUTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """`config.data`.
+
+    Attributes:
+      pairs: where the training pairs are: see `gve_jax.streams.sources.parse`.
+      cache: folder of copies of gs:// and indices of JSONL; local.
+      sources: patterns of whole names of the sources that train; (): all.
+      tokenizer: file; None: that of `config.pretrained`.
+      batch_sizes: (pattern of a source, pairs of a global batch); else `config.batch_size`.
+      repeat: (pattern of a source, passes over it at most, 0: any number).
+      siblings: by source, records side by side that share a batch.
+      workers: decoding processes of a host; 0 decodes in threads.
+      max_bad_share: share of unreadable pairs above which the run stops.
+    """
+
+    pairs: Mapping[str, str] | tuple[str, ...] | str = setting(resume=True, per_host=True)
+    cache: str = setting(resume=True, per_host=True)
+    sources: tuple[str, ...] = setting()
+    tokenizer: str | None = setting(resume=True, per_host=True)
+    batch_sizes: tuple[tuple[str, int], ...] = setting(least=1)
+    repeat: tuple[tuple[str, int], ...] = setting(least=0, most=10**6)
+    siblings: Mapping[str, int] = setting(least=1)
+    workers: int = setting(least=0, most=1024, resume=True, per_host=True)
+    max_bad_share: float = setting(least=0, most=1, resume=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """`config.optimizer`: AdamW, see `gve_jax.learning.optimizer`. `rates` are (pattern of a
+    parameter's path, factor of the learning rate)."""
+
+    learning_rate: float = setting(above=0)
+    warmup_steps: int = setting(least=0)
+    b1: float = setting(least=0, below=1)
+    b2: float = setting(least=0, below=1)
+    weight_decay: float = setting(least=0)
+    clip_norm: float = setting(above=0)
+    rates: tuple[tuple[str, float], ...] = setting(least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """`config.checkpoint`: steps between checkpoints, and how many of the newest are kept."""
+
+    every: int = setting(least=1)
+    keep: int = setting(least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """`config.mesh`: devices along each axis; one may be -1, the devices left."""
+
+    data: int = setting(1, least=-1)
+    fsdp: int = setting(1, least=-1)
+    tensor: int = setting(1, least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All of a configuration. `configs/gve_3b.py` has a comment for every field.
+
+    `resume=True` marks what may change when a run is resumed: it affects where and how the run
+    executes, not its result. `pretrained` is only where the weights are: a
+    digest of them is compared.
+    """
+
+    seed: int = setting(least=0, most=2**32 - 1)  # of random keys, which have 32 bits
+    steps: int = setting(least=1, most=MAX_STEPS)
+    batch_size: int = setting(least=1)
+    pretrained: str | None = setting(resume=True, per_host=True)
+    quantize: str | None = setting(choices=KINDS)
+    model: ModelFields = setting()
+    inputs: InputFields = setting()
+    buckets: Buckets = setting()
+    data: DataConfig = setting()
+    limits: Limits = setting(resume=True)
+    gradcache_chunk: int = setting(least=0, resume=True)
+    loss: LossConfig = setting()
+    optimizer: OptimizerConfig = setting()
+    pyramid: PyramidConfig = setting()
+    mesh: MeshConfig = setting(resume=True)
+    checkpoint: CheckpointConfig = setting(resume=True)
+    log_every: int = setting(least=1, resume=True)
+    export: tuple[str, ...] = setting(choices=tuple(EXPORTS), resume=True)
+    profile: tuple[int, ...] = setting(least=0, resume=True)
+    wandb: str | None = setting(resume=True)
+
+    def __post_init__(self):
+        if not 0 <= self.optimizer.warmup_steps < self.steps:
+            raise UserError(
+                f"config.optimizer.warmup_steps {self.optimizer.warmup_steps} is not in "
+                f"0..{self.steps - 1} (config.steps is {self.steps})"
+            )
+        if not self.export:
+            raise UserError("config.export names no form of the trained model; known: "
+                            f"{', '.join(EXPORTS)}")  # fmt: skip
+        if self.profile and (len(self.profile) != 2 or self.profile[1] < 1):
+            raise UserError(f"config.profile {self.profile} must be () or (first step, steps)")
+        if self.inputs.min_pixels < 1:
+            raise UserError(f"config.inputs.min_pixels {self.inputs.min_pixels} must be at least 1")
+        for name, value in (("pretrained", self.pretrained), ("wandb", self.wandb),
+                            ("data.tokenizer", self.data.tokenizer),
+                            ("pyramid.prober", self.pyramid.prober)):  # fmt: skip
+            if value == "":
+                raise UserError(f"config.{name} is empty; None leaves it out")
+
+
+def read_settings(config: object) -> Settings:
+    """The settings of an `ml_collections.ConfigDict`, or of nested mappings.
+
+    Raises:
+      UserError: in one line that names the field: see `gve_jax.fields.build`.
+    """
+    if isinstance(config, ConfigDict):
+        try:
+            config = config.to_dict()
+        except ValueError as error:  # a placeholder that must be given and is not
+            raise UserError(f"config: {' '.join(str(error).split())}") from error
+    return build(Settings, config, "config")
+
+
+def model_config(settings: Settings, base: Base | None) -> ModelConfig:
+    """The model to train: shapes from the base's config.json, the rest from `config.model`.
+
+    Shapes that the configuration states as well (a planner needs no weights) must be the same.
+
+    Raises:
+      UserError: other shapes than the base's, fields that are missing or do not fit.
+    """
+    fields = {field.name: getattr(settings.model, field.name)
+              for field in dataclasses.fields(settings.model)}  # fmt: skip
+    for part in ("vision", "text"):
+        given = fields[part]
+        if base is None:
+            if given is None:
+                raise UserError(f"config.model.{part} is missing, and so is config.pretrained")
+            continue
+        fields[part] = getattr(base.config, part)
+        for name, value in dataclasses.asdict(fields[part]).items():
+            if given is not None and getattr(given, name) != value:
+                raise UserError(
+                    f"config.model.{part}.{name} is {getattr(given, name)}; {base.directory} has "
+                    f"{value}"
+                )
+    if base is not None and base.config.lora is not None:
+        raise UserError(f"config.pretrained: {base.directory} has adapters; merge them first "
+                        "(python -m gve_jax.convert)")  # fmt: skip
+    try:
+        return ModelConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.model: {error}") from error
+
+
+def kept_fields(settings: Settings, model: ModelConfig) -> dict[str, Any]:
+    """What must stay the same for a resumed run to continue as if it had never stopped."""
+    kept = as_json(settings, leave_out="resume")
+    kept["model"] = as_json(model, leave_out="resume")
+    kept["start"] = "random" if settings.pretrained is None else "pretrained"
+    return kept
+
+
+def shared_fields(settings: Settings) -> dict[str, Any]:
+    """What must be the same on all hosts of a job."""
+    return as_json(settings, leave_out="per_host")

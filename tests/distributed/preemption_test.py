@@ -1,0 +1,73 @@
+"""SIGTERM: noted by a lone process, agreed on by several."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from gve_jax.distributed.preemption import Preemption
+from gve_jax.errors import StoppedError
+from tests.conftest import ROOT
+
+HOST = """
+import sys, time, jax
+jax.config.update("jax_platforms", "cpu")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from jax.experimental import multihost_utils
+from gve_jax.distributed.preemption import Preemption
+with Preemption() as preemption:
+    for step in range(1, 10_000):
+        multihost_utils.sync_global_devices(f"step {step}")  # as the loss does
+        if preemption.reached(step):
+            break
+        if step == 3:
+            print("training", flush=True)
+        time.sleep(0.01)
+print(step, flush=True)
+"""
+
+
+def test_a_signal_is_noted_and_its_handler_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        assert not preemption.reached(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.reached(2)
+        with pytest.raises(StoppedError, match="saved at step 2; repeat the command to resume"):
+            preemption.stop(2)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_beside_the_main_thread_it_notes_nothing():
+    found = []
+
+    def run():
+        with Preemption() as preemption:
+            found.append(preemption.reached(1))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_hosts_agree_on_the_step_when_one_is_told():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    hosts = [
+        subprocess.Popen([sys.executable, "-c", HOST, address, str(number)], cwd=ROOT,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]  # fmt: skip
+    for host in hosts:
+        assert "training\n" in iter(host.stdout.readline, ""), host.communicate()
+    hosts[1].send_signal(signal.SIGTERM)
+    ends = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], ends
+    first, second = (int(out.split()[-1]) for out, _ in ends)
+    assert first == second and 3 < first < 9_999

@@ -1,0 +1,135 @@
+"""Model FLOPs against the matrix products of the program itself."""
+
+import dataclasses
+from math import prod
+
+import jax
+import numpy as np
+import pytest
+
+from gve_jax.hardware import flops
+from gve_jax.hardware.chips import CHIPS, of_kind
+from gve_jax.learning.state import join, split
+from gve_jax.model.config import LoraConfig, ModelConfig
+from gve_jax.model.embedder import Batch, init_params, make_embed
+
+CFG = ModelConfig.from_dict(
+    dict(
+        vision=dict(depth=3, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64,
+                    fullatt_block_indexes=(1,), window_size=56),
+        text=dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+                  num_attention_heads=4, num_key_value_heads=2, mrope_section=(2, 3, 3)),
+    )
+)  # fmt: skip
+ITEMS, PAIRS, PATCHES, TOKENS = 2, 3, 32, 40  # frames of two whole windows of 16 patches
+ADAPTERS = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
+
+
+def batch(pairs: int = PAIRS) -> Batch:
+    patches = PATCHES if pairs else 0
+    shapes = dict(
+        tokens=(ITEMS, TOKENS), length=(ITEMS,), positions=(3, ITEMS, TOKENS),
+        patches=(ITEMS, pairs, patches, CFG.vision.patch_dim), patch_mask=(ITEMS, pairs, patches),
+        patch_coords=(ITEMS, pairs, patches, 2), window_slots=(ITEMS, pairs, patches),
+        window_inverse=(ITEMS, pairs, patches), visual_slots=(ITEMS, TOKENS),
+        visual_inverse=(ITEMS, pairs * patches // 4),
+    )  # fmt: skip
+    kinds = {"patches": np.uint8, "patch_mask": np.bool_}
+    return Batch(**{n: jax.ShapeDtypeStruct(s, kinds.get(n, np.int32)) for n, s in shapes.items()})
+
+
+def products(jaxpr) -> float:
+    """FLOPs of every dot_general, loops multiplied."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (left, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            total += 2.0 * prod(eqn.outvars[0].aval.shape) * prod(shape[n] for n in left)
+        elif eqn.primitive.name == "scan":
+            length = eqn.params["length"]
+            inner = eqn.params["jaxpr"].jaxpr
+            total += length * products(inner)
+        elif eqn.primitive.name == "cond":
+            # In every stack here one layer of three takes branch 1 (last; whole), two branch 0.
+            work = [products(branch.jaxpr) for branch in eqn.params["branches"]]
+            total += (2 * work[0] + work[1]) / 3
+        else:
+            for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns")):
+                value = getattr(value, "jaxpr", value)
+                if hasattr(value, "eqns"):
+                    total += products(value)
+    return total
+
+
+def abstract(cfg):
+    return jax.eval_shape(lambda: init_params(cfg, 0)[1])
+
+
+def half_causal(cfg, sides) -> float:
+    """What a product without a mask counts more: the upper half, of all layers but the last."""
+    spare = TOKENS**2 - TOKENS * (TOKENS + 1) / 2
+    return 4.0 * sides * ITEMS * spare * cfg.text.hidden_size * (cfg.text.num_hidden_layers - 1)
+
+
+def test_encoding_counts_the_products_of_the_program():
+    found = products(jax.make_jaxpr(make_embed(CFG))(abstract(CFG), batch()).jaxpr)
+    counts = flops.Counts.of_shape(CFG.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
+    expected = flops.encode(CFG, counts)
+    assert expected.total + half_causal(CFG, 1) == pytest.approx(found, rel=1e-3)
+    texts = flops.encode(CFG, flops.Counts.of_shape(CFG.vision.window_side, ITEMS, 0, 0, TOKENS))
+    assert texts == (0.0, expected.decoder)
+
+
+@pytest.mark.parametrize(
+    "rates", [ADAPTERS, ((".*", 1.0),), (("^visual/merger/", 1.0), (".*", 0.0))]
+)
+def test_a_step_counts_the_products_of_its_gradient(rates):
+    """Without recomputation, and with a frozen tower that gets no backward pass."""
+    cfg = dataclasses.replace(CFG, lora=LoraConfig(rank=4)) if rates is ADAPTERS else CFG
+    trained, frozen = split(abstract(cfg), rates)
+    embed = make_embed(cfg)
+
+    def gradient(trained, frozen, arrays):
+        return jax.grad(lambda t: embed(join(t, frozen), arrays).sum())(trained)
+
+    found = products(jax.make_jaxpr(gradient)(trained, frozen, batch()).jaxpr)
+    names = ["/".join(str(key.key) for key in path)
+             for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]]  # fmt: skip
+    counts = flops.Counts.of_shape(cfg.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
+    expected = flops.train(cfg, [counts], flops.trains(names))
+    spare = half_causal(cfg, 3)
+    if rates is ADAPTERS:
+        # Nothing trains below the first layer's q, k, v, but a scan treats all layers alike.
+        spare += 2.0 * ITEMS * TOKENS * (64 * (64 + 32 + 32) + 64 * 4 * 3)
+    assert expected.total + spare == pytest.approx(found, rel=1e-3)
+
+
+def test_frozen_tower_below_all_that_trains_is_forward_only():
+    cfg = dataclasses.replace(CFG, lora=LoraConfig(rank=4))
+    counts = flops.Counts.of_shape(cfg.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
+    names = ["language/layers/mlp/up_proj/lora/a", "language/layers/mlp/up_proj/lora/b"]
+    step = flops.train(cfg, [counts], flops.trains(names))
+    assert step.tower == flops.encode(cfg, counts).tower
+    assert 1.5 < step.decoder / flops.encode(cfg, counts).decoder < 2.1
+
+
+def test_counts_leave_padding_out_and_add_up():
+    one = flops.Counts.of([5, 3], [[16, 4], [2]])
+    assert one == (2, 8, 15 + 6, 22, 400 + 4, 256 + 16 + 4)
+    assert flops.Counts.of_shape(CFG.vision.window_side, 2, 1, 20, 5) == (
+        2,
+        10,
+        30,
+        40,
+        800,
+        2 * (256 + 16),
+    )
+
+
+def test_chips_are_found_by_the_kind_a_device_says():
+    kinds = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e",
+             "NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}  # fmt: skip
+    assert {kind: of_kind(kind).name for kind in kinds} == kinds
+    assert of_kind("cpu") is None
+    assert CHIPS["v5p"].flops == 459e12

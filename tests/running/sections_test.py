@@ -1,0 +1,248 @@
+"""Configurations: released sizes, what is named when a field is wrong, what makes another run."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from configs import gve_3b, gve_7b, gve_mixture, quickstart
+from evals.parity.reference import SIZES
+from gve_jax.errors import UserError
+from gve_jax.learning.curriculum import PyramidConfig
+from gve_jax.learning.patterns import assign
+from gve_jax.learning.pyramid import modality
+from gve_jax.model.embedder import init_params
+from gve_jax.running.experiment import Experiment
+from gve_jax.running.sections import model_config, read_settings
+from tests.situations import situation
+from tests.train_test import make_config
+
+# Of the released models; the larger one has a head of its own, which no embedder needs.
+PARAMETERS = {"3b": 3_754_622_976, "7b": 8_292_166_656 - 152_064 * 3584}
+RANK = 16
+
+
+@pytest.mark.parametrize("size, file", [("3b", gve_3b), ("7b", gve_7b)])
+def test_the_published_configurations_have_the_released_shapes(size, file):
+    config = file.get_config()
+    cfg = model_config(read_settings(config), None)
+    plain = dataclasses.replace(cfg, lora=None)
+    shapes = jax.eval_shape(lambda: init_params(plain, 0)[1])
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[size]
+    for part in ("text", "vision"):
+        ours = dataclasses.asdict(getattr(cfg, part))
+        assert SIZES[size][part].items() <= ours.items()
+    t = cfg.text
+    wide, inner, keys = t.hidden_size, t.intermediate_size, t.head_dim * t.num_key_value_heads
+    ends = 2 * wide + 2 * (wide + keys) + 3 * (wide + inner)  # q; k and v; gate, up and down
+    both = jax.eval_shape(lambda: init_params(cfg, 0)[1])
+    added = sum(leaf.size for leaf in jax.tree.leaves(both)) - PARAMETERS[size]
+    assert added == RANK * ends * t.num_hidden_layers
+
+
+def test_both_sizes_have_one_smoke_form():
+    assert gve_7b.get_config("smoke").to_dict() == gve_3b.get_config("smoke").to_dict()
+    for file in (gve_3b, gve_7b):
+        with pytest.raises(ValueError, match="no form 'fast'"):
+            file.get_config("fast")
+
+
+MISTAKES = [
+    (dict(optimizer__rates=(("lora", 1.0), (".*", 1.0))), "rates: pattern 'lora' matches no"),
+    (dict(optimizer__rates=((".*", 0),)), "optimizer.rates freezes every parameter"),
+    (dict(optimizer__learning_rate=0.0), "optimizer.learning_rate 0.0 must be above 0"),
+    (dict(optimizer__warmup_steps=6), r"optimizer.warmup_steps 6 is not in 0..5"),
+    (dict(optimizer__b2=1.0), r"optimizer.b2 1.0 must be in \[0, 1\)"),
+    (dict(loss__temperature=0.0), "loss.temperature 0.0 must be above 0"),
+    (dict(steps=0), r"steps 0 must be in \[1, 2147483647\]"),
+    (dict(batch_size=12), "batch_size 12 is no multiple of data x fsdp, 8"),
+    (dict(gradcache_chunk=3), "gradcache_chunk 3 must divide batch_size 8"),
+    (dict(checkpoint__every=0), "checkpoint.every 0 must be at least 1"),
+    (dict(log_every=0), "log_every 0 must be at least 1"),
+    (dict(export=("onnx",)), r"export\[0\] 'onnx' must be one of gve_jax, peft, hf"),
+    (dict(export=()), "export names no form"),
+    (dict(export=("peft",)), "export 'peft' needs adapters"),
+    (dict(pretrained="nowhere"), "nowhere: no such directory"),
+    (dict(quantize="nf4"), "quantize needs config.pretrained"),
+    (dict(mesh__data=3), r"mesh \(data=3, .*does not divide 8 devices"),
+    (dict(data__tokenizer=None), "data.tokenizer is missing"),
+    (dict(inputs__num_frames=3), "num_frames must be an even number"),
+    (dict(data__batch_sizes=(("T2V", 12),)), "batch_size 12 is no multiple of data x fsdp, 8"),
+    (dict(data__batch_sizes=(("X2X", 8),)), "data.batch_sizes: pattern 'X2X' decides no source"),
+    (dict(data__batch_sizes=((".*", 0),)), r"data.batch_sizes\[0\]\[1\] 0 must be at least 1"),
+    (dict(data__batch_sizes=(("I2I", 1024),)), "'I2I' has 8 pairs, fewer than batch_size 1024"),
+    (dict(data__batch_sizes=(("I2I", 8), "x")), r"data.batch_sizes\[1\] 'x' must be a tuple"),
+    (dict(data__repeat=((".*", -1),)), r"data.repeat\[0\]\[1\] -1 must be in \[0, 1000000\]"),
+    (dict(data__repeat=((".*", 1),), steps=999), r"data.repeat: .* have \d+ batches for 999 steps"),
+    (dict(data__sources=("T2V_none",)), "data.sources: no source 'T2V_none'"),
+    (dict(pyramid__schedule="random"), "config.pyramid.schedule 'random' must be one of pyramid"),
+    (dict(pyramid__pairs=0), "config.pyramid.pairs 0 must be at least 1"),
+    (dict(pyramid__prober="none.json"), "pyramid.prober none.json: .*No such file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields, message", MISTAKES, ids=[message for _, message in MISTAKES])
+def test_a_mistake_names_its_field(world, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        Experiment(make_config(world, **fields), tmp_path / "w")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "w").exists()
+
+
+@situation(
+    "Training",
+    "a misspelt field in a configuration",
+    "refused by its name, with the known ones",
+    since="0.1.0",
+)
+@pytest.mark.parametrize("section, field", [
+    ("loss", "temprature"), ("optimizer", "lr"), ("inputs", "frames"), ("buckets", "shape"),
+    ("limits", "second"), ("checkpoint", "step"), ("model", "dropout"), ("model.text", "layers"),
+    ("pyramid", "sigmas"), ("data", "weights"),
+])  # fmt: skip
+def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
+    config = make_config(world)
+    part = config
+    for name in section.split("."):
+        part = part[name]
+    part[field] = 1
+    with pytest.raises(UserError, match=rf"config\.{section}.*{field}"):
+        Experiment(config, tmp_path)
+
+
+@situation("Training", "clip_norm=inf, seed=-1 or 2**32, pyramid.bounds=(2.5,), tables of wrong "
+           "shapes, None or a missing section", "one line that names the field, before anything is "
+           "read or compiled", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("optimizer.clip_norm", math.inf, "config.optimizer.clip_norm inf must be finite"),
+    ("optimizer.clip_norm", True, "config.optimizer.clip_norm True must be a number"),
+    ("optimizer.learning_rate", "1e-4", "config.optimizer.learning_rate '1e-4' must be a number"),
+    ("optimizer.learning_rate", None, "config.optimizer.learning_rate None must be a number"),
+    ("optimizer", None, "config.optimizer None must be a section of fields"),
+    ("optimizer.rates", ((".*",),), r"config.optimizer.rates\[0\] .* must be a tuple of 2"),
+    ("optimizer.rates", 3, "config.optimizer.rates 3 must be a tuple"),
+    ("seed", -1, r"config.seed -1 must be in \[0, 4294967295\]"),
+    ("seed", 2**32, r"config.seed 4294967296 must be in \[0, 4294967295\]"),
+    ("seed", 1.5, "config.seed 1.5 must be an integer"),
+    ("steps", 2**31, r"config.steps 2147483648 must be in \[1, 2147483647\]"),
+    ("pyramid.bounds", (2.5,), r"config.pyramid.bounds\[0\] 2.5 must be an integer"),
+    ("pyramid.weights", ((".*", "x"),), r"config.pyramid.weights\[0\]\[1\] 'x' must be a tuple"),
+    ("profile", (1, 2, 3), r"config.profile \(1, 2, 3\) must be \(\) or \(first step, steps\)"),
+    ("profile", (1, 0), r"config.profile \(1, 0\) must be"),
+    ("export", "hf", "config.export 'hf' must be a tuple"),
+    ("loss.temperature", math.nan, "config.loss.temperature nan must be finite"),
+    ("data.siblings", {"T2V_camera": 0}, "config.data.siblings.T2V_camera 0 must be at least 1"),
+    ("data.pairs", 3, "config.data.pairs 3 must be a text"),
+    ("buckets.shapes", (), "config.buckets: shapes must hold at least one"),
+    ("inputs.patch_size", 7, "config.inputs.patch_size: unknown field"),
+    ("inputs.min_pixels", 0, "config.inputs.min_pixels 0 must be at least 1"),
+    ("limits.seconds", math.inf, "config.limits.seconds inf must be finite"),
+    ("model.text.mrope_section", (1, 2), "config.model.text.mrope_section .* must be a tuple of 3"),
+    ("wandb", "", "config.wandb is empty; None leaves it out"),
+])  # fmt: skip
+def test_a_value_that_cannot_be_is_named(field, value, message):
+    config = replaced(field, value)
+    with pytest.raises(UserError, match=f"^{message}"):
+        read_settings(config)
+
+
+def replaced(field, value) -> dict:
+    """The quickstart's fields with one of them replaced."""
+    config = quickstart.get_config("smoke").to_dict()
+    *sections, name = field.split(".")
+    part = config
+    for section in sections:
+        part = part[section]
+    part[name] = value
+    return config
+
+
+def test_no_value_of_any_field_is_more_than_a_line():
+    """Each field with values of every other kind: accepted, or refused by its name."""
+    fields = []
+    for name, value in quickstart.get_config("smoke").to_dict().items():
+        fields.append(name)
+        fields += [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
+    fields += ["model.text.vocab_size", "model.text.mrope_section", "model.vision.depth"]
+    odd = (None, True, -1, 0, 2.5, math.nan, math.inf, 10**400, "", "x", (), (1,), ("x", 1), {},
+           {"x": 1}, [[1, 2], [3]], object(), b"x")  # fmt: skip
+    for field in fields:
+        refused = 0
+        for value in odd:
+            try:
+                settings = read_settings(replaced(field, value))
+                model_config(settings, None)
+            except UserError as error:
+                assert "\n" not in str(error)
+                assert field.split(".")[0] in str(error)
+                refused += 1
+        assert refused >= 8, field
+
+
+def test_a_missing_field_of_a_file_is_named(world, tmp_path):
+    config = make_config(world)
+    del config.optimizer.rates
+    with pytest.raises(UserError, match="config.optimizer.rates is missing"):
+        Experiment(config, tmp_path)
+    config = make_config(world)
+    del config.model.text
+    with pytest.raises(UserError, match="config.model.text is missing, and so is config.pretr"):
+        Experiment(config, tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(world, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = Experiment(make_config(world), tmp_path / "file" / "w")
+    with pytest.raises(UserError, match=f"--workdir {tmp_path}/file/w cannot be written"):
+        run.complete()
+
+
+def test_where_and_how_it_is_computed_makes_no_other_run(world, tmp_path):
+    first = Experiment(make_config(world), tmp_path).fingerprint
+    free = Experiment(
+        make_config(
+            world, mesh__data=2, mesh__fsdp=4, checkpoint__every=5, log_every=2, data__workers=1,
+            limits__seconds=99.0, gradcache_chunk=8, model__remat_text="none", export=("hf",),
+            data__max_bad_share=0.5,
+        ),
+        tmp_path,
+    )  # fmt: skip
+    assert free.fingerprint == first
+    for name, value in {
+        "seed": 43, "steps": 7, "loss__temperature": 0.05, "data__siblings__T2V_camera": 4,
+        "pyramid__sigma_per": "step", "data__repeat": ((".*", 9),),
+        "optimizer__b2": 0.99, "inputs__num_frames": 6, "model__dtype": "bfloat16",
+        "model__text__num_hidden_layers": 3,
+    }.items():  # fmt: skip
+        other = Experiment(make_config(world, **{name: value}), tmp_path)
+        assert other.fingerprint != first, name
+
+
+def test_the_quickstart_states_every_field():
+    for form in ("", "smoke", "small"):
+        config = quickstart.get_config(form)
+        read_settings(config)
+        assert set(config.pyramid) == {field.name for field in dataclasses.fields(PyramidConfig)}
+
+
+def test_the_recipes_name_the_papers_mixture():
+    """Sums of tables 6 to 8, and what the ablations leave out."""
+    full, plain, collected = (gve_3b.get_config(form) for form in ("", "s", "i"))
+    assert full.data.sources == plain.data.sources
+    assert set(full.data.sources) - set(collected.data.sources) == {
+        f"{pair}_uvrd" for pair in ("T2T", "T2I", "T2V", "TI2V", "TV2V", "I2V", "V2V")
+    }
+    schedules = [config.pyramid.schedule for config in (full, plain, collected)]
+    assert schedules == ["pyramid", "proportional", "proportional"]
+    sizes = {
+        group: sum(s.size_3b for s in gve_mixture.ALL if modality(s.name) in pairs)
+        for group, pairs in {"text": ("T2T",), "to video": ("T2V", "TI2V", "TV2V", "I2V", "V2V")}
+        .items()
+    }  # fmt: skip
+    assert sizes == {"text": 380 + 100, "to video": 8804 + 879 + 89 + 35 + 200 + 36}
+    assert sum(s.size_3b for s in gve_mixture.SYNTHESIZED) == 1549
+    found = assign("batch_sizes", full.data.batch_sizes, full.data.sources)
+    assert found["T2V_webvid"] == 1024 and found["T2V_pevideo"] == found["TV2V_uvrd"] == 2048
+    own = gve_7b.get_config("own")
+    assert own.data.sources == own.data.batch_sizes == () and own.pyramid == full.pyramid
