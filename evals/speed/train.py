@@ -5,9 +5,8 @@ q, k, v, up, gate, down adapted (rank 16), all else frozen; AdamW, clipped. A st
 backward and update from arrays that are ready on both sides. Losses and adapters after the first
 steps are compared before anything is timed. Theirs runs with gradient checkpointing and without;
 the better counts. Each side has a process of its own, with the allocator its users have: ours keeps
-freed memory (gve_jax/hardware/malloc.py), with `--same-heap` theirs does, too. With --gradcache, the
-plain
-step of ours is compared with one in chunks instead.
+freed memory (gve_jax/hardware/malloc.py), with `--same-heap` theirs does, too. With --gradcache,
+the plain step of ours is compared with one in chunks instead.
 """
 
 import argparse
