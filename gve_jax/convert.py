@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 
 from gve_jax.checkpoints.huggingface import stored_dtype
-from gve_jax.checkpoints.pretrained import open_base
+from gve_jax.checkpoints.pretrained import open_pretrained
 from gve_jax.checkpoints.weight_names import LAYOUTS
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.gve import FORMATS, GVE
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.output} exists and is not an empty directory")
     dtype = args.dtype
     if dtype is None:
-        base = open_base(args.input, adapter=args.adapter)
+        base = open_pretrained(args.input, adapter=args.adapter)
         dtype = None if base.ours else stored_dtype(base.directory)
     model = GVE.from_pretrained(
         args.input, dtype=dtype, adapter=args.adapter, show_progress_bar=True

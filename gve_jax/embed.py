@@ -37,9 +37,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gve_jax.distributed import hosts, work
-from gve_jax.distributed.sharding import own_mesh
+from gve_jax.distributed.sharding import local_mesh
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.hardware.malloc import keep_freed
+from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.media import limits
@@ -47,7 +47,7 @@ from gve_jax.media.item import Item
 from gve_jax.media.quarantine import Quarantine
 from gve_jax.media.walk import REMEDY
 from gve_jax.storage import files
-from gve_jax.storage.files import read_records, write_array, write_json, write_whole
+from gve_jax.storage.files import atomic_write, read_records, write_array, write_json
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import is_free, lock_folder
 
@@ -71,14 +71,14 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     prompt = choose_instruction(args.prompt, args.prompt_name)
     load = load or functools.partial(load_gve, limits=limits.from_arguments(args))
     tell = (lambda line: None) if jax.process_index() else print
-    entries = hosts.each(lambda: read_entries(
+    entries = hosts.run_on_all_hosts(lambda: read_entries(
         args.input, follow_links=args.follow_links, tell=tell,
         remedy=f"{REMEDY}, or give --follow-links if such links are your own"))  # fmt: skip
     ids, stamps = [entry.id for entry in entries], [entry.stamp for entry in entries]
     hosts.check_same({"--input": {"items": len(entries), "digest": _digest(ids, stamps)}})
     with lock_folder(args.output):
         quarantine = work.open_quarantine(args.output, args.max_bad_share)
-        model = hosts.each(lambda: load(args.model))
+        model = hosts.run_on_all_hosts(lambda: load(args.model))
         count, shards = embed_all(
             args.output, ids, stamps, lambda start, stop: [e.item for e in entries[start:stop]],
             model, quarantine, prompt=prompt, shard_size=args.shard_size,
@@ -132,7 +132,7 @@ def embed_all(
     }
     settings = json.loads(json.dumps(settings))
     hosts.check_same(settings | {"stamps": _digest(stamps)})
-    hosts.first(lambda: agree(output, settings))
+    hosts.run_on_host0(lambda: check_or_write_settings(output, settings))
     work.check_shared(output)
     quarantine.stamps = dict(zip(ids, stamps, strict=True))
     shards = [
@@ -162,7 +162,7 @@ def embed_all(
         return wanted
 
     def finish(made: dict[int, int]) -> int:
-        if not work.appears(lambda: all(shards[n].has(made[n], dim) for n in made)):
+        if not work.wait_until(lambda: all(shards[n].has(made[n], dim) for n in made)):
             raise UserError(f"{output}: shards of another host do not appear")
         work.merge_quarantines(quarantine)
         quarantine.check(len(ids))
@@ -175,10 +175,14 @@ def embed_all(
         write_json(output / "manifest.json", settings | content | sums | {"shards": listed})
         return count
 
-    wanted = hosts.first(plan)  # once for all: a network's folder may look different elsewhere
+    wanted = hosts.run_on_host0(
+        plan
+    )  # once for all: a network's folder may look different elsewhere
     quarantine.forget(shards[n].expected[row] for n, rows in wanted for row in rows)
-    hosts.first(lambda: quarantine.check(len(ids)))  # what is settled may be too much already
-    mine, made = work.share(wanted), {}
+    hosts.run_on_host0(
+        lambda: quarantine.check(len(ids))
+    )  # what is settled may be too much already
+    mine, made = work.shard_for_host(wanted), {}
     embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
                               batch_size=batch_size)  # fmt: skip
     with _progress() as progress:
@@ -188,12 +192,12 @@ def embed_all(
         for n, rows in mine:
             made[n] = _embed(shards[n], rows, dim, len(ids), read, embed, quarantine,
                              lambda count: progress.advance(bar, count))  # fmt: skip
-            hosts.at(f"after shard {n} of {output}")
+            hosts.set_location(f"after shard {n} of {output}")
     gathered = [pair for pairs in hosts.gather(list(made.items()), hosts.LONG_S) for pair in pairs]
-    count = hosts.first(lambda: finish(dict(gathered)))
-    if not work.appears((output / "manifest.json").exists):
+    count = hosts.run_on_host0(lambda: finish(dict(gathered)))
+    if not work.wait_until((output / "manifest.json").exists):
         raise UserError(f"{output}: the manifest of host 0 does not appear")
-    if not work.appears(lambda: all(shard.sealed for shard in shards)):
+    if not work.wait_until(lambda: all(shard.sealed for shard in shards)):
         raise UserError(f"{output}: shards of another host do not appear")
     return count, len(shards)
 
@@ -269,7 +273,7 @@ class Shard:
         write_array(self.vectors, vectors)
         lines = [json.dumps({"id": self.expected[row], "stamp": self.stamps[row]}) for row in rows]
         text = "".join(line + "\n" for line in lines)
-        write_whole(self.ids, lambda file: file.write(text.encode()))
+        atomic_write(self.ids, lambda file: file.write(text.encode()))
         return len(rows)
 
     def _load(self) -> np.ndarray:
@@ -286,12 +290,14 @@ def _digest(*texts: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def agree(output: Path, settings: dict, remedy: str = "choose another --output") -> None:
+def check_or_write_settings(
+    output: Path, settings: dict, remedy: str = "choose another --output"
+) -> None:
     """Writes the settings of a new output; UserError, naming the field, if it is of others."""
     path = output / "settings.json"
     if not path.exists() and not is_free(output):
         raise UserError(f"{output} is not empty and holds no vectors (no settings.json)")
-    files.agree(path, settings, remedy)
+    files.check_or_write_manifest(path, settings, remedy)
 
 
 def _embed(
@@ -337,7 +343,7 @@ def load_gve(name: str, limits: limits.Limits) -> Encoder:
     """The model on all devices of this host."""
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, mesh=own_mesh(), limits=limits, show_progress_bar=True)
+    return GVE.from_pretrained(name, mesh=local_mesh(), limits=limits, show_progress_bar=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -372,5 +378,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    keep_freed()
+    retain_freed_memory()
     run_cli(lambda: hosts.run(main))

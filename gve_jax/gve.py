@@ -21,7 +21,7 @@ from gve_jax import __version__
 from gve_jax.checkpoints.digests import not_finite, weights_digest
 from gve_jax.checkpoints.huggingface import copy_tokenizer, save_hf
 from gve_jax.checkpoints.peft import read_adapter
-from gve_jax.checkpoints.pretrained import FORMAT, open_base
+from gve_jax.checkpoints.pretrained import FORMAT, open_pretrained
 from gve_jax.distributed.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
 from gve_jax.errors import UnsupportedArgument, UserError
 from gve_jax.fields import build
@@ -141,7 +141,7 @@ class GVE(SentenceTransformersInterface):
           UnsupportedArgument: an argument of other libraries' loaders; it names what to use.
         """
         refuse_arguments(cls.from_pretrained, unsupported)
-        base = open_base(
+        base = open_pretrained(
             directory, dtype, adapter=adapter,
             revision=revision, token=token, local_files_only=local_files_only,
         )  # fmt: skip

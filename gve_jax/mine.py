@@ -34,7 +34,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gve_jax.distributed import hosts
 from gve_jax.embed import Encoder, load_gve
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.hardware.malloc import keep_freed
+from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.inputs.entries import size_and_time
 from gve_jax.media import limits
 from gve_jax.media.walk import walk
@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     output = args.output.resolve()
     own = output.with_name(output.name + ".mining")
     work = (args.work or own).resolve()
-    asked = hosts.each(lambda: _asked(args))
+    asked = hosts.run_on_all_hosts(lambda: _asked(args))
     hosts.check_same(asked)
-    if hosts.first(lambda: _done(output, asked, args)):
+    if hosts.run_on_host0(lambda: _done(output, asked, args)):
         _tell(f"{output} is mined already")
         return
     load = load or functools.partial(load_gve, limits=limits.from_arguments(args))
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
         for folder in dict.fromkeys((own, work)):
             locks.enter_context(lock_folder(folder))
         # Again: by whoever held the locks until now.
-        if hosts.first(lambda: _done(output, asked, args)):
+        if hosts.run_on_host0(lambda: _done(output, asked, args)):
             _tell(f"{output} is mined already")
         else:
             _mine(args, output, work, asked, load)
@@ -77,7 +77,7 @@ def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Enc
     rule = Rule(args.ranks, args.share, args.margin, args.negatives, args.choose, args.seed)
     with _progress() as progress:
         bar = progress.add_task("reading pairs", total=None)
-        world = hosts.each(
+        world = hosts.run_on_all_hosts(
             lambda: read_world(args.pairs, args.corpus, lambda count: progress.advance(bar, count))
         )
     found = _vectors(args, world, work, functools.cache(lambda: _model(args, load)))
@@ -103,7 +103,7 @@ def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Enc
             "corpus": {"documents": len(world.corpus), "digest": world.corpus.digest()},
             "fingerprint": queries.manifest.get("fingerprint"),
         }
-        told = hosts.first(lambda: write_mined(
+        told = hosts.run_on_host0(lambda: write_mined(
             output, world, queries, positives, of_pair, rule, settings,
             lambda count: progress.advance(bar, count), args.max_lost_share,
         ))  # fmt: skip
@@ -186,7 +186,7 @@ def _model(args, load: Callable[[str], Encoder]) -> Encoder:
     if args.model is None:
         raise UserError("--model is missing: only with vectors of queries, positives and corpus "
                         "can it be left out")  # fmt: skip
-    return hosts.each(lambda: load(args.model))
+    return hosts.run_on_all_hosts(lambda: load(args.model))
 
 
 def _progress() -> Progress:
@@ -272,5 +272,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    keep_freed()
+    retain_freed_memory()
     run_cli(lambda: hosts.run(main))

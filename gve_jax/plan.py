@@ -26,7 +26,7 @@ from rich.console import Console
 from gve_jax.cli import parse_arguments
 from gve_jax.errors import UserError, run_cli
 from gve_jax.hardware.plan import make_plan
-from gve_jax.hardware.program import Program, TooLarge
+from gve_jax.hardware.program import DeviceOutOfMemory, Program
 from gve_jax.hardware.report import show
 from gve_jax.hardware.topology import open_topology, parse
 from gve_jax.storage.filesystem import as_local_path
@@ -70,7 +70,7 @@ def main() -> None:
 
         try:
             plan = make_plan(program, shapes, quick.value, note)
-        except TooLarge as error:
+        except DeviceOutOfMemory as error:
             print(
                 f"it does not fit: {error} Try a smaller batch_size, or gradcache_chunk "
                 f"(batch_size is {config.batch_size} on {program.rows} rows of devices)",

@@ -33,7 +33,7 @@ from gve_jax.cli import parse_arguments
 from gve_jax.distributed import hosts, work
 from gve_jax.distributed.preemption import Preemption
 from gve_jax.errors import UserError, run_cli
-from gve_jax.hardware.malloc import keep_freed
+from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.learning import pyramid
 from gve_jax.learning.optimizer import make_schedule
 from gve_jax.learning.state import join
@@ -70,7 +70,7 @@ def main() -> None:
 def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the experiment `config` in `workdir` to its end, from where it stands."""
     # --- what is trained, on what, where; another experiment in this workdir is refused -----------
-    run = hosts.each(lambda: Experiment(config, workdir))
+    run = hosts.run_on_all_hosts(lambda: Experiment(config, workdir))
     hosts.check_same(run.shared_record())
     config = run.config
     if run.complete():
@@ -140,15 +140,15 @@ def _train(run: Experiment) -> None:
                     if jax.process_index() == 0:
                         write_json(workdir / "curriculum.json", {"stages": curriculum})
                     log.progress.note(f"stage {number}: {describe(curriculum[-1])}")
-                log.warm_up()
+                log.restart_warmup()
                 for batch in placed(run.stream(curriculum, step, last), run.mesh, run.loader()):
                     admit(batch, quarantine, run)
-                    log.dispatching(step)
+                    log.before_step(step)
                     with jax.set_mesh(run.mesh), StepTraceAnnotation("train", step_num=step):
                         state, scalars = train_step(state, frozen, batch.arrays, step)
                     # Only now, with this step under way, are the last one's numbers waited for.
-                    log.dispatched(step, number, batch, scalars)
-                    hosts.at(f"in step {step}")
+                    log.after_step(step, number, batch, scalars)
+                    hosts.set_location(f"in step {step}")
                     step += 1
                     stop = preemption.reached(step)
                     if step < config.steps and (stop or step % config.checkpoint.every == 0):
@@ -234,5 +234,5 @@ def admit(batch: PairBatch, quarantine: Quarantine, run: Experiment) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed()
+    retain_freed_memory()
     run_cli(main)

@@ -82,7 +82,7 @@ def main() -> None:
     from gve_jax.errors import UserError
 
     flags.FLAGS.mark_as_parsed()
-    hosts.start()
+    hosts.join_job()
     for line in sys.stdin:
         function, arguments = json.loads(line)
         module, name = function.split(":")

@@ -76,15 +76,15 @@ def config(world, base, gcs):
 def stopped(config, gcs):
     """Told to end in its first step; what the bucket had then, by name."""
     gcs.make("runs")
-    dispatched = RunLog.dispatched
+    after_step = RunLog.after_step
 
     def told(self, step, *rest):
-        dispatched(self, step, *rest)
+        after_step(self, step, *rest)
         if step == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "dispatched", told)
+        patch.setattr(RunLog, "after_step", told)
         with pytest.raises(StoppedError, match="saved at step 1"):
             train(config, as_path(WORKDIR))
     return dict(gcs.buckets["runs"])

@@ -59,16 +59,16 @@ def finished(world, base, tmp_path_factory):
 def stopped(world, base, tmp_path_factory):
     """A run that SIGTERM met in its first step, in the first stage."""
     workdir = tmp_path_factory.mktemp("stopped")
-    dispatched = RunLog.dispatched
+    after_step = RunLog.after_step
 
     def told(self, step, *rest):
-        dispatched(self, step, *rest)
+        after_step(self, step, *rest)
         if step == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "dispatched", told)
+        patch.setattr(RunLog, "after_step", told)
         with pytest.raises(StoppedError, match="saved at step 1; repeat the command"):
             train(recipe(world, base), workdir)
     assert signal.getsignal(signal.SIGTERM) == before

@@ -18,7 +18,7 @@ from data.uvrb import archives
 from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
 from gve_jax.media.walk import is_passed_over
-from gve_jax.storage.files import write_json, write_whole
+from gve_jax.storage.files import atomic_write, write_json
 
 SEAL = "files.json"  # in an extracted folder: {"parts": [[name, bytes]], "files": {path: [...]}}
 FRAMES_FPS = 8.0  # frames a second of a folder of frames
@@ -125,7 +125,7 @@ class Archived(Listed):
         self.name, self.parts, self._tick = name, list(parts), tick
         if jax.process_index() == 0 and not (root / SEAL).exists():
             extract(self.parts, name, root, tick)
-        hosts.wait()
+        hosts.barrier()
         seal = root / SEAL
         super().__init__(root, _read(seal))
         now = [[part.name, part.stat().st_size] for part in self.parts]
@@ -140,7 +140,7 @@ class Archived(Listed):
                     f"{self.name}: its files were discarded, and its archive is not there any more"
                 )
             extract(self.parts, self.name, self.root, self._tick)
-        hosts.wait()
+        hosts.barrier()
         self._known = _read(self.root / SEAL)
 
     def fetch(self, paths: Iterable[Path]) -> None:
@@ -154,7 +154,7 @@ class Archived(Listed):
             if name in wanted:
                 target = self.root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(target, lambda file: file.writelines(blocks))
+                atomic_write(target, lambda file: file.writelines(blocks))
 
         if wanted and self.parts:
             total = sum(part.stat().st_size for part in self.parts)

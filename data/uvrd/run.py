@@ -21,7 +21,7 @@ from data.uvrd.similarity import Similarity
 from data.uvrd.source import Entry, is_folder_of_videos, read_entries, stamps
 from gve_jax.errors import UserError
 from gve_jax.media.quarantine import Quarantine
-from gve_jax.storage.files import agree, check_record, write_json
+from gve_jax.storage.files import check_or_write_manifest, check_record, write_json
 from gve_jax.storage.locks import lock_for_process
 from gve_jax.streams.writing import pair_info, write_encoded
 
@@ -138,7 +138,7 @@ def synthesize(
 
 
 def _synthesize(job: Job, asked: dict, tick, embedder: Similarity | None, beam) -> dict:
-    agree(job.work / "asked.json", asked, REMEDY)
+    check_or_write_manifest(job.work / "asked.json", asked, REMEDY)
     job.parts.forget_retryable()
     if beam is not None:
         from data.uvrd import beam as pipeline  # says in one line when Beam is not installed

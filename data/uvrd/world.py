@@ -30,7 +30,7 @@ from data.shapes.scene import (
     pick,
 )
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.storage.files import write_json, write_whole
+from gve_jax.storage.files import atomic_write, write_json
 from gve_jax.storage.filesystem import local_path
 
 SIDE = 14  # pixels of the pictures by which frames are known again
@@ -118,9 +118,9 @@ def write(output: Path, videos: int, seed: int, bad: float,
         small.append(thumbnails(frames))
         tick()
     arrays = {"thumbnails": np.stack(small), "scenes": np.array(json.dumps(scenes))}
-    write_whole(output / SCENES, lambda file: np.savez_compressed(file, **arrays))
+    atomic_write(output / SCENES, lambda file: np.savez_compressed(file, **arrays))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(output / CAPTIONS, lambda file: file.write(text.encode()))
+    atomic_write(output / CAPTIONS, lambda file: file.write(text.encode()))
     write_json(manifest, settings)
 
 

@@ -29,7 +29,7 @@ from gve_jax.checkpoints.peft import read_adapter
 from gve_jax.distributed.sharding import place_batch
 from gve_jax.gve import GVE
 from gve_jax.hardware.flops import train, trains
-from gve_jax.hardware.malloc import keep_freed
+from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.inputs.batch import Bucket, collate, need
 from gve_jax.inputs.counts import Counts
 from gve_jax.learning.loss import LossConfig
@@ -71,7 +71,7 @@ def main(argv=None) -> None:
     parser.add_argument("--same-heap", action="store_true", help="theirs keeps freed memory, too")
     parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
-    keep_freed()
+    retain_freed_memory()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         result = measure(Path(folder), args, stack)
     write_result("train", vars(args), result, args.output)
@@ -191,7 +191,7 @@ class Beside:
 
 def _serve(pipe, folder: Path, args) -> None:
     if args.same_heap:
-        keep_freed()
+        retain_freed_memory()
     theirs = Theirs(folder)
     examples = draw_examples(args, GVE.from_pretrained(folder / "model", dtype="float32"))
     pipe.send("ready")

@@ -46,9 +46,9 @@ from evals.uvrb.pictures import Pictures
 from evals.uvrb.variants import Runs, add_arguments, check_arguments, paired, per_query
 from evals.uvrb.vectors import Vectors
 from gve_jax.distributed import hosts
-from gve_jax.distributed.sharding import own_mesh
+from gve_jax.distributed.sharding import local_mesh
 from gve_jax.errors import Parser, UserError, run_cli
-from gve_jax.hardware.malloc import keep_freed
+from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.media import limits
 from gve_jax.media.quarantine import Quarantine
 from gve_jax.storage.filesystem import any_path, local_path
@@ -95,7 +95,7 @@ def _score(
     with progress:
         source.ready(tasks)
         quarantine = _quarantine(args, tasks)
-        run = Runs(args, source, quarantine, progress, own_mesh())
+        run = Runs(args, source, quarantine, progress, local_mesh())
         if args.embeddings:
             model = Vectors(args.embeddings, quarantine, source.total, args.normalize)
         else:
@@ -218,7 +218,7 @@ def _progress() -> Progress:
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, mesh=own_mesh(), limits=limits)
+    return GVE.from_pretrained(name, mesh=local_mesh(), limits=limits)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -282,5 +282,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    keep_freed()
+    retain_freed_memory()
     run_cli(lambda: hosts.run(main))

@@ -239,14 +239,14 @@ class Embedder:
         if new and self.files is not None:
             self.files.ensure()
         advance(len(ids) - len(new))
-        mine = work.share(new)
+        mine = work.shard_for_host(new)
         for start in range(0, len(mine), SHARD):
             self._encode(side, mine[start : start + SHARD])
             self._record_failures(side)
             advance(len(mine[start : start + SHARD]))
-        hosts.at(f"after {name}")
-        hosts.wait()
-        if not work.appears(lambda: self._is_done(side)):
+        hosts.set_location(f"after {name}")
+        hosts.barrier()
+        if not work.wait_until(lambda: self._is_done(side)):
             raise UserError(f"{name}: embeddings of another host do not appear in {self.folder}")
         self._record_failures(side)
         advance(len(new) - len(mine))

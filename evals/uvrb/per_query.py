@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.storage.files import write_whole
+from gve_jax.storage.files import atomic_write
 
 _OWN = ("ids", "score", "first_rank", "metric")
 
@@ -39,7 +39,7 @@ class PerQuery:
             "ids": self.ids, "metric": np.array(self.metric), "score": self.score,
             "first_rank": self.first_rank, **self.metrics,
         }  # fmt: skip
-        write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+        atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod
     def read(cls, path: Path) -> "PerQuery":

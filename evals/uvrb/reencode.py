@@ -70,7 +70,7 @@ class Reencoder:
                     if found[digest]:
                         reason = found[digest].replace(str(first[digest]), str(video))
                         self.failed[str(video)] = reason
-        hosts.wait()  # of several hosts the first one encodes, the others wait
+        hosts.barrier()  # of several hosts the first one encodes, the others wait
         return [self.folder / f"{digest}.mp4" for digest in digests]
 
     def _copy(self, digest: str, video: Path) -> str:

@@ -13,7 +13,7 @@ from evals.uvrb.output import other_scores
 from evals.uvrb.pictures import Pictures
 from evals.uvrb.scores import ABILITIES, AVERAGES
 from gve_jax.errors import UserError
-from gve_jax.storage.files import write_whole
+from gve_jax.storage.files import atomic_write
 
 LONG_TEXT = 260  # characters of a query shown before it is folded
 
@@ -70,7 +70,7 @@ def write(path: Path, results: Mapping, shown: Mapping[str, str], workdir: Path 
     body = "\n".join((_head(results, list(parts)), *parts.values()))
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     page = _PAGE.format(title=html.escape(title), style=style, body=body)
-    write_whole(path, lambda file: file.write(page.encode()))
+    atomic_write(path, lambda file: file.write(page.encode()))
 
 
 def examples(found: RetrievalSet, scored: Scored, pictures: Pictures) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gve_jax.storage.files import write_whole
+from gve_jax.storage.files import atomic_write
 
 TAG = "gve_jax"
 
@@ -100,4 +100,4 @@ def from_trec_id(written: str) -> str:
 
 
 def _write(path: Path, lines: Callable[[], Iterator[str]]) -> None:
-    write_whole(path, lambda file: file.writelines(line.encode() for line in lines()))
+    atomic_write(path, lambda file: file.writelines(line.encode() for line in lines()))

@@ -30,7 +30,7 @@ from gve_jax.inputs.tokenizer import token_ids
 from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
-from gve_jax.storage.files import read_json, write_json, write_whole
+from gve_jax.storage.files import atomic_write, read_json, write_json
 from gve_jax.storage.filesystem import is_bucket
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -302,7 +302,7 @@ def copy_tokenizer(tokenizer: Path, directory: Path) -> None:
         if not source.is_file():
             continue
         if is_bucket(target):
-            write_whole(target, lambda file, source=source: file.write(source.read_bytes()))
+            atomic_write(target, lambda file, source=source: file.write(source.read_bytes()))
         elif not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)
 

@@ -154,7 +154,7 @@ class Base:
         return unflatten_dict({k: v for k, v in found.items() if keep(k)}, sep="/")
 
 
-def open_base(
+def open_pretrained(
     name: str | os.PathLike,
     dtype: str | None = None,
     *,

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.storage.files import check_lfs_pointer, parse_json, write_whole
+from gve_jax.storage.files import atomic_write, check_lfs_pointer, parse_json
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -190,4 +190,4 @@ def write_file(
             for start in range(0, len(whole), _PIECE):
                 file.write(whole[start : start + _PIECE])
 
-    write_whole(path, write)
+    atomic_write(path, write)

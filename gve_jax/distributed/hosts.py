@@ -1,6 +1,6 @@
 """One job on several hosts: its start, what hosts tell each other, and its end when one dies.
 
-`start` needs no flags where JAX knows the cluster: TPU VMs, GKE, Slurm, Open MPI, and Kubernetes
+`join_job` needs no flags where JAX knows the cluster: TPU VMs, GKE, Slurm, Open MPI, and Kubernetes
 jobs with the `kubernetes` package. Elsewhere three variables say it, the same way on every host:
 
     GVE_JAX_COORDINATOR=10.0.0.1:8476   where host 0 listens
@@ -42,7 +42,7 @@ REPEAT = "repeat the command on all hosts to resume"
 
 # JAX ends a host that has lost another from a thread of its own, where no Python can speak. So the
 # last word is a small process's, which learns of the end, by whatever signal, as that of its input.
-_WITNESS = """
+_EXIT_REPORTER = """
 import sys
 at = ""
 for line in sys.stdin:
@@ -56,11 +56,11 @@ print(f"error: host {sys.argv[1]} ended {at}: it was killed, or lost another hos
 T = TypeVar("T")
 
 _numbers = itertools.count()
-_at = "at its start"
-_witness: subprocess.Popen | None = None
+_location = "at its start"
+_exit_reporter: subprocess.Popen | None = None
 
 
-def start() -> None:
+def join_job() -> None:
     """Joins this process to its job; alone where there is none. Before any other use of JAX.
 
     Raises:
@@ -91,8 +91,8 @@ def run(command: Callable[[], None]) -> None:
     Raises:
       UserError: on all hosts, they run different commands, code or libraries; see `environment`.
     """
-    start()
-    with together():
+    join_job()
+    with coordinated_shutdown():
         if jax.process_count() > 1:
             check_same(environment())
         command()
@@ -176,12 +176,12 @@ def gather(value, limit_s: int = WAIT_S) -> list:
     return json.loads(text)
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns when all hosts are here, however long their work takes them."""
     gather(None, LONG_S)
 
 
-def first(find: Callable[[], T]) -> T:
+def run_on_host0(find: Callable[[], T]) -> T:
     """What `find` gives on host 0, plain JSON, on all of them; its UserError, too."""
     value = error = None
     if jax.process_index() == 0:
@@ -197,7 +197,7 @@ def first(find: Callable[[], T]) -> T:
     return value
 
 
-def each(find: Callable[[], T]) -> T:
+def run_on_all_hosts(find: Callable[[], T]) -> T:
     """What `find` gives here. A UserError of one host is raised on all, and names the host."""
     value = error = None
     try:
@@ -220,42 +220,42 @@ def check_same(record: dict) -> None:
             raise UserError(f"host {host} was started with {field} = {there}, host 0 with {here}")
 
 
-def at(place: str) -> None:
+def set_location(description: str) -> None:
     """Where this host is, `in step 120`: told when it, or another, is lost."""
-    global _at
-    _at = place
-    if _witness is not None:
-        _say(place)
+    global _location
+    _location = description
+    if _exit_reporter is not None:
+        _say(description)
 
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # a witness that was killed says nothing
-        _witness.stdin.write(f"{line}\n")
-        _witness.stdin.flush()
+        _exit_reporter.stdin.write(f"{line}\n")
+        _exit_reporter.stdin.flush()
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def coordinated_shutdown() -> Iterator[None]:
     """Ends this process with one line when another host is lost, without waiting for it; and when
     this one alone fails."""
     if jax.process_count() == 1:
         yield
         return
-    with _witnessed():
+    with _exit_reporter_running():
         try:
             yield
-            wait()  # no host leaves, and takes the coordinator with it, before all are done
+            barrier()  # no host leaves, and takes the coordinator with it, before all are done
         except jax.errors.JaxRuntimeError as error:
             told = str(error).splitlines()[0][:200]
             _end(
                 UserError(
-                    f"host {jax.process_index()} lost another {_at}, or the devices failed: "
+                    f"host {jax.process_index()} lost another {_location}, or the devices failed: "
                     f"{told}; {REPEAT}"
                 ),
                 LOST,
             )
         except SystemExit:  # the command is done, and says how
-            wait()
+            barrier()
             raise
         except BaseException as error:
             if not _all_leave():
@@ -280,19 +280,19 @@ def _end(error: BaseException, status: int | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _witnessed() -> Iterator[None]:
-    global _witness
+def _exit_reporter_running() -> Iterator[None]:
+    global _exit_reporter
     # Its own session: what is sent to a job's processes to end them is not for it.
-    _witness = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _WITNESS, str(jax.process_index()), REPEAT],
+    _exit_reporter = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _EXIT_REPORTER, str(jax.process_index()), REPEAT],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
-    at(_at)
+    set_location(_location)
     try:
         yield
     finally:
         _say("end")
         with contextlib.suppress(OSError):
-            _witness.stdin.close()
-        _witness.wait()
-        _witness = None
+            _exit_reporter.stdin.close()
+        _exit_reporter.barrier()
+        _exit_reporter = None

@@ -73,7 +73,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def own_mesh() -> Mesh | None:
+def local_mesh() -> Mesh | None:
     """Of a host that embeds its share of a job, on its own devices; None: all devices there are."""
     return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
 

@@ -11,27 +11,29 @@ import jax
 from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
 from gve_jax.media.quarantine import Quarantine
-from gve_jax.storage.files import read_records, write_whole
+from gve_jax.storage.files import atomic_write, read_records
 
 SHARED_S = 90  # how long files of another host may take to appear in a network's folder
 
 T = TypeVar("T")
 
 
-def share(items: Sequence[T], host: int | None = None, count: int | None = None) -> Sequence[T]:
+def shard_for_host(
+    items: Sequence[T], host: int | None = None, count: int | None = None
+) -> Sequence[T]:
     """What one of `count` hosts, by default this one, takes: every count-th, as long videos often
     follow each other."""
     host = jax.process_index() if host is None else host
     return items[host :: count or jax.process_count()]
 
 
-def appears(there: Callable[[], bool]) -> bool:
-    """Whether `there` is true, or comes to be: a network's folder may be late."""
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Whether `condition` is true, or comes to be: a network's folder may be late."""
     for _ in range(SHARED_S if jax.process_count() > 1 else 0):
-        if there():
+        if condition():
             return True
         time.sleep(1)
-    return there()
+    return condition()
 
 
 def check_shared(folder: Path) -> None:
@@ -41,9 +43,9 @@ def check_shared(folder: Path) -> None:
     mark = folder / ".shared"
     token = hosts.gather(secrets.token_hex(8))[0]
     if jax.process_index() == 0:
-        write_whole(mark, lambda file: file.write(token.encode()))
-    hosts.wait()
-    seen = hosts.gather(appears(lambda: mark.is_file() and mark.read_text() == token))
+        atomic_write(mark, lambda file: file.write(token.encode()))
+    hosts.barrier()
+    seen = hosts.gather(wait_until(lambda: mark.is_file() and mark.read_text() == token))
     if jax.process_index() == 0:
         mark.unlink(missing_ok=True)
     for host, its in enumerate(seen):

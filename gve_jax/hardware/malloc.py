@@ -13,7 +13,7 @@ import os
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def keep_freed() -> bool:
+def retain_freed_memory() -> bool:
     """Keeps freed memory in this process, for what it allocates next. Before threads start.
 
     The process does not grow by it: it holds what it held at its fullest moment. Nothing is

@@ -24,20 +24,20 @@ from gve_jax.model.embedder import Batch
 from gve_jax.running.sections import model_config, read_settings
 
 
-class TooLarge(Exception):
+class DeviceOutOfMemory(Exception):
     """The compiler itself found that a program needs more memory than a device has."""
 
 
 @contextlib.contextmanager
 def refused() -> Iterator[None]:
-    """`TooLarge`, in one line, of what TPU's compiler raises instead of a program."""
+    """`DeviceOutOfMemory`, in one line, of what TPU's compiler raises instead of a program."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         line = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-        raise TooLarge(line) from error
+        raise DeviceOutOfMemory(line) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Program:
         """Both programs of the step, gradients and update.
 
         Raises:
-          TooLarge: they need more memory than a device has, and the compiler says so.
+          DeviceOutOfMemory: they need more memory than a device has, and the compiler says so.
         """
         began = time.perf_counter()
         with jax.set_mesh(self.mesh), refused():
@@ -242,7 +242,7 @@ def largest(
         note(f"compiling {rows} rows a device")
         try:
             return rows, total(program.compile(shapes, batch, count if chunked else 0))
-        except TooLarge:
+        except DeviceOutOfMemory:
             return rows, math.inf
 
     rows = (planned.chunk or planned.batch_size) // program.rows

@@ -29,7 +29,7 @@ def check_chunk(chunk: int, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def chunk_of(tree, number, chunks: int, mesh: Mesh):
+def take_chunk(tree, number, chunks: int, mesh: Mesh):
     """The `number`-th of `chunks` parts of a tree of arrays [B, ...], in equal shares of every
     device's rows: nothing moves between devices. (`positions` of a `Batch` are [3, B, L].)"""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -52,8 +52,8 @@ def chunk_of(tree, number, chunks: int, mesh: Mesh):
     return jax.tree.map(part, tree, is_leaf=lambda node: isinstance(node, Batch))
 
 
-def whole_of(parts, mesh: Mesh):
-    """Arrays [chunks, B / chunks, ...], as a scan over `chunk_of` stacks them -> [B, ...]."""
+def merge_chunks(parts, mesh: Mesh):
+    """Arrays [chunks, B / chunks, ...], as a scan over `take_chunk` stacks them -> [B, ...]."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def put(x):
@@ -82,19 +82,19 @@ def cached_value_and_grad(
     numbers, places = jnp.arange(chunks), jnp.arange(size, dtype=jnp.uint32)
 
     def vectors_of(params, side, number):
-        batch, rows = chunk_of((sides[side], places), number, chunks, mesh)
+        batch, rows = take_chunk((sides[side], places), number, chunks, mesh)
         return embed(params, side, batch, rows)
 
     def forward(_, number):
         return None, [vectors_of(params, side, number) for side in range(len(sides))]
 
-    vectors = whole_of(jax.lax.scan(forward, None, numbers)[1], mesh)
+    vectors = merge_chunks(jax.lax.scan(forward, None, numbers)[1], mesh)
     value, (at_vectors, at_extra) = jax.value_and_grad(loss, (0, 1), has_aux=True)(vectors, extra)
 
     def backward(total, number):
         for side in range(len(sides)):
             _, pull = jax.vjp(lambda params, side=side: vectors_of(params, side, number), params)
-            (gradient,) = pull(chunk_of(at_vectors[side], number, chunks, mesh))
+            (gradient,) = pull(take_chunk(at_vectors[side], number, chunks, mesh))
             total = jax.tree.map(lambda sum, one: sum + one.astype(sum.dtype), total, gradient)
         return total, None
 

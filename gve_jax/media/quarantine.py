@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gve_jax.errors import UserError
 from gve_jax.media.item import Item, source_name
-from gve_jax.storage.files import write_whole
+from gve_jax.storage.files import atomic_write
 
 TOP = 3  # reasons that a summary names
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -116,7 +116,7 @@ class Quarantine:
             gone = set(again)
             with open(self.path, "rb") as file:
                 kept = [line for line in file if json.loads(line)["id"] not in gone]
-            write_whole(Path(self.path), lambda file: file.writelines(kept))
+            atomic_write(Path(self.path), lambda file: file.writelines(kept))
 
     def forget_retryable(self) -> tuple[str, ...]:
         """Takes out what may be readable now, as a repeated command should; returns the ids."""

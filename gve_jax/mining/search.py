@@ -17,14 +17,14 @@ import jax
 import numpy as np
 
 from gve_jax.distributed import hosts, work
-from gve_jax.embed import Encoder, agree, embed_all
+from gve_jax.embed import Encoder, check_or_write_settings, embed_all
 from gve_jax.errors import UserError
 from gve_jax.media.quarantine import Quarantine
 from gve_jax.mining.corpus import Group, Things, World
 from gve_jax.retrieval.negatives import query_tile, stream_neighbours
 from gve_jax.retrieval.tiles import UnitRows, cosine_rows
 from gve_jax.retrieval.vectors import Selection, StoredVectors
-from gve_jax.storage.files import differences, read_records, write_whole
+from gve_jax.storage.files import atomic_write, differences, read_records
 
 
 @dataclass
@@ -66,7 +66,7 @@ def vectors_of(
     if len(places) < len(stored.ids):
         raise UserError(f"{given}: an id occurs twice")
     row = np.array([places.get(id, -1) for id in things.ids], np.int64)
-    hosts.first(lambda: _check_lost(name, things, row, folder, given, max_bad_share))
+    hosts.run_on_host0(lambda: _check_lost(name, things, row, folder, given, max_bad_share))
     return Found(vectors, row, stored.manifest)
 
 
@@ -142,7 +142,11 @@ class Neighbours:
             "devices": jax.local_device_count(),
         }))  # fmt: skip
         hosts.check_same(settings)
-        hosts.first(lambda: agree(folder, settings, f"delete {folder}, which is made again"))
+        hosts.run_on_host0(
+            lambda: check_or_write_settings(
+                folder, settings, f"delete {folder}, which is made again"
+            )
+        )
         work.check_shared(folder)
         self._right, self._names = world.right(), world.names()
         self._content = {inside: n for n, inside in enumerate(world.corpus.contents)}
@@ -156,18 +160,18 @@ class Neighbours:
         """
         searches = [self._search(group) for group in groups]
         places = [(at, n) for at, search in enumerate(searches) for n in range(len(search.files))]
-        wanted = hosts.first(
+        wanted = hosts.run_on_host0(
             lambda: [[at, n] for at, n in places if not searches[at].files[n].exists()]
         )
         for at, n in sorted(set(places) - set(map(tuple, wanted))):
             rows = searches[at].rows(n)
             advance((rows.stop - rows.start) * len(searches[at].documents))
-        mine = work.share(wanted)
+        mine = work.shard_for_host(wanted)
         for at, search in enumerate(searches):
             if tiles := [n for its, n in mine if its == at]:
                 self._compare(search, tiles, advance)
-        hosts.wait()
-        if not work.appears(lambda: all(searches[at].files[n].exists() for at, n in wanted)):
+        hosts.barrier()
+        if not work.wait_until(lambda: all(searches[at].files[n].exists() for at, n in wanted)):
             raise UserError(f"{self.folder}: ranks of another host do not appear")
         return {search.name: self._look(search) for search in searches}
 
@@ -207,8 +211,8 @@ class Neighbours:
             found = np.where(places >= 0, documents[places], -1)
             arrays = {"documents": found, "scores": scores}
             file = search.files[rows.start // search.tile]
-            write_whole(file, lambda out, a=arrays: np.savez(out, **a))
-            hosts.at(f"after {file}")
+            atomic_write(file, lambda out, a=arrays: np.savez(out, **a))
+            hosts.set_location(f"after {file}")
 
     def _look(self, search: Search) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
         number = np.full(len(self.world.queries), -1, np.int64)

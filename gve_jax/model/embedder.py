@@ -151,7 +151,7 @@ def make_embed(cfg: ModelConfig, normalize: bool = True):
     def embed(params, batch: Batch, dropout_keys=None) -> Float[Array, "B D"]:
         model = build(params)
         if dropout_keys is not None:
-            lora.drop_inputs(model, dropout_keys)
+            lora.enable_dropout(model, dropout_keys)
         return model(batch) if normalize else model.pooled(batch)
 
     return embed

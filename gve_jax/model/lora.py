@@ -33,7 +33,7 @@ class Adapter(nnx.Module):
     bfloat16 numbers and would be lost.
     """
 
-    seeds: nnx.Variable | None = None  # of the dropout, one an item; put here by `drop_inputs`
+    seeds: nnx.Variable | None = None  # of the dropout, one an item; put here by `enable_dropout`
 
     def __init__(self, shape: tuple[int, ...], cfg: LoraConfig, rngs: nnx.Rngs):
         """`shape` is the kernel's: [in, out], or [layers, in, out] of a stack."""
@@ -64,7 +64,7 @@ def attach(model: nnx.Module, cfg: LoraConfig, rngs: nnx.Rngs) -> None:
         linear.lora = Adapter(linear.kernel.shape, cfg, rngs)
 
 
-def drop_inputs(model: nnx.Module, keys: Array) -> None:
+def enable_dropout(model: nnx.Module, keys: Array) -> None:
     """Turns dropout on: every layer of every adapter gets a seed of its own for each item.
 
     What an item drops is a function of its key in `keys` [B], whoever its neighbours are and

@@ -18,7 +18,7 @@ from gve_jax import __version__
 from gve_jax.checkpoints.digests import file_digest, not_finite, sampled_digest, weights_digest
 from gve_jax.checkpoints.huggingface import COMPANIONS
 from gve_jax.checkpoints.peft import write_adapter
-from gve_jax.checkpoints.pretrained import open_base
+from gve_jax.checkpoints.pretrained import open_pretrained
 from gve_jax.distributed import hosts
 from gve_jax.distributed.sharding import make_mesh, replicated
 from gve_jax.errors import UserError
@@ -70,7 +70,7 @@ class Experiment:
         self.config: Settings = read_settings(config)
         config = self.config
         self.mesh = make_mesh(dataclasses.asdict(config.mesh))
-        self.base = None if config.pretrained is None else open_base(config.pretrained)
+        self.base = None if config.pretrained is None else open_pretrained(config.pretrained)
         self.model = model_config(config, self.base)
         self.loss = config.loss
         self.sources = Sources(
@@ -279,7 +279,7 @@ class Experiment:
     def check_started(self) -> None:
         """UserError if the workdir holds a run whose checkpoints were deleted: it must not start
         again from nothing and replace what that run has left."""
-        hosts.first(self._check_started)
+        hosts.run_on_host0(self._check_started)
 
     def _check_started(self) -> None:
         checkpoints = self.workdir / "checkpoints"

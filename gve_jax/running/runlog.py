@@ -60,7 +60,7 @@ class RunLog:
         self._warm_flops = Flops(0.0, 0.0)
         self.warm_up()
 
-    def warm_up(self) -> None:
+    def restart_warmup(self) -> None:
         self._cold, self._asked = self.WARM, time.perf_counter()
 
     def stage(self, record: Mapping) -> None:
@@ -70,12 +70,12 @@ class RunLog:
             told |= {f"pyramid/{part}/{name}": value for name, value in record[part].items()}
         self._stage[record["first_step"]] = told
 
-    def dispatching(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """A batch has come: the time since the last step was dispatched was spent waiting."""
         self._got = time.perf_counter()
         self._profile.before(step)
 
-    def dispatched(self, step: int, stage: int, batch, scalars: Mapping) -> None:
+    def after_step(self, step: int, stage: int, batch, scalars: Mapping) -> None:
         previous, self._pending = self._pending, (step, stage, batch, scalars)
         self._report(previous)
         self._profile.after(step, scalars)

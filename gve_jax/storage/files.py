@@ -15,7 +15,7 @@ from gve_jax.errors import UserError
 LONGEST_LINE = 256 * 2**20  # bytes: a file without line ends must not be read whole
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """`path` holds what it held before or all that `write` writes, whenever the process ends.
 
     A full disk is an OSError that names `path`; what was written until then is removed."""
@@ -45,13 +45,13 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """An .npy file, whole or not at all; never with a pickle in it."""
-    write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
+    atomic_write(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
 def write_json(path: Path, value) -> None:
     """JSON, whole or not at all; NaN and infinity, which it has not, raise ValueError."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    atomic_write(path, lambda file: file.write(text.encode()))
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -187,7 +187,7 @@ def check_record(place: object, old: object, new: object, remedy: str) -> None:
         raise UserError(f"{place}: made with {field} = {was}, now {now}; {remedy}")
 
 
-def agree(path: Path, record: dict, remedy: str) -> None:
+def check_or_write_manifest(path: Path, record: dict, remedy: str) -> None:
     """Writes the record of a new folder; see `check_record` where there is one.
 
     Raises:

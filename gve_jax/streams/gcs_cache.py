@@ -28,7 +28,7 @@ from rich.progress import (
 )
 
 from gve_jax.errors import UserError
-from gve_jax.storage.files import write_whole
+from gve_jax.storage.files import atomic_write
 from gve_jax.storage.filesystem import as_local_path, as_path
 
 CACHE = "~/.cache/gve_jax/pairs"  # the default of `config.data.cache`
@@ -194,7 +194,7 @@ def _copy_one(stop: threading.Event, advance, one) -> None:
         if changed:
             os.utime(file.fileno(), (changed, changed))
 
-    write_whole(path, write)
+    atomic_write(path, write)
 
 
 @contextlib.contextmanager

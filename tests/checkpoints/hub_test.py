@@ -15,7 +15,7 @@ from gve_jax.checkpoints.hub import (
     why_no_weights,
 )
 from gve_jax.checkpoints.huggingface import FETCHED, stored_tensors
-from gve_jax.checkpoints.pretrained import open_base
+from gve_jax.checkpoints.pretrained import open_pretrained
 from gve_jax.errors import UserError
 from tests import checkpoint_files
 from tests.situations import situation
@@ -73,7 +73,7 @@ def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
     assert local.source is None and local.fingerprint == model.fingerprint
     for format in ("hf", "gve_jax"):
         model.save_pretrained(tmp_path / format, format)
-        assert open_base(tmp_path / format).source == source
+        assert open_pretrained(tmp_path / format).source == source
 
 
 @situation("Models and checkpoints", "a mistyped Hub id, a private or gated repository, an unknown "
@@ -233,6 +233,6 @@ def test_an_adapter_beside_a_model_is_not_passed_over(tmp_path):
     directory = checkpoint_files.write(tmp_path / "hf")
     _adapter(directory)
     with pytest.raises(UserError, match="holds an adapter beside the model"):
-        open_base(directory)
-    assert open_base(directory, adapter=directory).config == open_base(
+        open_pretrained(directory)
+    assert open_pretrained(directory, adapter=directory).config == open_pretrained(
         directory, adapter="elsewhere").config  # fmt: skip

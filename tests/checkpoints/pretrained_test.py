@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from gve_jax import GVE
 from gve_jax.checkpoints.digests import file_digest
-from gve_jax.checkpoints.pretrained import open_base
+from gve_jax.checkpoints.pretrained import open_pretrained
 from gve_jax.distributed.sharding import make_mesh
 from gve_jax.errors import UserError
 from tests import checkpoint_files
@@ -50,7 +50,7 @@ def load(base):
 def test_another_tokenizer_is_refused_by_its_digest(folder, form):
     path = folder / form / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
-    base = open_base(folder / form)
+    base = open_pretrained(folder / form)
     base.check_tokenizer(path)
     tokenizer.enable_padding()
     tokenizer.save(str(path), pretty=False)  # transformers saves it anew: the same tokenizer
@@ -83,11 +83,11 @@ def test_what_gve_jax_0_1_recorded_is_still_compared(folder):
            "refused by the recorded digest, whatever the dtype", since="0.2.0")  # fmt: skip
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_parameters_of_another_model_are_refused(folder, dtype):
-    load(open_base(folder / "ours", dtype))
+    load(open_pretrained(folder / "ours", dtype))
     shutil.rmtree(folder / "ours" / "params")
     shutil.copytree(folder / "other" / "params", folder / "ours" / "params")
     with pytest.raises(UserError, match="of another model than its config.json"):
-        load(open_base(folder / "ours", dtype))
+        load(open_pretrained(folder / "ours", dtype))
 
 
 @pytest.mark.parametrize("change, named", [
@@ -97,7 +97,7 @@ def test_parameters_of_another_model_are_refused(folder, dtype):
 ])  # fmt: skip
 def test_a_record_that_is_gone_is_no_free_pass(folder, change, named):
     edit(folder / "ours" / "config.json", change)
-    base = open_base(folder / "ours")
+    base = open_pretrained(folder / "ours")
     with pytest.raises(UserError, match=named):
         base.check_tokenizer(base.tokenizer)
 
@@ -117,7 +117,7 @@ def test_a_record_that_is_gone_is_no_free_pass(folder, change, named):
 def test_the_recorded_dtype_is_taken(tmp_path, fields, asked, dtype):
     directory = checkpoint_files.write(tmp_path / "hf", dtype="float16")
     edit(directory / "config.json", lambda f: f.update(fields))
-    config = open_base(directory, asked).config
+    config = open_pretrained(directory, asked).config
     assert (config.dtype, config.param_dtype) == (dtype, dtype)
 
 
@@ -126,7 +126,7 @@ def test_a_dtype_that_cannot_be_is_named(tmp_path, value):
     directory = checkpoint_files.write(tmp_path / "hf")
     edit(directory / "config.json", lambda f: f.update(torch_dtype=value))
     with pytest.raises(UserError, match="config.json: torch_dtype is .*choose one by dtype="):
-        open_base(directory)
+        open_pretrained(directory)
 
 
 @situation("Models and checkpoints", "an `hf` export of a float32 model loaded again",
@@ -149,7 +149,7 @@ def test_a_byte_order_mark_is_skipped(exported, tmp_path):
         shutil.copytree(exported / name, tmp_path / name)
         path = tmp_path / name / "config.json"
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-        assert open_base(tmp_path / name).config == open_base(exported / name).config
+        assert open_pretrained(tmp_path / name).config == open_pretrained(exported / name).config
 
 
 @situation("Models and checkpoints", "config.json, an index or a companion that is empty, cut, a "
@@ -170,7 +170,7 @@ def test_json_that_is_damaged_is_named(tmp_path, file, data, named):
     directory = checkpoint_files.write(tmp_path / "hf", files=3)
     (directory / file).write_bytes(data)
     with pytest.raises(UserError, match=f"{file}: .*{named}") as caught:
-        base = open_base(directory)
+        base = open_pretrained(directory)
         base.check_tokenizer(base.tokenizer)
         load(base)
     assert "\n" not in str(caught.value)
@@ -192,16 +192,16 @@ def test_settings_of_odd_types_name_their_field(folder, part, value, named):
     edit(folder / "hf" / "config.json", lambda f: f["gve_jax"].update({part: value}))
     for form in ("ours", "hf"):
         with pytest.raises(UserError, match=f"config.json: damaged .*{named}"):
-            open_base(folder / form).inputs()
+            open_pretrained(folder / form).inputs()
 
 
 def test_the_shape_of_our_model_names_its_field(folder):
     edit(folder / "ours" / "config.json", lambda f: f["model"]["text"].update(vocab_size="9"))
     with pytest.raises(UserError, match="model.text.vocab_size is '9', not a whole number"):
-        open_base(folder / "ours")
+        open_pretrained(folder / "ours")
     edit(folder / "ours" / "config.json", lambda f: f.update(format="gve_jax 9"))
     with pytest.raises(UserError, match="format 'gve_jax 9' is not 'gve_jax 1'"):
-        open_base(folder / "ours")
+        open_pretrained(folder / "ours")
 
 
 # preprocessor_config.json of Qwen2.5-VL (transformers 4.49), at the sizes of the small model.
@@ -231,7 +231,7 @@ def test_a_preprocessor_of_another_model_is_refused(tmp_path, file, change, name
     directory = checkpoint_files.write(tmp_path / "hf")
     (directory / file).write_text(json.dumps(PREPROCESSOR | change))
     if named is None:
-        open_base(directory)
+        open_pretrained(directory)
         return
     with pytest.raises(UserError, match=f"{file}: {named}.* is not implemented"):
-        open_base(directory)
+        open_pretrained(directory)

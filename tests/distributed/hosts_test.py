@@ -180,7 +180,7 @@ import sys, jax
 from gve_jax import hosts
 from gve_jax.errors import UserError, run_cli
 def command():
-    hosts.at("after shard 7")
+    hosts.set_location("after shard 7")
     if jax.process_index() in map(int, sys.argv[1:]):
         raise UserError("too many unreadable items")
 run_cli(lambda: hosts.run(command))
@@ -223,4 +223,4 @@ def test_half_a_setting_is_named(monkeypatch, given, named):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=named):
-        hosts.start()
+        hosts.join_job()

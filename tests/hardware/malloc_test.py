@@ -7,9 +7,9 @@ import sys
 # 64 MB, written, freed, and written again by another thread.
 CODE = """
 import resource, threading
-from gve_jax.hardware.malloc import keep_freed
+from gve_jax.hardware.malloc import retain_freed_memory
 
-print(keep_freed())
+print(retain_freed_memory())
 
 def touch():
     bytearray(b'x') * (64 << 20)  # NumPy would ask for huge pages

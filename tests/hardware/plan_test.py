@@ -14,7 +14,7 @@ from gve_jax.hardware import estimate
 from gve_jax.hardware.chips import CHIPS
 from gve_jax.hardware.gpus import usable_fraction
 from gve_jax.hardware.hlo import Collective, Part
-from gve_jax.hardware.program import TooLarge, largest, refused
+from gve_jax.hardware.program import DeviceOutOfMemory, largest, refused
 from gve_jax.hardware.topology import Topology, parse
 from tests.situations import situation
 
@@ -134,7 +134,9 @@ def test_mistakes_end_with_one_line(argument, told):
 
 def test_what_the_compiler_refuses_does_not_fit():
     told = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, 51.27G exceeds 15.75G.\nmore"
-    with pytest.raises(TooLarge, match=r"^Ran out of memory on HBM, 51.27G exceeds 15.75G\.$"):
+    with pytest.raises(
+        DeviceOutOfMemory, match=r"^Ran out of memory on HBM, 51.27G exceeds 15.75G\.$"
+    ):
         with refused():
             raise jax.errors.JaxRuntimeError(told)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
@@ -149,7 +151,7 @@ def test_the_largest_batch_is_one_that_the_compiler_takes(limit, found):
 
     def compile(shapes, batch, chunk):
         if batch > 2 * limit:
-            raise TooLarge("too large")
+            raise DeviceOutOfMemory("too large")
         return SimpleNamespace(batch_size=batch, chunk=chunk)
 
     program = SimpleNamespace(compile=compile, rows=2, topology=SimpleNamespace(memory=100))

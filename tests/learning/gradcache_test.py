@@ -9,7 +9,7 @@ import pytest
 from gve_jax.distributed.sharding import make_mesh, place_batch
 from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Bucket
-from gve_jax.learning.gradcache import check_chunk, chunk_of, whole_of
+from gve_jax.learning.gradcache import check_chunk, merge_chunks, take_chunk
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import ADAPTERS
 from gve_jax.learning.state import init_state
@@ -99,10 +99,10 @@ def test_chunks_are_equal_shares_of_every_device_and_come_back_in_order():
     mesh = make_mesh({"data": 4, "tensor": 2})
     x = np.arange(16 * 3).reshape(16, 3)
     placed = place_batch(x, mesh)
-    parts = [np.asarray(chunk_of(placed, n, 2, mesh)) for n in range(2)]
+    parts = [np.asarray(take_chunk(placed, n, 2, mesh)) for n in range(2)]
     assert parts[0][:, 0].tolist() == [0, 3, 12, 15, 24, 27, 36, 39]  # rows 0, 1, 4, 5, 8, ...
     assert np.array_equal(np.sort(np.concatenate(parts), axis=0), x)
-    back = jax.jit(lambda parts: whole_of(parts, mesh))(np.stack(parts))
+    back = jax.jit(lambda parts: merge_chunks(parts, mesh))(np.stack(parts))
     np.testing.assert_array_equal(back, x)
 
 

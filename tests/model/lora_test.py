@@ -225,7 +225,7 @@ def test_an_adapter_drops_inputs_at_its_rate_and_keeps_their_mean():
 
 def test_every_layer_and_projection_drops_inputs_of_its_own():
     model = model_of(LCFG, drawn(LCFG))
-    lora.drop_inputs(model, jax.random.split(KEY, 3))
+    lora.enable_dropout(model, jax.random.split(KEY, 3))
     keys = np.concatenate([
         linear.lora.seeds[...].reshape(-1, 2) for _, linear in lora.projections(model)
         if linear.lora is not None
@@ -256,7 +256,7 @@ def test_a_key_without_adapters_is_an_error():
 def test_a_scanned_decoder_equals_its_layers_one_by_one(params, key):
     model = model_of(LCFG, params)
     if key is not None:
-        lora.drop_inputs(model, key)
+        lora.enable_dropout(model, key)
     x = golden.draw("x", (2, 12, CFG.text.hidden_size))
     positions = jnp.broadcast_to(jnp.arange(12), (3, 2, 12))
     expected = model.language(x, positions)

@@ -38,8 +38,8 @@ def batch():
 
 def run(log, steps=8, loss=1.0):
     for step in range(steps):
-        log.dispatching(step)
-        log.dispatched(step, 0, batch(), {"loss": jnp.float32(loss)})
+        log.before_step(step)
+        log.after_step(step, 0, batch(), {"loss": jnp.float32(loss)})
     log.flush()
     return log.close()
 
@@ -55,8 +55,8 @@ def run(log, steps=8, loss=1.0):
 ])  # fmt: skip
 def test_a_number_that_is_not_finite_stops_with_its_batch(tmp_path, monkeypatch, scalars, told):
     log = make_log(tmp_path, monkeypatch)
-    log.dispatching(7)
-    log.dispatched(7, 0, batch(), scalars)
+    log.before_step(7)
+    log.after_step(7, 0, batch(), scalars)
     with pytest.raises(UserError, match=f"^{told}: source T2V_whole, pairs a, b; "):
         log.flush()
 

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from gve_jax.errors import UserError
-from gve_jax.storage.files import check_lfs_pointer, read_records, text_id, write_array, write_whole
+from gve_jax.storage.files import (
+    atomic_write,
+    check_lfs_pointer,
+    read_records,
+    text_id,
+    write_array,
+)
 from tests.situations import situation
 
 
@@ -53,7 +59,7 @@ def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path):
 
     for write, said in ((fill, "No space left on device"), (numpy_fills, "512 requested")):
         with pytest.raises(OSError, match=said) as caught:
-            write_whole(path, write)
+            atomic_write(path, write)
         assert caught.value.filename == str(path) and said in caught.value.strerror
         assert np.load(path).tolist() == [0, 1, 2] and os.listdir(tmp_path) == ["x.npy"]
 
@@ -65,10 +71,10 @@ def test_two_commands_may_write_one_file_at_once(tmp_path, monkeypatch):
         file.write(b"first")
         if os.getpid() == own:  # as another process, between our bytes
             monkeypatch.setattr(os, "getpid", lambda: own + 1)
-            write_whole(path, lambda other: other.write(b"second"))
+            atomic_write(path, lambda other: other.write(b"second"))
             assert path.read_bytes() == b"second"
 
-    write_whole(path, write)
+    atomic_write(path, write)
     assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["x"]
 
 
