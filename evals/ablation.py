@@ -84,10 +84,12 @@ def run_python(arguments: list[str], log: Path, compiled: Path) -> None:
     """Runs Python; what it prints goes to a file, whose last line an error shows."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # All runs have the same programs: each is compiled once.
-    kept = {"JAX_COMPILATION_CACHE_DIR": str(compiled.resolve()),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-            # A file is written in blocks: what was printed would stand below the error it led to.
-            "PYTHONUNBUFFERED": "1"}  # fmt: skip
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(compiled.resolve()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        # A file is written in blocks: what was printed would stand below the error it led to.
+        "PYTHONUNBUFFERED": "1",
+    }
     with open(log, "w", encoding="utf-8") as file:
         done = subprocess.run(
             [sys.executable, *arguments],

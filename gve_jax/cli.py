@@ -115,8 +115,11 @@ def _where(error: Exception, path: str) -> str:
     """`line 12: ` of the file, where the error is in the file and not in what it was asked for."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: " if error.filename == path else ""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == path]  # fmt: skip
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
     return f"line {lines[-1]}: " if lines else ""
 
 

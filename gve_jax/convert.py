@@ -43,15 +43,25 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input", required=True, help="directory of the model, or its Hub id, "
-                        "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION",
+    )
     parser.add_argument("--adapter", help="directory of PEFT's LoRA files to add, or its Hub id")
     parser.add_argument("--output", required=True, type=any_path, help="new directory to write")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"),
-                        help="of the parameters; as they are by default")  # fmt: skip
-    parser.add_argument("--layout", choices=tuple(LAYOUTS), default="4.49",
-                        help="of hf: as this release of transformers; 5 reads both")  # fmt: skip
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32", "float16"),
+        help="of the parameters; as they are by default",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=tuple(LAYOUTS),
+        default="4.49",
+        help="of hf: as this release of transformers; 5 reads both",
+    )
     return parser.parse_args(argv)
 
 

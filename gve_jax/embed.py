@@ -71,19 +71,30 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     prompt = choose_instruction(args.prompt, args.prompt_name)
     load = load or functools.partial(load_gve, limits=limits.from_arguments(args))
     tell = (lambda line: None) if jax.process_index() else print
-    entries = hosts.run_on_all_hosts(lambda: read_entries(
-        args.input, follow_links=args.follow_links, tell=tell,
-        remedy=f"{REMEDY}, or give --follow-links if such links are your own"))  # fmt: skip
+    entries = hosts.run_on_all_hosts(
+        lambda: read_entries(
+            args.input,
+            follow_links=args.follow_links,
+            tell=tell,
+            remedy=f"{REMEDY}, or give --follow-links if such links are your own",
+        )
+    )
     ids, stamps = [entry.id for entry in entries], [entry.stamp for entry in entries]
     hosts.check_same({"--input": {"items": len(entries), "digest": _digest(ids, stamps)}})
     with lock_folder(args.output):
         quarantine = work.open_quarantine(args.output, args.max_bad_share)
         model = hosts.run_on_all_hosts(lambda: load(args.model))
         count, shards = embed_all(
-            args.output, ids, stamps, lambda start, stop: [e.item for e in entries[start:stop]],
-            model, quarantine, prompt=prompt, shard_size=args.shard_size,
+            args.output,
+            ids,
+            stamps,
+            lambda start, stop: [e.item for e in entries[start:stop]],
+            model,
+            quarantine,
+            prompt=prompt,
+            shard_size=args.shard_size,
             batch_size=args.batch_size,
-        )  # fmt: skip
+        )
         if jax.process_index():
             return
         print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {shards} shards")
@@ -170,8 +181,10 @@ def embed_all(
         count = sum(counts.values())
         sums = {"dim": dim, "vectors": count, "quarantined": len(ids) - count}
         content = {"input": settings["input"] | {"content": _digest(ids, stamps)}}
-        listed = [{"vectors": shard.vectors.name, "ids": shard.ids.name, "count": counts[n]}
-                  for n, shard in enumerate(shards)]  # fmt: skip
+        listed = [
+            {"vectors": shard.vectors.name, "ids": shard.ids.name, "count": counts[n]}
+            for n, shard in enumerate(shards)
+        ]
         write_json(output / "manifest.json", settings | content | sums | {"shards": listed})
         return count
 
@@ -183,15 +196,24 @@ def embed_all(
         lambda: quarantine.check(len(ids))
     )  # what is settled may be too much already
     mine, made = work.shard_for_host(wanted), {}
-    embed = functools.partial(model.encode_valid, quarantine=quarantine, prompt=prompt,
-                              batch_size=batch_size)  # fmt: skip
+    embed = functools.partial(
+        model.encode_valid, quarantine=quarantine, prompt=prompt, batch_size=batch_size
+    )
     with _progress() as progress:
         others = sum(len(rows) for _, rows in wanted) - sum(len(rows) for _, rows in mine)
         bar = progress.add_task(label, total=len(ids) - others)
         progress.advance(bar, len(ids) - sum(len(rows) for _, rows in wanted))
         for n, rows in mine:
-            made[n] = _embed(shards[n], rows, dim, len(ids), read, embed, quarantine,
-                             lambda count: progress.advance(bar, count))  # fmt: skip
+            made[n] = _embed(
+                shards[n],
+                rows,
+                dim,
+                len(ids),
+                read,
+                embed,
+                quarantine,
+                lambda count: progress.advance(bar, count),
+            )
             hosts.set_location(f"after shard {n} of {output}")
     gathered = [pair for pairs in hosts.gather(list(made.items()), hosts.LONG_S) for pair in pairs]
     count = hosts.run_on_host0(lambda: finish(dict(gathered)))
@@ -314,8 +336,11 @@ def _embed(
     vectors, found = [np.zeros((0, dim), np.float32)], []
     for at in range(0, len(rows), CHUNK):
         chunk = rows[at : at + CHUNK]
-        items = [item for start, stop in _runs(chunk)
-                 for item in read(shard.start + start, shard.start + stop)]  # fmt: skip
+        items = [
+            item
+            for start, stop in _runs(chunk)
+            for item in read(shard.start + start, shard.start + stop)
+        ]
         made, valid = embed(items, [shard.expected[row] for row in chunk])
         vectors.append(made)
         found += [row for row, readable in zip(chunk, valid, strict=True) if readable]
@@ -352,21 +377,33 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="directory of the model, or its Hub id, "
-                        "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION",
+    )
     parser.add_argument("--input", required=True, type=local_path, help="a JSONL file, or a folder")
     parser.add_argument("--output", required=True, type=local_path, help="folder of the vectors")
     parser.add_argument("--prompt", help="instruction of items that bring none of their own")
     parser.add_argument("--prompt-name", help="the same by its name, MSRVTT")
     parser.add_argument("--batch-size", type=int, default=32, help="items of a batch; 32")
-    parser.add_argument("--shard-size", type=int,
-                        help=f"items of a shard; {CHUNK}, up to {LARGEST} where there would be "
-                        f"more than {SHARDS}")  # fmt: skip
-    parser.add_argument("--max-bad-share", type=float, default=0.05,
-                        help="stop above this share of unreadable items; 0.05")  # fmt: skip
-    parser.add_argument("--follow-links", action="store_true",
-                        help="follow links out of the input's folder, which are refused otherwise: "
-                        "for folders whose links you made yourself")  # fmt: skip
+    parser.add_argument(
+        "--shard-size",
+        type=int,
+        help=f"items of a shard; {CHUNK}, up to {LARGEST} where there would be more than {SHARDS}",
+    )
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.05,
+        help="stop above this share of unreadable items; 0.05",
+    )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="follow links out of the input's folder, which are refused otherwise: "
+        "for folders whose links you made yourself",
+    )
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "shard_size"):

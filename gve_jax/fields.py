@@ -169,8 +169,10 @@ def _tuple(value: Any, inner: tuple, rule: Rule, path: str) -> tuple:
         inner = (inner[0],) * len(value)
     elif len(value) != len(inner):
         raise _mistake(path, value, f"a tuple of {len(inner)}")
-    return tuple(_convert(one, hint, rule, f"{path}[{number}]")
-                 for number, (one, hint) in enumerate(zip(value, inner, strict=True)))  # fmt: skip
+    return tuple(
+        _convert(one, hint, rule, f"{path}[{number}]")
+        for number, (one, hint) in enumerate(zip(value, inner, strict=True))
+    )
 
 
 def _scalar(value: Any, hint: type, rule: Rule, path: str) -> Any:

@@ -142,9 +142,13 @@ class GVE(SentenceTransformersInterface):
         """
         refuse_arguments(cls.from_pretrained, unsupported)
         base = open_pretrained(
-            directory, dtype, adapter=adapter,
-            revision=revision, token=token, local_files_only=local_files_only,
-        )  # fmt: skip
+            directory,
+            dtype,
+            adapter=adapter,
+            revision=revision,
+            token=token,
+            local_files_only=local_files_only,
+        )
         config, path = base.config, base.directory / "config.json"
         try:
             _check_dtype(config.dtype)
@@ -209,9 +213,14 @@ class GVE(SentenceTransformersInterface):
         if format == "hf":
             settings["tokenizer"] = tokenizer_digest(tokenizer)
             save_hf(
-                directory, self.config, self.params, tokenizer,
-                layout=layout, extra={"gve_jax": settings}, show=show_progress_bar,
-            )  # fmt: skip
+                directory,
+                self.config,
+                self.params,
+                tokenizer,
+                layout=layout,
+                extra={"gve_jax": settings},
+                show=show_progress_bar,
+            )
             return
         if not is_bucket(directory):
             directory.mkdir(parents=True, exist_ok=True)
@@ -310,8 +319,10 @@ class GVE(SentenceTransformersInterface):
         """
         refuse_arguments(self.encode, unsupported)
         if not (convert_to_numpy or convert_to_tensor):
-            raise UnsupportedArgument("encode gives no list of tensors: convert_to_tensor=True "
-                                      "gives one tensor, list(...) of it its rows")  # fmt: skip
+            raise UnsupportedArgument(
+                "encode gives no list of tensors: convert_to_tensor=True "
+                "gives one tensor, list(...) of it its rows"
+            )
         if precision not in (None, *PRECISIONS):
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         width = self._width(truncate_dim)
@@ -334,9 +345,13 @@ class GVE(SentenceTransformersInterface):
         return jax.device_put(vectors, self.device) if convert_to_tensor else vectors
 
     def encode_query(
-        self, inputs: Inputs, *, prompt: str | None = None, prompt_name: str | None = None,
+        self,
+        inputs: Inputs,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         **options,
-    ) -> Num[np.ndarray, "..."] | jax.Array:  # fmt: skip
+    ) -> Num[np.ndarray, "..."] | jax.Array:
         """`encode` for queries: they carry the instruction of the task, as GVE was trained.
 
         Without `prompt` and `prompt_name` that is `prompts["query"]` where there is one. GVE has
@@ -347,9 +362,13 @@ class GVE(SentenceTransformersInterface):
         return self.encode(inputs, prompt=prompt, prompt_name=prompt_name, **options)
 
     def encode_document(
-        self, inputs: Inputs, *, prompt: str | None = None, prompt_name: str | None = None,
+        self,
+        inputs: Inputs,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         **options,
-    ) -> Num[np.ndarray, "..."] | jax.Array:  # fmt: skip
+    ) -> Num[np.ndarray, "..."] | jax.Array:
         """`encode` for what is searched: it carries no instruction unless one is given, by `prompt`
         or `prompt_name`, or `prompts` has one for "document", "passage" or "corpus"."""
         if prompt is None and prompt_name is None:
@@ -387,8 +406,9 @@ class GVE(SentenceTransformersInterface):
         if width is None:
             return None
         if not is_whole(width) or not 0 < width <= self.embedding_dim:
-            raise UserError(f"truncate_dim must be a whole number in 1..{self.embedding_dim}, not "
-                            f"{width!r}")  # fmt: skip
+            raise UserError(
+                f"truncate_dim must be a whole number in 1..{self.embedding_dim}, not {width!r}"
+            )
         return int(width)
 
     def _run(self, items: list[Item], prompt, batch_size, show, on_error: Callable):

@@ -83,9 +83,12 @@ def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Enc
     found = _vectors(args, world, work, functools.cache(lambda: _model(args, load)))
     queries, positives = found["queries"], found["positives"]
     neighbours = Neighbours(
-        work / f"ranks-{args.within}-{args.ranks[1]}", world, *found.values(), args.ranks[1],
+        work / f"ranks-{args.within}-{args.ranks[1]}",
+        world,
+        *found.values(),
+        args.ranks[1],
         args.duplicate_cosine,
-    )  # fmt: skip
+    )
     with _progress() as progress:
         groups = world.groups(args.within)
         products = sum(len(group.queries) * len(group.documents) for group in groups)
@@ -103,15 +106,26 @@ def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Enc
             "corpus": {"documents": len(world.corpus), "digest": world.corpus.digest()},
             "fingerprint": queries.manifest.get("fingerprint"),
         }
-        told = hosts.run_on_host0(lambda: write_mined(
-            output, world, queries, positives, of_pair, rule, settings,
-            lambda count: progress.advance(bar, count), args.max_lost_share,
-        ))  # fmt: skip
+        told = hosts.run_on_host0(
+            lambda: write_mined(
+                output,
+                world,
+                queries,
+                positives,
+                of_pair,
+                rule,
+                settings,
+                lambda count: progress.advance(bar, count),
+                args.max_lost_share,
+            )
+        )
     for name, its in told.items():
         lost = "".join(f"; {its['lost'][why]:,} {why}" for why in LOST if its["lost"][why])
-        _tell(f"{name}: {its['mined']:,} of {its['pairs']:,} pairs, mean score of positives "
-              f"{number(its['means']['positive score'])}, of negatives "
-              f"{number(its['means']['negative score'])}{lost}")  # fmt: skip
+        _tell(
+            f"{name}: {its['mined']:,} of {its['pairs']:,} pairs, mean score of positives "
+            f"{number(its['means']['positive score'])}, of negatives "
+            f"{number(its['means']['negative score'])}{lost}"
+        )
     _tell(f"wrote {output}")
 
 
@@ -122,25 +136,46 @@ def _tell(line: str) -> None:
 
 def _vectors(args, world: World, work: Path, model: Callable) -> dict[str, Found]:
     found = {}
-    for name, things in {"queries": world.queries, "positives": world.positives,
-                         "corpus": world.corpus}.items():  # fmt: skip
+    for name, things in {
+        "queries": world.queries,
+        "positives": world.positives,
+        "corpus": world.corpus,
+    }.items():
         if name == "corpus" and world.own_corpus:
             found[name] = found["positives"]
             continue
         found[name] = vectors_of(
-            name, things, work / name, getattr(args, f"{name}_vectors"), model,
-            max_bad_share=args.max_bad_share, batch_size=args.batch_size,
+            name,
+            things,
+            work / name,
+            getattr(args, f"{name}_vectors"),
+            model,
+            max_bad_share=args.max_bad_share,
+            batch_size=args.batch_size,
             shard_size=args.shard_size,
-        )  # fmt: skip
+        )
     check_same(found)
     return found
 
 
 def _asked(args) -> dict:
     """The options that the output depends on, and the files it is made of."""
-    keys = ("pairs", "corpus", "model", "queries_vectors", "positives_vectors", "corpus_vectors",
-            "ranks", "margin", "share", "negatives", "choose", "seed", "within",
-            "duplicate_cosine")  # fmt: skip
+    keys = (
+        "pairs",
+        "corpus",
+        "model",
+        "queries_vectors",
+        "positives_vectors",
+        "corpus_vectors",
+        "ranks",
+        "margin",
+        "share",
+        "negatives",
+        "choose",
+        "seed",
+        "within",
+        "duplicate_cosine",
+    )
     asked = {key: getattr(args, key) for key in keys}
     asked |= {key: str(value) for key, value in asked.items() if isinstance(value, Path)}
     files = {}
@@ -176,16 +211,20 @@ def _done(output: Path, asked: dict, args) -> bool:
     *unreadable, few = LOST
     for why in unreadable:
         if lost[why] > args.max_bad_share * pairs:
-            raise UserError(f"{output} lacks {lost[why]} of {pairs} pairs ({why}), more than "
-                            f"--max-bad-share {args.max_bad_share:g}")  # fmt: skip
+            raise UserError(
+                f"{output} lacks {lost[why]} of {pairs} pairs ({why}), more than "
+                f"--max-bad-share {args.max_bad_share:g}"
+            )
     check_few(lost[few], pairs, args.negatives, args.max_lost_share)
     return True
 
 
 def _model(args, load: Callable[[str], Encoder]) -> Encoder:
     if args.model is None:
-        raise UserError("--model is missing: only with vectors of queries, positives and corpus "
-                        "can it be left out")  # fmt: skip
+        raise UserError(
+            "--model is missing: only with vectors of queries, positives and corpus "
+            "can it be left out"
+        )
     return hosts.run_on_all_hosts(lambda: load(args.model))
 
 
@@ -206,8 +245,11 @@ def _limit(text: str) -> float | None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m gve_jax.mine", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m gve_jax.mine",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--pairs", required=True, type=local_path, help="a directory of training pairs")
     add("--output", required=True, type=local_path, help="the directory of pairs to make")
@@ -221,9 +263,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--positives-vectors", type=local_path, help="made before, ids SOURCE/PAIR")
     add("--corpus-vectors", type=local_path, help="of --corpus, made by gve_jax.embed")
     add("--work", type=local_path, help="folder of vectors and ranks; OUTPUT.mining")
-    add("--within", choices=WITHIN, default="modality",
+    add(
+        "--within",
+        choices=WITHIN,
+        default="modality",
         help="what a query is compared with: documents of its positive's modalities, of its "
-        "source, or all")  # fmt: skip
+        "source, or all",
+    )
     add("--ranks", type=_ranks, default=(1, 100), metavar="FIRST-LAST", help="the window; 1-100")
     add(
         "--share",
@@ -237,18 +283,34 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=None,
         help="and scores at least this much below the positive; no limit",
     )
-    add("--duplicate-cosine", type=float, default=1e-5,
-        help="documents this near to a positive are none's negatives; 1e-5")  # fmt: skip
+    add(
+        "--duplicate-cosine",
+        type=float,
+        default=1e-5,
+        help="documents this near to a positive are none's negatives; 1e-5",
+    )
     add("--negatives", type=int, default=1, help=f"of each pair, 1 to {MOST}; 1")
-    add("--choose", choices=("hardest", "random"), default="hardest",
-        help="the best ranked of those allowed, or any of them")  # fmt: skip
+    add(
+        "--choose",
+        choices=("hardest", "random"),
+        default="hardest",
+        help="the best ranked of those allowed, or any of them",
+    )
     add("--seed", type=int, default=0, help="of the random choice")
     add("--batch-size", type=int, default=32, help="items of a batch; 32")
     add("--shard-size", type=int, help="items of a shard of vectors; as of gve_jax.embed")
-    add("--max-bad-share", type=float, default=0.05,
-        help="stop above this share of unreadable items; 0.05")  # fmt: skip
-    add("--max-lost-share", type=float, default=0.5,
-        help="fail above this share of pairs with too few negatives; 0.5")  # fmt: skip
+    add(
+        "--max-bad-share",
+        type=float,
+        default=0.05,
+        help="stop above this share of unreadable items; 0.05",
+    )
+    add(
+        "--max-lost-share",
+        type=float,
+        default=0.5,
+        help="fail above this share of pairs with too few negatives; 0.5",
+    )
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "shard_size"):
@@ -257,10 +319,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if not 1 <= args.negatives <= MOST:
         parser.error(f"--negatives must be 1 to {MOST}, not {args.negatives}")
     if args.ranks[1] - args.ranks[0] + 1 < args.negatives:
-        parser.error(f"--ranks {args.ranks[0]}-{args.ranks[1]} has no room for {args.negatives} "
-                     "negatives")  # fmt: skip
-    for name, least, most in (("share", 0, 1), ("margin", 0, 2), ("duplicate_cosine", 0, 2),
-                              ("max_lost_share", 0, 1)):  # fmt: skip
+        parser.error(
+            f"--ranks {args.ranks[0]}-{args.ranks[1]} has no room for {args.negatives} negatives"
+        )
+    for name, least, most in (
+        ("share", 0, 1),
+        ("margin", 0, 2),
+        ("duplicate_cosine", 0, 2),
+        ("max_lost_share", 0, 1),
+    ):
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             parser.error(f"--{name.replace('_', '-')} must be {least} to {most}, not {value}")

@@ -46,8 +46,10 @@ def main() -> None:
         print(__doc__.strip())
         return
     values = flags.FlagValues()
-    text = {name: flags.DEFINE_string(name, None, "", flag_values=values)
-            for name in ("topology", "query", "positive", "json")}  # fmt: skip
+    text = {
+        name: flags.DEFINE_string(name, None, "", flag_values=values)
+        for name in ("topology", "query", "positive", "json")
+    }
     negatives = flags.DEFINE_integer("negatives", 0, "", 0, 3, flag_values=values)
     quick = flags.DEFINE_bool("quick", False, "", flag_values=values)
     config = parse_arguments(sys.argv, values, "python -m gve_jax.plan")

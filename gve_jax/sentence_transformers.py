@@ -18,11 +18,15 @@ from gve_jax.inputs.user_inputs import input_label, read_inputs, split_inputs
 from gve_jax.media.item import Item
 from gve_jax.retrieval import similarity
 
-_MESH = ("the devices are chosen when the model is loaded: "
-         "GVE.from_pretrained(..., "
-         "mesh=gve_jax.distributed.sharding.make_mesh({'data': -1}))")  # fmt: skip
-_POOL = ("encode uses all devices of the model's mesh and decodes in processes of its own; leave "
-         "it out, or embed a folder by python -m gve_jax.embed")  # fmt: skip
+_MESH = (
+    "the devices are chosen when the model is loaded: "
+    "GVE.from_pretrained(..., "
+    "mesh=gve_jax.distributed.sharding.make_mesh({'data': -1}))"
+)
+_POOL = (
+    "encode uses all devices of the model's mesh and decodes in processes of its own; leave "
+    "it out, or embed a folder by python -m gve_jax.embed"
+)
 _SAVE = "save_pretrained(directory) writes it, with format='hf' for transformers"
 _TRAIN = "models are trained by python -m gve_jax.train (docs/training.md)"
 _DTYPE = "choose it when the model is loaded: GVE.from_pretrained(..., dtype='bfloat16')"
@@ -172,8 +176,10 @@ class SentenceTransformersInterface:
 
     @max_seq_length.setter
     def max_seq_length(self, value) -> None:
-        raise UserError(f"max_seq_length cannot be set: model.with_inputs(max_length={value!r}) "
-                        "gives the same model with it")  # fmt: skip
+        raise UserError(
+            f"max_seq_length cannot be set: model.with_inputs(max_length={value!r}) "
+            "gives the same model with it"
+        )
 
     def get_embedding_dimension(self) -> int:
         """Dimensions of the vectors that `encode` gives by default."""
@@ -203,8 +209,10 @@ class SentenceTransformersInterface:
         instruction = self._instruction(prompt, prompt_name)
         for index, item in enumerate(items):
             if item.image is not None or item.video is not None:
-                raise UserError(f"{input_label(index, single)}: tokenize takes texts; how many "
-                                "tokens a medium has is known once it is read")  # fmt: skip
+                raise UserError(
+                    f"{input_label(index, single)}: tokenize takes texts; how many "
+                    "tokens a medium has is known once it is read"
+                )
         entries = [(item.text, item.instruction or instruction or "", 0, 0) for item in items]
         rows = [ids for ids, _ in self.preprocess.prompt.ids_batch(entries)] if entries else []
         shape = len(rows), max(map(len, rows), default=0)

@@ -40,15 +40,23 @@ def _shape(name: str) -> tuple[int, ...]:
     width, mlp = t["hidden_size"], t["intermediate_size"]
     keys = width // t["num_attention_heads"] * t["num_key_value_heads"]
     matrices = {
-        "patch_embed.proj": (wide, 3, 2, 14, 14), "attn.qkv": (3 * wide, wide),
-        "attn.proj": (wide, wide), "merger.mlp.0": (4 * wide, 4 * wide),
-        "merger.mlp.2": (width, 4 * wide), "embed_tokens": (t["vocab_size"], width),
-        "q_proj": (width, width), "k_proj": (keys, width), "v_proj": (keys, width),
+        "patch_embed.proj": (wide, 3, 2, 14, 14),
+        "attn.qkv": (3 * wide, wide),
+        "attn.proj": (wide, wide),
+        "merger.mlp.0": (4 * wide, 4 * wide),
+        "merger.mlp.2": (width, 4 * wide),
+        "embed_tokens": (t["vocab_size"], width),
+        "q_proj": (width, width),
+        "k_proj": (keys, width),
+        "v_proj": (keys, width),
         "o_proj": (width, width),
-    }  # fmt: skip
+    }
     rows, columns = (inner, wide) if name.startswith("visual") else (mlp, width)
-    matrices |= {"gate_proj": (rows, columns), "up_proj": (rows, columns),
-                 "down_proj": (columns, rows)}  # fmt: skip
+    matrices |= {
+        "gate_proj": (rows, columns),
+        "up_proj": (rows, columns),
+        "down_proj": (columns, rows),
+    }
     module, kind = name.rsplit(".", 1)
     for ending, shape in matrices.items():
         if module.endswith(ending):
@@ -61,19 +69,35 @@ def config_json(ids: dict[str, int] | None = None) -> dict:
     v, t = golden.CONFIG["vision"], golden.CONFIG["text"]
     text = {name: value for name, value in t.items() if name != "mrope_section"}
     return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0,
-        **(ids or {}), "hidden_act": "silu", "initializer_range": 0.02,
-        "max_position_embeddings": 128000, "max_window_layers": 70, "model_type": "qwen2_5_vl",
-        "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
-        "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-        "transformers_version": "4.49.0.dev0", "use_cache": True, "use_sliding_window": False,
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        **(ids or {}),
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 70,
+        "model_type": "qwen2_5_vl",
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.49.0.dev0",
+        "use_cache": True,
+        "use_sliding_window": False,
         **text,
         "vision_config": {
-            **v, "hidden_act": "silu", "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2,
-            "spatial_patch_size": 14, "tokens_per_second": 2, "temporal_patch_size": 2,
+            **v,
+            "hidden_act": "silu",
+            "in_chans": 3,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
         },
         "rope_scaling": {"type": "mrope", "mrope_section": t["mrope_section"]},
-    }  # fmt: skip
+    }
 
 
 def nested_json(ids: dict[str, int] | None = None) -> dict:
@@ -93,18 +117,31 @@ def nested_json(ids: dict[str, int] | None = None) -> dict:
             "num_key_value_heads",
         )
     }
-    rope = {"mrope_section": flat["rope_scaling"]["mrope_section"], "rope_theta": 1000000.0,
-            "rope_type": "default"}  # fmt: skip
-    vision = dict(flat["vision_config"], in_channels=3, model_type="qwen2_5_vl_vision",
-                  rope_parameters={"rope_theta": 10000.0, "rope_type": "axial"})  # fmt: skip
+    rope = {
+        "mrope_section": flat["rope_scaling"]["mrope_section"],
+        "rope_theta": 1000000.0,
+        "rope_type": "default",
+    }
+    vision = dict(
+        flat["vision_config"],
+        in_channels=3,
+        model_type="qwen2_5_vl_vision",
+        rope_parameters={"rope_theta": 10000.0, "rope_type": "axial"},
+    )
     del vision["in_chans"], vision["spatial_patch_size"]
     return {
-        **(ids or {}), "model_type": "qwen2_5_vl", "tie_word_embeddings": False,
+        **(ids or {}),
+        "model_type": "qwen2_5_vl",
+        "tie_word_embeddings": False,
         "dtype": "bfloat16",
-        "text_config": text | {"model_type": "qwen2_5_vl_text", "rope_parameters": rope,
-                               "layer_types": ["full_attention"] * text["num_hidden_layers"]},
+        "text_config": text
+        | {
+            "model_type": "qwen2_5_vl_text",
+            "rope_parameters": rope,
+            "layer_types": ["full_attention"] * text["num_hidden_layers"],
+        },
         "vision_config": vision,
-    }  # fmt: skip
+    }
 
 
 def write(
@@ -119,8 +156,10 @@ def write(
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
-    ids = {"image_token_id": tokenizer.token_to_id("<|image_pad|>"),
-           "video_token_id": tokenizer.token_to_id("<|video_pad|>")}  # fmt: skip
+    ids = {
+        "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
+        "video_token_id": tokenizer.token_to_id("<|video_pad|>"),
+    }
     config = nested_json(ids) if layout == "5" else config_json(ids)
     (directory / "config.json").write_text(json.dumps(config))
     weights = tensors(layout) if weights is None else weights

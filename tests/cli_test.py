@@ -8,22 +8,34 @@ from gve_jax.errors import UserError
 from tests.conftest import ROOT
 from tests.situations import situation
 
-GOOD = "from ml_collections import ConfigDict\ndef get_config(form=''):\n" \
-       "    return ConfigDict(dict(form=form, rate=0.5, part=dict(size=3)))\n"  # fmt: skip
+GOOD = (
+    "from ml_collections import ConfigDict\ndef get_config(form=''):\n"
+    "    return ConfigDict(dict(form=form, rate=0.5, part=dict(size=3)))\n"
+)
 
 
-@situation("Training", "a configuration file that does not exist, has no such form, fails, or "
-           "whose get_config() returns nothing", "one line that names the file, and the line in it",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize(("text", "message"), [
-    ("def get_config(): pass\n", r"must return a ConfigDict, not nothing: it may lack a return"),
-    ("def get_config(): return {}\n", "must return a ConfigDict, not dict"),
-    ("x = 1\n", r"the file has no function get_config\(\)"),
-    ("x = 1\ndef get_config(:\n", "line 2: SyntaxError: invalid syntax"),
-    ("def get_config():\n    return y\n", "line 2: NameError: name 'y' is not defined"),
-    ("\nimport no_such_module\n", "line 2: ModuleNotFoundError: No module named"),
-    ("def get_config():\n    a = 1\n    return 1 / 0\n", "line 3: ZeroDivisionError"),
-])  # fmt: skip
+@situation(
+    "Training",
+    "a configuration file that does not exist, has no such form, fails, or "
+    "whose get_config() returns nothing",
+    "one line that names the file, and the line in it",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "def get_config(): pass\n",
+            r"must return a ConfigDict, not nothing: it may lack a return",
+        ),
+        ("def get_config(): return {}\n", "must return a ConfigDict, not dict"),
+        ("x = 1\n", r"the file has no function get_config\(\)"),
+        ("x = 1\ndef get_config(:\n", "line 2: SyntaxError: invalid syntax"),
+        ("def get_config():\n    return y\n", "line 2: NameError: name 'y' is not defined"),
+        ("\nimport no_such_module\n", "line 2: ModuleNotFoundError: No module named"),
+        ("def get_config():\n    a = 1\n    return 1 / 0\n", "line 3: ZeroDivisionError"),
+    ],
+)
 def test_a_file_that_fails_is_named_with_its_line(tmp_path, text, message):
     path = tmp_path / "c.py"
     path.write_text(text)
@@ -71,14 +83,17 @@ def test_fields_are_overridden_and_flags_parsed(tmp_path):
     assert (config.rate, config.part.size, workdir) == (1e-4, 7, "runs/lr=1e-4")
 
 
-@pytest.mark.parametrize(("argument", "message"), [
-    ("--config.rat=1", "--config.rat: unknown field 'rat'"),
-    ("--config.rate=None", "--config.rate=None: could not convert"),
-    ("--config.part=3", "Failed to parse '3' as a ConfigDict"),
-    ("--config.part.size=1.5", "invalid literal for int"),
-    ("--nope", "Unknown command line flag 'nope'"),
-    ("extra", "unknown argument 'extra'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.rat=1", "--config.rat: unknown field 'rat'"),
+        ("--config.rate=None", "--config.rate=None: could not convert"),
+        ("--config.part=3", "Failed to parse '3' as a ConfigDict"),
+        ("--config.part.size=1.5", "invalid literal for int"),
+        ("--nope", "Unknown command line flag 'nope'"),
+        ("extra", "unknown argument 'extra'"),
+    ],
+)
 def test_a_wrong_argument_is_one_line(tmp_path, argument, message):
     with pytest.raises(UserError, match=message) as error:
         parse(tmp_path, argument)

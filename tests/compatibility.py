@@ -12,8 +12,16 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "compatibility.md"
-AREAS = ("Media", "Images and animations", "Embedding", "Models and checkpoints", "Python API",
-         "Evaluation", "Training", "Training data")  # fmt: skip
+AREAS = (
+    "Media",
+    "Images and animations",
+    "Embedding",
+    "Models and checkpoints",
+    "Python API",
+    "Evaluation",
+    "Training",
+    "Training data",
+)
 
 _INTRODUCTION = """\
 # What happens with your files, models and settings
@@ -58,8 +66,11 @@ def find_situations(path: Path) -> Iterator[Situation]:
 
 
 def _is_mark(node: ast.AST) -> bool:
-    return (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            and node.func.id == "situation")  # fmt: skip
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "situation"
+    )
 
 
 def write_page() -> str:
@@ -71,8 +82,10 @@ def write_page() -> str:
         rows = [row for row in found if row.area == area]
         if not rows:
             continue
-        parts.append(f"\n## {area} ({len(rows)})\n\n| situation | what happens | since | test |\n"
-                     "| --- | --- | --- | --- |\n")  # fmt: skip
+        parts.append(
+            f"\n## {area} ({len(rows)})\n\n| situation | what happens | since | test |\n"
+            "| --- | --- | --- | --- |\n"
+        )
         for row in rows:
             cells = (row.given, row.result, row.since, f"`{row.test}`")
             parts.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")

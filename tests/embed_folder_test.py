@@ -29,8 +29,12 @@ def clips(tmp_path) -> Path:
     return folder
 
 
-@situation("Embedding", "a folder copied from a Mac: `._clip.mp4` beside each clip",
-           "only the clips are embedded; the others are counted", since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "a folder copied from a Mac: `._clip.mp4` beside each clip",
+    "only the clips are embedded; the others are counted",
+    since="0.2.0",
+)
 def test_companions_of_a_mac_are_no_items(clips, tmp_path, capsys):
     for number in range(3):
         (clips / f"._{number}.mp4").write_bytes(b"bad\0\5\x16\7")
@@ -77,13 +81,24 @@ def test_a_list_with_links_out_of_its_folder(clips, tmp_path):
     assert stored(tmp_path / "out") == {"a": unit(11, 0, 1)}
 
 
-NAMES = [b"caf\xe9.mp4", b"caf\\xe9.mp4", b"new\nline.mp4", b"q'\".mp4", b"\xff" * 100 + b".mp4",
-         b"%E9 a%20b.mp4", b"n" * 251 + b".mp4", "\u202eltr 日本.mp4".encode()]  # fmt: skip
+NAMES = [
+    b"caf\xe9.mp4",
+    b"caf\\xe9.mp4",
+    b"new\nline.mp4",
+    b"q'\".mp4",
+    b"\xff" * 100 + b".mp4",
+    b"%E9 a%20b.mp4",
+    b"n" * 251 + b".mp4",
+    "\u202eltr 日本.mp4".encode(),
+]
 
 
-@situation("Embedding", "any file name that the file system allows, in an embedded folder",
-           "its id is read back by every command, and repeating embeds nothing",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "any file name that the file system allows, in an embedded folder",
+    "its id is read back by every command, and repeating embeds nothing",
+    since="0.2.0",
+)
 def test_any_name_is_embedded_and_read_back(tmp_path):
     folder, output = tmp_path / "f", tmp_path / "out"
     folder.mkdir()
@@ -172,13 +187,25 @@ def change_option(root: Path) -> None:
     path.write_text(path.read_text().replace('"fps": 1.0', '"fps": 2.0'))
 
 
-@situation("Embedding", "a frame is rewritten in its folder, a link leads elsewhere, a text changes"
-           " after they were embedded", "refused by the item's name: choose another "
-           "--output, or delete its shard", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("change, id", [
-    (rewrite_a_frame, "f"), (add_a_frame, "f"), (rename_frames, "f"), (point_link_elsewhere, "l"),
-    (change_what_a_link_leads_to, "l"), (change_text, "t"), (change_option, "f"),
-])  # fmt: skip
+@situation(
+    "Embedding",
+    "a frame is rewritten in its folder, a link leads elsewhere, a text changes"
+    " after they were embedded",
+    "refused by the item's name: choose another --output, or delete its shard",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "change, id",
+    [
+        (rewrite_a_frame, "f"),
+        (add_a_frame, "f"),
+        (rename_frames, "f"),
+        (point_link_elsewhere, "l"),
+        (change_what_a_link_leads_to, "l"),
+        (change_text, "t"),
+        (change_option, "f"),
+    ],
+)
 def test_an_item_that_changed_is_named(tmp_path, change, id):
     root, output = tmp_path / "set", tmp_path / "out"
     root.mkdir()
@@ -187,11 +214,19 @@ def test_an_item_that_changed_is_named(tmp_path, change, id):
         (root / f"{number}.mp4").write_bytes(b"v" * 10)
         os.utime(root / f"{number}.mp4", ns=(10**18, 10**18))  # as an archive leaves them
     (root / "link.mp4").symlink_to("0.mp4")
-    write(root / "items.jsonl", [{"id": "t", "text": "some text"}, {"id": "l", "video": "link.mp4"},
-                                 {"id": "f", "video": "frames", "fps": 1.0}])  # fmt: skip
+    write(
+        root / "items.jsonl",
+        [
+            {"id": "t", "text": "some text"},
+            {"id": "l", "video": "link.mp4"},
+            {"id": "f", "video": "frames", "fps": 1.0},
+        ],
+    )
     model = Lengths()
-    model.encode_valid = lambda inputs, ids, **_: (np.eye(3, dtype=np.float32)[: len(ids)],
-                                                   np.ones(len(ids), bool))  # fmt: skip
+    model.encode_valid = lambda inputs, ids, **_: (
+        np.eye(3, dtype=np.float32)[: len(ids)],
+        np.ones(len(ids), bool),
+    )
     run(root / "items.jsonl", output, model=model)
     (root / "frames" / ".DS_Store").write_bytes(b"Finder was here")
     run(root / "items.jsonl", output, model=model)
@@ -212,27 +247,46 @@ def test_an_item_that_changed_is_named(tmp_path, change, id):
     "refused; the message says which, and how to save the file",
     since="0.2.0",
 )
-@situation("Embedding", "a line of a list that gives a key twice",
-           "refused with the line and the key", since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "a line of a list that gives a key twice",
+    "refused with the line and the key",
+    since="0.2.0",
+)
 @situation(
     "Embedding",
     "a list that is a Git LFS pointer",
     "refused as a pointer, with `git lfs pull`",
     since="0.2.0",
 )
-@pytest.mark.parametrize("text, message", [
-    (b'\xef\xbb\xbf{"id": "a", "text": "x"}\n', r"items.jsonl:1: begins with a byte order mark"),
-    ('{"id": "a", "text": "x"}'.encode("utf-16"), r"items.jsonl:1: UTF-16 .byte order mark."),
-    (b'{"id": "a", "text": "x", "text": "y"}', "items.jsonl:1: not valid JSON: 'text' is given "),
-    (b'{"id": "a", "text": "x"}\n\xef\xbb\xbf{"id": "b"}', "items.jsonl:2: begins with a byte"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*lfs pull"),
-    (b'{"id": NaN, "text": "x"}', "items.jsonl:1: nan is not an id"),
-    (b'{"id": "a", "text": NaN}', "items.jsonl:1: text must be a text, not float"),
-    (b'{"id": "a", "text": "x", "fps": Infinity}', "items.jsonl:1: fps must be .*not inf"),
-    (b'{"id": "a", "text": "x", "num_frames": NaN}', "items.jsonl:1: num_frames must be .*not nan"),
-    (b"\r\n \t\r\n", "nothing to embed"),
-    (b'{"id": "a",\r\n"text": "x"}', "items.jsonl:1: not valid JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            b'\xef\xbb\xbf{"id": "a", "text": "x"}\n',
+            r"items.jsonl:1: begins with a byte order mark",
+        ),
+        ('{"id": "a", "text": "x"}'.encode("utf-16"), r"items.jsonl:1: UTF-16 .byte order mark."),
+        (
+            b'{"id": "a", "text": "x", "text": "y"}',
+            "items.jsonl:1: not valid JSON: 'text' is given ",
+        ),
+        (b'{"id": "a", "text": "x"}\n\xef\xbb\xbf{"id": "b"}', "items.jsonl:2: begins with a byte"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a Git LFS pointer.*lfs pull",
+        ),
+        (b'{"id": NaN, "text": "x"}', "items.jsonl:1: nan is not an id"),
+        (b'{"id": "a", "text": NaN}', "items.jsonl:1: text must be a text, not float"),
+        (b'{"id": "a", "text": "x", "fps": Infinity}', "items.jsonl:1: fps must be .*not inf"),
+        (
+            b'{"id": "a", "text": "x", "num_frames": NaN}',
+            "items.jsonl:1: num_frames must be .*not nan",
+        ),
+        (b"\r\n \t\r\n", "nothing to embed"),
+        (b'{"id": "a",\r\n"text": "x"}', "items.jsonl:1: not valid JSON"),
+    ],
+)
 def test_what_is_wrong_with_a_list_is_named(tmp_path, text, message):
     (tmp_path / "items.jsonl").write_bytes(text)
     with pytest.raises(UserError, match=message) as error:

@@ -50,8 +50,15 @@ class Loaded(Lengths):
         return rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.array(valid, bool)
 
 
-FILES = {"a": b"v" * 10, "b": b"slow" + b"v" * 7, "c": b"bad", "d": b"v" * 13, "e": None,
-         "f": b"slow" + b"v" * 11, "g": b"slow" + b"v" * 12}  # fmt: skip
+FILES = {
+    "a": b"v" * 10,
+    "b": b"slow" + b"v" * 7,
+    "c": b"bad",
+    "d": b"v" * 13,
+    "e": None,
+    "f": b"slow" + b"v" * 11,
+    "g": b"slow" + b"v" * 12,
+}
 SIZES = {id: len(data) for id, data in FILES.items() if data and not data.startswith(b"bad")}
 
 
@@ -82,13 +89,24 @@ def check_counts(output: Path) -> list[str]:
     return sorted(ids)
 
 
-@situation("Embedding", "files timed out on a busy machine, and the command is repeated later",
-           "they are embedded, with the vectors of a run that never failed; no other file is read "
-           "again", since="0.2.0")  # fmt: skip
-@situation("Embedding", "a missing file came back, and the command is repeated",
-           "it is embedded into the same output", since="0.2.0")  # fmt: skip
-@situation("Embedding", "a damaged file was replaced, and the command is repeated",
-           "it is embedded into the same output", since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "files timed out on a busy machine, and the command is repeated later",
+    "they are embedded, with the vectors of a run that never failed; no other file is read again",
+    since="0.2.0",
+)
+@situation(
+    "Embedding",
+    "a missing file came back, and the command is repeated",
+    "it is embedded into the same output",
+    since="0.2.0",
+)
+@situation(
+    "Embedding",
+    "a damaged file was replaced, and the command is repeated",
+    "it is embedded into the same output",
+    since="0.2.0",
+)
 def test_failures_are_tried_again_and_nothing_else(source, tmp_path, capsys):
     output = tmp_path / "out"
     assert embed(source, output, loaded=True) == list(FILES)
@@ -128,9 +146,13 @@ def test_a_lost_quarantine_is_made_again(source, tmp_path):
     assert check_counts(tmp_path / "out") == ["c", "e"]
 
 
-@situation("Embedding", "a run stops because too many files cannot be read; they are mended or "
-           "allowed, and it is repeated", "finished shards are kept, the rest is embedded",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "a run stops because too many files cannot be read; they are mended or "
+    "allowed, and it is repeated",
+    "finished shards are kept, the rest is embedded",
+    since="0.2.0",
+)
 def test_finished_shards_survive_a_stop_at_the_share(source, tmp_path):
     output = tmp_path / "out"
     with pytest.raises(UserError, match="4 of 7 items could not be read, more than the allowed"):
@@ -195,8 +217,12 @@ def test_an_output_of_0_1_is_refused_by_its_format(source, tmp_path):
         embed(source, output)
 
 
-@situation("Embedding", "two commands write into one output", "the second is refused and names the "
-           "process that holds it", since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "two commands write into one output",
+    "the second is refused and names the process that holds it",
+    since="0.2.0",
+)
 def test_a_second_command_in_one_output_is_refused(source, tmp_path):
     output = tmp_path / "out"
     code = (
@@ -205,9 +231,11 @@ def test_a_second_command_in_one_output_is_refused(source, tmp_path):
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, "--model", "m", "--input", source, "--output", output],
-        cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"out is in use by process {holder.pid} on "):

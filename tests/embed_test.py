@@ -68,9 +68,13 @@ def folder(tmp_path) -> Path:
     (root / "z.png").write_bytes(b"p" * 30)
     (root / "bad.webm").write_bytes(b"bad")
     (root / "notes.txt").write_bytes(b"no medium")
-    records = [{"id": "t", "text": "some"}, {"id": 7, "video": "sub/0.mp4"},
-               {"id": "b", "video": "bad.webm"}, {"id": "p", "image": "z.png", "text": "x"},
-               *({"id": f"v{n}", "video": f"sub/{n}.mp4"} for n in range(4))]  # fmt: skip
+    records = [
+        {"id": "t", "text": "some"},
+        {"id": 7, "video": "sub/0.mp4"},
+        {"id": "b", "video": "bad.webm"},
+        {"id": "p", "image": "z.png", "text": "x"},
+        *({"id": f"v{n}", "video": f"sub/{n}.mp4"} for n in range(4)),
+    ]
     write(root / "items.jsonl", records)
     return root
 
@@ -159,8 +163,15 @@ def test_repeating_asks_the_model_for_nothing(folder, tmp_path):
     "their items are embedded again, to the same bytes",
     since="0.1.0",
 )
-@pytest.mark.parametrize("lost", ["ids-00001.jsonl", "vectors-00001.npy ids-00001.jsonl",
-                                  "manifest.json", "ids-00000.jsonl manifest.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "ids-00001.jsonl",
+        "vectors-00001.npy ids-00001.jsonl",
+        "manifest.json",
+        "ids-00000.jsonl manifest.json",
+    ],
+)
 def test_what_is_missing_is_embedded_again_and_no_more(folder, tmp_path, lost):
     output = tmp_path / "out"
     run(folder / "items.jsonl", output, "--shard-size", "3")
@@ -196,14 +207,17 @@ CHANGED = "ids-00002.jsonl: the content of 'v2' has changed"
     "refused by the field that differs",
     since="0.1.0",
 )
-@pytest.mark.parametrize("change, options, model, message", [
-    (None, [], Lengths("b"), MADE + "fingerprint.weights = a, now b"),
-    (None, ["--prompt-name", "MSRVTT"], None, MADE + "prompt = None, now Find the clip"),
-    (None, ["--shard-size", "4"], None, MADE + "shard_size = 3, now 4"),
-    (change_file, [], None, CHANGED),
-    (same_size, [], None, CHANGED),
-    (one_more, [], None, MADE + "input.digest"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, options, model, message",
+    [
+        (None, [], Lengths("b"), MADE + "fingerprint.weights = a, now b"),
+        (None, ["--prompt-name", "MSRVTT"], None, MADE + "prompt = None, now Find the clip"),
+        (None, ["--shard-size", "4"], None, MADE + "shard_size = 3, now 4"),
+        (change_file, [], None, CHANGED),
+        (same_size, [], None, CHANGED),
+        (one_more, [], None, MADE + "input.digest"),
+    ],
+)
 def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, model, message):
     output = tmp_path / "out"
     run(folder / "items.jsonl", output, "--shard-size", "3")
@@ -222,17 +236,29 @@ def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, mod
     "refused by name; nothing is unpickled",
     since="0.1.0",
 )
-@pytest.mark.parametrize("damage, message", [
-    (lambda out: (out / "vectors-00000.npy").write_bytes(b"x"), "unreadable"),
-    (lambda out: (out / "vectors-00000.npy").write_bytes(b""), "unreadable"),
-    (lambda out: np.save(out / "vectors-00000.npy", np.eye(3, dtype=np.float32)), "does not fit"),
-    (lambda out: np.save(out / "vectors-00000.npy", np.array([{}] * 2)), "unreadable"),  # a pickle
-    (lambda out: write(out / "ids-00000.jsonl", [{"id": "7"}, {"id": "t"}]), "does not fit"),
-    (lambda out: write(out / "ids-00000.jsonl", [{"id": "t"}]), "does not fit"),
-    (lambda out: (out / "ids-00000.jsonl").write_text("{"), "ids-00000.jsonl:1: not valid JSON"),
-    (lambda out: (out / "settings.json").write_text("{"), "settings.json: not valid JSON"),
-    (lambda out: (out / "settings.json").unlink(), "holds no vectors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda out: (out / "vectors-00000.npy").write_bytes(b"x"), "unreadable"),
+        (lambda out: (out / "vectors-00000.npy").write_bytes(b""), "unreadable"),
+        (
+            lambda out: np.save(out / "vectors-00000.npy", np.eye(3, dtype=np.float32)),
+            "does not fit",
+        ),
+        (
+            lambda out: np.save(out / "vectors-00000.npy", np.array([{}] * 2)),
+            "unreadable",
+        ),  # a pickle
+        (lambda out: write(out / "ids-00000.jsonl", [{"id": "7"}, {"id": "t"}]), "does not fit"),
+        (lambda out: write(out / "ids-00000.jsonl", [{"id": "t"}]), "does not fit"),
+        (
+            lambda out: (out / "ids-00000.jsonl").write_text("{"),
+            "ids-00000.jsonl:1: not valid JSON",
+        ),
+        (lambda out: (out / "settings.json").write_text("{"), "settings.json: not valid JSON"),
+        (lambda out: (out / "settings.json").unlink(), "holds no vectors"),
+    ],
+)
 def test_damaged_outputs_are_named(folder, tmp_path, damage, message):
     output = tmp_path / "out"
     run(folder / "items.jsonl", output, "--shard-size", "3")
@@ -247,20 +273,23 @@ def test_damaged_outputs_are_named(folder, tmp_path, damage, message):
     "refused by file and line before the model is loaded",
     since="0.1.0",
 )
-@pytest.mark.parametrize("records, message", [
-    ([], "nothing to embed"),
-    ([{"text": "x"}], r"items.jsonl:1: no 'id'"),
-    ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], ":2: id 'a' occurs twice"),
-    ([{"id": "a"}], ":1: nothing to embed"),
-    ([{"id": "a", "vidoe": "sub/0.mp4"}], ":1: unknown key 'vidoe'"),
-    ([{"id": "a", "video": "../set2/0.mp4"}], "video '../set2/0.mp4' leaves the folder"),
-    ([{"id": "a", "video": "/etc/passwd"}], "'/etc/passwd' leaves"),
-    ([{"id": "a", "image": "link/passwd"}], "'link/passwd' leaves"),
-    ([{"id": "a", "video": ["z.png", "link/passwd"]}], "'link/passwd' leaves"),
-    ([{"id": "a", "image": {"path": "z.png"}}], "is not a path"),
-    ([{"id": "a", "video": "sub/0.mp4", "num_frames": 7}], ":1: num_frames"),
-    (["text"], ":1: expected a JSON object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "records, message",
+    [
+        ([], "nothing to embed"),
+        ([{"text": "x"}], r"items.jsonl:1: no 'id'"),
+        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], ":2: id 'a' occurs twice"),
+        ([{"id": "a"}], ":1: nothing to embed"),
+        ([{"id": "a", "vidoe": "sub/0.mp4"}], ":1: unknown key 'vidoe'"),
+        ([{"id": "a", "video": "../set2/0.mp4"}], "video '../set2/0.mp4' leaves the folder"),
+        ([{"id": "a", "video": "/etc/passwd"}], "'/etc/passwd' leaves"),
+        ([{"id": "a", "image": "link/passwd"}], "'link/passwd' leaves"),
+        ([{"id": "a", "video": ["z.png", "link/passwd"]}], "'link/passwd' leaves"),
+        ([{"id": "a", "image": {"path": "z.png"}}], "is not a path"),
+        ([{"id": "a", "video": "sub/0.mp4", "num_frames": 7}], ":1: num_frames"),
+        (["text"], ":1: expected a JSON object"),
+    ],
+)
 def test_a_list_that_cannot_be_is_refused_by_its_line(folder, tmp_path, records, message):
     (folder / "link").symlink_to("/etc")
     write(folder / "items.jsonl", records)
@@ -276,14 +305,17 @@ def test_a_folder_with_a_link_that_leaves_it_is_refused(folder, tmp_path):
         run(folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--batch-size", "0"], "--batch-size must be at least 1"),
-    (["--shard-size", "x"], "--shard-size"),
-    (["--max-bad-share", "2"], "share"),
-    (["--limits.seconds", "0"], "limits.seconds must be above 0"),
-    (["--limits.sconds", "1"], "sconds"),
-    (["--prompt", "a", "--prompt-name", "MSRVTT"], "not both"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--shard-size", "x"], "--shard-size"),
+        (["--max-bad-share", "2"], "share"),
+        (["--limits.seconds", "0"], "limits.seconds must be above 0"),
+        (["--limits.sconds", "1"], "sconds"),
+        (["--prompt", "a", "--prompt-name", "MSRVTT"], "not both"),
+    ],
+)
 def test_options_that_cannot_be(folder, tmp_path, options, message):
     arguments = ["--model", "m", "--input", folder, "--output", tmp_path / "out", *options]
     with pytest.raises(UserError, match=message):
@@ -301,8 +333,10 @@ def test_too_many_unreadable_items_stop_it(folder, tmp_path):
         run(folder / "items.jsonl", tmp_path / "out", "--max-bad-share", "0.1")
 
 
-@pytest.mark.parametrize("items, size", [(1, 512), (512 * 1024, 512), (512 * 1024 + 1, 1024),
-                                         (3_000_000, 3072), (10**8, 4096)])  # fmt: skip
+@pytest.mark.parametrize(
+    "items, size",
+    [(1, 512), (512 * 1024, 512), (512 * 1024 + 1, 1024), (3_000_000, 3072), (10**8, 4096)],
+)
 def test_shards_are_as_small_as_a_thousand_files_allow(items, size):
     assert items_of_shard(items) == size and size % CHUNK == 0
 
@@ -322,8 +356,13 @@ def on_host(source: str, output: str, told: dict) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "SHARED_S", 1)
         try:
-            run(Path(told.get("source", source)), Path(told.get("output", output)),
-                "--shard-size", "2", model=model)  # fmt: skip
+            run(
+                Path(told.get("source", source)),
+                Path(told.get("output", output)),
+                "--shard-size",
+                "2",
+                model=model,
+            )
         except Stopped:
             pass
     return model.asked
@@ -386,14 +425,22 @@ def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
     "refused on every host, by the field",
     since="0.1.0",
 )
-@pytest.mark.parametrize("told, message", [
-    ({"weights": "b"}, "settings.json: made with fingerprint.weights = a, now b; choose another"),
-    ({"host 1": {"weights": "b"}},
-     "host 1 was started with fingerprint.weights = b, host 0 with a"),
-    ({"host 1": {"output": "elsewhere"}}, "is not the same folder on hosts 0 and 1"),
-    ({"host 1": {"source": "none.jsonl"}}, "host 1: missing file: none.jsonl"),
-    ({"host 1": {"source": "set"}}, "host 1 was started with --input."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "told, message",
+    [
+        (
+            {"weights": "b"},
+            "settings.json: made with fingerprint.weights = a, now b; choose another",
+        ),
+        (
+            {"host 1": {"weights": "b"}},
+            "host 1 was started with fingerprint.weights = b, host 0 with a",
+        ),
+        ({"host 1": {"output": "elsewhere"}}, "is not the same folder on hosts 0 and 1"),
+        ({"host 1": {"source": "none.jsonl"}}, "host 1: missing file: none.jsonl"),
+        ({"host 1": {"source": "set"}}, "host 1 was started with --input."),
+    ],
+)
 def test_what_two_hosts_refuse_both_say(two_hosts, folder, tmp_path, told, message):
     source, output = folder / "items.jsonl", tmp_path / "out"
     run(source, output, "--shard-size", "2")
@@ -446,9 +493,13 @@ def command(released, output: Path, *options: str, kill: bool = False):
         *options,
     ]
     process = subprocess.Popen(
-        list(map(str, arguments)), cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        list(map(str, arguments)),
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     if kill:
         while not (output / "ids-00001.jsonl").exists():
             assert process.poll() is None, process.communicate()

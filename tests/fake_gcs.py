@@ -111,11 +111,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _resource(self, bucket: str, name: str, found: Object) -> dict:
         time = "2026-01-01T00:00:00.000Z"
         return {
-            "kind": "storage#object", "bucket": bucket, "name": name, "metageneration": "1",
-            "size": str(len(found.data)), "generation": str(found.generation),
-            "updated": time, "timeCreated": time,
+            "kind": "storage#object",
+            "bucket": bucket,
+            "name": name,
+            "metageneration": "1",
+            "size": str(len(found.data)),
+            "generation": str(found.generation),
+            "updated": time,
+            "timeCreated": time,
             "md5Hash": base64.b64encode(hashlib.md5(found.data).digest()).decode(),
-        }  # fmt: skip
+        }
 
     def do_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

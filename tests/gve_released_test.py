@@ -67,12 +67,17 @@ def test_bfloat16_gives_nearly_the_same_vectors(released, vectors):
     assert np.sum(half * vectors, axis=-1).min() > 0.999
 
 
-@situation("Python API", "the model sharded over data, fsdp or tensor axes of 8 devices",
-           "the same vectors (cosine above 0.999999)", since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "the model sharded over data, fsdp or tensor axes of 8 devices",
+    "the same vectors (cosine above 0.999999)",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 def test_the_mesh_does_not_matter(released, vectors, axes):
-    mesh = jax.make_mesh(axes, ("data", "fsdp", "tensor"),
-                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    mesh = jax.make_mesh(
+        axes, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3
+    )
     model = GVE.from_pretrained(released, mesh=mesh, dtype="float32")
     assert np.sum(model.encode(INPUTS[:1]) * vectors[:1], axis=-1).min() > 0.999999
 
@@ -95,8 +100,12 @@ def test_input_settings_come_along_both_ways(released, tmp_path):
     assert again.fingerprint == ours.fingerprint == model.fingerprint
 
 
-@situation("Models and checkpoints", "an adapter merged by `gve_jax.convert --adapter`",
-           "the vectors of base and adapter apart", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "an adapter merged by `gve_jax.convert --adapter`",
+    "the vectors of base and adapter apart",
+    since="0.1.0",
+)
 def test_an_adapter_comes_along_and_is_merged_by_convert(released, model, vectors, tmp_path):
     config = dataclasses.replace(model.config, lora=LoraConfig(rank=2, alpha=3.0))
     adapters = lora.split(init_params(config, 1)[1])[1]
@@ -129,7 +138,7 @@ def test_a_kernel_that_cannot_run_here_is_an_error(released):
     "a model saved into a folder that holds one of the other format",
     "refused",
     since="0.1.0",
-)  # fmt: skip
+)
 def test_two_formats_are_not_mixed_in_one_directory(model, tmp_path):
     model.save_pretrained(tmp_path, format="hf")
     with pytest.raises(UserError, match="another format"):
@@ -150,25 +159,38 @@ def _config(directory, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-@pytest.mark.parametrize("damage, named", [
-    (lambda d: _config(d, model_type="llava"), "config.json: model_type is 'llava'"),
-    (lambda d: _config(d, rms_norm_eps=None), "rms_norm_eps"),
-    (lambda d: _config(d, num_hidden_layers=3), r"missing: model.layers.2"),
-    (lambda d: _config(d, image_token_id=5), "image_pad"),
-    (lambda d: _config(d, gve_jax={"inputs": {"frames": 8}}), "frames"),
-    (lambda d: _config(d, gve_jax={"inputs": {}}), "buckets"),
-    (lambda d: _config(d, gve_jax=3), "config.json: gve_jax is 3, not an object"),
-    (lambda d: (d / "config.json").write_text("[]"), "not an object"),
-    (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
-    (lambda d: (d / "model.safetensors").write_bytes(b"\x08"), "model.safetensors"),
-    (lambda d: _weights(d, lambda w: w.pop("model.norm.weight")), "missing: model.norm.weight"),
-    (lambda d: _weights(d, lambda w: w["model.norm.weight"].__setitem__(3, np.nan)),
-     "NaN or infinite numbers in language/norm/weight$"),
-    (lambda d: _weights(d, lambda w: w["visual.blocks.1.attn.proj.weight"].__setitem__(0, np.inf)),
-     "NaN or infinite numbers in visual/blocks/attn/proj/kernel$"),
-])  # fmt: skip
-@situation("Models and checkpoints", "a checkpoint of transformers with NaN or infinite numbers",
-           "refused when loaded; the parameter is named", since="0.1.0")  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (lambda d: _config(d, model_type="llava"), "config.json: model_type is 'llava'"),
+        (lambda d: _config(d, rms_norm_eps=None), "rms_norm_eps"),
+        (lambda d: _config(d, num_hidden_layers=3), r"missing: model.layers.2"),
+        (lambda d: _config(d, image_token_id=5), "image_pad"),
+        (lambda d: _config(d, gve_jax={"inputs": {"frames": 8}}), "frames"),
+        (lambda d: _config(d, gve_jax={"inputs": {}}), "buckets"),
+        (lambda d: _config(d, gve_jax=3), "config.json: gve_jax is 3, not an object"),
+        (lambda d: (d / "config.json").write_text("[]"), "not an object"),
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"\x08"), "model.safetensors"),
+        (lambda d: _weights(d, lambda w: w.pop("model.norm.weight")), "missing: model.norm.weight"),
+        (
+            lambda d: _weights(d, lambda w: w["model.norm.weight"].__setitem__(3, np.nan)),
+            "NaN or infinite numbers in language/norm/weight$",
+        ),
+        (
+            lambda d: _weights(
+                d, lambda w: w["visual.blocks.1.attn.proj.weight"].__setitem__(0, np.inf)
+            ),
+            "NaN or infinite numbers in visual/blocks/attn/proj/kernel$",
+        ),
+    ],
+)
+@situation(
+    "Models and checkpoints",
+    "a checkpoint of transformers with NaN or infinite numbers",
+    "refused when loaded; the parameter is named",
+    since="0.1.0",
+)
 def test_what_is_wrong_is_named(tmp_path, damage, named):
     directory = checkpoint_files.write(tmp_path / "hf")
     damage(directory)
@@ -180,8 +202,18 @@ def test_converted_there_and_back_it_is_the_same_checkpoint(tmp_path, capsys):
     source = checkpoint_files.write(tmp_path / "hf", "5", files=3, dtype="bfloat16", head=True)
     (source / "preprocessor_config.json").write_text("{}")
     convert(["--input", str(source), "--output", str(tmp_path / "ours"), "--to", "gve_jax"])
-    convert(["--input", str(tmp_path / "ours"), "--output", str(tmp_path / "back"), "--to", "hf",
-             "--layout", "5"])  # fmt: skip
+    convert(
+        [
+            "--input",
+            str(tmp_path / "ours"),
+            "--output",
+            str(tmp_path / "back"),
+            "--to",
+            "hf",
+            "--layout",
+            "5",
+        ]
+    )
     assert "bfloat16" in capsys.readouterr().out
     original = {n: a for f in source.glob("*.safetensors") for n, a in load_file(f).items()}
     del original["lm_head.weight"]
@@ -198,8 +230,9 @@ def test_convert_from_the_command_line(tmp_path):
 
     output = tmp_path / "new"
     command = [sys.executable, "-m", "gve_jax.convert", "--input", source, "--output", output]
-    done = subprocess.run([*command, "--to", "hf", "--dtype", "bfloat16"], cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [*command, "--to", "hf", "--dtype", "bfloat16"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "loading" in done.stderr and "saving" in done.stderr and "bfloat16" in done.stdout
     assert json.loads((output / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -207,13 +240,16 @@ def test_convert_from_the_command_line(tmp_path):
         convert(["--input", str(source), "--output", str(output), "--to", "hf"])
 
 
-@pytest.mark.parametrize("arguments, named", [
-    (["--input", "nowhere"], "required: --output, --to"),
-    (["--input", "nowhere", "--output", "{tmp}/o", "--to", "onnx"], "onnx"),
-    (["--input", "nowhere", "--output", "{tmp}/o", "--to", "hf"], "nowhere: no such directory"),
-    (["--input", "{tmp}", "--output", "{tmp}/o", "--to", "hf"], "config.json"),
-    (["--input", "{tmp}", "--output", "{tmp}/o", "--to", "hf", "--layout", "6"], "layout"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--input", "nowhere"], "required: --output, --to"),
+        (["--input", "nowhere", "--output", "{tmp}/o", "--to", "onnx"], "onnx"),
+        (["--input", "nowhere", "--output", "{tmp}/o", "--to", "hf"], "nowhere: no such directory"),
+        (["--input", "{tmp}", "--output", "{tmp}/o", "--to", "hf"], "config.json"),
+        (["--input", "{tmp}", "--output", "{tmp}/o", "--to", "hf", "--layout", "6"], "layout"),
+    ],
+)
 def test_bad_arguments_are_named(tmp_path, arguments, named):
     with pytest.raises(UserError, match=named):
         convert([argument.format(tmp=tmp_path) for argument in arguments])

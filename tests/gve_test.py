@@ -48,8 +48,12 @@ def cosine(a, b):
     return np.sum(a * b, axis=-1)
 
 
-@situation("Python API", "texts, images, videos and mixtures in one list",
-           "unit rows float32 in the order given", since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "texts, images, videos and mixtures in one list",
+    "unit rows float32 in the order given",
+    since="0.1.0",
+)
 def test_rows_are_unit_float32_in_the_order_given(model, inputs):
     vectors = model.encode(inputs, batch_size=8)
     assert vectors.dtype == np.float32 and vectors.shape == (6, model.embedding_dim)
@@ -73,8 +77,12 @@ def test_batch_size_does_not_matter(model, inputs, batch_size):
     assert cosine(model.encode(inputs, batch_size=batch_size), expected).min() > 0.999999
 
 
-@situation("Python API", "a prompt for a list of which some inputs have an instruction",
-           "it is for those without one", since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "a prompt for a list of which some inputs have an instruction",
+    "it is for those without one",
+    since="0.1.0",
+)
 def test_prompt_is_the_instruction_of_those_without_one(model, inputs):
     told = model.encode(inputs, prompt="Find the video.")
     same = model.encode([{"text": "a red circle", "instruction": "Find the video."}])
@@ -95,8 +103,12 @@ def test_a_prompt_may_be_named(model, inputs):
         model.encode(inputs, prompt="Find it.", prompt_name="CRB-T")
 
 
-@situation("Python API", "truncate_dim, also 0 or more than the model has",
-           "cut, then normalized; a number out of range is refused", since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "truncate_dim, also 0 or more than the model has",
+    "cut, then normalized; a number out of range is refused",
+    since="0.1.0",
+)
 def test_dimensions_are_cut_before_vectors_are_normalised(model, inputs):
     raw = model.encode(inputs[:2], normalize_embeddings=False)
     assert raw.dtype == np.float32 and abs(np.linalg.norm(raw, axis=-1) - 1).min() > 0.01
@@ -127,9 +139,12 @@ def test_similarity_is_the_cosine_of_all_pairs(model):
         model.similarity(a, np.zeros((1, 5)))
 
 
-@situation("Python API", "show_progress_bar, in a pipe or a notebook",
-           "drawn on standard error only; none where that is no terminal",
-           since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "show_progress_bar, in a pipe or a notebook",
+    "drawn on standard error only; none where that is no terminal",
+    since="0.1.0",
+)
 def test_the_progress_bar_is_drawn_on_standard_error(model, inputs, capsys):
     model.encode(inputs, show_progress_bar=True)
     out, err = capsys.readouterr()
@@ -138,8 +153,12 @@ def test_the_progress_bar_is_drawn_on_standard_error(model, inputs, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@situation("Models and checkpoints", "two models that differ in a single weight",
-           "their fingerprints differ, so that vectors are not mixed", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "two models that differ in a single weight",
+    "their fingerprints differ, so that vectors are not mixed",
+    since="0.1.0",
+)
 def test_the_fingerprint_tells_weights_apart(model):
     def digest(change):
         params = jax.tree.map(lambda x: x, model.params)
@@ -209,9 +228,12 @@ def test_inputs_with_ids_are_a_list(model, tmp_path):
         model.encode_valid(["a", ""], ["a", "b"], quarantine)
 
 
-@situation("Python API", "a damaged or missing video among good inputs",
-           "encode names it by its index; embed puts it into the quarantine",
-           since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "a damaged or missing video among good inputs",
+    "encode names it by its index; embed puts it into the quarantine",
+    since="0.1.0",
+)
 def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
@@ -230,9 +252,12 @@ def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path)
     ]
 
 
-@situation("Python API", "a file that hangs, crashes or exhausts its decoder",
-           "it alone is lost, with the reason; the others get their vectors",
-           since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "a file that hangs, crashes or exhausts its decoder",
+    "it alone is lost, with the reason; the others get their vectors",
+    since="0.1.0",
+)
 def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
     limited = Preprocessor(model.preprocess.prompt, model.preprocess.spec, Limits(seconds=4.0))
@@ -240,8 +265,12 @@ def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, 
     files = [{"video": clip(8)}, {"video": clip(24), "text": "and then?"}]
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(clip(24)[:1500])
-    attacks = {b"HANG": "limits.seconds", b"CRASH": "SIGSEGV", b"BOMB": "limits.memory",
-               cut: "cut.mp4: "}  # fmt: skip
+    attacks = {
+        b"HANG": "limits.seconds",
+        b"CRASH": "SIGSEGV",
+        b"BOMB": "limits.memory",
+        cut: "cut.mp4: ",
+    }
     good = [*inputs, *files]
     mixed = [{"video": medium} for medium in attacks]
     mixed = [mixed[0], *good[:3], mixed[1], mixed[2], *good[3:], mixed[3]]
@@ -270,37 +299,50 @@ def test_limits_are_the_caller_s(model, tmp_path):
     assert roomy.encode([bomb]).shape == (1, model.embedding_dim)
 
 
-@pytest.mark.parametrize("bad, named", [
-    ({"a", "set"}, "inputs must be ordered"),
-    ([""], "nothing to embed"),
-    ([{"text": "", "image": b"", "video": []}], "nothing to embed"),
-    ([{"instruction": "Find it."}], "nothing to embed"),
-    ([{}], "nothing to embed"),
-    ([{"txt": "a"}], "txt"),
-    ([7], "int"),
-    ([{"video": np.zeros((40, 56, 56, 3), np.uint8), "num_frames": 40, "fps": 1.0}], "bucket"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad, named",
+    [
+        ({"a", "set"}, "inputs must be ordered"),
+        ([""], "nothing to embed"),
+        ([{"text": "", "image": b"", "video": []}], "nothing to embed"),
+        ([{"instruction": "Find it."}], "nothing to embed"),
+        ([{}], "nothing to embed"),
+        ([{"txt": "a"}], "txt"),
+        ([7], "int"),
+        ([{"video": np.zeros((40, 56, 56, 3), np.uint8), "num_frames": 40, "fps": 1.0}], "bucket"),
+    ],
+)
 def test_bad_input_is_named(model, bad, named):
     with pytest.raises(UserError, match=named):
         model.encode(bad)
 
 
-@situation("Python API", "a text longer than the model takes",
-           "cut; the end token, which is pooled, stays", since="0.1.0")  # fmt: skip
+@situation(
+    "Python API",
+    "a text longer than the model takes",
+    "cut; the end token, which is pooled, stays",
+    since="0.1.0",
+)
 def test_a_long_text_is_cut_and_still_ends_as_it_must(model):
     text = "a red circle moves left. " * 100
     short, long = model.encode([text, text + "and something else altogether"])
     assert cosine(short, long) > 0.999999
 
 
-@pytest.mark.parametrize("damage, named", [
-    (lambda d: (d / "config.json").unlink(), "no config.json"),
-    (lambda d: (d / "config.json").write_text("{"), "config.json"),
-    (lambda d: (d / "config.json").write_text('{"model_type": "qwen2_5_vl"}'), "format"),
-    (lambda d: (d / "config.json").write_text('{"format": "gve_jax 1"}'), "damaged .model is None"),
-    (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
-    (lambda d: (d / "params").rename(d / "elsewhere"), "params"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (lambda d: (d / "config.json").unlink(), "no config.json"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json"),
+        (lambda d: (d / "config.json").write_text('{"model_type": "qwen2_5_vl"}'), "format"),
+        (
+            lambda d: (d / "config.json").write_text('{"format": "gve_jax 1"}'),
+            "damaged .model is None",
+        ),
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda d: (d / "params").rename(d / "elsewhere"), "params"),
+    ],
+)
 def test_a_damaged_directory_is_named(model, tmp_path, damage, named):
     model.save_pretrained(tmp_path)
     damage(tmp_path)
@@ -325,8 +367,12 @@ def test_another_dtype_and_regime_may_be_asked_for(model, inputs, tmp_path):
             GVE.from_pretrained(tmp_path, **wrong)
 
 
-@situation("Models and checkpoints", "a model of gve_jax's own format with NaN in its weights",
-           "refused when loaded; the parameter is named", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a model of gve_jax's own format with NaN in its weights",
+    "refused when loaded; the parameter is named",
+    since="0.1.0",
+)
 def test_weights_that_are_not_numbers_are_refused(model, tmp_path):
     params = jax.tree.map(lambda x: x, model.params)
     params["language"]["norm"]["weight"] = params["language"]["norm"]["weight"] * np.nan

@@ -78,8 +78,14 @@ def rows_of(source: int, count: int) -> list[dict]:
             positive = "p0-1"  # another pair's, in both sources
         if n == 13:
             positive = f"~p{source}-2"  # the same vector, not the same text
-        rows.append({"id": f"{n}", "query": f"{60 + n}@p{source}-{query}@q{source}-{query}",
-                     "positive": positive, "negatives": ["old"]})  # fmt: skip
+        rows.append(
+            {
+                "id": f"{n}",
+                "query": f"{60 + n}@p{source}-{query}@q{source}-{query}",
+                "positive": positive,
+                "negatives": ["old"],
+            }
+        )
     for n in (8, 9):
         rows[n]["query"] = rows[3]["query"]
     return rows
@@ -102,15 +108,20 @@ def pairs(tmp_path_factory) -> Path:
 
 def mine(pairs: Path, output: Path, *options, model=None) -> Prober:
     model = model or Prober()
-    main([str(a) for a in ("--pairs", pairs, "--output", output, "--model", "m", *options)],
-         load=lambda name: model)  # fmt: skip
+    main(
+        [str(a) for a in ("--pairs", pairs, "--output", output, "--model", "m", *options)],
+        load=lambda name: model,
+    )
     return model
 
 
 def read(directory: Path) -> dict[tuple[str, str], dict]:
     sources = PairSources(directory)
-    return {(name, pair["id"]): pair for name, size in sources.sizes.items()
-            for pair in sources.read(name, np.arange(size))}  # fmt: skip
+    return {
+        (name, pair["id"]): pair
+        for name, size in sources.sizes.items()
+        for pair in sources.read(name, np.arange(size))
+    }
 
 
 def ids_of(directory: Path) -> dict[tuple[str, str], list[dict]]:
@@ -133,8 +144,9 @@ def brute_force(pairs: Path, first: int, last: int, margin: float, share: float,
         right = {p["positive"].text for p in every.values() if p["query"].text == query}
         ranked = []
         for text, name in documents.items():
-            if own and not any(s == source and p["positive"].text == text
-                               for (s, _), p in every.items()):  # fmt: skip
+            if own and not any(
+                s == source and p["positive"].text == text for (s, _), p in every.items()
+            ):
                 continue
             near = max(float(vector(text) @ vector(r)) for r in right if r != "unreadable")
             if text not in right and text != query and near < 1 - 1e-5:
@@ -152,8 +164,20 @@ def brute_force(pairs: Path, first: int, last: int, margin: float, share: float,
     [(1, 20, 0.0, 0.95, "modality"), (3, 9, 0.25, 1.0, "all"), (1, 40, 0.1, 0.8, "source")],
 )
 def test_negatives_are_those_of_a_brute_force(pairs, tmp_path, first, last, margin, share, within):
-    mine(pairs, tmp_path / "out", "--ranks", f"{first}-{last}", "--margin", margin, "--share",
-         share, "--within", within, "--negatives", 2)  # fmt: skip
+    mine(
+        pairs,
+        tmp_path / "out",
+        "--ranks",
+        f"{first}-{last}",
+        "--margin",
+        margin,
+        "--share",
+        share,
+        "--within",
+        within,
+        "--negatives",
+        2,
+    )
     expected = brute_force(pairs, first, last, margin, share, within == "source")
     found, names = read(tmp_path / "out"), ids_of(tmp_path / "out")
     few = [key for key, ranked in expected.items() if len(ranked) < 2]
@@ -222,12 +246,22 @@ def test_more_exclusions_than_are_spare_ask_for_more(tmp_path):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())
-            if path.name not in ("mining.json", "README.md")}  # fmt: skip
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name not in ("mining.json", "README.md")
+    }
 
 
-@pytest.mark.parametrize("lost", [(), ("queries/manifest.json",), ("positives/ids-00001.jsonl",),
-                                  ("ranks-modality-20/all-000000.npz",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "lost",
+    [
+        (),
+        ("queries/manifest.json",),
+        ("positives/ids-00001.jsonl",),
+        ("ranks-modality-20/all-000000.npz",),
+    ],
+)
 def test_interrupted_and_repeated_gives_the_same_bytes(pairs, tmp_path, lost):
     options = ("--ranks", "1-20", "--shard-size", 50)
     mine(pairs, tmp_path / "whole", *options)
@@ -262,9 +296,12 @@ mine.main(sys.argv[1:], load=lambda name: Prober())
 )
 def test_killed_and_repeated_gives_the_same_bytes(pairs, tmp_path, stage):
     options = ["--pairs", str(pairs), "--model", "m", "--ranks", "1-20", "--shard-size", "20"]
-    process = subprocess.Popen([sys.executable, "-c", _KILLED, *options, "--output",
-                                str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.PIPE,
-                               env=os.environ | {"JAX_PLATFORMS": "cpu"})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, *options, "--output", str(tmp_path / "out")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     work = tmp_path / "out.mining"
     mark = tmp_path / f"out{stage}" if stage.startswith(".") else work / stage
     while not mark.exists() and process.poll() is None:
@@ -273,9 +310,13 @@ def test_killed_and_repeated_gives_the_same_bytes(pairs, tmp_path, stage):
     _, err = process.communicate(timeout=300)
     assert mark.exists() or (tmp_path / "out").exists(), err
     # Ranks kept for one device are refused for eight: their last bits may differ.
-    again = subprocess.run([sys.executable, "-c", _KILLED, *options, "--output",
-                            str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True,
-                           env=os.environ | {"JAX_PLATFORMS": "cpu"})  # fmt: skip
+    again = subprocess.run(
+        [sys.executable, "-c", _KILLED, *options, "--output", str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     assert again.returncode == 0, again.stderr
     mine(pairs, tmp_path / "whole", *options[4:])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -323,8 +364,9 @@ def test_two_hosts_divide_the_work_and_give_the_bytes_of_one(two_hosts, pairs, t
     assert run(most, most) == [[0, ["T2T_1 0"]], [0, []]]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == every
     options[1] = "1-21"
-    assert set(run(most, most)) == {f"{out}: made with ranks = [1, 20], now [1, 21]; choose "
-                                    "another --output"}  # fmt: skip
+    assert set(run(most, most)) == {
+        f"{out}: made with ranks = [1, 20], now [1, 21]; choose another --output"
+    }
 
 
 def write(path: Path, records: list[dict]) -> Path:
@@ -336,21 +378,41 @@ def test_another_corpus_with_vectors_made_before(pairs, tmp_path):
     """No model: vectors of queries and positives from another work folder, of the corpus by embed;
     documents with a positive's text, id or vector are none's negatives."""
     documents = [{"id": f"d{n}", "text": f"80@p0-{n}@z{n}"} for n in range(150)]
-    documents += [{"id": "same text", "text": "p0-20"}, {"id": "twin", "text": "~p0-21"},
-                  {"id": "T2T_0/22", "text": "230@p0-22@z"}]  # fmt: skip
+    documents += [
+        {"id": "same text", "text": "p0-20"},
+        {"id": "twin", "text": "~p0-21"},
+        {"id": "T2T_0/22", "text": "230@p0-22@z"},
+    ]
     corpus = write(tmp_path / "corpus.jsonl", documents)
 
     class Embedder(Prober):
         def summary(self):
             return ""
 
-    embed.main(["--model", "m", "--input", str(corpus), "--output", str(tmp_path / "vectors")],
-               load=lambda name: Embedder())  # fmt: skip
+    embed.main(
+        ["--model", "m", "--input", str(corpus), "--output", str(tmp_path / "vectors")],
+        load=lambda name: Embedder(),
+    )
     mine(pairs, tmp_path / "own")
     work = tmp_path / "own.mining"
-    options = ["--pairs", pairs, "--output", tmp_path / "out", "--corpus", corpus, "--ranks", "1-5",
-               "--corpus-vectors", tmp_path / "vectors", "--queries-vectors", work / "queries",
-               "--positives-vectors", work / "positives", "--share", "1"]  # fmt: skip
+    options = [
+        "--pairs",
+        pairs,
+        "--output",
+        tmp_path / "out",
+        "--corpus",
+        corpus,
+        "--ranks",
+        "1-5",
+        "--corpus-vectors",
+        tmp_path / "vectors",
+        "--queries-vectors",
+        work / "queries",
+        "--positives-vectors",
+        work / "positives",
+        "--share",
+        "1",
+    ]
     main([str(option) for option in options])
     found = ids_of(tmp_path / "out")
     never = {(20, "same text"), (21, "twin"), (22, "T2T_0/22")}
@@ -387,20 +449,23 @@ def test_the_rule_by_hand(scores, positive, rule, expected):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--ranks", "0-5"], "'0-5' is not FIRST-LAST"),
-    (["--ranks", "7-5"], "'7-5' is not FIRST-LAST"),
-    (["--ranks", "1-2", "--negatives", "3"], "no room for 3 negatives"),
-    (["--negatives", "4"], "--negatives must be 1 to 3"),
-    (["--share", "nan"], "--share must be 0 to 1"),
-    (["--margin", "-1"], "--margin must be 0 to 2"),
-    (["--seed", "-1"], "--seed must not be negative"),
-    (["--corpus-vectors", "x"], "--corpus-vectors needs the --corpus"),
-    (["--corpus", "none.jsonl"], "none.jsonl: no such file or folder"),
-    (["--ranks", "1-9", "--share", "0"], "fewer than 1 negatives, above --max-lost-share 0.5"),
-    (["--margin", "x"], "--margin: invalid"),
-    (["--queries-vectors", "none"], "none: no finished vectors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--ranks", "0-5"], "'0-5' is not FIRST-LAST"),
+        (["--ranks", "7-5"], "'7-5' is not FIRST-LAST"),
+        (["--ranks", "1-2", "--negatives", "3"], "no room for 3 negatives"),
+        (["--negatives", "4"], "--negatives must be 1 to 3"),
+        (["--share", "nan"], "--share must be 0 to 1"),
+        (["--margin", "-1"], "--margin must be 0 to 2"),
+        (["--seed", "-1"], "--seed must not be negative"),
+        (["--corpus-vectors", "x"], "--corpus-vectors needs the --corpus"),
+        (["--corpus", "none.jsonl"], "none.jsonl: no such file or folder"),
+        (["--ranks", "1-9", "--share", "0"], "fewer than 1 negatives, above --max-lost-share 0.5"),
+        (["--margin", "x"], "--margin: invalid"),
+        (["--queries-vectors", "none"], "none: no finished vectors"),
+    ],
+)
 def test_what_cannot_be_is_one_line(pairs, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     if "--share" in options and "0" in options:
@@ -416,8 +481,9 @@ def test_a_changed_model_or_rule_is_named(pairs, tmp_path):
     with pytest.raises(UserError, match="out: made with ranks = .*choose another --output"):
         mine(pairs, tmp_path / "out", "--ranks", "1-21")
     with pytest.raises(UserError, match="settings.json: made with fingerprint.weights = a, now b"):
-        mine(pairs, tmp_path / "new", *options, "--work", tmp_path / "out.mining",
-             model=Prober("b"))  # fmt: skip
+        mine(
+            pairs, tmp_path / "new", *options, "--work", tmp_path / "out.mining", model=Prober("b")
+        )
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="exists and holds no mined pairs"):
         mine(pairs, tmp_path / "other", *options)
@@ -432,12 +498,22 @@ class ByContent(Prober):
 
 
 def test_training_reads_mined_media(world, tmp_path):
-    mine(world / "pairs", tmp_path / "out", "--share", "none", "--negatives", 2, "--ranks", "1-9",
-         model=ByContent())  # fmt: skip
+    mine(
+        world / "pairs",
+        tmp_path / "out",
+        "--share",
+        "none",
+        "--negatives",
+        2,
+        "--ranks",
+        "1-9",
+        model=ByContent(),
+    )
     sources, names = PairSources(tmp_path / "out"), ids_of(tmp_path / "out")
     assert sources.sizes == PairSources(world / "pairs").sizes
-    documents = {f"{source}/{id}": pair["positive"]
-                 for (source, id), pair in read(world / "pairs").items()}  # fmt: skip
+    documents = {
+        f"{source}/{id}": pair["positive"] for (source, id), pair in read(world / "pairs").items()
+    }
     mined = read(tmp_path / "out")
     for key, pair in read(world / "pairs").items():
         again = mined[key]
@@ -470,9 +546,12 @@ def lost_pairs(folder: Path, unreadable: int) -> Path:
     return folder / "pairs"
 
 
-@situation("Training data", "mining of pairs of which many have the same damaged file",
-           "each pair counts and is named; above the allowed share refused, also when repeated",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "mining of pairs of which many have the same damaged file",
+    "each pair counts and is named; above the allowed share refused, also when repeated",
+    since="0.2.0",
+)
 def test_items_that_are_the_same_count_each(tmp_path):
     pairs = lost_pairs(tmp_path, 12)
     options = ("--ranks", "1-20", "--shard-size", "20")
@@ -491,8 +570,17 @@ def test_items_that_are_the_same_count_each(tmp_path):
     ):
         mine(pairs, tmp_path / "out", *options)
     with pytest.raises(UserError, match="fewer than 1 negatives, above --max-lost-share"):
-        mine(pairs, tmp_path / "few", "--work", tmp_path / "out.mining", "--share", "0",
-             "--max-bad-share", "0.2", *options)  # fmt: skip
+        mine(
+            pairs,
+            tmp_path / "few",
+            "--work",
+            tmp_path / "out.mining",
+            "--share",
+            "0",
+            "--max-bad-share",
+            "0.2",
+            *options,
+        )
 
 
 def test_given_vectors_that_lack_what_many_pairs_share(tmp_path):
@@ -517,9 +605,15 @@ def test_given_vectors_that_lack_what_many_pairs_share(tmp_path):
 )
 @pytest.mark.parametrize(
     ("scale", "message"),
-    [(1e20, "not of unit length: its norm is 1e.20"), (1e-25, "its norm is 1e-25"),
-     (np.nan, "contains NaN"), (np.inf, "contains infinite"), (0, "is all zeros"), (1.0009, None)],
-)  # fmt: skip
+    [
+        (1e20, "not of unit length: its norm is 1e.20"),
+        (1e-25, "its norm is 1e-25"),
+        (np.nan, "contains NaN"),
+        (np.inf, "contains infinite"),
+        (0, "is all zeros"),
+        (1.0009, None),
+    ],
+)
 def test_given_vectors_of_any_length(pairs, tmp_path, scale, message):
     options = ("--ranks", "1-20")
     mine(pairs, tmp_path / "own", *options)

@@ -47,15 +47,24 @@ class Pair:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": "2", "GVE_JAX_HEARTBEAT_S": "60",
-               "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}  # fmt: skip
+        job = {
+            "GVE_JAX_COORDINATOR": address,
+            "GVE_JAX_HOSTS": "2",
+            "GVE_JAX_HEARTBEAT_S": "60",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "2",
+        }
         self._lines, self._log = queue.Queue(), tempfile.TemporaryFile()
         for host in range(2):
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.pair"], cwd=ROOT, text=True,
+                [sys.executable, "-m", "tests.pair"],
+                cwd=ROOT,
+                text=True,
                 env=os.environ | job | {"GVE_JAX_HOST": str(host)},
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+            )
             self._processes.append(process)
             threading.Thread(target=self._listen, args=(host, process), daemon=True).start()
 

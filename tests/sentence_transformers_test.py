@@ -71,8 +71,12 @@ def test_the_page_names_all_that_is_refused():
         assert [name for name in names if f"`{name}`" not in part] == []
 
 
-@situation("Python API", "`encode(texts, \"MSRVTT\")`: a prompt's name, or a prompt, by position",
-           "refused: prompt and prompt_name are keywords only", since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    '`encode(texts, "MSRVTT")`: a prompt\'s name, or a prompt, by position',
+    "refused: prompt and prompt_name are keywords only",
+    since="0.2.0",
+)
 def test_prompts_are_keywords_only(model):
     for function in (model.encode, model.encode_query, model.encode_document):
         with pytest.raises(TypeError, match="positional argument"):
@@ -85,8 +89,9 @@ def test_a_single_input_gives_a_single_vector(model):
     assert one.shape == (model.embedding_dim,) and many.shape == (2, model.embedding_dim)
     np.testing.assert_allclose(one, many[0], atol=1e-6)
     raw = model.encode(TEXTS[0], normalize_embeddings=False, truncate_dim=8)
-    np.testing.assert_allclose(raw / np.linalg.norm(raw), model.encode(TEXTS[0], truncate_dim=8),
-                               atol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        raw / np.linalg.norm(raw), model.encode(TEXTS[0], truncate_dim=8), atol=1e-6
+    )
     for none in (model.encode([]), model.encode_query([]), model.encode_document(())):
         assert none.shape == (0, model.embedding_dim) and none.dtype == np.float32
     assert model.encode([], truncate_dim=9, precision="binary").shape == (0, 2)
@@ -99,22 +104,39 @@ def test_forms_of_an_input_give_one_vector(model, folder):
     data = Path("cat.png").read_bytes()
     part = {"type": "image", "image": "cat.png"}
     forms = [
-        {"image": "cat.png"}, Path("cat.png"), Image.open("cat.png"), image, {"image": data},
-        {"image": [image]}, part, [part], {"role": "user", "content": [part]},
+        {"image": "cat.png"},
+        Path("cat.png"),
+        Image.open("cat.png"),
+        image,
+        {"image": data},
+        {"image": [image]},
+        part,
+        [part],
+        {"role": "user", "content": [part]},
         [{"role": "user", "content": [{"type": "image", "path": str(folder / "cat.png")}]}],
-    ]  # fmt: skip
+    ]
     vectors = model.encode(forms)
     assert np.ptp(vectors, axis=0).max() < 1e-6
     item = {"video": "a.mp4", "text": "a red circle", "instruction": "Find it.", "num_frames": 4}
-    chat = [{"role": "system", "content": "Find it."},
-            {"role": "user", "content": [{"type": "video", "video": "a.mp4", "nframes": 4},
-                                         {"type": "text", "text": "a red circle"}]}]  # fmt: skip
+    chat = [
+        {"role": "system", "content": "Find it."},
+        {
+            "role": "user",
+            "content": [
+                {"type": "video", "video": "a.mp4", "nframes": 4},
+                {"type": "text", "text": "a red circle"},
+            ],
+        },
+    ]
     np.testing.assert_allclose(model.encode(chat), model.encode(item), atol=1e-6)
 
 
-@situation("Python API", "`encode_query` without a prompt, for a model whose `prompts` has a query",
-           "carries that prompt, as Sentence Transformers does; GVE's own prompts have none",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "`encode_query` without a prompt, for a model whose `prompts` has a query",
+    "carries that prompt, as Sentence Transformers does; GVE's own prompts have none",
+    since="0.2.0",
+)
 def test_prompts(model):
     assert model.prompts == INSTRUCTIONS and model.default_prompt_name is None
     plain = model.encode(TEXTS)
@@ -131,10 +153,12 @@ def test_prompts(model):
     np.testing.assert_array_equal(model.encode(TEXTS), found)
     np.testing.assert_array_equal(model.encode(TEXTS, prompt=""), plain)
     assert "query" not in INSTRUCTIONS
-    for bad, named in (({"prompt_name": "qury"}, "unknown prompt_name 'qury'; known: .*query"),
-                       ({"prompt_name": ["query"]}, "unknown prompt_name"),
-                       ({"prompt": 3}, "a prompt must be a text, not int"),
-                       ({"prompt": "a", "prompt_name": "query"}, "not both")):  # fmt: skip
+    for bad, named in (
+        ({"prompt_name": "qury"}, "unknown prompt_name 'qury'; known: .*query"),
+        ({"prompt_name": ["query"]}, "unknown prompt_name"),
+        ({"prompt": 3}, "a prompt must be a text, not int"),
+        ({"prompt": "a", "prompt_name": "query"}, "not both"),
+    ):
         with pytest.raises(UserError, match=named):
             model.encode(TEXTS, **bad)
 
@@ -155,9 +179,12 @@ def test_a_text_that_names_a_file_is_warned_of_at_the_caller_s_line(model, folde
         assert len(seen) == 1 and seen[0].filename == __file__
 
 
-@situation("Python API", "convert_to_tensor, where torch reads the vectors next",
-           "a JAX array on the model's device, which torch.from_dlpack takes",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "convert_to_tensor, where torch reads the vectors next",
+    "a JAX array on the model's device, which torch.from_dlpack takes",
+    since="0.2.0",
+)
 def test_tensors(model):
     expected = model.encode(TEXTS)
     found = model.encode(TEXTS, convert_to_tensor=True, convert_to_numpy=False)
@@ -192,17 +219,22 @@ def test_precision(model):
     "a TypeError that names the argument and what to use; None passes",
     since="0.2.0",
 )
-@pytest.mark.parametrize("options, named", [
-    ({"output_value": "token_embeddings"}, "takes no output_value: only the vector of a whole"),
-    ({"device": "cuda:0"}, r"takes no device: .*GVE.from_pretrained\(..., mesh="),
-    ({"device": ["cpu", "cpu"]}, "takes no device"), ({"pool": {}}, "takes no pool: encode uses"),
-    ({"chunk_size": 3}, "takes no chunk_size"), ({"task": "retrieval"}, "takes no task: .*prompt="),
-    ({"prompts": {"query": "x"}}, "takes no prompts: .*model.prompts"),
-    ({"fps": 2.0}, "takes no fps: give it with an input"),
-    ({"max_length": 3}, "takes no max_length: .*GVE.with_inputs"),
-    ({"bach_size": 3}, "takes no bach_size; it takes: inputs, prompt, .*batch_size"),
-    ({"convert_to_numpy": False}, "list of tensors: convert_to_tensor=True"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"output_value": "token_embeddings"}, "takes no output_value: only the vector of a whole"),
+        ({"device": "cuda:0"}, r"takes no device: .*GVE.from_pretrained\(..., mesh="),
+        ({"device": ["cpu", "cpu"]}, "takes no device"),
+        ({"pool": {}}, "takes no pool: encode uses"),
+        ({"chunk_size": 3}, "takes no chunk_size"),
+        ({"task": "retrieval"}, "takes no task: .*prompt="),
+        ({"prompts": {"query": "x"}}, "takes no prompts: .*model.prompts"),
+        ({"fps": 2.0}, "takes no fps: give it with an input"),
+        ({"max_length": 3}, "takes no max_length: .*GVE.with_inputs"),
+        ({"bach_size": 3}, "takes no bach_size; it takes: inputs, prompt, .*batch_size"),
+        ({"convert_to_numpy": False}, "list of tensors: convert_to_tensor=True"),
+    ],
+)
 def test_other_arguments_are_refused_by_name(model, options, named):
     for function in (model.encode, model.encode_query, model.encode_document):
         with pytest.raises(UnsupportedArgument, match=f"^encode .*{named}"):
@@ -216,15 +248,23 @@ def test_arguments_that_change_nothing_pass(model):
     np.testing.assert_array_equal(model.encode(TEXTS, **options), model.encode(TEXTS))
 
 
-@situation("Python API", "arguments of other loaders (trust_remote_code, device, torch_dtype), or "
-           "GVE(\"directory\")", "refused by name, with the argument or the function to use",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("options, named", [
-    ({"trust_remote_code": True}, "takes no trust_remote_code: no code"),
-    ({"torch_dtype": "auto"}, "named dtype here"), ({"device": "cuda"}, "mesh="),
-    ({"truncate_dim": 8}, "model.truncate_dim = "), ({"dtpye": "x"}, "dtpye; it takes: directory"),
-    ({"num_frames": 8}, "GVE.with_inputs"),
-])  # fmt: skip
+@situation(
+    "Python API",
+    'arguments of other loaders (trust_remote_code, device, torch_dtype), or GVE("directory")',
+    "refused by name, with the argument or the function to use",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"trust_remote_code": True}, "takes no trust_remote_code: no code"),
+        ({"torch_dtype": "auto"}, "named dtype here"),
+        ({"device": "cuda"}, "mesh="),
+        ({"truncate_dim": 8}, "model.truncate_dim = "),
+        ({"dtpye": "x"}, "dtpye; it takes: directory"),
+        ({"num_frames": 8}, "GVE.with_inputs"),
+    ],
+)
 def test_other_arguments_of_loading_are_refused(options, named):
     with pytest.raises(UnsupportedArgument, match=named):
         GVE.from_pretrained("nowhere", **options)
@@ -249,11 +289,19 @@ def test_an_error_inside_a_property_is_not_hidden(model):
         model.device  # noqa: B018
 
 
-@pytest.mark.parametrize("options, named", [
-    ({"batch_size": None}, "not None"), ({"batch_size": 0}, "not 0"), ({"batch_size": 2.0}, "2.0"),
-    ({"batch_size": True}, "True"), ({"truncate_dim": 8.0}, "8.0"), ({"truncate_dim": "8"}, "'8'"),
-    ({"truncate_dim": 0}, "1..48, not 0"), ({"truncate_dim": 49}, "1..48, not 49"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"batch_size": None}, "not None"),
+        ({"batch_size": 0}, "not 0"),
+        ({"batch_size": 2.0}, "2.0"),
+        ({"batch_size": True}, "True"),
+        ({"truncate_dim": 8.0}, "8.0"),
+        ({"truncate_dim": "8"}, "'8'"),
+        ({"truncate_dim": 0}, "1..48, not 0"),
+        ({"truncate_dim": 49}, "1..48, not 49"),
+    ],
+)
 def test_numbers_are_checked(model, options, named):
     with pytest.raises(UserError, match=f"{next(iter(options))} must be a whole number .*{named}"):
         model.encode(TEXTS, **options)
@@ -273,16 +321,20 @@ def test_dimensions(model):
 
 def template(text, instruction="You are a helpful assistant."):
     """What the reference's processor makes of a text, with GVE's end token."""
-    return (f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n"
-            "<|im_start|>assistant\n<|endoftext|>")  # fmt: skip
+    return (
+        f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n"
+        "<|im_start|>assistant\n<|endoftext|>"
+    )
 
 
 def test_tokens_are_those_of_the_template(model):
     tokenizer = Tokenizer.from_file(model.preprocess.prompt.path)
     texts = [TEXTS[0], {"text": TEXTS[1], "instruction": "Find it."}]
     found = model.tokenize(texts, prompt_name="MSRVTT")
-    expected = [tokenizer.encode(template(TEXTS[0], INSTRUCTIONS["MSRVTT"])).ids,
-                tokenizer.encode(template(TEXTS[1], "Find it.")).ids]  # fmt: skip
+    expected = [
+        tokenizer.encode(template(TEXTS[0], INSTRUCTIONS["MSRVTT"])).ids,
+        tokenizer.encode(template(TEXTS[1], "Find it.")).ids,
+    ]
     assert found.keys() == {"input_ids", "attention_mask"}
     for ids, mask, wanted in zip(*found.values(), expected, strict=True):
         assert ids[mask == 1].tolist() == wanted and mask.tolist() == sorted(mask, reverse=True)

@@ -31,8 +31,9 @@ def lines(gcs, bucket: str) -> dict[int, tuple[str, float]]:
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory):
     """One device, for which less compiles, and a cache of copies that is ours."""
-    mesh = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1],
-                         axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    mesh = jax.make_mesh(
+        (1, 1, 1), AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gve_jax.running.experiment.make_mesh", lambda axes: mesh)
         patch.setattr("gve_jax.gve.make_mesh", lambda axes: mesh)
@@ -108,10 +109,19 @@ def test_its_losses_are_those_of_a_local_run(gcs, whole, finished):
     assert lines(gcs, "runs") == losses(finished)
     assert gcs.read("runs", "one/curriculum.json") == (finished / "curriculum.json").read_bytes()
     found = {name.removeprefix("one/") for name in gcs.buckets["runs"]}
-    local = {path.relative_to(finished).as_posix() for path in finished.rglob("*")
-             if path.is_file()}  # fmt: skip
-    kept = ("adapter/", "hf/", "model/config.json", "model/tokenizer.json", "curriculum.json",
-            "metrics.jsonl", "run.json", "train.json")  # fmt: skip
+    local = {
+        path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()
+    }
+    kept = (
+        "adapter/",
+        "hf/",
+        "model/config.json",
+        "model/tokenizer.json",
+        "curriculum.json",
+        "metrics.jsonl",
+        "run.json",
+        "train.json",
+    )
     assert {name for name in local if name.startswith(kept)} == {
         name for name in found if name.startswith(kept)
     }

@@ -39,10 +39,16 @@ def base(world, tmp_path_factory):
 def recipe(world, base, **fields):
     """Four steps in two stages, the tokenizer from the base."""
     config = make_config(
-        world, steps=4, checkpoint__every=3, pretrained=str(base), data__tokenizer=None,
-        export=("gve_jax", "peft", "hf"), optimizer__rates=ADAPTERS,
-        optimizer__learning_rate=1e-2, **fields,
-    )  # fmt: skip
+        world,
+        steps=4,
+        checkpoint__every=3,
+        pretrained=str(base),
+        data__tokenizer=None,
+        export=("gve_jax", "peft", "hf"),
+        optimizer__rates=ADAPTERS,
+        optimizer__learning_rate=1e-2,
+        **fields,
+    )
     del config.model.vision, config.model.text  # the base's
     config.model.lora = dict(rank=4, alpha=8.0, dropout=0.25)
     return config
@@ -141,8 +147,9 @@ def test_another_shape_than_the_bases_is_refused(world, base, tmp_path):
         Experiment(config, tmp_path)
 
 
-def test_stopped_and_repeated_gives_bitwise_the_same_losses(world, base, finished, stopped,
-                                                            tmp_path):  # fmt: skip
+def test_stopped_and_repeated_gives_bitwise_the_same_losses(
+    world, base, finished, stopped, tmp_path
+):
     """Across the boundary of stages, with dropout; the base has moved, and decoding goes on in a
     process: neither makes another run."""
     moved = shutil.copytree(base, tmp_path / "moved")
@@ -160,17 +167,22 @@ def test_the_published_recipe_runs_at_tiny_widths(world, tmp_path):
     before = GVE.from_pretrained(tmp_path / "initial")
     after = GVE.from_pretrained(tmp_path / "model")
     assert after.config.lora == before.config.lora
-    moved = {name for (name, a), b in zip(flatten_dict(before.params, sep="/").items(),
-                                          jax.tree.leaves(after.params), strict=True)
-             if (np.asarray(a) != np.asarray(b)).any()}  # fmt: skip
+    moved = {
+        name
+        for (name, a), b in zip(
+            flatten_dict(before.params, sep="/").items(), jax.tree.leaves(after.params), strict=True
+        )
+        if (np.asarray(a) != np.asarray(b)).any()
+    }
     assert moved and all(name.endswith("/lora/b") or name.endswith("/lora/a") for name in moved)
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
 def test_a_base_of_few_bits_is_exported_as_it_was(world, monkeypatch, tmp_path):
     pytest.importorskip("qwix")
-    one = jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1],
-                        axis_types=(jax.sharding.AxisType.Auto,) * 3)  # fmt: skip
+    one = jax.make_mesh(
+        (1, 1, 1), AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
+    )
     monkeypatch.setattr("gve_jax.running.experiment.make_mesh", lambda axes: one)
     wide = make_config(world)  # widths that 64 divides
     wide.model.vision.out_hidden_size = wide.model.text.hidden_size = 64

@@ -71,9 +71,15 @@ def run_cli(
     """`python -m gve_jax.train`, or `code` in its stead; with `kill_at`, its processes get the
     signal `kill` once that step's loss is on disk."""
     program = ["-c", code] if code else ["-m", "gve_jax.train"]
-    command = [sys.executable, *program, "--config=configs/quickstart.py:smoke",
-               f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
-               f"--config.data.tokenizer={world}/tokenizer.json", *arguments]  # fmt: skip
+    command = [
+        sys.executable,
+        *program,
+        "--config=configs/quickstart.py:smoke",
+        f"--workdir={workdir}",
+        f"--config.data.pairs={world}/pairs",
+        f"--config.data.tokenizer={world}/tokenizer.json",
+        *arguments,
+    ]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -137,8 +143,10 @@ def test_a_run_leaves_what_it_should(finished):
         weights = {n: sizes[n] * np.exp(r / stage["sigma"]) for n, r in stage["R"].items()}
         for name, chance in stage["P"].items():
             assert chance == pytest.approx(weights[name] / sum(weights.values()), rel=1e-6)
-        drawn = [task for task, _ in list(losses(finished).values())[
-            stage["first_step"] : stage["last_step"]]]  # fmt: skip
+        drawn = [
+            task
+            for task, _ in list(losses(finished).values())[stage["first_step"] : stage["last_step"]]
+        ]
         assert all(drawn.count(name) == count for name, count in stage["batches"].items())
 
 
@@ -197,9 +205,13 @@ def test_killed_and_repeated_gives_bitwise_the_same_losses(world, finished, tmp_
 def test_a_run_that_is_told_to_end_saves_and_says_so(world, tmp_path):
     workdir = tmp_path / "told"
     code, _, err = run_cli(
-        world, workdir, "--config.steps=100000", "--config.data.workers=1",
-        kill_at=1, kill=signal.SIGTERM,
-    )  # fmt: skip
+        world,
+        workdir,
+        "--config.steps=100000",
+        "--config.data.workers=1",
+        kill_at=1,
+        kill=signal.SIGTERM,
+    )
     assert code == 143, err
     (line,) = err.strip().splitlines()[-1:]
     step = re.fullmatch(
@@ -257,8 +269,12 @@ def test_a_gradient_that_is_nan_is_neither_saved_nor_exported(world, monkeypatch
     assert np.isfinite(texts).all()
 
 
-@situation("Training", "two train commands in one --workdir", "the second is refused and names the "
-           "process that holds the folder", since="0.2.0")  # fmt: skip
+@situation(
+    "Training",
+    "two train commands in one --workdir",
+    "the second is refused and names the process that holds the folder",
+    since="0.2.0",
+)
 def test_a_workdir_that_is_in_use_is_refused(world, tmp_path):
     with lock_folder(tmp_path):
         message = rf"{tmp_path} is in use by process {os.getpid()} on .*; wait for it to end"
@@ -302,24 +318,27 @@ def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("argument, named", [
-    ("--config.optimizer.lr=1", "--config.optimizer.lr: unknown field"),
-    ("--config.loss.temprature=1", 'Did you mean "temperature"'),
-    ("--config.steps=many", "steps"),
-    ("--config=configs/none.py", "configs/none.py"),
-    ("--config=configs/quickstart.py:fast", "fast"),
-    ("--config.data.pairs=nowhere", "nowhere"),
-    ("--config.data.tokenizer=nowhere.json", "nowhere.json"),
-    ("--config.mesh.fsdp=3", "fsdp=3"),
-    ("--config.batch_size=9999", "batch_size"),
-    ("--config.model.text.num_key_value_heads=3", "num_attention_heads"),
-    ("--config.pyramid.stages=0", "pyramid.stages"),
-    ("--config.limits.seconds=0", "limits.seconds"),
-    ("--config.limits.second=5", "second"),
-    ("--config.data.siblings.T2V_camera=3", "data.siblings.T2V_camera"),
-    ("--confg=x", "confg"),
-    ("extra", "extra"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argument, named",
+    [
+        ("--config.optimizer.lr=1", "--config.optimizer.lr: unknown field"),
+        ("--config.loss.temprature=1", 'Did you mean "temperature"'),
+        ("--config.steps=many", "steps"),
+        ("--config=configs/none.py", "configs/none.py"),
+        ("--config=configs/quickstart.py:fast", "fast"),
+        ("--config.data.pairs=nowhere", "nowhere"),
+        ("--config.data.tokenizer=nowhere.json", "nowhere.json"),
+        ("--config.mesh.fsdp=3", "fsdp=3"),
+        ("--config.batch_size=9999", "batch_size"),
+        ("--config.model.text.num_key_value_heads=3", "num_attention_heads"),
+        ("--config.pyramid.stages=0", "pyramid.stages"),
+        ("--config.limits.seconds=0", "limits.seconds"),
+        ("--config.limits.second=5", "second"),
+        ("--config.data.siblings.T2V_camera=3", "data.siblings.T2V_camera"),
+        ("--confg=x", "confg"),
+        ("extra", "extra"),
+    ],
+)
 def test_a_mistake_is_one_line_that_names_it(world, tmp_path, argument, named):
     code, _, err = run_cli(world, tmp_path / "w", argument)
     assert code == 2
@@ -487,9 +506,21 @@ def test_the_trained_model_is_scored_on_all_sixteen_sets(world, finished, tmp_pa
     """The quickstart's last command, on a model of six steps: whole, but for what it has learnt."""
     from evals.uvrb.__main__ import main
 
-    arguments = ["--model", finished / "model", "--baseline", finished / "initial", "--control",
-                 "--data", world, "--output", tmp_path, "--run", finished,
-                 "--report", tmp_path / "report.html"]  # fmt: skip
+    arguments = [
+        "--model",
+        finished / "model",
+        "--baseline",
+        finished / "initial",
+        "--control",
+        "--data",
+        world,
+        "--output",
+        tmp_path,
+        "--run",
+        finished,
+        "--report",
+        tmp_path / "report.html",
+    ]
     main([str(argument) for argument in arguments])
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["datasets"]) == len(results["untrained"]["datasets"]) == 16

@@ -20,20 +20,34 @@ def main() -> None:
     imports = commands.add_parser("import", help="rows of another toolkit -> a directory of pairs")
     add = imports.add_argument
     add("--format", required=True, choices=sorted(FORMATS))
-    add("--input", required=True, nargs="+", metavar="NAME=PATH", help="a source: a .jsonl or "
+    add(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="NAME=PATH",
+        help="a source: a .jsonl or "
         ".parquet file or a folder of them; NAME begins with its modality pair, as T2V_mine, or "
-        "gets that of the first row")  # fmt: skip
+        "gets that of the first row",
+    )
     add("--output", required=True, type=local_path, help="the folder to make")
-    add("--media-root", type=local_path, help="the folder that paths in rows start from and may "
-        "not leave (default: that of the input)")  # fmt: skip
+    add(
+        "--media-root",
+        type=local_path,
+        help="the folder that paths in rows start from and may "
+        "not leave (default: that of the input)",
+    )
     add(
         "--corpus",
         nargs="+",
         type=_local,
         help="Tevatron's documents: files, or folders of them",
     )
-    add("--negatives", type=int, help="of each pair; rows with fewer are rejects, further ones are "
-        f"left out (default: as many as the first pair has, at most {MOST_NEGATIVES})")  # fmt: skip
+    add(
+        "--negatives",
+        type=int,
+        help="of each pair; rows with fewer are rejects, further ones are "
+        f"left out (default: as many as the first pair has, at most {MOST_NEGATIVES})",
+    )
     add("--by-reference", action="store_true", help="store paths instead of media")
     add("--max-reject-share", type=float, default=0.01, help="of a source's pairs (0.01)")
     add("--license", default="", help="for the card, as an identifier: cc-by-4.0")
@@ -100,8 +114,11 @@ def _show(args) -> None:
 
     def told(item) -> str:
         text = (item.text or "")[:60]
-        media = [f"{key} {source_name(getattr(item, key))}" for key in ("image", "video")
-                 if getattr(item, key) is not None]  # fmt: skip
+        media = [
+            f"{key} {source_name(getattr(item, key))}"
+            for key in ("image", "video")
+            if getattr(item, key) is not None
+        ]
         return " + ".join([repr(text)] * bool(text) + media)
 
     sources = Sources(parse(args.pairs))
@@ -128,13 +145,17 @@ def _check(args) -> None:
         places = sorted({number * (size - 1) // 15 for number in range(16)})
         counts = {len(pair["negatives"]) for pair in sources.read(name, places)}
         if len(counts) > 1:
-            raise UserError(f"{args.pairs}: source {name!r} has pairs of {sorted(counts)} "
-                            "negatives; a batch has one number of them")  # fmt: skip
+            raise UserError(
+                f"{args.pairs}: source {name!r} has pairs of {sorted(counts)} "
+                "negatives; a batch has one number of them"
+            )
     for warning in sources.warnings():
         print(f"warning: {warning}")
     pairs = sum(sources.sizes.values())
-    print(f"{args.pairs}: {len(sources.sizes)} sources, {pairs:,} pairs, ready for batches of "
-          f"{args.batch_size}")  # fmt: skip
+    print(
+        f"{args.pairs}: {len(sources.sizes)} sources, {pairs:,} pairs, ready for batches of "
+        f"{args.batch_size}"
+    )
 
 
 if __name__ == "__main__":

@@ -107,8 +107,15 @@ def run_import(
         if (done := _done(output, asked)) is not None:  # by a command that ended just now
             return done
         try:
-            tallies = _build(building, inputs, corpus, pipeline, max_reject_share, output,
-                             (format, media_root, negatives, by_reference))  # fmt: skip
+            tallies = _build(
+                building,
+                inputs,
+                corpus,
+                pipeline,
+                max_reject_share,
+                output,
+                (format, media_root, negatives, by_reference),
+            )
         finally:
             importer.close_corpus()
         told = {name: vars(tally) for name, tally in tallies.items()}
@@ -133,8 +140,10 @@ def _done(output: Path, asked: dict) -> dict[str, Tally] | None:
         raise UserError(f"{output} exists and is no import; use another --output")
     changed = [key for key in asked if found.get(key) != asked[key]]
     if changed:
-        raise UserError(f"{output} was imported with other {', '.join(changed)}; remove it or use "
-                        "another --output")  # fmt: skip
+        raise UserError(
+            f"{output} was imported with other {', '.join(changed)}; remove it or use "
+            "another --output"
+        )
     return {name: card.tally(value) for name, value in told.items()}
 
 
@@ -162,8 +171,10 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
                 file.write(json.dumps(line, ensure_ascii=True) + "\n")
 
         index = importer.index_corpus(corpus, building / "corpus.db", log) if corpus else None
-        sources = [importer.open_source(given, format, media_root, negatives, by_reference, index)
-                   for given in inputs]  # fmt: skip
+        sources = [
+            importer.open_source(given, format, media_root, negatives, by_reference, index)
+            for given in inputs
+        ]
         names = [source.name for source in sources]
         if len(set(names)) < len(names):
             raise UserError(f"two inputs are named {max(names, key=names.count)!r}")
@@ -221,6 +232,11 @@ def _write_by_beam(building: Path, sources: list[Source], pipeline) -> None:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"),
-               TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=False)

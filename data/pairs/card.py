@@ -65,8 +65,9 @@ def text(
                 f"{lost:,}",
             )
             rows.append("| " + " | ".join(row) + " |")
-        rejects += [f"| {source} | {reason} | {count:,} |"
-                    for reason, count in tally.rejects.most_common()]  # fmt: skip
+        rejects += [
+            f"| {source} | {reason} | {count:,} |" for reason, count in tally.rejects.most_common()
+        ]
     media = (
         "Media are stored as paths, below the folder that `metadata.json` names."
         if by_reference
@@ -88,6 +89,10 @@ def text(
     found = [line for source, tally in sorted(tallies.items()) for line in warnings(source, tally)]
     parts += [f"* {line}" for line in found] + [""] * bool(found)
     if rejects:
-        parts += ["What was rejected (each one in `rejects.jsonl`):\n",
-                  "| source | reason | count |", "| --- | --- | ---: |", *rejects]  # fmt: skip
+        parts += [
+            "What was rejected (each one in `rejects.jsonl`):\n",
+            "| source | reason | count |",
+            "| --- | --- | ---: |",
+            *rejects,
+        ]
     return "\n".join(parts).rstrip() + "\n"

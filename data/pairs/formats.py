@@ -206,8 +206,11 @@ def sentence_transformers(row: dict, lookup: Lookup | None = None) -> list[Draft
     columns = {key: value for key, value in row.items() if key not in _LABELS}
     anchor = next((key for key in ("anchor", "query") if key in columns), None)
     if anchor and "positive" in columns:
-        found = [(int(m[1] or 0), key) for key in columns
-                 if (m := re.fullmatch(r"negative(?:_(\d+))?", key))]  # fmt: skip
+        found = [
+            (int(m[1] or 0), key)
+            for key in columns
+            if (m := re.fullmatch(r"negative(?:_(\d+))?", key))
+        ]
         keys = [anchor, "positive", *(key for _, key in sorted(found))]
     else:
         keys = list(columns)

@@ -23,10 +23,16 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 SIZES = {"small": 10.0, "large": 17.0}  # radius in pixels
 PLACES = (
-    "top left", "top", "top right",
-    "left", "center", "right",
-    "bottom left", "bottom", "bottom right",
-)  # fmt: skip
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 BACKGROUNDS = {
     "black": (40, 40, 40),  # the light may take it down to 0
     "gray": (112, 112, 112),

@@ -36,8 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         for found in source.each(tasks):
             bar = progress.add_task(found.task.name, total=source.size([found.task]))
-            target = build(source, found.task, args.output, args.by_reference,
-                           lambda records, bar=bar: progress.advance(bar, records))  # fmt: skip
+            target = build(
+                source,
+                found.task,
+                args.output,
+                args.by_reference,
+                lambda records, bar=bar: progress.advance(bar, records),
+            )
             print(f"{target}: {len(found.queries):,} queries, {len(found.corpus):,} documents")
 
 
@@ -47,13 +52,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", required=True, type=local_path,
-                        help="directory that holds UVRB/, or the archives")  # fmt: skip
+    parser.add_argument(
+        "--data", required=True, type=local_path, help="directory that holds UVRB/, or the archives"
+    )
     parser.add_argument("--output", required=True, type=local_path, help="TFDS's data_dir")
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
     parser.add_argument("--by-reference", action="store_true", help="store paths, not media")
-    parser.add_argument("--moment-pool", choices=POOLS, default="whole",
-                        help="store candidates of MS-TI's and MS-TV's queries")  # fmt: skip
+    parser.add_argument(
+        "--moment-pool",
+        choices=POOLS,
+        default="whole",
+        help="store candidates of MS-TI's and MS-TV's queries",
+    )
     parser.add_argument(
         "--cache", type=local_path, help="where archives are extracted; OUTPUT/sets"
     )

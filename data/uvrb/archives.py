@@ -17,8 +17,13 @@ from gve_jax.errors import UserError
 
 BLOCK = 1 << 20
 _HEADER_BYTES = 1 << 20  # of a long name or of pax's fields, which tarfile holds in memory
-_LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
-         tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+_LONG = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 # path inside the set, its size, its content
 Take = Callable[[str, int, Iterator[bytes]], None]
@@ -137,11 +142,15 @@ def scan(
                 seen.add(path)
                 total += member.size
                 if member.size > limits.file_bytes:
-                    raise UserError(f"{name}: {path} of {member.size:,} bytes is above the limit "
-                                    f"of {limits.file_bytes:,}")  # fmt: skip
+                    raise UserError(
+                        f"{name}: {path} of {member.size:,} bytes is above the limit "
+                        f"of {limits.file_bytes:,}"
+                    )
                 if total > allowed or len(seen) > limits.files:
-                    raise UserError(f"{name}: the archive expands to more than {total:,} bytes in "
-                                    f"{len(seen):,} files: more than is allowed")  # fmt: skip
+                    raise UserError(
+                        f"{name}: the archive expands to more than {total:,} bytes in "
+                        f"{len(seen):,} files: more than is allowed"
+                    )
                 take(path, member.size, _blocks(tar.extractfile(member), member, name))
                 last = path
                 tick(stream.position)

@@ -192,8 +192,10 @@ def extract(
     building.mkdir(parents=True)
     free = shutil.disk_usage(building).free
     if free < total:  # video does not get smaller by gzip
-        raise UserError(f"{name}: its archive of {total / 1e9:.1f} GB does not fit on the disk of "
-                        f"{root.parent}, which has {free / 1e9:.1f} GB free")  # fmt: skip
+        raise UserError(
+            f"{name}: its archive of {total / 1e9:.1f} GB does not fit on the disk of "
+            f"{root.parent}, which has {free / 1e9:.1f} GB free"
+        )
     found: dict[str, list] = {}
 
     def take(path: str, size: int, blocks) -> None:

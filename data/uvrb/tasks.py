@@ -59,7 +59,7 @@ TASKS: tuple[Task, ...] = (
     Task("MS-TV", "CMP", *_P1, 400, 10, 13.5, 68.5, "MomentSeeker, text and clip"),
     Task("MSRVTT-I2V", "VIS", *_R1, 1000, 1000, 15.0, None, "MSR-VTT, a random frame of the video"),
     Task("LoVR-C2V", "VIS", *_R1, 467, 467, 1560.3, None, "LoVR, a clip of the long video"),
-)  # fmt: skip
+)
 
 NAMES: tuple[str, ...] = tuple(task.name for task in TASKS)
 MOTION: tuple[str, ...] = ("CRB-T", "CMRB")  # sets that the order of frames must matter to

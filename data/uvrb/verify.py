@@ -60,13 +60,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     for task in choose(args.datasets):
         with console.status(f"reading {task.name}") as status:
-            found = verify(args.data, task, known, lambda read, name=task.name: status.update(
-                f"reading {name}, {read / 1e9:.1f} GB"))  # fmt: skip
+            found = verify(
+                args.data,
+                task,
+                known,
+                lambda read, name=task.name: status.update(f"reading {name}, {read / 1e9:.1f} GB"),
+            )
         if not found.problems and found.hashes == "recorded":
             write_json(record, {"sets": known})
         counts = [_count(found.queries, task.queries), _count(found.corpus, task.corpus)]
-        table.add_row(task.name, found.form, *counts, f"{len(found.files):,}",
-                      f"{found.bytes / 1e9:.2f}", found.hashes)  # fmt: skip
+        table.add_row(
+            task.name,
+            found.form,
+            *counts,
+            f"{len(found.files):,}",
+            f"{found.bytes / 1e9:.2f}",
+            found.hashes,
+        )
         problems += found.problems
         notes += [found.note] if found.note else []
     console.print(table)
@@ -174,8 +184,9 @@ def _compare(task: Task, found: Found, known: dict[str, dict[str, str]]) -> None
         known[task.name], found.hashes = found.files, "recorded"
         return
     old = known[task.name]
-    differing = sorted(path for path in old.keys() | found.files.keys()
-                       if old.get(path) != found.files.get(path))  # fmt: skip
+    differing = sorted(
+        path for path in old.keys() | found.files.keys() if old.get(path) != found.files.get(path)
+    )
     found.hashes = f"{len(differing):,} differ" if differing else "the same"
     for path in differing[:SHOWN]:
         what = "is new" if path not in old else "has changed"
@@ -205,8 +216,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", required=True, type=local_path,
-                        help="directory that holds UVRB/, or the archives")  # fmt: skip
+    parser.add_argument(
+        "--data", required=True, type=local_path, help="directory that holds UVRB/, or the archives"
+    )
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
     parser.add_argument("--record", type=local_path, help="where hashes are kept; DIR/hashes.json")
     return parser.parse_args(argv)

@@ -29,8 +29,9 @@ _INPUT = flags.DEFINE_string("input", None, "A .jsonl or .parquet file, or a fol
 _OUTPUT = flags.DEFINE_string("output", None, "The directory of pairs to make.")
 _SERVER = flags.DEFINE_string("server", "http://127.0.0.1:8000/v1", "An OpenAI-compatible server.")
 _MODEL = flags.DEFINE_string("model", None, "The model's name there.")
-_EMBEDDER = flags.DEFINE_string("embedder", "", "A GVE's directory or Hub id; none compares no "
-                                "captions.")  # fmt: skip
+_EMBEDDER = flags.DEFINE_string(
+    "embedder", "", "A GVE's directory or Hub id; none compares no captions."
+)
 _ROOT = flags.DEFINE_string("media_root", None, "The folder that paths start from and stay in.")
 _CACHE = flags.DEFINE_string("cache", None, "The folder of answers and vectors: OUTPUT.work/cache.")
 _LICENSE = flags.DEFINE_string("license", "", "For the card, as an identifier: cc-by-4.0.")
@@ -93,8 +94,13 @@ def _told(error: Exception, arguments: list[str]) -> str:
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=False)
 
 

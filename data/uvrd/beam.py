@@ -76,8 +76,9 @@ class _MakePart(beam.DoFn):
                 add_usage(self._job.work, shop)
 
 
-def write_splits(building: Path, parts: Parts, names: list[str], total: int,
-                 arguments: list[str]) -> None:  # fmt: skip
+def write_splits(
+    building: Path, parts: Parts, names: list[str], total: int, arguments: list[str]
+) -> None:
     """The parts' records -> the directory, written and shuffled by TFDS."""
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

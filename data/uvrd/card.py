@@ -9,11 +9,14 @@ def text(name: str, manifest: dict, license: str, command: str) -> str:
     rows = []
     for type in TYPES:
         if tally["asked"].get(type):
-            rows.append(f"| {type}_uvrd | {tally['asked'][type]:,} | "
-                        f"{tally['pairs'].get(type, 0):,} |")  # fmt: skip
+            rows.append(
+                f"| {type}_uvrd | {tally['asked'][type]:,} | {tally['pairs'].get(type, 0):,} |"
+            )
     rejects = sorted(tally["rejects"].items(), key=lambda entry: -entry[1])
-    prompts = [f"| {one['name']} | {one['version']} | {one['digest']} |"
-               for one in asked["prompts"].values()]  # fmt: skip
+    prompts = [
+        f"| {one['name']} | {one['version']} | {one['digest']} |"
+        for one in asked["prompts"].values()
+    ]
     parts = [
         f"---\nlicense: {license or 'unknown'}\n---\n",
         f"# {name}\n",
@@ -46,8 +49,12 @@ def text(name: str, manifest: dict, license: str, command: str) -> str:
         f"    {command}\n",
     ]
     if rejects:
-        parts += ["What was rejected:\n", "| stage: reason | count |", "| --- | ---: |",
-                  *(f"| {reason} | {count:,} |" for reason, count in rejects)]  # fmt: skip
+        parts += [
+            "What was rejected:\n",
+            "| stage: reason | count |",
+            "| --- | ---: |",
+            *(f"| {reason} | {count:,} |" for reason, count in rejects),
+        ]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -71,8 +71,13 @@ def wanted(index: int, settings: Settings) -> dict[str, int]:
     return {name: share(settings.pairs[name], index, offsets.random()) for name in TYPES}
 
 
-async def compose(video: Video, server: Server, decoder: Decoder, settings: Settings,
-                  run: Callable[..., Awaitable]) -> Made:  # fmt: skip
+async def compose(
+    video: Video,
+    server: Server,
+    decoder: Decoder,
+    settings: Settings,
+    run: Callable[..., Awaitable],
+) -> Made:
     """All that is asked of one video. `run` runs a function elsewhere, as `asyncio.to_thread`."""
     return await _Composer(video, server, decoder, settings, run).make()
 
@@ -84,8 +89,10 @@ class _Composer:
         self._frames: asyncio.Future | None = None  # as the model is shown them
         entry = video.entry
         # Each kind of draw has its own generator: one more pair of a type moves no other's draws.
-        self._rng = {name: random.Random(f"{settings.seed}:{entry.id}:{name}")
-                     for name in (*TYPES, "profile")}  # fmt: skip
+        self._rng = {
+            name: random.Random(f"{settings.seed}:{entry.id}:{name}")
+            for name in (*TYPES, "profile")
+        }
         draw = self._rng["profile"]
         self.profile = draw.choices(PROFILES, [settings.profiles[p] for p in PROFILES])[0]
         self.readability = draw.choice(tuple(settings.readability))
@@ -96,9 +103,13 @@ class _Composer:
         jobs = []
         if self.count["T2V"] or self.count["T2T"]:
             jobs.append(self._texts())
-        for name, job in (("T2I", self._image), ("TI2V", self._image_query),
-                          ("TV2V", self._clip_query), ("I2V", self._frame),
-                          ("V2V", self._part)):  # fmt: skip
+        for name, job in (
+            ("T2I", self._image),
+            ("TI2V", self._image_query),
+            ("TV2V", self._clip_query),
+            ("I2V", self._frame),
+            ("V2V", self._part),
+        ):
             jobs += [self._one(name, number, job) for number in range(self.count[name])]
         for error in await asyncio.gather(*jobs, return_exceptions=True):
             if isinstance(error, BaseException):
@@ -137,8 +148,14 @@ class _Composer:
         for number in range(self.count["T2T"]):
             first, second = self._rng["T2T"].sample(unused, 2)
             query = item(texts[first], instruction=_OWN["T2T"])
-            self._add("T2T", number, query, item(texts[second]), answer,
-                      {"caption": first, "positive": second})  # fmt: skip
+            self._add(
+                "T2T",
+                number,
+                query,
+                item(texts[second]),
+                answer,
+                {"caption": first, "positive": second},
+            )
 
     # --- a frame, a part --------------------------------------------------------------------------
 
@@ -147,8 +164,7 @@ class _Composer:
         answer = await self._ask("frame_captions", self._slots(), [image])
         kind = rng.choice(KINDS)
         query = item(captions(answer.value)[kind], instruction=_OWN["T2I"])
-        self._add(name, number, query, item(image=image), answer,
-                  {"caption": kind, "frame": place})  # fmt: skip
+        self._add(name, number, query, item(image=image), answer, {"caption": kind, "frame": place})
 
     async def _image_query(self, name: str, number: int, rng: random.Random) -> None:
         place, image = await self._still(rng, self.settings.frame.latest)
@@ -156,8 +172,14 @@ class _Composer:
         slots = self._slots() | {"images": len(shown), "strategy": strategy}
         answer = await self._ask("image_query", slots, [image, *shown])
         query = item(answer.value["query"], image=image, instruction=self._told(name))
-        self._add(name, number, query, item(video=self.video.data), answer,
-                  {"frame": place, "strategy": strategy})  # fmt: skip
+        self._add(
+            name,
+            number,
+            query,
+            item(video=self.video.data),
+            answer,
+            {"frame": place, "strategy": strategy},
+        )
 
     async def _clip_query(self, name: str, number: int, rng: random.Random) -> None:
         span, clip, data = await self._span(rng, 0.5)
@@ -166,12 +188,21 @@ class _Composer:
             relation = rng.choice(prompts.RELATIONS[1:])
         few = max(2, self.settings.server.images // 2)
         parts = await self._jpegs(_spread(clip.frames, few))
-        slots = self._slots() | {"clip_images": len(parts), "images": len(shown),
-                                 "relation": relation}  # fmt: skip
+        slots = self._slots() | {
+            "clip_images": len(parts),
+            "images": len(shown),
+            "relation": relation,
+        }
         answer = await self._ask("clip_query", slots, [*parts, *shown])
         query = item(answer.value["query"], video=data, instruction=self._told(name))
-        self._add(name, number, query, item(video=self.video.data), answer,
-                  {"span": span, "relation": relation})  # fmt: skip
+        self._add(
+            name,
+            number,
+            query,
+            item(video=self.video.data),
+            answer,
+            {"span": span, "relation": relation},
+        )
 
     async def _frame(self, name: str, number: int, rng: random.Random) -> None:
         place, image = await self._still(rng, 1.0)
@@ -186,8 +217,9 @@ class _Composer:
     # --- what they share --------------------------------------------------------------------------
 
     def _slots(self) -> dict:
-        lengths = {name: f"{least} to {most}"
-                   for name, (least, most) in self.settings.lengths.items()}  # fmt: skip
+        lengths = {
+            name: f"{least} to {most}" for name, (least, most) in self.settings.lengths.items()
+        }
         return lengths | {
             "caption": text.quote(self.video.caption),
             "readability": self.readability,
@@ -195,8 +227,9 @@ class _Composer:
         }
 
     async def _ask(self, name: str, slots: dict, images: list[bytes]) -> Answer:
-        return await self.server.ask(prompts.load(name), slots, images,
-                                     lambda value: fault(name, value, self.settings))  # fmt: skip
+        return await self.server.ask(
+            prompts.load(name), slots, images, lambda value: fault(name, value, self.settings)
+        )
 
     async def _jpegs(self, frames: list) -> list[bytes]:
         """Frames as the model is shown them."""
@@ -214,8 +247,9 @@ class _Composer:
     async def _still(self, rng: random.Random, latest: float) -> tuple[float, bytes]:
         clip, rules = self.video.clip, self.settings.frame
         place = rng.randrange(max(1, math.ceil(latest * len(clip.frames))))
-        image = await self._run(pictures.encode_image, clip.frames[place], rules.format,
-                                rules.quality)  # fmt: skip
+        image = await self._run(
+            pictures.encode_image, clip.frames[place], rules.format, rules.quality
+        )
         return round(clip.time(place), 3), image
 
     async def _span(self, rng: random.Random, latest: float) -> tuple[list[float], Clip, bytes]:
@@ -235,8 +269,9 @@ class _Composer:
     def _told(self, name: str) -> str:
         return INSTRUCTIONS[_BY_TYPE[name]]
 
-    def _add(self, name: str, mark, query: dict, positive: dict, answer: Answer | None,
-             more: dict) -> None:  # fmt: skip
+    def _add(
+        self, name: str, mark, query: dict, positive: dict, answer: Answer | None, more: dict
+    ) -> None:
         entry = self.video.entry
         id, task = f"{name}-{entry.id}-{mark}", f"{name}_{SOURCE}"
         record = {"id": id, "task": task, "query": query, "positive": positive, "negatives": []}
@@ -257,15 +292,18 @@ class _Composer:
             history |= {
                 "prompt": prompts.load(prompt).record,
                 "model": self.server.model,
-                "sampling": {"temperature": asked.temperature, "top_p": asked.top_p,
-                             "seed": self.settings.seed + answer.tries - 1},
+                "sampling": {
+                    "temperature": asked.temperature,
+                    "top_p": asked.top_p,
+                    "seed": self.settings.seed + answer.tries - 1,
+                },
                 "request": answer.key,
                 "tries": answer.tries,
                 "profile": self.profile,
                 "readability": self.readability,
                 "education": self.education,
                 "original": self.video.caption,
-            }  # fmt: skip
+            }
         self.made.pairs.append((name, record, history | more))
 
 
@@ -275,8 +313,12 @@ def item(text: str = "", image: bytes = b"", video: bytes = b"", instruction: st
 
 def captions(value: dict) -> dict[str, str]:
     """Texts by kind; keywords as one text."""
-    return {kind: ", ".join(text.rectify(word) for word in value[kind]) if kind == "keywords"
-            else text.rectify(value[kind]) for kind in KINDS}  # fmt: skip
+    return {
+        kind: ", ".join(text.rectify(word) for word in value[kind])
+        if kind == "keywords"
+        else text.rectify(value[kind])
+        for kind in KINDS
+    }
 
 
 def fault(prompt: str, value: dict, settings: Settings) -> str:

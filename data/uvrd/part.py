@@ -116,8 +116,14 @@ class Parts:
         finally:
             reader.close()
 
-    def write(self, number: int, made: Sequence[tuple[str, dict, dict]], rejects: Sequence[dict],
-              tally: Tally, quarantined: Sequence[dict]) -> None:  # fmt: skip
+    def write(
+        self,
+        number: int,
+        made: Sequence[tuple[str, dict, dict]],
+        rejects: Sequence[dict],
+        tally: Tally,
+        quarantined: Sequence[dict],
+    ) -> None:
         """Pairs are ordered by type, and within one as they came."""
         building = self.folder / f"{number:06}.{os.getpid()}.building"
         shutil.rmtree(building, ignore_errors=True)
@@ -143,8 +149,13 @@ class Parts:
             os.rename(building, self.path(number))
 
 
-async def make_part(number: int, entries: Sequence[Entry], shop: Workshop, parts: Parts,
-                    tick: Callable[[int], object] = lambda count: None) -> Tally:  # fmt: skip
+async def make_part(
+    number: int,
+    entries: Sequence[Entry],
+    shop: Workshop,
+    parts: Parts,
+    tick: Callable[[int], object] = lambda count: None,
+) -> Tally:
     """Runs all stages over `entries` and keeps the result under `number`.
 
     Raises:

@@ -65,8 +65,9 @@ class Decoder:
         whole, part = settings.video, settings.clip
         most = int(part.most_seconds * part.fps) // 2 * 2 + 2
         self._whole = self._open(num_frames=whole.num_frames, max_pixels=whole.max_pixels)
-        self._part = self._open(fps=part.fps, min_frames=2, max_frames=most,
-                                max_pixels=part.max_pixels)  # fmt: skip
+        self._part = self._open(
+            fps=part.fps, min_frames=2, max_frames=most, max_pixels=part.max_pixels
+        )
 
     def _open(self, **fields) -> Isolated:
         frames = fields.get("max_frames", fields.get("num_frames"))

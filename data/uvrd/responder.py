@@ -32,8 +32,20 @@ from gve_jax.errors import Parser, run_cli
 from gve_jax.storage.filesystem import local_path
 
 MODEL = "shapes"
-FAULTS = ("down", "slow", "prose", "half", "language", "refusal", "error", "busy", "echo", "schema",
-          "huge", "denied")  # fmt: skip
+FAULTS = (
+    "down",
+    "slow",
+    "prose",
+    "half",
+    "language",
+    "refusal",
+    "error",
+    "busy",
+    "echo",
+    "schema",
+    "huge",
+    "denied",
+)
 _SLOW = 30.0  # seconds
 _MOST_BYTES = 64 << 20
 
@@ -107,9 +119,13 @@ def _video(scene: Scene, question: str, rng: np.random.Generator) -> dict:
 def _frame(scene: Scene, rng: np.random.Generator) -> dict:
     if not scene.things:
         ground = f"a {scene.background} background with no objects."
-        return {"summary": ground, "spatio_temporal": f"there are no objects on {ground}",
-                "abstract": ground, "keywords": [f"{scene.background} background", "no objects"],
-                "partial": ground}  # fmt: skip
+        return {
+            "summary": ground,
+            "spatio_temporal": f"there are no objects on {ground}",
+            "abstract": ground,
+            "keywords": [f"{scene.background} background", "no objects"],
+            "partial": ground,
+        }
     thing = scene.things[int(rng.integers(len(scene.things)))]
     return {
         "summary": captions.spatial(scene, rng),
@@ -130,8 +146,15 @@ class Responder:
       slots: requests that are answered at once; others wait.
     """
 
-    def __init__(self, folder: Path, *, port: int = 0, latency: float = 0.0,
-                 fault: Callable[[int], str] = lambda number: "", slots: int = 1024):  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        latency: float = 0.0,
+        fault: Callable[[int], str] = lambda number: "",
+        slots: int = 1024,
+    ):
         self.world, self.latency, self.fault = World(folder), latency, fault
         self.requests: list[dict] = []  # their bodies without pictures, for tests
         self.counts: Counter = Counter()
@@ -220,13 +243,19 @@ class _Handler(BaseHTTPRequestHandler):
             case "echo":  # a model that obeys or repeats whatever it was sent
                 return self._say(question)
         name = request["response_format"]["json_schema"]["name"]
-        pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-                               .convert("RGB")) for url in images]  # fmt: skip
+        pictures = [
+            np.asarray(
+                Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+            )
+            for url in images
+        ]
         said = answer(owner.world, name, question, pictures)
         if fault == "language":
             foreign = "ein roter Kreis bewegt sich und der Stern ist nicht auf dem Grund"
-            said = {key: [foreign] if isinstance(value, list) else foreign
-                    for key, value in said.items()}  # fmt: skip
+            said = {
+                key: [foreign] if isinstance(value, list) else foreign
+                for key, value in said.items()
+            }
         elif fault == "schema":
             said = {"caption": next(iter(said.values()))}
         text = json.dumps(said)
@@ -238,8 +267,9 @@ class _Handler(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": finish}
         usage = {"prompt_tokens": 1000, "completion_tokens": len(text) // 4 + 1}
-        self._send(200, {"object": "chat.completion", "model": MODEL, "choices": [choice],
-                         "usage": usage})  # fmt: skip
+        self._send(
+            200, {"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage}
+        )
 
     def _send(self, status: int, value: dict, headers: dict | None = None) -> None:
         data = json.dumps(value).encode()
@@ -256,14 +286,21 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m data.uvrd.responder", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m data.uvrd.responder",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--world", type=local_path, required=True)
     parser.add_argument("--port", type=int, default=8011, help="8011; 0 takes a free one")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds of every answer")
     parser.add_argument("--slots", type=int, default=1024, help="answers at once")
-    parser.add_argument("--run", nargs=argparse.REMAINDER, metavar="COMMAND", help="serve as long "
-                        "as this runs, `{url}` in it being the server's")  # fmt: skip
+    parser.add_argument(
+        "--run",
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="serve as long as this runs, `{url}` in it being the server's",
+    )
     args = parser.parse_args(argv)
     server = Responder(args.world, port=args.port, latency=args.latency, slots=args.slots)
     if args.run:

@@ -128,8 +128,10 @@ def synthesize(
         videos that cannot be read, too many calls that fail.
     """
     if is_folder_of_videos(job.source) and job.settings.text.require:
-        raise UserError(f"{job.source}: videos without captions; give a .jsonl file of them, or "
-                        "--config.text.require=False")  # fmt: skip
+        raise UserError(
+            f"{job.source}: videos without captions; give a .jsonl file of them, or "
+            "--config.text.require=False"
+        )
     asked = job.asked()
     if (done := _done(job.output, asked)) is not None:
         return done

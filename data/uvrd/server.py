@@ -65,8 +65,9 @@ class Server:
       cache: the folder of answers, valid ones and those that were rejected.
     """
 
-    def __init__(self, url: str, model: str, settings: Settings, cache: Path,
-                 sleep: Callable = asyncio.sleep):  # fmt: skip
+    def __init__(
+        self, url: str, model: str, settings: Settings, cache: Path, sleep: Callable = asyncio.sleep
+    ):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"--server {url!r} is no http:// or https:// address")
@@ -115,8 +116,9 @@ class Server:
                 "another kind of server, or another path"
             ) from error
         if self.model not in known:
-            raise UserError(f"--model {self.model!r} is not at {self.url}; it has "
-                            f"{', '.join(known[:8])}")  # fmt: skip
+            raise UserError(
+                f"--model {self.model!r} is not at {self.url}; it has {', '.join(known[:8])}"
+            )
 
     async def ask(
         self,

@@ -86,12 +86,28 @@ class Run:
 
 
 _SECTIONS = ("text", "video", "frame", "clip", "server", "calls", "run", "limits")
-_SHARES = ("text.most_repeated", "text.least_letters", "video.least_motion", "frame.latest",
-           "clip.share", "calls.most_failures", "run.max_bad_share")  # fmt: skip
-_NOT_NEGATIVE = ("server.temperature", "calls.backoff", "calls.price_in", "calls.price_out",
-                 "text.least_words", "video.least_seconds")  # fmt: skip
-_CHOICES = {"frame.format": ("jpeg", "png"), "text.language": ("en", "any"),
-            "server.schema": ("json_schema", "json_object", "prompt")}  # fmt: skip
+_SHARES = (
+    "text.most_repeated",
+    "text.least_letters",
+    "video.least_motion",
+    "frame.latest",
+    "clip.share",
+    "calls.most_failures",
+    "run.max_bad_share",
+)
+_NOT_NEGATIVE = (
+    "server.temperature",
+    "calls.backoff",
+    "calls.price_in",
+    "calls.price_out",
+    "text.least_words",
+    "video.least_seconds",
+)
+_CHOICES = {
+    "frame.format": ("jpeg", "png"),
+    "text.language": ("en", "any"),
+    "server.schema": ("json_schema", "json_object", "prompt"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +162,12 @@ class Settings:
             _fit(name, len(getattr(self, name)) > 0, getattr(self, name), "a tuple of levels")
         _fit("similarity", -1 <= self.similarity <= 1, self.similarity, "in -1..1")
         clip, frames = self.clip, self.video.num_frames
-        _fit("clip.least_seconds", clip.least_seconds <= clip.most_seconds, clip.least_seconds,
-             "at most clip.most_seconds")  # fmt: skip
+        _fit(
+            "clip.least_seconds",
+            clip.least_seconds <= clip.most_seconds,
+            clip.least_seconds,
+            "at most clip.most_seconds",
+        )
         _fit("video.num_frames", frames % 2 == 0, frames, "an even number")
 
     def kept(self) -> dict:

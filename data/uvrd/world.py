@@ -63,9 +63,16 @@ def caption(scene: Scene, seed: int, index: int) -> str:
     """A true caption, in need of being put right."""
     rng = make_rng(seed, "uvrd/caption", index)
     text = captions.whole(scene, rng, long=False)
-    return pick(rng, (text, f"  {text.capitalize()}\n", f"<b>{text}</b> #shapes",
-                      text.replace(" a ", " a&nbsp;"),
-                      f"{text} https://example.org/v?id={index}"))  # fmt: skip
+    return pick(
+        rng,
+        (
+            text,
+            f"  {text.capitalize()}\n",
+            f"<b>{text}</b> #shapes",
+            text.replace(" a ", " a&nbsp;"),
+            f"{text} https://example.org/v?id={index}",
+        ),
+    )
 
 
 def thumbnails(frames: np.ndarray) -> np.ndarray:
@@ -87,8 +94,9 @@ def from_dict(fields: dict) -> Scene:
     return Scene(things, fields["background"], tuple(fields["camera"]))
 
 
-def write(output: Path, videos: int, seed: int, bad: float,
-          tick: Callable[[], object] = lambda: None) -> None:  # fmt: skip
+def write(
+    output: Path, videos: int, seed: int, bad: float, tick: Callable[[], object] = lambda: None
+) -> None:
     """Raises UserError if `output` holds another world."""
     settings = {"videos": videos, "seed": seed, "bad": bad}
     manifest = output / "world.json"
@@ -142,8 +150,11 @@ def visible(scene: Scene, frame: int) -> Scene:
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m data.uvrd.world", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m data.uvrd.world",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output", type=local_path, required=True)
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

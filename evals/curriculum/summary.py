@@ -64,8 +64,11 @@ def source_table(workdir: Path) -> dict[str, dict[str, float]]:
     found = {}
     for name in stages[0]["R"]:
         batches = sum(stage["batches"][name] for stage in stages)
-        last = [line["loss"] for line in lines
-                if line["task"] == name and line["step"] >= (1 - LAST) * steps]  # fmt: skip
+        last = [
+            line["loss"]
+            for line in lines
+            if line["task"] == name and line["step"] >= (1 - LAST) * steps
+        ]
         found[name] = {
             "pairs": sizes[name],
             "R_first": stages[0]["R"][name],

@@ -48,8 +48,10 @@ def _score(args: argparse.Namespace) -> None:
         encode_kwargs={"batch_size": args.batch_size},
         cache=mteb.ResultCache(args.output),
     )
-    table = Table(title=f"UVRB by MTEB {mteb.__version__} · {encoder.mteb_model_meta.name}",
-                  title_justify="left")  # fmt: skip
+    table = Table(
+        title=f"UVRB by MTEB {mteb.__version__} · {encoder.mteb_model_meta.name}",
+        title_justify="left",
+    )
     for column in ("set", "metric", "score"):
         table.add_column(column, justify="right" if column == "score" else "left")
     for task, result in zip(chosen, found.task_results, strict=True):
@@ -63,15 +65,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="directory of the model, or its Hub id, "
-                        "ORG/NAME or ORG/NAME@REVISION")  # fmt: skip
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION",
+    )
     parser.add_argument("--name", help="organisation/model, for MTEB")
-    parser.add_argument("--data", required=True, type=local_path,
-                        help="directory that holds UVRB/, or the archives")  # fmt: skip
+    parser.add_argument(
+        "--data", required=True, type=local_path, help="directory that holds UVRB/, or the archives"
+    )
     parser.add_argument("--output", required=True, type=local_path, help="MTEB's results")
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
-    parser.add_argument("--moment-pool", choices=POOLS, default="whole",
-                        help="how MS-TI and MS-TV are ranked")  # fmt: skip
+    parser.add_argument(
+        "--moment-pool", choices=POOLS, default="whole", help="how MS-TI and MS-TV are ranked"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     limits.add_arguments(parser)
     return parser.parse_args(argv)

@@ -29,12 +29,17 @@ from gve_jax.storage.filesystem import local_path
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m evals.parity", description=__doc__,
+        prog="python -m evals.parity",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--sizes", default="small,3b,7b", help=f"of {', '.join(SIZES)}")
-    parser.add_argument("--assets", type=local_path, default=Path(sys.prefix, "share", "parity"),
-                        help="packages: tokenizer, template, films, photographs")  # fmt: skip
+    parser.add_argument(
+        "--assets",
+        type=local_path,
+        default=Path(sys.prefix, "share", "parity"),
+        help="packages: tokenizer, template, films, photographs",
+    )
     parser.add_argument("--report", type=local_path, help="a Markdown page to write")
     args = parser.parse_args()
     sizes = args.sizes.split(",")
@@ -92,8 +97,10 @@ def _page(lines: list[Line], regimes) -> str:
     rows: dict[tuple, dict[str, Line]] = {}
     for line in lines:
         rows.setdefault((line.part, line.dtype, line.measure, line.limit), {})[line.size] = line
-    table = [f"| part | dtype | {' | '.join(sizes)} | limit |",
-             f"| --- | --- | {' | '.join('---' for _ in sizes)} | --- |"]  # fmt: skip
+    table = [
+        f"| part | dtype | {' | '.join(sizes)} | limit |",
+        f"| --- | --- | {' | '.join('---' for _ in sizes)} | --- |",
+    ]
     for (part, dtype, measure, limit), found in rows.items():
         cells = [_value(found[s]) if s in found else "" for s in sizes]
         bound = "" if limit is None else f"1 - {1 - limit:.0e}" if measure == "cosine" else limit

@@ -6,8 +6,16 @@ import zipfile
 from pathlib import Path
 
 TEMPLATE_OF = "qwen2.5-vl-instruct"  # the template its checkpoints bring as chat_template.json
-PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "retina.jpg", "rocket.jpg",
-            "motorcycle_left.png", "logo.png", "page.png")  # fmt: skip
+PICTURES = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "retina.jpg",
+    "rocket.jpg",
+    "motorcycle_left.png",
+    "logo.png",
+    "page.png",
+)
 
 
 class Assets:

@@ -62,8 +62,10 @@ def compare(size: str, folder: Path) -> Iterator[Line]:
     write_checkpoint(source, size)
     model = GVE.from_pretrained(source, dtype=FLOAT32)
     spec = dataclasses.replace(model.preprocess.spec, num_frames=6)
-    items = [dataclasses.replace(i, num_frames=len(i.video) if i.video is not None else None)
-             for i in draw_items()]  # fmt: skip
+    items = [
+        dataclasses.replace(i, num_frames=len(i.video) if i.video is not None else None)
+        for i in draw_items()
+    ]
     examples = [make_example(item, model.preprocess) for item in items]
     reference = Reference(source)
     for part, found, wanted in _parts(model, spec, examples[0], reference):
@@ -71,16 +73,24 @@ def compare(size: str, folder: Path) -> Iterator[Line]:
 
     hidden = _hidden(model, spec, examples)
     wanted = reference.hidden(examples).numpy()
-    worst = max(relative(hidden[i, :n], wanted[i, :n])
-                for i, n in enumerate(len(e.row.tokens) for e in examples))  # fmt: skip
+    worst = max(
+        relative(hidden[i, :n], wanted[i, :n])
+        for i, n in enumerate(len(e.row.tokens) for e in examples)
+    )
     yield Line(size, "hidden states, one padded batch", FLOAT32, "relative", worst, 1e-4)
     wanted = np.concatenate([reference.embed([e]) for e in examples])
     yield _cosines(size, "vectors, `encode`", FLOAT32, model.encode(items), wanted, 0.999999)
 
     placed = GVE.from_pretrained(source, dtype=FLOAT32, mrope="hf518")
     own = reference.embed(examples, own_positions=True)
-    yield _cosines(size, "vectors, positions of its own (`hf518`)", FLOAT32,
-                   placed.encode(items), own, 0.999999)  # fmt: skip
+    yield _cosines(
+        size,
+        "vectors, positions of its own (`hf518`)",
+        FLOAT32,
+        placed.encode(items),
+        own,
+        0.999999,
+    )
     for layout in ("4.49", "5"):
         saved = folder / f"{size}-{layout}"
         model.save_pretrained(saved, format="hf", layout=layout)
@@ -141,9 +151,11 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
     # The video alone, as the reference runs it: its frame pairs are equal in size.
     pairs, patches = example.video_grid[0], example.video_grid[1] * example.video_grid[2]
     video = dataclasses.replace(
-        example.row, patches=example.row.patches[:pairs], layouts=example.row.layouts[:pairs],
+        example.row,
+        patches=example.row.patches[:pairs],
+        layouts=example.row.layouts[:pairs],
         visual_tokens=example.row.visual_tokens[: pairs * patches // 4],
-    )  # fmt: skip
+    )
     windows = example.row.layouts[0].windows
     bucket = Bucket(pairs, patches, windows, len(example.row.tokens))
     batch = Batch(**collate([video], bucket, spec))

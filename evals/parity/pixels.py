@@ -164,10 +164,15 @@ def pixel_types(photo: Image.Image) -> dict[str, Image.Image]:
     turned = Image.Exif()
     turned[0x0112] = 6
     types = {
-        "RGB": photo, "RGBA": clear, "grey": photo.convert("L"), "grey with alpha":
-        clear.convert("LA"), "palette": palette, "black and white": photo.convert("1"),
-        "CMYK": photo.convert("CMYK"), "YCbCr": photo.convert("YCbCr"),
-    }  # fmt: skip
+        "RGB": photo,
+        "RGBA": clear,
+        "grey": photo.convert("L"),
+        "grey with alpha": clear.convert("LA"),
+        "palette": palette,
+        "black and white": photo.convert("1"),
+        "CMYK": photo.convert("CMYK"),
+        "YCbCr": photo.convert("YCbCr"),
+    }
     saved = io.BytesIO()
     photo.save(saved, "JPEG", exif=turned)
     types["EXIF orientation"] = Image.open(saved)

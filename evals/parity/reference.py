@@ -24,23 +24,29 @@ _ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
 SIZES = {
     "small": dict(
         vision=dict(hidden_size=256, intermediate_size=512, num_heads=4, window_size=112),
-        text=dict(hidden_size=512, intermediate_size=1536, num_attention_heads=4,
-                  num_key_value_heads=2),
-        mrope_section=(16, 24, 24), tied=True,
+        text=dict(
+            hidden_size=512, intermediate_size=1536, num_attention_heads=4, num_key_value_heads=2
+        ),
+        mrope_section=(16, 24, 24),
+        tied=True,
     ),
     "3b": dict(
         vision=_TOWER,
-        text=dict(hidden_size=2048, intermediate_size=11008, num_attention_heads=16,
-                  num_key_value_heads=2),
-        mrope_section=(16, 24, 24), tied=True,
+        text=dict(
+            hidden_size=2048, intermediate_size=11008, num_attention_heads=16, num_key_value_heads=2
+        ),
+        mrope_section=(16, 24, 24),
+        tied=True,
     ),
     "7b": dict(
         vision=_TOWER,
-        text=dict(hidden_size=3584, intermediate_size=18944, num_attention_heads=28,
-                  num_key_value_heads=4),
-        mrope_section=(16, 24, 24), tied=False,
+        text=dict(
+            hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4
+        ),
+        mrope_section=(16, 24, 24),
+        tied=False,
     ),
-}  # fmt: skip
+}
 _VOCABULARY = 512
 
 
@@ -92,20 +98,30 @@ def write_checkpoint(
     shape = SIZES[size]
     full = list(range(vision_depth - 1, -1, -2))[::-1]
     config = Qwen2_5_VLConfig(
-        text_config=shape["text"] | dict(
-            num_hidden_layers=text_depth, vocab_size=_VOCABULARY, rms_norm_eps=1e-6,
+        text_config=shape["text"]
+        | dict(
+            num_hidden_layers=text_depth,
+            vocab_size=_VOCABULARY,
+            rms_norm_eps=1e-6,
             rope_parameters=_ROPE | {"mrope_section": list(shape["mrope_section"])},
-            bos_token_id=None, eos_token_id=None, pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
             tie_word_embeddings=shape["tied"],
         ),
-        vision_config=shape["vision"] | dict(
-            depth=vision_depth, out_hidden_size=shape["text"]["hidden_size"],
-            fullatt_block_indexes=full, tokens_per_second=2,
+        vision_config=shape["vision"]
+        | dict(
+            depth=vision_depth,
+            out_hidden_size=shape["text"]["hidden_size"],
+            fullatt_block_indexes=full,
+            tokens_per_second=2,
         ),
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=shape["tied"],
-    )  # fmt: skip
+    )
     model = Qwen2_5_VLForConditionalGeneration(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

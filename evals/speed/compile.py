@@ -18,15 +18,25 @@ from gve_jax.storage.filesystem import local_path
 
 GVE_3B = ModelConfig(
     vision=VisionConfig(
-        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=2048,
+        depth=32,
+        hidden_size=1280,
+        intermediate_size=3420,
+        num_heads=16,
+        out_hidden_size=2048,
         fullatt_block_indexes=(7, 15, 23, 31),
     ),
     text=TextConfig(
-        vocab_size=151_936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36,
-        num_attention_heads=16, num_key_value_heads=2, mrope_section=(16, 24, 24),
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        mrope_section=(16, 24, 24),
     ),
-    dtype="bfloat16", param_dtype="bfloat16",
-)  # fmt: skip
+    dtype="bfloat16",
+    param_dtype="bfloat16",
+)
 
 
 def with_layers(config: ModelConfig, tower: int, decoder: int) -> ModelConfig:
@@ -42,8 +52,9 @@ def seconds_to_compile(config: ModelConfig) -> float:
     params = jax.eval_shape(lambda: init_params(config, 0)[1])
     bucket = Bucket(pairs=4, patches=800, windows=16, length=1024)
     rows = collate([], bucket, InputSpec())
-    batch = Batch(**{name: jax.ShapeDtypeStruct(_one_row(name, a.shape), a.dtype)
-                     for name, a in rows.items()})  # fmt: skip
+    batch = Batch(
+        **{name: jax.ShapeDtypeStruct(_one_row(name, a.shape), a.dtype) for name, a in rows.items()}
+    )
     began = time.perf_counter()
     jax.jit(make_embed(config)).lower(params, batch).compile()
     return time.perf_counter() - began

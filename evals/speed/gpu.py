@@ -67,16 +67,23 @@ def main(argv=None) -> None:
     parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
     parser.add_argument("--items", type=int, default=256, help="of the mixed set")
     parser.add_argument("--batch-size", type=int, default=32, help="of encoding")
-    parser.add_argument("--steps", nargs="+", default=STEPS.split(), metavar="PAIRS:REMAT:KERNEL",
-                        help=f"training steps to measure; REMAT is one of {', '.join(REMAT)}; put "
-                        "those that need more memory last")  # fmt: skip
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        default=STEPS.split(),
+        metavar="PAIRS:REMAT:KERNEL",
+        help=f"training steps to measure; REMAT is one of {', '.join(REMAT)}; put "
+        "those that need more memory last",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="tiny float32 model: does it run?")
     parser.add_argument("--output", type=local_path, help="a JSON file to write")
     args = parser.parse_args(argv)
     if not args.small and target_platform() != "gpu":
-        raise UserError(f"evals.speed gpu needs a GPU (this is {jax.default_backend()}); --small "
-                        "runs a tiny model anywhere")  # fmt: skip
+        raise UserError(
+            f"evals.speed gpu needs a GPU (this is {jax.default_backend()}); --small "
+            "runs a tiny model anywhere"
+        )
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args)
         bench.machine()
@@ -165,18 +172,24 @@ class Bench:
         seen = np.arange(patches) < np.array([[patches], [patches * 3 // 4]])
         cases = {
             "decoder, packed": (
-                (t.num_attention_heads, t.num_key_value_heads, t.head_dim), length,
-                dict(causal=True, segments=segments.astype(np.int32)), segments >= 0,
+                (t.num_attention_heads, t.num_key_value_heads, t.head_dim),
+                length,
+                dict(causal=True, segments=segments.astype(np.int32)),
+                segments >= 0,
             ),
             "decoder, causal": (
-                (t.num_attention_heads, t.num_key_value_heads, t.head_dim), length,
-                dict(causal=True), segments >= -1,
+                (t.num_attention_heads, t.num_key_value_heads, t.head_dim),
+                length,
+                dict(causal=True),
+                segments >= -1,
             ),
             "tower, whole frames": (
-                (v.num_heads, v.num_heads, v.hidden_size // v.num_heads), patches,
-                dict(keys=seen), seen,
+                (v.num_heads, v.num_heads, v.hidden_size // v.num_heads),
+                patches,
+                dict(keys=seen),
+                seen,
             ),
-        }  # fmt: skip
+        }
         for name, ((heads, groups, size), rows, masks, real) in cases.items():
             shapes = [(2, rows, n, size) for n in (heads, groups, groups, heads)]
             arrays = [jnp.asarray(rng.standard_normal(shape), self.activations) for shape in shapes]
@@ -394,8 +407,9 @@ class Programs:
         width = model.embedding_dim
         visuals = {
             i: np.full((len(row.visual_tokens), width), 0.1, np.float32)
-            for i, row in rows.items() if row.patches
-        }  # fmt: skip
+            for i, row in rows.items()
+            if row.patches
+        }
         dtype = jnp.dtype(model.config.dtype)
         frames = [Frames(**collate_tower(batch, rows, spec)) for batch in self.plan.tower]
         packed = [

@@ -97,9 +97,12 @@ class Theirs:
             messages, return_video_kwargs=True, return_video_metadata=True
         )
         return self.processor(
-            text=[chat + "<|endoftext|>"], videos=[frames], video_metadata=[metadata],
-            return_tensors="np", **options,
-        )  # fmt: skip
+            text=[chat + "<|endoftext|>"],
+            videos=[frames],
+            video_metadata=[metadata],
+            return_tensors="np",
+            **options,
+        )
 
 
 def check(ours: Ours, theirs: Theirs, path: Path) -> dict:
@@ -164,9 +167,11 @@ def _pinned(cores: set[int], options: list[str]) -> dict:
     threads = {f"{name}_NUM_THREADS": count for name in ("OPENBLAS", "OMP", "MKL")}
     done = subprocess.run(
         [sys.executable, "-m", "evals.speed.inputs", *options],
-        env=os.environ | threads, stdout=subprocess.PIPE, check=False,
+        env=os.environ | threads,
+        stdout=subprocess.PIPE,
+        check=False,
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )  # fmt: skip
+    )
     if done.returncode:
         raise SystemExit(done.returncode)
     return json.loads(done.stdout.splitlines()[-1])
@@ -266,8 +271,9 @@ def main(argv=None) -> None:
 
 
 def _print(title: str, clips: dict) -> None:
-    table = Table("clip", "ours, ms", "theirs, ms", "ratio", "by processor", "values that differ",
-                  title=title)  # fmt: skip
+    table = Table(
+        "clip", "ours, ms", "theirs, ms", "ratio", "by processor", "values that differ", title=title
+    )
     ratios = np.array([[c["ratio"], c["ratio of processor seconds"]] for c in clips.values()])
     for (name, each), ratio in zip(clips.items(), ratios, strict=True):
         share = f"{each['share of values that differ']:.4%} by {each['largest difference']}"

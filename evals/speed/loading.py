@@ -81,8 +81,11 @@ def measure(directory: Path, devices: int) -> dict[str, float]:
     model = GVE.from_pretrained(directory, mesh=mesh)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(model.params)
-               for shard in leaf.addressable_shards)  # fmt: skip
+    held = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(model.params)
+        for shard in leaf.addressable_shards
+    )
     return {"peak": peak - resident, "read": _read_calls() - read, "held": held, "seconds": seconds}
 
 
@@ -114,8 +117,12 @@ def main(argv=None) -> None:
         total = generate(Path(folder), args.size, args.files)
         for devices in args.devices:
             command = [sys.executable, "-m", "evals.speed.loading", "--measure", folder]
-            done = subprocess.run([*command, "--devices", str(devices)], capture_output=True,
-                                  text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})  # fmt: skip
+            done = subprocess.run(
+                [*command, "--devices", str(devices)],
+                capture_output=True,
+                text=True,
+                env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            )
             if done.returncode:
                 raise UserError(f"loading failed: {done.stderr.strip().splitlines()[-1]}")
             found = json.loads(done.stdout)

@@ -43,7 +43,9 @@ def growth(module: str, queries: int, sizes: list[int], width: int) -> dict[str,
             del array
             done = subprocess.run(
                 [sys.executable, "-c", PEAK, module, str(min(queries, 2048)), str(path)],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             found[f"{size} documents"] = round(int(json.loads(done.stdout.splitlines()[-1])) / 1024)
     return found

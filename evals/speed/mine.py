@@ -32,10 +32,15 @@ def search(queries: np.ndarray, corpus: np.ndarray, k: int, positives=None) -> t
         found = stream_top_k(queries, corpus, ids, k)
     else:
         found = stream_neighbours(
-            queries, corpus, ids, k, lambda asked: (np.arange(len(asked)), positives[asked]),
-            lambda asked: (np.arange(len(asked)), corpus[positives[asked]]), 1e-5,
+            queries,
+            corpus,
+            ids,
+            k,
+            lambda asked: (np.arange(len(asked)), positives[asked]),
+            lambda asked: (np.arange(len(asked)), corpus[positives[asked]]),
+            1e-5,
             rows=[slice(0, len(queries))],
-        )  # fmt: skip
+        )
     (last,) = deque(found, maxlen=1)
     return last
 
@@ -43,8 +48,9 @@ def search(queries: np.ndarray, corpus: np.ndarray, k: int, positives=None) -> t
 def compare(queries: np.ndarray, corpus: np.ndarray, found: tuple, count: int = 16) -> None:
     rows, places, scores = found
     step = max(1, len(places) // count)
-    for query, its, own in zip(range(rows.start, rows.stop, step), places[::step], scores[::step],
-                               strict=True):  # fmt: skip
+    for query, its, own in zip(
+        range(rows.start, rows.stop, step), places[::step], scores[::step], strict=True
+    ):
         exact = corpus @ queries[query].astype(np.float64)
         best = np.sort(exact)[::-1][: len(its)]
         if len(set(its)) < len(its) or np.abs(exact[its] - best).max() > 1e-6:
@@ -54,8 +60,11 @@ def compare(queries: np.ndarray, corpus: np.ndarray, found: tuple, count: int = 
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m evals.speed mine", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m evals.speed mine",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--queries", type=int, default=4096)
     parser.add_argument("--corpus", type=int, default=32768)
     parser.add_argument("--width", type=int, default=1024)

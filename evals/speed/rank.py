@@ -76,14 +76,23 @@ def compare(queries, corpus, documents, ranks, count: int = 64) -> int:
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m evals.speed rank", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m evals.speed rank",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--queries", type=int, default=2048)
     parser.add_argument("--corpus", type=int, default=16384)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--cosines", type=float, nargs=2, default=(0, 0.2), metavar="COSINE",
-                        help="least and largest cosine of a query to its positive (0.3 0.6: as "
-                        "a trained model's; 0 0: chance)")  # fmt: skip
+    parser.add_argument(
+        "--cosines",
+        type=float,
+        nargs=2,
+        default=(0, 0.2),
+        metavar="COSINE",
+        help="least and largest cosine of a query to its positive (0.3 0.6: as "
+        "a trained model's; 0 0: chance)",
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-faiss", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
@@ -137,8 +146,11 @@ def in_turns(ways: dict, repeats: int, operations: int) -> dict:
     result = {"load before, after": [round(load, 1), round(os.getloadavg()[0], 1)]}
     for name, seconds in taken.items():
         wall, processor = np.median(seconds, axis=0)
-        result[name] = {"wall s": round(wall, 2), "processor s": round(processor, 2),
-                        "GFLOP/s": round(operations / wall / 1e9, 1)}  # fmt: skip
+        result[name] = {
+            "wall s": round(wall, 2),
+            "processor s": round(processor, 2),
+            "GFLOP/s": round(operations / wall / 1e9, 1),
+        }
         ratios = base / np.array(seconds)
         for clock, column in zip(("wall", "processor"), ratios.T, strict=True):
             spread = f"({column.min():.3f} to {column.max():.3f})" if repeats > 1 else ""

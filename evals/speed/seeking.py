@@ -44,8 +44,9 @@ def draw(count: int, height: int, width: int, seed: int = 0):
     for k in range(count):
         y, x = (int(s / 2 * (1 + np.sin(k / t))) for s, t in ((height, 173), (width, 211)))
         luma = far[y : y + height, x : x + width].astype(np.int16)
-        top, left = (int((s - side) / 2 * (1 + np.cos(k / t)))
-                     for s, t in ((height, 47), (width, 61)))  # fmt: skip
+        top, left = (
+            int((s - side) / 2 * (1 + np.cos(k / t))) for s, t in ((height, 47), (width, 61))
+        )
         luma[top : top + side, left : left + side] = near[:side, k % width : k % width + side]
         luma += np.roll(grain[k % 8], (k * 37, k * 53), axis=(0, 1))
         colour = tint[y // 2 : y // 2 + height // 2, x // 2 : x // 2 + width]
@@ -53,8 +54,9 @@ def draw(count: int, height: int, width: int, seed: int = 0):
         yield np.concatenate([planes, np.ascontiguousarray(colour).reshape(-1, width)])
 
 
-def write_clip(path: Path, keyint: int, seconds: int, unique: int, size: tuple[int, int],
-               groups: str = "") -> None:  # fmt: skip
+def write_clip(
+    path: Path, keyint: int, seconds: int, unique: int, size: tuple[int, int], groups: str = ""
+) -> None:
     """`groups`: further parameters of x264."""
     height, width = size
     total = seconds * RATE

@@ -67,10 +67,14 @@ class Memory:
         frames = np.random.default_rng(0).integers(0, 256, (8, 56, 56, 3)).astype(np.uint8)
         clip = encode_mp4(frames)
         return [
-            {"id": str(i), "query": Item(text=f"a red circle moves {i}"), "negatives": [],
-             "positive": Item(video=clip)}
+            {
+                "id": str(i),
+                "query": Item(text=f"a red circle moves {i}"),
+                "negatives": [],
+                "positive": Item(video=clip),
+            }
             for i in indices
-        ]  # fmt: skip
+        ]
 
 
 def order(count: int, records: int, batch: int) -> grain.MapDataset:
@@ -126,9 +130,10 @@ def feed(folder: Path, repeats: int) -> dict:
         rates["stream, a worker" if workers else "stream, threads"] = float(np.median(found))
     return {
         "pairs/s": {name: round(rate) for name, rate in rates.items()},
-        "stream / step": {name: round(rate / rates["step"], 1)
-                          for name, rate in rates.items() if name != "step"},
-    }  # fmt: skip
+        "stream / step": {
+            name: round(rate / rates["step"], 1) for name, rate in rates.items() if name != "step"
+        },
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +213,10 @@ def write_pairs(directory: Path, records: int, shards: int) -> None:
             writer.write(record)
         writer.close()
     told = json.loads(info.read_text())
-    told["splits"][0] |= {"shardLengths": [str(count) for count in counts],
-                          "numBytes": str(len(record) * records)}  # fmt: skip
+    told["splits"][0] |= {
+        "shardLengths": [str(count) for count in counts],
+        "numBytes": str(len(record) * records),
+    }
     info.write_text(json.dumps(told))
 
 
@@ -236,8 +243,9 @@ def starting(folder: Path, cases: list[tuple[int, int]]) -> dict:
         command = [sys.executable, "-m", "evals.speed.streams", "--start", str(directory)]
         runs = []
         for _ in range(3):
-            done = subprocess.run(command, capture_output=True, text=True,
-                                  env=os.environ | {"JAX_PLATFORMS": "cpu"})  # fmt: skip
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+            )
             if done.returncode:
                 raise UserError(f"streams failed: {done.stderr.strip().splitlines()[-1]}")
             runs.append(json.loads(done.stdout))

@@ -67,8 +67,19 @@ def measure(folder: Path, args) -> dict:
     world.write(raw, args.videos, seed=0, bad=0.0)
     if args.enlarge > 1:
         enlarged(raw / "videos", args.enlarge)
-    command = [sys.executable, "-m", "data.uvrd.responder", "--world", str(raw), "--port", "0",
-               "--latency", str(args.latency), "--slots", str(args.slots)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "data.uvrd.responder",
+        "--world",
+        str(raw),
+        "--port",
+        "0",
+        "--latency",
+        str(args.latency),
+        "--slots",
+        str(args.slots),
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         url = re.search(r"http\S+", server.stdout.readline())[0]
@@ -100,8 +111,13 @@ def measure(folder: Path, args) -> dict:
 
 
 def _job(output: Path, raw: Path, url: str, concurrency: int, args) -> Job:
-    return Job(source=raw / world.CAPTIONS, output=output, server=url, model=MODEL,
-               settings=settings(concurrency, args.decoders, args.enlarge))  # fmt: skip
+    return Job(
+        source=raw / world.CAPTIONS,
+        output=output,
+        server=url,
+        model=MODEL,
+        settings=settings(concurrency, args.decoders, args.enlarge),
+    )
 
 
 def _once(folder: Path, raw: Path, url: str, concurrency: int, args) -> dict:

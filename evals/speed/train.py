@@ -41,8 +41,17 @@ from gve_jax.model.config import REMAT
 from gve_jax.model.embedder import Batch
 from gve_jax.storage.filesystem import local_path
 
-OPTIMIZER = ConfigDict(dict(learning_rate=1e-3, warmup_steps=0, b1=0.9, b2=0.999, weight_decay=0.1,
-                            clip_norm=1.0, rates=ADAPTERS))  # fmt: skip
+OPTIMIZER = ConfigDict(
+    dict(
+        learning_rate=1e-3,
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.999,
+        weight_decay=0.1,
+        clip_norm=1.0,
+        rates=ADAPTERS,
+    )
+)
 TARGETS = r".*layers.*\.(q_proj|k_proj|v_proj|up_proj|gate_proj|down_proj)"
 LOSS = LossConfig(duplicate_cosine=None)
 COMPARED = 3  # steps
@@ -144,10 +153,17 @@ class Ours:
             Batch(**collate(side, hold(side), model.preprocess.spec)) for side in rows
         )
         self.batch = place_batch(
-            {"query": query, "positive": positive, "negatives": [],
-             "valid": np.ones(len(count), bool), "query_id": count, "positive_id": ~count,
-             "negative_id": np.empty((len(count), 0), np.int32)}, mesh,
-        )  # fmt: skip
+            {
+                "query": query,
+                "positive": positive,
+                "negatives": [],
+                "valid": np.ones(len(count), bool),
+                "query_id": count,
+                "positive_id": ~count,
+                "negative_id": np.empty((len(count), 0), np.int32),
+            },
+            mesh,
+        )
         self.run, self.number = make_train_step(cfg, self.tx, LOSS, mesh, chunk=chunk), 0
         sides = [Counts.of_rows(side) for side in rows]
         self.flops = train(cfg, sides, trains(flatten_dict(params, sep="/"))).total

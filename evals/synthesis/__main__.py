@@ -79,8 +79,13 @@ def make_pairs(args) -> None:
     config.pairs.update(RATES)  # not the paper's proportions: its composed pairs are a tenth
     config.run.max_bad_share = 0.1
     with Responder(raw) as server:
-        job = Job(source=raw / world.CAPTIONS, output=made, server=server.url, model=MODEL,
-                  settings=Settings.of(config))  # fmt: skip
+        job = Job(
+            source=raw / world.CAPTIONS,
+            output=made,
+            server=server.url,
+            model=MODEL,
+            settings=Settings.of(config),
+        )
         synthesize(job)
     for variant, folders in (("without", (data / "pairs",)), ("with", (data / "pairs", made))):
         join(folders, args.workdir / variant / "pairs")
@@ -120,18 +125,24 @@ def run(args, variant: str, seed: int) -> Path:
         fields["steps"] = args.steps
     config = f"configs/synthesis.py{':smoke' if args.smoke else ''}"
     return train_and_score(
-        config, folder / f"seed{seed}", fields, args.workdir / "data", args.workdir / "compiled",
+        config,
+        folder / f"seed{seed}",
+        fields,
+        args.workdir / "data",
+        args.workdir / "compiled",
         ["--datasets", SETS],
-    )  # fmt: skip
+    )
 
 
 def summarize(cells: Mapping, chance: Mapping, args) -> dict:
     """Mean and spread (sample standard deviation) over seeds, by set, and of the composed ones."""
     composed = {
-        variant: [statistics.fmean(scores) for scores in zip(
-                  *(cells[name][variant] for name in COMPOSED), strict=True)]
+        variant: [
+            statistics.fmean(scores)
+            for scores in zip(*(cells[name][variant] for name in COMPOSED), strict=True)
+        ]
         for variant in VARIANTS
-    }  # fmt: skip
+    }
     rows = {task.name: cells[task.name] for task in choose(SETS)} | {"CMP": composed}
     chance = dict(chance) | {"CMP": statistics.fmean(chance[name] for name in COMPOSED)}
     sets = {}
@@ -159,8 +170,11 @@ def show(text: Mapping, console: Console) -> None:
     for column in ("chance", *VARIANTS, "each seed: with - without"):
         table.add_column(column, justify="right")
     for name, row in text["sets"].items():
-        cells = [f"{row[v]['mean']:.3f}" + (f" ± {row[v]['std']:.3f}" if row[v]["std"] is not None
-                 else "") for v in VARIANTS]  # fmt: skip
+        cells = [
+            f"{row[v]['mean']:.3f}"
+            + (f" ± {row[v]['std']:.3f}" if row[v]["std"] is not None else "")
+            for v in VARIANTS
+        ]
         scores = zip(row["scores"]["with"], row["scores"]["without"], strict=True)
         gains = ", ".join(f"{a - b:+.3f}" for a, b in scores)
         table.add_row(name, f"{row['chance']:.3f}", *cells, gains)
@@ -168,8 +182,11 @@ def show(text: Mapping, console: Console) -> None:
 
 
 def _parse(argv) -> argparse.Namespace:
-    parser = Parser(prog="python -m evals.synthesis", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(
+        prog="python -m evals.synthesis",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--workdir", type=local_path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of configs/synthesis.py unless given")

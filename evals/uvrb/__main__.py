@@ -152,8 +152,11 @@ def _score(
 
 def _shared_options(args: argparse.Namespace) -> dict:
     """What all hosts must be asked for. Paths may differ; the model is compared by its weights."""
-    options = {name: value for name, value in vars(args).items()
-               if not isinstance(value, Path) and name not in ("model", "baseline")}  # fmt: skip
+    options = {
+        name: value
+        for name, value in vars(args).items()
+        if not isinstance(value, Path) and name not in ("model", "baseline")
+    }
     options["baseline"] = args.baseline is not None
     return {"options": json.loads(json.dumps(options, default=str))}
 
@@ -229,27 +232,37 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", help="directory of the model; with --embeddings, its name")
-    parser.add_argument("--data", required=True, type=local_path,
-                        help="directory that holds UVRB/, or the archives")  # fmt: skip
+    parser.add_argument(
+        "--data", required=True, type=local_path, help="directory that holds UVRB/, or the archives"
+    )
     parser.add_argument(
         "--output", required=True, type=local_path, help="where results are written"
     )
     parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
     parser.add_argument("--embeddings", type=local_path, help="score the vectors in this directory")
-    parser.add_argument("--normalize", action="store_true",
-                        help="bring the vectors of --embeddings to unit length")  # fmt: skip
-    parser.add_argument("--moment-pool", choices=POOLS, default="whole",
-                        help="rank MS-TI and MS-TV in the whole corpus, or each query in its own "
-                        "candidates; the paper does not say which")  # fmt: skip
+    parser.add_argument(
+        "--normalize", action="store_true", help="bring the vectors of --embeddings to unit length"
+    )
+    parser.add_argument(
+        "--moment-pool",
+        choices=POOLS,
+        default="whole",
+        help="rank MS-TI and MS-TV in the whole corpus, or each query in its own "
+        "candidates; the paper does not say which",
+    )
     parser.add_argument(
         "--cache", type=local_path, help="where archives are extracted; OUTPUT/sets"
     )
-    parser.add_argument("--one-at-a-time", action="store_true",
-                        help="remove each extraction when its set is embedded")  # fmt: skip
+    parser.add_argument(
+        "--one-at-a-time",
+        action="store_true",
+        help="remove each extraction when its set is embedded",
+    )
     parser.add_argument("--baseline", help="directory of the same model, untrained")
     parser.add_argument("--report", type=local_path, help="HTML file to write")
-    parser.add_argument("--run", type=any_path,
-                        help="workdir of the training, for the report's curves")  # fmt: skip
+    parser.add_argument(
+        "--run", type=any_path, help="workdir of the training, for the report's curves"
+    )
     parser.add_argument(
         "--max-bad-share",
         type=float,

@@ -18,10 +18,15 @@ def failures(results: Mapping) -> list[str]:
     """
     untrained, chance = results["untrained"], results["chance"]
     average = results["averages"]["AVG-D"]
-    runs = {"the untrained model": untrained, "shuffled frames": results.get("controls", {}).get(
-        "shuffled", {})}  # fmt: skip
-    found = [f"{name} cannot be compared with {other}: {why}" for other, run in runs.items()
-             for name, why in run.get("paired", {}).get("refused", {}).items()]  # fmt: skip
+    runs = {
+        "the untrained model": untrained,
+        "shuffled frames": results.get("controls", {}).get("shuffled", {}),
+    }
+    found = [
+        f"{name} cannot be compared with {other}: {why}"
+        for other, run in runs.items()
+        for name, why in run.get("paired", {}).get("refused", {}).items()
+    ]
     for factor, name, other in (
         (OVER_CHANCE, "chance", chance["averages"]["AVG-D"]),
         (OVER_UNTRAINED, "the untrained model", untrained["averages"]["AVG-D"]),

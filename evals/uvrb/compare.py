@@ -151,8 +151,14 @@ def print_comparison(found: Mapping, a: str, b: str, console: Console) -> None:
         for name, one in found[part].items():
             low, high = one["interval"]
             counts = [str(one.get(key, "")) for key in ("better", "worse")]
-            table.add_row(name, f"{one['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", *counts,
-                          p_value(one["p"]), p_value(one.get("p_holm")))  # fmt: skip
+            table.add_row(
+                name,
+                f"{one['difference']:+.3f}",
+                f"{low:+.3f} to {high:+.3f}",
+                *counts,
+                p_value(one["p"]),
+                p_value(one.get("p_holm")),
+            )
         table.add_section()
     console.print(table)
 

@@ -76,9 +76,11 @@ class Ledger:
             new = None if value is None else value - before[key]
             old = sums.get(key, 0)
             # Unknown once is unknown for good: half a count would look like a count.
-            sums[key] = None if None in (new, old) and after["items"] > before["items"] else (
-                old if new is None else (old or 0) + new
-            )  # fmt: skip
+            sums[key] = (
+                None
+                if None in (new, old) and after["items"] > before["items"]
+                else (old if new is None else (old or 0) + new)
+            )
         if jax.process_index() == 0:
             write_json(self.path, self._spent)
         return {**sums, "embed_seconds": round(sums["embed_seconds"], 3)}

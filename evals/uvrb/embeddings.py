@@ -287,8 +287,11 @@ class Embedder:
         if len(vectors):
             check_unit_vectors(vectors, f"{side.name}: the model's output")
         vectors = np.reshape(vectors, (-1, self.model.embedding_dim))
-        lines = {side.keys[place]: failures.lines.get(f"{side.name}/{side.ids[place]}", {})
-                 for place, there in zip(chunk, valid, strict=True) if not there}  # fmt: skip
+        lines = {
+            side.keys[place]: failures.lines.get(f"{side.name}/{side.ids[place]}", {})
+            for place, there in zip(chunk, valid, strict=True)
+            if not there
+        }
         self._store.write([side.keys[place] for place in chunk], vectors, valid, lines)
 
     def _record_failures(self, side: "_Items") -> None:

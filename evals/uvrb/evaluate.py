@@ -135,8 +135,9 @@ def score_set(
             [place_of[id] for id in found.candidates[query] if id in place_of] for query in asked
         ]
         # A query that all candidates were lost of has no positive either: it scores zero.
-        ranks = rank_candidates(*vectors, [pool or [0] for pool in pools], positives, ids,
-                                mesh=mesh)  # fmt: skip
+        ranks = rank_candidates(
+            *vectors, [pool or [0] for pool in pools], positives, ids, mesh=mesh
+        )
     shown = _choose(task, ranks, examples)
     listed = list(range(len(asked))) if depth else shown
     best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh, ranks)

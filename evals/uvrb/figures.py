@@ -63,17 +63,28 @@ def scores_by_set(
         bounds = np.array([datasets[name]["interval"] for name in names]).T
         axes.hlines(rows, *bounds, color=_COLOURS["ink"], lw=1.1, zorder=2.5, label="95 %")
         marks = [("untrained model", "o", "untrained", untrained)]
-        marks += [(f"{order} frames", marker, "shuffled", side) for (order, side), marker in
-                  zip(controls.items(), "Ds", strict=False)]  # fmt: skip
+        marks += [
+            (f"{order} frames", marker, "shuffled", side)
+            for (order, side), marker in zip(controls.items(), "Ds", strict=False)
+        ]
         for label, marker, colour, side in marks:
             if side:
                 points = [(side[n]["score"], row) for row, n in enumerate(names) if n in side]
-                axes.plot(*zip(*points, strict=True), marker, ms=6, color=_COLOURS[colour],
-                          markeredgecolor=_COLOURS["ink"], markeredgewidth=0.6, zorder=3,
-                          clip_on=False, label=label)  # fmt: skip
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker,
+                    ms=6,
+                    color=_COLOURS[colour],
+                    markeredgecolor=_COLOURS["ink"],
+                    markeredgewidth=0.6,
+                    zorder=3,
+                    clip_on=False,
+                    label=label,
+                )
         chance = [datasets[name]["chance"] for name in names]
-        axes.plot(chance, rows, "|", ms=15, mew=2, color=_COLOURS["ink"], clip_on=False,
-                  label="chance")  # fmt: skip
+        axes.plot(
+            chance, rows, "|", ms=15, mew=2, color=_COLOURS["ink"], clip_on=False, label="chance"
+        )
         for row, score in zip(rows, scores, strict=True):  # in a column: marks are never under it
             axes.text(1.1, row, f"{score:.3f}", va="center", ha="right", fontsize=9)
         axes.set_yticks(rows, [f"{name}  ({datasets[name]['metric']})" for name in names])
@@ -84,8 +95,12 @@ def scores_by_set(
         handles, labels = axes.get_legend_handles_labels()
         first = labels.index("this model")
         order = [first, *(place for place in range(len(labels)) if place != first)]
-        figure.legend([handles[place] for place in order], [labels[place] for place in order],
-                      loc="outside upper left", ncols=6)  # fmt: skip
+        figure.legend(
+            [handles[place] for place in order],
+            [labels[place] for place in order],
+            loc="outside upper left",
+            ncols=6,
+        )
         return _svg(figure, "Score of each set beside chance and controls")
 
 
@@ -146,11 +161,24 @@ def heat_maps(panels: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
                 value = values[row, column]
                 if column > row:
                     continue
-                axes.bar(column, 0.94, 0.94, row - 0.47, lw=0, alpha=0.7 * abs(value),
-                         color=_COLOURS["model" if value > 0 else "wrong"])  # fmt: skip
+                axes.bar(
+                    column,
+                    0.94,
+                    0.94,
+                    row - 0.47,
+                    lw=0,
+                    alpha=0.7 * abs(value),
+                    color=_COLOURS["model" if value > 0 else "wrong"],
+                )
                 text = f"{value:.2f}".replace("0.", ".").replace("-", "−")
-                axes.text(column, row, "1" if row == column else text, ha="center", va="center",
-                          fontsize=8)  # fmt: skip
+                axes.text(
+                    column,
+                    row,
+                    "1" if row == column else text,
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                )
             axes.set_title(title)
             axes.set_xticks(range(len(names)), names, rotation=90)
             axes.set_yticks(range(len(names)), names)
@@ -271,8 +299,15 @@ def curriculum(
             most = max(np.nanmax(values, initial=0), 1e-9)
             for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
                 value = values[row, column]
-                axes.bar(column, 0.92, 0.96, row - 0.46, color=_COLOURS["model"],
-                         alpha=0.75 * max(value, 0) / most, lw=0)  # fmt: skip
+                axes.bar(
+                    column,
+                    0.92,
+                    0.96,
+                    row - 0.46,
+                    color=_COLOURS["model"],
+                    alpha=0.75 * max(value, 0) / most,
+                    lw=0,
+                )
                 axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8)
             axes.set_title(title)
             axes.set_xticks(range(len(stages)), [_stage_label(s) for s in stages], fontsize=8)

@@ -35,8 +35,7 @@ def write(output: Path, results: Mapping, now: float) -> Path:
     for task in TASKS:
         if task.name in results["datasets"]:
             record = results["datasets"][task.name]
-            write_json(folder / f"{task_name(task.name)}.json",
-                       _task_result(task, record, now))  # fmt: skip
+            write_json(folder / f"{task_name(task.name)}.json", _task_result(task, record, now))
     write_json(folder / "model_meta.json", _model_meta(name, revision, results["fingerprint"]))
     return folder
 
@@ -87,11 +86,25 @@ def _task_result(task, record: Mapping, now: float) -> dict:
 
 def _model_meta(name: str, revision: str, fingerprint: Mapping) -> dict:
     unknown = (
-        "release_date", "n_parameters", "n_active_parameters_override", "n_embedding_parameters",
-        "memory_usage_mb", "license", "open_weights", "public_training_code",
-        "public_training_data", "reference", "training_datasets", "adapted_from", "superseded_by",
-        "citation", "contacts", "output_dtypes", "extra_requirements_groups", "embed_dim",
-    )  # fmt: skip
+        "release_date",
+        "n_parameters",
+        "n_active_parameters_override",
+        "n_embedding_parameters",
+        "memory_usage_mb",
+        "license",
+        "open_weights",
+        "public_training_code",
+        "public_training_data",
+        "reference",
+        "training_datasets",
+        "adapted_from",
+        "superseded_by",
+        "citation",
+        "contacts",
+        "output_dtypes",
+        "extra_requirements_groups",
+        "embed_dim",
+    )
     return {
         **dict.fromkeys(unknown),
         "loader": None,

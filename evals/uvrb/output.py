@@ -45,8 +45,11 @@ def remove_stale(output: Path, written: Collection[Path]) -> list[str]:
     Returns:
       The removed files, relative to `output`.
     """
-    found = [*output.glob("per_query/**/*.npz"), *output.glob("trec/**/*.run"),
-             *output.glob("trec/**/*.qrels")]  # fmt: skip
+    found = [
+        *output.glob("per_query/**/*.npz"),
+        *output.glob("trec/**/*.run"),
+        *output.glob("trec/**/*.qrels"),
+    ]
     revisions = {path.parent for path in written if path.name == "model_meta.json"}
     for revision in {other for one in revisions for other in one.parent.iterdir()} - revisions:
         found += [*revision.glob("UVRB-*.json"), *revision.glob("model_meta.json")]
@@ -78,8 +81,11 @@ def print_results(results: Mapping, console: Console, all_published: bool = Fals
     if beyond.row_count:
         console.print(beyond)
     others = [(what, one) for what, _, one in compared(results)]
-    others += [(f"{point['value']} {kind}", point) for kind, points in
-               results.get("sweeps", {}).items() for point in points]  # fmt: skip
+    others += [
+        (f"{point['value']} {kind}", point)
+        for kind, points in results.get("sweeps", {}).items()
+        for point in points
+    ]
     for what, one in others:
         for name, why in one.get("refused", {}).items():
             console.print(escape(f"{name}: not compared, {what}: {why}"))
@@ -93,8 +99,11 @@ def print_results(results: Mapping, console: Console, all_published: bool = Fals
             f"ones, so the paper's scores do not stand beside them: {first} has "
             f"{theirs['differing'][first]}."
         )
-    lost = {name: r["quarantined"] for name, r in results["datasets"].items()
-            if any(r["quarantined"].values())}  # fmt: skip
+    lost = {
+        name: r["quarantined"]
+        for name, r in results["datasets"].items()
+        if any(r["quarantined"].values())
+    }
     for name, counts in lost.items():
         said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
         console.print(f"{name}: unreadable: {said}")
@@ -110,14 +119,20 @@ def other_scores(results: Mapping) -> dict[str, Mapping[str, float]]:
     columns |= {order: one["datasets"] for order, one in results.get("controls", {}).items()}
     if "reencoded" in results:
         columns["re-encoded"] = results["reencoded"]["datasets"]
-    found = {column: {name: r["score"] for name, r in datasets.items()}
-             for column, datasets in columns.items()}  # fmt: skip
+    found = {
+        column: {name: r["score"] for name, r in datasets.items()}
+        for column, datasets in columns.items()
+    }
     return found | dict(results["published"]["models"])
 
 
 def _sets(results: Mapping) -> Table:
-    table = Table(title=escape(f"UVRB · {results['model']}"), title_justify="left",
-                  box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
+    table = Table(
+        title=escape(f"UVRB · {results['model']}"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for column in ("set", "ability", "metric"):
         table.add_column(column, no_wrap=True)
     others = other_scores(results)
@@ -157,9 +172,12 @@ def _abilities(results: Mapping) -> Table:
     for part, names in (("abilities", ABILITIES), ("averages", AVERAGES)):
         for name in (name for name in names if results[part][name] is not None):
             sides = [results["chance"], *([untrained] if untrained else [])]
-            table.add_row(name, _cell(results[part][name]),
-                          _interval(results["intervals"][part][name]),
-                          *(_cell(side[part][name]) for side in sides))  # fmt: skip
+            table.add_row(
+                name,
+                _cell(results[part][name]),
+                _interval(results["intervals"][part][name]),
+                *(_cell(side[part][name]) for side in sides),
+            )
         table.add_section()
     return table
 
@@ -202,8 +220,9 @@ def _beyond(results: Mapping) -> Table:
             for name, value in point["averages"].items():
                 difference = None if value is None else value - results["averages"][name]
                 if difference is not None:
-                    table.add_row(f"{point['value']} {kind}", name, f"{difference:+.3f}", "", "",
-                                  "")  # fmt: skip
+                    table.add_row(
+                        f"{point['value']} {kind}", name, f"{difference:+.3f}", "", "", ""
+                    )
     return table
 
 

@@ -36,9 +36,12 @@ class PerQuery:
     def write(self, path: Path) -> None:
         """An .npz, whole or not at all, without a pickle in it."""
         arrays = {
-            "ids": self.ids, "metric": np.array(self.metric), "score": self.score,
-            "first_rank": self.first_rank, **self.metrics,
-        }  # fmt: skip
+            "ids": self.ids,
+            "metric": np.array(self.metric),
+            "score": self.score,
+            "first_rank": self.first_rank,
+            **self.metrics,
+        }
         atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod

@@ -19,8 +19,13 @@ from evals.uvrb.statistics import pearson, spearman
 PAPER = "2510.27571"
 CELLS = ABILITIES + AVERAGES
 CLIP_GROUP = (
-    "CLIP4Clip", "ViCLIP", "VideoCLIP-XL", "LanguageBind", "InternVideo2-1B", "InternVideo2-6B",
-)  # fmt: skip
+    "CLIP4Clip",
+    "ViCLIP",
+    "VideoCLIP-XL",
+    "LanguageBind",
+    "InternVideo2-1B",
+    "InternVideo2-6B",
+)
 
 # The correlations that the paper's text (4.3) states, over which models it states them, and the
 # statistic over the CSV's rows that gives the number to two digits; None where none tried does.

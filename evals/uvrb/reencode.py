@@ -87,8 +87,14 @@ class Reencoder:
         command = [sys.executable, "-m", WORKER, video, part, setup]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                                  timeout=SECONDS, env=environment)  # fmt: skip
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=SECONDS,
+                env=environment,
+            )
             reason = "" if done.returncode == 0 else _last_line(done.stderr)
             # A negative status is a signal: whoever sent it, the next time may be another.
             may_pass = done.returncode < 0 or done.returncode == MAY_PASS

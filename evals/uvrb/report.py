@@ -18,11 +18,18 @@ from gve_jax.storage.files import atomic_write
 LONG_TEXT = 260  # characters of a query shown before it is folded
 
 _ABILITY_NAMES = {
-    "TXT": "textual", "CMP": "composed", "VIS": "visual", "CG": "coarse-grained",
-    "FG": "fine-grained", "LC": "long-context", "S": "spatial", "T": "temporal",
-    "PR": "partially relevant", "AVG-A": "mean of the first six",
+    "TXT": "textual",
+    "CMP": "composed",
+    "VIS": "visual",
+    "CG": "coarse-grained",
+    "FG": "fine-grained",
+    "LC": "long-context",
+    "S": "spatial",
+    "T": "temporal",
+    "PR": "partially relevant",
+    "AVG-A": "mean of the first six",
     "AVG-D": "mean of the sets",
-}  # fmt: skip
+}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -189,12 +196,17 @@ def _curriculum(workdir: Path | None) -> str:
     stages, lines = found[0]["stages"], _records(workdir, "metrics.jsonl")
     losses = None if isinstance(lines, str) else _stage_losses(stages, lines)
     rows = [
-        [f"{stage['stage']} (σ {stage['sigma']:.2f})", name, f"{stage['R'][name]:.3f}",
-         f"{stage['P'][name]:.1%}", f"{stage['batches'].get(name, 0):,}",
-         markup.number(losses[number].get(name)) if losses else ""]
+        [
+            f"{stage['stage']} (σ {stage['sigma']:.2f})",
+            name,
+            f"{stage['R'][name]:.3f}",
+            f"{stage['P'][name]:.1%}",
+            f"{stage['batches'].get(name, 0):,}",
+            markup.number(losses[number].get(name)) if losses else "",
+        ]
         for number, stage in enumerate(stages)
         for name in stage["P"]
-    ]  # fmt: skip
+    ]
     columns = ["stage", "source", "R", "P", "batches", "mean loss"]
     numbers = markup.table(columns, rows, numeric_from=2)
     return f"""<section id="curriculum"><h2>Curriculum</h2>
@@ -259,8 +271,10 @@ def _query(query: Query, pictures: Pictures) -> str:
         parts.append(pictures.clip(query.video, "clip of the query"))
     if len(query.text) > LONG_TEXT:
         start = html.escape(query.text[:LONG_TEXT])
-        parts.append(f"<p>“{start}…</p><details><summary>all {len(query.text):,} characters"
-                     f"</summary><p>{html.escape(query.text)}</p></details>")  # fmt: skip
+        parts.append(
+            f"<p>“{start}…</p><details><summary>all {len(query.text):,} characters"
+            f"</summary><p>{html.escape(query.text)}</p></details>"
+        )
     elif query.text:
         parts.append(f"<p>“{html.escape(query.text)}”</p>")
     return "".join(parts)

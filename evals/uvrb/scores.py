@@ -17,8 +17,10 @@ _PARTS = {
     "TXT": ("CG", "FG", "LC"),
     "AVG-A": ("TXT", "CMP", "VIS", "CG", "FG", "LC"),
 }
-_LEAVES = {ability: [t.name for t in TASKS if t.ability == ability] for ability in
-           ("CG", "S", "T", "PR", "LC", "CMP", "VIS")}  # fmt: skip
+_LEAVES = {
+    ability: [t.name for t in TASKS if t.ability == ability]
+    for ability in ("CG", "S", "T", "PR", "LC", "CMP", "VIS")
+}
 
 
 def abilities(scores: Mapping[str, float]) -> dict[str, float | None]:

@@ -55,11 +55,18 @@ def differences(results: Mapping) -> str:
     parts = []
     for _, title, found in compared(results):
         rows = [
-            [name, f"{one['difference']:+.3f}", f"{one['interval'][0]:+.3f} to "
-             f"{one['interval'][1]:+.3f}", f"{one.get('better', '')}", f"{one.get('worse', '')}",
-             html.escape(p_value(one["p"])), html.escape(p_value(one.get("p_holm")))]
-            for part in ("datasets", "averages") for name, one in found[part].items()
-        ]  # fmt: skip
+            [
+                name,
+                f"{one['difference']:+.3f}",
+                f"{one['interval'][0]:+.3f} to {one['interval'][1]:+.3f}",
+                f"{one.get('better', '')}",
+                f"{one.get('worse', '')}",
+                html.escape(p_value(one["p"])),
+                html.escape(p_value(one.get("p_holm"))),
+            ]
+            for part in ("datasets", "averages")
+            for name, one in found[part].items()
+        ]
         columns = ["", "difference", "95 %", "better", "worse", "p", "p (Holm)"]
         totals = len(found["averages"])
         parts.append(f"""<h3>{html.escape(title[0].upper() + title[1:])}</h3>
@@ -78,21 +85,30 @@ def sweeps(results: Mapping) -> str:
     """Scores over the number of frames and of tokens; empty where neither was swept."""
     parts = []
     for kind, points in results.get("sweeps", {}).items():
-        rows = [[str(point["value"]), *(number(_cell(point, name)) for name in _CELLS)]
-                for point in points]  # fmt: skip
+        rows = [
+            [str(point["value"]), *(number(_cell(point, name)) for name in _CELLS)]
+            for point in points
+        ]
         drawn = [name for name in _CELLS if _cell(points[0], name) is not None]
         if drawn:
             curves = {
-                name: [(point["value"], _cell(point, name), _interval(point, name))
-                       for point in points]
+                name: [
+                    (point["value"], _cell(point, name), _interval(point, name)) for point in points
+                ]
                 for name in drawn
-            }  # fmt: skip
+            }
         else:  # no ability is whole: the sets
             curves = {
-                name: [(point["value"], point["datasets"][name]["score"],
-                        point["datasets"][name]["interval"]) for point in points]
+                name: [
+                    (
+                        point["value"],
+                        point["datasets"][name]["score"],
+                        point["datasets"][name]["interval"],
+                    )
+                    for point in points
+                ]
                 for name in points[0]["datasets"]
-            }  # fmt: skip
+            }
         what = {"frames": "frames of a video", "tokens": "tokens of a frame, at most"}[kind]
         parts.append(f"""<h3>{what.capitalize()}</h3>
 <figure class="wide">{figures.curves(curves, what)}</figure>
@@ -113,14 +129,18 @@ def published_models(results: Mapping) -> str:
         rows.append((own, {"misprints": (), "source": "this run"}))
     rows.sort(key=lambda pair: -pair[0]["AVG-A"])
     cells = [
-        [html.escape(row["model"]),
-         *(number(row[name]) + "*" * (name in printed["misprints"]) for name in _CELLS),
-         html.escape(printed["source"])]
+        [
+            html.escape(row["model"]),
+            *(number(row[name]) + "*" * (name in printed["misprints"]) for name in _CELLS),
+            html.escape(printed["source"]),
+        ]
         for row, printed in rows
-    ]  # fmt: skip
-    note = "" if whole else (
-        " This run is not among them: it did not score the sixteen released sets."
-    )  # fmt: skip
+    ]
+    note = (
+        ""
+        if whole
+        else (" This run is not among them: it did not score the sixteen released sets.")
+    )
     return f"""<section id="published"><h2>Published models</h2>
 <p class="muted">By ability, from the tables of arXiv 2510.27571; cells with * are misprints there,
 recomputed from its table of sets. Rows of another source are computed from that paper's sets by the
@@ -148,8 +168,9 @@ def published_radar(results: Mapping) -> dict[str, dict]:
     if theirs["differing"] or results["averages"]["AVG-D"] is None:
         return {}
     rows = {row["model"]: published.corrected(row) for row in published.published()}
-    return {name: {ability: rows[name][ability] for ability in ABILITIES}
-            for name in theirs["models"]}  # fmt: skip
+    return {
+        name: {ability: rows[name][ability] for ability in ABILITIES} for name in theirs["models"]
+    }
 
 
 def _cell(point: Mapping, name: str) -> float | None:

@@ -35,8 +35,12 @@ class Paired:
 
     def record(self) -> dict:
         """As JSON holds it."""
-        return {"difference": self.difference, "interval": list(self.interval), "p": self.p,
-                "exact": self.exact}  # fmt: skip
+        return {
+            "difference": self.difference,
+            "interval": list(self.interval),
+            "p": self.p,
+            "exact": self.exact,
+        }
 
 
 def resampled(values: np.ndarray, name: str, draws: int = DRAWS) -> np.ndarray:
@@ -139,8 +143,10 @@ def _enumerated(kinds: np.ndarray, counts: np.ndarray, observed: float) -> float
     sums, chance = np.zeros(1), np.ones(1)
     for size, count in zip(kinds, counts.tolist(), strict=True):
         heads = np.arange(count + 1)
-        ways = [math.lgamma(count + 1) - math.lgamma(h + 1) - math.lgamma(count - h + 1)
-                for h in range(count + 1)]  # fmt: skip
+        ways = [
+            math.lgamma(count + 1) - math.lgamma(h + 1) - math.lgamma(count - h + 1)
+            for h in range(count + 1)
+        ]
         binomial = np.exp(np.array(ways) - count * math.log(2))
         sums = np.add.outer(sums, size * (2 * heads - count)).ravel()
         chance = np.multiply.outer(chance, binomial).ravel()

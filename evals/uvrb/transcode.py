@@ -31,8 +31,11 @@ class Coding:
     def name(self) -> str:
         """As a folder's name."""
         parts = dataclasses.asdict(self)
-        return "-".join(f"{value}" if key == "codec" else f"{key}{value}"
-                        for key, value in parts.items() if value is not None)  # fmt: skip
+        return "-".join(
+            f"{value}" if key == "codec" else f"{key}{value}"
+            for key, value in parts.items()
+            if value is not None
+        )
 
 
 def coding(text: str) -> Coding:
@@ -50,8 +53,9 @@ def coding(text: str) -> Coding:
         if key in found:
             value = re.fullmatch(r"(\d+)([kM]?)", found[key])
             if not value or (key == "crf" and value[2]):
-                raise UserError(f"--reencode: {key}={found[key]} is no number, such as crf=40 or "
-                                "bitrate=100k")  # fmt: skip
+                raise UserError(
+                    f"--reencode: {key}={found[key]} is no number, such as crf=40 or bitrate=100k"
+                )
             numbers[key] = int(value[1]) * {"": 1, "k": 1000, "M": 1_000_000}[value[2]]
     if len(numbers) != 1:
         raise UserError("--reencode: give either crf=... or bitrate=...")

@@ -38,23 +38,43 @@ DEPTH = 100  # documents of each query in a run file
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what the scores depend on, and what is written")
     group.add_argument(
-        "--control", nargs="?", const="shuffled", default="", metavar="ORDERS",
+        "--control",
+        nargs="?",
+        const="shuffled",
+        default="",
+        metavar="ORDERS",
         help="score the motion sets with the frames shuffled too, or shuffled,reversed",
-    )  # fmt: skip
+    )
     for kind, example in (("frames", "8,16,48"), ("tokens", "200,400,800")):
-        group.add_argument(f"--{kind}", metavar=example, help=f"score all sets at these numbers of "
-                           f"{sweep.KINDS[kind]}, too")  # fmt: skip
+        group.add_argument(
+            f"--{kind}",
+            metavar=example,
+            help=f"score all sets at these numbers of {sweep.KINDS[kind]}, too",
+        )
     group.add_argument(
-        "--reencode", metavar="crf=40",
+        "--reencode",
+        metavar="crf=40",
         help="score all sets with the documents encoded again, too: codec=..., crf=... or "
         "bitrate=...",
-    )  # fmt: skip
-    group.add_argument("--compare", type=local_path, metavar="DIR", help="OUTPUT of another model: "
-                       "test the difference, paired by query")  # fmt: skip
-    group.add_argument("--trec", type=int, default=DEPTH, metavar="K", help=f"documents of each "
-                       f"query in TREC's run files; 0 writes none; {DEPTH}")  # fmt: skip
-    group.add_argument("--published", action="store_true",
-                       help="print the paper's models, whatever the sets' sizes")  # fmt: skip
+    )
+    group.add_argument(
+        "--compare",
+        type=local_path,
+        metavar="DIR",
+        help="OUTPUT of another model: test the difference, paired by query",
+    )
+    group.add_argument(
+        "--trec",
+        type=int,
+        default=DEPTH,
+        metavar="K",
+        help=f"documents of each query in TREC's run files; 0 writes none; {DEPTH}",
+    )
+    group.add_argument(
+        "--published",
+        action="store_true",
+        help="print the paper's models, whatever the sets' sizes",
+    )
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -174,8 +194,10 @@ class Runs:
             one = found["controls"]["shuffled"]
             found["control"] = {key: one[key] for key in ("frame_order", "datasets")}
         for kind in sweep.KINDS:
-            points = [self._point(kind, value, model, tasks, results)
-                      for value in getattr(self.args, kind)]  # fmt: skip
+            points = [
+                self._point(kind, value, model, tasks, results)
+                for value in getattr(self.args, kind)
+            ]
             if points:
                 found.setdefault("sweeps", {})[kind] = points
         if self.args.reencode is not None:
@@ -185,14 +207,17 @@ class Runs:
     def _point(self, kind: str, value: int, model: Meter, tasks, results: Mapping) -> dict:
         other = Meter(sweep.variant(model.model, kind, value))
         if dict(other.fingerprint) == dict(model.fingerprint):  # the model's own setting
-            part = {key: results[key] for key in ("datasets", "abilities", "averages",
-                                                  "intervals", "fingerprint")}  # fmt: skip
+            part = {
+                key: results[key]
+                for key in ("datasets", "abilities", "averages", "intervals", "fingerprint")
+            }
             return {"value": value, **part}
         run = self.score(f"{kind}-{value}", other, tasks)
         part = summary(results["model"], other.fingerprint, run)
         del part["model"], part["chance"]
-        refused = {name: left_out(results["datasets"][name], one.record)
-                   for name, one in run.items()}  # fmt: skip
+        refused = {
+            name: left_out(results["datasets"][name], one.record) for name, one in run.items()
+        }
         part["refused"] = {name: why for name, why in refused.items() if why is not None}
         return {"value": value, **part}
 

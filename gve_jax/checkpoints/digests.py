@@ -70,8 +70,9 @@ def weights_digest(params) -> str:
     else:
         everywhere = multihost_utils.process_allgather(here).reshape(-1, len(leaves))
     totals = everywhere.sum(axis=0, dtype=np.uint64) % 2**32
-    text = "".join(f"{path_name(path)} {total}\n" for (path, _), total in
-                   zip(leaves, totals, strict=True))  # fmt: skip
+    text = "".join(
+        f"{path_name(path)} {total}\n" for (path, _), total in zip(leaves, totals, strict=True)
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

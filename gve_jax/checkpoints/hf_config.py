@@ -20,13 +20,25 @@ from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
 MODEL_TYPE = "qwen2_5_vl"
 # Whole numbers that both sides call the same.
 _TEXT_FIELDS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
     "num_key_value_heads",
-)  # fmt: skip
+)
 _VISION_FIELDS = (
-    "depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "window_size",
-    "patch_size", "spatial_merge_size", "temporal_patch_size", "tokens_per_second",
-)  # fmt: skip
+    "depth",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "out_hidden_size",
+    "window_size",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "tokens_per_second",
+)
 _TOWER_THETA, _TOWER_EPS = 10_000.0, 1e-6  # constants of the architecture, in no config.json
 # CLIP's pixel statistics, as in Qwen2.5-VL's preprocessor_config.json.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -34,29 +46,87 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 # Of transformers' PretrainedConfig (4.49.0) and PreTrainedConfig (5.23.0): notes, what `generate`
 # reads, what only training or another head uses.
-_NOTES = frozenset({
-    "_name_or_path", "_commit_hash", "_attn_implementation_autoset", "name_or_path",
-    "architectures", "auto_map", "model_type", "transformers_version", "processor_class",
-    "tokenizer_class", "torch_dtype", "dtype", "torchscript", "use_bfloat16", "tf_legacy_loss",
-    "return_dict", "output_hidden_states", "output_attentions", "attn_implementation",
-    "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
-    "task_specific_params", "prefix", "initializer_range", "attention_dropout", "use_cache",
-    "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
-    "decoder_start_token_id", "chunk_size_feed_forward", "unsloth_fixed", "unsloth_version",
-})  # fmt: skip
-_GENERATION = frozenset({
-    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
-    "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
-    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
-    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
-    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
-    "suppress_tokens", "begin_suppress_tokens",
-})  # fmt: skip
+_NOTES = frozenset(
+    {
+        "_name_or_path",
+        "_commit_hash",
+        "_attn_implementation_autoset",
+        "name_or_path",
+        "architectures",
+        "auto_map",
+        "model_type",
+        "transformers_version",
+        "processor_class",
+        "tokenizer_class",
+        "torch_dtype",
+        "dtype",
+        "torchscript",
+        "use_bfloat16",
+        "tf_legacy_loss",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "attn_implementation",
+        "finetuning_task",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "task_specific_params",
+        "prefix",
+        "initializer_range",
+        "attention_dropout",
+        "use_cache",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "chunk_size_feed_forward",
+        "unsloth_fixed",
+        "unsloth_version",
+    }
+)
+_GENERATION = frozenset(
+    {
+        "max_length",
+        "min_length",
+        "do_sample",
+        "early_stopping",
+        "num_beams",
+        "num_beam_groups",
+        "diversity_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "repetition_penalty",
+        "length_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "num_return_sequences",
+        "output_scores",
+        "return_dict_in_generate",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+    }
+)
 # Ids of tokens that do not enter the arithmetic; `gve_jax.inputs.tokenizer` compares them.
-_TOKEN_IDS = frozenset({
-    "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
-    "vision_token_id",
-})  # fmt: skip
+_TOKEN_IDS = frozenset(
+    {
+        "image_token_id",
+        "video_token_id",
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "vision_token_id",
+    }
+)
 # Of the decoder: a length that scales nothing while rope_type is "default", and the sizes of
 # sliding windows, which `use_sliding_window` and `layer_types` turn on.
 _TEXT_INERT = frozenset({"max_position_embeddings", "sliding_window", "max_window_layers"})
@@ -93,7 +163,7 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
             rope_theta=theta.number("rope_theta"),
             rms_norm_eps=text.number("rms_norm_eps"),
         ),
-    )  # fmt: skip
+    )
     if fields.get("quantization_config") is not None:
         raise ValueError(
             "quantization_config: quantized checkpoints cannot be loaded; give the original in "
@@ -197,8 +267,10 @@ def to_hf(cfg: ModelConfig, ids: Mapping[str, int], dtype: str, layout: str) -> 
     """
     v, t = cfg.vision, cfg.text
     if (v.rope_theta, v.rms_norm_eps) != (_TOWER_THETA, _TOWER_EPS):
-        raise ValueError(f"Qwen2.5-VL's tower has rope_theta {_TOWER_THETA} and rms_norm_eps "
-                         f"{_TOWER_EPS}, not {v.rope_theta} and {v.rms_norm_eps}")  # fmt: skip
+        raise ValueError(
+            f"Qwen2.5-VL's tower has rope_theta {_TOWER_THETA} and rms_norm_eps "
+            f"{_TOWER_EPS}, not {v.rope_theta} and {v.rms_norm_eps}"
+        )
     text = dict(
         {name: getattr(t, name) for name in _TEXT_FIELDS},
         rms_norm_eps=t.rms_norm_eps,

@@ -90,8 +90,11 @@ def check_model_directory(directory: Path) -> None:
         reason = "the folder of a training run that has not exported its model yet"
     elif (directory / "snapshots").is_dir():
         found = sorted(each.name for each in (directory / "snapshots").iterdir())
-        reason = f"a folder of the Hub's cache; give the repository's id, or snapshots/{found[0]}" \
-            if found else "an empty folder of the Hub's cache"  # fmt: skip
+        reason = (
+            f"a folder of the Hub's cache; give the repository's id, or snapshots/{found[0]}"
+            if found
+            else "an empty folder of the Hub's cache"
+        )
     elif directory.name == "params" and (directory.parent / CONFIG).is_file():
         reason = f"the parameters of a model; give {directory.parent}"
     elif others := sorted(directory.glob("*.gguf")):
@@ -130,8 +133,11 @@ def _refuse_revision(name: str | os.PathLike, revision: str | None) -> None:
 
 
 def _of_kind(path: Path) -> str:
-    kinds = {".gguf": " of GGUF, which is not read", ".safetensors": " of tensors",
-             ".bin": ", a pickle, which is not read"}  # fmt: skip
+    kinds = {
+        ".gguf": " of GGUF, which is not read",
+        ".safetensors": " of tensors",
+        ".bin": ", a pickle, which is not read",
+    }
     return kinds.get(path.suffix, "")
 
 

@@ -36,11 +36,18 @@ from gve_jax.storage.filesystem import is_bucket
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What may lie beside the weights and is carried along: for those who use transformers.
 COMPANIONS = (
-    "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json", "chat_template.json", "chat_template.jinja",
-    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
     "generation_config.json",
-)  # fmt: skip
+)
 # What of a model is fetched, out of a bucket or from the Hub: no code, no pickles.
 FETCHED = ("config.json", "tokenizer.json", "*.safetensors", INDEX, ADAPTER_CONFIG, *COMPANIONS)
 _LISTED = 20  # of all that is wrong with a checkpoint
@@ -122,8 +129,11 @@ def load_hf(
     wanted = sources(config, {path: leaf.shape for path, leaf in leaves.items()})
     names, problems = match_names(wanted, {name: t.shape for name, t in stored.items()})
     used = [name for found in names.values() for name in found if name]
-    problems += [f"dtype: {name} is {stored[name].dtype}, not one of {', '.join(DTYPES)}"
-                 for name in used if stored[name].dtype not in DTYPES]  # fmt: skip
+    problems += [
+        f"dtype: {name} is {stored[name].dtype}, not one of {', '.join(DTYPES)}"
+        for name in used
+        if stored[name].dtype not in DTYPES
+    ]
     if problems:
         more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         listed = "\n  ".join(problems[:_LISTED])
@@ -253,8 +263,10 @@ def _plan(found: Mapping[str, Source], dtype, shard_bytes: float) -> dict[str, d
             room -= size
     if len(shards) == 1:
         return {WEIGHTS: shards[0]}
-    return {f"model-{number:05}-of-{len(shards):05}.safetensors": shard
-            for number, shard in enumerate(shards, 1)}  # fmt: skip
+    return {
+        f"model-{number:05}-of-{len(shards):05}.safetensors": shard
+        for number, shard in enumerate(shards, 1)
+    }
 
 
 def _tensors(found: Mapping[str, Source], leaves, dtype: str) -> Iterator[np.ndarray]:
@@ -283,8 +295,11 @@ def _make_pick(source: Source, dtype: str, sharding):
 def _write_rest(directory: Path, files: Mapping[str, Mapping], tokenizer: Path) -> None:
     index = directory / INDEX
     if len(files) > 1:
-        total = sum(int(np.prod(shape)) * dtype.itemsize
-                    for shard in files.values() for shape, dtype in shard.values())  # fmt: skip
+        total = sum(
+            int(np.prod(shape)) * dtype.itemsize
+            for shard in files.values()
+            for shape, dtype in shard.values()
+        )
         weight_map = {name: file for file, shard in files.items() for name in shard}
         write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
     else:

@@ -34,9 +34,15 @@ HALVES = (("a", "A"), ("b", "B"))  # our leaf, their tensor
 
 # Parts of a tensor's name that wrappers of PyTorch add: DDP and DeepSpeed, torch.compile, FSDP,
 # activation checkpointing, Lightning's Fabric.
-_WRAPPERS = frozenset({
-    "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
-})  # fmt: skip
+_WRAPPERS = frozenset(
+    {
+        "module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+    }
+)
 _PREFIX = "base_model.model."
 _LISTED = 20  # of all that is wrong with the tensors
 
@@ -140,23 +146,26 @@ def write_adapter(
     alpha, revision = cfg.lora.alpha, None
     if base_model is not None:
         base_model, revision = split_revision(base_model)
-    write_json(directory / CONFIG, {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base_model,
-        "revision": revision,
-        "r": cfg.lora.rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": cfg.lora.dropout,
-        # Whole names: PEFT only warns of tensors it finds no place for, but refuses modules that
-        # another transformers names otherwise. A list of last names would adapt the tower too.
-        "target_modules": "|".join(modules),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "inference_mode": True,
-    })  # fmt: skip
+    write_json(
+        directory / CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": base_model,
+            "revision": revision,
+            "r": cfg.lora.rank,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "lora_dropout": cfg.lora.dropout,
+            # Whole names: a list of last names would adapt the tower too. PEFT refuses modules that
+            # another transformers names differently, and only warns about unmatched tensors.
+            "target_modules": "|".join(modules),
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "use_rslora": False,
+            "init_lora_weights": True,
+            "inference_mode": True,
+        },
+    )
 
 
 def _tensor(module: str, half: str) -> str:

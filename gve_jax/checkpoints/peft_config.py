@@ -24,11 +24,25 @@ _ALL_LINEAR = "all-linear"
 # Notes, and what only the start of training reads: `eva_config` and its like belong to an
 # `init_lora_weights` of their name, `megatron_core` to `megatron_config`, `qalora_group_size` to
 # `use_qalora`, `layers_pattern` to `layers_to_transform`, `ensure_weight_tying` to tied modules.
-_RECORDS = frozenset({
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
-    "inference_mode", "layers_pattern", "loftq_config", "lora_ga_config", "megatron_core",
-    "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
-})  # fmt: skip
+_RECORDS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "inference_mode",
+        "layers_pattern",
+        "loftq_config",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    }
+)
 # PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change the base as well; MiCA is a variant of its own.
 _INITIALISATIONS = ("gaussian", "orthogonal", "eva")
 
@@ -54,16 +68,22 @@ _READ: dict[str, tuple[Callable[[object], bool], str]] = {
     "r": (lambda v: type(v) is int and v > 0, "a whole number above 0"),
     "lora_alpha": (_is_number, "a number"),
     "lora_dropout": (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
-    "target_modules": (lambda v: _is_names(v) and bool(v), "a regular expression or a list of "
-                       "names"),
-    "exclude_modules": (lambda v: v is None or _is_names(v), "a regular expression or a list of "
-                        "names"),
+    "target_modules": (
+        lambda v: _is_names(v) and bool(v),
+        "a regular expression or a list of names",
+    ),
+    "exclude_modules": (
+        lambda v: v is None or _is_names(v),
+        "a regular expression or a list of names",
+    ),
     "use_rslora": (_is_switch, "true or false"),
     "fan_in_fan_out": (_is_switch, "true or false"),
     "bias": (lambda v: v in (None, "none"), "'none'"),
-    "init_lora_weights": (lambda v: _is_switch(v) or v in _INITIALISATIONS,
-                          f"true, false or one of {', '.join(_INITIALISATIONS)}"),
-}  # fmt: skip
+    "init_lora_weights": (
+        lambda v: _is_switch(v) or v in _INITIALISATIONS,
+        f"true, false or one of {', '.join(_INITIALISATIONS)}",
+    ),
+}
 _REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
 
 

@@ -76,15 +76,18 @@ class StoredTensor:
             for row in range(first, last, step):
                 count = min(step, last - row)
                 block = np.empty((count, right - left), dtype)
-                for piece, at in [(block, row)] if whole else zip(block, range(row, row + count),
-                                                                 strict=True):  # fmt: skip
+                for piece, at in (
+                    [(block, row)] if whole else zip(block, range(row, row + count), strict=True)
+                ):
                     self._fill(file, piece, (at * width + left) * dtype.itemsize)
                 for part in parts:
                     a, b = max(row, part.rows[0]), min(row + count, part.rows[1])
                     if a < b:
                         columns = slice(part.columns[0] - left, part.columns[1] - left)
-                        _assign(part.out[a - part.rows[0] : b - part.rows[0]],
-                                block[a - row : b - row, columns])  # fmt: skip
+                        _assign(
+                            part.out[a - part.rows[0] : b - part.rows[0]],
+                            block[a - row : b - row, columns],
+                        )
 
     def _fill(self, file, array: np.ndarray, offset: int) -> None:
         buffer, done = memoryview(array.reshape(-1).view(np.uint8)), 0
@@ -135,8 +138,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             if not all(type(number) is int for number in (start, end, *shape)):
                 raise UserError(f"{path}: the sizes of {name} are not whole numbers")
             if start != at or end < start or not all(n >= 0 for n in shape):
-                raise UserError(f"{path}: the header places {name} at bytes {start}..{end}, "
-                                f"not from {at} on")  # fmt: skip
+                raise UserError(
+                    f"{path}: the header places {name} at bytes {start}..{end}, not from {at} on"
+                )
             known = DTYPES.get(dtype)
             if known and end - start != math.prod(shape) * known.itemsize:
                 raise UserError(f"{path}: {name} is {dtype} {list(shape)} in {end - start} bytes")

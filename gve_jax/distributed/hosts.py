@@ -29,11 +29,28 @@ from gve_jax.storage.files import differences
 
 VARIABLES = ("GVE_JAX_COORDINATOR", "GVE_JAX_HOSTS", "GVE_JAX_HOST")
 # What computes, and what decides which pixels and tokens it gets.
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers",
-             "av", "pillow")  # fmt: skip
-SAME_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL",
-                  "JAX_DEFAULT_MATMUL_PRECISION", "JAX_THREEFRY_PARTITIONABLE",
-                  "JAX_NUMPY_DTYPE_PROMOTION", "NVIDIA_TF32_OVERRIDE")  # fmt: skip
+LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "tokenizers",
+    "av",
+    "pillow",
+)
+SAME_VARIABLES = (
+    "XLA_FLAGS",
+    "LIBTPU_INIT_ARGS",
+    "JAX_ENABLE_X64",
+    "JAX_DEFAULT_PRNG_IMPL",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_THREEFRY_PARTITIONABLE",
+    "JAX_NUMPY_DTYPE_PROMOTION",
+    "NVIDIA_TF32_OVERRIDE",
+)
 WAIT_S = 1800  # the slowest batch that a host may take; a dead host is noticed much sooner
 LONG_S = 7 * 24 * 3600  # as long as the hosts' shares of a job may differ
 LEAVE_S = 5  # between the first and the last host that find the same mistake
@@ -285,8 +302,11 @@ def _exit_reporter_running() -> Iterator[None]:
     # Its own session: what is sent to a job's processes to end them is not for it.
     _exit_reporter = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _EXIT_REPORTER, str(jax.process_index()), REPEAT],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
     set_location(_location)
     try:
         yield

@@ -42,5 +42,6 @@ class Preemption:
 
     def stop(self, step: int) -> None:
         """Raises the exception that ends the process with status 143."""
-        raise StoppedError(f"told to end (SIGTERM): saved at step {step}; repeat the command "
-                           "to resume")  # fmt: skip
+        raise StoppedError(
+            f"told to end (SIGTERM): saved at step {step}; repeat the command to resume"
+        )

@@ -111,9 +111,11 @@ def param_shardings(params, mesh: Mesh):
 
 def _fitting(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(
-        *(axis if axis and size % mesh.shape[axis] == 0 else None
-          for axis, size in zip(spec, shape, strict=False))
-    )  # fmt: skip
+        *(
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(spec, shape, strict=False)
+        )
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -129,8 +131,11 @@ def place_batch(arrays, mesh: Mesh):
 
     def place(node):
         if isinstance(node, Batch | Packed):
-            fields = {name: place(getattr(node, name)) for name in node.__dataclass_fields__
-                      if name != "positions"}  # fmt: skip
+            fields = {
+                name: place(getattr(node, name))
+                for name in node.__dataclass_fields__
+                if name != "positions"
+            }
             return type(node)(positions=put(node.positions, P(None, *ROWS)), **fields)
         return None if node is None else put(node)
 

@@ -114,8 +114,11 @@ def _decoder(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
         rows, pairs = (counts.items, counts.tokens) if last else (counts.tokens, counts.seen)
         below = first or (layers and layer > 0) or trained(f"^{path}/input_layernorm/")
         reached = []
-        for name, count, size in (("q", rows, heads), ("k", counts.tokens, keys),
-                                  ("v", counts.tokens, keys)):  # fmt: skip
+        for name, count, size in (
+            ("q", rows, heads),
+            ("k", counts.tokens, keys),
+            ("v", counts.tokens, keys),
+        ):
             name = f"{path}/self_attn/{name}_proj"
             total += _projection(cfg, name, count, (wide, size), below, trained)
             reached.append(below or trained(f"^{name}/"))

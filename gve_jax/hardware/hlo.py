@@ -9,13 +9,34 @@ import re
 from collections.abc import Iterator
 from math import prod
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
-         "ragged-all-to-all")  # fmt: skip
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
 # What moves nothing itself: names of values, or what its own computations do.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-         "call", "after-all", "partition-id", "replica-id", "opt-barrier", "copy-done",
-         "async-done", "async-update", "slice-done"}  # fmt: skip
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "copy-done",
+    "async-done",
+    "async-update",
+    "slice-done",
+}
 GATHERED = "shards gathered as a sum"  # the source of such an all-reduce
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -223,15 +244,22 @@ def _trips(loop: Instruction, computations) -> int | None:
         return int(match.group(1))
     # Else the condition: a counter from zero, compared with a constant.
     condition = computations[_called(loop.attributes, "condition")[0]]
-    constants = [int(one.inside) for one in condition
-                 if one.opcode == "constant" and re.fullmatch(r"-?\d+", one.inside)
-                 and one.shape.startswith(("s32[]", "s64[]", "u32[]"))]  # fmt: skip
+    constants = [
+        int(one.inside)
+        for one in condition
+        if one.opcode == "constant"
+        and re.fullmatch(r"-?\d+", one.inside)
+        and one.shape.startswith(("s32[]", "s64[]", "u32[]"))
+    ]
     if len(constants) != 1:
         return None
     counter = [one for one in condition if one.opcode == "get-tuple-element"]
     number = re.search(r"index=(\d+)", counter[0].attributes) if len(counter) == 1 else None
-    step = _step(computations, _called(loop.attributes, "body")[0], int(number.group(1))
-                 ) if number else 1  # fmt: skip
+    step = (
+        _step(computations, _called(loop.attributes, "body")[0], int(number.group(1)))
+        if number
+        else 1
+    )
     return -(-constants[0] // step)
 
 
@@ -245,8 +273,7 @@ def _step(computations, body: str, number: int) -> int:
     around = [inside[name] for name in added.operands]
     for called in _called(added.attributes, "calls"):
         around += computations[called]
-    steps = [int(one.inside) for one in around
-             if one.opcode == "constant" and one.inside.isdigit()]  # fmt: skip
+    steps = [int(one.inside) for one in around if one.opcode == "constant" and one.inside.isdigit()]
     return max(steps[0], 1) if len(steps) == 1 else 1
 
 
@@ -254,8 +281,11 @@ def _collective(
     one: Instruction, kind: str, computation: str, body: dict[str, Instruction]
 ) -> Collective:
     given = sum(size(body[name].shape) for name in one.operands)
-    moved = max(given, size(one.shape)) if "-start" not in one.opcode else max(
-        given, size(one.shape) - given if kind != "collective-permute" else given)  # fmt: skip
+    moved = (
+        max(given, size(one.shape))
+        if "-start" not in one.opcode
+        else max(given, size(one.shape) - given if kind != "collective-permute" else given)
+    )
     if kind == "all-reduce":
         moved = given
         if computation.startswith("all-reduce-scatter"):
@@ -284,8 +314,9 @@ def _group(attributes: str) -> tuple[int, ...]:
     if match := re.search(
         r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     ):
-        groups, dims, order = ([int(n) for n in (part or "").split(",") if n]
-                               for part in match.groups())  # fmt: skip
+        groups, dims, order = (
+            [int(n) for n in (part or "").split(",") if n] for part in match.groups()
+        )
         return tuple(_strided(dims, order or list(range(len(dims))))[: prod(groups[1:])])
     if match := re.search(
         r"replica_groups=mesh\[([^\]]*)\]"
@@ -359,8 +390,9 @@ def _convolution(one: Instruction, shapes) -> float:
     for mark in spatial:
         number = int(mark)
         low = int(field("pad", number, "0_0").split("_")[0])
-        stride, spread, gap = (int(field(name, number, 1))
-                               for name in ("stride", "lhs_dilate", "rhs_dilate"))  # fmt: skip
+        stride, spread, gap = (
+            int(field(name, number, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
+        )
         reach = (at(left, labels[0], mark) - 1) * spread
         valid = 0
         for tap in range(at(right, labels[1], mark)):

@@ -27,5 +27,6 @@ def retain_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     # One arena: those of other threads take large blocks from the kernel whatever else is said.
-    return all(mallopt(*one) == 1 for one in ((_ARENA_MAX, 1), (_MMAP_MAX, 0),
-                                              (_TRIM_THRESHOLD, -1)))  # fmt: skip
+    return all(
+        mallopt(*one) == 1 for one in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
+    )

@@ -37,8 +37,9 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
         raise UserError(f"--topology {name!r} is not of the form CHIP:AxBxC, such as v5p:4x4x4")
     chip = CHIPS.get(match.group(1))
     if chip is None:
-        raise UserError(f"--topology {name}: unknown chip {match.group(1)!r}; known: "
-                        f"{', '.join(CHIPS)}")  # fmt: skip
+        raise UserError(
+            f"--topology {name}: unknown chip {match.group(1)!r}; known: {', '.join(CHIPS)}"
+        )
     grid = tuple(int(n) for n in match.group(2).split("x"))
     axes = chip.axes or 3
     if len(grid) != axes or min(grid) < 1:
@@ -75,14 +76,16 @@ def _tpu(name: str, chip: Chip) -> list:
 
 def _gpu(name: str, chip: Chip, grid: tuple[int, ...]) -> list:
     if find_spec("jax_cuda13_plugin") is None and find_spec("jax_cuda12_plugin") is None:
-        raise UserError(f"--topology {name}: JAX's CUDA plugin is not installed: "
-                        "pip install 'gve_jax[cuda]'")  # fmt: skip
+        raise UserError(
+            f"--topology {name}: JAX's CUDA plugin is not installed: pip install 'gve_jax[cuda]'"
+        )
     from jax.experimental import topologies
 
     target = target_config(chip)
     if target is None:
-        raise UserError(f"--topology {name}: there is no description of a {chip.name} to compile "
-                        "for")  # fmt: skip
+        raise UserError(
+            f"--topology {name}: there is no description of a {chip.name} to compile for"
+        )
     shape = "x".join(map(str, grid))
     try:
         return list(

@@ -63,8 +63,10 @@ def _read_list(path: Path, follow_links: bool) -> Iterator[Entry]:
             value = fields[key]
             frames = key == "video" and isinstance(value, list)
             names = value if frames else [value]
-            paths = [str(inside(path.parent, name, f"{place}: {key}", follow_links=follow_links))
-                     for name in names]  # fmt: skip
+            paths = [
+                str(inside(path.parent, name, f"{place}: {key}", follow_links=follow_links))
+                for name in names
+            ]
             fields[key] = paths if frames else paths[0]
             files += paths
         try:

@@ -44,8 +44,10 @@ def video_fields(value, key: str) -> dict:
     if not isinstance(value, Mapping):
         return {"video": as_medium(value, key)}
     if "array" not in value or value.keys() - {"array", "video_metadata"}:
-        raise UserError(f"{key} as a mapping must be {{'array': frames, 'video_metadata': {{'fps': "
-                        f"...}}}}, not one of {sorted(map(str, value))}")  # fmt: skip
+        raise UserError(
+            f"{key} as a mapping must be {{'array': frames, 'video_metadata': {{'fps': "
+            f"...}}}}, not one of {sorted(map(str, value))}"
+        )
     fps = (value.get("video_metadata") or {}).get("fps")
     fields = {"video": as_medium(value["array"], key)}
     return fields if fps is None else fields | {"fps": fps}
@@ -63,8 +65,9 @@ def as_array(value, what: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except Exception as error:  # a tensor of an accelerator, or one with a gradient
-        raise UserError(f"{what} cannot be read as a numpy array ({error}): move it to the host "
-                        "first") from error  # fmt: skip
+        raise UserError(
+            f"{what} cannot be read as a numpy array ({error}): move it to the host first"
+        ) from error
 
 
 def _from_uri(value: str, key: str):

@@ -21,8 +21,11 @@ _SOURCES = {
 }
 _RENAMED = {"nframes": "num_frames"}
 # What may stand beside a medium.
-_OPTIONS = tuple(field.name for field in dataclasses.fields(Item)
-                 if field.name not in ("text", "image", "video", "instruction"))  # fmt: skip
+_OPTIONS = tuple(
+    field.name
+    for field in dataclasses.fields(Item)
+    if field.name not in ("text", "image", "video", "instruction")
+)
 _ORDER = ("video", "image", "text")  # in the user turn
 
 
@@ -52,11 +55,15 @@ def read_conversation(messages: Sequence[Mapping]) -> dict:
         elif role == "user" and "user" not in fields:
             fields["user"] = content
         elif role in ("system", "user"):
-            raise UserError(f"a chat has a further {role} message: an input is at most one system "
-                            "message, then one user message")  # fmt: skip
+            raise UserError(
+                f"a chat has a further {role} message: an input is at most one system "
+                "message, then one user message"
+            )
         else:
-            raise UserError(f"a chat has a message of role {role!r}: an input is at most one "
-                            "system message, then one user message")  # fmt: skip
+            raise UserError(
+                f"a chat has a message of role {role!r}: an input is at most one "
+                "system message, then one user message"
+            )
     if "user" not in fields:
         raise UserError("a chat has no user message: there is nothing to embed")
     return fields | read_content(fields.pop("user"))
@@ -77,8 +84,10 @@ def read_content(content) -> dict:
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, list | tuple):
-        raise UserError(f"the content of a message must be a text or a list of parts, not "
-                        f"{type(content).__name__}")  # fmt: skip
+        raise UserError(
+            f"the content of a message must be a text or a list of parts, not "
+            f"{type(content).__name__}"
+        )
     fields: dict = {}
     kinds: list[str] = []
     for part in content:
@@ -89,9 +98,11 @@ def read_content(content) -> dict:
             fields["text"] += found["text"]  # as the chat template writes them
             continue
         if kind in kinds:
-            hint = {"text": "the texts must be side by side, behind the media",
-                    "image": "several pictures are a video, as a list of frames",
-                    "video": "embed each as an input of its own"}[kind]  # fmt: skip
+            hint = {
+                "text": "the texts must be side by side, behind the media",
+                "image": "several pictures are a video, as a list of frames",
+                "video": "embed each as an input of its own",
+            }[kind]
             raise UserError(f"an input has a second {kind}: {hint}")
         if clash := sorted(
             key for key in found.keys() & fields.keys() if found[key] != fields[key]
@@ -100,23 +111,31 @@ def read_content(content) -> dict:
         kinds.append(kind)
         fields |= found
     if kinds != sorted(kinds, key=_ORDER.index):
-        warn_user("the content of a chat message is embedded in the order video, image, text, in "
-                  f"which GVE was trained, not as given: {', '.join(kinds)}")  # fmt: skip
+        warn_user(
+            "the content of a chat message is embedded in the order video, image, text, in "
+            f"which GVE was trained, not as given: {', '.join(kinds)}"
+        )
     return fields
 
 
 def _read_part(part) -> tuple[str, dict]:
     if not is_part(part):
         kind = f"one of {sorted(map(str, part))}" if isinstance(part, Mapping) else type(part)
-        raise UserError("a part of a chat message must be a text or a mapping with a 'type', not "
-                        f"{kind}")  # fmt: skip
+        raise UserError(
+            f"a part of a chat message must be a text or a mapping with a 'type', not {kind}"
+        )
     kind = part["type"]
     if not isinstance(kind, str) or kind not in _SOURCES:
         hint = "; audio cannot be embedded" if "audio" in str(kind) else ""
-        raise UserError(f"a part of a chat message is of type {kind!r}; known: text, image, video, "
-                        f"image_url, video_url{hint}")  # fmt: skip
-    given = {_RENAMED.get(key, key): value for key, value in part.items()
-             if key != "type" and value is not None}  # fmt: skip
+        raise UserError(
+            f"a part of a chat message is of type {kind!r}; known: text, image, video, "
+            f"image_url, video_url{hint}"
+        )
+    given = {
+        _RENAMED.get(key, key): value
+        for key, value in part.items()
+        if key != "type" and value is not None
+    }
     sources = [key for key in _SOURCES[kind] if key in given]
     if len(sources) != 1:
         raise UserError(f"a part of type {kind!r} must have one of: {', '.join(_SOURCES[kind])}")

@@ -63,8 +63,9 @@ class InputSpec:
         if self.total_pixels is not None and not self.total_pixels > 0:
             raise UserError(f"total_pixels must be above 0, not {self.total_pixels}")
         if not isinstance(self.exif_orientation, bool):
-            raise UserError(f"exif_orientation must be True or False, not "
-                            f"{self.exif_orientation!r}")  # fmt: skip
+            raise UserError(
+                f"exif_orientation must be True or False, not {self.exif_orientation!r}"
+            )
         if self.resize not in RESIZE:
             raise UserError(f"unknown resize mode {self.resize!r}; known: {', '.join(RESIZE)}")
         if self.mrope not in REGIMES:
@@ -107,8 +108,10 @@ def pixel_bounds(item: Item, spec: InputSpec) -> tuple[int, int]:
     """
     most = min(item.max_pixels or spec.max_pixels, spec.max_pixels)
     if item.min_pixels is not None and item.min_pixels > most:
-        raise UserError(f"min_pixels {item.min_pixels} is above the model's max_pixels {most}: "
-                        "lower it, or raise the model's (with_inputs)")  # fmt: skip
+        raise UserError(
+            f"min_pixels {item.min_pixels} is above the model's max_pixels {most}: "
+            "lower it, or raise the model's (with_inputs)"
+        )
     return item.min_pixels or spec.min_pixels, most
 
 

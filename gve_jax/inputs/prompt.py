@@ -7,8 +7,15 @@ from gve_jax.errors import UserError
 from gve_jax.inputs.tokenizer import open_tokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-            "<|image_pad|>", "<|video_pad|>")  # fmt: skip
+SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 
 class Prompt:

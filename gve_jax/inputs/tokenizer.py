@@ -17,10 +17,13 @@ from gve_jax.errors import UserError
 from gve_jax.storage.files import check_encoding, check_lfs_pointer, read_json
 
 TOKENS = {  # fields of config.json whose ids the tokenizer decides
-    "bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>",
-    "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
-    "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
-}  # fmt: skip
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+}
 # Those that generation may state otherwise, and that no vector depends on.
 _OF_GENERATION = ("bos_token_id", "eos_token_id")
 _REMEDY = "the files are of two models; restore the tokenizer that belongs to this one"

@@ -31,18 +31,19 @@ def split_inputs(inputs: Any) -> tuple[list, bool]:
     """
     if isinstance(inputs, np.ndarray) and inputs.ndim == 0:
         inputs = inputs.item()
-    if isinstance(inputs, str | bytes | bytearray | memoryview | Mapping | Item | Image.Image
-                  | os.PathLike) or is_array(inputs):  # fmt: skip
+    if isinstance(
+        inputs, str | bytes | bytearray | memoryview | Mapping | Item | Image.Image | os.PathLike
+    ) or is_array(inputs):
         return [inputs], True
     if isinstance(inputs, list | tuple) and inputs and is_message(inputs[0]):
         return [inputs], True
     kind = type(inputs).__name__
     if isinstance(inputs, Set) and not isinstance(inputs, KeysView):
-        raise UserError(f"inputs must be ordered, and a {kind} is not: give sorted(...) or "
-                        "a list")  # fmt: skip
+        raise UserError(f"inputs must be ordered, and a {kind} is not: give sorted(...) or a list")
     if isinstance(inputs, Iterator):
-        raise UserError(f"inputs must be a list, not a {kind}, which can be read only once: give "
-                        "list(...)")  # fmt: skip
+        raise UserError(
+            f"inputs must be a list, not a {kind}, which can be read only once: give list(...)"
+        )
     if hasattr(inputs, "columns"):
         raise UserError(f"inputs must be a list, not a {kind}: give one of its columns")
     if not isinstance(inputs, Iterable) or not isinstance(inputs, Sized):
@@ -84,9 +85,11 @@ def warn_of_paths(items: list[Item], single: bool) -> None:
             continue
         if kind := _medium_named_by(text):
             shown = text if len(text) <= 80 else f"{text[:77]}..."
-            warn_user(f"{input_label(index, single)} is embedded as the text {shown!r}; if the "
-                      f"{kind} is meant, give it as {{{kind!r}: path or bytes}} or as a "
-                      "pathlib.Path")  # fmt: skip
+            warn_user(
+                f"{input_label(index, single)} is embedded as the text {shown!r}; if the "
+                f"{kind} is meant, give it as {{{kind!r}: path or bytes}} or as a "
+                "pathlib.Path"
+            )
             return
 
 
@@ -135,10 +138,14 @@ def _read_list(value: list | tuple) -> dict:
     if all(is_part(part) or isinstance(part, str) for part in value) and any(map(is_part, value)):
         return read_content(value)
     if all(isinstance(part, str) for part in value):
-        raise UserError(f"a {type(value).__name__} of {len(value)} texts is not an input (pairs "
-                        "are for cross-encoders): give each text by itself")  # fmt: skip
-    raise UserError(f"a {type(value).__name__} is not an input unless it holds the messages of "
-                    "a chat or the parts of one; frames belong under 'video'")  # fmt: skip
+        raise UserError(
+            f"a {type(value).__name__} of {len(value)} texts is not an input (pairs "
+            "are for cross-encoders): give each text by itself"
+        )
+    raise UserError(
+        f"a {type(value).__name__} is not an input unless it holds the messages of "
+        "a chat or the parts of one; frames belong under 'video'"
+    )
 
 
 def _read_mapping(value: Mapping) -> dict:
@@ -150,16 +157,21 @@ def _read_mapping(value: Mapping) -> dict:
             raise UserError(f"unknown key {key!r} in an input: it is named {_RENAMED[key]!r} here")
     if value.keys() & {"array", "sampling_rate", "video_metadata"}:
         if "sampling_rate" in value or "array" not in value:
-            raise UserError("an input as a mapping with 'array' must be frames of a video: "
-                            "{'video': {'array': ..., 'video_metadata': ...}}")  # fmt: skip
+            raise UserError(
+                "an input as a mapping with 'array' must be frames of a video: "
+                "{'video': {'array': ..., 'video_metadata': ...}}"
+            )
         value = {"video": value}
     fields = dict(value)
     for key in ("text", "image"):
         many = fields.get(key)
         if isinstance(many, list | tuple):
             if len(many) > 1:
-                hint = ("several pictures are a video, as a list of frames" if key == "image"
-                        else "join them, or give each as an input of its own")  # fmt: skip
+                hint = (
+                    "several pictures are a video, as a list of frames"
+                    if key == "image"
+                    else "join them, or give each as an input of its own"
+                )
                 raise UserError(f"an input has {len(many)} values of {key!r}: {hint}")
             fields[key] = many[0] if many else None
     if fields.get("image") is not None:
@@ -178,16 +190,20 @@ def _read_bare(value: Any) -> dict:
     if isinstance(value, os.PathLike):
         kind = "video" if os.path.isdir(value) else media_kind(value)
         if kind is None:
-            raise UserError(f"{os.fspath(value)}: neither a video nor an image by its name; give "
-                            "it as {'video': path} or {'image': path}")  # fmt: skip
+            raise UserError(
+                f"{os.fspath(value)}: neither a video nor an image by its name; give "
+                "it as {'video': path} or {'image': path}"
+            )
         return {kind: value}
     if isinstance(value, bytes | bytearray | memoryview):
         raise UserError("bytes may be an image or a video: give {'image': ...} or {'video': ...}")
     if is_array(value) and getattr(value, "ndim", 0) > 0:
         array = as_array(value, "an array")
         if array.ndim not in (3, 4):
-            raise UserError(f"an array must be an image uint8 [H, W, 3] or frames uint8 [T, H, W, "
-                            f"3], not {array.dtype} {list(array.shape)}")  # fmt: skip
+            raise UserError(
+                f"an array must be an image uint8 [H, W, 3] or frames uint8 [T, H, W, "
+                f"3], not {array.dtype} {list(array.shape)}"
+            )
         return {"image" if array.ndim == 3 else "video": array}
     kind = type(value).__name__
     nan = isinstance(value, float | np.floating) and value != value
@@ -195,5 +211,6 @@ def _read_bare(value: Any) -> dict:
         missing = "NaN" if nan else value
         raise UserError(f"a missing value ({missing}) is not an input: drop it, or give a text")
     hint = ": give its path under 'video'" if kind == "VideoDecoder" else ""
-    raise UserError(f"an input must be a text, an image, a path, an array or a mapping, not "
-                    f"{kind}{hint}")  # fmt: skip
+    raise UserError(
+        f"an input must be a text, an image, a path, an array or a mapping, not {kind}{hint}"
+    )

@@ -60,11 +60,16 @@ class PyramidConfig:
     def __post_init__(self):
         check_rules(self)
         if bool(self.weights) != (self.schedule == "manual"):
-            raise ValueError(f"weights are for schedule 'manual', not {self.schedule!r}"
-                             if self.weights else "schedule 'manual' needs weights")  # fmt: skip
+            raise ValueError(
+                f"weights are for schedule 'manual', not {self.schedule!r}"
+                if self.weights
+                else "schedule 'manual' needs weights"
+            )
         if self.bounds and (self.unit == "epoch" or len(self.bounds) != self.stages - 1):
-            raise ValueError(f"bounds name {len(self.bounds) + 1} stages, in steps; stages is "
-                             f"{self.stages}, unit {self.unit!r}")  # fmt: skip
+            raise ValueError(
+                f"bounds name {len(self.bounds) + 1} stages, in steps; stages is "
+                f"{self.stages}, unit {self.unit!r}"
+            )
 
 
 class Curriculum:
@@ -140,8 +145,9 @@ class Curriculum:
             if len(row) != stages:
                 raise UserError(f"pyramid.weights: {name!r} has {len(row)} for {stages} stages")
             if bad := [weight for weight in row if not 0 < weight < math.inf]:
-                raise UserError(f"pyramid.weights: the weight {bad[0]!r} of {name!r} must be a "
-                                "number above 0")  # fmt: skip
+                raise UserError(
+                    f"pyramid.weights: the weight {bad[0]!r} of {name!r} must be a number above 0"
+                )
             rows.append(row)
         return np.array(rows, np.float64).T
 
@@ -160,8 +166,9 @@ class Curriculum:
     def weights(self, record: Mapping) -> Sequence[float] | np.ndarray:
         """What `streams.mixture.Stage` takes, shares of batches, of a stage decided before."""
         if self.config.sigma_per == "stage" or self.config.schedule != "pyramid":
-            return tuple(np.array([record["P"][name] for name in self.sizes])
-                         * self._batches_per_pair)  # fmt: skip
+            return tuple(
+                np.array([record["P"][name] for name in self.sizes]) * self._batches_per_pair
+            )
         number = record["stage"]
         rows = np.array(self._rows(number, record["R"], self._sigma(number)))
         return rows * self._batches_per_pair

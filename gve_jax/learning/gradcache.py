@@ -44,8 +44,10 @@ def take_chunk(tree, number, chunks: int, mesh: Mesh):
 
     def part(node):
         if isinstance(node, Batch):
-            fields = {name: cut(getattr(node, name), int(name == "positions"))
-                      for name in node.__dataclass_fields__}  # fmt: skip
+            fields = {
+                name: cut(getattr(node, name), int(name == "positions"))
+                for name in node.__dataclass_fields__
+            }
             return Batch(**fields)
         return cut(node)
 

@@ -63,12 +63,21 @@ class LossConfig:
             value = getattr(self, field)
             require(value is None or value >= 0, field, "at least 0, or None")
         dims, weights = self.matryoshka, self.matryoshka_weights
-        require(all(isinstance(d, int) and d > 0 for d in dims) and len(set(dims)) == len(dims),
-                "matryoshka", "different lengths above 0")  # fmt: skip
-        require(not weights or len(weights) == len(dims), "matryoshka_weights",
-                f"as many as matryoshka has, {len(dims)}")  # fmt: skip
-        require(all(w >= 0 for w in weights) and (not weights or sum(weights) > 0),
-                "matryoshka_weights", "at least 0, some above")  # fmt: skip
+        require(
+            all(isinstance(d, int) and d > 0 for d in dims) and len(set(dims)) == len(dims),
+            "matryoshka",
+            "different lengths above 0",
+        )
+        require(
+            not weights or len(weights) == len(dims),
+            "matryoshka_weights",
+            f"as many as matryoshka has, {len(dims)}",
+        )
+        require(
+            all(w >= 0 for w in weights) and (not weights or sum(weights) > 0),
+            "matryoshka_weights",
+            "at least 0, some above",
+        )
 
     def check(self, dim: int) -> None:
         """Raises ValueError if vectors of `dim` numbers cannot be cut as asked."""
@@ -127,9 +136,15 @@ def info_nce(
     `duplicate_negatives` (hard negatives a pair that were left out by their content).
     """
     cfg.check(query.shape[-1])
-    rows = {"query": query, "positive": positive, "valid": valid, "query_id": query_id,
-            "positive_id": positive_id, "negative_id": negative_id,
-            "place": jnp.arange(len(query), dtype=jnp.int32)}  # fmt: skip
+    rows = {
+        "query": query,
+        "positive": positive,
+        "valid": valid,
+        "query_id": query_id,
+        "positive_id": positive_id,
+        "negative_id": negative_id,
+        "place": jnp.arange(len(query), dtype=jnp.int32),
+    }
     tau = jnp.float32(cfg.temperature if temperature is None else temperature)
     if cfg.form == "plain":
         columns = _columns(rows, rows, cfg, tau)

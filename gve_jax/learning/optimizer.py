@@ -37,8 +37,9 @@ def factors(names: Iterable[str], rates: Rates) -> dict[str, float]:
             raise UserError(f"optimizer.rates: no pattern matches parameter {name}")
     for number, (pattern, factor) in enumerate(compiled):
         if not 0 <= factor < float("inf"):
-            raise UserError(f"optimizer.rates: factor {factor} of {pattern.pattern!r} is negative "
-                            "or not finite")  # fmt: skip
+            raise UserError(
+                f"optimizer.rates: factor {factor} of {pattern.pattern!r} is negative or not finite"
+            )
         if number in idle:
             shadowed = any(pattern.search(name) for name in chosen)
             left = "that no earlier one matches" if shadowed else "of this model"

@@ -38,6 +38,8 @@ def assign(
             raise UserError(f"{field}: {row[0]!r} is not a regular expression: {error}") from error
     found, idle = decide(patterns, names)
     for number in idle:
-        raise UserError(f"{field}: pattern {table[number][0]!r} decides no source "
-                        f"(there are {', '.join(found)})")  # fmt: skip
+        raise UserError(
+            f"{field}: pattern {table[number][0]!r} decides no source "
+            f"(there are {', '.join(found)})"
+        )
     return {name: default if n is None else table[n][1] for name, n in found.items()}

@@ -76,8 +76,11 @@ def make_train_step(
             (result, scalars), grads = valued(model, log)
         grads = _together(*grads)
         grads = jax.lax.with_sharding_constraint(grads, param_shardings(grads, mesh))
-        return grads, scalars | {"loss": result, "gradient_norm": optax.tree.norm(grads),
-                                 "parameter_norm": optax.tree.norm(params)}  # fmt: skip
+        return grads, scalars | {
+            "loss": result,
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(params),
+        }
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, grads):

@@ -79,13 +79,17 @@ def read_frames(data: bytes, name: str, limits: Limits) -> Animation:
     except ValueError as error:
         raise MediaError(f"{name}: not a readable video ({error})") from error
     if len(animation.frames) > limits.frames:
-        raise LimitError(f"{name}: at least {len(animation.frames)} frames are above the limit of "
-                         f"{limits.frames}")  # fmt: skip
+        raise LimitError(
+            f"{name}: at least {len(animation.frames)} frames are above the limit of "
+            f"{limits.frames}"
+        )
     sizes = [(animation.width, animation.height)] + [one.box[2:] for one in animation.frames]
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     if width * height > limits.frame_pixels:
-        raise LimitError(f"{name}: frames of {width} x {height} are above the limit of "
-                         f"{limits.frame_pixels} pixels")  # fmt: skip
+        raise LimitError(
+            f"{name}: frames of {width} x {height} are above the limit of "
+            f"{limits.frame_pixels} pixels"
+        )
     return animation
 
 

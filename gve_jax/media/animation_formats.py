@@ -72,8 +72,10 @@ def parse(data: bytes, most: int) -> Animation | None:
     for x, y, width, height in (frame.box for frame in animation.frames):
         inside = x + width <= animation.width and y + height <= animation.height
         if not (width and height and (inside or read is _gif)):
-            raise ValueError(f"a frame of {width} x {height} at {x}, {y} on a canvas of "
-                             f"{animation.width} x {animation.height}")  # fmt: skip
+            raise ValueError(
+                f"a frame of {width} x {height} at {x}, {y} on a canvas of "
+                f"{animation.width} x {animation.height}"
+            )
     return animation
 
 
@@ -100,8 +102,14 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _png_chunk(kind: bytes, body: bytes) -> bytes:
-    return b"".join((struct.pack(">I", len(body)), kind, body,
-                     struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))))  # fmt: skip
+    return b"".join(
+        (
+            struct.pack(">I", len(body)),
+            kind,
+            body,
+            struct.pack(">I", zlib.crc32(body, zlib.crc32(kind))),
+        )
+    )
 
 
 def _png(data: bytes, most: int) -> Animation | None:
@@ -119,9 +127,13 @@ def _png(data: bytes, most: int) -> Animation | None:
         width, height, x, y, numerator, denominator, dispose, blend = control
         if dispose > RESTORE or blend > 1:
             raise ValueError(f"frame {len(frames)}: dispose_op {dispose}, blend_op {blend}")
-        still = (PNG_SIGNATURE, _png_chunk(b"IHDR", struct.pack(">II", width, height) + header[8:]),
-                 *colours, *(_png_chunk(b"IDAT", part) for part in pixels),
-                 _png_chunk(b"IEND", b""))  # fmt: skip
+        still = (
+            PNG_SIGNATURE,
+            _png_chunk(b"IHDR", struct.pack(">II", width, height) + header[8:]),
+            *colours,
+            *(_png_chunk(b"IDAT", part) for part in pixels),
+            _png_chunk(b"IEND", b""),
+        )
         seconds = Fraction(numerator, denominator or 100)
         clear = header[9] in (4, 6) or any(chunk[4:8] == b"tRNS" for chunk in colours)
         frames.append(Frame((x, y, width, height), seconds, still, clear and blend == 1, dispose))
@@ -199,10 +211,16 @@ def _gif(data: bytes, most: int) -> Animation:
                 width, height = width or x + wide, height or y + high
                 first = TRANSPARENT if transparent else fill
             depth = 0x80 | (len(colours) // 3).bit_length() - 2 if colours else 0
-            still = (b"GIF89a", struct.pack("<HHBBB", wide, high, depth, 0, 0), colours,
-                     b"\x21\xf9\x04" + struct.pack("<BHBB", transparent, 0, clear, 0),
-                     b"," + struct.pack("<HHHHB", 0, 0, wide, high, local & 0x40), codes, pixels,
-                     b";")  # fmt: skip
+            still = (
+                b"GIF89a",
+                struct.pack("<HHBBB", wide, high, depth, 0, 0),
+                colours,
+                b"\x21\xf9\x04" + struct.pack("<BHBB", transparent, 0, clear, 0),
+                b"," + struct.pack("<HHHHB", 0, 0, wide, high, local & 0x40),
+                codes,
+                pixels,
+                b";",
+            )
             dispose = {2: CLEAR, 3: RESTORE}.get(bits >> 2 & 7, KEEP)
             left = TRANSPARENT if transparent else fill
             box = (x, y, wide, high)
@@ -247,15 +265,23 @@ def _webp(data: bytes, most: int) -> Animation | None:
             return None
         elif kind == b"ANMF" and len(frames) <= most:
             x, y, width, height, length = (_uint24(body, place) for place in range(0, 15, 3))
-            parts = {kind: _riff_chunk(kind, part)
-                     for kind, part in _riff_chunks(body, 16, len(body))
-                     if kind in (b"ALPH", b"VP8 ", b"VP8L")}  # fmt: skip
+            parts = {
+                kind: _riff_chunk(kind, part)
+                for kind, part in _riff_chunks(body, 16, len(body))
+                if kind in (b"ALPH", b"VP8 ", b"VP8L")
+            }
             clear = parts.keys() != {b"VP8 "}
             # Said to have alpha: without that Pillow drops it.
             alpha = _riff_chunk(b"VP8X", b"\x10\0\0\0" + body[6:12])
             pieces = [alpha] * clear + list(parts.values())
             still = (b"RIFF", struct.pack("<I", 4 + sum(map(len, pieces))), b"WEBP", *pieces)
-            frames.append(Frame((2 * x, 2 * y, width + 1, height + 1), Fraction(length, 1000),
-                                still, clear and not body[15] & 2,
-                                CLEAR if body[15] & 1 else KEEP))  # fmt: skip
+            frames.append(
+                Frame(
+                    (2 * x, 2 * y, width + 1, height + 1),
+                    Fraction(length, 1000),
+                    still,
+                    clear and not body[15] & 2,
+                    CLEAR if body[15] & 1 else KEEP,
+                )
+            )
     return None if canvas is None else Animation(*canvas, frames)

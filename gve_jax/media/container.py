@@ -19,8 +19,19 @@ from gve_jax.media.truncation import check_length
 
 # Containers people have, none of which can point at other files or hosts, as much that FFmpeg can
 # open does (playlists, concat scripts, devices).
-CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "asf", "flv",
-              "ogg")  # fmt: skip
+CONTAINERS = (
+    "mov",
+    "mp4",
+    "matroska",
+    "webm",
+    "avi",
+    "mpegts",
+    "mpeg",
+    "mpegvideo",
+    "asf",
+    "flv",
+    "ogg",
+)
 # FFmpeg looks at these before a demuxer reads a byte: a playlist opens what it names at once.
 _OPEN = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
 _MAIN = av.stream.Disposition.default
@@ -78,8 +89,10 @@ def _open(file, name: str):
 
 def check_size(width: int, height: int, name: str, limits: Limits) -> None:
     if width * height > limits.frame_pixels:
-        raise LimitError(f"{name}: frames of {width} x {height} are above the limit of "
-                         f"{limits.frame_pixels} pixels")  # fmt: skip
+        raise LimitError(
+            f"{name}: frames of {width} x {height} are above the limit of "
+            f"{limits.frame_pixels} pixels"
+        )
 
 
 def _video_streams(container, name: str, limits: Limits) -> list:
@@ -88,8 +101,9 @@ def _video_streams(container, name: str, limits: Limits) -> list:
     Raises:
       MediaError: none, or more streams than the limit (attached files are no streams).
     """
-    streams = [s for s in container.streams
-               if s.type != "attachment" and not s.disposition & _NO_VIDEO]  # fmt: skip
+    streams = [
+        s for s in container.streams if s.type != "attachment" and not s.disposition & _NO_VIDEO
+    ]
     if len(streams) > limits.streams:
         raise LimitError(f"{name}: {len(streams)} streams are above the limit of {limits.streams}")
     videos = [stream for stream in streams if stream.type == "video"]
@@ -142,8 +156,14 @@ def read_index(container, stream, file, name: str, limits: Limits, table=True) -
     if rows is None:
         rows, last = _read(container, stream, name, limits)
     columns = np.array(rows, np.int64).reshape(-1, 8).T
-    index = Index(*columns[:4], *columns[4:7].astype(bool), columns[7], float(stream.time_base),
-                  rate if 0 < rate < np.inf else 0.0, *_clock(container))  # fmt: skip
+    index = Index(
+        *columns[:4],
+        *columns[4:7].astype(bool),
+        columns[7],
+        float(stream.time_base),
+        rate if 0 < rate < np.inf else 0.0,
+        *_clock(container),
+    )
     if not index.shown.any():
         raise MediaError(f"{name}: no frame")
     if kind == "avi":
@@ -169,8 +189,10 @@ def _check_edits(edits: mp4.Edits | None, name: str) -> None:
     odd = None if edits is None else [speed for speed in edits.speeds if speed != 1]
     what = f"plays at {odd[0]:g} times the speed" if odd else "pauses midway"
     if odd or edits is not None and edits.pauses:
-        raise MediaError(f"{name}: its edit list {what}, which is not supported; to drop the list: "
-                         "ffmpeg -ignore_editlist 1 -i INPUT -c copy OUTPUT.mp4")  # fmt: skip
+        raise MediaError(
+            f"{name}: its edit list {what}, which is not supported; to drop the list: "
+            "ffmpeg -ignore_editlist 1 -i INPUT -c copy OUTPUT.mp4"
+        )
 
 
 def _listed(container, stream, samples: mp4.Samples, file, name: str):
@@ -179,8 +201,9 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str):
     entries, offsets = stream.index_entries, samples.offsets
     if offsets is None or not len(entries) or len(entries) != len(offsets):
         return None
-    table = np.array([(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries],
-                     np.int64)  # fmt: skip
+    table = np.array(
+        [(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries], np.int64
+    )
     dts, size, key, discard, place = table.T
     if discard.any() or (size <= 0).any() or (np.diff(dts) != samples.durations[:-1]).any():
         return None
@@ -196,8 +219,9 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str):
     pts = dts + offsets - offsets[0] + first.pts - first.dts
     state, holds = np.zeros_like(key), np.full_like(key, picture_headers.FRAME)
     state[0] = picture_headers.carries_state(first)
-    return np.stack([pts, dts, size, samples.durations, key, np.ones_like(key), state, holds],
-                    axis=1)  # fmt: skip
+    return np.stack(
+        [pts, dts, size, samples.durations, key, np.ones_like(key), state, holds], axis=1
+    )
 
 
 def _needs_payload(stream, file, size, place, key) -> bool:
@@ -258,16 +282,18 @@ def _read(container, stream, name: str, limits: Limits):
         if not packet.size:
             continue
         holds, pts, dts = headers.read(packet), packet.pts, packet.dts
-        rows.append((
-            NO_TIME if pts is None else pts,
-            NO_TIME if dts is None else dts,
-            packet.size,
-            packet.duration or 0,
-            packet.is_keyframe,
-            not packet.is_discard and holds in (picture_headers.FRAME, picture_headers.LEADING),
-            (may_change or not rows) and picture_headers.carries_state(packet),
-            holds,
-        ))  # fmt: skip
+        rows.append(
+            (
+                NO_TIME if pts is None else pts,
+                NO_TIME if dts is None else dts,
+                packet.size,
+                packet.duration or 0,
+                packet.is_keyframe,
+                not packet.is_discard and holds in (picture_headers.FRAME, picture_headers.LEADING),
+                (may_change or not rows) and picture_headers.carries_state(packet),
+                holds,
+            )
+        )
         if len(rows) > limits.frames:
             raise LimitError(f"{name}: more frames than the limit of {limits.frames}")
     _check_late_video(container, name)
@@ -298,8 +324,10 @@ def _check_late_video(container, name: str) -> None:
     finally:
         av.logging.set_level(level)
     if len(re.findall(r"^ *Stream #0:\d+.*: Video:", listed, re.M)) > len(container.streams.video):
-        raise MediaError(f"{name}: another video stream begins midway; to take the first: "
-                         "ffmpeg -i INPUT -map 0:v:0 -c copy OUTPUT.mkv")  # fmt: skip
+        raise MediaError(
+            f"{name}: another video stream begins midway; to take the first: "
+            "ffmpeg -i INPUT -map 0:v:0 -c copy OUTPUT.mkv"
+        )
 
 
 def _check_whole(container, stream, index: Index, samples, last: int, name: str) -> None:

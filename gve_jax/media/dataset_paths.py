@@ -79,6 +79,7 @@ def path_to_text(path: str) -> str:
 
 def text_to_path(text: str) -> str:
     """The path of which `path_to_text` gives `text`."""
-    data = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()) if match[1] else b"\\",
-                       text.encode())  # fmt: skip
+    data = _ESCAPE.sub(
+        lambda match: bytes.fromhex(match[1].decode()) if match[1] else b"\\", text.encode()
+    )
     return os.fsdecode(data)

@@ -25,21 +25,25 @@ def load(
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3:
-            raise MediaError(f"a video array must be uint8 [T, H, W, 3], not {source.dtype} "
-                             f"{list(source.shape)}")  # fmt: skip
+            raise MediaError(
+                f"a video array must be uint8 [T, H, W, 3], not {source.dtype} {list(source.shape)}"
+            )
     elif isinstance(source, str | os.PathLike):
         source = in_order(source, name)
     elif not isinstance(source, list | tuple):
-        raise MediaError(f"a video must be a path, bytes, a uint8 array or a list of images, not "
-                         f"{type(source).__name__}")  # fmt: skip
+        raise MediaError(
+            f"a video must be a path, bytes, a uint8 array or a list of images, not "
+            f"{type(source).__name__}"
+        )
     total = len(source)
     if total == 0:
         raise MediaError("a video of no frame" if name.startswith("<") else f"{name}: no frame")
     if total > limits.frames:
         raise LimitError(f"{name}: {total} frames are above the limit of {limits.frames}")
     if total / rate > limits.duration:
-        raise LimitError(f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} "
-                         f"s")  # fmt: skip
+        raise LimitError(
+            f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} s"
+        )
     indices, fps = sample(sampling, Timeline(total, rate), name)
     pictures = [load_image(source[i], limits.frame_pixels, exif) for i in indices]
     if len({picture.shape for picture in pictures}) > 1:

@@ -28,8 +28,10 @@ from gve_jax.media.wire import MAX_HEADER, OUT_OF_MEMORY, PREFIX, pack, pack_ite
 
 WORKER = "gve_jax.media.worker"
 START = 120.0  # seconds a process may take to load its libraries
-_BOOT = "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); " \
-        "importlib.import_module(sys.argv[2]).main()"  # fmt: skip
+_BOOT = (
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "importlib.import_module(sys.argv[2]).main()"
+)
 _PIPE = 1 << 20  # bytes of a pipe: a clip in a few turns instead of in hundreds
 _ENVIRONMENT = {
     # One thread: arrays of a few megabytes gain nothing from more, and each is address space.
@@ -206,9 +208,13 @@ class _Worker:
         command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), WORKER]
         environment = os.environ | _ENVIRONMENT
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages,
-            bufsize=0, env=environment,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._messages,
+            bufsize=0,
+            env=environment,
+        )
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         for pipe in (self._in, self._out):
             os.set_blocking(pipe, False)

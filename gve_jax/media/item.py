@@ -152,18 +152,25 @@ def _check_frames(item: Item) -> None:
         # A folder that is missing is no mistake of the options: reading it will say so.
         missing = isinstance(item.video, str | os.PathLike) and not os.path.exists(item.video)
         if not (item.video is None or is_frames(item.video) or missing):
-            raise UserError(f"num_frames {ALL_FRAMES!r} is for an array, a list or a folder of "
-                            "frames; of a file, give how many are sampled, or fps")  # fmt: skip
+            raise UserError(
+                f"num_frames {ALL_FRAMES!r} is for an array, a list or a folder of "
+                "frames; of a file, give how many are sampled, or fps"
+            )
     elif not (is_whole(count) and count >= 2 and count % 2 == 0):
-        raise UserError(f"num_frames must be an even number above 0, not {count!r}; {ALL_FRAMES!r} "
-                        "takes every frame of an array, a list or a folder")  # fmt: skip
+        raise UserError(
+            f"num_frames must be an even number above 0, not {count!r}; {ALL_FRAMES!r} "
+            "takes every frame of an array, a list or a folder"
+        )
     for key in ("min_frames", "max_frames"):
         if getattr(item, key) is not None:
-            raise UserError(f"num_frames and {key} exclude each other: {key} is a bound where "
-                            "sampling goes by fps")  # fmt: skip
+            raise UserError(
+                f"num_frames and {key} exclude each other: {key} is a bound where "
+                "sampling goes by fps"
+            )
     if item.fps is not None and item.video is not None and not is_frames(item.video):
-        raise UserError("fps and num_frames exclude each other: both say how many frames of a file "
-                        "are sampled")  # fmt: skip
+        raise UserError(
+            "fps and num_frames exclude each other: both say how many frames of a file are sampled"
+        )
 
 
 def is_whole(value) -> bool:

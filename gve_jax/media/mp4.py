@@ -170,8 +170,13 @@ def _edits(movie: bytes, trak: bytes) -> Edits | None:
     if content is None or header is None:
         return None
     long = content[:1] == b"\1"
-    kind = np.dtype([("duration", ">u8" if long else ">u4"), ("start", ">i8" if long else ">i4"),
-                     ("rate", ">i4")])  # fmt: skip
+    kind = np.dtype(
+        [
+            ("duration", ">u8" if long else ">u4"),
+            ("start", ">i8" if long else ">i4"),
+            ("rate", ">i4"),
+        ]
+    )
     rows = np.frombuffer(content, kind, int.from_bytes(content[4:8]), 8)
     at = 20 if header[:1] == b"\1" else 12
     units = int.from_bytes(header[at : at + 4])
@@ -220,6 +225,8 @@ def _run(run: bytes, defaults: list[int], limit: int) -> np.ndarray:
     start = 8 + sum(length for flag, length in _TRUN.items() if flags & flag)
     fields = [flag for flag in _TRUN_FIELDS if flags & flag]
     rows = np.frombuffer(run, ">u4", count * len(fields), start).reshape(count, len(fields))
-    columns = [rows[:, fields.index(flag)] if flag in fields else np.full(count, default)
-               for flag, default in zip(_TRUN_FIELDS[:2], defaults, strict=True)]  # fmt: skip
+    columns = [
+        rows[:, fields.index(flag)] if flag in fields else np.full(count, default)
+        for flag, default in zip(_TRUN_FIELDS[:2], defaults, strict=True)
+    ]
     return np.stack(columns).astype(np.int64)

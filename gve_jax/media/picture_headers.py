@@ -26,12 +26,25 @@ _HEADER = 64  # bytes that the fields wanted of a header lie in
 _STATE = ("palette", "new_extradata", "param_change")
 
 # The first byte of a slice's NAL unit, and a delimiter that may stand before it.
-_SLICES = {"h264": ((0x01, 0x21, 0x41, 0x61, 0x25, 0x45, 0x65), rb"\x09."),
-           "hevc": (range(64), rb"\x46\x01.")}  # fmt: skip
+_SLICES = {
+    "h264": ((0x01, 0x21, 0x41, 0x61, 0x25, 0x45, 0x65), rb"\x09."),
+    "hevc": (range(64), rb"\x46\x01."),
+}
 _H264_PICTURES = (1, 2, 5)  # nal_unit_type of a slice, of its partition A, of an IDR slice
 # NAL units without a part of the picture, and the bytes that one has at most (None: any number).
-_H264_OTHERS = {6: None, 7: None, 8: None, 9: 2, 10: 1, 11: 1, 12: None, 13: None, 14: None,
-                15: None, 20: None} | {kind: None for kind in range(24, 32)}  # fmt: skip
+_H264_OTHERS = {
+    6: None,
+    7: None,
+    8: None,
+    9: 2,
+    10: 1,
+    11: 1,
+    12: None,
+    13: None,
+    14: None,
+    15: None,
+    20: None,
+} | {kind: None for kind in range(24, 32)}
 _HEVC_OTHERS = {32: None, 33: None, 34: None, 35: 3, 36: 2, 37: 2, 38: None, 39: None, 40: None} | {
     kind: None for kind in range(48, 64)
 }
@@ -172,8 +185,14 @@ class Headers:
         return FRAME if packed else HIDDEN
 
     def _read_vol(self, data: bytes) -> None:
-        at = next((i for i in range(len(data) - 8)
-                   if data[i : i + 3] == b"\0\0\1" and data[i + 3] >> 4 == 2), None)  # fmt: skip
+        at = next(
+            (
+                i
+                for i in range(len(data) - 8)
+                if data[i : i + 3] == b"\0\0\1" and data[i + 3] >> 4 == 2
+            ),
+            None,
+        )
         if at is None:
             return
         bits = Bits(data[at + 4 : at + _HEADER])

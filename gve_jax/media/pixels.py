@@ -112,12 +112,15 @@ def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
-            raise MediaError(f"an image array must be uint8 [H, W, 3], not {source.dtype} "
-                             f"{list(source.shape)}")  # fmt: skip
+            raise MediaError(
+                f"an image array must be uint8 [H, W, 3], not {source.dtype} {list(source.shape)}"
+            )
         return source
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
-        raise MediaError(f"an image must be a path, bytes, a PIL image or a uint8 array, not "
-                         f"{type(source).__name__}")  # fmt: skip
+        raise MediaError(
+            f"an image must be a path, bytes, a PIL image or a uint8 array, not "
+            f"{type(source).__name__}"
+        )
     name = source_name(source)
     if isinstance(source, str | os.PathLike) and not os.path.isfile(source):
         raise MediaError(f"{name}: no such file")
@@ -130,8 +133,9 @@ def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.
         # None is how Pillow's users lift its limit.
         limit = min(Image.MAX_IMAGE_PIXELS or math.inf, most_pixels)
         if image.width * image.height > limit:
-            raise LimitError(f"{name}: {image.width} x {image.height} pixels is above the limit "
-                             f"of {limit}")  # fmt: skip
+            raise LimitError(
+                f"{name}: {image.width} x {image.height} pixels is above the limit of {limit}"
+            )
         check_mode(image, name)
         if image.mode == "RGBA":
             picture = Image.new("RGB", image.size, (255, 255, 255))

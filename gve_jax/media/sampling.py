@@ -110,6 +110,8 @@ def _frame_range(sampling: Sampling, timeline: Timeline, name: str) -> tuple[int
         if end is not None:
             last = min(math.floor(max(0.0, min(end, length)) * timeline.rate), last)
     if first >= last:
-        raise MediaError(f"{name}: no two frames between {start or 0:g} s and "
-                         f"{length if end is None else end:g} s of {length:.2f} s")  # fmt: skip
+        raise MediaError(
+            f"{name}: no two frames between {start or 0:g} s and "
+            f"{length if end is None else end:g} s of {length:.2f} s"
+        )
     return first, last

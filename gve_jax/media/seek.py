@@ -128,8 +128,9 @@ def _drop_leading(index: Index, usable: np.ndarray, reopen: Callable) -> bool:
     return True
 
 
-def _decodable(container, stream, index: Index, first: int, doubtful: np.ndarray,
-               messages: list) -> set[int]:  # fmt: skip
+def _decodable(
+    container, stream, index: Index, first: int, doubtful: np.ndarray, messages: list
+) -> set[int]:
     """The packets that give a frame if decoding begins at `first`, up to the last doubtful one, of
     a stream just opened."""
     decoder, shown = Decoder(stream.codec_context, messages), set()
@@ -146,8 +147,15 @@ def _decodable(container, stream, index: Index, first: int, doubtful: np.ndarray
     return shown | {each for each, _ in decoder.decode(None, last)}
 
 
-def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Callable,
-                  messages: list | None = None) -> None:  # fmt: skip
+def decode_wanted(
+    container,
+    stream,
+    index: Index,
+    plan: Plan,
+    wanted,
+    take: Callable,
+    messages: list | None = None,
+) -> None:
     """Calls `take(number, frame)` once for each packet number in `wanted`, in no certain order.
 
     Raises:
@@ -205,8 +213,15 @@ def decode_wanted(container, stream, index: Index, plan: Plan, wanted, take: Cal
         raise Lost(f"{len(found)} of {len(wanted)} frames decode")
 
 
-def decode_all(container, stream, index: Index, plan: Plan, places, take: Callable,
-               messages: list | None = None) -> None:  # fmt: skip
+def decode_all(
+    container,
+    stream,
+    index: Index,
+    plan: Plan,
+    places,
+    take: Callable,
+    messages: list | None = None,
+) -> None:
     """Calls `take(place, frame)` for the frames at these places in the order of showing; the stream
     was just opened.
 

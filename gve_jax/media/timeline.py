@@ -54,13 +54,16 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
         recent = steps[breaks[-1] + 1 :] if len(breaks) else steps
         last = final or median(recent if len(recent) else steps) * tick
         if not timed or not last:
-            raise MediaError(f"{name}: no frame rate and no times of frames; to give it a rate: "
-                             "ffmpeg -r RATE -i INPUT OUTPUT.mp4")  # fmt: skip
+            raise MediaError(
+                f"{name}: no frame rate and no times of frames; to give it a rate: "
+                "ffmpeg -r RATE -i INPUT OUTPUT.mp4"
+            )
         begins = np.append(begins, begins[-1] + last)
         rate = total / float(begins[-1])
     if total / rate > limits.duration:
-        raise LimitError(f"{name}: {total / rate:.0f} s are above the limit of "
-                         f"{limits.duration:g} s")  # fmt: skip
+        raise LimitError(
+            f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} s"
+        )
     return Timeline(total, rate, None if even else begins)
 
 

@@ -25,15 +25,19 @@ def check_length(file, name: str) -> None:
     elif head.startswith(b"FLV"):
         _check_flv(file, size, name)
     elif head.startswith(b"OggS") and not _ogg_ends(_tail(file, size)):
-        raise MediaError(f"{name}: cut off, its last page does not end the stream (of a live "
-                         "recording: ffmpeg -i INPUT -c copy OUTPUT.mkv)")  # fmt: skip
+        raise MediaError(
+            f"{name}: cut off, its last page does not end the stream (of a live "
+            "recording: ffmpeg -i INPUT -c copy OUTPUT.mkv)"
+        )
     file.seek(0)
 
 
 def _compare(size: int, stated: float, name: str) -> None:
     if size < stated:
-        raise MediaError(f"{name}: cut off, {size} of {stated:.0f} bytes (if it plays to its end: "
-                         "ffmpeg -i INPUT -c copy OUTPUT.mkv)")  # fmt: skip
+        raise MediaError(
+            f"{name}: cut off, {size} of {stated:.0f} bytes (if it plays to its end: "
+            "ffmpeg -i INPUT -c copy OUTPUT.mkv)"
+        )
 
 
 def _check_flv(file, size: int, name: str) -> None:
@@ -44,8 +48,10 @@ def _check_flv(file, size: int, name: str) -> None:
     if seconds and not stated:
         end = _flv_end(_tail(file, size))
         if end < 0.95 * seconds - 1:
-            raise MediaError(f"{name}: cut off, {max(end, 0):.1f} of {seconds:.1f} s (if it "
-                             "plays to its end: ffmpeg -i INPUT -c copy OUTPUT.mkv)")  # fmt: skip
+            raise MediaError(
+                f"{name}: cut off, {max(end, 0):.1f} of {seconds:.1f} s (if it "
+                "plays to its end: ffmpeg -i INPUT -c copy OUTPUT.mkv)"
+            )
 
 
 def _tail(file, size: int) -> bytes:

@@ -111,8 +111,10 @@ class _Video:
             with self._open() as opened:
                 self._read(opened)
             after = self._index
-            if not (np.array_equal(before.shown, after.shown)
-                    and np.array_equal(before.holds, after.holds)):  # fmt: skip
+            if not (
+                np.array_equal(before.shown, after.shown)
+                and np.array_equal(before.holds, after.holds)
+            ):
                 return True
         if not isinstance(error, seek.Fewer) or not self._may_lack(error.numbers):
             return False
@@ -172,15 +174,17 @@ class _Video:
     def _seek(self, opened, places: np.ndarray, messages: list | None = None) -> np.ndarray:
         pictures, wanted = _Pictures(self._name, self._limits), self._plan.numbers[places].tolist()
         container, stream, _ = opened
-        seek.decode_wanted(container, stream, self._index, self._plan, wanted, pictures.take,
-                           messages)  # fmt: skip
+        seek.decode_wanted(
+            container, stream, self._index, self._plan, wanted, pictures.take, messages
+        )
         return pictures.stack(wanted)
 
     def _decode_all(self, places: np.ndarray, messages: list | None = None) -> np.ndarray:
         pictures, wanted = _Pictures(self._name, self._limits), places.tolist()
         with self._open() as (container, stream, _):
-            seek.decode_all(container, stream, self._index, self._plan, wanted, pictures.take,
-                            messages)  # fmt: skip
+            seek.decode_all(
+                container, stream, self._index, self._plan, wanted, pictures.take, messages
+            )
         return pictures.stack(wanted)
 
 

@@ -9,12 +9,23 @@ from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import allowed_folders, is_within
 
 # Folders that systems and file servers leave beside their users' own, in lower case.
-_SYSTEM = frozenset((
-    "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",  # NAS
-    "__macosx", "icon\r",  # archives and folders of macOS
-    "system volume information", "$recycle.bin", "recycler",  # Windows
-    "lost+found",
-))  # fmt: skip
+_SYSTEM = frozenset(
+    (
+        "@eadir",
+        "@recycle",
+        "@recently-snapshot",
+        "@sharebin",
+        "@tmp",
+        "#recycle",
+        "#snapshot",  # NAS
+        "__macosx",
+        "icon\r",  # archives and folders of macOS
+        "system volume information",
+        "$recycle.bin",
+        "recycler",  # Windows
+        "lost+found",
+    )
+)
 MOST_FOLDERS = 100_000  # reached by links: links to each other multiply
 REMEDY = "name what it leads to as an input of its own, or copy it"
 
@@ -119,8 +130,9 @@ def walk(
                 else:
                     listing.others += 1
             elif is_link and not follow_links and not is_within(real, homes):
-                raise UserError(f"{folder}: {own!r} leaves the folder: it is a link to {real}; "
-                                f"{remedy}")  # fmt: skip
+                raise UserError(
+                    f"{folder}: {own!r} leaves the folder: it is a link to {real}; {remedy}"
+                )
             elif kind == "special":
                 listing.special.append(own)
             elif kind != "folder":
@@ -130,8 +142,10 @@ def walk(
             else:
                 linked += by_link or is_link
                 if linked > MOST_FOLDERS:
-                    raise UserError(f"{folder}: more than {MOST_FOLDERS:,} folders are reached by "
-                                    f"links, the last by {own!r}")  # fmt: skip
+                    raise UserError(
+                        f"{folder}: more than {MOST_FOLDERS:,} folders are reached by "
+                        f"links, the last by {own!r}"
+                    )
                 below.append((own + "/", real, above, by_link or is_link))
     listing.files.sort(key=lambda file: file.name)
     for names in (listing.hidden, listing.loops, listing.dangling, listing.special):

@@ -22,8 +22,18 @@ from gve_jax.storage.files import LFS_POINTER, check_lfs_pointer
 
 GRACE = 5.0  # seconds after which a worker without a parent ends itself, past its item's deadline
 _MESSAGE = 2000  # characters of an error, at most
-_DISK = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES, errno.EMFILE, errno.ENFILE,
-         errno.ENOTCONN, errno.ECONNRESET, errno.EHOSTDOWN, errno.ENETDOWN}  # fmt: skip
+_DISK = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EACCES,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOTCONN,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.ENETDOWN,
+}
 
 
 def main() -> None:
@@ -130,10 +140,11 @@ def _disk_failed(error: BaseException) -> bool:
     """Whether the disk, and not what is on it, made an error; FFmpeg uses such numbers for damage,
     too, in classes of its own."""
     return any(
-        isinstance(cause, OSError) and cause.errno in _DISK
+        isinstance(cause, OSError)
+        and cause.errno in _DISK
         and not type(cause).__module__.startswith("av.")
         for cause in _causes(error)
-    )  # fmt: skip
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

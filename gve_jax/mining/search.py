@@ -57,9 +57,16 @@ def vectors_of(
     if given is None:
         quarantine = work.open_quarantine(folder, max_bad_share)
         embed_all(
-            folder, things.ids, things.stamps, things.read, model(), quarantine,
-            batch_size=batch_size, shard_size=shard_size, label=f"embedding {name}",
-        )  # fmt: skip
+            folder,
+            things.ids,
+            things.stamps,
+            things.read,
+            model(),
+            quarantine,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            label=f"embedding {name}",
+        )
     stored = StoredVectors(given or folder)
     vectors = cosine_rows(stored, name, stored.ids)
     places = {id: row for row, id in enumerate(stored.ids)}
@@ -75,15 +82,21 @@ def _check_lost(
 ) -> None:
     """Records in WORK/quarantine.jsonl every item of pairs or corpus that has no vector, also those
     that are the same as another, and raises UserError where they are more than `max_share`."""
-    lost = [(things.ids[n], id) for n in np.flatnonzero(row < 0).tolist()
-            for id in (things.ids[n], *things.others[n])]  # fmt: skip
+    lost = [
+        (things.ids[n], id)
+        for n in np.flatnonzero(row < 0).tolist()
+        for id in (things.ids[n], *things.others[n])
+    ]
     if given and len(lost) > max_share * things.items:
-        raise UserError(f"{given}: no vector of {len(lost)} of {things.items} {name}, the first "
-                        f"{lost[0][1]!r}")  # fmt: skip
+        raise UserError(
+            f"{given}: no vector of {len(lost)} of {things.items} {name}, the first {lost[0][1]!r}"
+        )
     reasons = folder / "quarantine.jsonl"
-    known = {} if given or not reasons.exists() else {
-        line["id"]: line for _, line in read_records(reasons)
-    }  # fmt: skip
+    known = (
+        {}
+        if given or not reasons.exists()
+        else {line["id"]: line for _, line in read_records(reasons)}
+    )
     quarantine = Quarantine(folder.parent / reasons.name, max_share, prefixes=(f"{name}/",))
     quarantine.forget(quarantine.ids)
     for first, id in lost:
@@ -100,8 +113,10 @@ def check_same(found: dict[str, Found]) -> None:
         for key, (was, now) in differences(*made).items():
             raise UserError(f"{first} and {name} have different vectors: {key} = {was} and {now}")
         if one.vectors.shape[1] != other.vectors.shape[1]:
-            raise UserError(f"{first} have {one.vectors.shape[1]} dimensions and {name} "
-                            f"{other.vectors.shape[1]}")  # fmt: skip
+            raise UserError(
+                f"{first} have {one.vectors.shape[1]} dimensions and {name} "
+                f"{other.vectors.shape[1]}"
+            )
 
 
 @dataclass(frozen=True)
@@ -129,18 +144,34 @@ class Neighbours:
       tolerance: see `stream_neighbours`.
     """
 
-    def __init__(self, folder: Path, world: World, queries: Found, positives: Found, corpus: Found,
-                 last: int, tolerance: float):  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        queries: Found,
+        positives: Found,
+        corpus: Found,
+        last: int,
+        tolerance: float,
+    ):
         self.folder, self.world, self.last, self.tolerance = folder, world, last, tolerance
         self.queries, self.positives, self.corpus = queries, positives, corpus
         made = [f.manifest for f in (queries, positives, corpus)]
-        settings = json.loads(json.dumps({
-            "format": "gve_jax neighbours 1",
-            "vectors": [{key: m.get(key) for key in ("fingerprint", "input", "prompt", "vectors")}
-                        for m in made],
-            "pairs": world.digest(), "ranks": last, "duplicate_cosine": tolerance,
-            "devices": jax.local_device_count(),
-        }))  # fmt: skip
+        settings = json.loads(
+            json.dumps(
+                {
+                    "format": "gve_jax neighbours 1",
+                    "vectors": [
+                        {key: m.get(key) for key in ("fingerprint", "input", "prompt", "vectors")}
+                        for m in made
+                    ],
+                    "pairs": world.digest(),
+                    "ranks": last,
+                    "duplicate_cosine": tolerance,
+                    "devices": jax.local_device_count(),
+                }
+            )
+        )
         hosts.check_same(settings)
         hosts.run_on_host0(
             lambda: check_or_write_settings(
@@ -204,9 +235,14 @@ class Neighbours:
         stream = stream_neighbours(
             Selection(self.queries.vectors, self.queries.row[asked]),
             Selection(self.corpus.vectors, self.corpus.row[documents]),
-            [self.world.corpus.ids[n] for n in documents], self.last, excluded, positives,
-            self.tolerance, rows=[search.rows(n) for n in tiles], advance=advance,
-        )  # fmt: skip
+            [self.world.corpus.ids[n] for n in documents],
+            self.last,
+            excluded,
+            positives,
+            self.tolerance,
+            rows=[search.rows(n) for n in tiles],
+            advance=advance,
+        )
         for rows, places, scores in stream:
             found = np.where(places >= 0, documents[places], -1)
             arrays = {"documents": found, "scores": scores}

@@ -85,15 +85,19 @@ def write_mined(
     try:
         with open(building / NEGATIVES, "w", encoding="utf-8") as told:
             records = {
-                name: _records(world, name, queries, positives, look, rule, tallies[name], told,
-                               advance)
+                name: _records(
+                    world, name, queries, positives, look, rule, tallies[name], told, advance
+                )
                 for name in world.query
-            }  # fmt: skip
-            info = pair_info("mined", "Training pairs with mined hard negatives; see README.md.",
-                             building)  # fmt: skip
+            }
+            info = pair_info(
+                "mined", "Training pairs with mined hard negatives; see README.md.", building
+            )
             counts = write_sources(building / "pairs", info, records)
-        few, total = (sum(part(tally) for tally in tallies.values()) for part in
-                      (lambda tally: tally.lost[LOST[2]], lambda tally: tally.pairs))  # fmt: skip
+        few, total = (
+            sum(part(tally) for tally in tallies.values())
+            for part in (lambda tally: tally.lost[LOST[2]], lambda tally: tally.pairs)
+        )
         check_few(few, total, rule.count, max_lost_share)
         if not any(counts.values()):
             raise UserError(f"none of {total} pairs got {rule.count} negatives: {_REMEDY}")
@@ -152,9 +156,10 @@ def _records(world, name, queries, positives, look, rule, tally, told, advance) 
             "task": pair["task"],
             "query": stored(pair["query"], pair["id"]),
             "positive": stored(pair["positive"], pair["id"]),
-            "negatives": [stored(world.corpus.read(d, d + 1)[0], world.corpus.ids[d])
-                          for d in chosen],
-        }  # fmt: skip
+            "negatives": [
+                stored(world.corpus.read(d, d + 1)[0], world.corpus.ids[d]) for d in chosen
+            ],
+        }
 
 
 def stored(item: Item, id: str) -> dict:
@@ -163,8 +168,11 @@ def stored(item: Item, id: str) -> dict:
     Raises:
       UserError: frames, or sampling options of its own, which a record has no field for.
     """
-    options = [key for key, value in vars(item).items() if value not in (None, "forward")
-               and key not in ("text", "instruction", "image", "video")]  # fmt: skip
+    options = [
+        key
+        for key, value in vars(item).items()
+        if value not in (None, "forward") and key not in ("text", "instruction", "image", "video")
+    ]
     if options:
         raise UserError(f"document {id!r} has {options[0]}, which a pair cannot hold")
     media = {}
@@ -195,8 +203,11 @@ def card(name: str, sources: Mapping[str, dict], settings: Mapping) -> str:
         counts = [told["pairs"], told["mined"], *(told["lost"][why] for why in LOST)]
         cells = [source, *(f"{n:,}" for n in counts), *map(number, told["means"].values())]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "What was asked:\n", *(f"    {key} = {value}" for key, value in asked.items()
-                                        if key != "files")]  # fmt: skip
+    lines += [
+        "",
+        "What was asked:\n",
+        *(f"    {key} = {value}" for key, value in asked.items() if key != "files"),
+    ]
     return "\n".join(lines) + "\n"
 
 

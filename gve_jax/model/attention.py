@@ -176,10 +176,15 @@ def _block_sizes(splash, rows: int, columns: int):
     """The largest blocks up to 512 that divide the padded lengths."""
     q, kv = (next(b for b in (512, 256, 128) if n % b == 0) for n in (rows, columns))
     return splash.BlockSizes(
-        block_q=q, block_kv=kv, block_kv_compute=kv,
-        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
-        block_q_dq=q, block_kv_dq=kv,
-    )  # fmt: skip
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=kv,
+        block_q_dq=q,
+        block_kv_dq=kv,
+    )
 
 
 def _per_device(local, heads: int, groups: int):

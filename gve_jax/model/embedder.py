@@ -118,10 +118,17 @@ class Embedder(nnx.Module):
         items, pairs, patches, _ = batch.patches.shape
         if pairs:
             merged = self.visual(
-                *(a.reshape(items * pairs, *a.shape[2:])
-                  for a in (batch.patches, batch.patch_mask, batch.patch_coords,
-                            batch.window_slots, batch.window_inverse))
-            )  # fmt: skip
+                *(
+                    a.reshape(items * pairs, *a.shape[2:])
+                    for a in (
+                        batch.patches,
+                        batch.patch_mask,
+                        batch.patch_coords,
+                        batch.window_slots,
+                        batch.window_inverse,
+                    )
+                )
+            )
             merged = merged.reshape(items, -1, merged.shape[-1])
             placed = permute(merged, batch.visual_slots, batch.visual_inverse)
             x = jnp.where((batch.visual_slots >= 0)[..., None], placed, x)
@@ -169,9 +176,12 @@ def make_encode(cfg: ModelConfig):
 
     def tower(params, frames: Frames) -> Float[Array, "G M D"]:
         return build(params).visual(
-            frames.patches, frames.patch_mask, frames.patch_coords,
-            frames.window_slots, frames.window_inverse,
-        )  # fmt: skip
+            frames.patches,
+            frames.patch_mask,
+            frames.patch_coords,
+            frames.window_slots,
+            frames.window_inverse,
+        )
 
     def decode(params, rows: Packed) -> Float[Array, "B I D"]:
         return build(params).packed(rows)

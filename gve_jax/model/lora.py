@@ -39,8 +39,9 @@ class Adapter(nnx.Module):
         """`shape` is the kernel's: [in, out], or [layers, in, out] of a stack."""
         *layers, inputs, outputs = shape
         bound = inputs**-0.5  # torch's kaiming_uniform_ with a = sqrt(5)
-        a = jax.random.uniform(rngs.params(), (*layers, inputs, cfg.rank), minval=-bound,
-                               maxval=bound)  # fmt: skip
+        a = jax.random.uniform(
+            rngs.params(), (*layers, inputs, cfg.rank), minval=-bound, maxval=bound
+        )
         self.a, self.b = nnx.Param(a), nnx.Param(jnp.zeros((*layers, cfg.rank, outputs)))
         self.scale, self.dropout = cfg.scale, cfg.dropout
 

@@ -72,17 +72,22 @@ def _ranges(matrix: np.ndarray, precision: str, ranges, calibration) -> np.ndarr
         return ranges
     if calibration is None:
         if len(matrix) == 1:
-            raise UserError(f"{precision} takes the range of each dimension from the vectors, and "
-                            "one alone has none: give ranges or calibration_embeddings to "
-                            "gve_jax.retrieval.quantization.quantize_embeddings")  # fmt: skip
+            raise UserError(
+                f"{precision} takes the range of each dimension from the vectors, and "
+                "one alone has none: give ranges or calibration_embeddings to "
+                "gve_jax.retrieval.quantization.quantize_embeddings"
+            )
         if len(matrix) < _FEW:
-            warn_user(f"the {precision} ranges come from {len(matrix)} vectors only; to take "
-                      "them from more, give ranges or calibration_embeddings to "
-                      "gve_jax.retrieval.quantization.quantize_embeddings")  # fmt: skip
+            warn_user(
+                f"the {precision} ranges come from {len(matrix)} vectors only; to take "
+                "them from more, give ranges or calibration_embeddings to "
+                "gve_jax.retrieval.quantization.quantize_embeddings"
+            )
         calibration = matrix
     calibration = as_matrix(calibration, "calibration_embeddings")
     if calibration.shape[1] != width or len(calibration) == 0:
-        raise UserError(f"calibration_embeddings must be [M, {width}], not "
-                        f"{list(calibration.shape)}")  # fmt: skip
+        raise UserError(
+            f"calibration_embeddings must be [M, {width}], not {list(calibration.shape)}"
+        )
     check_finite(calibration, "calibration_embeddings")
     return np.stack([calibration.min(axis=0), calibration.max(axis=0)])

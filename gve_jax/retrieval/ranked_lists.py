@@ -49,9 +49,13 @@ def ranked_lists(
     for query, found, cosines in zip(queries, documents, scores, strict=True):
         own = slice(starts[query], starts[query + 1])
         one, other = _place_positives(
-            np.asarray(found, np.int64), np.asarray(cosines, np.float32), k,
-            ranks.document[own], ranks.rank[own], ranks.score[own],
-        )  # fmt: skip
+            np.asarray(found, np.int64),
+            np.asarray(cosines, np.float32),
+            k,
+            ranks.document[own],
+            ranks.rank[own],
+            ranks.score[own],
+        )
         lists.append(one)
         values.append(_descending(other, order[one]))
     return lists, values

@@ -119,8 +119,9 @@ def rank_positives(
         left[row_query[done == 0]] = True
         rows = rows[left[row_query[rows]]]
     q_tile = tiles.tile_size(len(rows), query_tile, mesh.size)
-    _count_rows(mesh, queries, corpus, row_query, position, order, rows, score, counts,
-                q_tile, c_tile)  # fmt: skip
+    _count_rows(
+        mesh, queries, corpus, row_query, position, order, rows, score, counts, q_tile, c_tile
+    )
     found = score[row, slot], counts[row, slot, 0], counts[row, slot, 1]
     return _ranks(query, document, *found, order, len(queries), len(corpus))
 
@@ -292,8 +293,9 @@ def _positive_scores(
     else:  # the positives alone make up tiles, of fewer documents than those that hold them
         held = {}
         chunks = [wanted[at : at + c_tile] for at in range(0, len(wanted), c_tile)]
-        parts = [(product(rows, tiles.whole(mesh, corpus[chunk], c_tile)), chunk)
-                 for chunk in chunks]  # fmt: skip
+        parts = [
+            (product(rows, tiles.whole(mesh, corpus[chunk], c_tile)), chunk) for chunk in chunks
+        ]
     score = np.full(position.shape, np.inf, np.float32)
     for scores, documents in parts:
         columns = np.searchsorted(documents, position)
@@ -346,9 +348,7 @@ def _ranks(query, document, score, before, level, order, queries: int, corpus: i
     # counts every document that scores at least as much, so the positives after this one come off.
     after = _tied_positives_after(query, score, order[document])
     rank = before.astype(np.int64) + 1
-    return Ranks(
-        query, document, score, rank, level.astype(np.int64) - after, queries, corpus
-    )  # fmt: skip
+    return Ranks(query, document, score, rank, level.astype(np.int64) - after, queries, corpus)
 
 
 def _pairs(

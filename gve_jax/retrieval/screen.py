@@ -57,8 +57,7 @@ def pays(rows: int, corpus: np.ndarray) -> bool:
     """Whether the filter is faster than float32 tiles for so many rows of queries."""
     width = corpus.shape[1]
     enough = rows >= LEAST_ROWS and len(corpus) >= LEAST_CORPUS
-    return (enough and LEAST_WIDTH <= width <= LARGEST_WIDTH
-            and rows * corpus.size >= LEAST_WORK)  # fmt: skip
+    return enough and LEAST_WIDTH <= width <= LARGEST_WIDTH and rows * corpus.size >= LEAST_WORK
 
 
 def margin(width: int, query_error, document_error):
@@ -153,8 +152,20 @@ def _parts(
             own = tiles.padded(score[chosen], query_tile, np.inf)
             own_order = np.where(its >= 0, order[its], -1)
             counts, seen = np.zeros((*its.shape, 2), np.int32), np.zeros(query_tile, np.int64)
-            parts.append(_Part(chosen, vectors, half, error, its, own, own_order, counts, seen,
-                               np.zeros(query_tile, bool)))  # fmt: skip
+            parts.append(
+                _Part(
+                    chosen,
+                    vectors,
+                    half,
+                    error,
+                    its,
+                    own,
+                    own_order,
+                    counts,
+                    seen,
+                    np.zeros(query_tile, bool),
+                )
+            )
         yield parts
 
 

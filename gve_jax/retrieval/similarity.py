@@ -19,8 +19,9 @@ def check_name(name) -> str:
     """
     name = "cosine" if name is None else getattr(name, "value", name)
     if name not in SIMILARITIES:
-        raise UserError(f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, not "
-                        f"{name!r}")  # fmt: skip
+        raise UserError(
+            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, not {name!r}"
+        )
     return name
 
 
@@ -55,8 +56,9 @@ def by_rows(a, b, name: str = "cosine") -> Float[np.ndarray, " N"]:
     alone = [np.ndim(side) == 1 for side in (a, b)]
     a, b = _matrices(*sides)
     if len(a) != len(b) and not any(alone):
-        raise UserError(f"similarity_pairwise takes as many rows on either side, not "
-                        f"{len(a)} and {len(b)}")  # fmt: skip
+        raise UserError(
+            f"similarity_pairwise takes as many rows on either side, not {len(a)} and {len(b)}"
+        )
     if name == "cosine":
         found = np.sum(unit_rows(a, _NAMES[0]) * unit_rows(b, _NAMES[1]), axis=-1)
     elif name == "dot":
@@ -103,6 +105,8 @@ def _narrow(found: np.ndarray, name: str) -> np.ndarray:
     fits = np.abs(found) <= _FLOAT32_MAX  # NaN, of infinity less infinity, does not
     if not fits.all():
         where = np.argwhere(~fits)[0].tolist()
-        raise UserError(f"similarity: the {name} value of rows {where} is beyond float32; "
-                        "normalize the vectors first")  # fmt: skip
+        raise UserError(
+            f"similarity: the {name} value of rows {where} is beyond float32; "
+            "normalize the vectors first"
+        )
     return found.astype(np.float32)

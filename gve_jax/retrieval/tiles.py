@@ -142,8 +142,9 @@ def fetcher(
     @functools.lru_cache(maxsize=RESIDENT_TILES)
     def fetch(tile: int) -> jax.Array:
         window = slice(tile * tile_size, (tile + 1) * tile_size)
-        return whole(mesh, corpus[window if permutation is None else permutation[window]],
-                     tile_size)  # fmt: skip
+        return whole(
+            mesh, corpus[window if permutation is None else permutation[window]], tile_size
+        )
 
     return fetch
 

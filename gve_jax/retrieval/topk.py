@@ -44,12 +44,22 @@ def top_k(
     places = np.zeros((len(queries), width), np.int32)
     scores = np.zeros((len(queries), width), np.float32)
     mine = tiles.own_rows(len(queries))
-    found = stream_top_k(queries, corpus, ids, k, mesh=mesh, query_tile=query_tile,
-                         corpus_tile=corpus_tile, rows=[mine])  # fmt: skip
+    found = stream_top_k(
+        queries,
+        corpus,
+        ids,
+        k,
+        mesh=mesh,
+        query_tile=query_tile,
+        corpus_tile=corpus_tile,
+        rows=[mine],
+    )
     for rows, its_places, its_scores in found:
         places[rows], scores[rows] = its_places, its_scores
-    return (tiles.of_all_hosts(places, len(queries)).astype(np.int64),
-            tiles.of_all_hosts(scores, len(queries)))  # fmt: skip
+    return (
+        tiles.of_all_hosts(places, len(queries)).astype(np.int64),
+        tiles.of_all_hosts(scores, len(queries)),
+    )
 
 
 def stream_top_k(
@@ -141,8 +151,9 @@ class _Best:
             self._reach = np.empty(scores.shape, bool)
         at = np.flatnonzero(np.greater_equal(scores, self.floor, out=self._reach))
         row, column = np.divmod(at, scores.shape[1])
-        keys = _key(scores.ravel()[at] if scores.flags.c_contiguous else scores[row, column],
-                    order[column])  # fmt: skip
+        keys = _key(
+            scores.ravel()[at] if scores.flags.c_contiguous else scores[row, column], order[column]
+        )
         reach = keys > self.least[row]
         row, keys = row[reach], keys[reach]
         counts = np.bincount(row, minlength=len(self.keys))
@@ -201,8 +212,10 @@ def _on_devices(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
 
     def answer(queries: jax.Array, count: int) -> tuple[np.ndarray, np.ndarray]:
         shape = (len(queries), k)
-        state = (tiles.split(mesh, np.full(shape, -np.inf, np.float32)),
-                 tiles.split(mesh, np.full(shape, -1, np.int32)))  # fmt: skip
+        state = (
+            tiles.split(mesh, np.full(shape, -np.inf, np.float32)),
+            tiles.split(mesh, np.full(shape, -1, np.int32)),
+        )
         for tile in range(-(-len(corpus) // c_tile)):
             there = np.int32(tile * c_tile), np.int32(len(corpus))
             last, state = state, step(state, queries, fetch(tile), *there)

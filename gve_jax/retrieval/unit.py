@@ -31,8 +31,11 @@ def as_matrix(vectors, name: str) -> np.ndarray:
         raise UserError(f"{name}: not an array of vectors ({error})") from error
     if matrix.size == 0 and matrix.ndim == 1:
         matrix = matrix.reshape(0, 0)
-    if not (jnp.issubdtype(matrix.dtype, jnp.integer) or jnp.issubdtype(matrix.dtype, jnp.floating)
-            or matrix.dtype == bool):  # fmt: skip
+    if not (
+        jnp.issubdtype(matrix.dtype, jnp.integer)
+        or jnp.issubdtype(matrix.dtype, jnp.floating)
+        or matrix.dtype == bool
+    ):
         raise UserError(f"{name}: vectors must be real numbers, not {matrix.dtype}")
     matrix = np.atleast_2d(matrix)
     if matrix.ndim != 2:

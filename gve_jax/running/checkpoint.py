@@ -153,8 +153,13 @@ class Checkpoints:
                 _log.warning("going on from the checkpoint before: step %d", step)
                 self._set_aside(damaged)
             elif newest is not None and step < newest:
-                _log.warning("the checkpoint of step %d is gone from %s; going on from the one "
-                             "before: step %d", newest, self.directory, step)  # fmt: skip
+                _log.warning(
+                    "the checkpoint of step %d is gone from %s; going on from the one "
+                    "before: step %d",
+                    newest,
+                    self.directory,
+                    step,
+                )
             self._at = step
             return restored
         if damaged:
@@ -254,9 +259,11 @@ def save_params(directory: epath.PathLike, params: Any) -> str:
         with _context():
             sums = _checksums(params)
             ocp.save(
-                _without_brackets(fresh), params, overwrite=True,
+                _without_brackets(fresh),
+                params,
+                overwrite=True,
                 custom_metadata={"checksums": sums},
-            )  # fmt: skip
+            )
         if renamed and jax.process_index() == 0:
             _rename(fresh, target)
     except Exception as error:

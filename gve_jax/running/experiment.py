@@ -294,8 +294,10 @@ class Experiment:
         other = "put it back, or train in another --workdir"
         if model and "hf" in self.config.export:
             folder = self.workdir / EXPORTS["gve_jax"][0]
-            other += (f"; the trained model is in {folder}, from which python -m gve_jax.convert "
-                      f"--input {folder} --to hf makes the form for transformers")  # fmt: skip
+            other += (
+                f"; the trained model is in {folder}, from which python -m gve_jax.convert "
+                f"--input {folder} --to hf makes the form for transformers"
+            )
         raise UserError(f"{self.workdir} holds a run, but not its {checkpoints.name}/: {other}")
 
     def frozen(self) -> dict:
@@ -358,8 +360,14 @@ class Experiment:
 
     def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
         """Batches `step` to `last` of the run: a pure function of curriculum and seed."""
-        order = batches(self.sources.sizes, self.batch_sizes, self._stages(curriculum),
-                        self.config.seed, self.config.data.siblings, self.room)  # fmt: skip
+        order = batches(
+            self.sources.sizes,
+            self.batch_sizes,
+            self._stages(curriculum),
+            self.config.seed,
+            self.config.data.siblings,
+            self.room,
+        )
         return read_ahead(order[step:last], self.loader(), self.config.data.workers)
 
     def picked(self) -> list[tuple[str, np.ndarray]]:

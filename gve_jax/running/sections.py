@@ -24,8 +24,14 @@ from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from gve_jax.model.quantize import KINDS
 
 # Fields of `InputSpec` that follow from `config.model` and `config.buckets`.
-DERIVED_INPUTS = ("max_length", "patch_size", "merge", "temporal", "window_side",
-                  "tokens_per_second")  # fmt: skip
+DERIVED_INPUTS = (
+    "max_length",
+    "patch_size",
+    "merge",
+    "temporal",
+    "window_side",
+    "tokens_per_second",
+)
 MAX_STEPS = 2**31 - 1  # a step's number is an int32
 # By name: the folder of the workdir, the file in it that is written last, and a pattern of others.
 EXPORTS = {
@@ -156,15 +162,19 @@ class Settings:
                 f"0..{self.steps - 1} (config.steps is {self.steps})"
             )
         if not self.export:
-            raise UserError("config.export names no form of the trained model; known: "
-                            f"{', '.join(EXPORTS)}")  # fmt: skip
+            raise UserError(
+                f"config.export names no form of the trained model; known: {', '.join(EXPORTS)}"
+            )
         if self.profile and (len(self.profile) != 2 or self.profile[1] < 1):
             raise UserError(f"config.profile {self.profile} must be () or (first step, steps)")
         if self.inputs.min_pixels < 1:
             raise UserError(f"config.inputs.min_pixels {self.inputs.min_pixels} must be at least 1")
-        for name, value in (("pretrained", self.pretrained), ("wandb", self.wandb),
-                            ("data.tokenizer", self.data.tokenizer),
-                            ("pyramid.prober", self.pyramid.prober)):  # fmt: skip
+        for name, value in (
+            ("pretrained", self.pretrained),
+            ("wandb", self.wandb),
+            ("data.tokenizer", self.data.tokenizer),
+            ("pyramid.prober", self.pyramid.prober),
+        ):
             if value == "":
                 raise UserError(f"config.{name} is empty; None leaves it out")
 
@@ -191,8 +201,10 @@ def model_config(settings: Settings, base: Base | None) -> ModelConfig:
     Raises:
       UserError: other shapes than the base's, fields that are missing or do not fit.
     """
-    fields = {field.name: getattr(settings.model, field.name)
-              for field in dataclasses.fields(settings.model)}  # fmt: skip
+    fields = {
+        field.name: getattr(settings.model, field.name)
+        for field in dataclasses.fields(settings.model)
+    }
     for part in ("vision", "text"):
         given = fields[part]
         if base is None:
@@ -207,8 +219,10 @@ def model_config(settings: Settings, base: Base | None) -> ModelConfig:
                     f"{value}"
                 )
     if base is not None and base.config.lora is not None:
-        raise UserError(f"config.pretrained: {base.directory} has adapters; merge them first "
-                        "(python -m gve_jax.convert)")  # fmt: skip
+        raise UserError(
+            f"config.pretrained: {base.directory} has adapters; merge them first "
+            "(python -m gve_jax.convert)"
+        )
     try:
         return ModelConfig(**fields)
     except (TypeError, ValueError) as error:

@@ -147,9 +147,14 @@ def _encodes(value: object) -> bool:
 
 def text_id(place: str, value: object) -> str:
     """An id as text; UserError with its place if it is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "" or (
-        "\0" in str(value)  # which numpy's strings lose at their end
-    ):  # fmt: skip
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, str | int)
+        or value == ""
+        or (
+            "\0" in str(value)  # which numpy's strings lose at their end
+        )
+    ):
         raise UserError(f"{place}: {value!r} is not an id")
     return str(value)
 

@@ -154,16 +154,23 @@ def _check_room(left: Sequence) -> None:
     folder, size = left[0][0][1].parent, sum(size for _, (size, _) in left)
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise UserError(f"data.cache: {size / 2**30:.1f} GiB are to be copied to {folder}, where "
-                        f"{free / 2**30:.1f} GiB are free")  # fmt: skip
+        raise UserError(
+            f"data.cache: {size / 2**30:.1f} GiB are to be copied to {folder}, where "
+            f"{free / 2**30:.1f} GiB are free"
+        )
 
 
 def _copy_all(pool: ThreadPoolExecutor, left: Sequence) -> None:
     stop, total = threading.Event(), sum(size for _, (size, _) in left)
     shown = Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(), console=Console(file=sys.stderr), disable=total < SHOWN,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        disable=total < SHOWN,
+    )
     with shown as progress:
         bar = progress.add_task(f"copying {len(left):,} files", total=total)
         try:

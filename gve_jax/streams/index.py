@@ -150,9 +150,14 @@ class _Rows:
 def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarray]:
     found: dict[str, _Rows] = {}
     shown = Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
-        console=Console(file=sys.stderr), transient=True, disable=total < SHOWN,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+        disable=total < SHOWN,
+    )
     with shown as progress:
         bar = progress.add_task("rows", total=total)
         for number, file in enumerate(files):
@@ -191,8 +196,10 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
                 rows = found.setdefault(name, _Rows(least, f"{file.called}:{count}"))
                 known[key] = rows
             if len(items) - 2 < rows.negatives:
-                raise BadRow(f"{len(items) - 2} negatives; the first pair of its source, "
-                             f"{rows.place}, has {rows.negatives}")  # fmt: skip
+                raise BadRow(
+                    f"{len(items) - 2} negatives; the first pair of its source, "
+                    f"{rows.place}, has {rows.negatives}"
+                )
         except BadRow as error:
             raise UserError(f"{file.called}:{count}: {error}") from error
         rows.columns.extend((number, start, len(line), count))

@@ -219,8 +219,10 @@ def _describe_death(code: int) -> str:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
     except ValueError:  # a real-time signal has no name
         how = f"was killed by signal {-code}"
-    return (f"a decoding process of data.workers {how}; where memory ran out, fewer data.workers "
-            "need less; repeat the command to resume")  # fmt: skip
+    return (
+        f"a decoding process of data.workers {how}; where memory ran out, fewer data.workers "
+        "need less; repeat the command to resume"
+    )
 
 
 def placed(

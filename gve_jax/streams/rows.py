@@ -89,8 +89,11 @@ def as_pair_item(fields: dict, folder: str, place: str) -> Item:
     Raises:
       UserError: a path that leaves `folder` by a link; it begins with `place`.
     """
-    media = {key: str(inside(folder, fields[key], f"{place}: {key}")) for key in ("image", "video")
-             if isinstance(fields.get(key), str)}  # fmt: skip
+    media = {
+        key: str(inside(folder, fields[key], f"{place}: {key}"))
+        for key in ("image", "video")
+        if isinstance(fields.get(key), str)
+    }
     return as_item(fields | media)
 
 
@@ -165,13 +168,16 @@ def _medium(value: object, what: str, roots: tuple[str, ...] | None) -> str | by
         if match := _DATA.match(value):
             return _decode(value[match.end() :], what)
         if _URL.match(value):
-            raise BadRow(f"{what} {value!r} is a URL: mount its bucket or download it, and name "
-                         "the file")  # fmt: skip
+            raise BadRow(
+                f"{what} {value!r} is a URL: mount its bucket or download it, and name the file"
+            )
     if not value or "\0" in value:
         raise BadRow(f"{what} {value!r} is not a path")
     if roots is None:
-        raise BadRow(f"{what} {value!r}: files beside rows in a bucket are not read; mount the "
-                     "bucket, or import the pairs with their media")  # fmt: skip
+        raise BadRow(
+            f"{what} {value!r}: files beside rows in a bucket are not read; mount the "
+            "bucket, or import the pairs with their media"
+        )
     if value[0] == "/" or ".." in value:
         path = os.path.normpath(os.path.join(roots[0], value))
         if not path.startswith(roots):

@@ -56,10 +56,14 @@ class Sources:
         self._found = {name: found[name] for name in self._choose()}
         self.sizes = {name: part.sizes[own] for name, (part, own) in self._found.items()}
         self.bytes = {name: part.bytes[own] for name, (part, own) in self._found.items()}
-        self.digests = {name: part.digests[own] for name, (part, own) in self._found.items()
-                        if own in part.digests}  # fmt: skip
-        self._duplicates = {name: part.duplicates.get(own, 0)
-                            for name, (part, own) in self._found.items()}  # fmt: skip
+        self.digests = {
+            name: part.digests[own]
+            for name, (part, own) in self._found.items()
+            if own in part.digests
+        }
+        self._duplicates = {
+            name: part.duplicates.get(own, 0) for name, (part, own) in self._found.items()
+        }
         self._fetched = False
 
     def __reduce__(self):
@@ -78,8 +82,9 @@ class Sources:
                 ) from error
             if not matched:
                 where = ", ".join(part.place for _, part in self.parts)
-                raise UserError(f"data.sources: no source {pattern!r} in {where} "
-                                f"(there are {', '.join(names)})")  # fmt: skip
+                raise UserError(
+                    f"data.sources: no source {pattern!r} in {where} (there are {', '.join(names)})"
+                )
             kept.update(matched)
         return [name for name in names if name in kept]
 
@@ -173,8 +178,10 @@ def _entries(
         whole = (given, _named_entry(given)[1])
         if len(pieces) > 1 and any(_exists(place, workdir) for place in whole):
             if all(_exists(_named_entry(piece)[1], workdir) for piece in pieces):
-                raise UserError(f"data.pairs: {given!r} is the name of one path and also a list of "
-                                f"{len(pieces)}; give each with --pairs")  # fmt: skip
+                raise UserError(
+                    f"data.pairs: {given!r} is the name of one path and also a list of "
+                    f"{len(pieces)}; give each with --pairs"
+                )
             pieces = [given]
         given = pieces
     return [_entry(text, workdir) for text in given]
@@ -184,8 +191,10 @@ def _entry(text: str, workdir: str | os.PathLike) -> tuple[str, str]:
     suffix, place = _named_entry(text)
     if suffix and _exists(text, workdir):
         if _exists(place, workdir):
-            raise UserError(f"data.pairs: {text!r} is the name of a path and also {place!r} with a "
-                            f"name; write ./{text} for the path")  # fmt: skip
+            raise UserError(
+                f"data.pairs: {text!r} is the name of a path and also {place!r} with a "
+                f"name; write ./{text} for the path"
+            )
         return "", text
     return suffix, place
 
@@ -247,8 +256,9 @@ def _directory(place: str, cache: Path) -> PairSources:
     if not is_bucket(place):
         return PairSources(place)
     folder, bucket = gcs_cache.local_path(place, cache), gcs_cache.list_bucket(place)
-    gcs_cache.copy([(f"{bucket.url}/{name}", folder / name) for name in METADATA
-                  if name in bucket.names])  # fmt: skip
+    gcs_cache.copy(
+        [(f"{bucket.url}/{name}", folder / name) for name in METADATA if name in bucket.names]
+    )
     return PairSources(folder, bucket)
 
 

@@ -45,8 +45,15 @@ def test_any_change_shows():
     swapped = embed.copy()
     swapped[[1, 2]] = swapped[[2, 1]]
     changed = [embed, one, swapped, -embed, embed[::-1], embed.astype(ml_dtypes.bfloat16)]
-    digests = {weights_digest(jax.tree.map(jax.numpy.asarray, params | {"language": {
-        **params["language"], "embed_tokens": value}})) for value in changed}  # fmt: skip
+    digests = {
+        weights_digest(
+            jax.tree.map(
+                jax.numpy.asarray,
+                params | {"language": {**params["language"], "embed_tokens": value}},
+            )
+        )
+        for value in changed
+    }
     assert len(digests) == len(changed)
     renamed = {"visual": params["language"]}
     assert weights_digest(jax.tree.map(jax.numpy.asarray, renamed)) not in digests

@@ -10,8 +10,14 @@ from gve_jax.model.config import ModelConfig
 from tests.checkpoint_files import CFG, config_json, nested_json
 from tests.situations import situation
 
-IDS = {"bos_token_id": 1, "eos_token_id": 2, "image_token_id": 3, "video_token_id": 4,
-       "vision_start_token_id": 5, "vision_end_token_id": 6}  # fmt: skip
+IDS = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "image_token_id": 3,
+    "video_token_id": 4,
+    "vision_start_token_id": 5,
+    "vision_end_token_id": 6,
+}
 
 
 def described(dtype: str) -> ModelConfig:
@@ -37,23 +43,51 @@ def test_what_is_written_is_read_back(layout):
     fields = json.loads(json.dumps(to_hf(CFG, IDS, "bfloat16", layout)))
     assert from_hf(fields, "float32") == CFG
     assert fields["image_token_id"] == 3 and fields["tie_word_embeddings"] is True
-    flat = set(config_json()) - {"initializer_range", "max_window_layers", "sliding_window",
-                                 "transformers_version"}  # fmt: skip
+    flat = set(config_json()) - {
+        "initializer_range",
+        "max_window_layers",
+        "sliding_window",
+        "transformers_version",
+    }
     if layout == "4.49":
         assert flat <= set(fields)
         assert set(config_json()["vision_config"]) <= set(fields["vision_config"])
 
 
-TEXT = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rope_theta",
-        "num_attention_heads", "num_key_value_heads", "rms_norm_eps")  # fmt: skip
-VISION = ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "patch_size",
-          "fullatt_block_indexes", "window_size", "spatial_merge_size", "temporal_patch_size",
-          "tokens_per_second")  # fmt: skip
+TEXT = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "rope_theta",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+)
+VISION = (
+    "depth",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "out_hidden_size",
+    "patch_size",
+    "fullatt_block_indexes",
+    "window_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "tokens_per_second",
+)
 TOWER = config_json()["vision_config"]
 
 
-@pytest.mark.parametrize("part, name", [*(("", n) for n in TEXT), *(("vision_config", n) for n in
-                         VISION), ("rope_scaling", "mrope_section")])  # fmt: skip
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        *(("", n) for n in TEXT),
+        *(("vision_config", n) for n in VISION),
+        ("rope_scaling", "mrope_section"),
+    ],
+)
 def test_a_missing_field_is_named(part, name):
     fields = config_json()
     del (fields[part] if part else fields)[name]
@@ -65,8 +99,12 @@ def test_all_missing_fields_are_named_at_once():
     with pytest.raises(ValueError) as caught:
         from_hf({"model_type": "qwen2_5_vl"}, "float32")
     named = str(caught.value)
-    for name in (*TEXT, *(f"vision_config.{n}" for n in VISION), "vision_config.in_channels",
-                 "rope_scaling.mrope_section"):  # fmt: skip
+    for name in (
+        *TEXT,
+        *(f"vision_config.{n}" for n in VISION),
+        "vision_config.in_channels",
+        "rope_scaling.mrope_section",
+    ):
         assert name in named
     nested = nested_json()
     del nested["text_config"]["num_key_value_heads"]
@@ -75,49 +113,71 @@ def test_all_missing_fields_are_named_at_once():
         from_hf(nested, "float32")
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"model_type": "qwen2_vl"}, "model_type is 'qwen2_vl'"),
-    ({"model_type": None}, "model_type is None"),
-    ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-    ({"use_sliding_window": True}, "use_sliding_window"),
-    ({"rope_scaling": {"type": "yarn", "mrope_section": [2, 2, 2]}}, "rope_scaling.type 'yarn'"),
-    ({"rope_scaling": {"mrope_section": [2, 2, "2"]}}, "rope_scaling.mrope_section"),
-    ({"hidden_size": "48"}, "hidden_size is '48'"),
-    ({"hidden_size": 50}, "out_hidden_size"),
-    ({"head_dim": 64}, "head_dim 64"),
-    ({"rms_norm_eps": True}, "rms_norm_eps is True"),
-    ({"quantization_config": {}}, "quantized"),
-    ({"quantization_config": {"quant_method": "awq"}}, "give the original in bfloat16 or float32"),
-    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
-    ({"layer_types": ["full_attention"]}, "layer_types"),
-    ({"is_causal": False}, "is_causal False"),
-    ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True: an unknown field"),
-    ({"attention_bias": 0}, "attention_bias = 0: an unknown field"),
-    ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 2, 2], "factor": 4.0}},
-     "rope_scaling.factor = 4.0: an unknown field"),
-    ({"rope_scaling": {"mrope_section": [2, 2, 2], "partial_rotary_factor": 0.5}},
-     "rope_scaling.partial_rotary_factor 0.5"),
-    ({"rope_scaling": {"mrope_section": [2, 2, 2], "mrope_interleaved": True}}, "interleaved"),
-    ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', not an object"),
-    ({"vision_config": TOWER | {"deepstack_indexes": [1]}}, "vision_config.deepstack_indexes"),
-    ({"use_sliding_window": 1}, "use_sliding_window 1"),
-    ({"num_attention_heads": 0}, "num_attention_heads must be positive"),
-    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
-    ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6', not a number"),
-    ({"vocab_size": [1, 2]}, r"vocab_size is \[1, 2\]"),
-    ({"vision_config": None}, "lacks what the format"),
-    ({"hidden_act": ["silu"]}, r"hidden_act \['silu'\]"),
-    ({"vision_config": []}, "vision_config"),
-    ({"text_config": 3}, "text_config"),
-    ({"vision_config": TOWER | {"in_chans": 1}}, "in_chans 1"),
-    ({"vision_config": TOWER | {"hidden_act": "quick_gelu"}}, "quick_gelu"),
-    ({"vision_config": TOWER | {"spatial_patch_size": 16}}, "spatial_patch_size"),
-    ({"vision_config": TOWER | {"rope_parameters": {"rope_theta": 5.0}}},
-     "vision_config.rope_parameters.rope_theta"),
-])  # fmt: skip
-@situation("Models and checkpoints", "config.json of a variant (yarn, sliding windows, another "
-           "activation, no causal mask) or with an unknown field that is on",
-           "refused; the field is named", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"model_type": "qwen2_vl"}, "model_type is 'qwen2_vl'"),
+        ({"model_type": None}, "model_type is None"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        (
+            {"rope_scaling": {"type": "yarn", "mrope_section": [2, 2, 2]}},
+            "rope_scaling.type 'yarn'",
+        ),
+        ({"rope_scaling": {"mrope_section": [2, 2, "2"]}}, "rope_scaling.mrope_section"),
+        ({"hidden_size": "48"}, "hidden_size is '48'"),
+        ({"hidden_size": 50}, "out_hidden_size"),
+        ({"head_dim": 64}, "head_dim 64"),
+        ({"rms_norm_eps": True}, "rms_norm_eps is True"),
+        ({"quantization_config": {}}, "quantized"),
+        (
+            {"quantization_config": {"quant_method": "awq"}},
+            "give the original in bfloat16 or float32",
+        ),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"is_causal": False}, "is_causal False"),
+        (
+            {"use_bidirectional_attention": True},
+            "use_bidirectional_attention = True: an unknown field",
+        ),
+        ({"attention_bias": 0}, "attention_bias = 0: an unknown field"),
+        (
+            {"rope_scaling": {"type": "mrope", "mrope_section": [2, 2, 2], "factor": 4.0}},
+            "rope_scaling.factor = 4.0: an unknown field",
+        ),
+        (
+            {"rope_scaling": {"mrope_section": [2, 2, 2], "partial_rotary_factor": 0.5}},
+            "rope_scaling.partial_rotary_factor 0.5",
+        ),
+        ({"rope_scaling": {"mrope_section": [2, 2, 2], "mrope_interleaved": True}}, "interleaved"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', not an object"),
+        ({"vision_config": TOWER | {"deepstack_indexes": [1]}}, "vision_config.deepstack_indexes"),
+        ({"use_sliding_window": 1}, "use_sliding_window 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be positive"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6', not a number"),
+        ({"vocab_size": [1, 2]}, r"vocab_size is \[1, 2\]"),
+        ({"vision_config": None}, "lacks what the format"),
+        ({"hidden_act": ["silu"]}, r"hidden_act \['silu'\]"),
+        ({"vision_config": []}, "vision_config"),
+        ({"text_config": 3}, "text_config"),
+        ({"vision_config": TOWER | {"in_chans": 1}}, "in_chans 1"),
+        ({"vision_config": TOWER | {"hidden_act": "quick_gelu"}}, "quick_gelu"),
+        ({"vision_config": TOWER | {"spatial_patch_size": 16}}, "spatial_patch_size"),
+        (
+            {"vision_config": TOWER | {"rope_parameters": {"rope_theta": 5.0}}},
+            "vision_config.rope_parameters.rope_theta",
+        ),
+    ],
+)
+@situation(
+    "Models and checkpoints",
+    "config.json of a variant (yarn, sliding windows, another "
+    "activation, no causal mask) or with an unknown field that is on",
+    "refused; the field is named",
+    since="0.2.0",
+)
 def test_what_is_not_implemented_is_refused(change, named):
     with pytest.raises(ValueError, match=named):
         from_hf(config_json() | change, "float32")
@@ -132,33 +192,81 @@ def test_a_tower_that_no_config_describes_is_not_written():
 # What PretrainedConfig of transformers 4.49.0 writes beside a model's own fields, and what 5.23.0
 # and others add; none of it changes what the encoder computes.
 INERT = {
-    "_name_or_path": "x", "add_cross_attention": False, "architectures": ["A"],
+    "_name_or_path": "x",
+    "add_cross_attention": False,
+    "architectures": ["A"],
     "auto_map": {"a": 1},
-    "bad_words_ids": None, "begin_suppress_tokens": None, "chunk_size_feed_forward": 0,
-    "cross_attention_hidden_size": None, "decoder_start_token_id": None, "diversity_penalty": 0.0,
-    "do_sample": False, "early_stopping": False, "encoder_no_repeat_ngram_size": 0,
-    "exponential_decay_length_penalty": None, "finetuning_task": None, "forced_bos_token_id": None,
-    "forced_eos_token_id": None, "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-    "is_decoder": False, "is_encoder_decoder": False, "label2id": {"LABEL_0": 0, "LABEL_1": 1},
-    "length_penalty": 1.0, "max_length": 20, "min_length": 0, "no_repeat_ngram_size": 0,
-    "num_beam_groups": 1, "num_beams": 1, "num_return_sequences": 1, "output_attentions": False,
-    "output_hidden_states": False, "output_scores": False, "pad_token_id": 151643, "prefix": None,
-    "problem_type": None, "pruned_heads": {}, "remove_invalid_values": False,
-    "repetition_penalty": 1.05, "return_dict": True, "return_dict_in_generate": False,
-    "sep_token_id": None, "suppress_tokens": None, "task_specific_params": None,
-    "temperature": 1e-06, "tf_legacy_loss": False, "tie_encoder_decoder": False,
-    "tie_word_embeddings": False, "tokenizer_class": None, "top_k": 50, "top_p": 1.0,
-    "torchscript": False, "typical_p": 1.0, "unsloth_fixed": True, "use_bfloat16": False,
-    "vision_token_id": 151654, "eos_token_id": [1, 2], "_attn_implementation_autoset": True,
-    "some_switch": False, "some_list": [], "some_note": None,
-}  # fmt: skip
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None,
+    "decoder_start_token_id": None,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "finetuning_task": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_scores": False,
+    "pad_token_id": 151643,
+    "prefix": None,
+    "problem_type": None,
+    "pruned_heads": {},
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.05,
+    "return_dict": True,
+    "return_dict_in_generate": False,
+    "sep_token_id": None,
+    "suppress_tokens": None,
+    "task_specific_params": None,
+    "temperature": 1e-06,
+    "tf_legacy_loss": False,
+    "tie_encoder_decoder": False,
+    "tie_word_embeddings": False,
+    "tokenizer_class": None,
+    "top_k": 50,
+    "top_p": 1.0,
+    "torchscript": False,
+    "typical_p": 1.0,
+    "unsloth_fixed": True,
+    "use_bfloat16": False,
+    "vision_token_id": 151654,
+    "eos_token_id": [1, 2],
+    "_attn_implementation_autoset": True,
+    "some_switch": False,
+    "some_list": [],
+    "some_note": None,
+}
 
 
-@situation("Models and checkpoints", '`"quantization_config": null` in config.json',
-           "loads; any other value is refused", since="0.2.0")  # fmt: skip
-@situation("Models and checkpoints", "config.json as transformers 4.49 to 5.23 writes it in full, "
-           "with the settings of generation and unknown fields that are off", "loads",
-           since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    '`"quantization_config": null` in config.json',
+    "loads; any other value is refused",
+    since="0.2.0",
+)
+@situation(
+    "Models and checkpoints",
+    "config.json as transformers 4.49 to 5.23 writes it in full, "
+    "with the settings of generation and unknown fields that are off",
+    "loads",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("more", [INERT, {"quantization_config": None}])
 def test_fields_without_effect_are_accepted(more):
     assert from_hf(config_json() | more, "float32") == CFG
@@ -169,11 +277,17 @@ def test_fields_without_effect_are_accepted(more):
     assert from_hf(config_json() | {"layer_types": layers, "is_causal": True}, "float32") == CFG
 
 
-@pytest.mark.parametrize("fields, dtype", [
-    ({}, None), ({"torch_dtype": "bfloat16"}, "bfloat16"), ({"dtype": "float32"}, "float32"),
-    ({"dtype": None, "text_config": {"dtype": "float16"}}, "float16"), ({"text_config": 3}, None),
-    ({"dtype": "torch.float32"}, "float32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, dtype",
+    [
+        ({}, None),
+        ({"torch_dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "float32"}, "float32"),
+        ({"dtype": None, "text_config": {"dtype": "float16"}}, "float16"),
+        ({"text_config": 3}, None),
+        ({"dtype": "torch.float32"}, "float32"),
+    ],
+)
 def test_the_dtype_is_read_from_where_each_release_writes_it(fields, dtype):
     assert recorded_dtype(fields) == dtype
     for layout in ("4.49", "5"):

@@ -45,25 +45,36 @@ def cache(tmp_path, monkeypatch):
     return root
 
 
-@situation("Models and checkpoints", "a model on the Hugging Face Hub by branch, tag or commit: "
-           "`revision=`, or `ORG/NAME@REVISION` in every command", "that revision is loaded",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("name, options, commit", [
-    ("org/name", {}, NEW),
-    ("org/name", {"revision": "v1"}, OLD),
-    ("org/name@v1", {}, OLD),
-    (f"org/name@{OLD}", {}, OLD),
-    ("org/name@v1", {"revision": "v1"}, OLD),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a model on the Hugging Face Hub by branch, tag or commit: "
+    "`revision=`, or `ORG/NAME@REVISION` in every command",
+    "that revision is loaded",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "name, options, commit",
+    [
+        ("org/name", {}, NEW),
+        ("org/name", {"revision": "v1"}, OLD),
+        ("org/name@v1", {}, OLD),
+        (f"org/name@{OLD}", {}, OLD),
+        ("org/name@v1", {"revision": "v1"}, OLD),
+    ],
+)
 def test_a_revision_in_the_cache_is_found(cache, name, options, commit):
     found = find_directory(name, FETCHED, local_files_only=True, **options)
     assert found == cache / "snapshots" / commit
     assert hub_source(found) == {"repository": "org/name", "revision": commit}
 
 
-@situation("Models and checkpoints", "a model of the Hub, later the same weights from a directory",
-           "`GVE.source` names repository and commit, exports carry it along; the fingerprint of "
-           "vectors is that of the weights", since="0.2.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a model of the Hub, later the same weights from a directory",
+    "`GVE.source` names repository and commit, exports carry it along; the fingerprint of "
+    "vectors is that of the weights",
+    since="0.2.0",
+)
 def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
     source = {"repository": "org/name", "revision": NEW}
     model = GVE.from_pretrained("org/name", revision="main", local_files_only=True)
@@ -76,15 +87,21 @@ def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
         assert open_pretrained(tmp_path / format).source == source
 
 
-@situation("Models and checkpoints", "a mistyped Hub id, a private or gated repository, an unknown "
-           "revision, no network", "one line with the reason and what to do",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("kind, named", [
-    (errors.RepositoryNotFoundError, "no such repository on the Hugging Face Hub; if it is"),
-    (errors.GatedRepoError, "accept its terms: do so at https://huggingface.co/org/nmae"),
-    (errors.RevisionNotFoundError, "org/nmae@v9: the Hugging Face Hub has no such revision"),
-    (errors.HfHubHTTPError, "the Hugging Face Hub did not provide it"),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a mistyped Hub id, a private or gated repository, an unknown revision, no network",
+    "one line with the reason and what to do",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "kind, named",
+    [
+        (errors.RepositoryNotFoundError, "no such repository on the Hugging Face Hub; if it is"),
+        (errors.GatedRepoError, "accept its terms: do so at https://huggingface.co/org/nmae"),
+        (errors.RevisionNotFoundError, "org/nmae@v9: the Hugging Face Hub has no such revision"),
+        (errors.HfHubHTTPError, "the Hugging Face Hub did not provide it"),
+    ],
+)
 def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, named):
     response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
 
@@ -136,8 +153,9 @@ def test_a_hub_id_without_a_network_is_one_clear_line(monkeypatch):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["missing", "./org/name", "/org/name", "a/b/c", "org/", "org/a@",
-                                  "~nobody_here/model"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["missing", "./org/name", "/org/name", "a/b/c", "org/", "org/a@", "~nobody_here/model"]
+)
 def test_a_path_that_is_no_id_is_not_asked_for(monkeypatch, name):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
     with pytest.raises(UserError, match="no such directory"):
@@ -165,49 +183,86 @@ def _run(directory):
     (directory / "model" / "config.json").write_text("{}")
 
 
-@situation("Models and checkpoints", "an adapter's directory given as the model",
-           "refused; the line names its base model and `adapter=`", since="0.2.0")  # fmt: skip
-@situation("Models and checkpoints", "a training run's folder, a folder of the Hub's cache, "
-           "`params/` or a GGUF folder given as the model",
-           "refused; the line says what to give instead", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("make, named", [
-    (lambda d: None, r"\(no config.json\)"),
-    (_adapter, "an adapter; load 'org/base' and give this directory as adapter="),
-    (_run, "the folder of a training run; give .*model"),
-    (lambda d: (d / "checkpoints").mkdir(), "a training run that has not exported its model yet"),
-    (lambda d: (d / "snapshots" / OLD).mkdir(parents=True), f"repository's id, or snapshots/{OLD}"),
-    (lambda d: (d / "snapshots").mkdir(), "an empty folder of the Hub's cache"),
-    (lambda d: (d / "q4.gguf").write_bytes(b"GGUF"), "q4.gguf is GGUF, which is not read"),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "an adapter's directory given as the model",
+    "refused; the line names its base model and `adapter=`",
+    since="0.2.0",
+)
+@situation(
+    "Models and checkpoints",
+    "a training run's folder, a folder of the Hub's cache, "
+    "`params/` or a GGUF folder given as the model",
+    "refused; the line says what to give instead",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "make, named",
+    [
+        (lambda d: None, r"\(no config.json\)"),
+        (_adapter, "an adapter; load 'org/base' and give this directory as adapter="),
+        (_run, "the folder of a training run; give .*model"),
+        (
+            lambda d: (d / "checkpoints").mkdir(),
+            "a training run that has not exported its model yet",
+        ),
+        (
+            lambda d: (d / "snapshots" / OLD).mkdir(parents=True),
+            f"repository's id, or snapshots/{OLD}",
+        ),
+        (lambda d: (d / "snapshots").mkdir(), "an empty folder of the Hub's cache"),
+        (lambda d: (d / "q4.gguf").write_bytes(b"GGUF"), "q4.gguf is GGUF, which is not read"),
+    ],
+)
 def test_a_directory_of_another_kind_is_named(tmp_path, make, named):
     make(tmp_path)
     with pytest.raises(UserError, match=f"not a model directory .*{named}"):
         check_model_directory(tmp_path)
 
 
-@situation("Models and checkpoints", "a file (`.gguf`, `.safetensors`, `.bin`) given as the model",
-           "refused: the directory is asked for", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("name, named", [
-    ("m.gguf", "a file of GGUF, which is not read"), ("model.safetensors", "a file of tensors"),
-    ("pytorch_model.bin", "a file, a pickle"), ("x", "a file; give the directory"),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a file (`.gguf`, `.safetensors`, `.bin`) given as the model",
+    "refused: the directory is asked for",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "name, named",
+    [
+        ("m.gguf", "a file of GGUF, which is not read"),
+        ("model.safetensors", "a file of tensors"),
+        ("pytorch_model.bin", "a file, a pickle"),
+        ("x", "a file; give the directory"),
+    ],
+)
 def test_a_file_is_not_a_model(tmp_path, name, named):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=named):
         find_directory(tmp_path / name, FETCHED)
 
 
-@situation("Models and checkpoints", "a checkpoint of pickles alone (`pytorch_model.bin`)",
-           "refused; how to save it as safetensors is said", since="0.2.0")  # fmt: skip
-@situation("Models and checkpoints", "shards of safetensors without their index",
-           "refused: the index is asked for", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("file, named", [
-    ("pytorch_model.bin", "pytorch_model.bin is a pickle .* safe_serialization=True"),
-    ("model.ckpt", "model.ckpt is a pickle"),
-    ("q4.gguf", "q4.gguf is GGUF"),
-    ("model-00001-of-00002.safetensors", "files of several parts need their index"),
-    ("other", "model.safetensors.index.json$"),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a checkpoint of pickles alone (`pytorch_model.bin`)",
+    "refused; how to save it as safetensors is said",
+    since="0.2.0",
+)
+@situation(
+    "Models and checkpoints",
+    "shards of safetensors without their index",
+    "refused: the index is asked for",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "file, named",
+    [
+        ("pytorch_model.bin", "pytorch_model.bin is a pickle .* safe_serialization=True"),
+        ("model.ckpt", "model.ckpt is a pickle"),
+        ("q4.gguf", "q4.gguf is GGUF"),
+        ("model-00001-of-00002.safetensors", "files of several parts need their index"),
+        ("other", "model.safetensors.index.json$"),
+    ],
+)
 def test_a_directory_without_safetensors_says_what_it_holds(tmp_path, file, named):
     (tmp_path / file).write_bytes(b"x")
     with pytest.raises(UserError, match=named):
@@ -226,13 +281,19 @@ def test_a_link_whose_file_is_gone_is_named(tmp_path):
     assert "a link to a file that is gone" in why_no_weights(tmp_path)
 
 
-@situation("Models and checkpoints", "a directory that holds a full model and an adapter beside it "
-           "(transformers would apply the adapter)", "refused until `adapter=` names it too",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a directory that holds a full model and an adapter beside it "
+    "(transformers would apply the adapter)",
+    "refused until `adapter=` names it too",
+    since="0.2.0",
+)
 def test_an_adapter_beside_a_model_is_not_passed_over(tmp_path):
     directory = checkpoint_files.write(tmp_path / "hf")
     _adapter(directory)
     with pytest.raises(UserError, match="holds an adapter beside the model"):
         open_pretrained(directory)
-    assert open_pretrained(directory, adapter=directory).config == open_pretrained(
-        directory, adapter="elsewhere").config  # fmt: skip
+    assert (
+        open_pretrained(directory, adapter=directory).config
+        == open_pretrained(directory, adapter="elsewhere").config
+    )

@@ -39,30 +39,41 @@ def load(directory, dtype="float32", axes=None):
 
 def assert_equal(params, expected, dtype=np.float32):
     assert jax.tree.structure(params) == jax.tree.structure(expected)
-    for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(params),
-                                    jax.tree.leaves(expected), strict=True):  # fmt: skip
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True
+    ):
         assert ours.dtype == dtype, path
         np.testing.assert_array_equal(ours, np.asarray(theirs).astype(dtype), str(path))
 
 
-@pytest.mark.parametrize("layout, files, head", [
-    ("4.49", 1, False), ("4.49", 3, True), ("5", 1, True), ("5", 3, False), ("bare", 1, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout, files, head",
+    [
+        ("4.49", 1, False),
+        ("4.49", 3, True),
+        ("5", 1, True),
+        ("5", 3, False),
+        ("bare", 1, False),
+    ],
+)
 @situation(
     "Models and checkpoints",
-    "a checkpoint of transformers 4.49, of 5, or of the bare model, in one "
-    "file or in shards",
+    "a checkpoint of transformers 4.49, of 5, or of the bare model, in one file or in shards",
     "loads, with a head or without",
     since="0.1.0",
-)  # fmt: skip
+)
 def test_every_layout_is_loaded(tmp_path, expected, layout, files, head):
     directory = checkpoint_files.write(tmp_path / "hf", layout, files, head=head)
     assert config_of(directory) == CFG
     assert_equal(load(directory), expected)
 
 
-@situation("Models and checkpoints", "a checkpoint sharded over a mesh",
-           "the vectors of transformers", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a checkpoint sharded over a mesh",
+    "the vectors of transformers",
+    since="0.1.0",
+)
 def test_vectors_are_those_of_transformers(tmp_path):
     params = load(checkpoint_files.write(tmp_path / "hf", files=3), axes={"fsdp": 2, "tensor": 4})
     vectors = np.asarray(jax.jit(make_embed(CFG))(params, make_batch(ROWS, BUCKET)))
@@ -80,9 +91,15 @@ def test_dtypes_are_converted_on_the_way(tmp_path, expected, stored, dtype):
     assert_equal(load(directory, dtype), rounded, checkpoint_files.DTYPES[dtype])
 
 
-@pytest.mark.parametrize("axes", [
-    {"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 8},
+        {"fsdp": 8},
+        {"tensor": 8},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+)
 def test_each_byte_is_read_once_into_its_shards(tmp_path, expected, axes, monkeypatch):
     directory = checkpoint_files.write(tmp_path / "hf", files=3, dtype="bfloat16", head=True)
     read, preadv = [], os.preadv
@@ -115,14 +132,21 @@ def test_only_what_a_process_needs_is_read(tmp_path, monkeypatch):
     source = huggingface.sources(config, {path: leaf.shape})[path]
     stored = huggingface.stored_tensors(directory)
     count = []
-    monkeypatch.setattr(os, "preadv", lambda fd, b, at, read=os.preadv: (
-        count.append(len(b[0])), read(fd, b, at))[1])  # fmt: skip
+    monkeypatch.setattr(
+        os,
+        "preadv",
+        lambda fd, b, at, read=os.preadv: (count.append(len(b[0])), read(fd, b, at))[1],
+    )
 
     class Half:
         """A sharding of which this process holds the first four of eight shards."""
 
-        whole = flatten_dict(param_shardings({"language": {"layers": {"self_attn": {"o_proj": {
-            "kernel": leaf}}}}}, mesh), sep="/")[path]  # fmt: skip
+        whole = flatten_dict(
+            param_shardings(
+                {"language": {"layers": {"self_attn": {"o_proj": {"kernel": leaf}}}}}, mesh
+            ),
+            sep="/",
+        )[path]
 
         def addressable_devices_indices_map(self, shape):
             places = self.whole.addressable_devices_indices_map(shape)
@@ -150,8 +174,9 @@ def test_what_is_saved_is_the_checkpoint_again(tmp_path, expected, layout, shard
     params = load(source, axes={"fsdp": 2, "tensor": 4})
     saved = tmp_path / "saved"
     for _ in range(2):  # once more over itself
-        save_hf(saved, CFG, params, source / "tokenizer.json", layout=layout,
-                shard_bytes=shard_bytes)  # fmt: skip
+        save_hf(
+            saved, CFG, params, source / "tokenizer.json", layout=layout, shard_bytes=shard_bytes
+        )
     files = sorted(p.name for p in saved.glob("*.safetensors"))
     assert (len(files) > 3) == (shard_bytes < 1e9)
     weights = {}
@@ -172,8 +197,12 @@ def test_what_is_saved_is_the_checkpoint_again(tmp_path, expected, layout, shard
     assert_equal(load(saved), expected)
 
 
-@situation("Models and checkpoints", "a checkpoint saved over a larger one",
-           "no file of the larger one stays", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a checkpoint saved over a larger one",
+    "no file of the larger one stays",
+    since="0.1.0",
+)
 def test_a_smaller_checkpoint_replaces_all_files_of_a_larger_one(tmp_path):
     source = checkpoint_files.write(tmp_path / "hf")
     params = load(source)
@@ -181,7 +210,10 @@ def test_a_smaller_checkpoint_replaces_all_files_of_a_larger_one(tmp_path):
     save_hf(saved, CFG, params, source / "tokenizer.json", shard_bytes=60_000)
     save_hf(saved, CFG, params, source / "tokenizer.json", dtype="bfloat16")
     assert sorted(p.name for p in saved.iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json"]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     assert str(huggingface.stored_dtype(saved)) == "bfloat16"
 
 
@@ -215,9 +247,13 @@ def test_adapters_are_merged_into_what_is_saved(tmp_path):
     assert_equal(load(tmp_path / "saved"), lora.merge(params, cfg))
 
 
-@pytest.mark.parametrize("options, named", [
-    ({"layout": "4.5"}, "layout '4.5'"), ({"dtype": "int8"}, "dtype 'int8'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"layout": "4.5"}, "layout '4.5'"),
+        ({"dtype": "int8"}, "dtype 'int8'"),
+    ],
+)
 def test_what_cannot_be_saved_is_named(tmp_path, options, named):
     source = checkpoint_files.write(tmp_path / "hf")
     with pytest.raises(UserError, match=named):
@@ -230,7 +266,7 @@ def test_what_cannot_be_saved_is_named(tmp_path, options, named):
     "a checkpoint of another size or architecture",
     "refused; missing, unexpected and misshapen tensors are listed together",
     since="0.1.0",
-)  # fmt: skip
+)
 def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
     weights = checkpoint_files.tensors()
     del weights["model.norm.weight"]
@@ -239,9 +275,12 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
     directory = checkpoint_files.write(tmp_path / "hf", weights=weights, files=2)
     with pytest.raises(UserError) as caught:
         load(directory)
-    for line in ("3 tensors do not fit", "missing: model.norm.weight",
-                 "misshapen: visual.merger.ln_q.weight is [31], not [32]",
-                 "unexpected: classifier.weight"):  # fmt: skip
+    for line in (
+        "3 tensors do not fit",
+        "missing: model.norm.weight",
+        "misshapen: visual.merger.ln_q.weight is [31], not [32]",
+        "unexpected: classifier.weight",
+    ):
         assert line in str(caught.value)
     # Of another model: many, of which some are listed and all are counted.
     directory = checkpoint_files.write(tmp_path / "other", weights={"a": np.zeros(3)})
@@ -250,8 +289,12 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
     assert len(str(caught.value).splitlines()) == 22
 
 
-@situation("Models and checkpoints", "tensors in int8 or float8",
-           "refused; tensor and dtype are named", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "tensors in int8 or float8",
+    "refused; tensor and dtype are named",
+    since="0.1.0",
+)
 def test_tensors_that_are_no_floats_are_named(tmp_path):
     directory = checkpoint_files.write(tmp_path / "hf")
     weights = load_file(directory / "model.safetensors")
@@ -272,26 +315,40 @@ FIRST = "model-00001-of-00003.safetensors"
 SECOND = "model-00002-of-00003.safetensors"
 
 
-@pytest.mark.parametrize("damage, named", [
-    (lambda d: (d / SECOND).write_bytes((d / SECOND).read_bytes()[:-7]), f"{SECOND}: truncated"),
-    (lambda d: (d / SECOND).unlink(), f"names 1 of 3 files that are not there: {SECOND}"),
-    (lambda d: _index(d, lambda i: i["weight_map"].update({"model.norm.weight": FIRST})),
-     f"says that model.norm.weight is in {FIRST}, which lacks it"),
-    (lambda d: (d / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
-    (lambda d: (d / "model.safetensors.index.json").write_text("{"), "index.json: damaged"),
-    (lambda d: _index(d, lambda i: i.pop("weight_map")), "no weight_map"),
-    (lambda d: _index(d, lambda i: i["weight_map"].update(x="../x")), "not a file name"),
-    (lambda d: (d / SECOND).write_bytes((d / SECOND.replace("2-", "1-")).read_bytes()), "holds"),
-])  # fmt: skip
-@situation("Models and checkpoints", "a checkpoint whose index names shards that are not there",
-           "refused; all missing files are named at once", since="0.2.0")  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (
+            lambda d: (d / SECOND).write_bytes((d / SECOND).read_bytes()[:-7]),
+            f"{SECOND}: truncated",
+        ),
+        (lambda d: (d / SECOND).unlink(), f"names 1 of 3 files that are not there: {SECOND}"),
+        (
+            lambda d: _index(d, lambda i: i["weight_map"].update({"model.norm.weight": FIRST})),
+            f"says that model.norm.weight is in {FIRST}, which lacks it",
+        ),
+        (lambda d: (d / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
+        (lambda d: (d / "model.safetensors.index.json").write_text("{"), "index.json: damaged"),
+        (lambda d: _index(d, lambda i: i.pop("weight_map")), "no weight_map"),
+        (lambda d: _index(d, lambda i: i["weight_map"].update(x="../x")), "not a file name"),
+        (
+            lambda d: (d / SECOND).write_bytes((d / SECOND.replace("2-", "1-")).read_bytes()),
+            "holds",
+        ),
+    ],
+)
 @situation(
     "Models and checkpoints",
-    "an index that places a tensor in another shard, or a tensor in two "
-    "shards",
+    "a checkpoint whose index names shards that are not there",
+    "refused; all missing files are named at once",
+    since="0.2.0",
+)
+@situation(
+    "Models and checkpoints",
+    "an index that places a tensor in another shard, or a tensor in two shards",
     "refused; tensor and files are named",
     since="0.2.0",
-)  # fmt: skip
+)
 def test_damaged_files_are_named(tmp_path, damage, named):
     directory = checkpoint_files.write(tmp_path / "hf", files=3)
     damage(directory)

@@ -21,58 +21,132 @@ pefts = adapters_test.pefts
 
 # `peft.LoraConfig` of peft 0.21.2: every field that it saves, with its default.
 DEFAULTS = {
-    "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None,
-    "auto_mapping": None, "base_model_name_or_path": None, "bias": "none", "corda_config": None,
-    "ensure_weight_tying": False, "eva_config": None, "exclude_modules": None,
-    "fan_in_fan_out": False, "inference_mode": False, "init_lora_weights": True,
-    "kasa_config": None, "layer_replication": None, "layers_pattern": None,
-    "layers_to_transform": None, "loftq_config": {}, "lora_alpha": 8, "lora_bias": False,
-    "lora_dropout": 0.0, "lora_ga_config": None, "megatron_config": None,
-    "megatron_core": "megatron.core", "modules_to_save": None, "monteclora_config": None,
-    "peft_type": None, "peft_version": None, "qalora_group_size": 16, "r": 8, "rank_pattern": {},
-    "revision": None, "target_modules": None, "target_parameters": None, "task_type": None,
-    "trainable_token_indices": None, "use_bdlora": None, "use_dora": False, "use_qalora": False,
-    "use_rslora": False, "velora_config": None,
-}  # fmt: skip
+    "alora_invocation_tokens": None,
+    "alpha_pattern": {},
+    "arrow_config": None,
+    "auto_mapping": None,
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "corda_config": None,
+    "ensure_weight_tying": False,
+    "eva_config": None,
+    "exclude_modules": None,
+    "fan_in_fan_out": False,
+    "inference_mode": False,
+    "init_lora_weights": True,
+    "kasa_config": None,
+    "layer_replication": None,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "loftq_config": {},
+    "lora_alpha": 8,
+    "lora_bias": False,
+    "lora_dropout": 0.0,
+    "lora_ga_config": None,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "modules_to_save": None,
+    "monteclora_config": None,
+    "peft_type": None,
+    "peft_version": None,
+    "qalora_group_size": 16,
+    "r": 8,
+    "rank_pattern": {},
+    "revision": None,
+    "target_modules": None,
+    "target_parameters": None,
+    "task_type": None,
+    "trainable_token_indices": None,
+    "use_bdlora": None,
+    "use_dora": False,
+    "use_qalora": False,
+    "use_rslora": False,
+    "velora_config": None,
+}
 # A value that turns a variant on, in the type that PEFT declares.
 ON = {
-    "alora_invocation_tokens": [1, 2], "alpha_pattern": {"q_proj": 8}, "arrow_config": {"top_k": 1},
-    "kasa_config": {"a": 1}, "layer_replication": [[0, 1]], "layers_to_transform": 0,
-    "lora_bias": True, "megatron_config": {"a": 1}, "modules_to_save": ["lm_head"],
-    "monteclora_config": {"a": 1}, "rank_pattern": {"q_proj": 2}, "target_parameters": ["w"],
-    "trainable_token_indices": [0], "use_bdlora": {"a": 1}, "use_dora": True, "use_qalora": True,
+    "alora_invocation_tokens": [1, 2],
+    "alpha_pattern": {"q_proj": 8},
+    "arrow_config": {"top_k": 1},
+    "kasa_config": {"a": 1},
+    "layer_replication": [[0, 1]],
+    "layers_to_transform": 0,
+    "lora_bias": True,
+    "megatron_config": {"a": 1},
+    "modules_to_save": ["lm_head"],
+    "monteclora_config": {"a": 1},
+    "rank_pattern": {"q_proj": 2},
+    "target_parameters": ["w"],
+    "trainable_token_indices": [0],
+    "use_bdlora": {"a": 1},
+    "use_dora": True,
+    "use_qalora": True,
     "velora_config": {"num_groups": 4},
-}  # fmt: skip
+}
 # Without effect on an adapter that was trained: notes, and what only its start reads.
 NOTES = {
-    "auto_mapping": {"unsloth_fixed": True}, "base_model_name_or_path": "org/base",
-    "corda_config": {"verbose": True}, "ensure_weight_tying": True, "eva_config": {"rho": 2.0},
-    "fan_in_fan_out": True, "inference_mode": False, "init_lora_weights": "eva",
-    "layers_pattern": "layers", "loftq_config": {"loftq_bits": 4}, "lora_ga_config": {"a": 1},
-    "megatron_core": "other", "peft_version": "9", "qalora_group_size": 8, "revision": "main",
-    "runtime_config": {"ephemeral_gpu_offload": True}, "task_type": "FEATURE_EXTRACTION",
-}  # fmt: skip
+    "auto_mapping": {"unsloth_fixed": True},
+    "base_model_name_or_path": "org/base",
+    "corda_config": {"verbose": True},
+    "ensure_weight_tying": True,
+    "eva_config": {"rho": 2.0},
+    "fan_in_fan_out": True,
+    "inference_mode": False,
+    "init_lora_weights": "eva",
+    "layers_pattern": "layers",
+    "loftq_config": {"loftq_bits": 4},
+    "lora_ga_config": {"a": 1},
+    "megatron_core": "other",
+    "peft_version": "9",
+    "qalora_group_size": 8,
+    "revision": "main",
+    "runtime_config": {"ephemeral_gpu_offload": True},
+    "task_type": "FEATURE_EXTRACTION",
+}
 
 
 def test_every_field_of_peft_is_decided():
     """Each is read, a note, or a variant that these tests turn on."""
     saved = json.loads(NUMBERS[f"paper/{CONFIG}"].tobytes())
     assert saved.keys() == DEFAULTS.keys()
-    read = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules",
-            "bias", "use_rslora"}  # fmt: skip
+    read = {
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "exclude_modules",
+        "bias",
+        "use_rslora",
+    }
     assert DEFAULTS.keys() | {"runtime_config"} == ON.keys() | NOTES.keys() | read
 
 
-@situation("Models and checkpoints", "a PEFT adapter with DoRA, aLoRA, rank or alpha patterns, "
-           "some layers only, trained biases, tokens or whole modules",
-           "refused; every field that is on is named", since="0.1.0")  # fmt: skip
-@situation("Models and checkpoints", "a PEFT adapter whose config has an option that this version "
-           "does not know", "accepted while it is off, refused by name when it is on",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("fields", [{name: value} for name, value in ON.items()] + [
-    {"use_new_variant": True}, {"new_config": {"a": 1}}, {"new_scale": 0}, {"layers_to_transform":
-     [0]}, {"use_dora": "false"}, {"use_dora": True, "use_new_variant": "on"},
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a PEFT adapter with DoRA, aLoRA, rank or alpha patterns, "
+    "some layers only, trained biases, tokens or whole modules",
+    "refused; every field that is on is named",
+    since="0.1.0",
+)
+@situation(
+    "Models and checkpoints",
+    "a PEFT adapter whose config has an option that this version does not know",
+    "accepted while it is off, refused by name when it is on",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "fields",
+    [{name: value} for name, value in ON.items()]
+    + [
+        {"use_new_variant": True},
+        {"new_config": {"a": 1}},
+        {"new_scale": 0},
+        {"layers_to_transform": [0]},
+        {"use_dora": "false"},
+        {"use_dora": True, "use_new_variant": "on"},
+    ],
+)
 def test_what_is_on_is_refused_by_name(pefts, fields):
     directory = pefts("paper")
     edit(directory, **{name: DEFAULTS.get(name) for name in fields})
@@ -84,13 +158,20 @@ def test_what_is_on_is_refused_by_name(pefts, fields):
         assert f"{name} = {json.dumps(value)}" in str(error.value)
 
 
-@pytest.mark.parametrize("fields", [
-    *({name: value} for name, value in NOTES.items()), NOTES,
-    {"use_new_variant": False, "new_config": {}, "new_list": [], "new_name": "", "other": None},
-    {name: value for name, value in DEFAULTS.items() if name not in
-     ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")},
-    {"init_lora_weights": "gaussian", "use_rslora": None, "bias": None, "exclude_modules": []},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({name: value} for name, value in NOTES.items()),
+        NOTES,
+        {"use_new_variant": False, "new_config": {}, "new_list": [], "new_name": "", "other": None},
+        {
+            name: value
+            for name, value in DEFAULTS.items()
+            if name not in ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
+        },
+        {"init_lora_weights": "gaussian", "use_rslora": None, "bias": None, "exclude_modules": []},
+    ],
+)
 def test_what_has_no_effect_changes_nothing(pefts, fields):
     directory = pefts("paper")
     expected = read_adapter(directory, CFG)
@@ -100,25 +181,59 @@ def test_what_has_no_effect_changes_nothing(pefts, fields):
     jax.tree.map(np.testing.assert_array_equal, adapters, expected[1])
 
 
-@situation("Models and checkpoints", "adapter_config.json with a number in quotes, a null, NaN, a "
-           "list or an object where another type belongs",
-           "one line that names the file, the field and what it must be",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("name, value", [
-    ("r", "4"), ("r", 4.0), ("r", True), ("r", 0), ("r", None), ("r", [4]),
-    ("lora_alpha", "8"), ("lora_alpha", None), ("lora_alpha", True), ("lora_alpha", float("nan")),
-    ("lora_alpha", float("inf")), ("lora_alpha", {}),
-    ("lora_dropout", None), ("lora_dropout", "0.1"), ("lora_dropout", 1), ("lora_dropout", -0.1),
-    ("lora_dropout", float("nan")), ("lora_dropout", False),
-    ("target_modules", []), ("target_modules", [1]), ("target_modules", {"q_proj": 1}),
-    ("target_modules", 3), ("target_modules", ""), ("exclude_modules", 3),
-    ("exclude_modules", [None]), ("use_rslora", "true"), ("use_rslora", 1),
-    ("bias", "all"), ("bias", "lora_only"), ("bias", []), ("bias", True),
-    ("init_lora_weights", "pissa"), ("init_lora_weights", "pissa_niter_16"),
-    ("init_lora_weights", "olora"), ("init_lora_weights", "loftq"), ("init_lora_weights", "corda"),
-    ("init_lora_weights", "lora_ga"), ("init_lora_weights", "mica"), ("init_lora_weights", 1),
-    ("init_lora_weights", []), ("fan_in_fan_out", "no"),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "adapter_config.json with a number in quotes, a null, NaN, a "
+    "list or an object where another type belongs",
+    "one line that names the file, the field and what it must be",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("r", "4"),
+        ("r", 4.0),
+        ("r", True),
+        ("r", 0),
+        ("r", None),
+        ("r", [4]),
+        ("lora_alpha", "8"),
+        ("lora_alpha", None),
+        ("lora_alpha", True),
+        ("lora_alpha", float("nan")),
+        ("lora_alpha", float("inf")),
+        ("lora_alpha", {}),
+        ("lora_dropout", None),
+        ("lora_dropout", "0.1"),
+        ("lora_dropout", 1),
+        ("lora_dropout", -0.1),
+        ("lora_dropout", float("nan")),
+        ("lora_dropout", False),
+        ("target_modules", []),
+        ("target_modules", [1]),
+        ("target_modules", {"q_proj": 1}),
+        ("target_modules", 3),
+        ("target_modules", ""),
+        ("exclude_modules", 3),
+        ("exclude_modules", [None]),
+        ("use_rslora", "true"),
+        ("use_rslora", 1),
+        ("bias", "all"),
+        ("bias", "lora_only"),
+        ("bias", []),
+        ("bias", True),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_16"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "lora_ga"),
+        ("init_lora_weights", "mica"),
+        ("init_lora_weights", 1),
+        ("init_lora_weights", []),
+        ("fan_in_fan_out", "no"),
+    ],
+)
 def test_odd_types_are_one_line_with_the_field(pefts, name, value):
     directory = pefts("paper")
     edit(directory, **{name: value})
@@ -128,11 +243,17 @@ def test_odd_types_are_one_line_with_the_field(pefts, name, value):
     assert CONFIG in text and f"{name} = {json.dumps(value)} must be" in text and "\n" not in text
 
 
-@pytest.mark.parametrize("text, named", [
-    ("[]", "not an object"), ("", "empty"), ('{"r": 1, "r": 2}', "'r' is given twice"),
-    ('{"peft_type": ["LORA"]}', r"peft_type \['LORA'\] is not 'LORA'"), ("{}", "peft_type None"),
-    ("version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ("[]", "not an object"),
+        ("", "empty"),
+        ('{"r": 1, "r": 2}', "'r' is given twice"),
+        ('{"peft_type": ["LORA"]}', r"peft_type \['LORA'\] is not 'LORA'"),
+        ("{}", "peft_type None"),
+        ("version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    ],
+)
 def test_a_config_that_is_none_is_named(pefts, text, named):
     directory = pefts("paper")
     (directory / CONFIG).write_text(text)
@@ -147,12 +268,18 @@ def test_a_byte_order_mark_is_skipped(pefts):
     assert read_config(directory / CONFIG) == expected
 
 
-@pytest.mark.parametrize("fields, named", [
-    ({"target_modules": "("}, r"target_modules '\(' is not a regular expression"),
-    ({"exclude_modules": "*x"}, r"exclude_modules '\*x' is not a regular expression"),
-    ({"target_modules": ["nothing"]}, "target_modules match no projection of the model, such as"),
-    ({"exclude_modules": ".*"}, "match no projection"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        ({"target_modules": "("}, r"target_modules '\(' is not a regular expression"),
+        ({"exclude_modules": "*x"}, r"exclude_modules '\*x' is not a regular expression"),
+        (
+            {"target_modules": ["nothing"]},
+            "target_modules match no projection of the model, such as",
+        ),
+        ({"exclude_modules": ".*"}, "match no projection"),
+    ],
+)
 def test_modules_that_cannot_be_matched_name_their_field(pefts, fields, named):
     directory = pefts("paper")
     edit(directory, **fields)
@@ -160,12 +287,21 @@ def test_modules_that_cannot_be_matched_name_their_field(pefts, fields, named):
         read_adapter(directory, CFG)
 
 
-@situation("Models and checkpoints", "`target_modules: \"all-linear\"` in adapter_config.json",
-           "the modules that PEFT adapts, and its vectors", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("fields", [
-    {}, {"target_modules": "all-linear"}, {"target_modules": "All-Linear", "fan_in_fan_out": True},
-    {"target_modules": ".*_proj"},
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    '`target_modules: "all-linear"` in adapter_config.json',
+    "the modules that PEFT adapts, and its vectors",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"target_modules": "all-linear"},
+        {"target_modules": "All-Linear", "fan_in_fan_out": True},
+        {"target_modules": ".*_proj"},
+    ],
+)
 def test_all_linear_is_what_peft_adapts(pefts, fields):
     directory = pefts("linear")  # whose vectors adapters_test compares with PEFT's
     expected = read_adapter(directory, CFG)
@@ -188,17 +324,23 @@ WRAPPED = {
     "torch.compile": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
     "compiled outside, DDP": lambda name: f"_orig_mod.module.{name}",
     "FSDP": lambda name: re.sub(
-        r"(layers\.\d+)\.", r"_fsdp_wrapped_module.\1._checkpoint_wrapped_module.", name),
+        r"(layers\.\d+)\.", r"_fsdp_wrapped_module.\1._checkpoint_wrapped_module.", name
+    ),
     "the state dict, with the adapter's name": lambda name: name.replace(
-        ".weight", ".default.weight"),
+        ".weight", ".default.weight"
+    ),
     "no prefix": lambda name: name.removeprefix("base_model.model."),
     "PEFT in PEFT": lambda name: f"base_model.model.{name}",
-}  # fmt: skip
+}
 
 
-@situation("Models and checkpoints", "an adapter whose tensors carry the prefixes of DDP, FSDP, "
-           "torch.compile, Fabric or of a raw state dict (`module.`, `_orig_mod.`, `.default.`)",
-           "read as the adapter that it is", since="0.2.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "an adapter whose tensors carry the prefixes of DDP, FSDP, "
+    "torch.compile, Fabric or of a raw state dict (`module.`, `_orig_mod.`, `.default.`)",
+    "read as the adapter that it is",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("rename", WRAPPED.values(), ids=WRAPPED.keys())
 def test_names_of_wrapped_models_are_read(pefts, rename):
     directory = pefts("names")
@@ -211,15 +353,28 @@ def test_names_of_wrapped_models_are_read(pefts, rename):
     jax.tree.map(np.testing.assert_array_equal, adapters, expected[1])
 
 
-@situation("Models and checkpoints", "an adapter whose tensors have an unknown prefix, or belong "
-           "to another model", "refused; the prefix and PEFT's name are shown",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("rename, named", [
-    (lambda name: name.replace("base_model.model.", "base_model.model.encoder."),
-     r"the prefix 'encoder.' is unknown, rename them as PEFT does: base_model.model\..*lora_A"),
-    (lambda name: name.replace("layers", "blocks").replace("visual", "vit"), "no tensor belongs to "
-     "a projection of this model; the first is base_model.model.*an adapter of another model"),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "an adapter whose tensors have an unknown prefix, or belong to another model",
+    "refused; the prefix and PEFT's name are shown",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "rename, named",
+    [
+        (
+            lambda name: name.replace("base_model.model.", "base_model.model.encoder."),
+            r"the prefix 'encoder.' is unknown, rename them as PEFT does: "
+            r"base_model.model\..*lora_A",
+        ),
+        (
+            lambda name: name.replace("layers", "blocks").replace("visual", "vit"),
+            "no tensor belongs to "
+            "a projection of this model; the first is base_model.model.*"
+            "an adapter of another model",
+        ),
+    ],
+)
 def test_names_of_another_model_are_named(pefts, rename, named):
     directory = pefts("paper")
     rewrite(directory, {rename(name): array for name, array in tensors_of(directory).items()})
@@ -244,8 +399,12 @@ def test_tensors_that_are_there_twice_or_of_two_adapters_are_named(pefts):
         read_adapter(directory, CFG)
 
 
-@situation("Models and checkpoints", "an adapter that also holds whole tensors (resized "
-           "embeddings, a trained head)", "refused; they are named", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "an adapter that also holds whole tensors (resized embeddings, a trained head)",
+    "refused; they are named",
+    since="0.1.0",
+)
 def test_whole_tensors_in_an_adapter_are_named(pefts):
     directory = pefts("paper")
     tensors = tensors_of(directory)
@@ -264,8 +423,12 @@ def test_what_we_write_has_known_fields_at_values_that_peft_reads(pefts, tmp_pat
     write_adapter(tmp_path / "ours", adapters, cfg)
     assert json.loads((tmp_path / "ours" / CONFIG).read_text()).keys() <= DEFAULTS.keys()
     assert (tmp_path / "ours" / WEIGHTS).is_file()
-    for given, named in (("org/base@v1", ("org/base", "v1")), ("org/base", ("org/base", None)),
-                         ("/a/b@c", ("/a/b@c", None)), (None, (None, None))):  # fmt: skip
+    for given, named in (
+        ("org/base@v1", ("org/base", "v1")),
+        ("org/base", ("org/base", None)),
+        ("/a/b@c", ("/a/b@c", None)),
+        (None, (None, None)),
+    ):
         write_adapter(tmp_path / "ours", adapters, cfg, base_model=given)
         wrote = json.loads((tmp_path / "ours" / CONFIG).read_text())
         assert (wrote["base_model_name_or_path"], wrote["revision"]) == named

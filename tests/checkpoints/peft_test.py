@@ -61,8 +61,12 @@ def edit(directory, **fields):
 
 
 @pytest.mark.parametrize("case", golden.CASES)
-@situation("Models and checkpoints", "a LoRA adapter that PEFT saved",
-           "PEFT's own vectors, merged or apart", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a LoRA adapter that PEFT saved",
+    "PEFT's own vectors, merged or apart",
+    since="0.1.0",
+)
 def test_pefts_adapter_gives_pefts_vectors(pefts, base_params, case):
     cfg, adapters = read_adapter(pefts(case), CFG)
     vectors = np.asarray(jax.jit(make_embed(cfg))(lora.join(base_params, adapters), BATCH))
@@ -119,21 +123,24 @@ def test_what_we_write_is_what_peft_wrote(pefts, tmp_path, case):
     "an adapter trained with transformers 4.49, or with 4.52 and later",
     "read by either naming of the modules, and written in either",
     since="0.1.0",
-)  # fmt: skip
+)
 def test_every_layout_reads_back(pefts, tmp_path, layout, case):
     cfg, adapters = read_adapter(pefts(case), CFG)
     write_adapter(tmp_path / "ours", lora.join({"extra": 0}, adapters), cfg, layout=layout)
     names = read_header(tmp_path / "ours" / WEIGHTS)
-    start = {"4.49": "base_model.model.model.layers.0.", "5":
-             "base_model.model.model.language_model.layers.0."}[layout]  # fmt: skip
+    start = {
+        "4.49": "base_model.model.model.layers.0.",
+        "5": "base_model.model.model.language_model.layers.0.",
+    }[layout]
     assert any(name.startswith(start) for name in names)
     again, tree = read_adapter(tmp_path / "ours", CFG)
     assert again == cfg
     jax.tree.map(np.testing.assert_array_equal, tree, adapters)
 
 
-@situation("Models and checkpoints", "an adapter trained on AutoModel (no head)",
-           "read", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints", "an adapter trained on AutoModel (no head)", "read", since="0.1.0"
+)
 def test_an_adapter_of_automodels_class_is_read(pefts):
     """It has no head, and its modules no `model.` before their names."""
     directory = pefts("names")
@@ -156,13 +163,16 @@ def test_an_unknown_layout_is_an_error(tmp_path):
         write_adapter(tmp_path, {}, dataclasses.replace(CFG, lora=LoraConfig()), layout="6")
 
 
-@pytest.mark.parametrize("fields", [
-    dict(use_dora=True),
-    dict(bias="all"),
-    dict(modules_to_save=["lm_head"]),
-    dict(rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 8}),
-    dict(init_lora_weights="pissa", layers_to_transform=[0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(use_dora=True),
+        dict(bias="all"),
+        dict(modules_to_save=["lm_head"]),
+        dict(rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 8}),
+        dict(init_lora_weights="pissa", layers_to_transform=[0]),
+    ],
+)
 def test_other_kinds_of_adapter_are_refused_by_their_fields(pefts, fields):
     directory = pefts("paper")
     edit(directory, **fields)
@@ -172,15 +182,20 @@ def test_other_kinds_of_adapter_are_refused_by_their_fields(pefts, fields):
         assert f"{name} = {json.dumps(value)}" in str(error.value)
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(peft_type="IA3"), "peft_type 'IA3'"),
-    (dict(r=None, target_modules=None), "no usable r, target_modules"),
-    (dict(r=-1), "no usable r"),
-    (dict(target_modules="("), "target_modules"),
-    (dict(target_modules=["nothing"]), "match no projection"),
-    (dict(target_modules=r".*language_model\.layers\.1\..*_proj"),
-     "some layers only: .*language/layers/self_attn/q_proj .1 of 2."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(peft_type="IA3"), "peft_type 'IA3'"),
+        (dict(r=None, target_modules=None), "no usable r, target_modules"),
+        (dict(r=-1), "no usable r"),
+        (dict(target_modules="("), "target_modules"),
+        (dict(target_modules=["nothing"]), "match no projection"),
+        (
+            dict(target_modules=r".*language_model\.layers\.1\..*_proj"),
+            "some layers only: .*language/layers/self_attn/q_proj .1 of 2.",
+        ),
+    ],
+)
 def test_a_config_that_cannot_be_used_is_an_error(pefts, fields, message):
     directory = pefts("paper")
     edit(directory, **fields)
@@ -193,7 +208,7 @@ def test_a_config_that_cannot_be_used_is_an_error(pefts, fields, message):
     "an adapter of another rank, or with tensors missing or left over",
     "refused; the tensors are listed",
     since="0.1.0",
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_listed_all_together(pefts):
     directory = pefts("paper")
     tensors = tensors_of(directory)
@@ -236,8 +251,12 @@ def test_files_that_are_missing_or_damaged_are_errors(pefts, tmp_path):
         read_adapter(directory, CFG)
 
 
-@situation("Models and checkpoints", "an adapter saved in bfloat16",
-           "read, and kept in float32", since="0.1.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "an adapter saved in bfloat16",
+    "read, and kept in float32",
+    since="0.1.0",
+)
 def test_a_bfloat16_adapter_is_read_as_float32(pefts):
     import ml_dtypes
 

@@ -43,9 +43,13 @@ def load(base):
     return base.load(base.config, make_mesh({"data": -1}))
 
 
-@situation("Models and checkpoints", "a model of gve_jax's own format, or exported for "
-           "transformers, beside another tokenizer.json with the same special tokens",
-           "refused by the recorded digest", since="0.2.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a model of gve_jax's own format, or exported for "
+    "transformers, beside another tokenizer.json with the same special tokens",
+    "refused by the recorded digest",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("form", ["ours", "hf"])
 def test_another_tokenizer_is_refused_by_its_digest(folder, form):
     path = folder / form / "tokenizer.json"
@@ -79,8 +83,12 @@ def test_what_gve_jax_0_1_recorded_is_still_compared(folder):
         GVE.from_pretrained(folder / "ours")
 
 
-@situation("Models and checkpoints", "the `params/` of one model beside the config.json of another",
-           "refused by the recorded digest, whatever the dtype", since="0.2.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "the `params/` of one model beside the config.json of another",
+    "refused by the recorded digest, whatever the dtype",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_parameters_of_another_model_are_refused(folder, dtype):
     load(open_pretrained(folder / "ours", dtype))
@@ -90,11 +98,14 @@ def test_parameters_of_another_model_are_refused(folder, dtype):
         load(open_pretrained(folder / "ours", dtype))
 
 
-@pytest.mark.parametrize("change, named", [
-    (lambda f: f.pop("fingerprint"), "fingerprint lacks weights"),
-    (lambda f: f.update(fingerprint=[]), "fingerprint lacks weights"),
-    (lambda f: f["fingerprint"].update(tokenizer=None), "fingerprint lacks tokenizer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda f: f.pop("fingerprint"), "fingerprint lacks weights"),
+        (lambda f: f.update(fingerprint=[]), "fingerprint lacks weights"),
+        (lambda f: f["fingerprint"].update(tokenizer=None), "fingerprint lacks tokenizer"),
+    ],
+)
 def test_a_record_that_is_gone_is_no_free_pass(folder, change, named):
     edit(folder / "ours" / "config.json", change)
     base = open_pretrained(folder / "ours")
@@ -102,18 +113,24 @@ def test_a_record_that_is_gone_is_no_free_pass(folder, change, named):
         base.check_tokenizer(base.tokenizer)
 
 
-@situation("Models and checkpoints", "a checkpoint in float32, bfloat16 or float16 loaded without "
-           "`dtype=`", "the dtype that its config.json records (`dtype` or `torch_dtype`); an "
-           "explicit `dtype=` wins", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("fields, asked, dtype", [
-    ({"torch_dtype": "float32"}, None, "float32"),
-    ({"torch_dtype": "bfloat16"}, None, "bfloat16"),
-    ({"torch_dtype": "torch.float16"}, None, "float16"),
-    ({"torch_dtype": None, "dtype": "float32"}, None, "float32"),
-    ({"torch_dtype": "float32"}, "bfloat16", "bfloat16"),
-    ({"torch_dtype": "float8_e4m3fn"}, "bfloat16", "bfloat16"),
-    ({"torch_dtype": None}, None, "float16"),  # that of the tensors, as transformers' "auto"
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a checkpoint in float32, bfloat16 or float16 loaded without `dtype=`",
+    "the dtype that its config.json records (`dtype` or `torch_dtype`); an explicit `dtype=` wins",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "fields, asked, dtype",
+    [
+        ({"torch_dtype": "float32"}, None, "float32"),
+        ({"torch_dtype": "bfloat16"}, None, "bfloat16"),
+        ({"torch_dtype": "torch.float16"}, None, "float16"),
+        ({"torch_dtype": None, "dtype": "float32"}, None, "float32"),
+        ({"torch_dtype": "float32"}, "bfloat16", "bfloat16"),
+        ({"torch_dtype": "float8_e4m3fn"}, "bfloat16", "bfloat16"),
+        ({"torch_dtype": None}, None, "float16"),  # that of the tensors, as transformers' "auto"
+    ],
+)
 def test_the_recorded_dtype_is_taken(tmp_path, fields, asked, dtype):
     directory = checkpoint_files.write(tmp_path / "hf", dtype="float16")
     edit(directory / "config.json", lambda f: f.update(fields))
@@ -129,8 +146,12 @@ def test_a_dtype_that_cannot_be_is_named(tmp_path, value):
         open_pretrained(directory)
 
 
-@situation("Models and checkpoints", "an `hf` export of a float32 model loaded again",
-           "float32, and the same vectors", since="0.2.0")  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "an `hf` export of a float32 model loaded again",
+    "float32, and the same vectors",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("layout", ["4.49", "5"])
 def test_an_export_in_float32_is_loaded_as_float32(exported, tmp_path, layout):
     model = GVE.from_pretrained(exported / "hf")
@@ -152,20 +173,35 @@ def test_a_byte_order_mark_is_skipped(exported, tmp_path):
         assert open_pretrained(tmp_path / name).config == open_pretrained(exported / name).config
 
 
-@situation("Models and checkpoints", "config.json, an index or a companion that is empty, cut, a "
-           "Git LFS pointer, not UTF-8, not an object, or gives a key twice",
-           "one line that names the file and the reason", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("data, named", [
-    (b"", "damaged .empty"), (b"{", "damaged"), (b"[]", "not an object"),
-    (b"null", "not an object"),
-    (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' is given twice"), (b"\xff\xfe{", "damaged"),
-    (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-    (b"[" * 100_000, "damaged"),
-])  # fmt: skip
-@pytest.mark.parametrize("file", [
-    "config.json", "preprocessor_config.json", "tokenizer_config.json",
-    "model.safetensors.index.json",
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "config.json, an index or a companion that is empty, cut, a "
+    "Git LFS pointer, not UTF-8, not an object, or gives a key twice",
+    "one line that names the file and the reason",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "data, named",
+    [
+        (b"", "damaged .empty"),
+        (b"{", "damaged"),
+        (b"[]", "not an object"),
+        (b"null", "not an object"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' is given twice"),
+        (b"\xff\xfe{", "damaged"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"[" * 100_000, "damaged"),
+    ],
+)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "preprocessor_config.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+    ],
+)
 def test_json_that_is_damaged_is_named(tmp_path, file, data, named):
     directory = checkpoint_files.write(tmp_path / "hf", files=3)
     (directory / file).write_bytes(data)
@@ -176,17 +212,23 @@ def test_json_that_is_damaged_is_named(tmp_path, file, data, named):
     assert "\n" not in str(caught.value)
 
 
-@situation("Models and checkpoints", "the settings of an export edited to odd types (numbers in "
-           "quotes, null, lists)", "one line that names the file and the field",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("part, value, named", [
-    ("inputs", {"num_frames": "8"}, "inputs.num_frames is '8', not a whole number"),
-    ("inputs", {"num_frames": 7}, "num_frames must be an even number"),
-    ("inputs", {"frames": 8}, "inputs.frames: unknown field"),
-    ("inputs", None, "inputs is None, not an object"),
-    ("buckets", [], r"buckets is \[\], not an object"),
-    ("buckets", {"patches": 1, "windows": 1}, "buckets lacks shapes"),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "the settings of an export edited to odd types (numbers in quotes, null, lists)",
+    "one line that names the file and the field",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "part, value, named",
+    [
+        ("inputs", {"num_frames": "8"}, "inputs.num_frames is '8', not a whole number"),
+        ("inputs", {"num_frames": 7}, "num_frames must be an even number"),
+        ("inputs", {"frames": 8}, "inputs.frames: unknown field"),
+        ("inputs", None, "inputs is None, not an object"),
+        ("buckets", [], r"buckets is \[\], not an object"),
+        ("buckets", {"patches": 1, "windows": 1}, "buckets lacks shapes"),
+    ],
+)
 def test_settings_of_odd_types_name_their_field(folder, part, value, named):
     edit(folder / "ours" / "config.json", lambda f: f.update({part: value}))
     edit(folder / "hf" / "config.json", lambda f: f["gve_jax"].update({part: value}))
@@ -206,26 +248,48 @@ def test_the_shape_of_our_model_names_its_field(folder):
 
 # preprocessor_config.json of Qwen2.5-VL (transformers 4.49), at the sizes of the small model.
 PREPROCESSOR = {
-    "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_processor_type":
-    "Qwen2VLImageProcessor", "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "max_pixels": 12845056, "merge_size": 2, "min_pixels": 3136, "patch_size": 14,
-    "processor_class": "Qwen2_5_VLProcessor", "resample": 3, "rescale_factor": 0.00392156862745098,
-    "size": {"max_pixels": 12845056, "min_pixels": 3136}, "temporal_patch_size": 2,
-}  # fmt: skip
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "max_pixels": 12845056,
+    "merge_size": 2,
+    "min_pixels": 3136,
+    "patch_size": 14,
+    "processor_class": "Qwen2_5_VLProcessor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"max_pixels": 12845056, "min_pixels": 3136},
+    "temporal_patch_size": 2,
+}
 
 
-@situation("Models and checkpoints", "a preprocessor_config.json with other means, patch sizes or "
-           "resampling than Qwen2.5-VL's", "refused by the field (pixel budgets are gve_jax's own)",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("change, named", [
-    ({}, None), ({"max_pixels": 7, "size": None, "fps": 1.0}, None),
-    ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean"), ({"image_std": "x"}, "image_std 'x'"),
-    ({"patch_size": 16}, "patch_size 16"), ({"merge_size": "2"}, "merge_size '2'"),
-    ({"temporal_patch_size": 1}, "temporal_patch_size 1"), ({"resample": 2}, "resample 2"),
-    ({"do_normalize": False}, "do_normalize False"), ({"do_center_crop": True}, "do_center_crop"),
-    ({"rescale_factor": 1}, "rescale_factor 1"), ({"rescale_factor": "x"}, "rescale_factor 'x'"),
-])  # fmt: skip
+@situation(
+    "Models and checkpoints",
+    "a preprocessor_config.json with other means, patch sizes or resampling than Qwen2.5-VL's",
+    "refused by the field (pixel budgets are gve_jax's own)",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({}, None),
+        ({"max_pixels": 7, "size": None, "fps": 1.0}, None),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean"),
+        ({"image_std": "x"}, "image_std 'x'"),
+        ({"patch_size": 16}, "patch_size 16"),
+        ({"merge_size": "2"}, "merge_size '2'"),
+        ({"temporal_patch_size": 1}, "temporal_patch_size 1"),
+        ({"resample": 2}, "resample 2"),
+        ({"do_normalize": False}, "do_normalize False"),
+        ({"do_center_crop": True}, "do_center_crop"),
+        ({"rescale_factor": 1}, "rescale_factor 1"),
+        ({"rescale_factor": "x"}, "rescale_factor 'x'"),
+    ],
+)
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "video_preprocessor_config.json"])
 def test_a_preprocessor_of_another_model_is_refused(tmp_path, file, change, named):
     directory = checkpoint_files.write(tmp_path / "hf")

@@ -105,37 +105,49 @@ def _header(path, **changes):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
-@pytest.mark.parametrize("damage, named", [
-    (lambda p: p.unlink(), "No such file"),
-    (lambda p: p.write_bytes(b""), "not a safetensors file: it is empty"),
-    (lambda p: p.write_bytes(p.read_bytes()[:100]), "truncated"),
-    (lambda p: p.write_bytes(p.read_bytes()[:-1]), "truncated"),
-    (lambda p: p.write_bytes(p.read_bytes() + b"\0"), "too long"),
-    (lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()[8:]), "not a safetensors file"),
-    (lambda p: p.write_bytes(p.read_bytes().replace(b'{"', b'{,', 1)), "header is damaged"),
-    (lambda p: p.write_bytes((4).to_bytes(8, "little") + b"[1] "), "header is damaged"),
-    (lambda p: _header(p, shape=[6]), "bias is F32"),
-    (lambda p: _header(p, shape=[-5]), "bias"),
-    (lambda p: _header(p, data_offsets=[4, 24]), "places"),
-    (lambda p: _header(p, data_offsets="x"), "header is damaged"),
-    (lambda p: _header(p, shape=None), "header is damaged"),
-    (lambda p: _header(p, shape=[5.0]), "sizes of bias are not whole numbers"),
-    (lambda p: _header(p, dtype=["F32"]), "header is damaged"),
-    (lambda p: _header(p, dtype=None, shape=["5"]), "sizes of bias are not whole numbers"),
-    (lambda p: p.write_bytes(p.read_bytes().replace(b'"brain"', b'"bias" ', 1)), "given twice"),
-    (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-     "Git LFS pointer"),
-    (lambda p: p.write_bytes(b"PK\3\4" + bytes(90)), "a pickle of PyTorch"),
-    (lambda p: p.write_bytes(b"\x80\2}q" + b"x" * 90), "a pickle, which is not read"),
-    (lambda p: p.write_bytes(b"GGUF" + b"\1" * 90), "a GGUF file"),
-    (lambda p: p.write_bytes(b"<!DOCTYPE html>" + bytes(90)), "a web page"),
-    (lambda p: p.write_bytes((6 * 10**4).to_bytes(8, "little") + b"[" * 6 * 10**4), "damaged"),
-])  # fmt: skip
-@situation("Models and checkpoints", "a .safetensors that is empty, cut, a Git LFS pointer, a "
-           "pickle, GGUF or a web page", "one line that names the file and what it is",
-           since="0.2.0")  # fmt: skip
-@situation("Models and checkpoints", "a .safetensors cut off in its tensors, or with bytes after "
-           "them", "refused before anything is read", since="0.1.0")  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (lambda p: p.unlink(), "No such file"),
+        (lambda p: p.write_bytes(b""), "not a safetensors file: it is empty"),
+        (lambda p: p.write_bytes(p.read_bytes()[:100]), "truncated"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "truncated"),
+        (lambda p: p.write_bytes(p.read_bytes() + b"\0"), "too long"),
+        (lambda p: p.write_bytes(b"\xff" * 8 + p.read_bytes()[8:]), "not a safetensors file"),
+        (lambda p: p.write_bytes(p.read_bytes().replace(b'{"', b"{,", 1)), "header is damaged"),
+        (lambda p: p.write_bytes((4).to_bytes(8, "little") + b"[1] "), "header is damaged"),
+        (lambda p: _header(p, shape=[6]), "bias is F32"),
+        (lambda p: _header(p, shape=[-5]), "bias"),
+        (lambda p: _header(p, data_offsets=[4, 24]), "places"),
+        (lambda p: _header(p, data_offsets="x"), "header is damaged"),
+        (lambda p: _header(p, shape=None), "header is damaged"),
+        (lambda p: _header(p, shape=[5.0]), "sizes of bias are not whole numbers"),
+        (lambda p: _header(p, dtype=["F32"]), "header is damaged"),
+        (lambda p: _header(p, dtype=None, shape=["5"]), "sizes of bias are not whole numbers"),
+        (lambda p: p.write_bytes(p.read_bytes().replace(b'"brain"', b'"bias" ', 1)), "given twice"),
+        (
+            lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+            "Git LFS pointer",
+        ),
+        (lambda p: p.write_bytes(b"PK\3\4" + bytes(90)), "a pickle of PyTorch"),
+        (lambda p: p.write_bytes(b"\x80\2}q" + b"x" * 90), "a pickle, which is not read"),
+        (lambda p: p.write_bytes(b"GGUF" + b"\1" * 90), "a GGUF file"),
+        (lambda p: p.write_bytes(b"<!DOCTYPE html>" + bytes(90)), "a web page"),
+        (lambda p: p.write_bytes((6 * 10**4).to_bytes(8, "little") + b"[" * 6 * 10**4), "damaged"),
+    ],
+)
+@situation(
+    "Models and checkpoints",
+    "a .safetensors that is empty, cut, a Git LFS pointer, a pickle, GGUF or a web page",
+    "one line that names the file and what it is",
+    since="0.2.0",
+)
+@situation(
+    "Models and checkpoints",
+    "a .safetensors cut off in its tensors, or with bytes after them",
+    "refused before anything is read",
+    since="0.1.0",
+)
 def test_a_damaged_file_is_named(path, damage, named):
     damage(path)
     with pytest.raises(UserError, match=named) as caught:

@@ -27,19 +27,31 @@ def make(folder: Path, *names: str) -> Path:
     return folder
 
 
-@situation("Training data", "a folder of JSONL or Parquet files with hidden and system files, and "
-           "linked folders", "hidden and system files are passed over and counted, links followed",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "a folder of JSONL or Parquet files with hidden and system files, and linked folders",
+    "hidden and system files are passed over and counted, links followed",
+    since="0.2.0",
+)
 def test_an_import_walks_folders_as_embed_does(tmp_path):
-    folder = make(tmp_path / "f", "a.jsonl", "sub/b.jsonl", "._a.jsonl", ".Trash-1/c.jsonl",
-                  "@eaDir/d.jsonl", "notes.txt")  # fmt: skip
+    folder = make(
+        tmp_path / "f",
+        "a.jsonl",
+        "sub/b.jsonl",
+        "._a.jsonl",
+        ".Trash-1/c.jsonl",
+        "@eaDir/d.jsonl",
+        "notes.txt",
+    )
     (folder / "more").symlink_to("sub")
     (folder / "sub" / "up").symlink_to("..")
     told = []
     found = [path.relative_to(folder).as_posix() for path in input_files(folder, told.append)]
     assert found == ["a.jsonl", "more/b.jsonl", "sub/b.jsonl"]
-    assert told == [f"{folder}: passed over 3 hidden or system files and folders ('.Trash-1', "
-                    "...), 2 links to folders that they are in ('more/up', ...)"]  # fmt: skip
+    assert told == [
+        f"{folder}: passed over 3 hidden or system files and folders ('.Trash-1', "
+        "...), 2 links to folders that they are in ('more/up', ...)"
+    ]
     (folder / "disk").symlink_to(make(tmp_path / "outside", "x.jsonl"))
     with pytest.raises(UserError, match="'disk' leaves the folder: it is a link to"):
         input_files(folder)
@@ -71,14 +83,20 @@ def test_a_byte_order_mark_and_a_key_given_twice_are_named(tmp_path):
 
 
 def test_synthesis_walks_folders_as_embed_does(tmp_path, capsys):
-    folder = make(tmp_path / "f", "b/1.mp4", "a.mp4", "._a.mp4", "@eaDir/a.mp4", "._x.jsonl",
-                  "notes.txt")  # fmt: skip
+    folder = make(
+        tmp_path / "f", "b/1.mp4", "a.mp4", "._a.mp4", "@eaDir/a.mp4", "._x.jsonl", "notes.txt"
+    )
     (folder / "more").symlink_to("b")
     (folder / "gone.mp4").symlink_to("nothing")
     with open(os.fsencode(folder) + b"/caf\xe9.mp4", "wb") as file:
         file.write(b"v")
     assert [entry.id for entry in read_entries(folder)] == [
-        "a.mp4", r"caf\xe9.mp4", "gone.mp4", "b/1.mp4", "more/1.mp4"]  # fmt: skip
+        "a.mp4",
+        r"caf\xe9.mp4",
+        "gone.mp4",
+        "b/1.mp4",
+        "more/1.mp4",
+    ]
     before = stamps(folder)
     assert "passed over 3 hidden or system files" in capsys.readouterr().out
     (folder / "b" / "1.mp4").write_bytes(b"another")
@@ -98,8 +116,12 @@ def test_a_part_that_may_be_readable_now_is_made_again(tmp_path):
     assert [parts.done(number) for number in range(3)] == [False, True, True]
 
 
-@situation("Training data", "two imports, or two generations, into one output at the same time",
-           "the second is refused and names the process that holds it", since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "two imports, or two generations, into one output at the same time",
+    "the second is refused and names the process that holds it",
+    since="0.2.0",
+)
 def test_two_commands_do_not_build_one_output(tmp_path):
     rows = make(tmp_path, "rows.jsonl") / "rows.jsonl"
     for output, build in (

@@ -34,8 +34,13 @@ RED, BLUE = (picture(Image.new("RGB", (32, 32), colour)) for colour in ("red", "
 def run(tmp_path, monkeypatch, capsys):
     """Files beside each other, one of them outside of the media root; the command line; pairs."""
     (tmp_path / "media").mkdir()
-    for name, data in {"a.mp4": CLIP, "red.png": RED, "blue.png": BLUE, "bad.mp4": b"no video",
-                       "bad.png": RED[:20]}.items():  # fmt: skip
+    for name, data in {
+        "a.mp4": CLIP,
+        "red.png": RED,
+        "blue.png": BLUE,
+        "bad.mp4": b"no video",
+        "bad.png": RED[:20],
+    }.items():
         (tmp_path / "media" / name).write_bytes(data)
     (tmp_path / "secret.png").write_bytes(RED)
     monkeypatch.chdir(tmp_path)
@@ -60,8 +65,18 @@ def table(path: str, rows: list[dict]) -> str:
 
 
 def importing(format: str, *inputs: str, options: tuple = ()) -> tuple:
-    return ("import", "--format", format, "--input", *inputs, "--output", "out",
-            "--media-root", "media", *options)  # fmt: skip
+    return (
+        "import",
+        "--format",
+        format,
+        "--input",
+        *inputs,
+        "--output",
+        "out",
+        "--media-root",
+        "media",
+        *options,
+    )
 
 
 def read(source: str, directory: str = "out") -> list[dict]:
@@ -70,34 +85,72 @@ def read(source: str, directory: str = "out") -> list[dict]:
 
 
 def made(id: str, task: str, query: Item, positive: Item, *negatives: Item) -> dict:
-    return {"id": id, "task": task, "query": query, "positive": positive,
-            "negatives": list(negatives)}  # fmt: skip
+    return {
+        "id": id,
+        "task": task,
+        "query": query,
+        "positive": positive,
+        "negatives": list(negatives),
+    }
 
 
 def test_mmeb_rows(run):
     rows = [
-        {"qry": "<|image_1|>\nWhat is it?\n", "qry_image_path": "red.png", "pos_text": "a square",
-         "pos_image_path": "", "neg_text": "a ring", "neg_image_path": ""},
-        {"qry": "<|image_1|> And this?", "qry_image_path": "blue.png", "pos_text": "blue",
-         "pos_image_path": None, "neg_text": "red", "neg_image_path": None},
-    ]  # fmt: skip
-    several = {"qry": "<|image_1|>\na blue square", "qry_image_path": "", "pos_text": "",
-               "pos_image_path": "blue.png", "neg_text": ["", "a ring"],
-               "neg_image_path": ["red.png", ""]}  # fmt: skip
+        {
+            "qry": "<|image_1|>\nWhat is it?\n",
+            "qry_image_path": "red.png",
+            "pos_text": "a square",
+            "pos_image_path": "",
+            "neg_text": "a ring",
+            "neg_image_path": "",
+        },
+        {
+            "qry": "<|image_1|> And this?",
+            "qry_image_path": "blue.png",
+            "pos_text": "blue",
+            "pos_image_path": None,
+            "neg_text": "red",
+            "neg_image_path": None,
+        },
+    ]
+    several = {
+        "qry": "<|image_1|>\na blue square",
+        "qry_image_path": "",
+        "pos_text": "",
+        "pos_image_path": "blue.png",
+        "neg_text": ["", "a ring"],
+        "neg_image_path": ["red.png", ""],
+    }
     one = table("mmeb.parquet", rows)
     run(*importing("mmeb", f"TI2T_mmeb={one}", f"flickr={lines('f.jsonl', several)}"))
     task = "TI2T_mmeb"
     assert read(task) == [
-        made("mmeb.parquet:1", task, Item(text="What is it?", image=RED), Item(text="a square"),
-             Item(text="a ring")),
-        made("mmeb.parquet:2", task, Item(text="And this?", image=BLUE), Item(text="blue"),
-             Item(text="red")),
-    ]  # fmt: skip
+        made(
+            "mmeb.parquet:1",
+            task,
+            Item(text="What is it?", image=RED),
+            Item(text="a square"),
+            Item(text="a ring"),
+        ),
+        made(
+            "mmeb.parquet:2",
+            task,
+            Item(text="And this?", image=BLUE),
+            Item(text="blue"),
+            Item(text="red"),
+        ),
+    ]
     task = "T2I_flickr"  # the modality pair found in the rows
     assert read(task) == [
-        made("f.jsonl:1", task, Item(text="a blue square"), Item(image=BLUE), Item(image=RED),
-             Item(text="a ring"))
-    ]  # fmt: skip
+        made(
+            "f.jsonl:1",
+            task,
+            Item(text="a blue square"),
+            Item(image=BLUE),
+            Item(image=RED),
+            Item(text="a ring"),
+        )
+    ]
 
 
 def test_tevatron_rows_with_a_corpus(run):
@@ -110,11 +163,20 @@ def test_tevatron_rows_with_a_corpus(run):
     )
     rows = lines(
         "rows.jsonl",
-        {"query_id": "q1", "query_text": "bars", "query_image": None,
-         "positive_document_ids": ["v1"], "negative_document_ids": ["7", "n"]},
-        {"query_id": "q2", "query_text": "bars?", "positive_document_ids": ["v1", "v1"],
-         "negative_document_ids": ["7", "7", "7"]},
-    )  # fmt: skip
+        {
+            "query_id": "q1",
+            "query_text": "bars",
+            "query_image": None,
+            "positive_document_ids": ["v1"],
+            "negative_document_ids": ["7", "n"],
+        },
+        {
+            "query_id": "q2",
+            "query_text": "bars?",
+            "positive_document_ids": ["v1", "v1"],
+            "negative_document_ids": ["7", "7", "7"],
+        },
+    )
     told = run(*importing("tevatron", f"T2V_bars={rows}", options=("--corpus", corpus)))
     red, video = Item(text="Red a square"), Item(video=CLIP)
     assert read("T2V_bars") == [
@@ -128,8 +190,12 @@ def test_tevatron_rows_with_a_corpus(run):
 
 def test_tevatron_rows_with_passages(run):
     passages = [{"docid": "1", "title": "T", "text": "one"}, {"docid": "2", "text": "two"}]
-    row = {"query_id": 3, "query": "q", "positive_passages": passages[:1],
-           "negative_passages": passages[1:]}  # fmt: skip
+    row = {
+        "query_id": 3,
+        "query": "q",
+        "positive_passages": passages[:1],
+        "negative_passages": passages[1:],
+    }
     run(*importing("tevatron", f"T2T_msmarco={lines('r.jsonl', row)}"))
     assert read("T2T_msmarco") == [
         made("3", "T2T_msmarco", Item(text="q"), Item(text="T one"), Item(text="two"))
@@ -140,21 +206,39 @@ def test_sentence_transformers_rows(run):
     named = lines(
         "named.jsonl",
         {"negative_2": "c", "positive": {"video": "a.mp4"}, "negative_1": "red.png", "anchor": "q"},
-        {"anchor": {"text": "red.png"}, "positive": "a.mp4", "negative_1": "see red.png",
-         "negative_2": "d"},
-    )  # fmt: skip
+        {
+            "anchor": {"text": "red.png"},
+            "positive": "a.mp4",
+            "negative_1": "see red.png",
+            "negative_2": "d",
+        },
+    )
     stored = table(  # as `datasets` stores its Image feature
         "stored.parquet",
-        [{"caption": "a square", "picture": {"bytes": RED, "path": None}},
-         {"caption": "another", "picture": {"bytes": None, "path": "blue.png"}}],
-    )  # fmt: skip
+        [
+            {"caption": "a square", "picture": {"bytes": RED, "path": None}},
+            {"caption": "another", "picture": {"bytes": None, "path": "blue.png"}},
+        ],
+    )
     run(*importing("sentence-transformers", f"T2V_st={named}", f"T2I_st={stored}"))
     assert read("T2V_st") == [
-        made("named.jsonl:1", "T2V_st", Item(text="q"), Item(video=CLIP), Item(image=RED),
-             Item(text="c")),
-        made("named.jsonl:2", "T2V_st", Item(text="red.png"), Item(video=CLIP),
-             Item(text="see red.png"), Item(text="d")),
-    ]  # fmt: skip
+        made(
+            "named.jsonl:1",
+            "T2V_st",
+            Item(text="q"),
+            Item(video=CLIP),
+            Item(image=RED),
+            Item(text="c"),
+        ),
+        made(
+            "named.jsonl:2",
+            "T2V_st",
+            Item(text="red.png"),
+            Item(video=CLIP),
+            Item(text="see red.png"),
+            Item(text="d"),
+        ),
+    ]
     assert read("T2I_st") == [
         made("stored.parquet:1", "T2I_st", Item(text="a square"), Item(image=RED)),
         made("stored.parquet:2", "T2I_st", Item(text="another"), Item(image=BLUE)),
@@ -164,32 +248,45 @@ def test_sentence_transformers_rows(run):
 def swift_row(**changes) -> dict:
     user = "<image>what comes next?"
     return {
-        "messages": [{"role": "system", "content": "Find the video."},
-                     {"role": "user", "content": user}],
+        "messages": [
+            {"role": "system", "content": "Find the video."},
+            {"role": "user", "content": user},
+        ],
         "images": ["red.png"],
         "positive_messages": [[{"role": "user", "content": "<video>"}]],
         "positive_videos": [["a.mp4"]],
-        "negative_messages": [[{"role": "user", "content": "<image> still"}],
-                              [{"role": "user", "content": "nothing"}]],
+        "negative_messages": [
+            [{"role": "user", "content": "<image> still"}],
+            [{"role": "user", "content": "nothing"}],
+        ],
         "negative_images": [["blue.png"], []],
-    } | changes  # fmt: skip
+    } | changes
 
 
 def test_swift_rows(run):
     run(*importing("swift", f"TI2V_s={lines('s.jsonl', swift_row())}"))
     query = Item(text="what comes next?", image=RED, instruction="Find the video.")
     assert read("TI2V_s") == [
-        made("s.jsonl:1", "TI2V_s", query, Item(video=CLIP), Item(text="still", image=BLUE),
-             Item(text="nothing"))
-    ]  # fmt: skip
+        made(
+            "s.jsonl:1",
+            "TI2V_s",
+            query,
+            Item(video=CLIP),
+            Item(text="still", image=BLUE),
+            Item(text="nothing"),
+        )
+    ]
 
 
 def test_our_own_rows_with_media_inline(run):
     encoded = base64.b64encode(RED).decode()
-    row = {"id": "p1", "task": "T2I_told", "query": "red",
-           "positive": {"image": {"bytes": encoded}},
-           "negatives": [{"image": f"data:image/png;base64,{encoded}", "instruction": "i"}],
-           }  # fmt: skip
+    row = {
+        "id": "p1",
+        "task": "T2I_told",
+        "query": "red",
+        "positive": {"image": {"bytes": encoded}},
+        "negatives": [{"image": f"data:image/png;base64,{encoded}", "instruction": "i"}],
+    }
     run(*importing("pair", f"T2I_own={lines('p.jsonl', row)}"))
     negative = Item(image=RED, instruction="i")
     assert read("T2I_own") == [made("p1", "T2I_told", Item(text="red"), Item(image=RED), negative)]
@@ -213,17 +310,24 @@ def test_negatives_that_are_none_by_content_are_counted(run, options):
     rows = lines(
         "p.jsonl",
         {"query": "a", "positive": {"image": "red.png"}, "negatives": [{"image": "copy.png"}]},
-        {"query": "b", "positive": {"image": "blue.png"},
-         "negatives": [{"text": "b", "instruction": "i"}]},
+        {
+            "query": "b",
+            "positive": {"image": "blue.png"},
+            "negatives": [{"text": "b", "instruction": "i"}],
+        },
         {"query": "c", "positive": {"image": "blue.png"}, "negatives": ["d"]},
-    )  # fmt: skip
+    )
     said = run(*importing("pair", f"T2I_x={rows}", options=options))
     assert "warning: T2I_x: 2 negatives have the content of their own pair's query" in said
     assert "another pair" not in said
     assert [len(pair["negatives"]) for pair in read("T2I_x")] == [1, 1, 1]
     assert "* T2I_x: 2 negatives" in Path("out/README.md").read_text()
-    crossed = lines("q.jsonl", {"query": "a", "positive": "b"}, {"query": "b", "positive": "c"},
-                    {"query": "e", "positive": "e"})  # fmt: skip
+    crossed = lines(
+        "q.jsonl",
+        {"query": "a", "positive": "b"},
+        {"query": "b", "positive": "c"},
+        {"query": "e", "positive": "e"},
+    )
     said = run("import", "--format", "pair", "--input", f"T2T_y={crossed}", "--output", "out2")
     assert "warning: T2T_y: 1 pairs have a query with the content of another pair's" in said
 
@@ -253,10 +357,15 @@ def test_crossed_pairs_are_counted_as_by_sets():
         ("mmeb", {"qry": " ", "pos_text": "b"}),
         ("tevatron", {"query": "\t", "positive_passages": [{"text": "b"}]}),
         ("sentence-transformers", {"anchor": " ", "positive": "b"}),
-        ("swift", {"messages": [{"role": "user", "content": "  "}],
-                   "positive_messages": [[{"role": "user", "content": "b"}]]}),
+        (
+            "swift",
+            {
+                "messages": [{"role": "user", "content": "  "}],
+                "positive_messages": [[{"role": "user", "content": "b"}]],
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_white_space_alone_is_no_text_in_any_format(run, format, row):
     with pytest.raises(UserError, match="no pair of format .*an empty item"):
         run(*importing(format, f"x={lines('rows.jsonl', row)}"))
@@ -466,8 +575,12 @@ def test_without_beam_the_option_says_so_in_one_line(run):
         "from data.pairs.__main__ import main; from gve_jax.errors import run_cli; run_cli(main)"
     )
     asked = importing("pair", f"T2V_x={lines('rows.jsonl', PAIR)}", options=("--beam",))
-    done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *asked],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "error: --beam needs Apache Beam, which is not installed: pip install 'gve_jax[beam]'"

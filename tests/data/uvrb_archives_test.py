@@ -33,8 +33,11 @@ def contents(parts, name="CMRB", **more):
 
 
 def on_disk(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes()
-            for path in root.rglob("*") if path.is_file() and path.name != SEAL}  # fmt: skip
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.name != SEAL
+    }
 
 
 @pytest.mark.parametrize("prefix", ["UVRB/", "", "./UVRB/", "./"])
@@ -160,8 +163,7 @@ def test_garbage_in_the_middle_is_not_the_end(tmp_path):
 def test_hostile_members_are_refused(tmp_path, members, message):
     paths = split(hostile(*members), tmp_path / "data", "CMRB", 1)
     with pytest.raises(UserError, match=message):
-        extract(paths, "CMRB", tmp_path / "cache" / "CMRB",
-                limits=Limits(files=3, file_bytes=200))  # fmt: skip
+        extract(paths, "CMRB", tmp_path / "cache" / "CMRB", limits=Limits(files=3, file_bytes=200))
     assert list((tmp_path / "cache").iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data"]
 

@@ -26,8 +26,9 @@ NAMES = ("MSRVTT-I2V", "MS-TV", "CRB-T")
 def data(tmp_path_factory):
     """Pictures, candidates, and for CRB-T frames in the place of videos."""
     data = make_benchmark(tmp_path_factory.mktemp("data"), NAMES)
-    write_instances(data, [{"qid": f"q{n}", "pos": [f"v{n}"], "neg": [f"v{(n + 1) % 5}"]}
-                           for n in range(5)])  # fmt: skip
+    write_instances(
+        data, [{"qid": f"q{n}", "pos": [f"v{n}"], "neg": [f"v{(n + 1) % 5}"]} for n in range(5)]
+    )
     root = data / "UVRB/CRB-T"
     for path in sorted((root / "videos").iterdir()):
         folder = root / "videos_frames" / path.stem
@@ -39,8 +40,19 @@ def data(tmp_path_factory):
 
 
 def write(data, output, *more):
-    main(["--data", str(data), "--output", str(output), "--datasets", ",".join(NAMES),
-          "--moment-pool", "candidates", *more])  # fmt: skip
+    main(
+        [
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--datasets",
+            ",".join(NAMES),
+            "--moment-pool",
+            "candidates",
+            *more,
+        ]
+    )
 
 
 def expected(data, name, by_reference):
@@ -53,13 +65,24 @@ def expected(data, name, by_reference):
         return str(path) if by_reference else path.read_bytes() if path.is_file() else b""
 
     queries = [
-        {"id": q.id, "text": q.text, "instruction": found.task.instruction,
-         "image": medium(q.image), "video": medium(q.video), "positives": q.positives,
-         "candidates": found.candidates[n] if found.candidates else ()}
+        {
+            "id": q.id,
+            "text": q.text,
+            "instruction": found.task.instruction,
+            "image": medium(q.image),
+            "video": medium(q.video),
+            "positives": q.positives,
+            "candidates": found.candidates[n] if found.candidates else (),
+        }
         for n, q in enumerate(found.queries)
-    ]  # fmt: skip
-    empty = {"text": "", "instruction": "", "image": medium(None), "positives": (),
-             "candidates": ()}  # fmt: skip
+    ]
+    empty = {
+        "text": "",
+        "instruction": "",
+        "image": medium(None),
+        "positives": (),
+        "candidates": (),
+    }
     corpus = [{"id": d.id, "video": medium(d.video)} | empty for d in found.corpus]
     return {"queries": queries, "corpus": corpus}
 
@@ -95,8 +118,10 @@ def test_archives_are_extracted_one_at_a_time(data, tmp_path):
     write(data, tmp_path / "folders")
     for name in NAMES:
         for split in SPLITS:
-            one, other = (list(read(tmp_path / home / "uvrb" / name / "1.0.0", split))
-                          for home in ("out", "folders"))  # fmt: skip
+            one, other = (
+                list(read(tmp_path / home / "uvrb" / name / "1.0.0", split))
+                for home in ("out", "folders")
+            )
             assert one == other
     media = [path for path in (tmp_path / "out/sets").rglob("*") if path.suffix in (".mp4", ".png")]
     assert media == []

@@ -23,16 +23,24 @@ def root(tmp_path):
     (root / "jsonl").mkdir()
     for name in ("videos/a.mp4", "videos/sub/b.mp4", "videos/c.mp4", "q.png"):
         (root / name).write_bytes(name.encode())
-    write(root, "corpus", [
-        {"id": "a", "video": "videos/a.mp4"},
-        {"id": 7, "video": "videos/sub/b.mp4"},
-        {"id": "c", "video": "videos/c.mp4"},
-    ])  # fmt: skip
+    write(
+        root,
+        "corpus",
+        [
+            {"id": "a", "video": "videos/a.mp4"},
+            {"id": 7, "video": "videos/sub/b.mp4"},
+            {"id": "c", "video": "videos/c.mp4"},
+        ],
+    )
     write(root, "instances", [{"qid": "q1", "pos": ["a", 7]}, {"qid": "q2", "pos": ["c"]}])
-    write(root, "queries", [
-        {"id": "q1", "text": "a red ball", "image": "q.png", "video": ""},
-        {"id": "q2", "text": "", "image": "", "video": "videos/a.mp4"},
-    ])  # fmt: skip
+    write(
+        root,
+        "queries",
+        [
+            {"id": "q1", "text": "a red ball", "image": "q.png", "video": ""},
+            {"id": "q2", "text": "", "image": "", "video": "videos/a.mp4"},
+        ],
+    )
     return root
 
 
@@ -51,8 +59,11 @@ def test_reads_a_set_in_file_order(root):
     assert found.corpus[1].video == (root / "videos/sub/b.mp4").resolve()
     first, second = found.queries
     assert (first.text, first.image.name, first.video, first.positives) == (
-        "a red ball", "q.png", None, ("a", "7"),
-    )  # fmt: skip
+        "a red ball",
+        "q.png",
+        None,
+        ("a", "7"),
+    )
     assert (second.text, second.image, second.video.name) == ("", None, "a.mp4")
 
 

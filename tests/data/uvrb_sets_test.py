@@ -163,8 +163,9 @@ def test_folders_of_frames_score_as_the_videos_do(benchmark, expected, tmp_path,
             seen.extend(inputs)
             return super().encode_valid(inputs, ids, quarantine)
 
-    results, _ = run(data, tmp_path / "out", "--datasets", "LoVR-C2V",
-                     models={"trained": Listening()})  # fmt: skip
+    results, _ = run(
+        data, tmp_path / "out", "--datasets", "LoVR-C2V", models={"trained": Listening()}
+    )
     mine, videos = (one["datasets"]["LoVR-C2V"] for one in (results, expected))
     assert (mine["score"], mine["corpus"]) == (videos["score"], videos["corpus"])
     assert {item["fps"] for item in seen} == {8.0} and len(seen) == 2 * len(CLIPS)
@@ -337,8 +338,12 @@ def test_the_table_is_the_papers():
     assert len(TASKS) == len(set(NAMES)) == 16
     more = {task.name: task.corpus - task.queries for task in TASKS if task.kind != "CMP"}
     assert {name: count for name, count in more.items() if count} == {
-        "CMRB": 343, "DREAM-E": -5251, "PEV-K": 573, "LoVR-V": 367, "VDC-D": 27,
-    }  # fmt: skip
+        "CMRB": 343,
+        "DREAM-E": -5251,
+        "PEV-K": 573,
+        "LoVR-V": 367,
+        "VDC-D": 27,
+    }
     assert [task.kind for task in TASKS].count("TXT") == 12
     assert {task.name for task in TASKS if task.label == "R@10"} == {"CMRB", "LoVR-TH"}
     assert {task.name for task in TASKS if task.label == "P@1"} == {"MS-TI", "MS-TV"}

@@ -25,10 +25,23 @@ from gve_jax.errors import UserError
 from gve_jax.streams.pairs import PairSources
 from tests.conftest import ROOT
 
-RATES = {"pairs__T2T": 1.0, "pairs__T2I": 1.0, "pairs__TI2V": 1.0, "pairs__TV2V": 1.0,
-         "pairs__I2V": 1.0, "pairs__V2V": 1.0}  # fmt: skip
-SIDES = {"T2T": ("T", "T"), "T2I": ("T", "I"), "T2V": ("T", "V"), "TI2V": ("TI", "V"),
-         "TV2V": ("TV", "V"), "I2V": ("I", "V"), "V2V": ("V", "V")}  # fmt: skip
+RATES = {
+    "pairs__T2T": 1.0,
+    "pairs__T2I": 1.0,
+    "pairs__TI2V": 1.0,
+    "pairs__TV2V": 1.0,
+    "pairs__I2V": 1.0,
+    "pairs__V2V": 1.0,
+}
+SIDES = {
+    "T2T": ("T", "T"),
+    "T2I": ("T", "I"),
+    "T2V": ("T", "V"),
+    "TI2V": ("TI", "V"),
+    "TV2V": ("TV", "V"),
+    "I2V": ("I", "V"),
+    "V2V": ("V", "V"),
+}
 
 
 def job(raw, output, server, **fields) -> Job:
@@ -37,8 +50,13 @@ def job(raw, output, server, **fields) -> Job:
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in (RATES | fields).items()}
     )
-    return Job(source=raw / world.CAPTIONS, output=output, server=server, model=MODEL,
-               settings=Settings.of(config))  # fmt: skip
+    return Job(
+        source=raw / world.CAPTIONS,
+        output=output,
+        server=server,
+        model=MODEL,
+        settings=Settings.of(config),
+    )
 
 
 class ByColour:
@@ -79,8 +97,14 @@ def whole(raw, tmp_path_factory):
 
 def test_the_funnel_and_the_rejects_are_those_of_the_world(whole):
     told = json.loads((whole[0] / "synthesis.json").read_text())["tally"]
-    assert told["funnel"] == {"videos": 26, "captions": 17, "decoded": 15, "moving": 14,
-                              "similar": 13, "enriched": 13}  # fmt: skip
+    assert told["funnel"] == {
+        "videos": 26,
+        "captions": 17,
+        "decoded": 15,
+        "moving": 14,
+        "similar": 13,
+        "enriched": 13,
+    }
     assert told["rejects"] == {
         "captions: caption empty": 1,
         "captions: caption is spam": 2,
@@ -111,9 +135,13 @@ def test_training_reads_every_pair_and_its_history_is_there(whole, raw):
         for pair in found:
             kind, told = name.split("_")[0], history[pair["id"]]
             sides = tuple(
-                "".join(key for key, medium in (("T", one.text), ("I", one.image), ("V", one.video))
-                        if medium) for one in (pair["query"], pair["positive"])
-            )  # fmt: skip
+                "".join(
+                    key
+                    for key, medium in (("T", one.text), ("I", one.image), ("V", one.video))
+                    if medium
+                )
+                for one in (pair["query"], pair["positive"])
+            )
             assert sides == SIDES[kind] and pair["query"].instruction and not pair["negatives"]
             assert told["type"] == kind and told["scores"]["similarity"] == 1.0
             assert told["scores"]["motion"] > 0.0004
@@ -209,8 +237,14 @@ def test_a_killed_run_goes_on_and_ends_the_same(whole, raw, tmp_path):
             *("--config.run.part=6", "--config.run.decoders=1", "--config.run.max_bad_share=0.2"),
             *(f"--config.{name.replace('__', '.')}={rate}" for name, rate in RATES.items()),
         ]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.PIPE, env=os.environ, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=os.environ,
+            text=True,
+        )
         deadline = time.monotonic() + 300
         while not list((work / "parts").glob("*/part.json") if work.exists() else ()):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -234,9 +268,16 @@ def test_a_killed_run_goes_on_and_ends_the_same(whole, raw, tmp_path):
 
 def test_too_many_bad_videos_or_a_folder_without_captions_stop(raw, tmp_path):
     with Responder(raw) as server:
-        strict = job(raw, tmp_path / "out", server.url, run__max_bad_share=0.05, pairs__T2V=0.0,
-                     **dict.fromkeys(("pairs__T2T", "pairs__T2I", "pairs__TI2V", "pairs__TV2V",
-                                      "pairs__V2V"), 0.0))  # fmt: skip
+        strict = job(
+            raw,
+            tmp_path / "out",
+            server.url,
+            run__max_bad_share=0.05,
+            pairs__T2V=0.0,
+            **dict.fromkeys(
+                ("pairs__T2T", "pairs__T2I", "pairs__TI2V", "pairs__TV2V", "pairs__V2V"), 0.0
+            ),
+        )
         with pytest.raises(UserError, match="2 of 26 items could not be read"):
             synthesize(strict)
         folder = dataclasses.replace(strict, source=raw / "videos", output=tmp_path / "folder")

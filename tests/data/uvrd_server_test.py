@@ -47,9 +47,15 @@ def ask(raw, cache, images, *, faults=(), count=1, **fields):
 
     async def run(url):
         async with Server(url, MODEL, made, cache, sleep) as server:
-            jobs = [server.ask(PROMPT, SLOTS | {"seconds": n}, images,
-                               lambda value: fault(PROMPT.name, value, made))
-                    for n in range(count)]  # fmt: skip
+            jobs = [
+                server.ask(
+                    PROMPT,
+                    SLOTS | {"seconds": n},
+                    images,
+                    lambda value: fault(PROMPT.name, value, made),
+                )
+                for n in range(count)
+            ]
             return await asyncio.gather(*jobs, return_exceptions=True), server
 
     where = dict(enumerate(faults))
@@ -128,8 +134,15 @@ def test_an_answer_without_end_is_cut_off(raw, tmp_path, shown):
 
 
 def test_a_server_that_fails_or_denies_stops_the_run(raw, tmp_path, shown):
-    results, server, responder, _ = ask(raw, tmp_path, shown, faults=["error"] * 60, count=30,
-                                        calls__attempts=2, calls__most_failures=0.1)  # fmt: skip
+    results, server, responder, _ = ask(
+        raw,
+        tmp_path,
+        shown,
+        faults=["error"] * 60,
+        count=30,
+        calls__attempts=2,
+        calls__most_failures=0.1,
+    )
     assert any(isinstance(one, UserError) and "calls failed" in str(one) for one in results)
     assert len(responder.requests) < 60  # the others did not go on asking
     (denied,), _, _, _ = ask(raw, tmp_path, shown, faults=["denied"])
@@ -169,8 +182,9 @@ def test_calls_at_once_are_bounded(raw, tmp_path, shown, monkeypatch):
     async def run(url):
         made = settings(calls__concurrency=3, calls__seconds=60.0)
         async with Server(url, MODEL, made, tmp_path) as server:
-            await asyncio.gather(*(server.ask(PROMPT, SLOTS | {"seconds": n}, shown)
-                                   for n in range(9)))  # fmt: skip
+            await asyncio.gather(
+                *(server.ask(PROMPT, SLOTS | {"seconds": n}, shown) for n in range(9))
+            )
 
     with Responder(raw, fault=slowly) as responder:
         asyncio.run(run(responder.url))
@@ -192,8 +206,19 @@ def test_fences_and_thoughts_are_taken_off(said):
     assert parse(said, "stop", prompts.load("image_query")) == {"query": "q"}
 
 
-@pytest.mark.parametrize("said", ["", "null", "[1]", "9" * 5000, "[" * 100_000, '{"query": 1}',
-                                  '{"query": "a", "more": 1}', '{"query": ""}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "null",
+        "[1]",
+        "9" * 5000,
+        "[" * 100_000,
+        '{"query": 1}',
+        '{"query": "a", "more": 1}',
+        '{"query": ""}',
+    ],
+)
 def test_whatever_else_is_a_reject(said):
     with pytest.raises(Reject):
         parse(said, "stop", prompts.load("image_query"))

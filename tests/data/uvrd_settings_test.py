@@ -71,8 +71,19 @@ def test_unknown_and_missing_fields_are_named():
 def test_every_field_is_documented():
     told = (ROOT / "docs" / "uvrd.md").read_text()
     fields = set(re.findall(r"config\.([a-z_.]+) = ", (ROOT / "configs" / "uvrd.py").read_text()))
-    fields -= {"limits", "pairs", "profiles", "lengths", "text", "video", "frame", "clip", "server",
-               "calls", "run"}  # fmt: skip
+    fields -= {
+        "limits",
+        "pairs",
+        "profiles",
+        "lengths",
+        "text",
+        "video",
+        "frame",
+        "clip",
+        "server",
+        "calls",
+        "run",
+    }
     assert len(fields) > 40
     assert not [field for field in sorted(fields) if f"`{field}`" not in told]
 

@@ -25,11 +25,18 @@ from tests.train_test import losses, make_config
 def start(world: Path, workdir: Path) -> list[subprocess.Popen]:
     """Two hosts that train, with eight devices between them."""
     return launch(
-        [sys.executable, "-m", "gve_jax.train", "--config=configs/quickstart.py:smoke",
-         f"--workdir={workdir}", f"--config.data.pairs={world}/pairs",
-         f"--config.data.tokenizer={world}/tokenizer.json", "--config.steps=4",
-         "--config.checkpoint.every=1"]
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "gve_jax.train",
+            "--config=configs/quickstart.py:smoke",
+            f"--workdir={workdir}",
+            f"--config.data.pairs={world}/pairs",
+            f"--config.data.tokenizer={world}/tokenizer.json",
+            "--config.steps=4",
+            "--config.checkpoint.every=1",
+        ]
+    )
 
 
 def launch(command: list[str], heartbeat: int = 60) -> list[subprocess.Popen]:
@@ -37,8 +44,11 @@ def launch(command: list[str], heartbeat: int = 60) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    job = {"GVE_JAX_COORDINATOR": address, "GVE_JAX_HOSTS": "2",
-           "GVE_JAX_HEARTBEAT_S": str(heartbeat)}  # fmt: skip
+    job = {
+        "GVE_JAX_COORDINATOR": address,
+        "GVE_JAX_HOSTS": "2",
+        "GVE_JAX_HEARTBEAT_S": str(heartbeat),
+    }
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
     return [
         subprocess.Popen(
@@ -142,13 +152,19 @@ def compare_environment(name: str, value: str) -> None:
     "refused in one line on every host before anything compiles",
     since="0.2.0",
 )
-@pytest.mark.parametrize(("case", "message"), [
-    ("seed", "host 1 was started with config.seed = 7, host 0 with 42"),
-    ("rate", "host 1 was started with config.optimizer.learning_rate = 1e-05, host 0 with 0.0007"),
-    ("bad", "host 1: config.steps 0 must be in [1, 2147483647]"),
-    ("tokenizer", "host 1 was started with data.tokenizer = "),
-    ("disks", "run is not the same folder on hosts 0 and 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("seed", "host 1 was started with config.seed = 7, host 0 with 42"),
+        (
+            "rate",
+            "host 1 was started with config.optimizer.learning_rate = 1e-05, host 0 with 0.0007",
+        ),
+        ("bad", "host 1: config.steps 0 must be in [1, 2147483647]"),
+        ("tokenizer", "host 1 was started with data.tokenizer = "),
+        ("disks", "run is not the same folder on hosts 0 and 1"),
+    ],
+)
 def test_hosts_that_differ_are_refused_before_anything_compiles(
     two_hosts, world, tmp_path, case, message
 ):
@@ -157,8 +173,12 @@ def test_hosts_that_differ_are_refused_before_anything_compiles(
     assert not list(tmp_path.rglob("run.json"))
 
 
-@situation("Training", "two hosts with other XLA_FLAGS, code or library versions", "refused in one "
-           "line on every host, by every command", since="0.2.0")  # fmt: skip
+@situation(
+    "Training",
+    "two hosts with other XLA_FLAGS, code or library versions",
+    "refused in one line on every host, by every command",
+    since="0.2.0",
+)
 def test_hosts_compare_their_environment(two_hosts):
     name = "JAX_DEFAULT_MATMUL_PRECISION"
     answers = two_hosts.run("tests.hosts_test:compare_environment", name, "float32")

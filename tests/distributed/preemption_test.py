@@ -60,10 +60,15 @@ def test_hosts_agree_on_the_step_when_one_is_told():
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     hosts = [
-        subprocess.Popen([sys.executable, "-c", HOST, address, str(number)], cwd=ROOT,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, address, str(number)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     for host in hosts:
         assert "training\n" in iter(host.stdout.readline, ""), host.communicate()
     hosts[1].send_signal(signal.SIGTERM)

@@ -38,6 +38,9 @@ def test_runs_that_were_scored_on_other_data_are_not_averaged(tmp_path):
     check_comparable(workdirs)
     other = old | {"digests": {"MSRVTT": {"positives": "1"}}}
     (workdirs[2] / "uvrb/results.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match="c/uvrb/results.json and .*a/uvrb/results.json: MSRVTT: "
-                       "the positives of the queries differ; delete one of them"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match="c/uvrb/results.json and .*a/uvrb/results.json: MSRVTT: "
+        "the positives of the queries differ; delete one of them",
+    ):
         check_comparable(workdirs)

@@ -20,8 +20,10 @@ def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     data = make_benchmark(folder / "data")
     for name, trained in (("good", True), ("bad", False)):
-        main(["--model", name, "--data", str(data), "--output", str(folder / name)],
-             load=lambda _, trained=trained: ColourEncoder(trained))  # fmt: skip
+        main(
+            ["--model", name, "--data", str(data), "--output", str(folder / name)],
+            load=lambda _, trained=trained: ColourEncoder(trained),
+        )
     return folder
 
 
@@ -50,8 +52,10 @@ def test_command_compares_two_outputs(outputs, capsys):
     # Holm's factor is the number of sets not yet passed: all sixteen for the smallest p.
     smallest = min(found["datasets"].values(), key=lambda one: one["p"])
     assert smallest["p_holm"] == pytest.approx(min(1, 16 * smallest["p"]))
-    scores = [json.loads((outputs / f"{name}/results.json").read_text())["averages"]["AVG-A"]
-              for name in ("good", "bad")]  # fmt: skip
+    scores = [
+        json.loads((outputs / f"{name}/results.json").read_text())["averages"]["AVG-A"]
+        for name in ("good", "bad")
+    ]
     average = found["averages"]["AVG-A"]
     assert average["difference"] == pytest.approx(scores[0] - scores[1])
     assert average["interval"][0] > 0 and average["p"] < 0.01
@@ -64,9 +68,14 @@ def test_flag_compares_with_another_output(outputs, tmp_path, capsys):
     found = json.loads((tmp_path / "results.json").read_text())["compared"]
     assert found["b"] == "good" and list(found["datasets"]) == ["MSRVTT", "CRB-T"]
     assert found["datasets"]["CRB-T"] == {
-        "difference": 0, "interval": [0, 0], "p": 1, "exact": True, "better": 0, "worse": 0,
+        "difference": 0,
+        "interval": [0, 0],
+        "p": 1,
+        "exact": True,
+        "better": 0,
+        "worse": 0,
         "p_holm": 1,
-    }  # fmt: skip
+    }
     assert "good" in capsys.readouterr().out
 
 
@@ -91,9 +100,12 @@ def test_what_cannot_be_compared_is_refused(other, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "missing: score that model again"), (b"junk", "unreadable scores of queries"),
-     (b"", "unreadable scores of queries")],
-)  # fmt: skip
+    [
+        (None, "missing: score that model again"),
+        (b"junk", "unreadable scores of queries"),
+        (b"", "unreadable scores of queries"),
+    ],
+)
 @situation(
     "Evaluation",
     "a comparison with scores that are missing or damaged",
@@ -121,10 +133,18 @@ def test_damaged_results_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"pools": {"MS-TI": "candidates"}}, "MS-TI: one was ranked with --moment-pool whole, the "),
-     ({"datasets": {"MS-TI": {"corpus": 6}}}, "MS-TI: one was ranked among 5 documents, the other"),
-     ({"datasets": {"CRB-T": {"corpus": 5}}}, "no set in common")],
-)  # fmt: skip
+    [
+        (
+            {"pools": {"MS-TI": "candidates"}},
+            "MS-TI: one was ranked with --moment-pool whole, the ",
+        ),
+        (
+            {"datasets": {"MS-TI": {"corpus": 6}}},
+            "MS-TI: one was ranked among 5 documents, the other",
+        ),
+        ({"datasets": {"CRB-T": {"corpus": 5}}}, "no set in common"),
+    ],
+)
 def test_other_rankings_are_not_compared(change, message):
     one = {"datasets": {"MS-TI": {"corpus": 5}}, "pools": {"MS-TI": "whole"}}
     one["digests"] = {"MS-TI": {"queries": "0"}}

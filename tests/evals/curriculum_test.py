@@ -26,11 +26,17 @@ def runs(tmp_path):
             run = {"data": {"sources": SIZES}, "config": {"batch_size": 32}}
             (workdir / "run.json").write_text(json.dumps(run))
             stages = [
-                {"R": {"I2I": 0.5, "T2V_a": 0.1 * seed}, "batches": {"I2I": 4, "T2V_a": 1},
-                 "last_step": 5},
-                {"R": {"I2I": 0.9, "T2V_a": 0.8}, "batches": {"I2I": 0, "T2V_a": 5},
-                 "last_step": 10},
-            ]  # fmt: skip
+                {
+                    "R": {"I2I": 0.5, "T2V_a": 0.1 * seed},
+                    "batches": {"I2I": 4, "T2V_a": 1},
+                    "last_step": 5,
+                },
+                {
+                    "R": {"I2I": 0.9, "T2V_a": 0.8},
+                    "batches": {"I2I": 0, "T2V_a": 5},
+                    "last_step": 10,
+                },
+            ]
             (workdir / "curriculum.json").write_text(json.dumps({"stages": stages}))
             tasks = ["I2I"] * 4 + ["T2V_a"] * 6
             lines = [

@@ -36,8 +36,18 @@ def vectors():
     return unit(corpus[:40] + 1.2 * corpus[[96 + n % 4 for n in range(40)]]), corpus
 
 
-def evaluate(folder, vectors, *, corpus=CORPUS, positives=None, texts=None, kept=100, task="MSRVTT",
-             candidates=None, more=()):  # fmt: skip
+def evaluate(
+    folder,
+    vectors,
+    *,
+    corpus=CORPUS,
+    positives=None,
+    texts=None,
+    kept=100,
+    task="MSRVTT",
+    candidates=None,
+    more=(),
+):
     """Scores vectors of a set of these ids; OUTPUT."""
     positives = positives or [[corpus[n]] for n in range(40)]
     write_set(folder, task, QUERIES, positives, corpus, candidates)
@@ -53,25 +63,38 @@ def evaluate(folder, vectors, *, corpus=CORPUS, positives=None, texts=None, kept
 POOL = [[f"d{n}", f"d{n + 1}", "d99"] for n in range(40)]
 
 
-@situation("Evaluation", "two models compared that were scored on other documents, queries, "
-           "positives or pools of equal counts",
-           "refused, by the set and what differs in it", since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "two models compared that were scored on other documents, queries, "
+    "positives or pools of equal counts",
+    "refused, by the set and what differs in it",
+    since="0.2.0",
+)
 @pytest.mark.parametrize(
     ("one", "other", "message"),
     [
         ({}, {"corpus": [f"e{n}" for n in range(100)]}, "MSRVTT: the ids of the documents differ"),
         ({}, {"texts": ["t"] * 39 + ["T"]}, "MSRVTT: the ids or texts of the queries differ"),
         ({}, {"positives": [[f"d{n}"] for n in (*range(39), 40)]}, "MSRVTT: the positives of the"),
-        ({"task": "MS-TI", "candidates": POOL}, {"task": "MS-TI", "candidates": [*POOL[:-1],
-         ["d39", "d41", "d99"]]}, "MS-TI: the candidates of the queries differ"),
-        ({"task": "MS-TI", "candidates": POOL},
-         {"task": "MS-TI", "candidates": POOL, "more": ("--moment-pool", "whole")},
-         "MS-TI: one was ranked with --moment-pool candidates, the other with whole"),
-        ({"kept": 96}, {}, "MSRVTT: one was scored without 4 documents that could not be read, the "
-         "other without 0; 'd96' is missing in one of them only"),
+        (
+            {"task": "MS-TI", "candidates": POOL},
+            {"task": "MS-TI", "candidates": [*POOL[:-1], ["d39", "d41", "d99"]]},
+            "MS-TI: the candidates of the queries differ",
+        ),
+        (
+            {"task": "MS-TI", "candidates": POOL},
+            {"task": "MS-TI", "candidates": POOL, "more": ("--moment-pool", "whole")},
+            "MS-TI: one was ranked with --moment-pool candidates, the other with whole",
+        ),
+        (
+            {"kept": 96},
+            {},
+            "MSRVTT: one was scored without 4 documents that could not be read, the "
+            "other without 0; 'd96' is missing in one of them only",
+        ),
         ({"kept": 99}, {"kept": 98}, "without 1 documents .* without 2; 'd98' is missing in one"),
     ],
-)  # fmt: skip
+)
 def test_other_sets_are_refused(tmp_path, vectors, one, other, message, capsys):
     def go(folder, options):
         pool = ("--moment-pool", "candidates") if "candidates" in options else ()
@@ -90,8 +113,17 @@ def test_other_sets_are_refused(tmp_path, vectors, one, other, message, capsys):
     kept = one.get("kept", 100)
     pool = ("--moment-pool", "candidates") if "candidates" in one else ()
     with pytest.raises(UserError, match=message):
-        score(folder, task, QUERIES, vectors[0], CORPUS[:kept], vectors[1][:kept], *pool,
-              "--compare", str(b))  # fmt: skip
+        score(
+            folder,
+            task,
+            QUERIES,
+            vectors[0],
+            CORPUS[:kept],
+            vectors[1][:kept],
+            *pool,
+            "--compare",
+            str(b),
+        )
     after = json.loads((a / "results.json").read_text())
     assert after["datasets"][task]["score"] == before["datasets"][task]["score"]
     assert "compared" not in after
@@ -112,19 +144,28 @@ def test_other_orders_of_the_files_are_the_same_set(tmp_path, vectors):
     assert json.loads((tmp_path / "c.json").read_text())["datasets"]["MS-TI"]["difference"] == 0
 
 
-@situation("Evaluation", "a comparison with results of a version before 0.2.0",
-           "refused: they have no digests; the line says how to make them",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "a comparison with results of a version before 0.2.0",
+    "refused: they have no digests; the line says how to make them",
+    since="0.2.0",
+)
 def test_older_results_are_named_with_what_to_do(tmp_path, vectors):
     a = evaluate(tmp_path / "a", vectors)
     shutil.copytree(a, tmp_path / "b")
     old = json.loads((a / "results.json").read_text())
     del old["digests"]
     (tmp_path / "b/results.json").write_text(json.dumps(old))
-    for pair, which in (((a, tmp_path / "b"), "the other"), ((tmp_path / "b", a), "the first"),
-                        ((tmp_path / "b", tmp_path / "b"), "both")):  # fmt: skip
-        with pytest.raises(UserError, match=f"MSRVTT: {which} of the results ha.* no digests .*"
-                           "repeat the command of evals.uvrb that wrote them"):  # fmt: skip
+    for pair, which in (
+        ((a, tmp_path / "b"), "the other"),
+        ((tmp_path / "b", a), "the first"),
+        ((tmp_path / "b", tmp_path / "b"), "both"),
+    ):
+        with pytest.raises(
+            UserError,
+            match=f"MSRVTT: {which} of the results ha.* no digests .*"
+            "repeat the command of evals.uvrb that wrote them",
+        ):
             compare.main([*map(str, pair)])
 
 
@@ -147,8 +188,10 @@ def data(tmp_path_factory):
 
 
 def run(data, output, *more, load=lambda _: ColourEncoder(), task="MSRVTT"):
-    main(["--model", "m", "--data", str(data), "--output", str(output), "--datasets", task, *more],
-         load=load)  # fmt: skip
+    main(
+        ["--model", "m", "--data", str(data), "--output", str(output), "--datasets", task, *more],
+        load=load,
+    )
     return json.loads((output / "results.json").read_text())
 
 
@@ -172,10 +215,22 @@ def test_digests_of_vectors_and_of_media_agree_but_for_the_content(data, tmp_pat
     for side, letter in (("queries", "q"), ("corpus", "v")):
         np.save(folder / f"{side}.npy", np.eye(5, dtype=np.float32))
         (folder / f"{side}.ids.json").write_text(json.dumps([f"{letter}{n}" for n in range(5)]))
-    main(["--embeddings", str(folder.parent), "--data", str(data), "--output",
-          str(tmp_path / "b"), "--datasets", "MSRVTT"])  # fmt: skip
-    ours, theirs = results["digests"]["MSRVTT"], json.loads(
-        (tmp_path / "b/results.json").read_text())["digests"]["MSRVTT"]  # fmt: skip
+    main(
+        [
+            "--embeddings",
+            str(folder.parent),
+            "--data",
+            str(data),
+            "--output",
+            str(tmp_path / "b"),
+            "--datasets",
+            "MSRVTT",
+        ]
+    )
+    ours, theirs = (
+        results["digests"]["MSRVTT"],
+        json.loads((tmp_path / "b/results.json").read_text())["digests"]["MSRVTT"],
+    )
     assert ours["media"] and theirs == ours | {"media": None}
     capsys.readouterr()
     compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
@@ -214,21 +269,37 @@ class Blinking(Settings):
         return super()._vector(item)
 
 
-@situation("Evaluation", "a document that only the untrained model, the control or the re-encoded "
-           "run cannot read",
-           "that set is left out of the comparison, named with the reason",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "a document that only the untrained model, the control or the re-encoded run cannot read",
+    "that set is left out of the comparison, named with the reason",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("variant", ["untrained", "shuffled", "re-encoded"])
-def test_variants_that_left_something_out_are_not_compared(data, tmp_path, variant, capsys,
-                                                           monkeypatch):  # fmt: skip
-    options = {"untrained": ["--baseline", "b"], "shuffled": ["--control"],
-               "re-encoded": ["--reencode", "crf=40"]}[variant]  # fmt: skip
+def test_variants_that_left_something_out_are_not_compared(
+    data, tmp_path, variant, capsys, monkeypatch
+):
+    options = {
+        "untrained": ["--baseline", "b"],
+        "shuffled": ["--control"],
+        "re-encoded": ["--reencode", "crf=40"],
+    }[variant]
     if variant == "re-encoded":
         monkeypatch.setattr("evals.uvrb.reencode.Reencoder._copy", fail_to_copy)
-    results = run(data, tmp_path / "o", *options, "--max-bad-share", "0.5", task="CRB-T",
-                  load=lambda name: Blinking(name == "b"))  # fmt: skip
-    found = {"untrained": lambda: results["untrained"], "re-encoded": lambda: results["reencoded"],
-             "shuffled": lambda: results["controls"]["shuffled"]}[variant]()  # fmt: skip
+    results = run(
+        data,
+        tmp_path / "o",
+        *options,
+        "--max-bad-share",
+        "0.5",
+        task="CRB-T",
+        load=lambda name: Blinking(name == "b"),
+    )
+    found = {
+        "untrained": lambda: results["untrained"],
+        "re-encoded": lambda: results["reencoded"],
+        "shuffled": lambda: results["controls"]["shuffled"],
+    }[variant]()
     assert found["datasets"]["CRB-T"]["left_out"]["documents"] == ["v0"]
     why = found["paired"]["refused"]["CRB-T"]
     assert "one was scored without 0 documents that could not be read, the other without 1" in why
@@ -242,8 +313,16 @@ def test_points_of_a_sweep_that_left_something_out_have_no_difference(data, tmp_
         def with_inputs(self, **changes):
             return Short(changes["num_frames"] == 4, num_frames=changes["num_frames"])
 
-    results = run(data, tmp_path / "o", "--frames", "4,16", "--max-bad-share", "0.5", task="CRB-T",
-                  load=lambda _: Short())  # fmt: skip
+    results = run(
+        data,
+        tmp_path / "o",
+        "--frames",
+        "4,16",
+        "--max-bad-share",
+        "0.5",
+        task="CRB-T",
+        load=lambda _: Short(),
+    )
     refused = [point["refused"] for point in results["sweeps"]["frames"]]
     assert list(refused[0]) == ["CRB-T"] and refused[1] == {}
     assert "CRB-T: not compared, 4 frames: one was scored without 0" in capsys.readouterr().out

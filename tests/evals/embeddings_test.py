@@ -53,8 +53,10 @@ class Hashed(ColourEncoder):
 def score(data: str, out: str) -> list[str]:
     """What a host of the pair does, in shards of two; what its model was asked for."""
     model, embeddings.SHARD = Hashed(), 2
-    main(["--model", "m", "--data", data, "--output", out, *options()],
-         load=lambda name: model.hashed())  # fmt: skip
+    main(
+        ["--model", "m", "--data", data, "--output", out, *options()],
+        load=lambda name: model.hashed(),
+    )
     return model.asked
 
 
@@ -76,16 +78,34 @@ def options():
 
 def scores(out):
     results = json.loads((out / "results.json").read_text())
-    return {name: {key: value for key, value in one.items() if key not in ("seconds", "cost")}
-            for name, one in results["datasets"].items()}  # fmt: skip
+    return {
+        name: {key: value for key, value in one.items() if key not in ("seconds", "cost")}
+        for name, one in results["datasets"].items()
+    }
 
 
 def start(data, out, **environment):
-    command = [sys.executable, "-c", PROGRAM, "--model", "m", "--data", str(data), "--output",
-               str(out), *options()]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "--model",
+        "m",
+        "--data",
+        str(data),
+        "--output",
+        str(out),
+        *options(),
+    ]
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | devices | environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | devices | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def asked(out):
@@ -130,8 +150,10 @@ def test_a_shard_without_its_seal_is_made_again(benchmark, expected, tmp_path, m
     folder = tmp_path / "out/embeddings/model"
     names = sorted(path.name for path in folder.iterdir())
     assert [(name.rsplit("-", 1)[0], name[-4:]) for name in names[1:]] == [
-        ("vectors-00-00000", "json"), ("vectors-00-00000", ".npy"), ("vectors-00-00001", ".npy"),
-    ]  # fmt: skip
+        ("vectors-00-00000", "json"),
+        ("vectors-00-00000", ".npy"),
+        ("vectors-00-00001", ".npy"),
+    ]
     _, models = run(benchmark, tmp_path / "out", *options())
     assert models["trained"].asked[0] == "MSRVTT.queries/q2"
     assert scores(tmp_path / "out") == expected
@@ -166,10 +188,16 @@ def test_two_hosts_share_the_work_and_get_the_same_scores(two_hosts, tmp_path):
         (data / f"UVRB/{name}/videos/blue_red.mp4").write_bytes(b"not a video")
     run(data, tmp_path / "alone", *options())
     first, second = two_hosts.run("tests.evals.embeddings_test:score", str(data), str(out))
-    assert first == [f"{name}/{id}" for name, ids in (
-        ("MSRVTT.queries", "q0 q2 q4"), ("MSRVTT.corpus", "v0 v2 v4"),
-        ("CRB-T.queries", "q0 q2 q4"), ("LoVR-C2V.queries", "q0 q2 q4"),
-    ) for id in ids.split()]  # fmt: skip
+    assert first == [
+        f"{name}/{id}"
+        for name, ids in (
+            ("MSRVTT.queries", "q0 q2 q4"),
+            ("MSRVTT.corpus", "v0 v2 v4"),
+            ("CRB-T.queries", "q0 q2 q4"),
+            ("LoVR-C2V.queries", "q0 q2 q4"),
+        )
+        for id in ids.split()
+    ]
     assert len(second) == 2 * 4 and not set(first) & set(second)
     assert scores(out) == scores(tmp_path / "alone")
     for name in SETS:  # the order that was counted, however many hosts there are
@@ -178,8 +206,11 @@ def test_two_hosts_share_the_work_and_get_the_same_scores(two_hosts, tmp_path):
     assert not list(out.glob("quarantine-*"))  # host 0 writes what all know
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(line["id"] for line in lines) == [  # one content, four items
-        "CRB-T.corpus/v1", "LoVR-C2V.corpus/v1", "LoVR-C2V.queries/q1", "MSRVTT.corpus/v1",
-    ]  # fmt: skip
+        "CRB-T.corpus/v1",
+        "LoVR-C2V.corpus/v1",
+        "LoVR-C2V.queries/q1",
+        "MSRVTT.corpus/v1",
+    ]
     results = json.loads((out / "results.json").read_text())
     assert results["quarantined"] == len(lines) == 4
     # The digest of weights is that of one host, though each holds them all.

@@ -46,13 +46,20 @@ def run(data, output, *more, models=None):
 )
 def test_whole_benchmark_with_baseline_control_and_check(benchmark, tmp_path, capsys):
     results, models = run(
-        benchmark, tmp_path / "out", "--baseline", "none", "--control",
-    )  # fmt: skip
+        benchmark,
+        tmp_path / "out",
+        "--baseline",
+        "none",
+        "--control",
+    )
     assert list(results["datasets"]) == list(NAMES)
     record = results["datasets"]["MSRVTT"]
     assert (record["metric"], record["score"], record["queries"], record["corpus"]) == (
-        "R@1", 1.0, 5, 5,
-    )  # fmt: skip
+        "R@1",
+        1.0,
+        5,
+        5,
+    )
     assert record["chance"] == pytest.approx(1 / 5)
     assert results["datasets"]["CMRB"]["chance"] == 1  # R@10 of five documents
     assert results["datasets"]["MSRVTT"]["metrics"]["median_rank"] == 1
@@ -107,8 +114,13 @@ def test_instructions_reach_queries_only(benchmark, tmp_path):
             seen.extend(zip(ids, inputs, strict=True))
             return super().encode_valid(inputs, ids, quarantine)
 
-    run(benchmark, tmp_path / "out", "--datasets", "CRB-T,MSRVTT-I2V",
-        models={"trained": Listening()})  # fmt: skip
+    run(
+        benchmark,
+        tmp_path / "out",
+        "--datasets",
+        "CRB-T,MSRVTT-I2V",
+        models={"trained": Listening()},
+    )
     items = dict(seen)
     assert items["CRB-T.queries/q0"] == {
         "text": "red blue",
@@ -129,8 +141,10 @@ def test_unreadable_media_follow_the_rules(data, tmp_path, capsys):
     results, _ = run(data, tmp_path / "out", "--datasets", "MSRVTT", "--max-bad-share", "0.2")
     record = results["datasets"]["MSRVTT"]
     assert record["quarantined"] == {
-        "queries": 0, "documents": 1, "queries_without_positives": 1,
-    }  # fmt: skip
+        "queries": 0,
+        "documents": 1,
+        "queries_without_positives": 1,
+    }
     assert record["score"] == pytest.approx(4 / 5)  # the query that lost its positive scores 0
     assert record["chance"] == pytest.approx(4 / 5 / 4)
     assert results["quarantined"] == 1

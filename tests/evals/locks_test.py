@@ -35,8 +35,13 @@ COMMANDS = {
 def held(tmp_path_factory):
     """A folder that another process holds, and the process."""
     folder = tmp_path_factory.mktemp("held")
-    holder = subprocess.Popen([sys.executable, "-c", _HOLD, folder], cwd=ROOT, text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, folder],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert holder.stdout.readline() == "held\n"
     yield folder, holder
     holder.communicate()
@@ -65,8 +70,9 @@ def test_a_lock_without_jax_leaves_the_devices_to_others(tmp_path):
         "    from jax._src import xla_bridge\n"
         "    assert not xla_bridge.backends_are_initialized()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, tmp_path], cwd=ROOT, text=True,
-                          capture_output=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], cwd=ROOT, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     with lock_for_process(tmp_path):
         with pytest.raises(UserError, match="in use by process"):

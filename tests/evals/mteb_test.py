@@ -50,11 +50,17 @@ class Words(AbsTaskRetrieval):
     """A real retrieval task, in memory: 40 texts, of which 12 queries have one to three each."""
 
     metadata = TaskMetadata(
-        name="Words", description="Texts of a few words.", type="Retrieval", category="t2t",
-        modalities=["text"], eval_splits=["test"], eval_langs=["eng-Latn"],
-        main_score="ndcg_at_10", prompt={"query": PROMPT},
+        name="Words",
+        description="Texts of a few words.",
+        type="Retrieval",
+        category="t2t",
+        modalities=["text"],
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+        prompt={"query": PROMPT},
         dataset={"path": "in/memory", "revision": "1"},
-    )  # fmt: skip
+    )
 
     def load_data(self, **kwargs):
         draw = np.random.default_rng(0)
@@ -65,11 +71,16 @@ class Words(AbsTaskRetrieval):
             query: sorted(str(d) for d in draw.choice(list(self.texts), 1 + n % 3, replace=False))
             for n, query in enumerate(self.asked)
         }
-        self.dataset = {"default": {"test": RetrievalSplitData(
-            corpus=_dataset(self.texts), queries=_dataset(self.asked),
-            relevant_docs={q: dict.fromkeys(ds, 1) for q, ds in self.positives.items()},
-            top_ranked=None,
-        )}}  # fmt: skip
+        self.dataset = {
+            "default": {
+                "test": RetrievalSplitData(
+                    corpus=_dataset(self.texts),
+                    queries=_dataset(self.asked),
+                    relevant_docs={q: dict.fromkeys(ds, 1) for q, ds in self.positives.items()},
+                    top_ranked=None,
+                )
+            }
+        }
         self.data_loaded = True
 
 
@@ -96,9 +107,13 @@ def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
     place = {id: n for n, id in enumerate(task.texts)}
     positives = [[place[id] for id in ids] for ids in task.positives.values()]
     ranks = rank_positives(queries, corpus, positives, list(task.texts))
-    for ours, theirs in (("ndcg@10", "ndcg_at_10"), ("recall@1", "recall_at_1"),
-                         ("recall@10", "recall_at_10"), ("hit_rate@10", "hit_rate_at_10"),
-                         ("precision@3", "precision_at_3")):  # fmt: skip
+    for ours, theirs in (
+        ("ndcg@10", "ndcg_at_10"),
+        ("recall@1", "recall_at_1"),
+        ("recall@10", "recall_at_10"),
+        ("hit_rate@10", "hit_rate_at_10"),
+        ("precision@3", "precision_at_3"),
+    ):
         # MTEB rounds to five digits.
         assert found[theirs] == pytest.approx(evaluate(ours, ranks).mean(), abs=1e-5), ours
     assert 0 < found["ndcg_at_10"] < 1 and found["main_score"] == found["ndcg_at_10"]
@@ -121,14 +136,18 @@ def test_queries_carry_the_instruction_and_documents_none(model):
             return super().encode(inputs, prompt=prompt, **options)
 
     listening = Listening(model)
-    mteb.evaluate(GVEEncoder(listening, "tests/small"), Words(), cache=None,
-                  show_progress_bar=False)  # fmt: skip
+    mteb.evaluate(
+        GVEEncoder(listening, "tests/small"), Words(), cache=None, show_progress_bar=False
+    )
     assert listening.seen == [(PROMPT, 12), (None, 40)]
 
 
-@situation("Evaluation", "an MTEB corpus with empty documents",
-           "embedded as transformers embeds the chat template around nothing, as MTEB's GVE does",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "an MTEB corpus with empty documents",
+    "embedded as transformers embeds the chat template around nothing, as MTEB's GVE does",
+    since="0.2.0",
+)
 def test_an_empty_document_is_embedded_as_the_reference_embeds_it(model, folder):
     class Empty(Words):
         def load_data(self, **kwargs):
@@ -143,15 +162,21 @@ def test_an_empty_document_is_embedded_as_the_reference_embeds_it(model, folder)
             seen.append(super().encode(inputs, **options))
             return seen[-1]
 
-    found = mteb.evaluate(Keeping(model, "tests/small"), Empty(), cache=None,
-                          show_progress_bar=False)  # fmt: skip
+    found = mteb.evaluate(
+        Keeping(model, "tests/small"), Empty(), cache=None, show_progress_bar=False
+    )
     assert 0 < scores(found)["ndcg_at_10"] < 1 and seen[1].shape == (42, model.embedding_dim)
 
     reference = Reference(folder)
-    ids = Tokenizer.from_file(model.preprocess.prompt.path).encode(
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|im_end|>\n"
-        "<|im_start|>assistant\n<|endoftext|>"
-    ).ids  # fmt: skip
+    ids = (
+        Tokenizer.from_file(model.preprocess.prompt.path)
+        .encode(
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\n<|im_end|>\n"
+            "<|im_start|>assistant\n<|endoftext|>"
+        )
+        .ids
+    )
     torch = reference.torch
     with torch.inference_mode():
         hidden = reference.core(input_ids=torch.tensor([ids])).last_hidden_state[:, -1]
@@ -180,8 +205,10 @@ def test_uvrbs_sets_score_as_here(folder, tmp_path):
     evaluate_uvrb([*arguments, "--output", str(tmp_path / "ours")])
     ours = json.loads((tmp_path / "ours/results.json").read_text())["datasets"]
     main([*arguments, "--output", str(tmp_path / "theirs")])
-    files = {path.stem: json.loads(path.read_text())
-             for path in (tmp_path / "theirs").rglob("UVRB-*.json")}  # fmt: skip
+    files = {
+        path.stem: json.loads(path.read_text())
+        for path in (tmp_path / "theirs").rglob("UVRB-*.json")
+    }
     assert files.keys() == {f"UVRB-{name}" for name in names}
     for name in names:
         theirs = files[f"UVRB-{name}"]["scores"]["test"][0]
@@ -202,8 +229,9 @@ def test_candidates_are_ranked_alone(model, tmp_path):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (data / "UVRB/MS-TV/jsonl/instances.jsonl").write_text(text)
     (task,) = tasks(Sets(data, tmp_path, moment_pool="candidates"), choose("MS-TV"))
-    found = scores(mteb.evaluate(GVEEncoder(model, "a/b"), task, cache=None,
-                                 show_progress_bar=False))  # fmt: skip
+    found = scores(
+        mteb.evaluate(GVEEncoder(model, "a/b"), task, cache=None, show_progress_bar=False)
+    )
     assert found["main_score"] == 1  # each is the only one of its pool
 
 

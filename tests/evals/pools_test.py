@@ -23,17 +23,31 @@ class Half(ColourEncoder):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     data = make_benchmark(tmp_path_factory.mktemp("pools"), ("MS-TI",))
-    lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "candidates": pool}
-             for n, pool in enumerate(POOLS)]  # fmt: skip
+    lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "candidates": pool} for n, pool in enumerate(POOLS)]
     path = data / "UVRB/MS-TI/jsonl/instances.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return data
 
 
 def run(data, output, *more, model):
-    main(["--model", "m", "--data", str(data), "--output", str(output), "--datasets", "MS-TI",
-          "--moment-pool", "candidates", "--max-bad-share", "0.5", *more],
-         load=lambda _: model)  # fmt: skip
+    main(
+        [
+            "--model",
+            "m",
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--datasets",
+            "MS-TI",
+            "--moment-pool",
+            "candidates",
+            "--max-bad-share",
+            "0.5",
+            *more,
+        ],
+        load=lambda _: model,
+    )
     return json.loads((output / "results.json").read_text())
 
 
@@ -42,8 +56,10 @@ def vectors(output, side):
     shards = {}
     for path in sorted((output / "embeddings/model").glob("vectors-*.json")):
         record, rows = json.loads(path.read_text()), iter(np.load(path.with_suffix(".npy")))
-        shards |= {key: next(rows) if valid else None
-                   for key, valid in zip(record["keys"], record["valid"], strict=True)}  # fmt: skip
+        shards |= {
+            key: next(rows) if valid else None
+            for key, valid in zip(record["keys"], record["valid"], strict=True)
+        }
     record = json.loads((output / f"embeddings/model/MS-TI.{side}.json").read_text())
     return {id: shards[key] for id, key in zip(record["ids"], record["keys"], strict=True)}
 
@@ -82,8 +98,10 @@ def test_collapsed_encoder_scores_chance_in_pools(data, tmp_path):
 
 def test_query_that_lost_all_candidates_scores_zero(tmp_path):
     data = make_benchmark(tmp_path, ("MS-TI",))
-    lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "candidates": [f"v{n}", "v4"] if n else ["v0"]}
-             for n in range(5)]  # fmt: skip
+    lines = [
+        {"qid": f"q{n}", "pos": [f"v{n}"], "candidates": [f"v{n}", "v4"] if n else ["v0"]}
+        for n in range(5)
+    ]
     lines[4]["candidates"] = ["v4", "v1"]
     root = data / "UVRB/MS-TI"
     (root / "jsonl/instances.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))

@@ -27,8 +27,11 @@ def noisy(tmp_path_factory):
         stream.width, stream.height, stream.pix_fmt = 66, 50, "yuv420p"
         for shift in range(12):
             image = np.roll(ramp, 5 * shift)[None, :, None] + rng.integers(0, 50, (50, 66, 3))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(
-                image.clip(0, 255).astype(np.uint8), format="rgb24")))  # fmt: skip
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
     return path
 
@@ -37,14 +40,20 @@ def noisy(tmp_path_factory):
 def test_frames_and_times_stay_and_bytes_go(noisy, tmp_path, text):
     encode(noisy, tmp_path / "x.mp4", coding(text), Limits())
     with av.open(str(noisy)) as a, av.open(str(tmp_path / "x.mp4")) as b:
-        assert b.streams.video[0].codec_context.name == {
-            "crf=45": "h264", "codec=mpeg4,bitrate=50k": "mpeg4", "codec=libx265,crf=40": "hevc",
-        }[text]  # fmt: skip
+        assert (
+            b.streams.video[0].codec_context.name
+            == {
+                "crf=45": "h264",
+                "codec=mpeg4,bitrate=50k": "mpeg4",
+                "codec=libx265,crf=40": "hevc",
+            }[text]
+        )
         times = [[float(frame.time) for frame in one.decode(video=0)] for one in (a, b)]
     assert times[1] == pytest.approx(times[0], abs=1e-3) and len(times[0]) == 12
     assert (tmp_path / "x.mp4").stat().st_size < 0.9 * noisy.stat().st_size
-    before, after = (load_video(path, 12).frames.astype(float) for path in (
-        noisy, tmp_path / "x.mp4"))  # fmt: skip
+    before, after = (
+        load_video(path, 12).frames.astype(float) for path in (noisy, tmp_path / "x.mp4")
+    )
     assert before.shape == after.shape
     assert 2 < np.abs(before - after).mean() < 25  # other pictures, of the same scene
     assert np.abs(before.mean(axis=(1, 2)) - after.mean(axis=(1, 2))).max() < 12
@@ -63,17 +72,22 @@ def test_copies_are_kept_and_the_same_bytes_each_time(noisy, tmp_path):
 
 @pytest.mark.parametrize(
     ("limits", "message"),
-    [(Limits(frames=3), "more frames than the limit of 3"),
-     (Limits(frame_pixels=100), "above the limit of 100 pixels")],
-)  # fmt: skip
+    [
+        (Limits(frames=3), "more frames than the limit of 3"),
+        (Limits(frame_pixels=100), "above the limit of 100 pixels"),
+    ],
+)
 def test_limits_hold(noisy, tmp_path, limits, message):
     with pytest.raises(MediaError, match=message):
         encode(noisy, tmp_path / "x.mp4", Coding(crf=40), limits)
 
 
-@situation("Evaluation", "a video whose re-encoding took too long, or hit a limit that is raised",
-           "encoded again when the command is repeated; damage is not tried again",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "a video whose re-encoding took too long, or hit a limit that is raised",
+    "encoded again when the command is repeated; damage is not tried again",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("older", [False, True])
 def test_what_may_pass_is_encoded_again(noisy, tmp_path, monkeypatch, older):
     def again(limits=None):
@@ -121,8 +135,23 @@ def test_run_scores_the_copies_and_counts_what_cannot_be_encoded(tmp_path):
             seen.extend(item["video"] for item in inputs if "video" in item)
             return super().encode_valid(inputs, ids, quarantine)
 
-    main(["--model", "m", "--data", str(data), "--output", str(output), "--datasets", "MSRVTT",
-          "--reencode", "crf=40", "--max-bad-share", "0.5"], load=lambda _: Watching())  # fmt: skip
+    main(
+        [
+            "--model",
+            "m",
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--datasets",
+            "MSRVTT",
+            "--reencode",
+            "crf=40",
+            "--max-bad-share",
+            "0.5",
+        ],
+        load=lambda _: Watching(),
+    )
     results = json.loads((output / "results.json").read_text())
     found = results["reencoded"]
     assert found["coding"] == "libx264-crf40" and list(found["failed"]) == [str(bad)]

@@ -96,12 +96,15 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
         assert page.count("h3", id=name) == 1
     drawings = {found["aria-label"] for tag, found in page.elements if tag == "svg"}
     assert drawings == {
-        "Score of each set beside chance and controls", "Radar plot of the nine abilities",
-        "Training curves", "Loss by source", "The curriculum: P and R by source and stage",
+        "Score of each set beside chance and controls",
+        "Radar plot of the nine abilities",
+        "Training curves",
+        "Loss by source",
+        "The curriculum: P and R by source and stage",
         "Differences: this model less the untrained one",
         "Differences: this model less itself shown shuffled frames",
         "Correlation of abilities over models",
-    }  # fmt: skip
+    }
     for words in (
         "untrained",
         "shuffled",
@@ -116,7 +119,7 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
         "1,234",
         "30.000",
     ):
-        assert words in page.text, words  # fmt: skip
+        assert words in page.text, words
     # Four queries of each of five sets, each with three documents and, if need be, the right one.
     assert page.count("div", **{"class": "example"}) == 20
     assert page.count("li", **{"class": "wrong"}) >= 20 * 2
@@ -137,10 +140,11 @@ def test_sweeps_re_encoding_and_comparisons_have_sections(data, tmp_path):
     page = Page(out / "report.html")
     drawings = {found["aria-label"] for tag, found in page.elements if tag == "svg"}
     assert drawings >= {
-        "Scores by frames of a video", "Scores by tokens of a frame, at most",
+        "Scores by frames of a video",
+        "Scores by tokens of a frame, at most",
         "Differences: this model less itself on documents at libx264-crf40",
         "Differences: this model less m<1>",
-    }  # fmt: skip
+    }
     for anchor in ("sweeps", "differences", "published", "correlations"):
         assert page.count("section", id=anchor) == 1 and page.count("a", href=f"#{anchor}") == 1
     assert "Not the released sets: sizes differ on 1 of 1" in page.text
@@ -150,12 +154,13 @@ def test_sweeps_re_encoding_and_comparisons_have_sections(data, tmp_path):
 
 def test_released_sizes_bring_the_papers_models_into_the_figures():
     results = {
-        "averages": {"AVG-A": 0.5, "AVG-D": 0.5}, "abilities": dict.fromkeys(ABILITIES, 0.5),
+        "averages": {"AVG-A": 0.5, "AVG-D": 0.5},
+        "abilities": dict.fromkeys(ABILITIES, 0.5),
         "model": "<us>",
         "published": comparison(
             {t.name: {"queries": t.queries, "corpus": t.corpus} for t in TASKS}
         ),
-    }  # fmt: skip
+    }
     found = sections.published_radar(results)
     assert list(found) == ["GVE-7B", "GVE-3B"] and found["GVE-7B"]["S"] == 0.821
     table = sections.published_models(results)

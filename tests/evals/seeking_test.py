@@ -14,8 +14,11 @@ def test_it_measures_and_writes(tmp_path, capsys):
     options += ["--repeats", "1", "--folder", str(tmp_path), "--output", str(tmp_path / "r.json")]
     seeking.main(options)
     result = json.loads((tmp_path / "r.json").read_text())["result"]
-    assert set(result) == {"a keyframe every 10", "a keyframe every 30",
-                           "open groups, a keyframe every 10"}  # fmt: skip
+    assert set(result) == {
+        "a keyframe every 10",
+        "a keyframe every 30",
+        "open groups, a keyframe every 10",
+    }
     assert all(entry["ratio of processor s"] > 0 for entry in result.values())
     for keyint in (10, 30):
         with av.open(str(tmp_path / f"4s-64x96-k{keyint}-u60.mp4")) as clip:

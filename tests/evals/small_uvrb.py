@@ -110,8 +110,11 @@ class Settings(ColourEncoder):
         super().__init__()
         spec = InputSpec(**inputs)
         self.preprocess = types.SimpleNamespace(spec=spec)
-        self.fingerprint = {"weights": "w", "num_frames": spec.num_frames,
-                            "max_pixels": spec.max_pixels}  # fmt: skip
+        self.fingerprint = {
+            "weights": "w",
+            "num_frames": spec.num_frames,
+            "max_pixels": spec.max_pixels,
+        }
         self.trained = spec.num_frames >= 4
         self.tokens_encoded = 0
 

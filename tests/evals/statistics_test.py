@@ -22,8 +22,10 @@ from tests.situations import situation
 
 def every_flip(differences):
     """The p-value of all 2**n sign flips."""
-    sums = [abs(np.dot(signs, differences)) for signs in
-            itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
+    sums = [
+        abs(np.dot(signs, differences))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
     return np.mean(np.array(sums) >= abs(sum(differences)) - 1e-9)
 
 
@@ -118,8 +120,11 @@ def test_test_over_sets_weighs_each_set_alike():
     one = found["AVG"]
     assert one.difference == pytest.approx((0.75 + 0.05) / 2)
     # All flips: 2**3 of the small set, 2**5 of the large one.
-    sums = [abs(sum(s) / 4 + sum(t) / 100) for s in itertools.product((1, -1), repeat=3)
-            for t in itertools.product((1, -1), repeat=5)]  # fmt: skip
+    sums = [
+        abs(sum(s) / 4 + sum(t) / 100)
+        for s in itertools.product((1, -1), repeat=3)
+        for t in itertools.product((1, -1), repeat=5)
+    ]
     assert one.p == pytest.approx(np.mean(np.array(sums) >= 0.8 - 1e-9), abs=0.01)
     # The variance of a mean of two means, each of its own resamples.
     low, high = one.interval

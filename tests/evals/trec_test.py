@@ -16,9 +16,13 @@ from tests.evals.small_uvrb import ColourEncoder, make_benchmark
 from tests.situations import situation
 
 NAMES = {
-    "hit_rate@1": "success_1", "hit_rate@10": "success_10", "precision@1": "P_1",
-    "recall@10": "recall_10", "ndcg@10": "ndcg_cut_10", "mrr": "recip_rank",
-}  # fmt: skip
+    "hit_rate@1": "success_1",
+    "hit_rate@10": "success_10",
+    "precision@1": "P_1",
+    "recall@10": "recall_10",
+    "ndcg@10": "ndcg_cut_10",
+    "mrr": "recip_rank",
+}
 
 
 class Noise(ColourEncoder):
@@ -48,8 +52,21 @@ def scored(tmp_path_factory):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (root / "videos/red_green.mp4").write_bytes(b"junk")  # v 3%, the only positive of q 3%
     output = tmp_path_factory.mktemp("out")
-    main(["--model", "m", "--data", str(data), "--output", str(output), "--datasets",
-          "MSRVTT,MS-TI", "--max-bad-share", "0.5"], load=lambda name: Noise())  # fmt: skip
+    main(
+        [
+            "--model",
+            "m",
+            "--data",
+            str(data),
+            "--output",
+            str(output),
+            "--datasets",
+            "MSRVTT,MS-TI",
+            "--max-bad-share",
+            "0.5",
+        ],
+        load=lambda name: Noise(),
+    )
     return output
 
 
@@ -126,8 +143,21 @@ def test_run_files_are_cut_and_can_be_left_out(scored, tmp_path):
     data = make_benchmark(tmp_path, ("MSRVTT",))
     for k, lines in ((2, 10), (0, None)):
         output = tmp_path / f"out{k}"
-        main(["--model", "m", "--data", str(data), "--output", str(output), "--datasets", "MSRVTT",
-              "--trec", str(k)], load=lambda name: ColourEncoder())  # fmt: skip
+        main(
+            [
+                "--model",
+                "m",
+                "--data",
+                str(data),
+                "--output",
+                str(output),
+                "--datasets",
+                "MSRVTT",
+                "--trec",
+                str(k),
+            ],
+            load=lambda name: ColourEncoder(),
+        )
         path = output / "trec/MSRVTT.run"
         assert path.exists() == bool(lines)
         assert not lines or len(read(path)) == lines
@@ -180,14 +210,28 @@ def score(folder, task, queries, q, corpus, c, *more):
         np.save(vectors / f"{side}.npy", rows)
         (vectors / f"{side}.ids.json").write_text(json.dumps(ids))
     output = folder / "out"
-    main(["--data", str(folder / "data"), "--embeddings", str(folder / "vectors"), "--output",
-          str(output), "--datasets", task, *more])  # fmt: skip
+    main(
+        [
+            "--data",
+            str(folder / "data"),
+            "--embeddings",
+            str(folder / "vectors"),
+            "--output",
+            str(output),
+            "--datasets",
+            task,
+            *more,
+        ]
+    )
     return json.loads((output / "results.json").read_text()), output
 
 
-@situation("Evaluation", "ids that hold white space or %, and documents of equal vectors",
-           "the run file has the order that was scored: trec_eval gives the same result",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "ids that hold white space or %, and documents of equal vectors",
+    "the run file has the order that was scored: trec_eval gives the same result",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("task", ["MSRVTT", "MS-TI"])
 @pytest.mark.parametrize("positive", range(5))
 def test_ties_of_ids_that_are_escaped(tmp_path, task, positive):
@@ -219,9 +263,12 @@ def near_copies(rng, queries, documents, width):
     ]
 
 
-@situation("Evaluation", "near-copies of documents, whose scores differ in their last bit",
-           "the run file has the very order that was counted, in pools and in large sets too",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "near-copies of documents, whose scores differ in their last bit",
+    "the run file has the very order that was counted, in pools and in large sets too",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("way", ["whole", "candidates", "screened"])
 @pytest.mark.parametrize("depth", ["12", "1000"])
 def test_near_copies_have_one_order(tmp_path, way, depth, monkeypatch):
@@ -233,8 +280,9 @@ def test_near_copies_have_one_order(tmp_path, way, depth, monkeypatch):
     q, c = near_copies(rng, 150, 180, 333)
     queries, corpus = [f"q{n}" for n in range(150)], [f"d {n}" for n in rng.permutation(180)]
     nearest = np.argsort(-(q @ c.T), axis=1)
-    positives = [[corpus[d] for d in row[rng.permutation(14)[: rng.integers(1, 9)]]]
-                 for row in nearest]  # fmt: skip
+    positives = [
+        [corpus[d] for d in row[rng.permutation(14)[: rng.integers(1, 9)]]] for row in nearest
+    ]
     pools = [sorted({corpus[d] for d in row[:60]}) for row in nearest]
     candidates = pools if way == "candidates" else None
     write_set(tmp_path, task, queries, positives, corpus, candidates)
@@ -252,9 +300,12 @@ def test_near_copies_have_one_order(tmp_path, way, depth, monkeypatch):
 # ---- what an earlier command left ---------------------------------------------------------------
 
 
-@situation("Evaluation", "a repeated evaluation that writes fewer files (--trec 0, other vectors)",
-           "what the earlier command left is removed, and a line says what",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "a repeated evaluation that writes fewer files (--trec 0, other vectors)",
+    "what the earlier command left is removed, and a line says what",
+    since="0.2.0",
+)
 def test_files_of_an_earlier_command_are_removed(tmp_path, capsys):
     write_set(tmp_path, "MSRVTT", ["a", "b"], [["x"], ["y"]], ["x", "y"])
     one, ids = np.eye(2, dtype=np.float32), (["a", "b"], ["x", "y"])

@@ -53,8 +53,10 @@ def run(data, output, *more, model=None):
     """The results of the command, and what the model was asked for."""
     model = model or Honest()
     arguments = ["--model", "m", "--data", str(data), "--output", str(output), *more]
-    main([*arguments, "--datasets", "MSRVTT"] if "--datasets" not in more else arguments,
-         load=lambda name: model)  # fmt: skip
+    main(
+        [*arguments, "--datasets", "MSRVTT"] if "--datasets" not in more else arguments,
+        load=lambda name: model,
+    )
     return json.loads((output / "results.json").read_text()), model.asked
 
 
@@ -68,9 +70,12 @@ def damage(data, *names, content=PAGE):
         (data / f"UVRB/MSRVTT/videos/{name}.mp4").write_bytes(content)
 
 
-@situation("Evaluation", "more damaged files than the allowed share, and the command repeated",
-           "refused, however often it is repeated, until they are mended or allowed",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "more damaged files than the allowed share, and the command repeated",
+    "refused, however often it is repeated, until they are mended or allowed",
+    since="0.2.0",
+)
 def test_too_many_unreadable_are_refused_by_every_command(data, tmp_path):
     sound = (data / "UVRB/MSRVTT/videos/red_blue.mp4").read_bytes()
     damage(data, "red_blue")
@@ -111,16 +116,22 @@ def test_the_other_runs_of_a_command_are_guarded_alike(data, tmp_path, more):
             return super()._vector(item)
 
     def go():
-        main(["--model", "m", "--data", str(data), "--output", str(tmp_path / "out"), *options],
-             load=lambda name: Picky(name == "b"))  # fmt: skip
+        main(
+            ["--model", "m", "--data", str(data), "--output", str(tmp_path / "out"), *options],
+            load=lambda name: Picky(name == "b"),
+        )
 
     for _ in range(2):
         with pytest.raises(UserError, match="1 of 10 items could not be read"):
             go()
 
 
-@situation("Evaluation", "damaged files of equal bytes, such as error pages of failed downloads",
-           "each of them counts and is named", since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "damaged files of equal bytes, such as error pages of failed downloads",
+    "each of them counts and is named",
+    since="0.2.0",
+)
 def test_files_of_equal_damage_count_each(data, tmp_path):
     names = ("blue_red", "red_green", "blue_green")
     damage(data, *names)
@@ -134,8 +145,9 @@ def test_files_of_equal_damage_count_each(data, tmp_path):
     assert results["quarantined"] == 3
     assert results["datasets"]["MSRVTT"]["quarantined"]["documents"] == 3
     assert results["datasets"]["MSRVTT"]["left_out"] == {
-        "queries": [], "documents": ["v1", "v3", "v4"],
-    }  # fmt: skip
+        "queries": [],
+        "documents": ["v1", "v3", "v4"],
+    }
 
 
 def test_a_content_that_another_set_failed_on_counts_in_this_one(data, tmp_path):
@@ -148,9 +160,12 @@ def test_a_content_that_another_set_failed_on_counts_in_this_one(data, tmp_path)
             run(data, tmp_path / "o", "--max-bad-share", "0.09", "--datasets", *options)
 
 
-@situation("Evaluation", "a video that took too long to decode on a busy machine",
-           "the repeated command tries it again; the old failure does not count",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "a video that took too long to decode on a busy machine",
+    "the repeated command tries it again; the old failure does not count",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("allowed", ["0.05", "1"])
 @pytest.mark.parametrize("plain", [False, True], ids=["said", "named-limit"])
 def test_what_may_pass_is_tried_again(data, tmp_path, monkeypatch, allowed, plain):

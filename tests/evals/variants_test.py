@@ -122,13 +122,20 @@ def test_files_for_mteb(data, tmp_path):
     results, _ = run(data, tmp_path)
     (folder,) = (tmp_path / "mteb/results/org__m").iterdir()
     assert {path.name for path in folder.iterdir()} == {
-        "model_meta.json", *(f"UVRB-{name}.json" for name in NAMES)
-    }  # fmt: skip
+        "model_meta.json",
+        *(f"UVRB-{name}.json" for name in NAMES),
+    }
     one = json.loads((folder / "UVRB-CMRB.json").read_text())
     assert set(one) == {  # the fields of mteb 2.26's TaskResult
-        "dataset_revision", "task_name", "mteb_version", "scores", "evaluation_time",
-        "kg_co2_emissions", "date", "evaluation_phases",
-    }  # fmt: skip
+        "dataset_revision",
+        "task_name",
+        "mteb_version",
+        "scores",
+        "evaluation_time",
+        "kg_co2_emissions",
+        "date",
+        "evaluation_phases",
+    }
     (scores,) = one["scores"]["test"]
     assert scores["main_score"] == results["datasets"]["CMRB"]["score"] == scores["hit_rate_at_10"]
     assert (scores["hf_subset"], scores["languages"]) == ("default", ["eng-Latn"])

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.evals.runs_test import check_every_query, write_set
+from tests.evals.runs_test import score as score_vectors
 
 from evals.uvrb.__main__ import main
 from gve_jax.errors import UserError
 from tests.evals.evaluate_test import run
-from tests.evals.runs_test import check_every_query, write_set
-from tests.evals.runs_test import score as score_vectors
 from tests.evals.small_uvrb import make_benchmark
 from tests.situations import situation
 
@@ -72,14 +72,27 @@ def save(folder, sides, write, change=lambda name, ids, vectors: (ids, vectors))
 
 
 def score(benchmark, folder, output, *more):
-    main(["--embeddings", str(folder), "--data", str(benchmark), "--output", str(output),
-          "--datasets", ",".join(SETS), *more])  # fmt: skip
+    main(
+        [
+            "--embeddings",
+            str(folder),
+            "--data",
+            str(benchmark),
+            "--output",
+            str(output),
+            "--datasets",
+            ",".join(SETS),
+            *more,
+        ]
+    )
     return json.loads((output / "results.json").read_text())
 
 
 def scores(results):
-    return {name: {key: value for key, value in one.items() if key not in ("seconds", "cost")}
-            for name, one in results["datasets"].items()}  # fmt: skip
+    return {
+        name: {key: value for key, value in one.items() if key not in ("seconds", "cost")}
+        for name, one in results["datasets"].items()
+    }
 
 
 @pytest.mark.parametrize("write", [npy_json, npy_txt, parquet, fixed_parquet])
@@ -265,8 +278,14 @@ def test_arguments_that_exclude_each_other(benchmark, tmp_path, arguments, messa
 def test_vectors_added_after_a_refusal_are_scored(benchmark, sides, tmp_path):
     """What was missing then does not count now, nor what another set lacks."""
     sides, results = sides
-    folder = save(tmp_path / "v", sides, npy_json, lambda name, ids, vectors: (
-        (ids[1:], vectors[1:]) if name == "CRB-T/corpus" else (ids, vectors)))  # fmt: skip
+    folder = save(
+        tmp_path / "v",
+        sides,
+        npy_json,
+        lambda name, ids, vectors: (
+            (ids[1:], vectors[1:]) if name == "CRB-T/corpus" else (ids, vectors)
+        ),
+    )
     out = tmp_path / "out"
     with pytest.raises(UserError, match="1 of 20 items could not be read"):
         score(benchmark, folder, out, "--max-bad-share", "0")
@@ -284,8 +303,10 @@ def test_vectors_added_after_a_refusal_are_scored(benchmark, sides, tmp_path):
 def brute_force(queries, corpus, positives, ids):
     """Reciprocal ranks by cosines in float64 (longer, where the vectors are), ties by id."""
     wide = np.longdouble
-    unit = [rows.astype(wide) / np.sqrt((rows.astype(wide) ** 2).sum(axis=1, keepdims=True))
-            for rows in (queries, corpus)]  # fmt: skip
+    unit = [
+        rows.astype(wide) / np.sqrt((rows.astype(wide) ** 2).sum(axis=1, keepdims=True))
+        for rows in (queries, corpus)
+    ]
     cosines = unit[0] @ unit[1].T
     found = []
     for row, own in zip(cosines, positives, strict=True):
@@ -323,14 +344,19 @@ FORMS = {
     "1e-42, subnormal": (lambda rows: (rows * 1e-42).astype("f4"), ("--normalize",)),
     "1e300": (lambda rows: rows * 1e300, ("--normalize",)),
     "1e-300": (lambda rows: rows * 1e-300, ("--normalize",)),
-    "of many lengths": (lambda rows: rows * 10.0 ** np.arange(len(rows))[:, None] * 1e-20,
-                        ("--normalize",)),
-}  # fmt: skip
+    "of many lengths": (
+        lambda rows: rows * 10.0 ** np.arange(len(rows))[:, None] * 1e-20,
+        ("--normalize",),
+    ),
+}
 
 
-@situation("Evaluation", "vectors of another embedder as float16, float64, big-endian, huge or "
-           "tiny numbers", "scored by their cosines, or refused with what to do",
-           since="0.1.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "vectors of another embedder as float16, float64, big-endian, huge or tiny numbers",
+    "scored by their cosines, or refused with what to do",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_numbers_of_any_size_are_ranked_by_their_cosines(tmp_path, form):
     queries, corpus, positives = world()
@@ -348,8 +374,12 @@ def test_numbers_of_any_size_are_ranked_by_their_cosines(tmp_path, form):
     assert check_every_query(out, "MSRVTT") == 40
 
 
-@situation("Evaluation", "vectors whose lengths are a little off one (1.0009)",
-           "ranked by cosines, not by products", since="0.2.0")  # fmt: skip
+@situation(
+    "Evaluation",
+    "vectors whose lengths are a little off one (1.0009)",
+    "ranked by cosines, not by products",
+    since="0.2.0",
+)
 def test_a_longer_vector_is_not_preferred(tmp_path):
     """Two documents whose cosines differ by less than their lengths do."""
     query = np.array([[1.0, 0, 0]])
@@ -362,7 +392,8 @@ def test_a_longer_vector_is_not_preferred(tmp_path):
 
 
 def test_bfloat16_is_named(benchmark, sides, tmp_path):
-    folder = save(tmp_path / "v", sides[0], npy_json,
-                  lambda name, ids, v: (ids, v.astype(ml_dtypes.bfloat16)))  # fmt: skip
+    folder = save(
+        tmp_path / "v", sides[0], npy_json, lambda name, ids, v: (ids, v.astype(ml_dtypes.bfloat16))
+    )
     with pytest.raises(UserError, match="not floating point .N, D.; bfloat16 is no type of .npy"):
         score(benchmark, folder, tmp_path / "out")

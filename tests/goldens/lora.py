@@ -21,15 +21,22 @@ CASES = {
     "paper": dict(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=DECODER),
     # By name: the tower's MLPs have the decoder's names and are adapted with them.
     "names": dict(
-        r=3, lora_alpha=6, use_rslora=True, exclude_modules=["model.visual.merger.mlp.2"],
+        r=3,
+        lora_alpha=6,
+        use_rslora=True,
+        exclude_modules=["model.visual.merger.mlp.2"],
         target_modules=["q_proj", "o_proj", "gate_proj", "down_proj", "qkv", "mlp.0", "mlp.2"],
     ),
     # Everything but the tower; PEFT turns fan_in_fan_out off for nn.Linear.
     "linear": dict(
-        r=2, lora_alpha=3, target_modules="all-linear", exclude_modules=r"model\.visual\..*",
-        fan_in_fan_out=True, init_lora_weights="orthogonal",
+        r=2,
+        lora_alpha=3,
+        target_modules="all-linear",
+        exclude_modules=r"model\.visual\..*",
+        fan_in_fan_out=True,
+        init_lora_weights="orthogonal",
     ),
-}  # fmt: skip
+}
 
 
 def draw_adapter(name: str, shape) -> np.ndarray:
@@ -42,16 +49,27 @@ def main():
     import transformers
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    rope = {"rope_type": "default", "mrope_section": base.CONFIG["text"]["mrope_section"],
-            "rope_theta": 1_000_000.0}  # fmt: skip
+    rope = {
+        "rope_type": "default",
+        "mrope_section": base.CONFIG["text"]["mrope_section"],
+        "rope_theta": 1_000_000.0,
+    }
     text = {k: v for k, v in base.CONFIG["text"].items() if k != "mrope_section"}
     config = Qwen2_5_VLConfig(
-        text_config=text | {"rope_parameters": rope, "rms_norm_eps": 1e-6, "bos_token_id": None,
-                            "eos_token_id": None, "pad_token_id": None},
+        text_config=text
+        | {
+            "rope_parameters": rope,
+            "rms_norm_eps": 1e-6,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+        },
         vision_config=base.CONFIG["vision"] | {"tokens_per_second": 2},
-        video_token_id=base.VIDEO_PAD, image_token_id=base.IMAGE_PAD,
-        vision_start_token_id=base.VISION_START, vision_end_token_id=base.VISION_END,
-    )  # fmt: skip
+        video_token_id=base.VIDEO_PAD,
+        image_token_id=base.IMAGE_PAD,
+        vision_start_token_id=base.VISION_START,
+        vision_end_token_id=base.VISION_END,
+    )
     config._attn_implementation = "eager"
     used = (transformers, torch, peft)
     out = {"versions": np.array([f"{module.__name__} {module.__version__}" for module in used])}
@@ -71,10 +89,15 @@ def main():
                 value.data = torch.from_numpy(drawn)
         with tempfile.TemporaryDirectory() as directory:
             adapted.save_pretrained(directory)
-            out[f"{case}/modules"] = np.array(sorted({
-                name.partition(".lora_A")[0].removeprefix("base_model.model.")
-                for name, _ in adapted.named_parameters() if ".lora_A" in name
-            }))  # fmt: skip
+            out[f"{case}/modules"] = np.array(
+                sorted(
+                    {
+                        name.partition(".lora_A")[0].removeprefix("base_model.model.")
+                        for name, _ in adapted.named_parameters()
+                        if ".lora_A" in name
+                    }
+                )
+            )
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 data = (pathlib.Path(directory) / name).read_bytes()
                 out[f"{case}/{name}"] = np.frombuffer(data, np.uint8)

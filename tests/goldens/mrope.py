@@ -105,9 +105,11 @@ def reference(batch: list[list[tuple]], tokens_per_second: int, side: str) -> li
         owner = modeling.Qwen2_5_VLForConditionalGeneration
     model = object.__new__(owner)  # no weights: the method reads the configuration only
     model.__dict__["config"] = SimpleNamespace(
-        image_token_id=IMAGE_PAD, video_token_id=VIDEO_PAD, vision_start_token_id=VISION_START,
+        image_token_id=IMAGE_PAD,
+        video_token_id=VIDEO_PAD,
+        vision_start_token_id=VISION_START,
         vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=tokens_per_second),
-    )  # fmt: skip
+    )
 
     rows = [token_ids(parts) for parts in batch]
     longest = max(map(len, rows))

@@ -15,14 +15,24 @@ import numpy as np
 
 CONFIG = {
     "vision": dict(
-        depth=3, hidden_size=32, intermediate_size=40, num_heads=2, out_hidden_size=48,
-        fullatt_block_indexes=[1], window_size=112,
+        depth=3,
+        hidden_size=32,
+        intermediate_size=40,
+        num_heads=2,
+        out_hidden_size=48,
+        fullatt_block_indexes=[1],
+        window_size=112,
     ),
     "text": dict(
-        vocab_size=320, hidden_size=48, intermediate_size=56, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, mrope_section=[2, 2, 2],
+        vocab_size=320,
+        hidden_size=48,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mrope_section=[2, 2, 2],
     ),
-}  # fmt: skip
+}
 VIDEO_PAD, IMAGE_PAD, VISION_START, VISION_END = 300, 301, 302, 303
 
 # (video grid, image grid) in patches, seconds a step, text tokens before and after: grids that do
@@ -111,24 +121,41 @@ def record(shapes: dict, items: dict[int, dict]) -> dict[str, np.ndarray]:
     import transformers
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-    rope = {"rope_type": "default", "mrope_section": shapes["text"]["mrope_section"],
-            "rope_theta": 1_000_000.0}  # fmt: skip
+    rope = {
+        "rope_type": "default",
+        "mrope_section": shapes["text"]["mrope_section"],
+        "rope_theta": 1_000_000.0,
+    }
     text = {k: v for k, v in shapes["text"].items() if k != "mrope_section"}
     config = Qwen2_5_VLConfig(
-        text_config=text | {"rope_parameters": rope, "rms_norm_eps": 1e-6, "bos_token_id": None,
-                            "eos_token_id": None, "pad_token_id": None},
+        text_config=text
+        | {
+            "rope_parameters": rope,
+            "rms_norm_eps": 1e-6,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+        },
         vision_config=shapes["vision"] | {"tokens_per_second": 2},
-        video_token_id=VIDEO_PAD, image_token_id=IMAGE_PAD,
-        vision_start_token_id=VISION_START, vision_end_token_id=VISION_END,
-    )  # fmt: skip
+        video_token_id=VIDEO_PAD,
+        image_token_id=IMAGE_PAD,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
     config._attn_implementation = "eager"
     model = Qwen2_5_VLModel(config).eval()
-    state = {name: torch.from_numpy(draw_weight(name, tuple(value.shape)))
-             for name, value in model.state_dict().items()}  # fmt: skip
+    state = {
+        name: torch.from_numpy(draw_weight(name, tuple(value.shape)))
+        for name, value in model.state_dict().items()
+    }
     model.load_state_dict(state)
 
-    out = {"names": np.array(sorted(state)), "versions": np.array(
-        [f"transformers {transformers.__version__}", f"torch {torch.__version__}"])}  # fmt: skip
+    out = {
+        "names": np.array(sorted(state)),
+        "versions": np.array(
+            [f"transformers {transformers.__version__}", f"torch {torch.__version__}"]
+        ),
+    }
     for number, item in items.items():
         ids, positions = tokens_of(number, item)
         visual = {}

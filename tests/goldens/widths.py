@@ -16,22 +16,30 @@ import numpy as np
 from tests.goldens.qwen25vl import ITEMS, record
 
 _TOWER = dict(
-    depth=2, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=[1],
+    depth=2,
+    hidden_size=1280,
+    intermediate_size=3420,
+    num_heads=16,
+    fullatt_block_indexes=[1],
     window_size=112,
-)  # fmt: skip
+)
 _DECODER = dict(vocab_size=320, num_hidden_layers=1, mrope_section=[16, 24, 24])
 SIZES = {
     "3b": {
         "vision": _TOWER | dict(out_hidden_size=2048),
-        "text": _DECODER | dict(hidden_size=2048, intermediate_size=11008,
-                                num_attention_heads=16, num_key_value_heads=2),
+        "text": _DECODER
+        | dict(
+            hidden_size=2048, intermediate_size=11008, num_attention_heads=16, num_key_value_heads=2
+        ),
     },
     "7b": {
         "vision": _TOWER | dict(out_hidden_size=3584),
-        "text": _DECODER | dict(hidden_size=3584, intermediate_size=18944,
-                                num_attention_heads=28, num_key_value_heads=4),
+        "text": _DECODER
+        | dict(
+            hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4
+        ),
     },
-}  # fmt: skip
+}
 NUMBERS = (0, 3)  # of ITEMS
 
 

@@ -15,12 +15,26 @@ from gve_jax.model.embedder import Batch, init_params, make_embed
 
 CFG = ModelConfig.from_dict(
     dict(
-        vision=dict(depth=3, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64,
-                    fullatt_block_indexes=(1,), window_size=56),
-        text=dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
-                  num_attention_heads=4, num_key_value_heads=2, mrope_section=(2, 3, 3)),
+        vision=dict(
+            depth=3,
+            hidden_size=32,
+            intermediate_size=48,
+            num_heads=2,
+            out_hidden_size=64,
+            fullatt_block_indexes=(1,),
+            window_size=56,
+        ),
+        text=dict(
+            vocab_size=64,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            mrope_section=(2, 3, 3),
+        ),
     )
-)  # fmt: skip
+)
 ITEMS, PAIRS, PATCHES, TOKENS = 2, 3, 32, 40  # frames of two whole windows of 16 patches
 ADAPTERS = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 
@@ -28,12 +42,17 @@ ADAPTERS = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 def batch(pairs: int = PAIRS) -> Batch:
     patches = PATCHES if pairs else 0
     shapes = dict(
-        tokens=(ITEMS, TOKENS), length=(ITEMS,), positions=(3, ITEMS, TOKENS),
-        patches=(ITEMS, pairs, patches, CFG.vision.patch_dim), patch_mask=(ITEMS, pairs, patches),
-        patch_coords=(ITEMS, pairs, patches, 2), window_slots=(ITEMS, pairs, patches),
-        window_inverse=(ITEMS, pairs, patches), visual_slots=(ITEMS, TOKENS),
+        tokens=(ITEMS, TOKENS),
+        length=(ITEMS,),
+        positions=(3, ITEMS, TOKENS),
+        patches=(ITEMS, pairs, patches, CFG.vision.patch_dim),
+        patch_mask=(ITEMS, pairs, patches),
+        patch_coords=(ITEMS, pairs, patches, 2),
+        window_slots=(ITEMS, pairs, patches),
+        window_inverse=(ITEMS, pairs, patches),
+        visual_slots=(ITEMS, TOKENS),
         visual_inverse=(ITEMS, pairs * patches // 4),
-    )  # fmt: skip
+    )
     kinds = {"patches": np.uint8, "patch_mask": np.bool_}
     return Batch(**{n: jax.ShapeDtypeStruct(s, kinds.get(n, np.int32)) for n, s in shapes.items()})
 
@@ -94,8 +113,10 @@ def test_a_step_counts_the_products_of_its_gradient(rates):
         return jax.grad(lambda t: embed(join(t, frozen), arrays).sum())(trained)
 
     found = products(jax.make_jaxpr(gradient)(trained, frozen, batch()).jaxpr)
-    names = ["/".join(str(key.key) for key in path)
-             for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]]  # fmt: skip
+    names = [
+        "/".join(str(key.key) for key in path)
+        for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]
+    ]
     counts = flops.Counts.of_shape(cfg.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     expected = flops.train(cfg, [counts], flops.trains(names))
     spare = half_causal(cfg, 3)
@@ -128,8 +149,13 @@ def test_counts_leave_padding_out_and_add_up():
 
 
 def test_chips_are_found_by_the_kind_a_device_says():
-    kinds = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e",
-             "NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}  # fmt: skip
+    kinds = {
+        "TPU v5 lite": "v5e",
+        "TPU v5": "v5p",
+        "TPU v6 lite": "v6e",
+        "NVIDIA H200": "h200",
+        "NVIDIA H100 80GB HBM3": "h100",
+    }
     assert {kind: of_kind(kind).name for kind in kinds} == kinds
     assert of_kind("cpu") is None
     assert CHIPS["v5p"].flops == 459e12

@@ -151,15 +151,20 @@ def test_a_gather_that_is_written_as_a_sum_is_told_from_a_sum():
 def test_products_on_padding_are_none():
     """Counted one by one."""
     one = hlo.Instruction(
-        "c", "f32[5,64,32]{2,1,0}", "convolution", ("x", "w"),
-        ", window={size=5 pad=4_4 rhs_reversal=1}, dim_labels=0bf_0io->0bf", "",
-    )  # fmt: skip
+        "c",
+        "f32[5,64,32]{2,1,0}",
+        "convolution",
+        ("x", "w"),
+        ", window={size=5 pad=4_4 rhs_reversal=1}, dim_labels=0bf_0io->0bf",
+        "",
+    )
     shapes = {"x": "f32[5,64,16]{2,1,0}", "w": "f32[5,16,32]{2,1,0}"}
     # Of 5 x 5 pairs of a row and a tap, those whose row is there.
     seen = sum(0 <= row + tap - 4 < 5 for row in range(5) for tap in range(5))
     assert hlo._convolution(one, shapes) == 2 * 64 * 32 * 16 * seen
-    plain = hlo.Instruction("c", "f32[64,32]{1,0}", "convolution", ("x", "w"),
-                            ", dim_labels=bf_io->bf", "")  # fmt: skip
+    plain = hlo.Instruction(
+        "c", "f32[64,32]{1,0}", "convolution", ("x", "w"), ", dim_labels=bf_io->bf", ""
+    )
     assert hlo._convolution(plain, {"x": "f32[64,16]", "w": "f32[16,32]"}) == 2 * 64 * 32 * 16
 
 

@@ -66,8 +66,11 @@ def test_a_step_is_the_slowest_resource_of_each_loop():
     since="0.2.0",
 )
 def test_a_step_must_fit_into_the_memory_that_jax_takes(monkeypatch):
-    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION",
-                 "XLA_PYTHON_CLIENT_ALLOCATOR"):  # fmt: skip
+    for name in (
+        "XLA_CLIENT_MEM_FRACTION",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION",
+        "XLA_PYTHON_CLIENT_ALLOCATOR",
+    ):
         monkeypatch.delenv(name, raising=False)
     assert Topology("h100:1x1x8", CHIPS["h100"], (1, 1, 8), []).memory == 60e9  # of 80 GB
     assert Topology("v5e:4x4", CHIPS["v5e"], (4, 4), []).memory == 16 * 2**30
@@ -87,8 +90,9 @@ def test_a_grid_that_does_not_close_has_one_link_an_axis():
 def plan(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "gve_jax.plan", "--config", "configs/gve_3b.py:smoke", *arguments],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="says what to do without libtpu")

@@ -111,24 +111,28 @@ def fake(pairs: int, length: int) -> Row:
     return Row(np.zeros(length), np.zeros((3, length)), [None] * pairs, [], np.zeros(0))
 
 
-@pytest.mark.parametrize("sizes, expected", [
-    ([(0, 1)], (0, 40)),
-    ([(0, 40)], (0, 40)),
-    ([(0, 41)], (0, 64)),
-    ([(1, 10)], (4, 80)),
-    ([(4, 81)], (4, 200)),
-    ([(5, 80)], (5, 192)),
-    ([(0, 64), (1, 10)], (4, 80)),  # together they get one shape that holds both
-    ([(5, 10), (0, 150)], (5, 192)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [
+        ([(0, 1)], (0, 40)),
+        ([(0, 40)], (0, 40)),
+        ([(0, 41)], (0, 64)),
+        ([(1, 10)], (4, 80)),
+        ([(4, 81)], (4, 200)),
+        ([(5, 80)], (5, 192)),
+        ([(0, 64), (1, 10)], (4, 80)),  # together they get one shape that holds both
+        ([(5, 10), (0, 150)], (5, 192)),
+    ],
+)
 def test_the_first_shape_that_fits(sizes, expected):
     bucket = BUCKETS.fit([fake(*size) for size in sizes])
     frame = (48, 3) if expected[0] else (0, 0)
     assert bucket == Bucket(expected[0], *frame, expected[1])
 
 
-@pytest.mark.parametrize("sizes", [[(0, 65)], [(6, 10)], [(4, 201)], [(5, 193)],
-                                   [(5, 10), (0, 193)]])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes", [[(0, 65)], [(6, 10)], [(4, 201)], [(5, 193)], [(5, 10), (0, 193)]]
+)
 def test_what_exceeds_every_shape_is_refused(sizes):
     with pytest.raises(ValueError, match="exceed every declared bucket"):
         BUCKETS.fit([fake(*size) for size in sizes])
@@ -144,12 +148,15 @@ def test_shapes_are_bounded_by_what_is_declared():
     assert {(b.pairs, b.length) for b in seen} == set(BUCKETS.shapes)
 
 
-@pytest.mark.parametrize("shapes", [
-    [(0, 64), (4, 80)],  # a long text alone may not borrow the shape of a video
-    [(0, 200), (4, 80), (5, 192)],
-    [(0, 64), (0, 40), (4, 200), (5, 30)],
-    [(4, 80), (1, 48)],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(0, 64), (4, 80)],  # a long text alone may not borrow the shape of a video
+        [(0, 200), (4, 80), (5, 192)],
+        [(0, 64), (0, 40), (4, 200), (5, 30)],
+        [(4, 80), (1, 48)],
+    ],
+)
 def test_max_length_is_the_longest_that_always_fits(shapes):
     buckets = Buckets(shapes, patches=48, windows=3)
 

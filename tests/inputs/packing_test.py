@@ -37,12 +37,14 @@ def make_rows(count: int, seed: int = 0, start=START) -> dict[int, Row]:
             places = list(range(len(tokens), len(tokens) + size))
             tokens += [7] * size
         tokens += rng.integers(10, 800, int(rng.integers(1, 200))).tolist()
-        patches = [rng.integers(0, 256, (len(layout.coords), 1176)).astype(np.uint8)
-                   for layout in layouts]  # fmt: skip
+        patches = [
+            rng.integers(0, 256, (len(layout.coords), 1176)).astype(np.uint8) for layout in layouts
+        ]
         positions = np.stack([np.arange(len(tokens))] * 3).astype(np.int32)
         positions[:, len(start) :] += rng.integers(0, 5, (3, len(tokens) - len(start)))
-        rows[10 * n + 3] = Row(np.array(tokens, np.int32), positions, patches, layouts,
-                               np.array(places, np.int32))  # fmt: skip
+        rows[10 * n + 3] = Row(
+            np.array(tokens, np.int32), positions, patches, layouts, np.array(places, np.int32)
+        )
     return rows
 
 
@@ -76,8 +78,11 @@ def test_every_item_and_frame_is_planned_once(unit, share):
 def test_packed_rows_taken_apart_are_the_items(share):
     rows = make_rows(40, seed=1)
     rng = np.random.default_rng(2)
-    visuals = {index: rng.standard_normal((len(row.visual_tokens), WIDTH))
-               for index, row in rows.items() if row.patches}  # fmt: skip
+    visuals = {
+        index: rng.standard_normal((len(row.visual_tokens), WIDTH))
+        for index, row in rows.items()
+        if row.patches
+    }
     plan = make_plan(rows, BUCKETS, 4, 1, share)
     seen = 0
     for batch in plan.decoder:
@@ -151,10 +156,15 @@ def test_common_start_by_brute_force():
     rng = np.random.default_rng(5)
     for _ in range(200):
         rows = [
-            Row(rng.integers(0, 2, rng.integers(1, 8)), None, [], [],
-                np.array([rng.integers(0, 6)]) if rng.random() < 0.3 else np.empty(0, int))
+            Row(
+                rng.integers(0, 2, rng.integers(1, 8)),
+                None,
+                [],
+                [],
+                np.array([rng.integers(0, 6)]) if rng.random() < 0.3 else np.empty(0, int),
+            )
             for _ in range(rng.integers(1, 5))
-        ]  # fmt: skip
+        ]
         most = 0
         for n in range(1, 8):
             alike = len({tuple(row.tokens[:n]) for row in rows}) == 1

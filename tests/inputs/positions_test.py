@@ -87,9 +87,14 @@ def test_an_image_stands_at_one_time(regime, seconds):
     segments = [("text", 1), ("visual", (1, 2, 3), seconds), ("text", 1)]
     assert mrope_positions(segments, 2, regime).T.tolist() == [
         [0, 0, 0],
-        [1, 1, 1], [1, 1, 2], [1, 1, 3], [1, 2, 1], [1, 2, 2], [1, 2, 3],
+        [1, 1, 1],
+        [1, 1, 2],
+        [1, 1, 3],
+        [1, 2, 1],
+        [1, 2, 2],
+        [1, 2, 3],
         [4, 4, 4],
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -99,10 +104,15 @@ def test_text_alone_counts_up_and_empty_segments_take_no_place(regime):
     assert with_empty.tolist() == [[0, 1, 2]] * 3
 
 
-@pytest.mark.parametrize("regime, steps, last", [
-    ("qwen_train", [0, 3, 6, 9], 21), ("hf452", [0, 2, 4, 6], 18),
-    ("hf53", [0, 2, 4, 6], 13), ("hf518", [0, 3, 6, 9], 13),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "regime, steps, last",
+    [
+        ("qwen_train", [0, 3, 6, 9], 21),
+        ("hf452", [0, 2, 4, 6], 18),
+        ("hf53", [0, 2, 4, 6], 13),
+        ("hf518", [0, 3, 6, 9], 13),
+    ],
+)
 def test_an_input_is_placed_by_the_regime_of_its_spec(prompt, regime, steps, last):
     """8 frames at 1.3 a second, 2 x 2 merged tokens a step; `last`: from the video's start."""
     spec = InputSpec(max_length=512, max_pixels=4 * 28 * 28, mrope=regime)

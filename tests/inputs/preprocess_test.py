@@ -123,18 +123,24 @@ def size(row) -> tuple[int, int]:
     "the size that qwen-vl-utils gives, within the model's own max_pixels",
     since="0.2.0",
 )
-@pytest.mark.parametrize("height, width, low, high, expected", [
-    # Recorded from smart_resize of qwen-vl-utils 0.0.14; limits in tokens.
-    (48, 96, None, None, (56, 84)),
-    (48, 96, 16, None, (84, 168)),
-    (48, 96, 50, None, (140, 280)),
-    (30, 300, 64, None, (84, 728)),
-    (480, 640, 100, 150, (280, 392)),
-    (100, 100, 120, None, (308, 308)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "height, width, low, high, expected",
+    [
+        # Recorded from smart_resize of qwen-vl-utils 0.0.14; limits in tokens.
+        (48, 96, None, None, (56, 84)),
+        (48, 96, 16, None, (84, 168)),
+        (48, 96, 50, None, (140, 280)),
+        (30, 300, 64, None, (84, 728)),
+        (480, 640, 100, 150, (280, 392)),
+        (100, 100, 120, None, (308, 308)),
+    ],
+)
 def test_the_least_pixels_of_an_image(preprocess, height, width, low, high, expected):
-    item = Item(image=np.zeros((height, width, 3), np.uint8), min_pixels=low and low * 784,
-                max_pixels=high and high * 784)  # fmt: skip
+    item = Item(
+        image=np.zeros((height, width, 3), np.uint8),
+        min_pixels=low and low * 784,
+        max_pixels=high and high * 784,
+    )
     assert size(preprocess(item)) == expected
 
 
@@ -144,19 +150,26 @@ def test_the_least_pixels_of_an_image(preprocess, height, width, low, high, expe
     "its frames share that many pixels",
     since="0.2.0",
 )
-@pytest.mark.parametrize("frames, height, width, low, total, expected", [
-    # Recorded from the arithmetic of fetch_video of qwen-vl-utils 0.0.14; limits in tokens.
-    (8, 48, 96, 16, None, (84, 168)),
-    (8, 480, 640, None, 64, (84, 112)),
-    (8, 480, 640, 20, 64, (84, 140)),  # the least and a twentieth is more than a share
-    (7, 480, 640, 20, 40, (84, 140)),
-    (8, 480, 640, 50, 64, (168, 224)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "frames, height, width, low, total, expected",
+    [
+        # Recorded from the arithmetic of fetch_video of qwen-vl-utils 0.0.14; limits in tokens.
+        (8, 48, 96, 16, None, (84, 168)),
+        (8, 480, 640, None, 64, (84, 112)),
+        (8, 480, 640, 20, 64, (84, 140)),  # the least and a twentieth is more than a share
+        (7, 480, 640, 20, 40, (84, 140)),
+        (8, 480, 640, 50, 64, (168, 224)),
+    ],
+)
 def test_the_least_and_all_pixels_of_a_video(
     preprocess, frames, height, width, low, total, expected
 ):
-    item = Item(video=np.zeros((frames, height, width, 3), np.uint8), num_frames="all",
-                min_pixels=low and low * 784, total_pixels=total and total * 784)  # fmt: skip
+    item = Item(
+        video=np.zeros((frames, height, width, 3), np.uint8),
+        num_frames="all",
+        min_pixels=low and low * 784,
+        total_pixels=total and total * 784,
+    )
     assert size(preprocess(item)) == expected
 
 
@@ -201,8 +214,14 @@ def test_all_frames_are_taken_where_the_caller_says_so(preprocess, tmp_path, cou
             step = 2 if fps is None else 1
             times = row.positions[0, row.visual_tokens].reshape(len(row.patches), -1)[:, 0]
             assert (times - times[0]).tolist() == [step * k for k in range(len(row.patches))]
-    part = Item(video=numbered(11), num_frames="all", fps=2.0, video_start=1.0, video_end=3.0,
-                max_pixels=PIXELS)  # fmt: skip
+    part = Item(
+        video=numbered(11),
+        num_frames="all",
+        fps=2.0,
+        video_start=1.0,
+        video_end=3.0,
+        max_pixels=PIXELS,
+    )
     assert spelled(preprocess(part)) == [2, 3, 4, 5, 6, 6]
 
 
@@ -218,13 +237,22 @@ def test_orientation_is_the_item_s_choice_or_else_the_spec_s(preprocess, tmp_pat
     opened = Image.open(tmp_path / "0.jpg")
     frames = np.concatenate([numbered(2), np.full((2, 48, 96, 1), 255, np.uint8)], -1)
     animation = apng(96, 48, list(map(Part, frames)), extra=png_chunk(b"eXIf", EXIF))
-    for media in ({"image": turned()}, {"image": opened}, {"video": tmp_path},
-                  {"video": [turned("PNG")] * 2}, {"video": [opened]},
-                  {"video": animation}):  # fmt: skip
+    for media in (
+        {"image": turned()},
+        {"image": opened},
+        {"video": tmp_path},
+        {"video": [turned("PNG")] * 2},
+        {"video": [opened]},
+        {"video": animation},
+    ):
         for preprocessor, own, expected in (
-            (preprocess, None, False), (preprocess, True, True), (preprocess, False, False),
-            (upright, None, True), (upright, False, False), (upright, True, True),
-        ):  # fmt: skip
+            (preprocess, None, False),
+            (preprocess, True, True),
+            (preprocess, False, False),
+            (upright, None, True),
+            (upright, False, False),
+            (upright, True, True),
+        ):
             item = Item(**media, max_pixels=PIXELS, exif_orientation=own)
             assert size(preprocessor(item)) == ((84, 56) if expected else (56, 84))
 
@@ -254,9 +282,14 @@ def test_shuffled_is_never_nearly_in_order(preprocess, count):
 
 
 def test_what_cannot_be_read_is_media_error(preprocess, tokenizer_file):
-    for item in (Item(video=b"x"), Item(image="missing.png"), Item(text="a", video=b""),
-                 Item(image=np.zeros((4, 1000, 3), np.uint8)), Item(video=clip(4), max_pixels=700),
-                 Item(image=np.zeros((0, 0, 3), np.uint8))):  # fmt: skip
+    for item in (
+        Item(video=b"x"),
+        Item(image="missing.png"),
+        Item(text="a", video=b""),
+        Item(image=np.zeros((4, 1000, 3), np.uint8)),
+        Item(video=clip(4), max_pixels=700),
+        Item(image=np.zeros((0, 0, 3), np.uint8)),
+    ):
         with pytest.raises(MediaError):
             preprocess(item)
     short = Preprocessor(Prompt(tokenizer_file, 30), SPEC)
@@ -278,10 +311,18 @@ def test_patches_of_a_video_equal_patchify_of_its_frames(preprocess):
     np.testing.assert_array_equal(np.stack(row.patches), expected)
 
 
-@pytest.mark.parametrize("field, value", [
-    ("num_frames", 7), ("num_frames", 0), ("max_pixels", 100), ("max_pixels", 3000),
-    ("max_length", 1), ("mrope", "hf999"), ("exif_orientation", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("num_frames", 7),
+        ("num_frames", 0),
+        ("max_pixels", 100),
+        ("max_pixels", 3000),
+        ("max_length", 1),
+        ("mrope", "hf999"),
+        ("exif_orientation", 1),
+    ],
+)
 def test_a_spec_that_cannot_be_names_its_field(field, value):
     with pytest.raises(UserError, match=field if field != "mrope" else "M-RoPE regime 'hf999'"):
         InputSpec(**{field: value})

@@ -47,12 +47,15 @@ def test_visuals_come_first_video_before_image_each_at_its_start(prompt, video, 
         assert pad not in (ids[start - 1], ids[start + count])
 
 
-@pytest.mark.parametrize("text, instruction", [
-    (f"a {VIDEO} b {IMAGE}", ""),
-    ("a", f"Find {VIDEO} or {IMAGE}."),
-    (VIDEO, f"{IMAGE}{VIDEO}"),
-    (IMAGE, f"<|vision_start|>{IMAGE}<|vision_end|>"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, instruction",
+    [
+        (f"a {VIDEO} b {IMAGE}", ""),
+        ("a", f"Find {VIDEO} or {IMAGE}."),
+        (VIDEO, f"{IMAGE}{VIDEO}"),
+        (IMAGE, f"<|vision_start|>{IMAGE}<|vision_end|>"),
+    ],
+)
 @pytest.mark.parametrize("video, image", [(4, 0), (0, 4), (4, 2)])
 def test_a_spelled_out_pad_does_not_displace_the_visual(prompt, text, instruction, video, image):
     ids, starts = prompt.ids(text, instruction, video, image)

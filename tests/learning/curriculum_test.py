@@ -23,22 +23,37 @@ def shares(weights: dict) -> dict:
     return pytest.approx({name: value / sum(weights.values()) for name, value in weights.items()})
 
 
-@pytest.mark.parametrize("fields, weights", [
-    (dict(), {n: SIZES[n] * math.exp(R[n] / 0.55) for n in SIZES}),
-    (dict(by_size=False), {n: math.exp(R[n] / 0.55) for n in SIZES}),
-    (dict(schedule="uniform"), dict.fromkeys(SIZES, 1)),
-    (dict(schedule="proportional"), SIZES),
-    (dict(schedule="manual", weights=(("T2V", (1, 2, 3)), (".*", 5.0))),
-     {"T2T_a": 5, "T2V_b": 2, "T2V_c": 2}),
-    # R of T2V is the mean of its 900 pairs, of which b has a third.
-    (dict(task="modality"), {"T2T_a": 100 * math.exp(0.9 / 0.55),
-                             "T2V_b": 300 * math.exp(0.3 / 0.55),
-                             "T2V_c": 600 * math.exp(0.3 / 0.55)}),
-    (dict(task="modality", by_size=False), {"T2T_a": 3 * math.exp(0.9 / 0.55),
-                                            "T2V_b": math.exp(0.3 / 0.55),
-                                            "T2V_c": 2 * math.exp(0.3 / 0.55)}),
-    (dict(task="modality", schedule="uniform"), {"T2T_a": 3, "T2V_b": 1, "T2V_c": 2}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, weights",
+    [
+        (dict(), {n: SIZES[n] * math.exp(R[n] / 0.55) for n in SIZES}),
+        (dict(by_size=False), {n: math.exp(R[n] / 0.55) for n in SIZES}),
+        (dict(schedule="uniform"), dict.fromkeys(SIZES, 1)),
+        (dict(schedule="proportional"), SIZES),
+        (
+            dict(schedule="manual", weights=(("T2V", (1, 2, 3)), (".*", 5.0))),
+            {"T2T_a": 5, "T2V_b": 2, "T2V_c": 2},
+        ),
+        # R of T2V is the mean of its 900 pairs, of which b has a third.
+        (
+            dict(task="modality"),
+            {
+                "T2T_a": 100 * math.exp(0.9 / 0.55),
+                "T2V_b": 300 * math.exp(0.3 / 0.55),
+                "T2V_c": 600 * math.exp(0.3 / 0.55),
+            },
+        ),
+        (
+            dict(task="modality", by_size=False),
+            {
+                "T2T_a": 3 * math.exp(0.9 / 0.55),
+                "T2V_b": math.exp(0.3 / 0.55),
+                "T2V_c": 2 * math.exp(0.3 / 0.55),
+            },
+        ),
+        (dict(task="modality", schedule="uniform"), {"T2T_a": 3, "T2V_b": 1, "T2V_c": 2}),
+    ],
+)
 def test_shares_of_the_middle_of_three_stages(fields, weights):
     curriculum = make(**fields)
     record = curriculum.record(1, R)
@@ -62,8 +77,11 @@ def test_an_epoch_of_proportional_sampling_is_one_pass_over_each_source():
     record = curriculum.record(0, dict.fromkeys(sizes, 0.0))
     assert record["P"] == {"T2T_a": 0.5, "T2V_b": 0.5}
     stage = Stage(0, steps, curriculum.weights(record))
-    drawn = [row.item() for source, rows in batches(sizes, batch_sizes, [stage], 0)
-             for row in rows + 1000 * (source == "T2V_b")]  # fmt: skip
+    drawn = [
+        row.item()
+        for source, rows in batches(sizes, batch_sizes, [stage], 0)
+        for row in rows + 1000 * (source == "T2V_b")
+    ]
     assert sorted(drawn) == [*range(640), *range(1000, 1640)]
 
 
@@ -94,11 +112,18 @@ def test_sigma_of_a_step():
     assert record["P"] == pytest.approx(dict(zip(SIZES, table.mean(axis=0), strict=True)))
 
 
-@pytest.mark.parametrize("form, expected", [
-    ("linear", [0.1, 0.325, 0.55, 0.775, 1.0]), ("step", [0.1, 0.1, 1.0, 1.0, 1.0]),
-    ("constant", [0.1] * 5),
-    ("cosine", [0.1, 0.1 + 0.45 * (1 - math.sqrt(0.5)), 0.55, 0.55 + 0.45 * math.sqrt(0.5), 1.0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "form, expected",
+    [
+        ("linear", [0.1, 0.325, 0.55, 0.775, 1.0]),
+        ("step", [0.1, 0.1, 1.0, 1.0, 1.0]),
+        ("constant", [0.1] * 5),
+        (
+            "cosine",
+            [0.1, 0.1 + 0.45 * (1 - math.sqrt(0.5)), 0.55, 0.55 + 0.45 * math.sqrt(0.5), 1.0],
+        ),
+    ],
+)
 def test_the_ways_of_sigma(form, expected):
     curriculum = make(stages=5, sigma=form)
     assert [curriculum.record(n, R)["sigma"] for n in range(5)] == pytest.approx(expected)
@@ -113,23 +138,31 @@ def test_stages_by_bounds_and_by_epochs():
 NAN = float("nan")
 
 
-@pytest.mark.parametrize("fields, named", [
-    (dict(schedule="random"), "schedule 'random' must be one of pyramid, uniform"),
-    (dict(task="dataset"), "task 'dataset' must be one of source, modality"),
-    (dict(sigma_last=0.0), "sigma_last 0.0 must be at least 1e-06"),
-    (dict(sigma_first=NAN), "sigma_first nan must be at least 1e-06"),
-    (dict(weights=(("a", 1),)), "weights are for schedule 'manual', not 'pyramid'"),
-    (dict(schedule="manual"), "schedule 'manual' needs weights"),
-    (dict(bounds=(10,)), "bounds name 2 stages, in steps; stages is 3"),
-    (dict(bounds=(80, 10)), r"pyramid.bounds \(80, 10\) do not rise within 1..89"),
-    (dict(unit="epoch", steps=60), "pyramid.stages 3 of an epoch, 30 steps each, do not fit"),
-    (dict(stages=91), r"pyramid.stages 91 is not in 1..90"),
-    (dict(schedule="manual", weights=(("T2V", 1),)), "no pattern is found in source 'T2T_a'"),
-    (dict(schedule="manual", weights=((".*", 1), ("TI", 2))), "pattern 'TI' decides no source"),
-    (dict(schedule="manual", weights=((".*", (1, 2)),)), "'T2T_a' has 2 for 3 stages"),
-    *((dict(schedule="manual", weights=(("T2T", 1), ("T2V_c", (1, bad, 1)), ("", 1))),
-       f"the weight {bad} of 'T2V_c' must be a number above 0") for bad in (0, -1, NAN)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        (dict(schedule="random"), "schedule 'random' must be one of pyramid, uniform"),
+        (dict(task="dataset"), "task 'dataset' must be one of source, modality"),
+        (dict(sigma_last=0.0), "sigma_last 0.0 must be at least 1e-06"),
+        (dict(sigma_first=NAN), "sigma_first nan must be at least 1e-06"),
+        (dict(weights=(("a", 1),)), "weights are for schedule 'manual', not 'pyramid'"),
+        (dict(schedule="manual"), "schedule 'manual' needs weights"),
+        (dict(bounds=(10,)), "bounds name 2 stages, in steps; stages is 3"),
+        (dict(bounds=(80, 10)), r"pyramid.bounds \(80, 10\) do not rise within 1..89"),
+        (dict(unit="epoch", steps=60), "pyramid.stages 3 of an epoch, 30 steps each, do not fit"),
+        (dict(stages=91), r"pyramid.stages 91 is not in 1..90"),
+        (dict(schedule="manual", weights=(("T2V", 1),)), "no pattern is found in source 'T2T_a'"),
+        (dict(schedule="manual", weights=((".*", 1), ("TI", 2))), "pattern 'TI' decides no source"),
+        (dict(schedule="manual", weights=((".*", (1, 2)),)), "'T2T_a' has 2 for 3 stages"),
+        *(
+            (
+                dict(schedule="manual", weights=(("T2T", 1), ("T2V_c", (1, bad, 1)), ("", 1))),
+                f"the weight {bad} of 'T2V_c' must be a number above 0",
+            )
+            for bad in (0, -1, NAN)
+        ),
+    ],
+)
 def test_a_policy_that_cannot_work_is_named(fields, named):
     with pytest.raises((UserError, ValueError), match=named) as error:
         make(**fields)

@@ -86,8 +86,9 @@ def test_gradients_are_those_of_the_whole_batch_dropout_included(gradients):
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * largest, rtol=1e-3),
-        found, expected,
-    )  # fmt: skip
+        found,
+        expected,
+    )
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found))
 
 

@@ -25,8 +25,18 @@ def draw(seed=0, negatives=2):
     return vectors[0], vectors[1], vectors[2:], np.ones(B, bool), ids, ids + 100, negative_id
 
 
-def by_loops(query, positive, negatives, valid, query_id, positive_id, negative_id, near=None,
-             margin=None, cut=None):  # fmt: skip
+def by_loops(
+    query,
+    positive,
+    negatives,
+    valid,
+    query_id,
+    positive_id,
+    negative_id,
+    near=None,
+    margin=None,
+    cut=None,
+):
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     short = [unit(x[..., :cut]) for x in (query, positive, *negatives)]
     total, count = 0.0, 0
@@ -209,9 +219,12 @@ def test_a_learned_temperature_has_the_gradient_of_the_loss_and_returns_from_its
 
 
 FULL = dataclasses.replace(
-    PLAIN, duplicate_cosine=1e-5, false_negative_margin=0.1, matryoshka=(D, 5),
+    PLAIN,
+    duplicate_cosine=1e-5,
+    false_negative_margin=0.1,
+    matryoshka=(D, 5),
     matryoshka_weights=(2.0, 1.0),
-)  # fmt: skip
+)
 
 
 def value_and_gradients(cfg, mesh, tau=TAU):
@@ -234,8 +247,9 @@ def test_forms_agree_in_value_and_gradient_on_any_mesh(form, axes):
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads[:3]))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * scale, rtol=2e-5),
-        found_grads, grads,
-    )  # fmt: skip
+        found_grads,
+        grads,
+    )
 
 
 def test_gradients_are_slopes():
@@ -257,18 +271,28 @@ def test_gradients_are_slopes():
 
 def test_the_ring_holds_one_block_and_moves_it_around():
     mesh = make_mesh({"data": 8})
-    for form, has, has_not in (("ring", "collective-permute", "all-gather"),
-                               ("all_gather", "all-gather", "collective-permute")):  # fmt: skip
+    for form, has, has_not in (
+        ("ring", "collective-permute", "all-gather"),
+        ("all_gather", "all-gather", "collective-permute"),
+    ):
         _, value = value_and_gradients(dataclasses.replace(FULL, form=form), mesh)
         query, positive, negatives, *rest = place_batch(hard_case(), mesh)
         text = value.lower(query, positive, negatives, jnp.float32(TAU), *rest).compile().as_text()
         assert has in text and has_not not in text
 
 
-@pytest.mark.parametrize("field, value", [
-    ("temperature", 0), ("form", "star"), ("duplicate_cosine", -1), ("false_negative_margin", -0.1),
-    ("matryoshka", (0,)), ("matryoshka", (4, 4)), ("matryoshka_weights", (1.0,)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("temperature", 0),
+        ("form", "star"),
+        ("duplicate_cosine", -1),
+        ("false_negative_margin", -0.1),
+        ("matryoshka", (0,)),
+        ("matryoshka", (4, 4)),
+        ("matryoshka_weights", (1.0,)),
+    ],
+)
 def test_a_setting_that_cannot_be_is_named(field, value):
     with pytest.raises(ValueError, match=field):
         LossConfig(**{field: value})

@@ -54,15 +54,21 @@ def test_a_split_by_the_table_joins_again():
     assert split(params, EVERYTHING)[1] == {}
 
 
-@pytest.mark.parametrize("rates, message", [
-    ((("lora", 1.0),), "no pattern matches parameter language/embed_tokens"),
-    ((("lora", 1.0), ("projektor", 1.0), (".*", 0)), "'projektor' matches no parameter of this"),
-    (((".*", 1.0), ("lora", 0)), "'lora' matches no parameter that no earlier one matches"),
-    (((".*", -1.0),), "factor -1.0 of '.*' is negative"),
-    ((("(", 1.0),), "must be pairs of"),
-    (("lora", ".*"), "must be pairs of"),
-    (((".*", 0),), "freezes every parameter"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rates, message",
+    [
+        ((("lora", 1.0),), "no pattern matches parameter language/embed_tokens"),
+        (
+            (("lora", 1.0), ("projektor", 1.0), (".*", 0)),
+            "'projektor' matches no parameter of this",
+        ),
+        (((".*", 1.0), ("lora", 0)), "'lora' matches no parameter that no earlier one matches"),
+        (((".*", -1.0),), "factor -1.0 of '.*' is negative"),
+        ((("(", 1.0),), "must be pairs of"),
+        (("lora", ".*"), "must be pairs of"),
+        (((".*", 0),), "freezes every parameter"),
+    ],
+)
 def test_a_table_that_cannot_be_meant_is_an_error(rates, message):
     with pytest.raises(UserError, match=re.escape(message)):
         split(shapes_of(LORA), rates)
@@ -70,8 +76,10 @@ def test_a_table_that_cannot_be_meant_is_an_error(rates, message):
 
 def test_a_factor_scales_the_whole_update():
     params = {name: jnp.array([1.0, -2.0]) for name in ("a/kernel", "b/kernel", "c/kernel")}
-    params = {f"visual/merger/mlp_0/{n}/lora/{x}": v for (n, v), x in
-              zip(params.items(), "aba", strict=True)}  # fmt: skip
+    params = {
+        f"visual/merger/mlp_0/{n}/lora/{x}": v
+        for (n, v), x in zip(params.items(), "aba", strict=True)
+    }
     slow = r"mlp_0/b/"
     grads = {name: jnp.array([0.3, -0.2]) for name in params}
     tx = optimizer(((slow, 0.25), (".*", 1.0)))
@@ -79,20 +87,27 @@ def test_a_factor_scales_the_whole_update():
     np.testing.assert_allclose(slower, 0.25 * fast, rtol=1e-6)
     np.testing.assert_array_equal(third, fast)
     # AdamW's first update, weight decay included: -lr (sign(g) + 0.1 w).
-    np.testing.assert_allclose(fast, -1e-2 * (np.array([1, -1]) + 0.1 * np.array([1, -2])),
-                               rtol=1e-4)  # fmt: skip
+    np.testing.assert_allclose(
+        fast, -1e-2 * (np.array([1, -1]) + 0.1 * np.array([1, -2])), rtol=1e-4
+    )
 
 
 def test_every_factor_is_the_first_patterns():
     rates = ((r"/lora/b$", 16.0), (r"/lora/", 1.0), (r"language/", 0.5), (".*", 0))
-    found = factors(["language/q/lora/b", "language/q/lora/a", "language/q/kernel", "visual/x"],
-                    rates)  # fmt: skip
+    found = factors(
+        ["language/q/lora/b", "language/q/lora/a", "language/q/kernel", "visual/x"], rates
+    )
     assert list(found.values()) == [16.0, 1.0, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("cfg, rates", [
-    (LORA, ADAPTERS), (CFG, EVERYTHING), (LORA, (("merger|lora", 1.0), (".*", 0))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "cfg, rates",
+    [
+        (LORA, ADAPTERS),
+        (CFG, EVERYTHING),
+        (LORA, (("merger|lora", 1.0), (".*", 0))),
+    ],
+)
 def test_moments_are_float32_and_only_of_what_trains(mesh, cfg, rates):
     cfg = dataclasses.replace(cfg, dtype="bfloat16", param_dtype="bfloat16")
     tx = optimizer(rates)
@@ -137,10 +152,14 @@ def arrays():
         query.tokens[n, :length] = draw.integers(0, 300, length)
         positive.tokens[n, :length] = draw.integers(0, 300, length)
     return {
-        "query": query, "positive": positive, "negatives": [], "valid": np.ones(8, bool),
-        "query_id": np.arange(8, dtype=np.int32), "positive_id": np.arange(8, dtype=np.int32),
+        "query": query,
+        "positive": positive,
+        "negatives": [],
+        "valid": np.ones(8, bool),
+        "query_id": np.arange(8, dtype=np.int32),
+        "positive_id": np.arange(8, dtype=np.int32),
         "negative_id": np.empty((8, 0), np.int32),
-    }  # fmt: skip
+    }
 
 
 class Run:
@@ -167,9 +186,10 @@ MESHES = {
     "data": lambda: make_mesh({"data": 8}),
     "fsdp": lambda: make_mesh({"fsdp": 8}),
     "mixed": lambda: make_mesh({"data": 2, "fsdp": 2, "tensor": 2}),
-    "one": lambda: jax.make_mesh((1, 1, 1), AXES, devices=jax.devices()[:1],
-                                 axis_types=(jax.sharding.AxisType.Auto,) * 3),
-}  # fmt: skip
+    "one": lambda: jax.make_mesh(
+        (1, 1, 1), AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
+    ),
+}
 
 
 @pytest.fixture(scope="module")

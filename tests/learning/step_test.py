@@ -29,8 +29,9 @@ TX = make_optimizer(SETTINGS, 10)
 
 def arrays():
     rows = [ROWS[n % len(ROWS)] for n in range(8)]
-    tokens = [np.random.default_rng(n).integers(0, 300, row.tokens.shape) for n, row in
-              enumerate(rows)]  # fmt: skip
+    tokens = [
+        np.random.default_rng(n).integers(0, 300, row.tokens.shape) for n, row in enumerate(rows)
+    ]
     query = make_batch(rows, BUCKET)
     for n, row in enumerate(rows):
         query.tokens[n, : len(row.tokens)] = tokens[n]

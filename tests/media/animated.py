@@ -85,8 +85,10 @@ def gif(
     if loop:
         out.append(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")
     for indices, x, y, disposal, clear, delay, local in parts:
-        out.append(b"\x21\xf9\x04" + struct.pack("<BHBB", disposal << 2 | (clear is not None),
-                                                 delay, clear or 0, 0))  # fmt: skip
+        out.append(
+            b"\x21\xf9\x04"
+            + struct.pack("<BHBB", disposal << 2 | (clear is not None), delay, clear or 0, 0)
+        )
         h, w = indices.shape
         out.append(b"," + struct.pack("<HHHHB", x, y, w, h, 0x81 if local else 0) + (local or b""))
         out.append(_lzw(indices.reshape(-1).tolist()))
@@ -121,8 +123,9 @@ def webp(
     def three(number):
         return struct.pack("<I", number)[:3]
 
-    body = chunk(b"VP8X", bytes([0x02 | 0x10 * alpha, 0, 0, 0])
-                 + three(width - 1) + three(height - 1))  # fmt: skip
+    body = chunk(
+        b"VP8X", bytes([0x02 | 0x10 * alpha, 0, 0, 0]) + three(width - 1) + three(height - 1)
+    )
     body += chunk(b"ANIM", background + b"\0\0")
     for k, part in enumerate(parts):
         buffer = io.BytesIO()
@@ -131,8 +134,16 @@ def webp(
         h, w = part.pixels.shape[:2]
         flags = (part.blend == SOURCE) << 1 | (part.dispose == BACKGROUND)
         length = milliseconds[k] if milliseconds else 100
-        body += chunk(b"ANMF", three(part.x // 2) + three(part.y // 2) + three(w - 1)
-                      + three(h - 1) + three(length) + bytes([flags]) + picture)  # fmt: skip
+        body += chunk(
+            b"ANMF",
+            three(part.x // 2)
+            + three(part.y // 2)
+            + three(w - 1)
+            + three(h - 1)
+            + three(length)
+            + bytes([flags])
+            + picture,
+        )
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 

@@ -137,8 +137,10 @@ def test_apng_with_palette_and_without_alpha():
     parts = [draw.part((0,), k % 3, OVER, whole=k == 0) for k in range(5)]
     for part in parts:
         part.pixels[..., 0] %= 4
-    shown = [Part(colours[p.pixels[..., 0]].astype(np.uint8), p.x, p.y, p.dispose, p.blend)
-             for p in parts]  # fmt: skip
+    shown = [
+        Part(colours[p.pixels[..., 0]].astype(np.uint8), p.x, p.y, p.dispose, p.blend)
+        for p in parts
+    ]
     found = frames_of(apng(WIDTH, HEIGHT, parts, colour=3, extra=extra)).astype(int)
     assert np.abs(found - on_white(composed(WIDTH, HEIGHT, shown))).max() <= 1
     parts = [draw.part((255,), k % 3, k % 2, whole=k == 0) for k in range(5)]
@@ -159,8 +161,9 @@ def test_apng_with_palette_and_without_alpha():
     since="0.1.0",
 )
 def test_a_default_image_outside_the_animation_is_no_frame():
-    pictures = [np.dstack([frame, np.full(frame.shape[:2], 255, np.uint8)])
-                for frame in numbered(5)]  # fmt: skip
+    pictures = [
+        np.dstack([frame, np.full(frame.shape[:2], 255, np.uint8)]) for frame in numbered(5)
+    ]
     data = apng(96, 48, [Part(p) for p in pictures[1:]], default=pictures[0])
     found = load_video(data, ALL)
     assert numbers(found.frames) == [1, 2, 3, 4] and found.fps == pytest.approx(10)
@@ -171,10 +174,19 @@ def test_a_default_image_outside_the_animation_is_no_frame():
     assert numbers(load_video(apng(96, 48, [Part(pictures[3])]), 8).frames) == [3]
 
 
-@pytest.mark.parametrize("delay, seconds", [
-    ((1, 25), 0.04), ((2, 100), 0.02), ((5, 0), 0.05),  # a denominator of 0 stands for 100
-    ((0, 0), 0.1), ((0, 10), 0.1), ((1, 100), 0.1), ((1, 0), 0.1), ((1, 1000), 0.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "delay, seconds",
+    [
+        ((1, 25), 0.04),
+        ((2, 100), 0.02),
+        ((5, 0), 0.05),  # a denominator of 0 stands for 100
+        ((0, 0), 0.1),
+        ((0, 10), 0.1),
+        ((1, 100), 0.1),
+        ((1, 0), 0.1),
+        ((1, 1000), 0.1),
+    ],
+)
 def test_delays_of_apng(delay, seconds):
     parts = [Part(Draw("delay").array(HEIGHT, WIDTH, 4), delay=delay) for _ in range(4)]
     assert load_video(apng(WIDTH, HEIGHT, parts), 4).fps == pytest.approx(1 / seconds)
@@ -196,23 +208,37 @@ def test_apng_with_a_wrong_count_of_frames():
         frames_of(apng(WIDTH, HEIGHT, parts, count=0))
 
 
-@pytest.mark.parametrize("change, names", [
-    (lambda d: d.replace(b"\x00\x00\x00\x08\x00\x00\x00\x06" + b"\0" * 8, b"\x00\x00\x00\x09"
-                         b"\x00\x00\x00\x06" + b"\0" * 8), "checksum of fcTL"),
-    (lambda d: d[:-30], "cut short"),
-    (lambda d: d[:-12], "cut short"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        (
+            lambda d: d.replace(
+                b"\x00\x00\x00\x08\x00\x00\x00\x06" + b"\0" * 8,
+                b"\x00\x00\x00\x09\x00\x00\x00\x06" + b"\0" * 8,
+            ),
+            "checksum of fcTL",
+        ),
+        (lambda d: d[:-30], "cut short"),
+        (lambda d: d[:-12], "cut short"),
+    ],
+)
 def test_a_damaged_apng_is_refused(change, names):
     parts = [Part(Draw(str(k)).array(HEIGHT, WIDTH, 4)) for k in range(4)]
     with pytest.raises(MediaError, match=f"not a readable video .*{names}"):
         frames_of(change(apng(WIDTH, HEIGHT, parts)))
 
 
-@pytest.mark.parametrize("part, names", [
-    (Part(np.zeros((3, 3, 4), np.uint8), 6, 0), "a frame of 3 x 3 at 6, 0 on a canvas of 8 x 6"),
-    (Part(np.zeros((3, 3, 4), np.uint8), dispose=3), "frame 1: dispose_op 3"),
-    (Part(np.zeros((3, 3, 4), np.uint8), blend=2), "blend_op 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "part, names",
+    [
+        (
+            Part(np.zeros((3, 3, 4), np.uint8), 6, 0),
+            "a frame of 3 x 3 at 6, 0 on a canvas of 8 x 6",
+        ),
+        (Part(np.zeros((3, 3, 4), np.uint8), dispose=3), "frame 1: dispose_op 3"),
+        (Part(np.zeros((3, 3, 4), np.uint8), blend=2), "blend_op 2"),
+    ],
+)
 def test_a_frame_of_apng_that_cannot_be_is_refused(part, names):
     with pytest.raises(MediaError, match=names):
         frames_of(apng(WIDTH, HEIGHT, [Part(np.zeros((HEIGHT, WIDTH, 4), np.uint8)), part]))
@@ -282,9 +308,15 @@ def test_gif_delays_and_odd_colours():
     assert found[1, 5, 7].tolist() == list(PALETTE[3:6])
 
 
-@pytest.mark.parametrize("change", [
-    lambda d: d[:-1], lambda d: d[:-2], lambda d: d[:-1] + b"\0\0;", lambda d: d + b"more",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d[:-1],
+        lambda d: d[:-2],
+        lambda d: d[:-1] + b"\0\0;",
+        lambda d: d + b"more",
+    ],
+)
 @situation(
     "Images and animations",
     "GIF without its last byte, or with bytes after it",
@@ -352,11 +384,19 @@ def test_webp_durations_and_a_single_frame():
 @pytest.mark.parametrize("wanted", [[3], [0, 7], [2, 3, 6], [5, 6, 7]])
 def test_frames_are_right_whichever_are_wanted(kind, wanted, monkeypatch):
     draw = Draw("wanted")
-    parts = [draw.part(OPAQUE_OR_CLEAR, k % (2 if kind == "webp" else 3), k // 2 % 2,
-                       whole=k % 4 == 0, step=2) for k in range(8)]  # fmt: skip
+    parts = [
+        draw.part(
+            OPAQUE_OR_CLEAR, k % (2 if kind == "webp" else 3), k // 2 % 2, whole=k % 4 == 0, step=2
+        )
+        for k in range(8)
+    ]
     if kind == "gif":
-        data = gif(WIDTH, HEIGHT, list(drawn_gifs()[1][1]) + list(drawn_gifs()[2][1]),
-                   drawn_gifs()[1][2] or PALETTE)  # fmt: skip
+        data = gif(
+            WIDTH,
+            HEIGHT,
+            list(drawn_gifs()[1][1]) + list(drawn_gifs()[2][1]),
+            drawn_gifs()[1][2] or PALETTE,
+        )
     else:
         data = (apng if kind == "apng" else webp)(WIDTH, HEIGHT, parts)
     whole = frames_of(data)

@@ -30,36 +30,64 @@ def brute_force(data: bytes, **options) -> np.ndarray:
         return np.stack([f.to_ndarray(**options) for f in file.decode(video=0)])
 
 
-@situation("Media", "10 bit, 4:2:2, 4:4:4, grey and full range video",
-           "decoded to 8-bit RGB", since="0.1.0")  # fmt: skip
-@pytest.mark.parametrize("codec, pix_fmt", [
-    ("libx264", "yuv420p10le"), ("libx265", "yuv420p10le"), ("libsvtav1", "yuv420p10le"),
-    ("libx264", "yuv422p"), ("libx264", "yuv444p"), ("libvpx-vp9", "yuv444p"),
-    ("libx264", "gray"), ("mjpeg", "yuvj422p"),
-])  # fmt: skip
+@situation(
+    "Media",
+    "10 bit, 4:2:2, 4:4:4, grey and full range video",
+    "decoded to 8-bit RGB",
+    since="0.1.0",
+)
+@pytest.mark.parametrize(
+    "codec, pix_fmt",
+    [
+        ("libx264", "yuv420p10le"),
+        ("libx265", "yuv420p10le"),
+        ("libsvtav1", "yuv420p10le"),
+        ("libx264", "yuv422p"),
+        ("libx264", "yuv444p"),
+        ("libvpx-vp9", "yuv444p"),
+        ("libx264", "gray"),
+        ("mjpeg", "yuvj422p"),
+    ],
+)
 def test_pixel_formats(codec, pix_fmt):
     container = "avi" if codec == "mjpeg" else "mp4"
-    data = encode(numbered(24), container=container, codec=codec, pix_fmt=pix_fmt,
-                  codec_options=QUIET.get(codec))  # fmt: skip
+    data = encode(
+        numbered(24),
+        container=container,
+        codec=codec,
+        pix_fmt=pix_fmt,
+        codec_options=QUIET.get(codec),
+    )
     found = load_video(data, 8).frames
     assert numbers(found) == EIGHT and found.dtype == np.uint8
     assert np.abs(found.astype(int) - numbered(24)[EIGHT]).mean() < 8  # black and white
 
 
-@situation("Media", "video of odd width or height",
-           "every row and column is kept", since="0.1.0")  # fmt: skip
-@pytest.mark.parametrize("codec, container", [
-    ("mpeg4", "mp4"), ("mpeg4", "avi"), ("libvpx-vp9", "webm"), ("libvpx", "webm"),
-    ("libsvtav1", "mp4"), ("libx264 444", "mp4"),
-])  # fmt: skip
+@situation("Media", "video of odd width or height", "every row and column is kept", since="0.1.0")
+@pytest.mark.parametrize(
+    "codec, container",
+    [
+        ("mpeg4", "mp4"),
+        ("mpeg4", "avi"),
+        ("libvpx-vp9", "webm"),
+        ("libvpx", "webm"),
+        ("libsvtav1", "mp4"),
+        ("libx264 444", "mp4"),
+    ],
+)
 @pytest.mark.parametrize("height, width", [(51, 97), (52, 97), (51, 98)])
 def test_odd_sizes(codec, container, height, width):
     if codec == "libsvtav1" and height < 64:
         height, width = height + 14, width + 14  # its least side
     frames = np.pad(numbered(24), ((0, 0), (0, height - 48), (0, width - 96), (0, 0)))
     codec, full = codec.split()[0], codec.endswith("444")
-    data = encode(frames, container=container, codec=codec, codec_options=QUIET.get(codec),
-                  pix_fmt="yuv444p" if full else "yuv420p")  # fmt: skip
+    data = encode(
+        frames,
+        container=container,
+        codec=codec,
+        codec_options=QUIET.get(codec),
+        pix_fmt="yuv444p" if full else "yuv420p",
+    )
     found = load_video(data, 8).frames
     assert found.shape[1:3] == (height, width) and numbers(found[:, :48, :96]) == EIGHT
 
@@ -101,24 +129,35 @@ def colourful(count: int) -> np.ndarray:
     return np.stack([128 + 100 * base + 3 * k for k in range(count)]).astype(np.uint8)
 
 
-@situation("Media", "fragments and live recordings without a duration",
-           "accepted with the right rate", since="0.1.0")  # fmt: skip
-@pytest.mark.parametrize("container, codec, options", [
-    ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
-    ("mp4", "libx264", {"movflags": "frag_every_frame+empty_moov+default_base_moof"}),
-    ("matroska", "libx264", {"live": "1"}),
-    ("webm", "libvpx-vp9", {"live": "1"}),
-    ("matroska", "libx264", {"reserve_index_space": "0"}),
-    ("mpegts", "libx264", {}),
-])  # fmt: skip
+@situation(
+    "Media",
+    "fragments and live recordings without a duration",
+    "accepted with the right rate",
+    since="0.1.0",
+)
+@pytest.mark.parametrize(
+    "container, codec, options",
+    [
+        ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
+        ("mp4", "libx264", {"movflags": "frag_every_frame+empty_moov+default_base_moof"}),
+        ("matroska", "libx264", {"live": "1"}),
+        ("webm", "libvpx-vp9", {"live": "1"}),
+        ("matroska", "libx264", {"reserve_index_space": "0"}),
+        ("mpegts", "libx264", {}),
+    ],
+)
 def test_missing_durations(container, codec, options):
     data = encode(numbered(24), container=container, codec=codec, options=options)
     found = load_video(data, 8)
     assert numbers(found.frames) == EIGHT and found.fps == pytest.approx(10 / 3)
 
 
-@situation("Media", "AVI whose header counts too many or too few frames",
-           "refused as cut off, or read to its end", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "AVI whose header counts too many or too few frames",
+    "refused as cut off, or read to its end",
+    since="0.1.0",
+)
 def test_a_wrong_count_of_frames():
     """AVI states it in two places: more than there are is a file cut off, fewer is a lie."""
     data = encode(numbered(24), container="avi", codec="mpeg4")
@@ -177,9 +216,15 @@ def test_sound_first(container):
     assert numbers(load_video(data, 8).frames) == EIGHT
 
 
-@pytest.mark.parametrize("first, second, taken", [
-    (DEFAULT, DEFAULT, 0), (NONE, DEFAULT, 1), (DEFAULT, NONE, 0), (NONE, NONE, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "first, second, taken",
+    [
+        (DEFAULT, DEFAULT, 0),
+        (NONE, DEFAULT, 1),
+        (DEFAULT, NONE, 0),
+        (NONE, NONE, 0),
+    ],
+)
 def test_the_stream_marked_as_default_is_taken(first, second, taken):
     """Matroska stores the mark of each stream."""
     frames = numbered(48)
@@ -210,8 +255,9 @@ def test_a_cover_is_no_video():
     assert numbers(load_video(data, 8).frames) == EIGHT
 
 
-@situation("Media", "size that changes in the middle of MPEG-TS",
-           "refused with both sizes", since="0.1.0")  # fmt: skip
+@situation(
+    "Media", "size that changes in the middle of MPEG-TS", "refused with both sizes", since="0.1.0"
+)
 def test_a_size_that_changes_midway_is_refused():
     small, large = textured(12), np.repeat(np.repeat(textured(12), 2, axis=1), 2, axis=2)
     data = b"".join(encode(frames, container="mpegts") for frames in (small, large))
@@ -236,12 +282,19 @@ def test_limits():
             load_video(source, 8, limits=limits)
 
 
-@situation("Media", "small file that promises enormous frames",
-           "refused before a frame is made", since="0.1.0")  # fmt: skip
-@pytest.mark.parametrize("side, names", [
-    (12_000, "12000 x 12000 are above the limit of 67108864 pixels"),
-    (20_000, "not a readable video"),  # FFmpeg has a limit of its own
-])  # fmt: skip
+@situation(
+    "Media",
+    "small file that promises enormous frames",
+    "refused before a frame is made",
+    since="0.1.0",
+)
+@pytest.mark.parametrize(
+    "side, names",
+    [
+        (12_000, "12000 x 12000 are above the limit of 67108864 pixels"),
+        (20_000, "not a readable video"),  # FFmpeg has a limit of its own
+    ],
+)
 def test_a_header_that_promises_enormous_frames(side, names):
     """In some kilobytes: refused before a frame is made."""
     data = bytearray(encode(numbered(2), container="avi", codec="rawvideo"))

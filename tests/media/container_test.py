@@ -44,29 +44,42 @@ def test_the_table_of_an_mp4_says_what_its_packets_say(name, box, times, monkeyp
     codec, options = STREAMS[name]
     if box == "mov" and codec not in ("libx264", "libx265", "mpeg4"):
         pytest.skip("FFmpeg writes no such mov")
-    data = encode(numbered(12 if times else 40), container=box, codec=codec, times=times,
-                  codec_options=options)  # fmt: skip
+    data = encode(
+        numbered(12 if times else 40),
+        container=box,
+        codec=codec,
+        times=times,
+        codec_options=options,
+    )
     quick, table, slow = indices(data, monkeypatch)
     assert table
     for field in ("pts", "dts", "size", "duration", "key", "shown"):
         np.testing.assert_array_equal(getattr(quick, field), getattr(slow, field), field)
 
 
-@situation("Media", "negative composition offsets; header of fixed size; no edit list",
-           "the same frames and times by table and by reading", since="0.1.0")  # fmt: skip
-@pytest.mark.parametrize("options, shift, table", [
-    ({}, 0, True),
-    ({"moov_size": "4000"}, 0, True),
-    ({"movflags": "negative_cts_offsets"}, 0, True),
-    ({"use_editlist": "0"}, 0, True),
-    ({}, 7, True),  # an empty edit before the first frame
-    ({"avoid_negative_ts": "disabled"}, -5, False),  # an edit list that cuts frames away
-    ({"movflags": "frag_keyframe+empty_moov"}, 0, False),
-    ({"movflags": "frag_keyframe"}, 0, False),
-])  # fmt: skip
+@situation(
+    "Media",
+    "negative composition offsets; header of fixed size; no edit list",
+    "the same frames and times by table and by reading",
+    since="0.1.0",
+)
+@pytest.mark.parametrize(
+    "options, shift, table",
+    [
+        ({}, 0, True),
+        ({"moov_size": "4000"}, 0, True),
+        ({"movflags": "negative_cts_offsets"}, 0, True),
+        ({"use_editlist": "0"}, 0, True),
+        ({}, 7, True),  # an empty edit before the first frame
+        ({"avoid_negative_ts": "disabled"}, -5, False),  # an edit list that cuts frames away
+        ({"movflags": "frag_keyframe+empty_moov"}, 0, False),
+        ({"movflags": "frag_keyframe"}, 0, False),
+    ],
+)
 def test_plain_files_and_others(options, shift, table, monkeypatch):
-    data = encode(numbered(24), options=options, shift=shift,
-                  codec_options={"bf": "0" if shift else "3"})  # fmt: skip
+    data = encode(
+        numbered(24), options=options, shift=shift, codec_options={"bf": "0" if shift else "3"}
+    )
     quick, quickly, slow = indices(data, monkeypatch)
     assert quickly == table
     for field in ("pts", "dts", "size", "duration", "key", "shown"):
@@ -123,9 +136,13 @@ def test_a_table_that_does_not_fit_is_not_used(change):
         assert again is None
 
 
-@pytest.mark.parametrize("options", [
-    {"moov_size": "4000"}, {"movflags": "frag_keyframe+empty_moov"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"moov_size": "4000"},
+        {"movflags": "frag_keyframe+empty_moov"},
+    ],
+)
 def test_any_bytes_are_no_table(options):
     data = encode(numbered(24), options=options)
     rng = np.random.default_rng(0)
@@ -189,12 +206,22 @@ FILM, STILL = numbered(24), np.full((1, 64, 64, 3), 200, np.uint8)
     since="0.2.0",
 )
 @pytest.mark.parametrize("default", [True, False])
-@pytest.mark.parametrize("still, kind, options", [
-    *((still, kind, {}) for still in ("mjpeg", "libx264") for kind in ("mp4", "matroska", "avi")),
-    ("png", "mp4", {}), ("png", "mov", {}), ("png", "avi", {}),
-    ("mjpeg", "mp4", {"movflags": "frag_keyframe+empty_moov"}),
-    ("mjpeg", "matroska", {"live": "1"}), ("mpeg2video", "mpegts", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "still, kind, options",
+    [
+        *(
+            (still, kind, {})
+            for still in ("mjpeg", "libx264")
+            for kind in ("mp4", "matroska", "avi")
+        ),
+        ("png", "mp4", {}),
+        ("png", "mov", {}),
+        ("png", "avi", {}),
+        ("mjpeg", "mp4", {"movflags": "frag_keyframe+empty_moov"}),
+        ("mjpeg", "matroska", {"live": "1"}),
+        ("mpeg2video", "mpegts", {}),
+    ],
+)
 def test_the_film_and_not_the_still(kind, options, still, default):
     data = tracks(kind, (still, STILL, default), ("libx264", FILM, False), options=options)
     assert numbers(load_video(data, 8).frames) == EIGHT
@@ -208,9 +235,16 @@ def test_the_film_and_not_the_still(kind, options, still, default):
     "the first one marked as default is taken, else the first",
     since="0.1.0",
 )
-@pytest.mark.parametrize("marks, taken", [
-    ((0, 0), 0), ((0, 1), 1), ((1, 0), 0), ((1, 1), 0), ((0, 0, 1), 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "marks, taken",
+    [
+        ((0, 0), 0),
+        ((0, 1), 1),
+        ((1, 0), 0),
+        ((1, 1), 0),
+        ((0, 0, 1), 2),
+    ],
+)
 def test_one_film_of_several(marks, taken):
     """A still in between changes nothing."""
     frames = numbered(60)
@@ -225,8 +259,12 @@ def test_pictures_alone_are_a_video_of_one_frame():
     assert load_video(data, 8).frames.shape == (1, 32, 64, 3)
 
 
-@situation("Media", "Matroska with 70 attached fonts (subtitled film)",
-           "attached files do not count as streams", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "Matroska with 70 attached fonts (subtitled film)",
+    "attached files do not count as streams",
+    since="0.2.0",
+)
 def test_attached_files_are_no_streams():
     data = tracks("matroska", ("libx264", FILM, True), fonts=70)
     with av.open(io.BytesIO(data)) as file:
@@ -242,11 +280,18 @@ def avif(frames: np.ndarray, **options) -> bytes:
     return picture(images[0], "AVIF", save_all=True, append_images=images[1:], **options)
 
 
-@situation("Images and animations", "animated AVIF given as a video",
-           "the animation, with the durations that it states, and not the still before it",
-           since="0.2.0")  # fmt: skip
-@situation("Images and animations", "still AVIF given as a video",
-           "refused: give it as an image", since="0.2.0")  # fmt: skip
+@situation(
+    "Images and animations",
+    "animated AVIF given as a video",
+    "the animation, with the durations that it states, and not the still before it",
+    since="0.2.0",
+)
+@situation(
+    "Images and animations",
+    "still AVIF given as a video",
+    "refused: give it as an image",
+    since="0.2.0",
+)
 def test_avif():
     """Its still picture is a stream of its own for FFmpeg. Durations as given to the encoder."""
     found = load_video(avif(FILM, duration=100), 24)
@@ -258,27 +303,47 @@ def test_avif():
 
 
 OLD = {
-    "wmv7": ("asf", "wmv1"), "wmv8": ("asf", "wmv2"), "wmv msmpeg4": ("asf", "msmpeg4"),
-    "asf h264": ("asf", "libx264"), "flv": ("flv", "flv"), "flv h264": ("flv", "libx264"),
-    "mpg mpeg1": ("mpeg", "mpeg1video"), "mpg mpeg2": ("mpeg", "mpeg2video"),
-    "vob": ("vob", "mpeg2video"), "svcd": ("svcd", "mpeg2video"),
-    "m1v": ("mpeg1video", "mpeg1video"), "m2v": ("mpeg2video", "mpeg2video"),
-    "ogg vp8": ("ogg", "libvpx"), "3gp": ("3gp", "mpeg4"), "3g2": ("3g2", "libx264"),
-    "f4v": ("f4v", "libx264"), "ts mpeg2": ("mpegts", "mpeg2video"),
-    "divx": ("avi", "msmpeg4"), "mkv mpeg2": ("matroska", "mpeg2video"),
-}  # fmt: skip
+    "wmv7": ("asf", "wmv1"),
+    "wmv8": ("asf", "wmv2"),
+    "wmv msmpeg4": ("asf", "msmpeg4"),
+    "asf h264": ("asf", "libx264"),
+    "flv": ("flv", "flv"),
+    "flv h264": ("flv", "libx264"),
+    "mpg mpeg1": ("mpeg", "mpeg1video"),
+    "mpg mpeg2": ("mpeg", "mpeg2video"),
+    "vob": ("vob", "mpeg2video"),
+    "svcd": ("svcd", "mpeg2video"),
+    "m1v": ("mpeg1video", "mpeg1video"),
+    "m2v": ("mpeg2video", "mpeg2video"),
+    "ogg vp8": ("ogg", "libvpx"),
+    "3gp": ("3gp", "mpeg4"),
+    "3g2": ("3g2", "libx264"),
+    "f4v": ("f4v", "libx264"),
+    "ts mpeg2": ("mpegts", "mpeg2video"),
+    "divx": ("avi", "msmpeg4"),
+    "mkv mpeg2": ("matroska", "mpeg2video"),
+}
 
 
-@situation("Media", ".wmv, .asf, .flv, .f4v, .mpg, .mpeg, .vob, .m2v, .ogv, .3gp, .3g2",
-           "read, with the frames and the rate that FFmpeg gives", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("name, bf", [
-    (name, bf) for name, (_, codec) in OLD.items()
-    for bf in (["0", "2"] if codec in ("libx264", "mpeg1video", "mpeg2video") else [None])
-])  # fmt: skip
+@situation(
+    "Media",
+    ".wmv, .asf, .flv, .f4v, .mpg, .mpeg, .vob, .m2v, .ogv, .3gp, .3g2",
+    "read, with the frames and the rate that FFmpeg gives",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "name, bf",
+    [
+        (name, bf)
+        for name, (_, codec) in OLD.items()
+        for bf in (["0", "2"] if codec in ("libx264", "mpeg1video", "mpeg2video") else [None])
+    ],
+)
 def test_containers_of_old_data_sets(name, bf, monkeypatch):
     kind, codec = OLD[name]
-    data = encode(numbered(24), fps=25, container=kind, codec=codec,
-                  codec_options={"bf": bf} if bf else {})  # fmt: skip
+    data = encode(
+        numbered(24), fps=25, container=kind, codec=codec, codec_options={"bf": bf} if bf else {}
+    )
     with av.open(io.BytesIO(data)) as file:
         every = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
     found = load_video(data, 24)
@@ -312,8 +377,9 @@ class _Pipe:
         return len(data)
 
 
-@situation("Media", "AVI that FFmpeg wrote into a pipe: it states 2**30 frames", "accepted",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Media", "AVI that FFmpeg wrote into a pipe: it states 2**30 frames", "accepted", since="0.2.0"
+)
 def test_an_avi_without_a_number_of_frames():
     pipe = _Pipe()
     with av.open(io.BytesIO(encode(numbered(24), container="avi", codec="mpeg4"))) as source:

@@ -38,22 +38,25 @@ def root(tmp_path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("path, leads", [
-    ("sub/v.mp4", "sub/v.mp4"),
-    ("./sub//v.mp4", "sub/v.mp4"),
-    ("sub/../sub/v.mp4", "sub/v.mp4"),
-    ("../set/sub/v.mp4", "sub/v.mp4"),
-    ("in.mp4", "sub/v.mp4"),
-    ("around.mp4", "sub/v.mp4"),
-    ("back/v.mp4", "sub/v.mp4"),
-    ("back/../in.mp4", "sub/v.mp4"),
-    ("not/there.mp4", "not/there.mp4"),
-    ("frames", "frames"),
-    ("http://host/v.mp4", "http:/host/v.mp4"),  # no address: a name that does not exist
-    ("~/v.mp4", "~/v.mp4"),
-    ("sub/.", "sub"),
-    ("ü\n.mp4", "ü\n.mp4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, leads",
+    [
+        ("sub/v.mp4", "sub/v.mp4"),
+        ("./sub//v.mp4", "sub/v.mp4"),
+        ("sub/../sub/v.mp4", "sub/v.mp4"),
+        ("../set/sub/v.mp4", "sub/v.mp4"),
+        ("in.mp4", "sub/v.mp4"),
+        ("around.mp4", "sub/v.mp4"),
+        ("back/v.mp4", "sub/v.mp4"),
+        ("back/../in.mp4", "sub/v.mp4"),
+        ("not/there.mp4", "not/there.mp4"),
+        ("frames", "frames"),
+        ("http://host/v.mp4", "http:/host/v.mp4"),  # no address: a name that does not exist
+        ("~/v.mp4", "~/v.mp4"),
+        ("sub/.", "sub"),
+        ("ü\n.mp4", "ü\n.mp4"),
+    ],
+)
 def test_what_stays_inside_is_the_true_path(root, path, leads):
     assert inside(root, path, "video") == root.resolve() / leads
 
@@ -71,12 +74,29 @@ def test_an_absolute_path_and_a_root_that_is_a_link(root, tmp_path):
     "refused with the file, the line and the path",
     since="0.1.0",
 )
-@pytest.mark.parametrize("path", [
-    "../secret/v.mp4", "sub/../../secret/v.mp4", "..", "/etc/passwd", "/", "out.mp4",
-    "absolute.mp4", "chain.mp4", "folder/v.mp4", "folder", "broken.mp4", "neighbour/v.mp4",
-    "../set2/v.mp4", "device", "back/../../secret/v.mp4", "sub/v.mp4/../../../secret/v.mp4",
-    "bad frames", ".",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret/v.mp4",
+        "sub/../../secret/v.mp4",
+        "..",
+        "/etc/passwd",
+        "/",
+        "out.mp4",
+        "absolute.mp4",
+        "chain.mp4",
+        "folder/v.mp4",
+        "folder",
+        "broken.mp4",
+        "neighbour/v.mp4",
+        "../set2/v.mp4",
+        "device",
+        "back/../../secret/v.mp4",
+        "sub/v.mp4/../../../secret/v.mp4",
+        "bad frames",
+        ".",
+    ],
+)
 def test_what_leads_outside_is_refused(root, path):
     with pytest.raises(UserError) as error:
         inside(root, path, "data.jsonl:7: video")
@@ -112,8 +132,12 @@ def test_a_link_changed_after_the_check_is_not_followed(root, tmp_path):
     assert os.path.realpath(found) == str(root.resolve() / "sub" / "v.mp4")
 
 
-@situation("Training data", "a JSONL file in the Hub's cache, whose media are links into `blobs`",
-           "read; links to anywhere else are refused", since="0.2.0")  # fmt: skip
+@situation(
+    "Training data",
+    "a JSONL file in the Hub's cache, whose media are links into `blobs`",
+    "read; links to anywhere else are refused",
+    since="0.2.0",
+)
 def test_a_snapshot_of_the_hub_may_use_the_blobs_of_its_repository(tmp_path):
     home = tmp_path / "hub" / "datasets--owner--clips"
     snapshot = home / "snapshots" / "4f2c"
@@ -137,9 +161,13 @@ def test_a_snapshot_of_the_hub_may_use_the_blobs_of_its_repository(tmp_path):
 def test_links_of_ones_own_are_followed_on_request_and_paths_are_not(root, tmp_path):
     (tmp_path / "alias").symlink_to(root)
     for folder in (root, tmp_path / "alias"):
-        for path, leads in {"out.mp4": "secret/v.mp4", "folder/v.mp4": "secret/v.mp4",
-                            "bad frames": "set/bad frames", "sub/v.mp4": "set/sub/v.mp4",
-                            str(folder / "out.mp4"): "secret/v.mp4"}.items():  # fmt: skip
+        for path, leads in {
+            "out.mp4": "secret/v.mp4",
+            "folder/v.mp4": "secret/v.mp4",
+            "bad frames": "set/bad frames",
+            "sub/v.mp4": "set/sub/v.mp4",
+            str(folder / "out.mp4"): "secret/v.mp4",
+        }.items():
             found = inside(folder, path, "video", follow_links=True)
             assert found == tmp_path.resolve() / leads
         for path in ("../secret/v.mp4", "/etc/passwd", "sub/../../secret/v.mp4", "folder/../../x"):

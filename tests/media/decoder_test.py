@@ -31,8 +31,9 @@ CUT = {
 
 def with_messages(codec: str, message: bytes, container: str, every=lambda k: True) -> bytes:
     hevc = codec == "libx265"
-    data = encode(numbered(24), codec=codec,
-                  codec_options={"x265-params": "log-level=none"} if hevc else {})  # fmt: skip
+    data = encode(
+        numbered(24), codec=codec, codec_options={"x265-params": "log-level=none"} if hevc else {}
+    )
     unit = (b"\x4e\x01" if hevc else b"\x06") + message
     coded = take_apart(data)
     for k, each in enumerate(coded):
@@ -146,8 +147,9 @@ OPEN = {
 @pytest.mark.parametrize("name", OPEN)
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
 def test_open_groups_with_a_pyramid_are_sought(name, container, no_long_way):  # noqa: F811
-    data = encode(textured(60), container=container,
-                  codec_options={"x264-params": X264 + OPEN[name]})  # fmt: skip
+    data = encode(
+        textured(60), container=container, codec_options={"x264-params": X264 + OPEN[name]}
+    )
     every = brute_force(data)
     later = Sampling(num_frames=4, start=2.05, end=4.45)
     for sampling, places in ((8, [0, 8, 17, 25, 34, 42, 51, 59]), (later, [21, 29, 36, 44])):
@@ -186,9 +188,16 @@ def cut(name: str, container: str, begin: float) -> tuple:
     since="0.2.0",
 )
 @pytest.mark.parametrize("name", LEADING)
-@pytest.mark.parametrize("container, begin", [
-    ("mp4", 8), ("mov", 8), ("matroska", 8), ("matroska", 3), ("mpegts", 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "container, begin",
+    [
+        ("mp4", 8),
+        ("mov", 8),
+        ("matroska", 8),
+        ("matroska", 3),
+        ("mpegts", 8),
+    ],
+)
 def test_leading_pictures_without_their_references_are_left_out(name, container, begin):
     data, clip = cut(name, container, begin)
     every = brute_force(data)  # FFmpeg's frames
@@ -243,9 +252,15 @@ def paletted(codec: str, container: str, count: int = 24) -> bytes:
     "the true colours, bit for bit what decoding everything gives",
     since="0.2.0",
 )
-@pytest.mark.parametrize("codec, container", [
-    ("rawvideo", "avi"), ("rawvideo", "mov"), ("zmbv", "avi"), ("png", "mov"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "codec, container",
+    [
+        ("rawvideo", "avi"),
+        ("rawvideo", "mov"),
+        ("zmbv", "avi"),
+        ("png", "mov"),
+    ],
+)
 def test_a_palette_that_comes_once(codec, container):
     data = paletted(codec, container)
     every = brute_force(data)

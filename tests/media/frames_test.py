@@ -128,8 +128,9 @@ def test_transparency_is_put_on_white(kind):
         image.paste((255, 0, 0, 255), (8 * k, 0, 8 * k + 8, 16))
         images.append(image)
     options = {"disposal": 2} if kind == "GIF" else {"lossless": True} if kind == "WEBP" else {}
-    source = picture(images[0], kind, save_all=True, append_images=images[1:], duration=100,
-                     **options)  # fmt: skip
+    source = picture(
+        images[0], kind, save_all=True, append_images=images[1:], duration=100, **options
+    )
     if kind == "WEBP":  # libwebp sees opaque parts only, and does not say that the rest is clear
         source = source[:20] + bytes([source[20] | 0x10]) + source[21:]
     found = load_video(source, 2).frames
@@ -193,5 +194,12 @@ def test_limits():
 def animation(frames: np.ndarray, kind: str, milliseconds: list[int]) -> bytes:
     images = [Image.fromarray(frame) for frame in frames]
     options = {"lossless": True} if kind == "WEBP" else {}
-    return picture(images[0], kind, save_all=True, append_images=images[1:], loop=0,
-                   duration=milliseconds, **options)  # fmt: skip
+    return picture(
+        images[0],
+        kind,
+        save_all=True,
+        append_images=images[1:],
+        loop=0,
+        duration=milliseconds,
+        **options,
+    )

@@ -29,15 +29,21 @@ def media() -> dict[str, Item]:
     image = Image.fromarray(textured(1)[0])
     frames = [Image.fromarray(frame) for frame in textured(6)]
     videos = {
-        "mp4 h264": clip(24, "mp4", "libx264"), "mp4 hevc": clip(12, "mp4", "libx265"),
-        "mov mpeg4": clip(24, "mov", "mpeg4"), "mkv h264": clip(24, "matroska", "libx264"),
-        "mkv hevc": clip(12, "matroska", "libx265"), "webm vp9": clip(12, "webm", "libvpx-vp9"),
-        "webm av1": clip(8, "webm", "libsvtav1"), "avi mpeg4": clip(24, "avi", "mpeg4"),
-        "ts h264": clip(24, "mpegts", "libx264"), "asf wmv2": clip(24, "asf", "wmv2"),
-        "flv flv1": clip(24, "flv", "flv"), "ogg vp8": clip(24, "ogg", "libvpx"),
+        "mp4 h264": clip(24, "mp4", "libx264"),
+        "mp4 hevc": clip(12, "mp4", "libx265"),
+        "mov mpeg4": clip(24, "mov", "mpeg4"),
+        "mkv h264": clip(24, "matroska", "libx264"),
+        "mkv hevc": clip(12, "matroska", "libx265"),
+        "webm vp9": clip(12, "webm", "libvpx-vp9"),
+        "webm av1": clip(8, "webm", "libsvtav1"),
+        "avi mpeg4": clip(24, "avi", "mpeg4"),
+        "ts h264": clip(24, "mpegts", "libx264"),
+        "asf wmv2": clip(24, "asf", "wmv2"),
+        "flv flv1": clip(24, "flv", "flv"),
+        "ogg vp8": clip(24, "ogg", "libvpx"),
         "mpg mpeg2": encode(textured(24)[:, :48], 25, "mpeg", "mpeg2video"),
         "gif": picture(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100),
-    }  # fmt: skip
+    }
     images = {kind: picture(image, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF")}
     return {name: Item(video=data) for name, data in videos.items()} | {
         name: Item(image=data) for name, data in images.items()

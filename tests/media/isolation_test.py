@@ -70,12 +70,16 @@ def test_rows_are_those_of_the_caller_s_own_process(isolated, preprocess, tmp_pa
     items = [
         Item("red", video=clip(24)),
         Item("red", video="ä.mp4", num_frames=np.int64(4), frame_order="reversed"),
-        Item(video=tmp_path / "ä.mp4", image=picture(clear), instruction="Find ü.",
-             max_pixels=np.int32(9 * 784)),
+        Item(
+            video=tmp_path / "ä.mp4",
+            image=picture(clear),
+            instruction="Find ü.",
+            max_pixels=np.int32(9 * 784),
+        ),
         Item(image=clear, video=clip(7)),
         Item(video=["0.png", picture(frames[1]), frames[2], numbered(6)[3]], fps=np.float32(3)),
         Item(image=numbered(6)[3], video=clip(3)),
-    ]  # fmt: skip
+    ]
     for item in items:
         assert_same(isolated(item), preprocess(item))
     first = process_id(isolated)
@@ -87,8 +91,12 @@ def test_rows_are_those_of_the_caller_s_own_process(isolated, preprocess, tmp_pa
 
 def test_what_the_caller_holds_decoded_needs_no_process(isolated, preprocess):
     image = Image.fromarray(numbered(3)[2])
-    items = [Item("red"), Item(video=numbered(8), fps=2.0), Item(image=image),
-             Item(video=[image] * 4, image=numbered(1)[0])]  # fmt: skip
+    items = [
+        Item("red"),
+        Item(video=numbered(8), fps=2.0),
+        Item(image=image),
+        Item(video=[image] * 4, image=numbered(1)[0]),
+    ]
     for item in items:
         assert_same(isolated(item), preprocess(item))
     assert not isolated.pids
@@ -242,9 +250,14 @@ def test_orientation_and_all_frames_are_the_same_in_the_other_process(preprocess
     data = picture(Image.fromarray(numbered(6)[5]), "JPEG", exif=exif)
     with Isolated(preprocess, 1) as isolated:
         for orientation in (True, False, None):
-            item = Item(video=[data, Image.open(io.BytesIO(data)), data], num_frames="all",
-                        image=Image.open(io.BytesIO(data)), exif_orientation=orientation,
-                        min_pixels=20 * 784, max_pixels=30 * 784)  # fmt: skip
+            item = Item(
+                video=[data, Image.open(io.BytesIO(data)), data],
+                num_frames="all",
+                image=Image.open(io.BytesIO(data)),
+                exif_orientation=orientation,
+                min_pixels=20 * 784,
+                max_pixels=30 * 784,
+            )
             assert_same(isolated(item), preprocess(item))
 
 
@@ -281,8 +294,11 @@ def pid_of(isolated):
 def run_caller(tokenizer_file, code: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", _CALLER + code, "caller", str(tokenizer_file)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def gone(pid: int, seconds: float) -> bool:

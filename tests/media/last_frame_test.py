@@ -29,7 +29,10 @@ KINDS = {
     "fragments": ("mp4", "libx264", {"bf": "0"}, {"movflags": "frag_keyframe+empty_moov"}),
     "half in fragments": ("mp4", "libx264", {"bf": "0"}, {"movflags": "frag_keyframe"}),
     "a fragment a frame": (
-        "mp4", "libx264", {"bf": "0"}, {"movflags": "frag_every_frame+empty_moov"},
+        "mp4",
+        "libx264",
+        {"bf": "0"},
+        {"movflags": "frag_every_frame+empty_moov"},
     ),
     "fragments vp9": ("mp4", "libvpx-vp9", {}, {"movflags": "frag_keyframe+empty_moov"}),
     "matroska": ("matroska", "libx264", {"bf": "2"}, {}),
@@ -37,7 +40,7 @@ KINDS = {
     "flv": ("flv", "flv", {}, {}),
     "flv h264": ("flv", "libx264", {"bf": "0"}, {}),
     "asf": ("asf", "wmv2", {}, {}),
-}  # fmt: skip
+}
 
 
 def seconds(data: bytes) -> float:
@@ -45,19 +48,33 @@ def seconds(data: bytes) -> float:
     return len(found.frames) / found.fps
 
 
-@situation("Media", "MP4 whose last frame is held for 3 s (GIF converted by FFmpeg)",
-           "accepted; the last frame's duration is read from the sample table",
-           since="0.2.0")  # fmt: skip
-@situation("Media", "fragmented MP4 (DASH, screen recorders) whose last frame is held",
-           "the last frame's duration is read from the fragments", since="0.2.0")  # fmt: skip
-@situation("Media", "slideshow of 1 s and 9 s as MP4, MOV, MKV, WebM, FLV or WMV",
-           "10 s: the times and durations that the file states", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("times, last, length", [
-    (*GIF, 3.7),
-    ([0, 1000], 9000, 10.0),
-    ([1000 * k for k in range(12)], 2000, 13.0),
-    ([0, 40, 80, 1000, 1040, 1080, 5000, 5040, 9360, 9400], 600, 10.0),
-])  # fmt: skip
+@situation(
+    "Media",
+    "MP4 whose last frame is held for 3 s (GIF converted by FFmpeg)",
+    "accepted; the last frame's duration is read from the sample table",
+    since="0.2.0",
+)
+@situation(
+    "Media",
+    "fragmented MP4 (DASH, screen recorders) whose last frame is held",
+    "the last frame's duration is read from the fragments",
+    since="0.2.0",
+)
+@situation(
+    "Media",
+    "slideshow of 1 s and 9 s as MP4, MOV, MKV, WebM, FLV or WMV",
+    "10 s: the times and durations that the file states",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "times, last, length",
+    [
+        (*GIF, 3.7),
+        ([0, 1000], 9000, 10.0),
+        ([1000 * k for k in range(12)], 2000, 13.0),
+        ([0, 40, 80, 1000, 1040, 1080, 5000, 5040, 9360, 9400], 600, 10.0),
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_last_frame_that_is_held(kind, times, last, length):
     container, codec, codec_options, options = KINDS[kind]
@@ -92,16 +109,20 @@ def test_a_last_duration_of_nothing_is_that_of_the_others(last, length):
     changed = bytearray(data)
     changed[at + 16 : at + 20] = last.to_bytes(4)
     for box, place, length_there in (
-        (b"mdhd", 20, 11200 + last), (b"elst", 12, 701 + last // 16),
-    ):  # fmt: skip
+        (b"mdhd", 20, 11200 + last),
+        (b"elst", 12, 701 + last // 16),
+    ):
         start = changed.index(box) + place
         changed[start : start + 4] = length_there.to_bytes(4)
     assert seconds(bytes(changed)) == pytest.approx(length, abs=2e-4)
 
 
-@situation("Media", "Matroska whose last block states no duration (SimpleBlock)",
-           "the end is that of the track's DURATION tag, or of the segment",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "Matroska whose last block states no duration (SimpleBlock)",
+    "the end is that of the track's DURATION tag, or of the segment",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
 def test_matroska_states_the_end_in_three_places(codec):
     data = bytearray(held(*GIF, "matroska", codec, {"bf": "0"} if codec == "libx264" else {}))
@@ -136,9 +157,12 @@ _GIF_IN_MATROSKA = (
 )
 
 
-@situation("Media", "GIF's codec in Matroska, whose blocks state no duration",
-           "the last frame lasts as the others; FFmpeg's 10 ms for each are made up",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "GIF's codec in Matroska, whose blocks state no duration",
+    "the last frame lasts as the others; FFmpeg's 10 ms for each are made up",
+    since="0.2.0",
+)
 def test_a_duration_that_a_parser_made_up_is_none():
     assert seconds(zlib.decompress(base64.b85decode(_GIF_IN_MATROSKA))) == pytest.approx(0.4)
 
@@ -160,15 +184,21 @@ def padded_avi(count: int) -> bytes:
     changed = bytearray(body + b"idx1" + len(rows).to_bytes(4, "little") + rows)
     movi = changed.index(b"movi") - 4
     for at, value in (
-        (4, len(changed) - 8), (movi, index + 8 * count - movi - 4),
-        (changed.index(b"avih") + 24, 24 + count), (changed.index(b"strh") + 40, 24 + count),
-    ):  # fmt: skip
+        (4, len(changed) - 8),
+        (movi, index + 8 * count - movi - 4),
+        (changed.index(b"avih") + 24, 24 + count),
+        (changed.index(b"strh") + 40, 24 + count),
+    ):
         changed[at : at + 4] = value.to_bytes(4, "little")
     return bytes(changed)
 
 
-@situation("Media", "AVI whose last frame is held (empty chunks at the end)",
-           "accepted, with the frames that its index counts", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "AVI whose last frame is held (empty chunks at the end)",
+    "accepted, with the frames that its index counts",
+    since="0.2.0",
+)
 def test_empty_chunks_at_the_end_of_an_avi():
     assert seconds(padded_avi(0)) == pytest.approx(2.4)
     assert seconds(padded_avi(30)) == pytest.approx(5.4)
@@ -180,21 +210,28 @@ TICKS = 1024  # a frame of `encode` at 10 a second
 
 
 # What FFmpeg 8 shows: `ffprobe -show_entries frame=pts_time`, and the pictures.
-@situation("Media", "MP4 whose edit list ends within a frame, begins late or has several parts",
-           "the frames and times that FFmpeg shows", since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "MP4 whose edit list ends within a frame, begins late or has several parts",
+    "the frames and times that FFmpeg shows",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("bf", ["0", "2"])
-@pytest.mark.parametrize("edits, frames, length", [
-    ([(1200, 0, 1)], range(12), 1.2),
-    ([(900, 3, 1)], range(3, 12), 0.9),
-    ([(700, 0, 1)], range(7), 0.7),
-    ([(730, 0, 1)], range(8), 0.73),
-    ([(2000, None, 1), (1200, 0, 1)], range(12), 1.2),
-    ([(2000, None, 1), (730, 0, 1)], range(8), 0.73),
-    ([(1200, 0, 1), (1200, 0, 1)], [*range(12), *range(12)], 2.4),
-    ([(300, 0, 1), (300, 8, 1)], [0, 1, 2, 8, 9, 10], 0.6),
-    ([(300, 8, 1), (300, 0, 1)], [8, 9, 10, 0, 1, 2], 0.6),
-    ([(5000, 0, 1)], range(12), {"0": 1.2, "2": 5.0}),  # the last is decoded before others
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "edits, frames, length",
+    [
+        ([(1200, 0, 1)], range(12), 1.2),
+        ([(900, 3, 1)], range(3, 12), 0.9),
+        ([(700, 0, 1)], range(7), 0.7),
+        ([(730, 0, 1)], range(8), 0.73),
+        ([(2000, None, 1), (1200, 0, 1)], range(12), 1.2),
+        ([(2000, None, 1), (730, 0, 1)], range(8), 0.73),
+        ([(1200, 0, 1), (1200, 0, 1)], [*range(12), *range(12)], 2.4),
+        ([(300, 0, 1), (300, 8, 1)], [0, 1, 2, 8, 9, 10], 0.6),
+        ([(300, 8, 1), (300, 0, 1)], [8, 9, 10, 0, 1, 2], 0.6),
+        ([(5000, 0, 1)], range(12), {"0": 1.2, "2": 5.0}),  # the last is decoded before others
+    ],
+)
 def test_edit_lists(bf, edits, frames, length):
     first = 2 * TICKS if bf == "2" else 0
     data = with_edits(
@@ -211,12 +248,21 @@ def test_edit_lists(bf, edits, frames, length):
     assert len(found.frames) / found.fps == pytest.approx(length, abs=1e-4)
 
 
-@situation("Media", "a very short clip cut by copy (ffmpeg -ss 0.5 -t 0.04 -c copy)",
-           "accepted, with the times of its frames and the end of its edit list",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("kept, frames, length", [
-    (2, [0, 3], 0.4), (3, [0, 2, 3], 0.4), (4, [0, 1, 2, 3], 0.4), (5, [0, 1, 2, 3, 6], 0.7),
-])  # fmt: skip
+@situation(
+    "Media",
+    "a very short clip cut by copy (ffmpeg -ss 0.5 -t 0.04 -c copy)",
+    "accepted, with the times of its frames and the end of its edit list",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "kept, frames, length",
+    [
+        (2, [0, 3], 0.4),
+        (3, [0, 2, 3], 0.4),
+        (4, [0, 1, 2, 3], 0.4),
+        (5, [0, 1, 2, 3, 6], 0.7),
+    ],
+)
 def test_a_clip_that_ends_among_b_frames(kept, frames, length):
     """What `-c copy` leaves: packets in the order of decoding, I0 P3 B B P6 B B. The decoding
     durations sum up to less than the presentation; `ffprobe -show_entries frame=pts_time` of such
@@ -239,15 +285,22 @@ def test_a_clip_that_ends_among_b_frames(kept, frames, length):
     assert len(found.frames) / found.fps == pytest.approx(length, abs=1e-3)
 
 
-@situation("Media", "MP4 whose edit list plays at half or double speed, or pauses midway",
-           "refused by name, with the FFmpeg command that drops the list (FFmpeg and decord show "
-           "other frames than the list says)", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("edits, names", [
-    ([(2400, 0, 0.5)], "plays at 0.5 times the speed"),
-    ([(600, 0, 2)], "plays at 2 times the speed"),
-    ([(600, 0, 0)], "plays at 0 times the speed"),
-    ([(300, 0, 1), (1000, -1, 1), (300, 3 * TICKS, 1)], "pauses midway"),
-])  # fmt: skip
+@situation(
+    "Media",
+    "MP4 whose edit list plays at half or double speed, or pauses midway",
+    "refused by name, with the FFmpeg command that drops the list (FFmpeg and decord show "
+    "other frames than the list says)",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "edits, names",
+    [
+        ([(2400, 0, 0.5)], "plays at 0.5 times the speed"),
+        ([(600, 0, 2)], "plays at 2 times the speed"),
+        ([(600, 0, 0)], "plays at 0 times the speed"),
+        ([(300, 0, 1), (1000, -1, 1), (300, 3 * TICKS, 1)], "pauses midway"),
+    ],
+)
 def test_edit_lists_that_nobody_plays(edits, names):
     data = encode(np.zeros((12, 48, 96, 3), np.uint8), codec_options={"bf": "0"})
     with pytest.raises(MediaError, match=f"its edit list {names}.*ffmpeg -ignore_editlist"):

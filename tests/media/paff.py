@@ -66,8 +66,15 @@ def parameters() -> bytes:
     return unit(3, _SPS, sps.end()) + unit(3, _PPS, pps.end())
 
 
-def picture(planes: list[np.ndarray], number: int, order: int, *, field: int | None,
-            idr: int | None = None, reference: bool = True) -> bytes:  # fmt: skip
+def picture(
+    planes: list[np.ndarray],
+    number: int,
+    order: int,
+    *,
+    field: int | None,
+    idr: int | None = None,
+    reference: bool = True,
+) -> bytes:
     """A NAL unit of one field (0 the top, 1 the bottom one) or, if None, a frame; `idr` is the id
     of an IDR picture."""
     bits = Bits().golomb(0, 5 if idr is None else 7, 0).put(8, number)
@@ -93,8 +100,13 @@ def picture(planes: list[np.ndarray], number: int, order: int, *, field: int | N
     return unit(int(reference), _SLICE if idr is None else _IDR, bytes(data) + bits.end())
 
 
-def packets(count: int = 24, *, whole: tuple[int, ...] = (), bottom_first: bool = False,
-            unreferenced: bool = False) -> list[tuple[bytes, ...]]:  # fmt: skip
+def packets(
+    count: int = 24,
+    *,
+    whole: tuple[int, ...] = (),
+    bottom_first: bool = False,
+    unreferenced: bool = False,
+) -> list[tuple[bytes, ...]]:
     """The coded pictures of each frame: two fields, or one frame for those in `whole`.
 
     `unreferenced`: nothing may refer to every second frame.
@@ -113,27 +125,45 @@ def packets(count: int = 24, *, whole: tuple[int, ...] = (), bottom_first: bool 
         idr = k // GROUP % 2 if place == 0 else None
         if k in whole:
             planes = [luma, grey, grey]
-            made.append((start + picture(planes, number, 2 * place, field=None, idr=idr,
-                                         reference=reference),))  # fmt: skip
+            made.append(
+                (
+                    start
+                    + picture(planes, number, 2 * place, field=None, idr=idr, reference=reference),
+                )
+            )
         else:
             fields = []
             for field in (1, 0) if bottom_first else (0, 1):
                 planes = [plane[field::2] for plane in (luma, grey, grey)]
-                fields.append(picture(planes, number, 2 * place + len(fields), field=field,
-                                      idr=None if fields else idr,
-                                      reference=reference))  # fmt: skip
+                fields.append(
+                    picture(
+                        planes,
+                        number,
+                        2 * place + len(fields),
+                        field=field,
+                        idr=None if fields else idr,
+                        reference=reference,
+                    )
+                )
             made.append((start + fields[0], head + fields[1]))
         number += reference
     return made
 
 
-def mux(frames: list[tuple[bytes, ...]], container: str, *, joined: bool = False,
-        options: dict | None = None) -> bytes:  # fmt: skip
+def mux(
+    frames: list[tuple[bytes, ...]],
+    container: str,
+    *,
+    joined: bool = False,
+    options: dict | None = None,
+) -> bytes:
     """A file with a packet for each picture; `joined`: with one for each frame."""
     raw = b"".join(b"".join(pictures) for pictures in frames)
     buffer = io.BytesIO()
-    with (av.open(io.BytesIO(raw), format="h264") as source,
-          av.open(buffer, "w", format=container, options=options or {}) as out):  # fmt: skip
+    with (
+        av.open(io.BytesIO(raw), format="h264") as source,
+        av.open(buffer, "w", format=container, options=options or {}) as out,
+    ):
         stream = out.add_stream_from_template(source.streams.video[0])
         stream.time_base = Fraction(1, 2 * RATE)
         for k, pictures in enumerate(frames):

@@ -98,8 +98,11 @@ def test_a_field_that_is_damaged_is_refused(lost, box):
 
 
 # Units that hold no part of a picture: a message, a delimiter, filler beyond what is looked at.
-H264 = {"message": b"\x06\x05\x04abcd\x80", "delimiter": b"\x09\x10",
-        "filler": b"\x0c" + b"\xff" * 1800 + b"\x80"}  # fmt: skip
+H264 = {
+    "message": b"\x06\x05\x04abcd\x80",
+    "delimiter": b"\x09\x10",
+    "filler": b"\x0c" + b"\xff" * 1800 + b"\x80",
+}
 HEVC = {"message": b"\x4e\x01\x05\x04abcd\x80", "delimiter": b"\x46\x01\x50"}
 
 
@@ -111,12 +114,15 @@ HEVC = {"message": b"\x4e\x01\x05\x04abcd\x80", "delimiter": b"\x46\x01\x50"}
     since="0.2.0",
 )
 @pytest.mark.parametrize("box", ["mp4", "mov", "matroska"])
-@pytest.mark.parametrize("codec, unit", [("libx264", unit) for unit in H264.values()]
-                         + [("libx265", unit) for unit in HEVC.values()])  # fmt: skip
+@pytest.mark.parametrize(
+    "codec, unit",
+    [("libx264", unit) for unit in H264.values()] + [("libx265", unit) for unit in HEVC.values()],
+)
 def test_samples_without_a_picture_are_no_frames(box, codec, unit):
     hevc = codec == "libx265"
-    data = encode(numbered(24), codec=codec,
-                  codec_options={"x265-params": "log-level=none"} if hevc else {})  # fmt: skip
+    data = encode(
+        numbered(24), codec=codec, codec_options={"x265-params": "log-level=none"} if hevc else {}
+    )
     coded = []
     for k, each in enumerate(take_apart(data)):
         coded.append(each)
@@ -159,8 +165,9 @@ def test_pictures_that_are_not_coded_are_no_frames(box):
         coded.append(each.data)
         if k % 4 == 1:
             coded.append(not_coded(each.data))
-    rows = [Coded(each, k, k, each.startswith(b"\0\0\1\xb0") or k == 0)
-            for k, each in enumerate(coded)]  # fmt: skip
+    rows = [
+        Coded(each, k, k, each.startswith(b"\0\0\1\xb0") or k == 0) for k, each in enumerate(coded)
+    ]
     changed = put_together(data, rows, box)
     assert count_packets(changed) == 30 and numbers(brute_force(changed)) == list(range(24))
     assert numbers(load_video(changed, 24).frames) == list(range(24))
@@ -209,24 +216,27 @@ def test_a_large_picture_that_says_it_is_not_coded_is_damaged():
         load_video(put_together(data, coded, "matroska"), 24)
 
 
-@pytest.mark.parametrize("codec, data, holds", [
-    # VP9: frame_marker, two bits of profile, show_existing_frame, frame_type, show_frame
-    ("vp9", [0b10000110], picture_headers.FRAME),
-    ("vp9", [0b10000100], picture_headers.HIDDEN),
-    ("vp9", [0b10001000], picture_headers.FRAME),  # shows an earlier one
-    ("vp9", [0b10000100, 5, 0b11000000], picture_headers.FRAME),  # a superframe
-    ("vp9", [0b10110010, 0], picture_headers.HIDDEN),  # profile 3 has a bit more
-    # AV1: an OBU's header with its type and has_size, its size; show_existing_frame, frame_type,
-    # show_frame
-    ("av1", [0x12, 0, 0x32, 1, 0b00110000], picture_headers.FRAME),
-    ("av1", [0x12, 0, 0x32, 1, 0b00100000], picture_headers.HIDDEN),
-    ("av1", [0x12, 0, 0x32, 1, 0b00100000, 0x1A, 1, 0b10000000], picture_headers.FRAME),
-    ("av1", [0x30, 0b00110000], picture_headers.FRAME),  # without a size
-    ("av1", [0x0A, 1, 0b00011000, 0x32, 1, 0], picture_headers.FRAME),  # a still picture
-    # VP8: frame_type, three bits of version, show_frame
-    ("vp8", [0b00010001], picture_headers.FRAME),
-    ("vp8", [0b00000001], picture_headers.HIDDEN),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "codec, data, holds",
+    [
+        # VP9: frame_marker, two bits of profile, show_existing_frame, frame_type, show_frame
+        ("vp9", [0b10000110], picture_headers.FRAME),
+        ("vp9", [0b10000100], picture_headers.HIDDEN),
+        ("vp9", [0b10001000], picture_headers.FRAME),  # shows an earlier one
+        ("vp9", [0b10000100, 5, 0b11000000], picture_headers.FRAME),  # a superframe
+        ("vp9", [0b10110010, 0], picture_headers.HIDDEN),  # profile 3 has a bit more
+        # AV1: an OBU's header with its type and has_size, its size; then show_existing_frame,
+        # frame_type, show_frame
+        ("av1", [0x12, 0, 0x32, 1, 0b00110000], picture_headers.FRAME),
+        ("av1", [0x12, 0, 0x32, 1, 0b00100000], picture_headers.HIDDEN),
+        ("av1", [0x12, 0, 0x32, 1, 0b00100000, 0x1A, 1, 0b10000000], picture_headers.FRAME),
+        ("av1", [0x30, 0b00110000], picture_headers.FRAME),  # without a size
+        ("av1", [0x0A, 1, 0b00011000, 0x32, 1, 0], picture_headers.FRAME),  # a still picture
+        # VP8: frame_type, three bits of version, show_frame
+        ("vp8", [0b00010001], picture_headers.FRAME),
+        ("vp8", [0b00000001], picture_headers.HIDDEN),
+    ],
+)
 def test_headers_say_what_is_never_shown(codec, data, holds):
     headers = picture_headers.Headers(av.CodecContext.create(codec, "r"))
     assert headers.read_bytes(bytes(data)) == holds

@@ -21,24 +21,27 @@ from tests.situations import situation
 TOKEN = 28 * 28
 
 
-@pytest.mark.parametrize("size, expected", [
-    # Within the limits: the nearest multiple, a half to the even one.
-    ((336, 448), (336, 448)),
-    ((70, 98), (56, 112)),  # 2.5 -> 2 and 3.5 -> 4
-    ((42, 126), (56, 112)),  # 1.5 -> 2 and 4.5 -> 4
-    ((71, 97), (84, 84)),
-    ((300, 14), (308, 28)),  # 0.5 -> 0, but a side has one multiple
-    # Above 200 tokens: 480 x 640 shrinks by 1.39971 to 12.2 x 16.3 tokens.
-    ((480, 640), (336, 448)),
-    ((720, 1280), (280, 504)),
-    ((1280, 720), (504, 280)),
-    ((100, 20000), (28, 5600)),
-    # Below 4 tokens: 28 x 28 doubles, 20 x 40 grows by 1.98 to 1.4 x 2.8 tokens.
-    ((28, 28), (56, 56)),
-    ((20, 40), (56, 84)),
-    ((1, 1), (56, 56)),
-    ((1, 200), (28, 196)),  # 28 x 196 is enough
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        # Within the limits: the nearest multiple, a half to the even one.
+        ((336, 448), (336, 448)),
+        ((70, 98), (56, 112)),  # 2.5 -> 2 and 3.5 -> 4
+        ((42, 126), (56, 112)),  # 1.5 -> 2 and 4.5 -> 4
+        ((71, 97), (84, 84)),
+        ((300, 14), (308, 28)),  # 0.5 -> 0, but a side has one multiple
+        # Above 200 tokens: 480 x 640 shrinks by 1.39971 to 12.2 x 16.3 tokens.
+        ((480, 640), (336, 448)),
+        ((720, 1280), (280, 504)),
+        ((1280, 720), (504, 280)),
+        ((100, 20000), (28, 5600)),
+        # Below 4 tokens: 28 x 28 doubles, 20 x 40 grows by 1.98 to 1.4 x 2.8 tokens.
+        ((28, 28), (56, 56)),
+        ((20, 40), (56, 84)),
+        ((1, 1), (56, 56)),
+        ((1, 200), (28, 196)),  # 28 x 196 is enough
+    ],
+)
 def test_sizes_worked_out_by_hand(size, expected):
     assert smart_resize(*size, 28, 4 * TOKEN, 200 * TOKEN) == expected
 
@@ -82,16 +85,19 @@ def test_sizes_equal_what_qwen_vl_utils_gave(recorded):
             assert min(mine) >= 28 and math.prod(mine) <= high
 
 
-@pytest.mark.parametrize("frames, low, high, total, expected", [
-    (8, 4, 200, None, 200),
-    (8, 4, 1000, None, 768),  # of one frame, whatever is asked for
-    (768, 4, 768, None, 300),  # 115,200 tokens for 384 pairs
-    (767, 4, 768, None, 300),  # an odd last frame is repeated
-    (768, 400, 768, None, 420),  # the minimum and a twentieth
-    (8, 4, 200, 400 * TOKEN, 100),
-    (1, 4, 200, 100 * TOKEN, 100),
-    (8, 128, 130, 400 * TOKEN, 130),  # the minimum and a twentieth is 134
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "frames, low, high, total, expected",
+    [
+        (8, 4, 200, None, 200),
+        (8, 4, 1000, None, 768),  # of one frame, whatever is asked for
+        (768, 4, 768, None, 300),  # 115,200 tokens for 384 pairs
+        (767, 4, 768, None, 300),  # an odd last frame is repeated
+        (768, 400, 768, None, 420),  # the minimum and a twentieth
+        (8, 4, 200, 400 * TOKEN, 100),
+        (1, 4, 200, 100 * TOKEN, 100),
+        (8, 128, 130, 400 * TOKEN, 130),  # the minimum and a twentieth is 134
+    ],
+)
 def test_budgets_worked_out_by_hand(frames, low, high, total, expected):
     assert frame_budget(frames, 28, low * TOKEN, high * TOKEN, total) == expected * TOKEN
 
@@ -106,12 +112,15 @@ def test_no_size_exceeds_a_bucket_even_where_both_limits_are_one(tokens):
             assert rows * cols <= tokens * TOKEN, (height, width)
 
 
-@pytest.mark.parametrize("size, high, names", [
-    ((10, 2001), 200, "10 x 2001: the ratio is above 200"),
-    ((2001, 10), 200, "2001 x 10"),
-    ((0, 0), 200, "no pixels"),
-    ((64, 64), 0.5, "max_pixels 392"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, high, names",
+    [
+        ((10, 2001), 200, "10 x 2001: the ratio is above 200"),
+        ((2001, 10), 200, "2001 x 10"),
+        ((0, 0), 200, "no pixels"),
+        ((64, 64), 0.5, "max_pixels 392"),
+    ],
+)
 def test_a_size_that_cannot_be_is_named(size, high, names):
     with pytest.raises(MediaError, match=names):
         smart_resize(*size, 28, 4 * TOKEN, int(high * TOKEN))
@@ -373,29 +382,35 @@ def test_a_bomb_is_refused_before_it_goes_off(side):
         load_image(png_of(side, side))
 
 
-@pytest.mark.parametrize("source, names", [
-    (b"", "<0 bytes>"),
-    (b"no image", "<8 bytes>: not a readable image .cannot identify it: none of PNG, JPEG,"),
-    (b"", "the file is empty"),
-    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported; convert it to JPEG or PNG"),
-    (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is a drawing"),
-    (b"<!DOCTYPE html><html>", "an HTML page, perhaps of a failed download"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer .git lfs pull"),
-    (picture(Image.fromarray(NOISE), "JPEG")[:-99], "image file is truncated"),
-    (picture(Image.fromarray(RED))[:50], "<50 bytes>"),
-    ("missing.png", "missing.png: no such file"),
-    ("", "no such file"),
-    (os.path.dirname(__file__), "no such file"),
-    (5, "int"),
-    (None, "NoneType"),
-    ([RED], "list"),
-    (bytearray(b"x"), "bytearray"),
-    (RED.astype(np.float32), r"float32 \[6, 8, 3\]"),
-    (RED[..., 0], r"\[6, 8\]"),
-    (np.concatenate([RED, RED[..., :1]], -1), r"\[6, 8, 4\]"),
-    # Pillow would hand it to Ghostscript, a program of its own.
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, names",
+    [
+        (b"", "<0 bytes>"),
+        (b"no image", "<8 bytes>: not a readable image .cannot identify it: none of PNG, JPEG,"),
+        (b"", "the file is empty"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported; convert it to JPEG or PNG"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is a drawing"),
+        (b"<!DOCTYPE html><html>", "an HTML page, perhaps of a failed download"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+            "Git LFS pointer .git lfs pull",
+        ),
+        (picture(Image.fromarray(NOISE), "JPEG")[:-99], "image file is truncated"),
+        (picture(Image.fromarray(RED))[:50], "<50 bytes>"),
+        ("missing.png", "missing.png: no such file"),
+        ("", "no such file"),
+        (os.path.dirname(__file__), "no such file"),
+        (5, "int"),
+        (None, "NoneType"),
+        ([RED], "list"),
+        (bytearray(b"x"), "bytearray"),
+        (RED.astype(np.float32), r"float32 \[6, 8, 3\]"),
+        (RED[..., 0], r"\[6, 8\]"),
+        (np.concatenate([RED, RED[..., :1]], -1), r"\[6, 8, 4\]"),
+        # Pillow would hand it to Ghostscript, a program of its own.
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "cannot identify"),
+    ],
+)
 @situation(
     "Images and animations",
     "HEIC photo of a phone, SVG drawing, empty file, HTML page or Git LFS "

@@ -112,13 +112,16 @@ def test_the_sum_groups_reasons_by_what_is_wrong(tmp_path):
     assert Quarantine(path, 1.0).summary(1000) == expected, "a resumed run knows the earlier ones"
 
 
-@pytest.mark.parametrize("item, path", [
-    (Item(video="a.mp4"), "a.mp4"),
-    (Item("t", image="b.png", video="a.mp4"), "a.mp4 + b.png"),
-    (Item(video=b"abc"), "<3 bytes> of T2V-7"),
-    (Item(image=b"abc", video="a.mp4"), "a.mp4 + <3 bytes> of T2V-7"),
-    (Item("too long"), "<text> of T2V-7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "item, path",
+    [
+        (Item(video="a.mp4"), "a.mp4"),
+        (Item("t", image="b.png", video="a.mp4"), "a.mp4 + b.png"),
+        (Item(video=b"abc"), "<3 bytes> of T2V-7"),
+        (Item(image=b"abc", video="a.mp4"), "a.mp4 + <3 bytes> of T2V-7"),
+        (Item("too long"), "<text> of T2V-7"),
+    ],
+)
 def test_a_medium_without_a_path_is_named_by_its_record(item, path):
     line = failure("T2V-7", item, "bad", 0.12345)
     assert line == {"id": "T2V-7", "path": path, "reason": "bad", "seconds": 0.123}
@@ -171,11 +174,14 @@ def test_a_failure_holds_for_the_content_that_it_was_recorded_with(tmp_path):
     assert not again.is_permanent("b", "34"), "it was never recorded"
 
 
-@pytest.mark.parametrize("change, retry", [
-    (lambda path: path.unlink(), True),
-    (lambda path: path.write_bytes(b"no video"), False),
-    (lambda path: path.write_bytes(path.read_bytes()[:1000]), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, retry",
+    [
+        (lambda path: path.unlink(), True),
+        (lambda path: path.write_bytes(b"no video"), False),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), False),
+    ],
+)
 def test_a_missing_file_may_come_back_and_a_damaged_one_stays_damaged(tmp_path, change, retry):
     path = tmp_path / "v.mp4"
     path.write_bytes(clip(8))

@@ -22,18 +22,23 @@ def take_apart(data: bytes, fps: int = 10) -> list[Coded]:
         stream = file.streams.video[0]
         tick = float(stream.time_base) * fps
         return [
-            Coded(bytes(p), *(None if t is None else t * tick for t in (p.pts, p.dts)),
-                  p.is_keyframe)
-            for p in file.demux(stream) if p.size
-        ]  # fmt: skip
+            Coded(
+                bytes(p), *(None if t is None else t * tick for t in (p.pts, p.dts)), p.is_keyframe
+            )
+            for p in file.demux(stream)
+            if p.size
+        ]
 
 
-def put_together(like: bytes, coded: list[Coded], container: str, fps: int = 10,
-                 options: dict | None = None) -> bytes:  # fmt: skip
+def put_together(
+    like: bytes, coded: list[Coded], container: str, fps: int = 10, options: dict | None = None
+) -> bytes:
     """A file of these packets with the parameters of the stream of `like`."""
     buffer = io.BytesIO()
-    with (av.open(io.BytesIO(like)) as source,
-          av.open(buffer, "w", format=container, options=options or {}) as out):  # fmt: skip
+    with (
+        av.open(io.BytesIO(like)) as source,
+        av.open(buffer, "w", format=container, options=options or {}) as out,
+    ):
         origin = source.streams.video[0]
         stream, tick = out.add_stream_from_template(origin), origin.time_base
         for each in coded:

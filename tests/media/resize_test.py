@@ -39,11 +39,15 @@ def bicubic(frame: np.ndarray, size: int, axis: int) -> np.ndarray:
     out = np.empty((size, *frame.shape[1:]))
     for i in range(size):
         centre = (i + 0.5) * scale
-        taps = np.arange(max(0, int(centre - 2 * wide + 0.5)),
-                         min(len(frame), int(centre + 2 * wide + 0.5)))  # fmt: skip
+        taps = np.arange(
+            max(0, int(centre - 2 * wide + 0.5)), min(len(frame), int(centre + 2 * wide + 0.5))
+        )
         x = np.abs((taps + 0.5 - centre) / wide)
-        weight = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1,
-                          np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))  # fmt: skip
+        weight = np.where(
+            x < 1,
+            1.5 * x**3 - 2.5 * x**2 + 1,
+            np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0),
+        )
         out[i] = np.tensordot(weight / weight.sum(), frame[taps], 1)
     return np.moveaxis(out, 0, axis)
 

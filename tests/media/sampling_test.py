@@ -24,24 +24,27 @@ def indices(total: int, rate: float = 10.0, **fields) -> list[int]:
     return sample(Sampling(**fields), Timeline(total, rate), "v")[0].tolist()
 
 
-@pytest.mark.parametrize("total, wanted, expected", [
-    (24, 8, [0, 3, 7, 10, 13, 16, 20, 23]),  # 23/7 = 3.286 apart, rounded
-    (8, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
-    (9, 8, [0, 1, 2, 3, 5, 6, 7, 8]),
-    (11, 2, [0, 10]),
-    (4, 3, [0, 3]),
-    (2, 8, [0, 1]),
-    (3, 8, [0, 2]),  # two frames of three: pairs have no third
-    (7, 8, [0, 1, 2, 4, 5, 6]),
-    (6, 4, [0, 2, 3, 5]),
-    (4, 2, [0, 3]),
-    (26, 6, [0, 5, 10, 15, 20, 25]),
-    (14, 27, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]),
-    (10, 7, [0, 2, 4, 5, 7, 9]),
-    (16, 11, [0, 2, 3, 5, 7, 8, 10, 12, 13, 15]),
-    (46, 31, [round(k * 45 / 29) for k in range(30)]),
-    (1, 8, [0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "total, wanted, expected",
+    [
+        (24, 8, [0, 3, 7, 10, 13, 16, 20, 23]),  # 23/7 = 3.286 apart, rounded
+        (8, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (9, 8, [0, 1, 2, 3, 5, 6, 7, 8]),
+        (11, 2, [0, 10]),
+        (4, 3, [0, 3]),
+        (2, 8, [0, 1]),
+        (3, 8, [0, 2]),  # two frames of three: pairs have no third
+        (7, 8, [0, 1, 2, 4, 5, 6]),
+        (6, 4, [0, 2, 3, 5]),
+        (4, 2, [0, 3]),
+        (26, 6, [0, 5, 10, 15, 20, 25]),
+        (14, 27, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]),
+        (10, 7, [0, 2, 4, 5, 7, 9]),
+        (16, 11, [0, 2, 3, 5, 7, 8, 10, 12, 13, 15]),
+        (46, 31, [round(k * 45 / 29) for k in range(30)]),
+        (1, 8, [0]),
+    ],
+)
 def test_indices_worked_out_by_hand(total, wanted, expected):
     assert indices(total, num_frames=wanted) == expected
 
@@ -93,15 +96,18 @@ def test_the_line_of_numpy_would_not_do():
     assert apart
 
 
-@pytest.mark.parametrize("fields, expected", [
-    ({"num_frames": 2}, ([0, 5], 2 / 6 * 0.6)),  # six frames in ten seconds
-    ({"fps": 0.4}, ([0, 2, 3, 5], 0.4)),  # four of ten seconds
-    ({"num_frames": 2, "start": 1.0}, ([1, 5], 2 / 9)),
-    ({"num_frames": 2, "start": 1.1}, ([2, 5], 2 / 8)),
-    ({"num_frames": 4, "end": 6.5}, ([0, 1, 2, 3], 4 / 7)),
-    ({"num_frames": 2, "end": 7.0}, ([0, 4], 2 / 9)),
-    ({"num_frames": 2, "start": 2.0, "end": 3.0}, ([2, 3], 2 / 5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"num_frames": 2}, ([0, 5], 2 / 6 * 0.6)),  # six frames in ten seconds
+        ({"fps": 0.4}, ([0, 2, 3, 5], 0.4)),  # four of ten seconds
+        ({"num_frames": 2, "start": 1.0}, ([1, 5], 2 / 9)),
+        ({"num_frames": 2, "start": 1.1}, ([2, 5], 2 / 8)),
+        ({"num_frames": 4, "end": 6.5}, ([0, 1, 2, 3], 4 / 7)),
+        ({"num_frames": 2, "end": 7.0}, ([0, 4], 2 / 9)),
+        ({"num_frames": 2, "start": 2.0, "end": 3.0}, ([2, 3], 2 / 5)),
+    ],
+)
 def test_frames_of_differing_length_go_by_their_times(fields, expected):
     timeline = Timeline(6, 0.6, np.array([0.0, 1.0, 2.0, 3.0, 7.0, 9.0, 10.0]))
     found, fps = sample(Sampling(**fields), timeline, "v")
@@ -115,12 +121,15 @@ def test_frames_of_differing_length_go_by_their_times(fields, expected):
     since="0.1.0",
 )
 @pytest.mark.parametrize("times", [None, np.arange(11) / 10])
-@pytest.mark.parametrize("fields, names", [
-    ({"start": 5.0}, "v: no two frames between 5 s and 1 s of 1.00 s"),
-    ({"start": 0.52, "end": 0.68}, "between 0.52 s and 0.68 s"),
-    ({"end": 0.0}, "between 0 s and 0 s"),
-    ({"end": -1.0}, "no two frames"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, names",
+    [
+        ({"start": 5.0}, "v: no two frames between 5 s and 1 s of 1.00 s"),
+        ({"start": 0.52, "end": 0.68}, "between 0.52 s and 0.68 s"),
+        ({"end": 0.0}, "between 0 s and 0 s"),
+        ({"end": -1.0}, "no two frames"),
+    ],
+)
 def test_a_range_without_frames_is_refused(times, fields, names):
     with pytest.raises(MediaError, match=names):
         sample(Sampling(**fields), Timeline(10, 10.0, times), "v")
@@ -155,12 +164,15 @@ def test_bounds_without_a_rate_are_a_mistake(key):
         sampling_of(Item(video="v.mp4", **{key: 8}), InputSpec())
 
 
-@pytest.mark.parametrize("fields, names", [
-    ({"fps": 0.0}, "fps must be a number above 0, not 0.0"),
-    ({"fps": float("nan")}, "fps"),
-    ({"min_frames": 0}, "min_frames must be at least 1, not 0"),
-    ({"max_frames": 1}, "max_frames must be at least 2, not 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, names",
+    [
+        ({"fps": 0.0}, "fps must be a number above 0, not 0.0"),
+        ({"fps": float("nan")}, "fps"),
+        ({"min_frames": 0}, "min_frames must be at least 1, not 0"),
+        ({"max_frames": 1}, "max_frames must be at least 2, not 1"),
+    ],
+)
 def test_a_spec_that_cannot_be(fields, names):
     with pytest.raises(UserError, match=names):
         InputSpec(**fields)

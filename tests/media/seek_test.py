@@ -189,9 +189,13 @@ def test_an_mp4_without_its_table_of_keyframes(streams):
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
 def test_shifted_times_and_edit_lists(container, bframes, shift, no_long_way):
     options = {"x264-params": X264 + f"bframes={bframes}"}
-    data = encode(textured(60), container=container, codec_options=options, shift=shift,
-                  options={"avoid_negative_ts": "disabled"} if container == "mp4" else {},
-                  )  # fmt: skip
+    data = encode(
+        textured(60),
+        container=container,
+        codec_options=options,
+        shift=shift,
+        options={"avoid_negative_ts": "disabled"} if container == "mp4" else {},
+    )
     every = brute_force(data)
     found = load_video(data, 8)
     places = np.linspace(0, len(every) - 1, 8).round().astype(int)

@@ -19,12 +19,26 @@ def gif(count: int, **options) -> bytes:
     return picture(frames[0], "GIF", save_all=True, append_images=frames[1:], **options)
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("a.mp4", "video"), ("A.MKV", "video"), ("a.wmv", "video"), ("a.mpg", "video"),
-    ("a.flv", "video"), ("a.ogv", "video"), ("a.m2ts", "video"), ("a.3gp", "video"),
-    ("a.jpg", "image"), ("a.JFIF", "image"), ("a.webp", "image"), ("a.tar", None), ("mp4", None),
-    (".mp4", None), ("a.mp4.part", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("a.mp4", "video"),
+        ("A.MKV", "video"),
+        ("a.wmv", "video"),
+        ("a.mpg", "video"),
+        ("a.flv", "video"),
+        ("a.ogv", "video"),
+        ("a.m2ts", "video"),
+        ("a.3gp", "video"),
+        ("a.jpg", "image"),
+        ("a.JFIF", "image"),
+        ("a.webp", "image"),
+        ("a.tar", None),
+        ("mp4", None),
+        (".mp4", None),
+        ("a.mp4.part", None),
+    ],
+)
 def test_kinds_by_name(name, kind):
     assert media_kind(name) == kind
 
@@ -34,8 +48,12 @@ def test_the_tables_are_suffixes_and_share_none():
     assert all(s.startswith(".") and s == s.lower() and " " not in s for s in VIDEOS | IMAGES)
 
 
-@situation("Images and animations", "animated and still .gif files in a folder to embed or import",
-           "one with two frames or more is a video, any other an image", since="0.2.0")  # fmt: skip
+@situation(
+    "Images and animations",
+    "animated and still .gif files in a folder to embed or import",
+    "one with two frames or more is a video, any other an image",
+    since="0.2.0",
+)
 @pytest.mark.parametrize(
     "count, options", [(1, {}), (2, {}), (24, {}), (1, {"comment": b"x" * 700})]
 )
@@ -70,5 +88,9 @@ def test_folders_and_imports_agree(tmp_path):
     assert [bool(items[name].video) for name in sorted(items)] == [True, False, True, False]
     assert [kind_of(files[name]) for name in ("a.gif", "b.gif")] == ["video", "image"]
     assert [list(_column(name, "x")) for name in files] == [
-        ["medium"], ["medium"], ["video"], ["image"], ["text"],
-    ]  # fmt: skip
+        ["medium"],
+        ["medium"],
+        ["video"],
+        ["image"],
+        ["text"],
+    ]

@@ -23,8 +23,13 @@ WRAP = 2**33 / 90000 * 10  # frames at 10 a second
 
 
 def recording(first: int, count: int, shift: float = 0, bf="0", container="mpegts", **options):
-    return encode(numbered(first + count)[first:], container=container, shift=shift,
-                  codec_options={"bf": bf}, **options)  # fmt: skip
+    return encode(
+        numbered(first + count)[first:],
+        container=container,
+        shift=shift,
+        codec_options={"bf": bf},
+        **options,
+    )
 
 
 JUMPS = {
@@ -34,9 +39,12 @@ JUMPS = {
 }  # fmt: skip
 
 
-@situation("Media", "MPEG-TS of two recordings: the clock restarts, overlaps, or jumps by 30 s or "
-           "by 26 hours", "the recordings follow each other at their own rate",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Media",
+    "MPEG-TS of two recordings: the clock restarts, overlaps, or jumps by 30 s or by 26 hours",
+    "the recordings follow each other at their own rate",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("bf", ["0", "2"])
 @pytest.mark.parametrize("name", JUMPS)
 def test_two_recordings_in_one_stream(name, bf):
@@ -87,14 +95,28 @@ def test_three_recordings_of_different_rates():
     assert 48 / found.fps == pytest.approx(16 / 25 + 1.6 + 3.2, rel=1e-4)
 
 
-@pytest.mark.parametrize("container, codec", [
-    ("mpeg", "mpeg2video"), ("flv", "libx264"), ("matroska", "libx264"), ("webm", "libvpx-vp9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "container, codec",
+    [
+        ("mpeg", "mpeg2video"),
+        ("flv", "libx264"),
+        ("matroska", "libx264"),
+        ("webm", "libvpx-vp9"),
+    ],
+)
 def test_two_files_one_after_the_other(container, codec):
     """As `cat a.mkv b.mkv` makes them; the second header of an FLV is left out."""
     rate, options = (25, {"bf": "2"}) if codec == "mpeg2video" else (10, {})
-    parts = [encode(numbered(48)[k : k + 24], fps=rate, container=container, codec=codec,
-                    codec_options=options) for k in (0, 24)]  # fmt: skip
+    parts = [
+        encode(
+            numbered(48)[k : k + 24],
+            fps=rate,
+            container=container,
+            codec=codec,
+            codec_options=options,
+        )
+        for k in (0, 24)
+    ]
     data = parts[0] + parts[1][13 if container == "flv" else 0 :]
     found = load_video(data, 48)
     assert numbers(found.frames) == list(range(48)) and found.fps == pytest.approx(rate, rel=1e-4)
@@ -140,12 +162,22 @@ def test_sound_that_begins_midway():
     assert numbers(found.frames) == list(range(48)) and found.fps == pytest.approx(10, rel=1e-4)
 
 
-@situation("Media", "screen recording that was paused for an hour (MP4, MKV, WebM, FLV)",
-           "the frame before is held for an hour, as the file states", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("container, codec", [
-    ("mp4", "libx264"), ("mov", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx-vp9"),
-    ("flv", "flv"),
-])  # fmt: skip
+@situation(
+    "Media",
+    "screen recording that was paused for an hour (MP4, MKV, WebM, FLV)",
+    "the frame before is held for an hour, as the file states",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "container, codec",
+    [
+        ("mp4", "libx264"),
+        ("mov", "mpeg4"),
+        ("matroska", "libx264"),
+        ("webm", "libvpx-vp9"),
+        ("flv", "flv"),
+    ],
+)
 def test_a_pause_that_a_file_states_is_kept(container, codec):
     times = [0, 100, 200, 3_600_000, 3_600_100, 3_600_200]
     found = load_video(held(times, 100, container, codec), 6)
@@ -163,10 +195,19 @@ def made(pts, dts=None, rate=10.0, tick=0.001, **fields) -> Index:
     count = len(pts)
     defaults = {"duration": np.zeros(count, np.int64), "key": np.arange(count) % 4 == 0}
     fields = defaults | fields
-    return Index(pts, pts if dts is None else np.array(dts), np.ones(count, np.int64),
-                 fields.pop("duration"), fields.pop("key"), np.ones(count, bool),
-                 np.zeros(count, bool), np.zeros(count, np.int64), tick, rate,
-                 **fields)  # fmt: skip
+    return Index(
+        pts,
+        pts if dts is None else np.array(dts),
+        np.ones(count, np.int64),
+        fields.pop("duration"),
+        fields.pop("key"),
+        np.ones(count, bool),
+        np.zeros(count, bool),
+        np.zeros(count, np.int64),
+        tick,
+        rate,
+        **fields,
+    )
 
 
 def seconds(index: Index) -> float:
@@ -174,26 +215,32 @@ def seconds(index: Index) -> float:
     return found.total / found.rate
 
 
-@pytest.mark.parametrize("pts, length", [
-    ([0, 100, 200, 300], 0.4),
-    ([0, 100, 200, 5300], 5.4),  # 5.1 s passed, and 0.1 as usual
-    ([0, 100, 200, 30_200], 0.4),
-    ([0, 100, 200, 30_200, 30_300, 90_000, 90_100, 90_200], 0.8),
-    ([50_000, 50_100, 50_200, 50_300, 0, 100, 200, 300], 0.8),
-    ([0, 20_000, 40_000, 60_000], 80.0),
-    ([7], 0.1),
-    ([7, 7, 7, 7], 0.4),  # no times: the declared rate
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pts, length",
+    [
+        ([0, 100, 200, 300], 0.4),
+        ([0, 100, 200, 5300], 5.4),  # 5.1 s passed, and 0.1 as usual
+        ([0, 100, 200, 30_200], 0.4),
+        ([0, 100, 200, 30_200, 30_300, 90_000, 90_100, 90_200], 0.8),
+        ([50_000, 50_100, 50_200, 50_300, 0, 100, 200, 300], 0.8),
+        ([0, 20_000, 40_000, 60_000], 80.0),
+        ([7], 0.1),
+        ([7, 7, 7, 7], 0.4),  # no times: the declared rate
+    ],
+)
 def test_steps_of_a_clock_that_may_restart(pts, length):
     assert seconds(made(pts, restarts=True)) == pytest.approx(length)
 
 
-@pytest.mark.parametrize("pts, length", [
-    ([0, 100, 200, 30_200], 30.3),
-    ([50_000, 50_100, 50_200, 50_300, 0, 100, 200, 300], 0.8),
-    ([0, 200, 100, 400, 300, 500], 0.6),  # frames in another order
-    ([0, 3000, 1000, 2000, 6000, 4000, 5000], 7.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pts, length",
+    [
+        ([0, 100, 200, 30_200], 30.3),
+        ([50_000, 50_100, 50_200, 50_300, 0, 100, 200, 300], 0.8),
+        ([0, 200, 100, 400, 300, 500], 0.6),  # frames in another order
+        ([0, 3000, 1000, 2000, 6000, 4000, 5000], 7.0),
+    ],
+)
 def test_steps_of_a_clock_that_goes_on(pts, length):
     dts = pts if len(pts) == 8 else sorted(pts)
     assert seconds(made(pts, dts)) == pytest.approx(length)

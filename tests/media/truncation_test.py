@@ -14,12 +14,23 @@ def cuts(data: bytes):
     return [data[:end] for end in range(100, len(data), len(data) // 40)]
 
 
-@situation("Media", "download that ended early (WMV, FLV, OGV, MKV, AVI, 3GP)",
-           "refused as cut off", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("container, codec", [
-    ("asf", "wmv2"), ("flv", "flv"), ("flv", "libx264"), ("ogg", "libvpx"), ("3gp", "mpeg4"),
-    ("matroska", "libx264"),
-])  # fmt: skip
+@situation(
+    "Media",
+    "download that ended early (WMV, FLV, OGV, MKV, AVI, 3GP)",
+    "refused as cut off",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "container, codec",
+    [
+        ("asf", "wmv2"),
+        ("flv", "flv"),
+        ("flv", "libx264"),
+        ("ogg", "libvpx"),
+        ("3gp", "mpeg4"),
+        ("matroska", "libx264"),
+    ],
+)
 def test_a_file_cut_anywhere_is_refused(container, codec):
     data = clip(24, container, codec)
     assert numbers(load_video(data, 24).frames) == list(range(24))

@@ -38,10 +38,19 @@ def test_exactly_the_chosen_frames_and_their_rate(count, wanted):
     assert sampled.fps == pytest.approx(len(expected) / count * 10)
 
 
-@pytest.mark.parametrize("container, codec", [
-    ("mp4", "libx265"), ("mov", "libx264"), ("matroska", "libx264"), ("webm", "libvpx-vp9"),
-    ("webm", "libvpx"), ("avi", "mpeg4"), ("mpegts", "libx264"), ("mp4", "mpeg4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "container, codec",
+    [
+        ("mp4", "libx265"),
+        ("mov", "libx264"),
+        ("matroska", "libx264"),
+        ("webm", "libvpx-vp9"),
+        ("webm", "libvpx"),
+        ("avi", "mpeg4"),
+        ("mpegts", "libx264"),
+        ("mp4", "mpeg4"),
+    ],
+)
 def test_containers_and_codecs_people_have(container, codec):
     sampled = load_video(clip(24, container, codec), 8)
     assert numbers(sampled.frames) == EIGHT and sampled.fps == pytest.approx(10 / 3)
@@ -68,8 +77,12 @@ def test_arrays_and_lists_of_images_are_videos():
     assert load_video(frames[:1], 8).frames.shape[0] == 1
 
 
-@situation("Media", "MP4 cut by copy, with an edit list",
-           "begins with the frame that the list names", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "MP4 cut by copy, with an edit list",
+    "begins with the frame that the list names",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("shift, first", [(-5, 5), (7, 0)])
 def test_a_clip_cut_without_encoding_begins_where_its_edit_list_says(shift, first):
     data = encode(numbered(24), options={"avoid_negative_ts": "disabled"}, shift=shift)
@@ -83,11 +96,21 @@ def test_a_clip_cut_without_encoding_begins_where_its_edit_list_says(shift, firs
     "its frames are turned upright",
     since="0.1.0",
 )
-@pytest.mark.parametrize("a, b, c, d", [
-    (1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0),  # turned by quarters
-    (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0),  # and mirrored
-    (2, 0, 0, 1), (0, 0, 0, 0),  # a scale, and no matrix at all: as it is
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "a, b, c, d",
+    [
+        (1, 0, 0, 1),
+        (0, 1, -1, 0),
+        (-1, 0, 0, -1),
+        (0, -1, 1, 0),  # turned by quarters
+        (-1, 0, 0, 1),
+        (1, 0, 0, -1),
+        (0, 1, 1, 0),
+        (0, -1, -1, 0),  # and mirrored
+        (2, 0, 0, 1),
+        (0, 0, 0, 0),  # a scale, and no matrix at all: as it is
+    ],
+)
 def test_frames_are_turned_as_the_file_says(a, b, c, d):
     data = encode(textured(8))
     plain = load_video(data, 2).frames
@@ -103,8 +126,7 @@ def test_frames_are_turned_as_the_file_says(a, b, c, d):
     assert found.flags.c_contiguous
 
 
-@situation("Media", "video turned by 45 degrees",
-           "refused by name", since="0.1.0")  # fmt: skip
+@situation("Media", "video turned by 45 degrees", "refused by name", since="0.1.0")
 def test_another_angle_is_refused():
     refused(turned(encode(textured(8)), 0.7071, 0.7071, -0.7071, 0.7071), "turned by 45 degrees")
 
@@ -116,8 +138,12 @@ def turned(data: bytes, a, b, c, d) -> bytes:
     return data[:at] + struct.pack(">9i", *matrix, 1 << 30) + data[at + 36 :]
 
 
-@situation("Media", "anamorphic video (pixels that are not square)",
-           "pixels as stored, as in decord", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "anamorphic video (pixels that are not square)",
+    "pixels as stored, as in decord",
+    since="0.1.0",
+)
 def test_pixels_that_are_not_square_are_taken_as_they_are():
     data = encode(textured(8), codec_options={"aspect": "2"})
     with av.open(io.BytesIO(data)) as file:
@@ -128,17 +154,25 @@ def test_pixels_that_are_not_square_are_taken_as_they_are():
 TIMES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 30, 40, 50, 60, 61, 62, 63, 64, 65]  # tenths of a second
 
 
-@situation("Media", "variable frame rate in MP4, MKV, WebM, MPEG-TS",
-           "rate and ranges by the times of the frames", since="0.1.0")  # fmt: skip
-@pytest.mark.parametrize("container, codec, options, last", [
-    ("mp4", "libx264", {"bf": "2"}, 1),
-    ("matroska", "libx264", {"bf": "2"}, 1),
-    ("webm", "libvpx-vp9", {}, 1),
-    ("mpegts", "libx264", {"bf": "0"}, 1),
-])  # fmt: skip
+@situation(
+    "Media",
+    "variable frame rate in MP4, MKV, WebM, MPEG-TS",
+    "rate and ranges by the times of the frames",
+    since="0.1.0",
+)
+@pytest.mark.parametrize(
+    "container, codec, options, last",
+    [
+        ("mp4", "libx264", {"bf": "2"}, 1),
+        ("matroska", "libx264", {"bf": "2"}, 1),
+        ("webm", "libvpx-vp9", {}, 1),
+        ("mpegts", "libx264", {"bf": "0"}, 1),
+    ],
+)
 def test_a_variable_rate_goes_by_the_times_of_the_frames(container, codec, options, last):
-    data = encode(numbered(20), container=container, codec=codec, codec_options=options,
-                  times=TIMES)  # fmt: skip
+    data = encode(
+        numbered(20), container=container, codec=codec, codec_options=options, times=TIMES
+    )
     whole = load_video(data, 8)
     assert numbers(whole.frames) == spread(0, 19, 8).tolist()
     assert whole.fps == pytest.approx(8 / 6.6, rel=0.02)  # 20 frames in 6.6 s
@@ -209,8 +243,12 @@ def refused(source, names: str | None = None) -> None:
     assert "\n" not in str(error.value)
 
 
-@situation("Media", "text, noise, sound or a picture named .mp4; an empty file; a URL",
-           "refused by name, in one line", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "text, noise, sound or a picture named .mp4; an empty file; a URL",
+    "refused by name, in one line",
+    since="0.1.0",
+)
 def test_files_that_are_no_video(tmp_path):
     refused(tmp_path / "missing.mp4", "missing.mp4: no such file")
     refused(tmp_path, "no frame")
@@ -228,13 +266,23 @@ def test_files_that_are_no_video(tmp_path):
     refused(audio_only(), "no video stream")
 
 
-@situation("Media", "MXF, NUT, IVF, Y4M, raw H.264 or HEVC streams",
-           "refused; the message names the containers and how to convert",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("container, codec", [
-    ("mxf", "mpeg2video"), ("nut", "mpeg4"), ("ivf", "libvpx"), ("yuv4mpegpipe", "rawvideo"),
-    ("h264", "libx264"), ("hevc", "libx265"),
-])  # fmt: skip
+@situation(
+    "Media",
+    "MXF, NUT, IVF, Y4M, raw H.264 or HEVC streams",
+    "refused; the message names the containers and how to convert",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "container, codec",
+    [
+        ("mxf", "mpeg2video"),
+        ("nut", "mpeg4"),
+        ("ivf", "libvpx"),
+        ("yuv4mpegpipe", "rawvideo"),
+        ("h264", "libx264"),
+        ("hevc", "libx265"),
+    ],
+)
 def test_containers_off_the_list(container, codec):
     if codec == "rawvideo":
         data = b"YUV4MPEG2 W96 H48 F10:1\n" + (b"FRAME\n" + bytes(96 * 48 * 3 // 2)) * 24
@@ -256,8 +304,12 @@ PLAYLISTS = {
 }
 
 
-@situation("Media", "playlist or script that names other files (m3u8, concat, SDP, SVG, DASH)",
-           "refused, and no file it names is read", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "playlist or script that names other files (m3u8, concat, SDP, SVG, DASH)",
+    "refused, and no file it names is read",
+    since="0.1.0",
+)
 @pytest.mark.parametrize("name", PLAYLISTS)
 @pytest.mark.parametrize("target", ["v.mp4", "file:v.mp4", "concat:v.mp4|v.mp4"])
 def test_a_playlist_opens_nothing(tmp_path, monkeypatch, name, target):
@@ -291,8 +343,12 @@ def alias_to(data: bytes, name: str) -> bytes:
     return bytes(changed)
 
 
-@situation("Media", "QuickTime file whose frames lie in another file (an alias)",
-           "the other file is not opened", since="0.1.0")  # fmt: skip
+@situation(
+    "Media",
+    "QuickTime file whose frames lie in another file (an alias)",
+    "the other file is not opened",
+    since="0.1.0",
+)
 def test_a_reference_to_another_file_opens_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v.mp4").write_bytes(clip())
@@ -309,8 +365,9 @@ def test_a_reference_to_another_file_opens_nothing(tmp_path, monkeypatch):
     assert os.stat("v.mp4").st_atime > 1, "the alias names no file"
 
 
-@situation("Media", "playlist that names a host",
-           "refused, and no connection is made", since="0.1.0")  # fmt: skip
+@situation(
+    "Media", "playlist that names a host", "refused, and no connection is made", since="0.1.0"
+)
 @pytest.mark.parametrize("name", PLAYLISTS)
 @pytest.mark.parametrize("scheme", ["http", "tcp", "rtsp", "hls+http"])
 def test_a_playlist_connects_to_nothing(tmp_path, name, scheme):
@@ -326,8 +383,7 @@ def test_a_playlist_connects_to_nothing(tmp_path, name, scheme):
             server.accept()
 
 
-@situation("Media", "zipped or gzipped video",
-           "refused", since="0.1.0")  # fmt: skip
+@situation("Media", "zipped or gzipped video", "refused", since="0.1.0")
 def test_archives_are_no_video(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -336,25 +392,29 @@ def test_archives_are_no_video(tmp_path):
     refused(gzip.compress(clip()), "not a readable video")
 
 
-@pytest.mark.parametrize("source, names", [
-    (5, "int"),
-    (object(), "object"),
-    ({"path": "v.mp4"}, "dict"),
-    (bytearray(b"x"), "bytearray"),
-    ([], "no frame"),
-    ([1, 2], "int"),
-    (["missing.png"], "missing.png"),
-    (np.zeros((0, 4, 4, 3), np.uint8), "no frame"),
-    (np.zeros((2, 4, 4, 3), np.float32), r"float32 \[2, 4, 4, 3\]"),
-    (np.zeros((4, 4, 3), np.uint8), r"\[4, 4, 3\]"),
-    ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 6, 3), np.uint8)], "differ in size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, names",
+    [
+        (5, "int"),
+        (object(), "object"),
+        ({"path": "v.mp4"}, "dict"),
+        (bytearray(b"x"), "bytearray"),
+        ([], "no frame"),
+        ([1, 2], "int"),
+        (["missing.png"], "missing.png"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "no frame"),
+        (np.zeros((2, 4, 4, 3), np.float32), r"float32 \[2, 4, 4, 3\]"),
+        (np.zeros((4, 4, 3), np.uint8), r"\[4, 4, 3\]"),
+        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 6, 3), np.uint8)], "differ in size"),
+    ],
+)
 def test_values_that_are_no_video(source, names):
     refused(source, names)
 
 
-@situation("Media", "MP4 cut short, fragmented or not",
-           "refused, never a shorter clip", since="0.1.0")  # fmt: skip
+@situation(
+    "Media", "MP4 cut short, fragmented or not", "refused, never a shorter clip", since="0.1.0"
+)
 @pytest.mark.parametrize("options", [{}, {"movflags": "frag_keyframe+empty_moov"}])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_truncated_mp4_is_refused(options, share):
@@ -383,8 +443,9 @@ def boundaries(data: bytes) -> list[int]:
         return sorted(p.pos + p.size for p in file.demux(video=0) if p.size)
 
 
-@situation("Media", "MP4, AVI or MKV that ends between two frames",
-           "refused as cut off", since="0.1.0")  # fmt: skip
+@situation(
+    "Media", "MP4, AVI or MKV that ends between two frames", "refused as cut off", since="0.1.0"
+)
 def test_a_file_cut_between_two_frames_is_refused(header_first):
     assert numbers(load_video(header_first, 8).frames) == EIGHT
     for data in (header_first, clip(24, "avi", "mpeg4"), clip(24, "matroska")):

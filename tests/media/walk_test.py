@@ -36,10 +36,20 @@ def is_clip(name: str) -> bool:
     since="0.2.0",
 )
 def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path):
-    hidden = ["._a.mp4", ".DS_Store", ".Trash-1000/files/a.mp4", ".ipynb_checkpoints/a.mp4",
-              "@eaDir/a.mp4/SYNO.mp4", "sub/@eaDir/a.mp4", "__MACOSX/._a.mp4", "#recycle/a.mp4",
-              "System Volume Information/a.mp4", "$RECYCLE.BIN/a.mp4", "lost+found/a.mp4",
-              "sub/.hidden.mp4"]  # fmt: skip
+    hidden = [
+        "._a.mp4",
+        ".DS_Store",
+        ".Trash-1000/files/a.mp4",
+        ".ipynb_checkpoints/a.mp4",
+        "@eaDir/a.mp4/SYNO.mp4",
+        "sub/@eaDir/a.mp4",
+        "__MACOSX/._a.mp4",
+        "#recycle/a.mp4",
+        "System Volume Information/a.mp4",
+        "$RECYCLE.BIN/a.mp4",
+        "lost+found/a.mp4",
+        "sub/.hidden.mp4",
+    ]
     folder = make(tmp_path / "f", "a.mp4", "sub/b.mp4", "notes.txt", *hidden)
     listing = walk(folder, is_clip)
     assert [file.name for file in listing.files] == ["a.mp4", "sub/b.mp4"]
@@ -60,8 +70,12 @@ def test_the_order_is_that_of_names(tmp_path):
     assert names(make(tmp_path, *made)) == sorted(made)
 
 
-@situation("Embedding", "a folder with links to folders and files inside of it",
-           "followed, each under its own name", since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "a folder with links to folders and files inside of it",
+    "followed, each under its own name",
+    since="0.2.0",
+)
 def test_links_to_folders_and_files_inside_are_followed(tmp_path):
     folder = make(tmp_path / "f", "real/0.mp4", "real/1.mp4")
     (folder / "more").symlink_to("real", target_is_directory=True)
@@ -70,8 +84,15 @@ def test_links_to_folders_and_files_inside_are_followed(tmp_path):
     (folder / "readme.txt").symlink_to("/etc/hostname")  # nobody wants it
     listing = walk(folder, is_clip)
     found = {file.name: file.path for file in listing.files}
-    assert list(found) == ["again/0.mp4", "again/1.mp4", "more/0.mp4", "more/1.mp4", "one.mp4",
-                           "real/0.mp4", "real/1.mp4"]  # fmt: skip
+    assert list(found) == [
+        "again/0.mp4",
+        "again/1.mp4",
+        "more/0.mp4",
+        "more/1.mp4",
+        "one.mp4",
+        "real/0.mp4",
+        "real/1.mp4",
+    ]
     real = os.path.realpath(folder / "real")
     assert found["more/1.mp4"] == found["one.mp4"] == f"{real}/1.mp4"
     (tmp_path / "alias").symlink_to(folder)
@@ -102,9 +123,12 @@ def test_links_that_multiply_are_refused(tmp_path, monkeypatch):
         walk(tmp_path)
 
 
-@situation("Embedding", "a folder with a link to a folder or a file elsewhere (another disk)",
-           "refused with the link's name and where it leads; `--follow-links` follows it",
-           since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "a folder with a link to a folder or a file elsewhere (another disk)",
+    "refused with the link's name and where it leads; `--follow-links` follows it",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("link", ["disk2", "a.mp4", "sub/disk2"])
 def test_a_link_that_leaves_the_folder_is_refused_by_name(tmp_path, link):
     outside = make(tmp_path / "outside", "0.mp4", "1.mp4")
@@ -113,8 +137,9 @@ def test_a_link_that_leaves_the_folder_is_refused_by_name(tmp_path, link):
     (folder / link).symlink_to(target)
     with pytest.raises(UserError) as refused:
         walk(folder, is_clip)
-    assert str(refused.value).startswith(f"{folder}: {link!r} leaves the folder: it is a link to "
-                                         f"{os.path.realpath(target)}; ")  # fmt: skip
+    assert str(refused.value).startswith(
+        f"{folder}: {link!r} leaves the folder: it is a link to {os.path.realpath(target)}; "
+    )
     with pytest.raises(UserError, match="; use that option$"):
         walk(folder, is_clip, remedy="use that option")
     found = names(folder, is_clip, follow_links=True)
@@ -144,24 +169,36 @@ def hub_cache(root: Path) -> Path:
     return snapshot
 
 
-@situation("Embedding", "a data set in the Hub's cache, where every file is a link into `blobs`",
-           "read as it is", since="0.2.0")  # fmt: skip
+@situation(
+    "Embedding",
+    "a data set in the Hub's cache, where every file is a link into `blobs`",
+    "read as it is",
+    since="0.2.0",
+)
 def test_the_cache_of_the_hub_is_walked(tmp_path):
     snapshot = hub_cache(tmp_path)
     listing = walk(snapshot, is_clip)
     blobs = os.path.realpath(snapshot / "../../blobs")
     assert {file.name: file.path for file in listing.files} == {
-        "a.mp4": f"{blobs}/0a", "train/b.mp4": f"{blobs}/0b"}  # fmt: skip
+        "a.mp4": f"{blobs}/0a",
+        "train/b.mp4": f"{blobs}/0b",
+    }
     assert names(snapshot / "train") == ["b.mp4"]
     assert set(names(snapshot.parent.parent, is_clip)) == {
-        "snapshots/4f2c/a.mp4", "snapshots/4f2c/train/b.mp4"}  # fmt: skip
+        "snapshots/4f2c/a.mp4",
+        "snapshots/4f2c/train/b.mp4",
+    }
 
 
 def test_the_cache_of_the_hub_opens_no_other_folder(tmp_path):
     snapshot = hub_cache(tmp_path)
     make(tmp_path / "hub", "private/c.mp4", "datasets--other/blobs/0c")
-    for target in ("../../../private/c.mp4", "../../../datasets--other/blobs/0c", "../../refs/main",
-                   "../../blobs/../refs/main"):  # fmt: skip
+    for target in (
+        "../../../private/c.mp4",
+        "../../../datasets--other/blobs/0c",
+        "../../refs/main",
+        "../../blobs/../refs/main",
+    ):
         (snapshot / "c.mp4").symlink_to(target)
         with pytest.raises(UserError, match="'c.mp4' leaves the folder"):
             walk(snapshot, is_clip)
@@ -182,8 +219,9 @@ def test_nothing_is_left_out_without_a_word(tmp_path):
     os.mkfifo(folder / "pipe2.mp4")
     listing = walk(folder, is_clip)
     assert [file.name for file in listing.files] == ["a.mp4", "gone.mp4"]
-    assert listing.passed_over() == ("passed over 1 link to nothing 'disk2', 2 pipes, sockets "
-                                     "or devices ('pipe.mp4', ...)")  # fmt: skip
+    assert listing.passed_over() == (
+        "passed over 1 link to nothing 'disk2', 2 pipes, sockets or devices ('pipe.mp4', ...)"
+    )
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
@@ -200,19 +238,25 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         walk(folder)
 
 
-@situation("Embedding", "file names that are not UTF-8, or have line ends, quotes, backslashes",
-           "ids that every program can write and read back, and that give the name again",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("name, text", [
-    (b"plain \xc3\xa9.mp4", "plain é.mp4"),
-    (b"caf\xe9.mp4", r"caf\xe9.mp4"),
-    (b"caf\\xe9.mp4", r"caf\\xe9.mp4"),
-    (b"\xff\xfe\\\xe9\\x", r"\xff\xfe\\\xe9\\x"),
-    (b"new\nline\t'\".mp4", "new\nline\t'\".mp4"),
-    (b"\xed\xa0\x80.mp4", r"\xed\xa0\x80.mp4"),  # a surrogate, as no UTF-8 has it
-    (b"n" * 255, "n" * 255),
-    ("👨‍👩‍👧%20\u202e.mp4".encode(), "👨‍👩‍👧%20\u202e.mp4"),
-])  # fmt: skip
+@situation(
+    "Embedding",
+    "file names that are not UTF-8, or have line ends, quotes, backslashes",
+    "ids that every program can write and read back, and that give the name again",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        (b"plain \xc3\xa9.mp4", "plain é.mp4"),
+        (b"caf\xe9.mp4", r"caf\xe9.mp4"),
+        (b"caf\\xe9.mp4", r"caf\\xe9.mp4"),
+        (b"\xff\xfe\\\xe9\\x", r"\xff\xfe\\\xe9\\x"),
+        (b"new\nline\t'\".mp4", "new\nline\t'\".mp4"),
+        (b"\xed\xa0\x80.mp4", r"\xed\xa0\x80.mp4"),  # a surrogate, as no UTF-8 has it
+        (b"n" * 255, "n" * 255),
+        ("👨‍👩‍👧%20\u202e.mp4".encode(), "👨‍👩‍👧%20\u202e.mp4"),
+    ],
+)
 def test_a_name_becomes_text_and_back(tmp_path, name, text):
     with open(os.fsencode(tmp_path) + b"/" + name, "wb"):
         pass

@@ -132,8 +132,13 @@ def test_tower_equals_reference(params, number, kind):
     graph, state = abstract_state(CFG)
     nnx.replace_by_pure_dict(state, params)
     tower = nnx.merge(graph, state).visual
-    fields = (batch.patches, batch.patch_mask, batch.patch_coords, batch.window_slots,
-              batch.window_inverse)  # fmt: skip
+    fields = (
+        batch.patches,
+        batch.patch_mask,
+        batch.patch_coords,
+        batch.window_slots,
+        batch.window_inverse,
+    )
     merged = np.asarray(tower(*(a[0] for a in fields))).reshape(-1, CFG.text.hidden_size)
     slots = batch.visual_slots[0][batch.visual_slots[0] >= 0]
     size = len(NUMBERS[f"{number}/{kind}"])
@@ -188,10 +193,13 @@ def test_packed_items_have_the_vectors_of_the_reference(params, share, size):
         )
 
 
-@pytest.mark.parametrize("bucket", [
-    Bucket(pairs=6, patches=140, windows=4, length=160),
-    Bucket(pairs=4, patches=196, windows=6, length=224),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        Bucket(pairs=6, patches=140, windows=4, length=160),
+        Bucket(pairs=4, patches=196, windows=6, length=224),
+    ],
+)
 def test_vector_does_not_depend_on_padding_or_neighbours(params, embed, bucket):
     expected = np.asarray(embed(params, make_batch(ROWS, BUCKET)))
     turned = np.asarray(embed(params, make_batch(ROWS[::-1], bucket)))[::-1]
@@ -225,8 +233,14 @@ def test_gradients_reach_every_parameter_and_remat_changes_nothing(params, remat
     embed = jax.jit(make_embed(cfg))
 
     def along(step):
-        moved = params | {"visual": params["visual"] | {"patch_embed": {
-            "kernel": params["visual"]["patch_embed"]["kernel"] + step * direction}}}  # fmt: skip
+        moved = params | {
+            "visual": params["visual"]
+            | {
+                "patch_embed": {
+                    "kernel": params["visual"]["patch_embed"]["kernel"] + step * direction
+                }
+            }
+        }
         return float((np.asarray(embed(moved, batch), np.float64) * weights).sum())
 
     slope = (along(1e-3) - along(-1e-3)) / 2e-3

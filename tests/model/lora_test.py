@@ -62,8 +62,11 @@ def embed():
 
 def adapted(cfg):
     _, adapters = lora.split(nnx.to_pure_dict(abstract_state(cfg)[1]))
-    return {name.removesuffix("/lora/a") for name in flatten_dict(adapters, sep="/")
-            if name.endswith("a")}  # fmt: skip
+    return {
+        name.removesuffix("/lora/a")
+        for name in flatten_dict(adapters, sep="/")
+        if name.endswith("a")
+    }
 
 
 def with_targets(pattern):
@@ -74,18 +77,27 @@ def test_the_papers_projections_are_the_default():
     assert LoraConfig() == LoraConfig(rank=16, alpha=32, dropout=0.1)
     layer = "language/layers"
     assert adapted(dataclasses.replace(CFG, lora=LoraConfig())) == {
-        f"{layer}/self_attn/q_proj", f"{layer}/self_attn/k_proj", f"{layer}/self_attn/v_proj",
-        f"{layer}/mlp/gate_proj", f"{layer}/mlp/up_proj", f"{layer}/mlp/down_proj",
-    }  # fmt: skip
+        f"{layer}/self_attn/q_proj",
+        f"{layer}/self_attn/k_proj",
+        f"{layer}/self_attn/v_proj",
+        f"{layer}/mlp/gate_proj",
+        f"{layer}/mlp/up_proj",
+        f"{layer}/mlp/down_proj",
+    }
 
 
-@pytest.mark.parametrize("pattern, expected", [
-    ("o_proj$", {"language/layers/self_attn/o_proj"}),
-    ("visual/blocks/attn/qkv", {"visual/blocks/attn/qkv"}),
-    ("merger", {"visual/merger/mlp_0", "visual/merger/mlp_2"}),
-    ("language/.*/mlp/up|visual/.*/mlp/up",
-     {"language/layers/mlp/up_proj", "visual/blocks/mlp/up_proj"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern, expected",
+    [
+        ("o_proj$", {"language/layers/self_attn/o_proj"}),
+        ("visual/blocks/attn/qkv", {"visual/blocks/attn/qkv"}),
+        ("merger", {"visual/merger/mlp_0", "visual/merger/mlp_2"}),
+        (
+            "language/.*/mlp/up|visual/.*/mlp/up",
+            {"language/layers/mlp/up_proj", "visual/blocks/mlp/up_proj"},
+        ),
+    ],
+)
 def test_targets_are_an_expression_over_paths(pattern, expected):
     assert adapted(with_targets(pattern)) == expected
 
@@ -226,10 +238,13 @@ def test_an_adapter_drops_inputs_at_its_rate_and_keeps_their_mean():
 def test_every_layer_and_projection_drops_inputs_of_its_own():
     model = model_of(LCFG, drawn(LCFG))
     lora.enable_dropout(model, jax.random.split(KEY, 3))
-    keys = np.concatenate([
-        linear.lora.seeds[...].reshape(-1, 2) for _, linear in lora.projections(model)
-        if linear.lora is not None
-    ])  # fmt: skip
+    keys = np.concatenate(
+        [
+            linear.lora.seeds[...].reshape(-1, 2)
+            for _, linear in lora.projections(model)
+            if linear.lora is not None
+        ]
+    )
     assert len(keys) == 3 * 6 * CFG.text.num_hidden_layers
     assert len(np.unique(keys, axis=0)) == len(keys)
 

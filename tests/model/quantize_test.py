@@ -29,10 +29,26 @@ WIDE = dataclasses.replace(
 )
 TEXT = make_batch(ROWS[3:], Bucket(0, 0, 0, 40))
 # The 16 levels of a 4-bit NormalFloat (QLoRA, appendix E), rounded to what tells them apart.
-NF4 = np.array([
-    -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
-    0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
-])  # fmt: skip
+NF4 = np.array(
+    [
+        -1.0,
+        -0.6961928,
+        -0.5250731,
+        -0.3949175,
+        -0.2844414,
+        -0.1847734,
+        -0.0910500,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.3379152,
+        0.4407098,
+        0.5626170,
+        0.7229568,
+        1.0,
+    ]
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,8 +106,9 @@ def test_vectors_are_those_of_the_rounded_kernels(params, kind, closeness):
     packed = quantize(params, kind)
     rounded = jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if isinstance(leaf, Quantized) else leaf,
-        packed, is_leaf=lambda leaf: isinstance(leaf, Quantized),
-    )  # fmt: skip
+        packed,
+        is_leaf=lambda leaf: isinstance(leaf, Quantized),
+    )
     embed = jax.jit(make_embed(WIDE))
     vectors = embed(packed, TEXT)
     np.testing.assert_allclose(vectors, embed(rounded, TEXT), atol=1e-5)

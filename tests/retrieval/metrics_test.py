@@ -57,9 +57,21 @@ def test_first_and_median_rank():
 @pytest.mark.parametrize("positives", [1, 2, 3])
 @pytest.mark.parametrize(
     "metric",
-    ["hit_rate@1", "hit_rate@3", "hit_rate@9", "recall@2", "precision@1", "precision@4",
-     "precision@9", "ndcg@3", "ndcg@9", "mrr", "mrr@2", "mrr@9"],
-)  # fmt: skip
+    [
+        "hit_rate@1",
+        "hit_rate@3",
+        "hit_rate@9",
+        "recall@2",
+        "precision@1",
+        "precision@4",
+        "precision@9",
+        "ndcg@3",
+        "ndcg@9",
+        "mrr",
+        "mrr@2",
+        "mrr@9",
+    ],
+)
 def test_chance_is_the_mean_over_all_orders(metric, positives):
     corpus = 6
     orders = ranks_of(*itertools.combinations(range(1, corpus + 1), positives), corpus=corpus)

@@ -12,11 +12,14 @@ from gve_jax.errors import UserError
 from gve_jax.retrieval.quantization import PRECISIONS, quantize_embeddings
 from tests.situations import situation
 
-VECTORS = np.array([
-    [0.5, -0.25, 0.0, 0.125, -1.0, 0.75, 0.3, -0.3, 0.1],
-    [-0.5, 0.25, 0.0, 0.0625, 1.0, 0.7, -0.3, 0.3, 0.1],
-    [0.1, 0.2, -0.3, 0.4, -0.5, 0.6, -0.7, 0.8, -0.9],
-], np.float32)  # fmt: skip
+VECTORS = np.array(
+    [
+        [0.5, -0.25, 0.0, 0.125, -1.0, 0.75, 0.3, -0.3, 0.1],
+        [-0.5, 0.25, 0.0, 0.0625, 1.0, 0.7, -0.3, 0.3, 0.1],
+        [0.1, 0.2, -0.3, 0.4, -0.5, 0.6, -0.7, 0.8, -0.9],
+    ],
+    np.float32,
+)
 RANGES = np.array([[-1.0] * 9, [1.0] * 9])
 CALIBRATION = np.array([[-0.4] * 9, [0.6] * 9])
 
@@ -38,14 +41,21 @@ CALIBRATED = [
 BITS = [[150, 128], [93, 128], [213, 0]]  # ubinary; binary is less by 128
 
 
-@situation("Python API", "precision int8, uint8, binary or ubinary, as in Sentence Transformers",
-           "the very bytes of its quantize_embeddings, ranges and calibration included",
-           since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize("options, levels", [
-    ({}, OWN_RANGES), ({"ranges": RANGES}, GIVEN_RANGES),
-    ({"calibration_embeddings": CALIBRATION}, CALIBRATED),
-    ({"ranges": RANGES, "calibration_embeddings": CALIBRATION}, GIVEN_RANGES),
-])  # fmt: skip
+@situation(
+    "Python API",
+    "precision int8, uint8, binary or ubinary, as in Sentence Transformers",
+    "the very bytes of its quantize_embeddings, ranges and calibration included",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    "options, levels",
+    [
+        ({}, OWN_RANGES),
+        ({"ranges": RANGES}, GIVEN_RANGES),
+        ({"calibration_embeddings": CALIBRATION}, CALIBRATED),
+        ({"ranges": RANGES, "calibration_embeddings": CALIBRATION}, GIVEN_RANGES),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:the u?int8 ranges come from 3 vectors")
 def test_levels(options, levels):
     for precision, less in (("uint8", 0), ("int8", 128)):
@@ -85,8 +95,12 @@ def test_a_dimension_without_a_range():
         quantize_embeddings(vectors, "int8")
 
 
-@situation("Python API", "int8 of a single vector, which has no range of its own",
-           "refused; ranges or calibration_embeddings are named", since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "int8 of a single vector, which has no range of its own",
+    "refused; ranges or calibration_embeddings are named",
+    since="0.2.0",
+)
 def test_a_single_vector_gives_no_ranges():
     for one in (VECTORS[0], VECTORS[:1]):
         with pytest.raises(UserError, match="one alone has none: give ranges or calibration_emb"):
@@ -96,16 +110,19 @@ def test_a_single_vector_gives_no_ranges():
     assert seen[0].filename == __file__
 
 
-@pytest.mark.parametrize("vectors, options, named", [
-    (VECTORS, {"precision": "int4"}, "not 'int4'"),
-    (VECTORS, {"ranges": RANGES[:, :8]}, r"must be \[2, 9\], not \[2, 8\]"),
-    (VECTORS, {"ranges": np.full((2, 9), np.nan)}, "ranges: vector 0 contains NaN"),
-    (VECTORS, {"ranges": RANGES[::-1]}, "the least, then the greatest"),
-    (VECTORS, {"calibration_embeddings": CALIBRATION[:, :8]}, r"\[M, 9\], not \[2, 8\]"),
-    (VECTORS, {"calibration_embeddings": CALIBRATION[:0]}, r"\[M, 9\], not \[0, 9\]"),
-    (VECTORS.astype(np.int8), {}, "floating point, not int8"),
-    (np.where(np.eye(3, 9), np.nan, VECTORS), {}, "embeddings: vector 0 contains NaN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "vectors, options, named",
+    [
+        (VECTORS, {"precision": "int4"}, "not 'int4'"),
+        (VECTORS, {"ranges": RANGES[:, :8]}, r"must be \[2, 9\], not \[2, 8\]"),
+        (VECTORS, {"ranges": np.full((2, 9), np.nan)}, "ranges: vector 0 contains NaN"),
+        (VECTORS, {"ranges": RANGES[::-1]}, "the least, then the greatest"),
+        (VECTORS, {"calibration_embeddings": CALIBRATION[:, :8]}, r"\[M, 9\], not \[2, 8\]"),
+        (VECTORS, {"calibration_embeddings": CALIBRATION[:0]}, r"\[M, 9\], not \[0, 9\]"),
+        (VECTORS.astype(np.int8), {}, "floating point, not int8"),
+        (np.where(np.eye(3, 9), np.nan, VECTORS), {}, "embeddings: vector 0 contains NaN"),
+    ],
+)
 def test_what_cannot_be_quantized_is_refused(vectors, options, named):
     with pytest.raises(UserError, match=named):
         quantize_embeddings(vectors, **({"precision": "int8"} | options))

@@ -24,8 +24,10 @@ def count(scores, positives, ids):
 
 def sort(scores, ids):
     """Whole lists by other scores, best first."""
-    return [np.array(sorted(range(len(ids)), key=lambda d, r=row: (r[d], ids[d]), reverse=True))
-            for row in scores]  # fmt: skip
+    return [
+        np.array(sorted(range(len(ids)), key=lambda d, r=row: (r[d], ids[d]), reverse=True))
+        for row in scores
+    ]
 
 
 @pytest.mark.parametrize("k", [1, 5, 20, 200])
@@ -55,13 +57,19 @@ def test_lists_have_the_metrics_of_the_ranks(k, steps):
         for document, rank in zip(ranks.document[at], ranks.rank[at], strict=True):
             assert (one[rank - 1] == document) if rank <= k else (document not in one)
     qrels = {str(q): {ids[d]: 1 for d in own} for q, own in enumerate(positives)}
-    run = {str(q): {ids[d]: float(s) for d, s in zip(documents[q], scores[q], strict=True)}
-           for q in range(40)}  # fmt: skip
+    run = {
+        str(q): {ids[d]: float(s) for d, s in zip(documents[q], scores[q], strict=True)}
+        for q in range(40)
+    }
     cut = min(k, 10)
     measures = {f"success.{cut}", f"recall.{cut}", f"ndcg_cut.{cut}", f"P.{cut}"}
     theirs = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
-    for ours, name in (("hit_rate", "success"), ("recall", "recall"), ("ndcg", "ndcg_cut"),
-                       ("precision", "P")):  # fmt: skip
+    for ours, name in (
+        ("hit_rate", "success"),
+        ("recall", "recall"),
+        ("ndcg", "ndcg_cut"),
+        ("precision", "P"),
+    ):
         expected = [theirs[str(q)][f"{name}_{cut}"] for q in range(40)]
         np.testing.assert_allclose(evaluate(f"{ours}@{cut}", ranks), expected, atol=1e-9)
 

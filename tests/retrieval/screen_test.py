@@ -177,9 +177,11 @@ def test_margin_holds(one, make):
     assert used.max() < 1
     if make is same_way:
         assert used.max() > 0.9
-    true, decided_above, decided_below = true[:, None], scores[:, None] > high[..., None], (
-        scores[:, None] < low[..., None]
-    )  # fmt: skip
+    true, decided_above, decided_below = (
+        true[:, None],
+        scores[:, None] > high[..., None],
+        (scores[:, None] < low[..., None]),
+    )
     assert (true > own[..., None])[decided_above].all()
     assert (true < own[..., None])[decided_below].all()
     np.testing.assert_array_equal(above, decided_above.sum(axis=2))
@@ -228,8 +230,9 @@ def test_documents_about_the_margin_are_counted_exactly(mesh, screened, monkeypa
     np.testing.assert_array_equal(ranks.pessimistic, expected)
     assert screened[0].all()
     coarse = exact(*(np.asarray(jnp.asarray(v, jnp.bfloat16)) for v in (queries, corpus)))
-    assert ((coarse > np.take_along_axis(coarse, positives, axis=1)).sum(axis=1) + 1 != expected
-            ).any()  # fmt: skip
+    assert (
+        (coarse > np.take_along_axis(coarse, positives, axis=1)).sum(axis=1) + 1 != expected
+    ).any()
 
 
 @pytest.mark.parametrize("width", [33, 1536])
@@ -240,8 +243,9 @@ def test_a_pair_scores_the_same_anywhere(mesh, width):
     queries[:] = queries[rng.integers(0, 5, 256)]
     corpus[:] = corpus[rng.integers(0, 5, 384)]
     row, column = rng.integers(0, 256, 3000), rng.integers(0, 384, 3000)
-    scores = screen._score(mesh, tiles.split(mesh, queries), tiles.whole(mesh, corpus, 384),
-                           row, column)  # fmt: skip
+    scores = screen._score(
+        mesh, tiles.split(mesh, queries), tiles.whole(mesh, corpus, 384), row, column
+    )
     np.testing.assert_allclose(scores, exact(queries, corpus)[row, column], atol=1e-6)
     pairs = np.concatenate([queries[row], corpus[column]], axis=1)
     _, kind = np.unique(pairs, axis=0, return_inverse=True)
@@ -251,6 +255,11 @@ def test_a_pair_scores_the_same_anywhere(mesh, width):
 
 def test_small_sets_are_not_screened():
     assert screen.pays(2048, np.empty((16384, 2048), np.float16))
-    for rows, corpus in ((100, (16384, 2048)), (2048, (4096, 2048)), (2048, (16384, 64)),
-                         (2048, (16384, 1 << 15)), (1024, (8192, 256))):  # fmt: skip
+    for rows, corpus in (
+        (100, (16384, 2048)),
+        (2048, (4096, 2048)),
+        (2048, (16384, 64)),
+        (2048, (16384, 1 << 15)),
+        (1024, (8192, 256)),
+    ):
         assert not screen.pays(rows, np.broadcast_to(np.float16(0), corpus))

@@ -35,11 +35,19 @@ def root(x, bits=3000):
     since="0.2.0",
 )
 @pytest.mark.parametrize("name", SIMILARITIES)
-@pytest.mark.parametrize("kind, big, small", [
-    (np.float32, 1, 1), (np.float32, 1e20, 1), (np.float32, 1e-25, 1), (np.float32, 1e-42, 1e-3),
-    (np.float32, 1e18, 1e19), (np.float64, 1e200, 1e-190), (np.float64, 1e-200, 1e-310),
-    (np.float16, 1e4, 1e-6),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, big, small",
+    [
+        (np.float32, 1, 1),
+        (np.float32, 1e20, 1),
+        (np.float32, 1e-25, 1),
+        (np.float32, 1e-42, 1e-3),
+        (np.float32, 1e18, 1e19),
+        (np.float64, 1e200, 1e-190),
+        (np.float64, 1e-200, 1e-310),
+        (np.float16, 1e4, 1e-6),
+    ],
+)
 def test_all_pairs_and_rows(name, kind, big, small):
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(3, 17)) * big).astype(kind), (rng.normal(size=(4, 17)) * small)
@@ -54,8 +62,9 @@ def test_all_pairs_and_rows(name, kind, big, small):
     found = all_pairs(a, b, name)
     assert found.dtype == np.float32 and found.shape == (3, 4)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2e-6 * scale)
-    np.testing.assert_allclose(by_rows(a, b[:3], name), expected.diagonal(), rtol=1e-6,
-                               atol=2e-6 * scale)  # fmt: skip
+    np.testing.assert_allclose(
+        by_rows(a, b[:3], name), expected.diagonal(), rtol=1e-6, atol=2e-6 * scale
+    )
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -76,8 +85,12 @@ def test_distances_of_equal_rows_are_zero():
         assert (all_pairs(rows, rows, name).diagonal() == 0).all()
 
 
-@situation("Python API", "similarity of vectors with NaN, infinity or only zeros",
-           "refused by the side and the row", since="0.2.0")  # fmt: skip
+@situation(
+    "Python API",
+    "similarity of vectors with NaN, infinity or only zeros",
+    "refused by the side and the row",
+    since="0.2.0",
+)
 @pytest.mark.parametrize("compare", [all_pairs, by_rows])
 @pytest.mark.parametrize("value, what", [(np.nan, "contains NaN"), (-np.inf, "contains infinite")])
 def test_rows_that_are_no_vectors_are_named(compare, value, what):
@@ -112,8 +125,10 @@ def test_names():
         value = "dot"
 
     assert [check_name(name) for name in (None, Theirs, *SIMILARITIES)] == [
-        "cosine", "dot", *SIMILARITIES
-    ]  # fmt: skip
+        "cosine",
+        "dot",
+        *SIMILARITIES,
+    ]
     for bad in ("maxsim", "cos", 3, ["cosine"]):
         with pytest.raises(UserError, match="must be one of cosine, dot, euclidean, manhattan"):
             check_name(bad)

@@ -20,11 +20,22 @@ def exact_unit(row):
     return np.array([float(x / length) for x in exact])
 
 
-@pytest.mark.parametrize("dtype, scale", [
-    (np.float64, 1.0), (np.float64, 1e200), (np.float64, 1e-200), (np.float64, 5e-324),
-    (np.float64, 3e307), (np.float32, 1e20), (np.float32, 1e-25), (np.float32, 1e-44),
-    (np.float32, 3e37), (np.float16, 2e4), (np.float16, 6e-8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype, scale",
+    [
+        (np.float64, 1.0),
+        (np.float64, 1e200),
+        (np.float64, 1e-200),
+        (np.float64, 5e-324),
+        (np.float64, 3e307),
+        (np.float32, 1e20),
+        (np.float32, 1e-25),
+        (np.float32, 1e-44),
+        (np.float32, 3e37),
+        (np.float16, 2e4),
+        (np.float16, 6e-8),
+    ],
+)
 def test_unit_rows_of_every_size(dtype, scale):
     shape = np.random.default_rng(0).uniform(-3, 3, size=(4, 24)).round()
     shape[:, 0] = 3
@@ -36,22 +47,33 @@ def test_unit_rows_of_every_size(dtype, scale):
 
 @pytest.mark.parametrize("scale", [1.0, 1e200, 1e-200])
 def test_lengths_do_not_overflow(scale):
-    np.testing.assert_allclose(row_lengths(np.array([[3, 4], [0, 0]]) * scale),
-                               np.array([5, 0]) * scale, rtol=1e-15)  # fmt: skip
+    np.testing.assert_allclose(
+        row_lengths(np.array([[3, 4], [0, 0]]) * scale), np.array([5, 0]) * scale, rtol=1e-15
+    )
     assert row_lengths(np.full((1, 9), 1e308))[0] == np.inf  # 3e308 is above float64
     np.testing.assert_array_equal(unit_rows(np.full((1, 9), 1e308)), np.float32(1 / 3))
 
 
 def test_whole_numbers_and_other_libraries_rows():
-    for rows in ([[3, 4]], np.array([[3, 4]], np.int8), np.array([[3, 4]], np.uint8),
-                 jnp.array([[3, 4]], jnp.bfloat16), [3.0, 4.0]):  # fmt: skip
+    for rows in (
+        [[3, 4]],
+        np.array([[3, 4]], np.int8),
+        np.array([[3, 4]], np.uint8),
+        jnp.array([[3, 4]], jnp.bfloat16),
+        [3.0, 4.0],
+    ):
         np.testing.assert_array_equal(unit_rows(rows), np.array([[0.6, 0.8]], np.float32))
     assert unit_rows(np.zeros((0, 5))).shape == (0, 5)
 
 
-@pytest.mark.parametrize("value, named", [
-    (np.nan, "contains NaN"), (np.inf, "contains infinite values"), (0.0, "all zeros"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, named",
+    [
+        (np.nan, "contains NaN"),
+        (np.inf, "contains infinite values"),
+        (0.0, "all zeros"),
+    ],
+)
 def test_a_row_without_a_direction_is_named(value, named):
     vectors = np.ones((20_000, 2))
     vectors[12_345] = value
@@ -62,11 +84,16 @@ def test_a_row_without_a_direction_is_named(value, named):
         unit_rows(vectors, "corpus", ids)
 
 
-@pytest.mark.parametrize("bad, named", [
-    ([["a", "b"]], "real numbers, not <U1"), ([[1, 2], [3]], "not an array of vectors"),
-    (np.zeros((2, 2), complex), "complex128"), (np.zeros((1, 2, 3)), r"not \[1, 2, 3\]"),
-    ([None, [1, 2]], "vectors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad, named",
+    [
+        ([["a", "b"]], "real numbers, not <U1"),
+        ([[1, 2], [3]], "not an array of vectors"),
+        (np.zeros((2, 2), complex), "complex128"),
+        (np.zeros((1, 2, 3)), r"not \[1, 2, 3\]"),
+        ([None, [1, 2]], "vectors"),
+    ],
+)
 def test_what_are_no_vectors_is_refused(bad, named):
     with pytest.raises(UserError, match=named):
         unit_rows(bad)

@@ -117,8 +117,12 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, monkeypatch, c
     assert (tmp_path / "c" / "damaged-2").is_dir()
 
 
-@situation("Training", "checkpoints/ of a run was deleted and the command repeated", "refused with "
-           "what to do; the run does not start again from nothing", since="0.2.0")  # fmt: skip
+@situation(
+    "Training",
+    "checkpoints/ of a run was deleted and the command repeated",
+    "refused with what to do; the run does not start again from nothing",
+    since="0.2.0",
+)
 def test_checkpoints_that_were_deleted_are_told_from_none_yet(tmp_path, caplog):
     state = make_state(make_mesh(4, 2))
     assert restore(tmp_path / "c", abstract(state)) is None  # a new run

@@ -17,15 +17,18 @@ def test_scores_of_tasks_are_those_of_their_sources(tmp_path):
     assert read_scores(str(path), TASKS) == {"T2T_a": 1.0, "T2V_b": -0.25, "T2V_c": -0.25}
 
 
-@pytest.mark.parametrize("text, named", [
-    ('{"T2T": 0.5}', "no score of 'T2V'"),
-    ('{"T2T": 0.5, "T2V": 0.5, "I2I": 0.1}', "'I2I' is no task"),
-    ('{"T2T": NaN, "T2V": 0.5}', "'T2T' is nan, no mean cosine"),
-    ('{"T2T": true, "T2V": 0.5}', "'T2T' is True, no mean cosine"),
-    ('{"T2T": 1.5, "T2V": "x"}', "'T2T' is 1.5, no mean cosine; 'T2V' is 'x', no mean cosine"),
-    ("[1]", "not an object"),
-    ("{", "Expecting property name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ('{"T2T": 0.5}', "no score of 'T2V'"),
+        ('{"T2T": 0.5, "T2V": 0.5, "I2I": 0.1}', "'I2I' is no task"),
+        ('{"T2T": NaN, "T2V": 0.5}', "'T2T' is nan, no mean cosine"),
+        ('{"T2T": true, "T2V": 0.5}', "'T2T' is True, no mean cosine"),
+        ('{"T2T": 1.5, "T2V": "x"}', "'T2T' is 1.5, no mean cosine; 'T2V' is 'x', no mean cosine"),
+        ("[1]", "not an object"),
+        ("{", "Expecting property name"),
+    ],
+)
 def test_a_mistake_is_one_line(tmp_path, text, named):
     path = tmp_path / "scores.json"
     path.write_text(text)

@@ -44,15 +44,23 @@ def run(log, steps=8, loss=1.0):
     return log.close()
 
 
-@situation("Training", "a gradient is NaN while the loss is finite", "the run stops in a line that "
-           "names step, source and pairs; no checkpoint and no export holds a number that is not "
-           "finite", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize(("scalars", "told"), [
-    ({"loss": 1.0, "gradient_norm": float("nan")}, "the gradient norm of step 7 is nan"),
-    ({"loss": 1.0, "parameter_norm": float("inf")}, "the parameter norm of step 7 is inf"),
-    ({"a": float("nan"), "loss": float("nan")}, "the loss of step 7 is nan"),
-    ({"loss": 1.0, "temperature": float("nan")}, "the temperature of step 7 is nan"),
-])  # fmt: skip
+@situation(
+    "Training",
+    "a gradient is NaN while the loss is finite",
+    "the run stops in a line that "
+    "names step, source and pairs; no checkpoint and no export holds a number that is not "
+    "finite",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    ("scalars", "told"),
+    [
+        ({"loss": 1.0, "gradient_norm": float("nan")}, "the gradient norm of step 7 is nan"),
+        ({"loss": 1.0, "parameter_norm": float("inf")}, "the parameter norm of step 7 is inf"),
+        ({"a": float("nan"), "loss": float("nan")}, "the loss of step 7 is nan"),
+        ({"loss": 1.0, "temperature": float("nan")}, "the temperature of step 7 is nan"),
+    ],
+)
 def test_a_number_that_is_not_finite_stops_with_its_batch(tmp_path, monkeypatch, scalars, told):
     log = make_log(tmp_path, monkeypatch)
     log.before_step(7)
@@ -90,9 +98,11 @@ def test_a_stage_is_told_with_its_first_step(tmp_path, monkeypatch):
     assert [line["step"] for line in lines] == [0, 2, 4]  # 2 because of the stage alone
     told = {name: value for name, value in lines[1].items() if name.startswith("pyramid/")}
     assert told == {
-        "pyramid/sigma": 0.5, "pyramid/R/I2I": 0.25, "pyramid/P/I2I": 1.0,
+        "pyramid/sigma": 0.5,
+        "pyramid/R/I2I": 0.25,
+        "pyramid/P/I2I": 1.0,
         "pyramid/batches/I2I": 6,
-    }  # fmt: skip
+    }
     assert not any(name.startswith("pyramid/") for line in (lines[0], lines[2]) for name in line)
 
 

@@ -79,7 +79,7 @@ MISTAKES = [
     (dict(pyramid__schedule="random"), "config.pyramid.schedule 'random' must be one of pyramid"),
     (dict(pyramid__pairs=0), "config.pyramid.pairs 0 must be at least 1"),
     (dict(pyramid__prober="none.json"), "pyramid.prober none.json: .*No such file"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("fields, message", MISTAKES, ids=[message for _, message in MISTAKES])
@@ -96,11 +96,21 @@ def test_a_mistake_names_its_field(world, tmp_path, fields, message):
     "refused by its name, with the known ones",
     since="0.1.0",
 )
-@pytest.mark.parametrize("section, field", [
-    ("loss", "temprature"), ("optimizer", "lr"), ("inputs", "frames"), ("buckets", "shape"),
-    ("limits", "second"), ("checkpoint", "step"), ("model", "dropout"), ("model.text", "layers"),
-    ("pyramid", "sigmas"), ("data", "weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "section, field",
+    [
+        ("loss", "temprature"),
+        ("optimizer", "lr"),
+        ("inputs", "frames"),
+        ("buckets", "shape"),
+        ("limits", "second"),
+        ("checkpoint", "step"),
+        ("model", "dropout"),
+        ("model.text", "layers"),
+        ("pyramid", "sigmas"),
+        ("data", "weights"),
+    ],
+)
 def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
     config = make_config(world)
     part = config
@@ -111,36 +121,59 @@ def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
         Experiment(config, tmp_path)
 
 
-@situation("Training", "clip_norm=inf, seed=-1 or 2**32, pyramid.bounds=(2.5,), tables of wrong "
-           "shapes, None or a missing section", "one line that names the field, before anything is "
-           "read or compiled", since="0.2.0")  # fmt: skip
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("optimizer.clip_norm", math.inf, "config.optimizer.clip_norm inf must be finite"),
-    ("optimizer.clip_norm", True, "config.optimizer.clip_norm True must be a number"),
-    ("optimizer.learning_rate", "1e-4", "config.optimizer.learning_rate '1e-4' must be a number"),
-    ("optimizer.learning_rate", None, "config.optimizer.learning_rate None must be a number"),
-    ("optimizer", None, "config.optimizer None must be a section of fields"),
-    ("optimizer.rates", ((".*",),), r"config.optimizer.rates\[0\] .* must be a tuple of 2"),
-    ("optimizer.rates", 3, "config.optimizer.rates 3 must be a tuple"),
-    ("seed", -1, r"config.seed -1 must be in \[0, 4294967295\]"),
-    ("seed", 2**32, r"config.seed 4294967296 must be in \[0, 4294967295\]"),
-    ("seed", 1.5, "config.seed 1.5 must be an integer"),
-    ("steps", 2**31, r"config.steps 2147483648 must be in \[1, 2147483647\]"),
-    ("pyramid.bounds", (2.5,), r"config.pyramid.bounds\[0\] 2.5 must be an integer"),
-    ("pyramid.weights", ((".*", "x"),), r"config.pyramid.weights\[0\]\[1\] 'x' must be a tuple"),
-    ("profile", (1, 2, 3), r"config.profile \(1, 2, 3\) must be \(\) or \(first step, steps\)"),
-    ("profile", (1, 0), r"config.profile \(1, 0\) must be"),
-    ("export", "hf", "config.export 'hf' must be a tuple"),
-    ("loss.temperature", math.nan, "config.loss.temperature nan must be finite"),
-    ("data.siblings", {"T2V_camera": 0}, "config.data.siblings.T2V_camera 0 must be at least 1"),
-    ("data.pairs", 3, "config.data.pairs 3 must be a text"),
-    ("buckets.shapes", (), "config.buckets: shapes must hold at least one"),
-    ("inputs.patch_size", 7, "config.inputs.patch_size: unknown field"),
-    ("inputs.min_pixels", 0, "config.inputs.min_pixels 0 must be at least 1"),
-    ("limits.seconds", math.inf, "config.limits.seconds inf must be finite"),
-    ("model.text.mrope_section", (1, 2), "config.model.text.mrope_section .* must be a tuple of 3"),
-    ("wandb", "", "config.wandb is empty; None leaves it out"),
-])  # fmt: skip
+@situation(
+    "Training",
+    "clip_norm=inf, seed=-1 or 2**32, pyramid.bounds=(2.5,), tables of wrong "
+    "shapes, None or a missing section",
+    "one line that names the field, before anything is read or compiled",
+    since="0.2.0",
+)
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optimizer.clip_norm", math.inf, "config.optimizer.clip_norm inf must be finite"),
+        ("optimizer.clip_norm", True, "config.optimizer.clip_norm True must be a number"),
+        (
+            "optimizer.learning_rate",
+            "1e-4",
+            "config.optimizer.learning_rate '1e-4' must be a number",
+        ),
+        ("optimizer.learning_rate", None, "config.optimizer.learning_rate None must be a number"),
+        ("optimizer", None, "config.optimizer None must be a section of fields"),
+        ("optimizer.rates", ((".*",),), r"config.optimizer.rates\[0\] .* must be a tuple of 2"),
+        ("optimizer.rates", 3, "config.optimizer.rates 3 must be a tuple"),
+        ("seed", -1, r"config.seed -1 must be in \[0, 4294967295\]"),
+        ("seed", 2**32, r"config.seed 4294967296 must be in \[0, 4294967295\]"),
+        ("seed", 1.5, "config.seed 1.5 must be an integer"),
+        ("steps", 2**31, r"config.steps 2147483648 must be in \[1, 2147483647\]"),
+        ("pyramid.bounds", (2.5,), r"config.pyramid.bounds\[0\] 2.5 must be an integer"),
+        (
+            "pyramid.weights",
+            ((".*", "x"),),
+            r"config.pyramid.weights\[0\]\[1\] 'x' must be a tuple",
+        ),
+        ("profile", (1, 2, 3), r"config.profile \(1, 2, 3\) must be \(\) or \(first step, steps\)"),
+        ("profile", (1, 0), r"config.profile \(1, 0\) must be"),
+        ("export", "hf", "config.export 'hf' must be a tuple"),
+        ("loss.temperature", math.nan, "config.loss.temperature nan must be finite"),
+        (
+            "data.siblings",
+            {"T2V_camera": 0},
+            "config.data.siblings.T2V_camera 0 must be at least 1",
+        ),
+        ("data.pairs", 3, "config.data.pairs 3 must be a text"),
+        ("buckets.shapes", (), "config.buckets: shapes must hold at least one"),
+        ("inputs.patch_size", 7, "config.inputs.patch_size: unknown field"),
+        ("inputs.min_pixels", 0, "config.inputs.min_pixels 0 must be at least 1"),
+        ("limits.seconds", math.inf, "config.limits.seconds inf must be finite"),
+        (
+            "model.text.mrope_section",
+            (1, 2),
+            "config.model.text.mrope_section .* must be a tuple of 3",
+        ),
+        ("wandb", "", "config.wandb is empty; None leaves it out"),
+    ],
+)
 def test_a_value_that_cannot_be_is_named(field, value, message):
     config = replaced(field, value)
     with pytest.raises(UserError, match=f"^{message}"):
@@ -165,8 +198,26 @@ def test_no_value_of_any_field_is_more_than_a_line():
         fields.append(name)
         fields += [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
     fields += ["model.text.vocab_size", "model.text.mrope_section", "model.vision.depth"]
-    odd = (None, True, -1, 0, 2.5, math.nan, math.inf, 10**400, "", "x", (), (1,), ("x", 1), {},
-           {"x": 1}, [[1, 2], [3]], object(), b"x")  # fmt: skip
+    odd = (
+        None,
+        True,
+        -1,
+        0,
+        2.5,
+        math.nan,
+        math.inf,
+        10**400,
+        "",
+        "x",
+        (),
+        (1,),
+        ("x", 1),
+        {},
+        {"x": 1},
+        [[1, 2], [3]],
+        object(),
+        b"x",
+    )
     for field in fields:
         refused = 0
         for value in odd:
@@ -202,19 +253,33 @@ def test_where_and_how_it_is_computed_makes_no_other_run(world, tmp_path):
     first = Experiment(make_config(world), tmp_path).fingerprint
     free = Experiment(
         make_config(
-            world, mesh__data=2, mesh__fsdp=4, checkpoint__every=5, log_every=2, data__workers=1,
-            limits__seconds=99.0, gradcache_chunk=8, model__remat_text="none", export=("hf",),
+            world,
+            mesh__data=2,
+            mesh__fsdp=4,
+            checkpoint__every=5,
+            log_every=2,
+            data__workers=1,
+            limits__seconds=99.0,
+            gradcache_chunk=8,
+            model__remat_text="none",
+            export=("hf",),
             data__max_bad_share=0.5,
         ),
         tmp_path,
-    )  # fmt: skip
+    )
     assert free.fingerprint == first
     for name, value in {
-        "seed": 43, "steps": 7, "loss__temperature": 0.05, "data__siblings__T2V_camera": 4,
-        "pyramid__sigma_per": "step", "data__repeat": ((".*", 9),),
-        "optimizer__b2": 0.99, "inputs__num_frames": 6, "model__dtype": "bfloat16",
+        "seed": 43,
+        "steps": 7,
+        "loss__temperature": 0.05,
+        "data__siblings__T2V_camera": 4,
+        "pyramid__sigma_per": "step",
+        "data__repeat": ((".*", 9),),
+        "optimizer__b2": 0.99,
+        "inputs__num_frames": 6,
+        "model__dtype": "bfloat16",
         "model__text__num_hidden_layers": 3,
-    }.items():  # fmt: skip
+    }.items():
         other = Experiment(make_config(world, **{name: value}), tmp_path)
         assert other.fingerprint != first, name
 
@@ -237,9 +302,11 @@ def test_the_recipes_name_the_papers_mixture():
     assert schedules == ["pyramid", "proportional", "proportional"]
     sizes = {
         group: sum(s.size_3b for s in gve_mixture.ALL if modality(s.name) in pairs)
-        for group, pairs in {"text": ("T2T",), "to video": ("T2V", "TI2V", "TV2V", "I2V", "V2V")}
-        .items()
-    }  # fmt: skip
+        for group, pairs in {
+            "text": ("T2T",),
+            "to video": ("T2V", "TI2V", "TV2V", "I2V", "V2V"),
+        }.items()
+    }
     assert sizes == {"text": 380 + 100, "to video": 8804 + 879 + 89 + 35 + 200 + 36}
     assert sum(s.size_3b for s in gve_mixture.SYNTHESIZED) == 1549
     found = assign("batch_sizes", full.data.batch_sizes, full.data.sources)

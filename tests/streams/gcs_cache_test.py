@@ -62,8 +62,10 @@ def bucket(pairs, tmp_path):
     for file in folder.rglob("*"):
         os.utime(file, (1_600_000_000, 1_600_000_000))
     fake = Fake(folder)
-    mapped = {name: lambda call, path: call(fake.path(path))
-              for name in ("exists", "isdir", "listdir", "stat")}  # fmt: skip
+    mapped = {
+        name: lambda call, path: call(fake.path(path))
+        for name in ("exists", "isdir", "listdir", "stat")
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gcs_cache, "as_path", epath.Path)  # no client
         with mock_epath(**mapped, open=fake.open, glob=fake.glob):
@@ -125,13 +127,16 @@ def test_patterns_and_rows_of_a_bucket(bucket, tmp_path):
         opened("gs://b/v.jsonl", tmp_path)
 
 
-@pytest.mark.parametrize("given, named", [
-    ("gs://b/none", "^gs://b/none: no such directory of training pairs"),
-    ("gs://b/none*", "no directory matches gs://b/none"),
-    ("gs://b/none.jsonl", "^gs://b/none.jsonl: no such file"),
-    ("gs://*/pairs", "has a pattern in the bucket's name"),
-    ("gs://b/../pairs", "gs://b/../pairs is no path in a bucket"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, named",
+    [
+        ("gs://b/none", "^gs://b/none: no such directory of training pairs"),
+        ("gs://b/none*", "no directory matches gs://b/none"),
+        ("gs://b/none.jsonl", "^gs://b/none.jsonl: no such file"),
+        ("gs://*/pairs", "has a pattern in the bucket's name"),
+        ("gs://b/../pairs", "gs://b/../pairs is no path in a bucket"),
+    ],
+)
 def test_a_mistake_is_named(bucket, tmp_path, given, named):
     with pytest.raises(UserError, match=named):
         opened(given, tmp_path)

@@ -46,10 +46,13 @@ def media(tmp_path_factory):
         (folder / "clips" / f"{number}.mp4").write_bytes(encode_mp4(np.roll(FRAMES, number, 0)))
     (folder / "a.png").write_bytes(PNG)
     rows = [
-        {"query": f"clip {n}", "positive": {"video": f"clips/{n}.mp4"},
-         "negatives": [{"video": f"clips/{(n + 1) % 4}.mp4"}, {"video": "clips/../clips/3.mp4"}]}
+        {
+            "query": f"clip {n}",
+            "positive": {"video": f"clips/{n}.mp4"},
+            "negatives": [{"video": f"clips/{(n + 1) % 4}.mp4"}, {"video": "clips/../clips/3.mp4"}],
+        }
         for n in range(4)
-    ]  # fmt: skip
+    ]
     rows[1] |= {"id": 7, "query": {"text": "clip 1 ärger", "instruction": "Find it."}}
     rows[2]["query"] = {"text": "clip 2", "image": None, "video": ""}
     rows[3]["positive"]["video"] = str(folder / "clips" / "3.mp4")
@@ -76,8 +79,10 @@ def test_rows_are_the_pairs_that_an_import_makes_of_them(media, tmp_path):
 
 def test_media_in_rows_are_bytes(tmp_path):
     data = base64.b64encode(PNG).decode()
-    rows = [row(0, positive={"image": f"data:image/png;base64,{data}"}),
-            row(1, positive={"image": {"bytes": data, "path": None}})]  # fmt: skip
+    rows = [
+        row(0, positive={"image": f"data:image/png;base64,{data}"}),
+        row(1, positive={"image": {"bytes": data, "path": None}}),
+    ]
     sources = opened(write(tmp_path / "x.jsonl", rows), tmp_path)
     assert [p["positive"].image for p in sources.read("T2I_x", np.arange(2))] == [PNG, PNG]
 
@@ -90,8 +95,11 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
     (tmp_path / "b" / "folder").mkdir()
     sources = opened(f"more={tmp_path}/b/*.jsonl", tmp_path)
     assert sources.sizes == {
-        "I2T_other_more": 1, "T2T_other_more": 1, "T2T_rows_more": 1, "T2T_x_more": 3,
-    }  # fmt: skip
+        "I2T_other_more": 1,
+        "T2T_other_more": 1,
+        "T2T_rows_more": 1,
+        "T2T_x_more": 3,
+    }
     assert told(sources, "T2T_x_more") == ["q0", "q2", "q4"]
     assert told(sources, "T2T_rows_more") == ["q3"]
     # The first pair of T2T_x has no negative, so none has one.
@@ -104,37 +112,48 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
         sources.read("T2T_rows_more", np.array([1]))  # that would be another source's row
 
 
-@pytest.mark.parametrize("line, named", [
-    (b'{"query": "q"', "not valid JSON"),
-    (b'{"query": "\xff", "positive": "p"}', "not UTF-8"),
-    (b"[1]", "expected a JSON object, got list"),
-    (b'{"query": "\\ud800", "positive": "p"}', "half a surrogate pair"),
-    (b'{"query": "q"}', "no 'positive'"),
-    (b'{"query": "q", "positive": "p", "label": 1}', "unknown key 'label' in a pair"),
-    (b'{"query": {"text": "q", "fps": 2}, "positive": "p"}', "unknown key 'fps' in query"),
-    (b'{"query": "", "positive": "p"}', "query has nothing to embed"),
-    (b'{"query": {"instruction": "i"}, "positive": "p"}', "query has nothing to embed"),
-    (b'{"query": " \\t", "positive": "p"}', "query has nothing to embed"),
-    (b'{"query": "q", "positive": "p", "query": "r"}', "'query' is given twice"),
-    (b'{"query": {"text": "q" , "text" : "r"}, "positive": "p"}', "'text' is given twice"),
-    (b'{"query": "q", "positive": {"image": {"bytes": "AA==", "bytes": "AQ=="}}}', "'bytes' is gi"
-     "ven twice"),
-    (b'{"query": 1, "positive": "p"}', "query must be a text or a mapping, not int"),
-    (b'{"query": {"text": ["q"]}, "positive": "p"}', "query: text must be a text, not list"),
-    (b'{"query": "q", "positive": "p", "id": true}', "True is not an id"),
-    (b'{"query": "q", "positive": "p", "task": 3}', "task must be a text"),
-    (b'{"query": "q", "positive": "p", "task": "T2T/x"}', "'T2T/x' names no source"),
-    (b'{"query": "q", "positive": "p", "task": "T2V_x"}', "a pair of T2T in the source T2V_x"),
-    (b'{"query": "q", "positive": "p", "negatives": "n"}', "negatives must be a list"),
-    (b'{"query": "q", "positive": "p", "negatives": [""]}', "a negative has nothing to embed"),
-    (b'{"query": "q", "positive": "p", "negatives": []}', "0 negatives; the first pair of its sou"
-     r"rce, .*x.jsonl:1, has 1"),
-    (b'{"query": "q", "positive": {"video": "../v.mp4"}}', r"positive: video '../v.mp4' leaves"),
-    (b'{"query": "q", "positive": {"video": "/etc/v.mp4"}}', r"'/etc/v.mp4' leaves the folder"),
-    (b'{"query": "q", "positive": {"video": "gs://b/v.mp4"}}', "is a URL: mount its bucket"),
-    (b'{"query": "q", "positive": {"video": 3}}', "positive: video must be a path or base64"),
-    (b'{"query": "q", "positive": {"image": {"bytes": "*"}}}', "positive: image is not base64"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        (b'{"query": "q"', "not valid JSON"),
+        (b'{"query": "\xff", "positive": "p"}', "not UTF-8"),
+        (b"[1]", "expected a JSON object, got list"),
+        (b'{"query": "\\ud800", "positive": "p"}', "half a surrogate pair"),
+        (b'{"query": "q"}', "no 'positive'"),
+        (b'{"query": "q", "positive": "p", "label": 1}', "unknown key 'label' in a pair"),
+        (b'{"query": {"text": "q", "fps": 2}, "positive": "p"}', "unknown key 'fps' in query"),
+        (b'{"query": "", "positive": "p"}', "query has nothing to embed"),
+        (b'{"query": {"instruction": "i"}, "positive": "p"}', "query has nothing to embed"),
+        (b'{"query": " \\t", "positive": "p"}', "query has nothing to embed"),
+        (b'{"query": "q", "positive": "p", "query": "r"}', "'query' is given twice"),
+        (b'{"query": {"text": "q" , "text" : "r"}, "positive": "p"}', "'text' is given twice"),
+        (
+            b'{"query": "q", "positive": {"image": {"bytes": "AA==", "bytes": "AQ=="}}}',
+            "'bytes' is given twice",
+        ),
+        (b'{"query": 1, "positive": "p"}', "query must be a text or a mapping, not int"),
+        (b'{"query": {"text": ["q"]}, "positive": "p"}', "query: text must be a text, not list"),
+        (b'{"query": "q", "positive": "p", "id": true}', "True is not an id"),
+        (b'{"query": "q", "positive": "p", "task": 3}', "task must be a text"),
+        (b'{"query": "q", "positive": "p", "task": "T2T/x"}', "'T2T/x' names no source"),
+        (b'{"query": "q", "positive": "p", "task": "T2V_x"}', "a pair of T2T in the source T2V_x"),
+        (b'{"query": "q", "positive": "p", "negatives": "n"}', "negatives must be a list"),
+        (b'{"query": "q", "positive": "p", "negatives": [""]}', "a negative has nothing to embed"),
+        (
+            b'{"query": "q", "positive": "p", "negatives": []}',
+            "0 negatives; the first pair of its sou"
+            r"rce, .*x.jsonl:1, has 1",
+        ),
+        (
+            b'{"query": "q", "positive": {"video": "../v.mp4"}}',
+            r"positive: video '../v.mp4' leaves",
+        ),
+        (b'{"query": "q", "positive": {"video": "/etc/v.mp4"}}', r"'/etc/v.mp4' leaves the folder"),
+        (b'{"query": "q", "positive": {"video": "gs://b/v.mp4"}}', "is a URL: mount its bucket"),
+        (b'{"query": "q", "positive": {"video": 3}}', "positive: video must be a path or base64"),
+        (b'{"query": "q", "positive": {"image": {"bytes": "*"}}}', "positive: image is not base64"),
+    ],
+)
 def test_a_bad_row_is_named_with_its_line(tmp_path, line, named):
     good = json.dumps(row(negatives=["n"])).encode()
     (tmp_path / "x.jsonl").write_bytes(b"\n".join([good, b"", line, good]))
@@ -166,11 +185,14 @@ def test_texts_that_look_like_keys_and_spaces_are_not_keys_given_twice(tmp_path)
     "refused by name, with what to do",
     since="0.2.0",
 )
-@pytest.mark.parametrize("start, named", [
-    (b"\xef\xbb\xbf", "x.jsonl:1: begins with a byte order mark"),
-    (b"\xff\xfe", "x.jsonl:1: UTF-16"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "start, named",
+    [
+        (b"\xef\xbb\xbf", "x.jsonl:1: begins with a byte order mark"),
+        (b"\xff\xfe", "x.jsonl:1: UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"),
+    ],
+)
 def test_files_that_begin_with_something_else_are_named(tmp_path, start, named):
     (tmp_path / "x.jsonl").write_bytes(start + json.dumps(row()).encode())
     with pytest.raises(UserError, match=named):
@@ -184,12 +206,15 @@ def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
         opened(f"{tmp_path}/x.jsonl", tmp_path)
 
 
-@pytest.mark.parametrize("given, named", [
-    ("none.jsonl", "none.jsonl: No such file"),
-    ("none*.jsonl", "no file matches .*none"),
-    ("empty.jsonl", "empty.jsonl: holds no pair"),
-    ("a.jsonl,{0}/b/a.jsonl", "source 'T2T_a' is in .*/a.jsonl and in .*/b/a.jsonl; give one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, named",
+    [
+        ("none.jsonl", "none.jsonl: No such file"),
+        ("none*.jsonl", "no file matches .*none"),
+        ("empty.jsonl", "empty.jsonl: holds no pair"),
+        ("a.jsonl,{0}/b/a.jsonl", "source 'T2T_a' is in .*/a.jsonl and in .*/b/a.jsonl; give one"),
+    ],
+)
 def test_a_mistake_is_named(tmp_path, given, named):
     (tmp_path / "empty.jsonl").write_text("\n")
     write(tmp_path / "a.jsonl", [row()])
@@ -233,9 +258,10 @@ def test_a_file_that_changes_is_noticed(tmp_path):
     assert changed.digests != sources.digests
     # Of the rows of a source alone, wherever the others lie.
     other = [row(9, task="T2T_other"), *(row(n + 1) for n in range(5))]
-    assert opened(write(tmp_path / "y" / "x.jsonl", other), tmp_path / "cache").digests[
-        "T2T_x"
-    ] == changed.digests["T2T_x"]  # fmt: skip
+    assert (
+        opened(write(tmp_path / "y" / "x.jsonl", other), tmp_path / "cache").digests["T2T_x"]
+        == changed.digests["T2T_x"]
+    )
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):

@@ -36,10 +36,14 @@ class Pairs:
 
     def read(self, source, indices):
         return [
-            {"id": f"{source}-{i}", "query": Item(text=f"clip {i}"), "negatives": [],
-             "positive": self.positives[i]}
+            {
+                "id": f"{source}-{i}",
+                "query": Item(text=f"clip {i}"),
+                "negatives": [],
+                "positive": self.positives[i],
+            }
             for i in indices
-        ]  # fmt: skip
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +164,18 @@ def test_content_ids_are_of_what_is_embedded(preprocess, tmp_path):
     (tmp_path / "copy.mp4").write_bytes(CLIP)
     frames = list(FRAMES)
     items = [
-        Item(video=CLIP), Item(video=str(tmp_path / "a.mp4"), instruction="Find it."),
-        Item(video=str(tmp_path / "copy.mp4")), Item(video=frames, fps=2.0),
-        Item(video=frames, fps=0.5), Item(video=frames[::-1], fps=2.0), Item(image=IMAGE),
-        Item(video=CLIP, text="a clip"), Item(text="a clip"),
-        Item(text="a clip", instruction="Find it."), Item(text="a clip."),
-    ]  # fmt: skip
+        Item(video=CLIP),
+        Item(video=str(tmp_path / "a.mp4"), instruction="Find it."),
+        Item(video=str(tmp_path / "copy.mp4")),
+        Item(video=frames, fps=2.0),
+        Item(video=frames, fps=0.5),
+        Item(video=frames[::-1], fps=2.0),
+        Item(image=IMAGE),
+        Item(video=CLIP, text="a clip"),
+        Item(text="a clip"),
+        Item(text="a clip", instruction="Find it."),
+        Item(text="a clip."),
+    ]
     ids = [content_id(item, preprocess(item)) for item in items]
     assert ids[0] == ids[1] == ids[2] and ids[8] == ids[9]
     assert len(set(ids)) == len(items) - 3

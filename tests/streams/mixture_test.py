@@ -20,21 +20,27 @@ BATCH = {"I2I": 4, "T2T": 8, "T2V": 4}
 STAGES = [Stage(0, 20, (0.7, 0.2, 0.1)), Stage(20, 41, (0.2, 0.2, 0.6))]
 
 
-@pytest.mark.parametrize("weights, steps, expected", [
-    ((0.5, 0.25, 0.25), 8, [4, 2, 2]),
-    ((0.5, 0.3, 0.2), 7, [4, 2, 1]),  # 3.5, 2.1, 1.4: the largest remainder gets the step
-    ((1.0, 0.0), 5, [5, 0]),
-    ((1, 1, 1), 2, [1, 1, 0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "weights, steps, expected",
+    [
+        ((0.5, 0.25, 0.25), 8, [4, 2, 2]),
+        ((0.5, 0.3, 0.2), 7, [4, 2, 1]),  # 3.5, 2.1, 1.4: the largest remainder gets the step
+        ((1.0, 0.0), 5, [5, 0]),
+        ((1, 1, 1), 2, [1, 1, 0]),
+    ],
+)
 def test_apportion(weights, steps, expected):
     assert apportion(weights, steps).tolist() == expected
 
 
-@pytest.mark.parametrize("weights, steps, room, expected", [
-    ((0.5, 0.25, 0.25), 8, (2, 9, 9), [2, 3, 3]),
-    ((0.8, 0.1, 0.1), 10, (2, 3, 9), [2, 3, 5]),  # the first has 2, then the second its 3
-    ((1.0, 0.0), 5, (3, 9), [3, 2]),  # even what has no weight, before the run stops
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "weights, steps, room, expected",
+    [
+        ((0.5, 0.25, 0.25), 8, (2, 9, 9), [2, 3, 3]),
+        ((0.8, 0.1, 0.1), 10, (2, 3, 9), [2, 3, 5]),  # the first has 2, then the second its 3
+        ((1.0, 0.0), 5, (3, 9), [3, 2]),  # even what has no weight, before the run stops
+    ],
+)
 def test_what_a_spent_source_leaves_goes_to_the_others(weights, steps, room, expected):
     assert apportion(weights, steps, np.array(room)).tolist() == expected
     with pytest.raises(SpentError):
@@ -45,8 +51,10 @@ def test_repeats_are_counted_over_stages_and_end_exactly():
     passes = {"I2I": 1, "T2T": 9, "T2V": 2}
     room = np.array([passes[n] * epoch_batches(SIZES[n], BATCH[n]) for n in SIZES])
     assert room.tolist() == [10, 72, 10]
-    for stages in (STAGES, [Stage(s.first, s.last, np.tile(s.weights, (s.last - s.first, 1)))
-                            for s in STAGES]):  # fmt: skip
+    for stages in (
+        STAGES,
+        [Stage(s.first, s.last, np.tile(s.weights, (s.last - s.first, 1))) for s in STAGES],
+    ):
         drawn = list(batches(SIZES, BATCH, stages, 7, room=room)[:41])
         seen = collections.defaultdict(list)
         for name, keys in drawn:

@@ -106,14 +106,21 @@ def test_what_exists_is_a_path_and_what_has_two_readings_is_refused(folder, tmp_
         parse(())
 
 
-@pytest.mark.parametrize("given, chosen, named", [
-    ("{0}/a,{0}/b", (), "source 'T2T_x' is in .*/a and in .*/b; give one of them a name"),
-    ("{0}/a", ("T2T_z",), r"data.sources: no source 'T2T_z' in .*/a \(there are T2T_x, T2T_y\)"),
-    ("{0}/a", ("T2T_(",), "is not a regular expression"),
-    ("{0}/c*", (), "no directory matches .*/c"),
-    ("{0}/a,", (), "'' is neither PLACE nor NAME=PLACE"),
-    ("{0}/none", (), "none: no such directory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, chosen, named",
+    [
+        ("{0}/a,{0}/b", (), "source 'T2T_x' is in .*/a and in .*/b; give one of them a name"),
+        (
+            "{0}/a",
+            ("T2T_z",),
+            r"data.sources: no source 'T2T_z' in .*/a \(there are T2T_x, T2T_y\)",
+        ),
+        ("{0}/a", ("T2T_(",), "is not a regular expression"),
+        ("{0}/c*", (), "no directory matches .*/c"),
+        ("{0}/a,", (), "'' is neither PLACE nor NAME=PLACE"),
+        ("{0}/none", (), "none: no such directory"),
+    ],
+)
 def test_a_mistake_is_named(folder, given, chosen, named):
     with pytest.raises(UserError, match=named):
         Sources(parse(given.format(folder)), chosen)
@@ -143,8 +150,15 @@ for given in sys.argv[1:]:
         print(error)
 assert "tensorflow" not in sys.modules, "TensorFlow was imported"
 """
-    given = ("gve_pairs", "tfds:gve_pairs:1.0.0", "gve_pairs/small:2.0.0", "tfds:gve_pairs:1.0.*",
-             "gve_pairs:3.0.0", "tfds:nothing", "tfds:x y")  # fmt: skip
+    given = (
+        "gve_pairs",
+        "tfds:gve_pairs:1.0.0",
+        "gve_pairs/small:2.0.0",
+        "tfds:gve_pairs:1.0.*",
+        "gve_pairs:3.0.0",
+        "tfds:nothing",
+        "tfds:x y",
+    )
     done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     none = f"no such directory, and no dataset of that name in {tmp_path} (TFDS_DATA_DIR)"
