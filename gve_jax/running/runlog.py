@@ -58,7 +58,7 @@ class RunLog:
         self._warm_time = self._warm_wait = 0.0
         self._warm_pairs = self._warm_tokens = 0
         self._warm_flops = Flops(0.0, 0.0)
-        self.warm_up()
+        self.restart_warmup()
 
     def restart_warmup(self) -> None:
         self._cold, self._asked = self.WARM, time.perf_counter()
