@@ -1,8 +1,9 @@
-"""Output folders written by version 0.2.0 still load: runs, exported models, vectors, evaluations.
+"""Folders that version 0.2.0 wrote still load: runs, exported models, vectors, evaluations.
 
-`old_formats/0_2_0.tar.gz` was written by the commands of version 0.2.0: a run of four steps, stopped
-after the second (its configuration file names `Limits` where it is now); the model that it exports; the vectors of three texts; an evaluation of CRB-T with
-five clips. `expected.json` and `expected.npy` hold what that version computed.
+`old_formats/0_2_0.tar.gz` was written by the commands of version 0.2.0: a run of four steps,
+stopped after the second (its configuration file imports `Limits` from where it is now); the model
+that the run exports; the vectors of three texts; an evaluation of CRB-T with five clips.
+`expected.json` and `expected.npy` hold what that version computed.
 """
 
 import json
