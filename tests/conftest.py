@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from absl import flags
 
+from gve_jax.inputs.prompt import Prompt
 from tests.fake_gcs import FakeGcs
+from tests.media.files import small_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,6 +94,18 @@ def world(tmp_path_factory) -> Path:
     done = _run("--output", str(output), "--scale", "0.01", code=_RUN)
     assert done.returncode == 0, done.stderr
     return output
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    small_tokenizer().save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def prompt(tokenizer_file) -> Prompt:
+    return Prompt(tokenizer_file, max_length=512)
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ from 1: a video of 3 x 10 x 14 patches with an image, a video, a tall image (18 
 ## Positions
 
 Each M-RoPE regime gives the same integers as the transformers releases it stands for (recorded in
-`tests/goldens/mrope.npz` by running them; checked again by `make test`):
+`evals/parity/goldens/mrope.npz` by running them; checked again by `make test`):
 
 {regimes}
 """

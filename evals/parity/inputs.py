@@ -14,6 +14,7 @@ from PIL import Image
 
 from evals.parity import pixels
 from evals.parity.assets import Assets
+from evals.parity.goldens.resize import draw_frames
 from evals.parity.prompts import compare_prompts
 from evals.parity.reference import write_checkpoint
 from evals.parity.reference_inputs import resize_video
@@ -21,7 +22,6 @@ from gve_jax.gve import GVE
 from gve_jax.media.pixels import smart_resize
 from gve_jax.media.resize import RESIZE, resize
 from gve_jax.media.video import load_video
-from tests.goldens.resize import draw_frames
 
 COSINE = 0.99999  # of a vector and the one of the reference's frames, with `exact`
 

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from evals.parity import reference_inputs as reference
+from evals.parity.goldens.resize import TOKEN, draw_frames, draw_sizes
 from gve_jax.inputs.layout import window_layout
 from gve_jax.media.pixels import frame_budget, load_image, patchify, smart_resize
 from gve_jax.media.resize import resize
 from gve_jax.media.video import load_video
-from tests.goldens.resize import TOKEN, draw_frames, draw_sizes
 
 LOW, HIGH = 4 * TOKEN, 200 * TOKEN  # the protocol's limits of a frame
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from evals.parity.goldens import mrope as golden
 from gve_jax.inputs.positions import REGIMES, mrope_positions
-from tests.goldens import mrope as golden
 
 
 def check_regimes() -> list[tuple[str, str, int, bool]]:

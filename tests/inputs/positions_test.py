@@ -1,15 +1,15 @@
-"""M-RoPE positions against what transformers gives (goldens/mrope.py made the numbers)."""
+"""M-RoPE positions equal those recorded from transformers (evals/parity/goldens/mrope.py)."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from evals.parity.goldens import mrope as golden
 from gve_jax.errors import UserError
 from gve_jax.inputs.positions import REGIMES, mrope_positions
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.media.item import Item
-from tests.goldens import mrope as golden
 from tests.media.files import numbered
 
 NUMBERS = np.load(Path(golden.__file__).with_suffix(".npz"))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evals.parity.goldens import resize as golden
 from gve_jax.inputs.layout import Layout, window_layout
 from gve_jax.media.errors import MediaError
 from gve_jax.media.pixels import frame_budget, load_image, patchify, smart_resize
-from tests.goldens import resize as golden
 from tests.media.animated import png_chunk
 from tests.media.files import picture
 from tests.situations import situation

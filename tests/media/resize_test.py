@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from evals.parity.goldens import resize as golden
 from gve_jax.errors import UserError
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.media.resize import RESIZE, resize
-from tests.goldens import resize as golden
 
 
 @pytest.fixture(scope="module")

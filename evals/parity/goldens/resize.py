@@ -2,7 +2,7 @@
 
     pip install torch==2.13.0 transformers==5.23.0 qwen-vl-utils==0.0.14 decord==0.6.0 "pillow<13"
     pip install --no-deps torchvision==0.28.0
-    python -m tests.goldens.resize
+    python -m evals.parity.goldens.resize
 
 Pillow 12, as the released models were made with: 13 resizes tall pictures in another order. It
 holds `sizes`, int32 [N, 8]: frames (0 for an image), height, width, min_pixels, max_pixels,

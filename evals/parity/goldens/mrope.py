@@ -1,7 +1,7 @@
 """Makes mrope.npz: the position ids transformers' Qwen2.5-VL gives, one release after the other.
 
     pip install torch==2.13.0 transformers==VERSION
-    python tests/goldens/mrope.py
+    python evals/parity/goldens/mrope.py
 
 The release installed says which regime is written (RELEASES). A further release of a regime is
 compared with what the file holds and noted in it; a difference is an error that names the cases.
