@@ -37,8 +37,9 @@ from gve_jax.media.item import Item, is_whole
 from gve_jax.media.limits import Limits
 from gve_jax.media.quarantine import Quarantine, failure
 from gve_jax.model import lora
+from gve_jax.model.batch import Frames, Packed
 from gve_jax.model.config import ModelConfig
-from gve_jax.model.embedder import Frames, Packed, make_encode
+from gve_jax.model.embedder import make_encode
 from gve_jax.retrieval.quantization import PRECISIONS, quantize_embeddings
 from gve_jax.retrieval.unit import unit_rows
 from gve_jax.running.checkpoint import save_params

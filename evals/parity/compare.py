@@ -15,7 +15,8 @@ from gve_jax.gve import GVE
 from gve_jax.inputs.batch import Bucket, collate
 from gve_jax.media.item import Item
 from gve_jax.model import rope
-from gve_jax.model.embedder import Batch, abstract_state
+from gve_jax.model.batch import Batch
+from gve_jax.model.embedder import abstract_state
 from gve_jax.model.vision import normalise
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
@@ -167,7 +168,7 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
 
     coords, mask = jnp.asarray(batch.patch_coords[0]), jnp.asarray(batch.patch_mask[0])
     size = cfg.vision.hidden_size // cfg.vision.num_heads
-    turns = rope.vision_turns(coords, size, cfg.vision.rope_theta)
+    turns = rope.vision_cos_sin(coords, size, cfg.vision.rope_theta)
     slots = (batch.window_slots[0], batch.window_inverse[0], cfg.vision.window_side**2)
     for index in range(cfg.vision.depth):
         full = index in cfg.vision.fullatt_block_indexes
@@ -180,9 +181,9 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
     merged = tower.merger(jnp.asarray(before).reshape(pairs, patches, -1))
     yield "merger", np.asarray(merged).reshape(after.shape), after
 
-    positions = jnp.asarray(example.row.positions)[:, None]
+    positions = jnp.asarray(example.row.positions)[None]
     text = cfg.text
-    turns = rope.text_turns(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    turns = rope.mrope_cos_sin(positions, text.head_dim, text.rope_theta, text.mrope_section)
     for index in range(text.num_hidden_layers):
         before, after = seen[f"layers.{index}"]
         found = _layer(decoder.layers, index)(jnp.asarray(before), turns)

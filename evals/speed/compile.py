@@ -10,10 +10,10 @@ import time
 import jax
 
 from evals.speed.result import write_result
-from gve_jax.inputs.batch import Bucket, collate
-from gve_jax.inputs.preprocess import InputSpec
+from gve_jax.inputs.batch import Bucket
+from gve_jax.model.batch import Batch, batch_sizes
 from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
-from gve_jax.model.embedder import Batch, init_params, make_embed
+from gve_jax.model.embedder import init_params, make_embed
 from gve_jax.storage.filesystem import local_path
 
 GVE_3B = ModelConfig(
@@ -51,17 +51,10 @@ def seconds_to_compile(config: ModelConfig) -> float:
     """Tracing and compiling `embed` for one video of 8 frames with text."""
     params = jax.eval_shape(lambda: init_params(config, 0)[1])
     bucket = Bucket(pairs=4, patches=800, windows=16, length=1024)
-    rows = collate([], bucket, InputSpec())
-    batch = Batch(
-        **{name: jax.ShapeDtypeStruct(_one_row(name, a.shape), a.dtype) for name, a in rows.items()}
-    )
+    batch = Batch.abstract(batch_sizes(1, bucket, config.vision))
     began = time.perf_counter()
     jax.jit(make_embed(config)).lower(params, batch).compile()
     return time.perf_counter() - began
-
-
-def _one_row(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (3, 1, *shape[2:]) if name == "positions" else (1, *shape[1:])
 
 
 def main(argv=None) -> None:

@@ -49,8 +49,9 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.media.item import Item
 from gve_jax.model.attention import attend, target_platform
+from gve_jax.model.batch import Frames, Packed
 from gve_jax.model.config import REMAT, ModelConfig
-from gve_jax.model.embedder import Frames, Packed, init_params
+from gve_jax.model.embedder import init_params
 from gve_jax.running.sections import model_config, read_settings
 from gve_jax.storage.filesystem import local_path
 

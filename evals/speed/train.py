@@ -37,8 +37,8 @@ from gve_jax.learning.optimizer import ADAPTERS, make_optimizer
 from gve_jax.learning.state import abstract_state, split, start
 from gve_jax.learning.step import make_train_step
 from gve_jax.media.item import Item
+from gve_jax.model.batch import Batch
 from gve_jax.model.config import REMAT
-from gve_jax.model.embedder import Batch
 from gve_jax.storage.filesystem import local_path
 
 OPTIMIZER = ConfigDict(

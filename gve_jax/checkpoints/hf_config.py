@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Set
 from typing import Any
 
-from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from gve_jax.model.config import PIXEL_MEAN, PIXEL_STD, ModelConfig, TextConfig, VisionConfig
 
 MODEL_TYPE = "qwen2_5_vl"
 # Whole numbers that both sides call the same.
@@ -40,8 +40,6 @@ _VISION_FIELDS = (
     "tokens_per_second",
 )
 _TOWER_THETA, _TOWER_EPS = 10_000.0, 1e-6  # constants of the architecture, in no config.json
-# CLIP's pixel statistics, as in Qwen2.5-VL's preprocessor_config.json.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 # Of transformers' PretrainedConfig (4.49.0) and PreTrainedConfig (5.23.0): notes, what `generate`
@@ -237,8 +235,8 @@ def check_preprocessor(fields: Mapping[str, Any], vision: VisionConfig) -> None:
       ValueError: the field and the value that is implemented.
     """
     read = _Fields(fields, "", [])
-    read.only("image_mean", list(MEAN))
-    read.only("image_std", list(STD))
+    read.only("image_mean", list(PIXEL_MEAN))
+    read.only("image_std", list(PIXEL_STD))
     read.only("resample", 3)  # bicubic
     for name in ("do_normalize", "do_rescale", "do_resize"):
         read.only(name, True)

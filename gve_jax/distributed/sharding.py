@@ -10,7 +10,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gve_jax.errors import UserError
-from gve_jax.model.embedder import Batch, Packed
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # what the rows of a batch are split over
@@ -123,20 +122,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(arrays, mesh: Mesh):
-    """Each process's rows -> global arrays, split over (data, fsdp). The batch axis is the first,
-    except in `positions`, where it is the second."""
-
-    def put(array, spec=ROWS):
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array)
-
-    def place(node):
-        if isinstance(node, Batch | Packed):
-            fields = {
-                name: place(getattr(node, name))
-                for name in node.__dataclass_fields__
-                if name != "positions"
-            }
-            return type(node)(positions=put(node.positions, P(None, *ROWS)), **fields)
-        return None if node is None else put(node)
-
-    return jax.tree.map(place, arrays, is_leaf=lambda node: isinstance(node, Batch | Packed))
+    """Each process's rows [rows, ...] -> global arrays, split over (data, fsdp)."""
+    sharding = NamedSharding(mesh, ROWS)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), arrays)

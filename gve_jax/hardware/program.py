@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from gve_jax.distributed.sharding import ROWS, make_mesh
@@ -20,7 +19,7 @@ from gve_jax.learning import state
 from gve_jax.learning.gradcache import check_chunk
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.step import make_train_step
-from gve_jax.model.embedder import Batch
+from gve_jax.model.batch import Batch, batch_sizes
 from gve_jax.running.sections import model_config, read_settings
 
 
@@ -150,9 +149,12 @@ class Program:
 
     def arrays(self, shapes: Shapes, size: int) -> dict:
         """What the step takes, as shapes with shardings."""
-        rows = self._spec(ROWS)
+        rows = NamedSharding(self.mesh, ROWS)
         ids = jax.ShapeDtypeStruct((size,), np.int32, sharding=rows)
-        sides = [self._batch(bucket, size) for bucket in shapes.sides]
+        sides = [
+            Batch.abstract(batch_sizes(size, bucket, self.model.vision), rows)
+            for bucket in shapes.sides
+        ]
         return {
             "query": sides[0],
             "positive": sides[1],
@@ -162,37 +164,6 @@ class Program:
             "positive_id": ids,
             "negative_id": jax.ShapeDtypeStruct((size, len(sides) - 2), np.int32, sharding=rows),
         }
-
-    def _batch(self, bucket: Bucket, size: int) -> Batch:
-        """The fields of `gve_jax.inputs.batch.collate`."""
-        vision, integer = self.model.vision, np.int32
-        pairs, patches, tokens = bucket.pairs, bucket.patches, bucket.length
-        slots = bucket.windows * vision.window_side**2
-        fields = {
-            "tokens": ((size, tokens), integer),
-            "length": ((size,), integer),
-            "positions": ((3, size, tokens), integer),
-            "patches": ((size, pairs, patches, vision.patch_dim), np.uint8),
-            "patch_mask": ((size, pairs, patches), np.bool_),
-            "patch_coords": ((size, pairs, patches, 2), integer),
-            "window_slots": ((size, pairs, slots), integer),
-            "window_inverse": ((size, pairs, patches), integer),
-            "visual_slots": ((size, tokens), integer),
-            "visual_inverse": ((size, pairs * patches // vision.merge_unit), integer),
-        }
-        return Batch(
-            **{
-                name: jax.ShapeDtypeStruct(
-                    shape,
-                    dtype,
-                    sharding=self._spec(P(None, *ROWS) if name == "positions" else ROWS),
-                )
-                for name, (shape, dtype) in fields.items()
-            }
-        )
-
-    def _spec(self, spec: P) -> NamedSharding:
-        return NamedSharding(self.mesh, spec)
 
 
 def memory(program: Program, compiled: Compiled, shapes: Shapes) -> dict[str, int]:

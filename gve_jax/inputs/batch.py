@@ -8,6 +8,7 @@ import numpy as np
 from gve_jax.fields import setting
 from gve_jax.inputs.layout import Layout
 from gve_jax.inputs.preprocess import InputSpec, Row
+from gve_jax.model.batch import Batch, batch_sizes
 
 # Tokens of the default buckets, in steps of a half and a third: a fifth of them is padding.
 _LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
@@ -136,27 +137,14 @@ def _most_windows(tokens: int, side: int, ratio: int) -> int:
 
 
 def collate(rows: Sequence[Row], bucket: Bucket, spec: InputSpec) -> dict[str, np.ndarray]:
-    """The fields of `gve_jax.model.embedder.Batch`, by name, padded to `bucket`."""
-    size, unit, slots = len(rows), spec.merge**2, spec.window_side**2
-    pairs, patches, length = bucket.pairs, bucket.patches, bucket.length
-    merged = patches // unit
-    dim = 3 * spec.temporal * spec.patch_size**2
-    batch = {
-        "tokens": np.zeros((size, length), np.int32),
-        "length": np.array([len(row.tokens) for row in rows], np.int32),
-        "positions": np.zeros((3, size, length), np.int32),
-        "patches": np.zeros((size, pairs, patches, dim), np.uint8),
-        "patch_mask": np.zeros((size, pairs, patches), bool),
-        "patch_coords": np.zeros((size, pairs, patches, 2), np.int32),
-        "window_slots": np.full((size, pairs, bucket.windows * slots), -1, np.int32),
-        "window_inverse": np.full((size, pairs, patches), -1, np.int32),
-        "visual_slots": np.full((size, length), -1, np.int32),
-        "visual_inverse": np.full((size, pairs * merged), -1, np.int32),
-    }
+    """The fields of a `Batch`, by name, padded to `bucket`."""
+    batch = Batch.padding(batch_sizes(len(rows), bucket, spec))
+    merged = bucket.patches // spec.merge_unit
+    batch["length"][:] = [len(row.tokens) for row in rows]
     for b, row in enumerate(rows):
         count = len(row.tokens)
         batch["tokens"][b, :count] = row.tokens
-        batch["positions"][:, b, :count] = row.positions
+        batch["positions"][b, :, :count] = row.positions
         done = 0
         for f, (pixels, layout) in enumerate(zip(row.patches, row.layouts, strict=True)):
             put_frame(batch, (b, f), pixels, layout)
@@ -187,33 +175,18 @@ def put_frame(batch: dict[str, np.ndarray], at, pixels: np.ndarray, layout: Layo
 
 def widen(batch: dict[str, np.ndarray], bucket: Bucket, spec: InputSpec) -> dict[str, np.ndarray]:
     """What `collate` gives for the same rows and a `bucket` that is no smaller in any size."""
-    (size, pairs, patches, dim), length = batch["patches"].shape, batch["tokens"].shape[1]
-    unit, slots = spec.merge**2, spec.window_side**2
-    windows = batch["window_slots"].shape[2] // slots
-    if Bucket(pairs, patches, windows, length) == bucket:
+    size, pairs, patches, _ = batch["patches"].shape
+    old, new = patches // spec.merge_unit, bucket.patches // spec.merge_unit
+    wide = Batch.padding(batch_sizes(size, bucket, spec))
+    if all(wide[name].shape == array.shape for name, array in batch.items()):
         return batch
-    old, new = patches // unit, bucket.patches // unit
-    # An index counts frame pairs of `old` merged tokens; it is to count them of `new` ones.
-    sources = batch["visual_slots"]
+    # Merged tokens are numbered through an item's frame pairs, `old` in each: now `new` in each.
+    slots = batch["visual_slots"]
     if old:
-        sources = np.where(sources < 0, -1, sources // old * new + sources % old).astype(np.int32)
-    inverse = _grow(batch["visual_inverse"].reshape(size, pairs, old), (size, bucket.pairs, new))
-    frames = (size, bucket.pairs, bucket.patches)
-    return {
-        "tokens": _grow(batch["tokens"], (size, bucket.length), 0),
-        "length": batch["length"],
-        "positions": _grow(batch["positions"], (3, size, bucket.length), 0),
-        "patches": _grow(batch["patches"], (*frames, dim), 0),
-        "patch_mask": _grow(batch["patch_mask"], frames, False),
-        "patch_coords": _grow(batch["patch_coords"], (*frames, 2), 0),
-        "window_slots": _grow(batch["window_slots"], (*frames[:2], bucket.windows * slots)),
-        "window_inverse": _grow(batch["window_inverse"], frames),
-        "visual_slots": _grow(sources, (size, bucket.length)),
-        "visual_inverse": inverse.reshape(size, bucket.pairs * new),
-    }
-
-
-def _grow(array: np.ndarray, shape: tuple[int, ...], value=-1) -> np.ndarray:
-    out = np.full(shape, value, array.dtype)
-    out[tuple(map(slice, array.shape))] = array
-    return out
+        slots = np.where(slots < 0, -1, slots // old * new + slots % old)
+    by_pair = wide["visual_inverse"].reshape(size, bucket.pairs, new)
+    by_pair[:, :pairs, :old] = batch["visual_inverse"].reshape(size, pairs, old)
+    for name, array in (batch | {"visual_slots": slots}).items():
+        if name != "visual_inverse":
+            wide[name][tuple(map(slice, array.shape))] = array
+    return wide

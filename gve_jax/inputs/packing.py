@@ -13,6 +13,7 @@ import numpy as np
 
 from gve_jax.inputs.batch import Buckets, put_frame
 from gve_jax.inputs.preprocess import InputSpec, Row
+from gve_jax.model.batch import Frames, Packed
 
 ROW = 512  # tokens of a row, where items are short; a batch of the tower has as many patches a row
 ITEM = 16  # a row has room for an item every so many tokens
@@ -222,34 +223,30 @@ def collate_decode(
     width: int,
     dtype: np.dtype,
 ) -> dict[str, np.ndarray | None]:
-    """The fields of `gve_jax.model.embedder.Packed`, by name.
+    """The fields of `gve_jax.model.batch.Packed`, by name.
 
     Args:
       visuals: merged tokens [V, D] of each item that has some, in raster order.
       width, dtype: of the decoder's token vectors.
     """
-    size, length, shared = batch.count, batch.length, batch.shared
-    arrays = {
-        "tokens": np.zeros((size, length), np.int32),
-        "positions": np.zeros((3, size, length), np.int32),
-        "segments": np.full((size, length), -1, np.int32),
-        "places": np.zeros((size, most_items(length)), np.int32),
-        "visual": np.zeros((size, length, width), dtype) if batch.visual else None,
-        "visual_mask": np.zeros((size, length), bool) if batch.visual else None,
-    }
+    length, shared = batch.length, batch.shared
+    sizes = {"B": batch.count, "L": length, "I": most_items(length), "D": width}
+    arrays: dict[str, np.ndarray | None] = Packed.padding(sizes, dtype)
+    if not batch.visual:
+        arrays |= {"visual": None, "visual_mask": None}
     for b, items in enumerate(batch.rows):
         first = rows[items[0]]
         arrays["tokens"][b, :shared] = first.tokens[:shared]
-        arrays["positions"][:, b, :shared] = first.positions[:, :shared]
+        arrays["positions"][b, :, :shared] = first.positions[:, :shared]
         arrays["segments"][b, :shared] = 0
         at = shared
         for number, index in enumerate(items):
             row = rows[index]
             part = slice(at, at + len(row.tokens) - shared)
             arrays["tokens"][b, part] = row.tokens[shared:]
-            arrays["positions"][:, b, part] = row.positions[:, shared:]
+            arrays["positions"][b, :, part] = row.positions[:, shared:]
             arrays["segments"][b, part] = number + 1
-            arrays["places"][b, number] = part.stop - 1
+            arrays["last_token"][b, number] = part.stop - 1
             if index in visuals:
                 where = row.visual_tokens + at - shared
                 arrays["visual"][b, where] = visuals[index]
@@ -259,15 +256,10 @@ def collate_decode(
 
 
 def collate_tower(batch: Tower, rows: Mapping[int, Row], spec: InputSpec) -> dict[str, np.ndarray]:
-    """The fields of `gve_jax.model.embedder.Frames`, by name."""
-    count, patches, slots = batch.count, batch.patches, batch.windows * spec.window_side**2
-    arrays = {
-        "patches": np.zeros((count, patches, 3 * spec.temporal * spec.patch_size**2), np.uint8),
-        "patch_mask": np.zeros((count, patches), bool),
-        "patch_coords": np.zeros((count, patches, 2), np.int32),
-        "window_slots": np.full((count, slots), -1, np.int32),
-        "window_inverse": np.full((count, patches), -1, np.int32),
-    }
+    """The fields of `gve_jax.model.batch.Frames`, by name."""
+    slots = batch.windows * spec.window_side**2
+    sizes = {"G": batch.count, "P": batch.patches, "S": slots, "C": spec.patch_dim}
+    arrays = Frames.padding(sizes)
     for g, (index, pair) in enumerate(batch.frames):
         put_frame(arrays, g, rows[index].patches[pair], rows[index].layouts[pair])
     return arrays

@@ -44,6 +44,16 @@ class InputSpec:
     window_side: int = 8  # patches
     tokens_per_second: int = 2
 
+    @property
+    def patch_dim(self) -> int:
+        """Numbers of one patch: channels x frames x height x width."""
+        return 3 * self.temporal * self.patch_size**2
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches of one merged token."""
+        return self.merge**2
+
     def __post_init__(self):
         token = (self.patch_size * self.merge) ** 2
         if self.num_frames < 2 or self.num_frames % 2:

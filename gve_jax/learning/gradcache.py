@@ -12,11 +12,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from gve_jax.distributed.sharding import ROW_AXES, ROWS, param_shardings
+from gve_jax.distributed.sharding import ROWS, param_shardings
 from gve_jax.errors import UserError
-from gve_jax.model.embedder import Batch
+from gve_jax.model.batch import Batch
 
 
 def check_chunk(chunk: int, batch_size: int, mesh: Mesh) -> None:
@@ -31,27 +30,17 @@ def check_chunk(chunk: int, batch_size: int, mesh: Mesh) -> None:
 
 def take_chunk(tree, number, chunks: int, mesh: Mesh):
     """The `number`-th of `chunks` parts of a tree of arrays [B, ...], in equal shares of every
-    device's rows: nothing moves between devices. (`positions` of a `Batch` are [3, B, L].)"""
+    device's rows: nothing moves between devices."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
 
-    def cut(x, axis=0):
-        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-        x = x.reshape(*before, devices, chunks, size // devices // chunks, *after)
-        x = jax.lax.dynamic_index_in_dim(x, number, axis + 1, keepdims=False)
-        x = x.reshape(*before, size // chunks, *after)
-        spec = P(*(None,) * axis, ROW_AXES)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    def cut(x):
+        size, *rest = x.shape
+        x = x.reshape(devices, chunks, size // devices // chunks, *rest)
+        x = jax.lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
+        x = x.reshape(size // chunks, *rest)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, ROWS))
 
-    def part(node):
-        if isinstance(node, Batch):
-            fields = {
-                name: cut(getattr(node, name), int(name == "positions"))
-                for name in node.__dataclass_fields__
-            }
-            return Batch(**fields)
-        return cut(node)
-
-    return jax.tree.map(part, tree, is_leaf=lambda node: isinstance(node, Batch))
+    return jax.tree.map(cut, tree)
 
 
 def merge_chunks(parts, mesh: Mesh):
@@ -73,18 +62,18 @@ def cached_value_and_grad(
     """((loss, scalars), (gradient at `params`, gradient at `extra`)).
 
     Args:
-      embed: `embed(params, side, batch, places)` -> vectors [rows, D]; `side` is the batch's number
-        in `sides`, `places` are its rows in the global batch. What it drops must depend on these.
+      embed: `embed(params, side, batch, rows)` -> vectors [rows, D]; `side` is the batch's number
+        in `sides`, `rows` are its indices in the global batch, on which dropout must depend.
       loss: `loss(vectors of each side, extra) -> (value, scalars)` of all rows.
       sides: batches of B items each.
       chunk: rows at a time; see `check_chunk`.
     """
     size = len(sides[0].length)
     chunks = size // chunk
-    numbers, places = jnp.arange(chunks), jnp.arange(size, dtype=jnp.uint32)
+    numbers, all_rows = jnp.arange(chunks), jnp.arange(size, dtype=jnp.uint32)
 
     def vectors_of(params, side, number):
-        batch, rows = take_chunk((sides[side], places), number, chunks, mesh)
+        batch, rows = take_chunk((sides[side], all_rows), number, chunks, mesh)
         return embed(params, side, batch, rows)
 
     def forward(_, number):

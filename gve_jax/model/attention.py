@@ -1,4 +1,4 @@
-"""Softmax attention with grouped keys, by three kernels of one meaning.
+"""Softmax attention with grouped keys, by three interchangeable kernels.
 
 | kernel   | runs on             | takes                                                 |
 | -------- | ------------------- | ----------------------------------------------------- |
@@ -60,7 +60,7 @@ def attend(
     *,
     keys: Bool[Array, "*B S"] | None = None,
     causal: bool = False,
-    places: Int[Array, "*B L"] | None = None,
+    query_positions: Int[Array, "*B L"] | None = None,
     segments: Int[Array, "*B S"] | None = None,
     kernel: str = "xla",
 ) -> Float[Array, "*B L N H"]:
@@ -69,17 +69,17 @@ def attend(
     Args:
       keys: which keys may be seen; all when None. A row that may see nothing gets something
         finite, never NaN: it is padding, masked by whoever reads it.
-      causal: a row sees no key after its own place; rows stand at 0..L-1 unless `places` says
-        where.
-      places: key that each row stands at; kernel "xla" only.
+      causal: a query sees no key after its own position: its index, unless `query_positions` is
+        given.
+      query_positions: key index of each query, for the causal mask; kernel "xla" only.
       segments: of the keys of several sequences side by side. A row sees its own segment, and
         segment 0, which all share; "splash" knows no segment 0.
       kernel: see the table of this module.
     """
     if kernel == "xla":
-        return _xla(query, key, value, _mask(query, key, keys, causal, places, segments))
-    if places is not None:
-        raise ValueError("places are for kernel 'xla'")
+        return _xla(query, key, value, _mask(query, key, keys, causal, query_positions, segments))
+    if query_positions is not None:
+        raise ValueError("query_positions need kernel 'xla'")
     *batch, length, heads, size = query.shape
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
     keys, segments = (None if x is None else x.reshape(-1, x.shape[-1]) for x in (keys, segments))
@@ -87,18 +87,22 @@ def attend(
     return mixed.reshape(*batch, length, heads, size)
 
 
-def _mask(query, key, keys, causal, places, segments) -> Bool[Array, "*B L S"] | None:
+def _mask(query, key, keys, causal, query_positions, segments) -> Bool[Array, "*B L S"] | None:
     """Which key each row sees; its axes broadcast, None sees all."""
     length, count = query.shape[-3], key.shape[-3]
     rules = []
     if keys is not None:
         rules.append(keys[..., None, :])
-    if causal and places is None:
+    if causal and query_positions is None:
         rules.append(np.tri(length, count, dtype=bool))
     elif causal:
-        rules.append(np.arange(count) <= places[..., None])
+        rules.append(np.arange(count) <= query_positions[..., None])
     if segments is not None:
-        own = segments if places is None else jnp.take_along_axis(segments, places, axis=-1)
+        own = (
+            segments
+            if query_positions is None
+            else jnp.take_along_axis(segments, query_positions, axis=-1)
+        )
         theirs = segments[..., None, :]
         rules.append((own[..., None] == theirs) | (theirs == 0))
     return functools.reduce(jnp.logical_and, rules) if rules else None

@@ -53,6 +53,11 @@ class VisionConfig:
         return merged * self.spatial_merge_size
 
 
+# CLIP's statistics of pixels from 0 to 1, as in Qwen2.5-VL's preprocessor_config.json.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """The causal decoder (`text_config`, or the top level of a released config.json)."""

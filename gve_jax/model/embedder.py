@@ -1,62 +1,16 @@
 """The General Video Embedder: one batch of texts, images, videos and mixtures -> unit vectors."""
 
 import jax.numpy as jnp
-from flax import nnx, struct
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from flax import nnx
+from jaxtyping import Array, Float
 
 from gve_jax.model import lora
 from gve_jax.model.attention import check_kernel, target_platform
+from gve_jax.model.batch import Batch, Frames, Packed
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.language import LanguageModel
-from gve_jax.model.layers import by_rows, permute, unit_rows
+from gve_jax.model.layers import permute, shard_batch, unit_rows
 from gve_jax.model.vision import VisionTower
-
-
-@struct.dataclass
-class Batch:
-    """B items of one static shape. Everything data-dependent was computed on the host.
-
-    F frame pairs an item (0 for text alone), P patch slots a frame pair, S window slots a frame
-    pair, V = F * P / 4 merged visual tokens an item. Absent entries are -1 in index arrays.
-    """
-
-    tokens: Int[Array, "B L"]  # right-padded; visual placeholders hold the pad id of their kind
-    length: Int[Array, " B"]  # tokens of each row; the last of them is pooled
-    positions: Int[Array, "3 B L"]  # M-RoPE: time, row, column
-    patches: UInt8[Array, "B F P C"]
-    patch_mask: Bool[Array, "B F P"]
-    patch_coords: Int[Array, "B F P 2"]
-    window_slots: Int[Array, "B F S"]  # patch of each window slot
-    window_inverse: Int[Array, "B F P"]  # window slot of each patch
-    visual_slots: Int[Array, "B L"]  # merged visual token that replaces a token's embedding
-    visual_inverse: Int[Array, "B V"]  # token that a merged visual token replaces
-
-
-@struct.dataclass
-class Frames:
-    """G frame pairs of any items, for the tower alone; fields as in `Batch`."""
-
-    patches: UInt8[Array, "G P C"]
-    patch_mask: Bool[Array, "G P"]
-    patch_coords: Int[Array, "G P 2"]
-    window_slots: Int[Array, "G S"]
-    window_inverse: Int[Array, "G P"]
-
-
-@struct.dataclass
-class Packed:
-    """B rows of several items each, for the decoder alone.
-
-    What the items of a row start with in common stands once, at its start, as segment 0; the rest
-    of each item follows as a segment of its own, at positions that go on from there. -1 is padding.
-    """
-
-    tokens: Int[Array, "B L"]
-    positions: Int[Array, "3 B L"]
-    segments: Int[Array, "B L"]
-    places: Int[Array, "B I"]  # last token of each item; 0 where a row has fewer
-    visual: Float[Array, "B L D"] | None  # merged visual tokens where they stand; None: texts alone
-    visual_mask: Bool[Array, "B L"] | None
 
 
 class Embedder(nnx.Module):
@@ -93,28 +47,30 @@ class Embedder(nnx.Module):
 
     def pooled(self, batch: Batch) -> Float[Array, "B D"]:
         """The last hidden state of each row, float32, not normalised."""
-        places = (batch.length - 1)[:, None]
-        x = self.language.pooled(self._placed(batch), batch.positions, places)
+        last_token = (batch.length - 1)[:, None]
+        x = self.language.pooled(self._token_vectors(batch), batch.positions, last_token)
         return x[:, 0].astype(jnp.float32)
 
     def hidden(self, batch: Batch) -> Float[Array, "B L D"]:
         """Hidden states after the final norm, padding included."""
-        return self.language(self._placed(batch), batch.positions)
+        return self.language(self._token_vectors(batch), batch.positions)
 
     def packed(self, rows: Packed) -> Float[Array, "B I D"]:
         """`pooled` of the items of packed rows."""
-        x = self._embedded(rows.tokens)
+        x = self._embed_tokens(rows.tokens)
         if rows.visual is not None:
             x = jnp.where(rows.visual_mask[..., None], rows.visual.astype(x.dtype), x)
-        x = self.language.pooled(x, rows.positions, rows.places, rows.segments)
+        x = self.language.pooled(x, rows.positions, rows.last_token, rows.segments)
         return x.astype(jnp.float32)
 
-    def _embedded(self, tokens):
-        return by_rows(self.language.embed_tokens[...][tokens].astype(jnp.dtype(self.cfg.dtype)))
+    def _embed_tokens(self, tokens):
+        return shard_batch(
+            self.language.embed_tokens[...][tokens].astype(jnp.dtype(self.cfg.dtype))
+        )
 
-    def _placed(self, batch: Batch) -> Float[Array, "B L D"]:
+    def _token_vectors(self, batch: Batch) -> Float[Array, "B L D"]:
         """Token vectors, with the merged visual tokens where they belong."""
-        x = self._embedded(batch.tokens)
+        x = self._embed_tokens(batch.tokens)
         items, pairs, patches, _ = batch.patches.shape
         if pairs:
             merged = self.visual(
@@ -130,8 +86,8 @@ class Embedder(nnx.Module):
                 )
             )
             merged = merged.reshape(items, -1, merged.shape[-1])
-            placed = permute(merged, batch.visual_slots, batch.visual_inverse)
-            x = jnp.where((batch.visual_slots >= 0)[..., None], placed, x)
+            visual = permute(merged, batch.visual_slots, batch.visual_inverse)
+            x = jnp.where((batch.visual_slots >= 0)[..., None], visual, x)
         return x
 
 

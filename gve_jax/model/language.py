@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from gve_jax.model import rope
 from gve_jax.model.attention import attend
 from gve_jax.model.config import TextConfig
-from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, by_rows, scan_layers, stack
+from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, scan_layers, shard_batch, stack
 
 
 class Attention(nnx.Module):
@@ -27,18 +27,25 @@ class Attention(nnx.Module):
         self.v_proj = linear(width, self.groups * size, True)
         self.o_proj = linear(self.heads * size, width, False)
 
-    def __call__(self, x, turns, segments=None, places=None):
-        """x [B, L, D] -> the same, or [B, I, D] at `places` [B, I] alone."""
+    def __call__(self, x, cos_sin, segments=None, query_positions=None):
+        """x [B, L, D] -> the same, or [B, I, D] at `query_positions` [B, I] alone."""
         batch, length, _ = x.shape
-        asks, own, kernel = x, turns, self.kernel
-        if places is not None:  # few rows: no work for a fused kernel
-            asks, own, kernel = _at(x, places), _at(turns, places), "xla"
-        query = self.q_proj(asks).reshape(batch, -1, self.heads, self.size)
+        source, query_cos_sin, kernel = x, cos_sin, self.kernel
+        if query_positions is not None:  # few rows: no work for a fused kernel
+            source, query_cos_sin = _take(x, query_positions), _take(cos_sin, query_positions)
+            kernel = "xla"
+        query = self.q_proj(source).reshape(batch, -1, self.heads, self.size)
         key = self.k_proj(x).reshape(batch, length, self.groups, self.size)
         value = self.v_proj(x).reshape(batch, length, self.groups, self.size)
-        query, key = rope.rotate(query, own), rope.rotate(key, turns)
+        query, key = rope.rotate(query, query_cos_sin), rope.rotate(key, cos_sin)
         mixed = attend(
-            query, key, value, causal=True, places=places, segments=segments, kernel=kernel
+            query,
+            key,
+            value,
+            causal=True,
+            query_positions=query_positions,
+            segments=segments,
+            kernel=kernel,
         )
         return self.o_proj(mixed.reshape(batch, -1, self.heads * self.size))
 
@@ -51,9 +58,9 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(width, eps, dtype=dtype, rngs=rngs)
         self.mlp = SwiGLU(width, cfg.intermediate_size, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, turns, segments=None, places=None):
-        mixed = self.self_attn(self.input_layernorm(x), turns, segments, places)
-        x = (x if places is None else _at(x, places)) + mixed
+    def __call__(self, x, cos_sin, segments=None, query_positions=None):
+        mixed = self.self_attn(self.input_layernorm(x), cos_sin, segments, query_positions)
+        x = (x if query_positions is None else _take(x, query_positions)) + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -73,50 +80,50 @@ class LanguageModel(nnx.Module):
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=param_dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B L D"], positions: Int[Array, "3 B L"]
+        self, x: Float[Array, "B L D"], positions: Int[Array, "B 3 L"]
     ) -> Float[Array, "B L D"]:
         """Right padding needs no mask here: a causal row never sees what follows it."""
-        turns = self._turns(positions)
+        cos_sin = self._cos_sin(positions)
 
         def body(layer, x):
-            return by_rows(layer(x, turns))
+            return shard_batch(layer(x, cos_sin))
 
         return self.norm(scan_layers(self.layers, x, body, remat=self.remat))
 
     def pooled(
         self,
         x: Float[Array, "B L D"],
-        positions: Int[Array, "3 B L"],
-        places: Int[Array, "B I"],
+        positions: Int[Array, "B 3 L"],
+        query_positions: Int[Array, "B I"],
         segments: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B I D"]:
-        """The rows of `__call__` at `places` alone: the last layer computes no others.
+        """The rows of `__call__` at `query_positions` alone: the last layer computes no others.
 
         Args:
           segments: of tokens, when a row holds several sequences: a token sees its own segment and
             segment 0, which all share (see `gve_jax.model.attention`).
         """
-        turns = self._turns(positions)
+        cos_sin = self._cos_sin(positions)
 
         def body(layer, carry, last):
-            x, pooled = by_rows(carry[0]), carry[1]
+            x, pooled = shard_batch(carry[0]), carry[1]
             # One stack, scanned: to run the last layer apart would copy the weights of the rest.
             return jax.lax.cond(
                 last,
-                lambda: (x, layer(x, turns, segments, places)),
-                lambda: (layer(x, turns, segments), pooled),
+                lambda: (x, layer(x, cos_sin, segments, query_positions)),
+                lambda: (layer(x, cos_sin, segments), pooled),
             )
 
         last = np.arange(self.cfg.num_hidden_layers) == self.cfg.num_hidden_layers - 1
-        carry = (x, jnp.zeros_like(_at(x, places)))
+        carry = (x, jnp.zeros_like(_take(x, query_positions)))
         return self.norm(
             scan_layers(self.layers, carry, body, jnp.asarray(last), remat=self.remat)[1]
         )
 
-    def _turns(self, positions):
+    def _cos_sin(self, positions):
         cfg = self.cfg
-        return rope.text_turns(positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+        return rope.mrope_cos_sin(positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
 
 
-def _at(x: Float[Array, "B L D"], places: Int[Array, "B I"]) -> Float[Array, "B I D"]:
-    return jnp.take_along_axis(x, places[..., None], axis=1)
+def _take(x: Float[Array, "B L D"], query_positions: Int[Array, "B I"]) -> Float[Array, "B I D"]:
+    return jnp.take_along_axis(x, query_positions[..., None], axis=1)

@@ -67,7 +67,7 @@ class SwiGLU(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def by_rows(x: Array) -> Array:
+def shard_batch(x: Array) -> Array:
     """Keeps activations split over (data, fsdp) by their first axis alone, when a mesh is set.
 
     Left to itself the partitioner takes up the split of the embeddings' or the weights' width: all

@@ -1,7 +1,7 @@
-"""Rotary turns: two axes in the tower, three (M-RoPE) in the decoder. Always float32.
+"""Rotary position embeddings: two axes in the tower, three (M-RoPE) in the decoder. Always float32.
 
-A turn of a head of size H is the cosines of its H/2 angles, then their sines: computed once, and
-used by every layer and head.
+For heads of size H they are the cosines of H/2 angles, then their sines: computed once, used by
+every layer and head.
 """
 
 import jax.numpy as jnp
@@ -9,35 +9,36 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def vision_turns(
+def vision_cos_sin(
     coords: Int[Array, "*B P 2"], head_dim: int, theta: float
 ) -> Float[Array, "*B P H"]:
-    """Turns of the tower: the first half of the frequencies turns with the row, the second with
-    the column (transformers 4.49, `rot_pos_emb`)."""
+    """Of the tower: the first half of the frequencies rotates with the row, the second with the
+    column (transformers 4.49, `rot_pos_emb`)."""
     inverse = theta ** -(np.arange(0, head_dim // 2, 2, dtype=np.float32) / (head_dim // 2))
     angles = coords[..., None].astype(jnp.float32) * inverse  # [*B, P, 2, H/4]
-    return _turn(angles.reshape(*coords.shape[:-1], head_dim // 2))
+    return _cos_sin(angles.reshape(*coords.shape[:-1], head_dim // 2))
 
 
-def text_turns(
-    positions: Int[Array, "3 B L"], head_dim: int, theta: float, section: tuple[int, int, int]
+def mrope_cos_sin(
+    positions: Int[Array, "B 3 L"], head_dim: int, theta: float, section: tuple[int, int, int]
 ) -> Float[Array, "B L H"]:
-    """Turns of the decoder: of the H/2 frequencies the first `section[0]` turn with time, the
-    next with the row, the last with the column (transformers 4.49,
-    `apply_multimodal_rotary_pos_emb`)."""
+    """Of the decoder: of the H/2 frequencies the first `section[0]` rotate with time, the next with
+    the row, the last with the column (transformers 4.49, `apply_multimodal_rotary_pos_emb`)."""
     inverse = theta ** -(np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     axis = np.repeat(np.arange(3), section)  # [H/2]: which position drives a frequency
-    chosen = jnp.take(positions.astype(jnp.float32), axis, axis=0)  # [H/2, B, L]
-    return _turn(jnp.moveaxis(chosen, 0, -1) * inverse)
+    chosen = jnp.take(positions.astype(jnp.float32), axis, axis=1)  # [B, H/2, L]
+    return _cos_sin(chosen.swapaxes(1, 2) * inverse)
 
 
-def _turn(angles):
+def _cos_sin(angles):
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def rotate(x: Float[Array, "*B L N H"], turns: Float[Array, "*B L H"]) -> Float[Array, "*B L N H"]:
+def rotate(
+    x: Float[Array, "*B L N H"], cos_sin: Float[Array, "*B L H"]
+) -> Float[Array, "*B L N H"]:
     """Rotates each pair (i, i + H/2) of every head by its angle, in float32."""
-    cos, sin = jnp.split(turns[..., None, :], 2, axis=-1)
+    cos, sin = jnp.split(cos_sin[..., None, :], 2, axis=-1)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -12,13 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from gve_jax.checkpoints import hf_config
 from gve_jax.model import rope
 from gve_jax.model.attention import attend
-from gve_jax.model.config import VisionConfig
-from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, by_rows, permute, scan_layers, stack
-
-MEAN, STD = np.array(hf_config.MEAN, np.float32), np.array(hf_config.STD, np.float32)
+from gve_jax.model.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
+from gve_jax.model.layers import Linear, RMSNorm, SwiGLU, permute, scan_layers, shard_batch, stack
 
 
 class Attention(nnx.Module):
@@ -29,12 +26,12 @@ class Attention(nnx.Module):
         self.proj = Linear(width, width, bias=True, dtype=dtype, rngs=rngs)
         self.heads = cfg.num_heads
 
-    def __call__(self, x, turns, mask, windows, is_full):
-        """x [G, P, D], turns [G, P, H], mask [G, P]; G counts frame pairs of the whole batch."""
+    def __call__(self, x, cos_sin, mask, windows, is_full):
+        """x [G, P, D], cos_sin [G, P, H], mask [G, P]; G counts frame pairs of the whole batch."""
         pairs, patches, width = x.shape
         qkv = self.qkv(x).reshape(pairs, patches, 3, self.heads, width // self.heads)
         query, key, value = (qkv[:, :, i] for i in range(3))
-        query, key = rope.rotate(query, turns), rope.rotate(key, turns)
+        query, key = rope.rotate(query, cos_sin), rope.rotate(key, cos_sin)
 
         def full(q, k, v):
             mixed = attend(q, k, v, keys=mask, kernel=self.kernel)
@@ -65,8 +62,8 @@ class Block(nnx.Module):
         self.attn = Attention(cfg, dtype=dtype, kernel=kernel, rngs=rngs)
         self.mlp = SwiGLU(cfg.hidden_size, cfg.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, turns, mask, windows, is_full):
-        x = x + self.attn(self.norm1(x), turns, mask, windows, is_full)
+    def __call__(self, x, cos_sin, mask, windows, is_full):
+        x = x + self.attn(self.norm1(x), cos_sin, mask, windows, is_full)
         return x + self.mlp(self.norm2(x))
 
 
@@ -116,13 +113,13 @@ class VisionTower(nnx.Module):
         `window_side`**2 slots a window, -1 where a window at the edge has none.
         """
         cfg = self.cfg
-        x = by_rows(self.patch_embed(normalise(patches, cfg).astype(self.dtype)))
-        turns = rope.vision_turns(coords, cfg.hidden_size // cfg.num_heads, cfg.rope_theta)
+        x = shard_batch(self.patch_embed(normalise(patches, cfg).astype(self.dtype)))
+        cos_sin = rope.vision_cos_sin(coords, cfg.hidden_size // cfg.num_heads, cfg.rope_theta)
         is_full = np.isin(np.arange(cfg.depth), cfg.fullatt_block_indexes)
         windows = (window_slots, window_inverse, cfg.window_side**2)
 
         def body(block, x, full):
-            return by_rows(block(x, turns, mask, windows, full))
+            return shard_batch(block(x, cos_sin, mask, windows, full))
 
         x = scan_layers(self.blocks, x, body, jnp.asarray(is_full), remat=self.remat)
         return self.merger(x)
@@ -131,5 +128,6 @@ class VisionTower(nnx.Module):
 def normalise(patches: UInt8[Array, "*B C"], cfg: VisionConfig) -> Float[Array, "*B C"]:
     """uint8 levels -> the reference's normalised float32 pixels; a patch is channel-major."""
     repeat = cfg.patch_dim // cfg.in_channels
-    mean, std = np.repeat(MEAN, repeat) * 255, np.repeat(STD, repeat) * 255
+    mean = np.repeat(np.float32(PIXEL_MEAN), repeat) * 255
+    std = np.repeat(np.float32(PIXEL_STD), repeat) * 255
     return (patches.astype(jnp.float32) - mean) / std

@@ -23,7 +23,7 @@ from gve_jax.inputs.preprocess import Row
 from gve_jax.media.isolation import Failure, Isolated
 from gve_jax.media.item import Item
 from gve_jax.media.quarantine import failure
-from gve_jax.model.embedder import Batch
+from gve_jax.model.batch import Batch
 from gve_jax.streams.sources import Sources
 
 _DIED = re.compile(r"Worker process was terminated .* exit code (-?\d+)")

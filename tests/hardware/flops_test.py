@@ -10,8 +10,9 @@ import pytest
 from gve_jax.hardware import flops
 from gve_jax.hardware.chips import CHIPS, of_kind
 from gve_jax.learning.state import join, split
+from gve_jax.model.batch import Batch
 from gve_jax.model.config import LoraConfig, ModelConfig
-from gve_jax.model.embedder import Batch, init_params, make_embed
+from gve_jax.model.embedder import init_params, make_embed
 
 CFG = ModelConfig.from_dict(
     dict(

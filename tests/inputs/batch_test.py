@@ -49,8 +49,8 @@ def test_padding_and_fields(rows):
         count = batch["length"][b]
         assert count == len(row.tokens)
         np.testing.assert_array_equal(batch["tokens"][b, :count], row.tokens)
-        np.testing.assert_array_equal(batch["positions"][:, b, :count], row.positions)
-        assert not batch["tokens"][b, count:].any() and not batch["positions"][:, b, count:].any()
+        np.testing.assert_array_equal(batch["positions"][b, :, :count], row.positions)
+        assert not batch["tokens"][b, count:].any() and not batch["positions"][b, :, count:].any()
         assert (batch["visual_slots"][b, count:] == -1).all()
         for f in range(bucket.pairs):
             used = len(row.patches[f]) if f < len(row.patches) else 0

@@ -94,9 +94,9 @@ def test_packed_rows_taken_apart_are_the_items(share):
                 mine = own | (arrays["segments"][b] == 0)
                 np.testing.assert_array_equal(arrays["tokens"][b, mine], rows[index].tokens)
                 np.testing.assert_array_equal(
-                    arrays["positions"][:, b, mine], rows[index].positions
+                    arrays["positions"][b][:, mine], rows[index].positions
                 )
-                assert arrays["places"][b, number] == np.flatnonzero(own)[-1]
+                assert arrays["last_token"][b, number] == np.flatnonzero(own)[-1]
                 if index in visuals:
                     where = np.flatnonzero(mine)[rows[index].visual_tokens]
                     assert arrays["visual_mask"][b, where].all()

@@ -17,15 +17,15 @@ def draw(seed, batch=2, length=5, count=7, heads=4, groups=2, size=8):
     return q, k, v, rng.random((batch, count)) < 0.6
 
 
-def by_rows(q, k, v, keys, causal, places=None, segments=None):
+def by_rows(q, k, v, keys, causal, query_positions=None, segments=None):
     """Attention of one row and head at a time, in float64."""
     out = np.zeros(q.shape)
     shared = q.shape[2] // k.shape[2]
     for b, i, n in np.ndindex(*q.shape[:3]):
-        place = i if places is None else places[b, i]
-        seen = keys[b] & (np.arange(k.shape[1]) <= (place if causal else np.inf))
+        position = i if query_positions is None else query_positions[b, i]
+        seen = keys[b] & (np.arange(k.shape[1]) <= (position if causal else np.inf))
         if segments is not None:
-            seen &= np.isin(segments[b], (0, segments[b, place]))
+            seen &= np.isin(segments[b], (0, segments[b, position]))
         seen = np.flatnonzero(seen)
         scores = k[b, seen, n // shared].astype(float) @ q[b, i, n] / np.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max())
@@ -60,25 +60,29 @@ def test_sequences_side_by_side_see_themselves_and_what_they_share():
 
 
 @pytest.mark.parametrize("with_segments", [False, True])
-def test_rows_at_places_are_those_rows(with_segments):
+def test_queries_at_given_positions_equal_those_rows(with_segments):
     q, k, v, _ = draw(6, length=11, count=11)
     segments = jnp.asarray(draw_segments(2, 11)) if with_segments else None
-    places = np.array([[8, 4, 0], [10, 1, 1]])
-    asks = np.take_along_axis(q, places[..., None, None], axis=1)
-    found = attend(asks, k, v, causal=True, places=jnp.asarray(places), segments=segments)
+    query_positions = np.array([[8, 4, 0], [10, 1, 1]])
+    subset = np.take_along_axis(q, query_positions[..., None, None], axis=1)
+    found = attend(
+        subset, k, v, causal=True, query_positions=jnp.asarray(query_positions), segments=segments
+    )
     whole = attend(q, k, v, causal=True, segments=segments)
     np.testing.assert_allclose(
-        found, np.take_along_axis(np.asarray(whole), places[..., None, None], axis=1), atol=1e-6
+        found,
+        np.take_along_axis(np.asarray(whole), query_positions[..., None, None], axis=1),
+        atol=1e-6,
     )
     np.testing.assert_allclose(
         found,
         by_rows(
-            asks,
+            subset,
             k,
             v,
             np.ones((2, 11), bool),
             True,
-            places,
+            query_positions,
             np.asarray(segments) if with_segments else None,
         ),
         atol=1e-5,
@@ -158,16 +162,16 @@ def test_the_platform_is_that_of_the_mesh_also_within_a_trace(mesh):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [None, "keys", "segments"])
-def test_cudnn_takes_the_masks_it_is_given(monkeypatch, masked, causal):
+def test_cudnn_takes_the_msubset_it_is_given(monkeypatch, masked, causal):
     """Traced, not run: without a GPU, what JAX checks of cuDNN's arguments is all there is."""
     module = "jax._src.cudnn.fused_attention_stablehlo"
     monkeypatch.setattr(f"{module}.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(f"{module}.check_compute_capability", lambda _: True)
     arrays = [jax.ShapeDtypeStruct((2, 3, 40, heads, 16), jnp.bfloat16) for heads in (4, 2, 2)]
     dtype = {"keys": jnp.bool_, "segments": jnp.int32}.get(masked)
-    masks = {masked: jax.ShapeDtypeStruct((2, 3, 40), dtype)} if masked else {}
+    msubset = {masked: jax.ShapeDtypeStruct((2, 3, 40), dtype)} if masked else {}
 
-    def run(q, k, v, **masks):
-        return attend(q, k, v, kernel="cudnn", causal=causal, **masks)
+    def run(q, k, v, **msubset):
+        return attend(q, k, v, kernel="cudnn", causal=causal, **msubset)
 
-    assert jax.eval_shape(run, *arrays, **masks).shape == (2, 3, 40, 4, 16)
+    assert jax.eval_shape(run, *arrays, **msubset).shape == (2, 3, 40, 4, 16)

@@ -15,12 +15,10 @@ from gve_jax.inputs.packing import collate_decode, collate_tower, make_plan
 from gve_jax.inputs.positions import mrope_positions
 from gve_jax.inputs.preprocess import InputSpec, Row
 from gve_jax.media.pixels import patchify
+from gve_jax.model.batch import Batch, Frames, Packed
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import (
-    Batch,
     Embedder,
-    Frames,
-    Packed,
     abstract_state,
     init_params,
     make_embed,

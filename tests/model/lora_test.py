@@ -273,11 +273,11 @@ def test_a_scanned_decoder_equals_its_layers_one_by_one(params, key):
     if key is not None:
         lora.enable_dropout(model, key)
     x = golden.draw("x", (2, 12, CFG.text.hidden_size))
-    positions = jnp.broadcast_to(jnp.arange(12), (3, 2, 12))
+    positions = jnp.broadcast_to(jnp.arange(12), (2, 3, 12))
     expected = model.language(x, positions)
 
     text = CFG.text
-    turns = rope.text_turns(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    turns = rope.mrope_cos_sin(positions, text.head_dim, text.rope_theta, text.mrope_section)
     layers, stacked = nnx.split(model.language.layers)
     for i in range(text.num_hidden_layers):
         x = nnx.merge(layers, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))(x, turns)
