@@ -129,8 +129,7 @@ def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
         assert reason in failure["reason"] and failure["path"].endswith(f"of {failure['id']}")
     for side in ("query", "positive"):
         for name, array in batch[side].items():
-            rows = (slice(None), [0, 5]) if name == "positions" else [0, 5]
-            np.testing.assert_array_equal(array[rows], expected[side][name][rows])
+            np.testing.assert_array_equal(array[[0, 5]], expected[side][name][[0, 5]])
 
 
 @situation(
