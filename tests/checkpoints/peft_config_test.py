@@ -9,15 +9,15 @@ import re
 import jax
 import numpy as np
 import pytest
-from tests.adapters_test import CFG, NUMBERS, edit, rewrite, tensors_of
 
 from gve_jax.checkpoints.peft import WEIGHTS, _places, read_adapter, write_adapter
 from gve_jax.checkpoints.peft_config import CONFIG, read_config
 from gve_jax.errors import UserError
-from tests import adapters_test
+from tests.checkpoints import peft_test
+from tests.checkpoints.peft_test import CFG, NUMBERS, edit, rewrite, tensors_of
 from tests.situations import situation
 
-pefts = adapters_test.pefts
+pefts = peft_test.pefts
 
 # `peft.LoraConfig` of peft 0.21.2: every field that it saves, with its default.
 DEFAULTS = {
@@ -303,7 +303,7 @@ def test_modules_that_cannot_be_matched_name_their_field(pefts, fields, named):
     ],
 )
 def test_all_linear_is_what_peft_adapts(pefts, fields):
-    directory = pefts("linear")  # whose vectors adapters_test compares with PEFT's
+    directory = pefts("linear")  # whose vectors peft_test compares with PEFT's
     expected = read_adapter(directory, CFG)
     edit(directory, **fields)
     cfg, adapters = read_adapter(directory, CFG)

@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tests.tokenizer_test import edit, swap
 from tokenizers import Tokenizer
 
 from gve_jax import GVE
@@ -15,6 +14,7 @@ from gve_jax.checkpoints.pretrained import open_pretrained
 from gve_jax.distributed.sharding import make_mesh
 from gve_jax.errors import UserError
 from tests import checkpoint_files
+from tests.inputs.tokenizer_test import edit, swap
 from tests.situations import situation
 
 
