@@ -86,9 +86,9 @@ def measure(folder: Path, args) -> dict:
         rows = {str(c): _once(folder, raw, url, c, args) for c in args.concurrency}
         last = rows[str(args.concurrency[-1])]
         made = _job(folder / "pairs", raw, url, args.concurrency[-1], args)
-        usage = runs.usage_of(made.work)[0]
+        usage = runs.read_usage(made.work)[0]
         synthesize(made)
-        if runs.usage_of(made.work)[0] != usage:
+        if runs.read_usage(made.work)[0] != usage:
             raise UserError("synth: the second run has asked the server")
         shutil.rmtree(made.output)  # the answers are still there
         began = time.perf_counter()
@@ -169,10 +169,8 @@ def _taking() -> list[float]:
 
         return call
 
-    for name in ("whole", "span"):
-        plain = getattr(Decoder, f"plain_{name}", None) or getattr(Decoder, name)
-        setattr(Decoder, f"plain_{name}", plain)
-        setattr(Decoder, name, timed(plain))
+    Decoder.plain_decode = getattr(Decoder, "plain_decode", Decoder.decode)
+    Decoder.decode = timed(Decoder.plain_decode)
     return seconds
 
 
