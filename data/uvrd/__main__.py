@@ -1,16 +1,16 @@
-"""`python -m data.uvrd --config configs/uvrd.py --input FILE|DIR --output DIR --server URL --model
-NAME`: see docs/uvrd.md.
+"""Synthesizes training pairs from raw videos; see docs/uvrd.md:
 
-Killed at any time, the same command goes on; repeated, it does nothing. What follows `--beam` is
-for Apache Beam: `--beam --runner=FlinkRunner ...`. Exit status: 0 done; 2 a mistake, named in a
-line.
+    python -m data.uvrd --config configs/uvrd.py --input PATH --output DIR --server URL --model NAME
+
+Repeating the command resumes after an interruption, and does nothing once the output is complete.
+Arguments after `--beam` are passed to Apache Beam: `--beam --runner=FlinkRunner ...`. Exit status:
+0 on success, 2 on a user's mistake.
 """
 
 import shlex
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,56 +21,57 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from gve_jax.cli import parse_arguments
 from gve_jax.errors import UserError, run_cli
 from gve_jax.storage.filesystem import as_local_path
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The settings: configs/uvrd.py.")
-_INPUT = flags.DEFINE_string("input", None, "A .jsonl or .parquet file, or a folder.")
-_OUTPUT = flags.DEFINE_string("output", None, "The directory of pairs to make.")
-_SERVER = flags.DEFINE_string("server", "http://127.0.0.1:8000/v1", "An OpenAI-compatible server.")
-_MODEL = flags.DEFINE_string("model", None, "The model's name there.")
-_EMBEDDER = flags.DEFINE_string(
-    "embedder", "", "A GVE's directory or Hub id; none compares no captions."
-)
-_ROOT = flags.DEFINE_string("media_root", None, "The folder that paths start from and stay in.")
-_CACHE = flags.DEFINE_string("cache", None, "The folder of answers and vectors: OUTPUT.work/cache.")
-_LICENSE = flags.DEFINE_string("license", "", "For the card, as an identifier: cc-by-4.0.")
+_COMMAND = "python -m data.uvrd"
+_OPTIONS = {
+    "input": (None, "a .jsonl or .parquet file, or a folder (required)"),
+    "output": (None, "directory of pairs to write (required)"),
+    "server": ("http://127.0.0.1:8000/v1", "base URL of an OpenAI-compatible server"),
+    "model": (None, "the model's name on the server (required)"),
+    "embedder": ("", "directory or Hub id of a GVE that compares captions and videos"),
+    "media_root": (None, "folder that relative paths start from (default: that of the input)"),
+    "cache": (None, "folder of answers and vectors (default: OUTPUT.work/cache)"),
+    "license": ("", "identifier for the dataset card, such as cc-by-4.0"),
+}
 
 
 def main() -> None:
     arguments, beam = sys.argv, None
     if "--beam" in arguments:
-        place = arguments.index("--beam")
-        arguments, beam = arguments[:place], arguments[place + 1 :]
+        split = arguments.index("--beam")
+        arguments, beam = arguments[:split], arguments[split + 1 :]
+    values = flags.FlagValues()
+    for name, (default, text) in _OPTIONS.items():
+        flags.DEFINE_string(name, default, text, flag_values=values)
     if {"-h", "--help"} & set(arguments[1:]):
         print(__doc__.strip() + "\n")
-        print(flags.FLAGS.module_help(sys.modules[__name__]))
+        print("  --config FILE[:FORM]: the configuration; --config.FIELD=VALUE overrides a field")
+        for name, (default, text) in _OPTIONS.items():
+            print(f"  --{name}: {text}" + (f" (default: {default})" if default else ""))
         return
-    try:
-        rest = flags.FLAGS(arguments)[1:]
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(_told(error, arguments)) from error
-    if rest:
-        raise UserError(f"unknown argument {rest[0]!r}")
-    for flag in ("config", "input", "output", "model"):
-        if not getattr(flags.FLAGS, flag):
-            raise UserError(f"--{flag} is missing; see python -m data.uvrd --help")
+    config = parse_arguments(arguments, values, _COMMAND)
+    for name in ("input", "output", "model"):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing; see {_COMMAND} --help")
 
     from data.uvrd import card, page
     from data.uvrd.run import Job, synthesize
     from data.uvrd.settings import Settings
 
-    output = as_local_path(_OUTPUT.value).resolve()
+    output = as_local_path(values.output).resolve()
     job = Job(
-        source=as_local_path(_INPUT.value).resolve(),
+        source=as_local_path(values.input).resolve(),
         output=output,
-        server=_SERVER.value,
-        model=_MODEL.value,
-        settings=Settings.of(_CONFIG.value),
-        embedder=_EMBEDDER.value,
-        root=as_local_path(_ROOT.value).resolve() if _ROOT.value else None,
-        cache=as_local_path(_CACHE.value).resolve() if _CACHE.value else None,
-        license=_LICENSE.value,
+        server=values.server,
+        model=values.model,
+        settings=Settings.of(config),
+        embedder=values.embedder,
+        root=as_local_path(values.media_root).resolve() if values.media_root else None,
+        cache=as_local_path(values.cache).resolve() if values.cache else None,
+        license=values.license,
         command=shlex.join(["python", "-m", "data.uvrd", *sys.argv[1:]]),
     )
     with _progress() as progress:
@@ -78,19 +79,6 @@ def main() -> None:
         manifest = synthesize(job, lambda count: progress.advance(bar, count), beam=beam)
     print("\n".join(card.lines(manifest)))
     print(f"{output}: {sum(manifest['tally']['pairs'].values())} pairs; {output / page.FILE}")
-
-
-def _told(error: Exception, arguments: list[str]) -> str:
-    """A refused argument in one line: of an unknown field ml_collections says the bare name, of an
-    unknown form it gives a traceback."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    for argument in arguments:
-        field = argument.partition("=")[0]
-        if text.strip("'\"") == field.split(".")[-1]:
-            return f"{field}: unknown field"
-    return text.rpartition("Error: ")[2] if "Traceback" in text else text
 
 
 def _progress() -> Progress:

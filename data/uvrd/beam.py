@@ -1,4 +1,4 @@
-"""The same parts as a pipeline of Apache Beam: a worker a part, on one machine or many."""
+"""Runs the parts in an Apache Beam pipeline and writes the output with TFDS."""
 
 import asyncio
 import contextlib
@@ -9,9 +9,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data.uvrd.compose import ASKED
 from data.uvrd.part import Parts, make_part
-from data.uvrd.run import DESCRIPTION, Job, add_usage, split
+from data.uvrd.run import DESCRIPTION, Job, split_name
 from gve_jax.errors import UserError
 from gve_jax.streams.pairs import pair_features
 
@@ -31,29 +30,24 @@ def _options(arguments: list[str]) -> PipelineOptions:
 
 
 def make_parts(job: Job, arguments: list[str]) -> int:
-    """Makes the parts that are missing; the number of all. The work folder and the input must be
-    the same files on every worker."""
+    """Makes the missing parts; returns the number of all parts.
+
+    The work folder and the input must be the same files on every worker."""
     missing, total = [], 0
     for number, entries in job.entries():
         total = number + 1
-        if not job.parts.done(number):
+        if not job.parts.is_done(number):
             missing.append((number, entries))
     if missing:
-        asyncio.run(_check(job))
+        asyncio.run(job.check_server())
         with beam.Pipeline(options=_options(arguments)) as pipeline:
             (
                 pipeline
                 | beam.Create(missing)
-                | beam.Reshuffle()  # each part on its own: one that fails is done again elsewhere
+                | beam.Reshuffle()  # no fusion: a failed part is retried alone
                 | beam.ParDo(_MakePart(job))
             )
     return total
-
-
-async def _check(job: Job) -> None:
-    async with job.workshop(None) as shop:
-        if any(job.settings.pairs[name] for name in ASKED):
-            await shop.server.check()
 
 
 class _MakePart(beam.DoFn):
@@ -65,27 +59,24 @@ class _MakePart(beam.DoFn):
 
     def process(self, element):
         number, entries = element
-        if not self._job.parts.done(number):  # else made before the worker that made it was lost
+        if not self._job.parts.is_done(number):  # else a worker made it and was lost afterwards
             asyncio.run(self._make(number, entries))
 
     async def _make(self, number: int, entries: list) -> None:
-        async with self._job.workshop(self._embedder) as shop:
-            try:
-                await make_part(number, entries, shop, self._job.parts)
-            finally:
-                add_usage(self._job.work, shop)
+        async with self._job.context(self._embedder) as ctx:
+            await make_part(number, entries, ctx, self._job.parts)
 
 
 def write_splits(
     building: Path, parts: Parts, names: list[str], total: int, arguments: list[str]
 ) -> None:
-    """The parts' records -> the directory, written and shuffled by TFDS."""
+    """Writes the parts' records to BUILDING/pairs, shuffled by TFDS."""
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()
-    generate = {split(name): lambda name=name: _Records(parts, name, total) for name in names}
+    generate = {split_name(name): lambda name=name: _read(parts, name, total) for name in names}
     builder = Synthesized(generate=generate, data_dir=str(building / "tfds"))
     config = tfds.download.DownloadConfig(beam_options=_options(arguments), try_download_gcs=False)
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes, for now
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the temporary directory
         builder.download_and_prepare(download_config=config)
     Path(builder.data_dir).rename(building / "pairs")
 
@@ -94,7 +85,7 @@ class Synthesized(tfds.core.GeneratorBasedBuilder):
     """Writes the directory of synthesized pairs.
 
     Args:
-      generate: by split, what makes its transform of Apache Beam, of (key, record).
+      generate: by split, a function that returns a Beam transform to (key, record).
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -115,23 +106,14 @@ class Synthesized(tfds.core.GeneratorBasedBuilder):
         raise NotImplementedError  # `generate` does it
 
 
-class _Records(beam.PTransform):
+@beam.ptransform_fn
+def _read(begin, parts: Parts, name: str, total: int):
     """(id, record) of all pairs of a type."""
-
-    def __init__(self, parts: Parts, name: str, total: int):
-        super().__init__()
-        self._parts, self._name, self._total = parts, name, total
-
-    def expand(self, begin):
-        return (
-            begin
-            | beam.Create(range(self._total))
-            | beam.Reshuffle()
-            | beam.FlatMap(_read, self._parts, self._name)
-        )
+    numbers = begin | beam.Create(range(total)) | beam.Reshuffle()
+    return numbers | beam.FlatMap(_read_part, parts, name)
 
 
-def _read(number: int, parts: Parts, name: str) -> Iterator[tuple[str, dict]]:
+def _read_part(number: int, parts: Parts, name: str) -> Iterator[tuple[str, dict]]:
     features = pair_features()
     for data in parts.records(number, name):
         record = features.deserialize_example_np(data)

@@ -1,75 +1,96 @@
-"""The README.md of a directory of synthesized pairs; its head is what dataset hubs read."""
+"""The dataset card (README.md) of synthesized pairs, and a summary for the terminal."""
 
 from data.uvrd.part import STAGES
 from data.uvrd.settings import TYPES
 
+_CARD = """---
+license: {license}
+---
+
+# {name}
+
+Training pairs synthesized from raw videos by V-SynFlow's stages (arXiv 2510.27571, section 3.2): \
+ArrayRecord through TFDS, one split per type, read by `gve_jax.streams.pairs`. Each pair's \
+history (source, span, prompt, model, sampling, scores) is the line with its id in \
+`history.jsonl`; rejects are in `rejects.jsonl`, unreadable videos in `quarantine.jsonl`; \
+`samples.html` shows samples.
+
+Texts are the answers of `{model}` to frames and captions. They may be wrong and inherit the \
+errors of that model and of the captions.
+
+| source | requested | pairs |
+| --- | ---: | ---: |
+{types}
+
+| stage | videos |
+| --- | ---: |
+{stages}
+
+Captions were compared with videos by: {embedder}.
+The model was called {usage[calls]:,} times; {usage[cached]:,} answers came from the cache; \
+{usage[prompt_tokens]:,} tokens in, {usage[completion_tokens]:,} out; cost {cost:.2f}.
+
+| prompt | version | digest |
+| --- | --- | --- |
+{prompts}
+
+License given for this dataset: {given_license}. The videos keep their own license.
+
+Made by:
+
+    {command}
+"""
+_REJECTS = """
+Rejects:
+
+| stage: reason | count |
+| --- | ---: |
+{rejects}
+"""
+
 
 def text(name: str, manifest: dict, license: str, command: str) -> str:
-    asked, tally, usage = manifest["asked"], manifest["tally"], manifest["usage"]
-    rows = []
-    for type in TYPES:
-        if tally["asked"].get(type):
-            rows.append(
-                f"| {type}_uvrd | {tally['asked'][type]:,} | {tally['pairs'].get(type, 0):,} |"
-            )
-    rejects = sorted(tally["rejects"].items(), key=lambda entry: -entry[1])
-    prompts = [
-        f"| {one['name']} | {one['version']} | {one['digest']} |"
-        for one in asked["prompts"].values()
-    ]
-    parts = [
-        f"---\nlicense: {license or 'unknown'}\n---\n",
-        f"# {name}\n",
-        "Training pairs synthesized from raw videos by V-SynFlow's stages (arXiv 2510.27571, "
-        "section 3.2): ArrayRecord through TFDS, one split a type, as `gve_jax.streams.pairs` "
-        "reads them. Each pair's history (source, span, prompt, model, sampling, scores) is the "
-        "line of its id in `history.jsonl`; what was rejected is in `rejects.jsonl`, what could "
-        "not be read in `quarantine.jsonl`; `samples.html` shows some of it.\n",
-        f"Texts are the answers of `{asked['model']}` to frames and captions: they may be wrong, "
-        "and inherit what that model and the captions got wrong.\n",
-        "| source | asked | pairs |",
-        "| --- | ---: | ---: |",
-        *rows,
-        "",
-        "| stage | videos |",
-        "| --- | ---: |",
-        *(f"| {stage} | {tally['funnel'].get(stage, 0):,} |" for stage in STAGES),
-        "",
-        f"Captions were compared with videos by: {asked['embedder'] or 'nothing'}.",
-        f"The model was called {usage['calls']:,} times and answered from the cache "
-        f"{usage['cached']:,} times; {usage['prompt_tokens']:,} tokens in, "
-        f"{usage['completion_tokens']:,} out; cost {manifest['cost']:.2f}.\n",
-        "| prompt | version | digest |",
-        "| --- | --- | --- |",
-        *prompts,
-        "",
-        f"Licence, as given by who made them: {license or 'none was given'}. That of the videos is "
-        "theirs.\n",
-        "Made by:\n",
-        f"    {command}\n",
-    ]
-    if rejects:
-        parts += [
-            "What was rejected:\n",
-            "| stage: reason | count |",
-            "| --- | ---: |",
-            *(f"| {reason} | {count:,} |" for reason, count in rejects),
-        ]
-    return "\n".join(parts).rstrip() + "\n"
+    asked, tally = manifest["asked"], manifest["tally"]
+    rows = (
+        f"| {type}_uvrd | {count:,} | {tally['pairs'].get(type, 0):,} |"
+        for type in TYPES
+        if (count := tally["asked"].get(type))
+    )
+    prompts = asked["prompts"].values()
+    prompt_rows = (f"| {p['name']} | {p['version']} | {p['digest']} |" for p in prompts)
+    card = _CARD.format(
+        license=license or "unknown",
+        name=name,
+        model=asked["model"],
+        types="\n".join(rows),
+        stages="\n".join(f"| {s} | {tally['funnel'].get(s, 0):,} |" for s in STAGES),
+        embedder=asked["embedder"] or "nothing",
+        usage=manifest["usage"],
+        cost=manifest["cost"],
+        prompts="\n".join(prompt_rows),
+        given_license=license or "none",
+        command=command,
+    )
+    if rejects := _by_count(tally["rejects"]):
+        card += _REJECTS.format(rejects="\n".join(f"| {why} | {n:,} |" for why, n in rejects))
+    return card
 
 
 def lines(manifest: dict) -> list[str]:
-    """The sum for a terminal."""
+    """The summary for a terminal."""
     tally, usage = manifest["tally"], manifest["usage"]
-    made = ", ".join(f"{tally['pairs'][t]} {t}" for t in TYPES if tally["pairs"].get(t))
-    passed = ", ".join(f"{tally['funnel'].get(stage, 0)} {stage}" for stage in STAGES)
-    rejects = sorted(tally["rejects"].items(), key=lambda entry: -entry[1])
-    lost = ", ".join(f"{count} {reason!r}" for reason, count in rejects) or "none"
+    pairs = ", ".join(f"{tally['pairs'][t]} {t}" for t in TYPES if tally["pairs"].get(t))
+    funnel = ", ".join(f"{tally['funnel'].get(stage, 0)} {stage}" for stage in STAGES)
+    rejects = ", ".join(f"{n} {why!r}" for why, n in _by_count(tally["rejects"])) or "none"
     return [
-        f"pairs: {made}",
-        f"funnel: {passed}",
-        f"rejects: {lost}",
-        f"model: {usage['calls']} calls, {usage['cached']} answers of the cache, "
+        f"pairs: {pairs}",
+        f"funnel: {funnel}",
+        f"rejects: {rejects}",
+        f"model: {usage['calls']} calls, {usage['cached']} answers from the cache, "
         f"{usage['prompt_tokens']:,} tokens in, {usage['completion_tokens']:,} out, cost "
         f"{manifest['cost']:.2f}",
     ]
+
+
+def _by_count(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda entry: -entry[1])

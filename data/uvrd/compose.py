@@ -1,4 +1,4 @@
-"""One video that has passed all filters -> its pairs, each with its history."""
+"""Composes the training pairs of one video that passed all filters, each with its history."""
 
 import asyncio
 import dataclasses
@@ -8,33 +8,33 @@ from collections.abc import Awaitable, Callable
 
 from data.pairs.rows import Reject
 from data.uvrd import pictures, prompts, text
+from data.uvrd.client import Answer, ModelClient
 from data.uvrd.pictures import Clip, Decoder
-from data.uvrd.server import Answer, Server
 from data.uvrd.settings import KINDS, PROFILES, TYPES, Settings
 from data.uvrd.source import Entry
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.media.isolation import Failure
 
-SOURCE = "uvrd"  # of a split's name: T2V_uvrd
-_SHOWN_QUALITY = 85  # of the JPEGs that the model is shown
-# The prompt that a type's texts are the answer of; the others need no model.
-ASKED = {
+SOURCE = "uvrd"  # suffix of split names: T2V_uvrd
+_JPEG_QUALITY = 85  # of the frames sent to the model
+# The prompt that gives a type's texts; the other types need no model.
+PROMPTS = {
     "T2V": "video_captions",
     "T2T": "video_captions",
     "T2I": "frame_captions",
     "TI2V": "image_query",
     "TV2V": "clip_query",
 }
-# A query's instruction: that of the set of UVRB which asks the same way.
-_BY_KIND = {
+# Instructions of queries: those of the UVRB set with the same kind of query.
+_SET_BY_KIND = {
     "summary": "MSRVTT",
     "spatio_temporal": "VDC-D",
     "abstract": "LoVR-TH",
     "keywords": "PEV-K",
     "partial": "DREAM-E",
 }
-_BY_TYPE = {"TI2V": "MS-TI", "TV2V": "MS-TV", "I2V": "MSRVTT-I2V", "V2V": "LoVR-C2V"}
-_OWN = {
+_SET_BY_TYPE = {"TI2V": "MS-TI", "TV2V": "MS-TV", "I2V": "MSRVTT-I2V", "V2V": "LoVR-C2V"}
+_NOT_IN_UVRB = {
     "T2T": "Find the text that describes the same scene.",
     "T2I": "Find the image according to the text description.",
 }
@@ -42,7 +42,7 @@ _OWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """An entry after the filters; `caption` is put right, `scores` are what it was judged by."""
+    """An entry that passed the filters, with its rectified caption and the filters' scores."""
 
     entry: Entry
     data: bytes
@@ -53,42 +53,43 @@ class Video:
 
 
 @dataclasses.dataclass
-class Made:
-    """Pairs as (type, record, history), and rejects as (stage, reason, detail)."""
+class Composed:
+    """Pairs as (type, record, history), and rejects as (type, reason, detail)."""
 
     pairs: list[tuple[str, dict, dict]] = dataclasses.field(default_factory=list)
     rejects: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
 
 
-def share(rate: float, index: int, offset: float) -> int:
-    """How many of the pairs of a type the video `index` is asked for: any N videos in a row get
-    `rate * N` of them, rounded one way or the other."""
+def count_at(rate: float, index: int, offset: float) -> int:
+    """The number of pairs of a type for the video `index`: any N consecutive videos get
+    `rate * N` of them, rounded up or down."""
     return math.floor((index + 1) * rate + offset) - math.floor(index * rate + offset)
 
 
-def wanted(index: int, settings: Settings) -> dict[str, int]:
+def pair_counts(index: int, settings: Settings) -> dict[str, int]:
+    """How many pairs of each type to compose from the video `index`."""
     offsets = random.Random(f"{settings.seed}:offsets")
-    return {name: share(settings.pairs[name], index, offsets.random()) for name in TYPES}
+    return {name: count_at(settings.pairs[name], index, offsets.random()) for name in TYPES}
 
 
 async def compose(
     video: Video,
-    server: Server,
+    client: ModelClient,
     decoder: Decoder,
     settings: Settings,
     run: Callable[..., Awaitable],
-) -> Made:
-    """All that is asked of one video. `run` runs a function elsewhere, as `asyncio.to_thread`."""
-    return await _Composer(video, server, decoder, settings, run).make()
+) -> Composed:
+    """All pairs of one video; `run` runs a blocking function, as `asyncio.to_thread` does."""
+    return await _Composer(video, client, decoder, settings, run).compose()
 
 
 class _Composer:
-    def __init__(self, video, server, decoder, settings, run):
-        self.video, self.server, self.decoder = video, server, decoder
-        self.settings, self._run, self.made = settings, run, Made()
-        self._frames: asyncio.Future | None = None  # as the model is shown them
+    def __init__(self, video, client, decoder, settings, run):
+        self.video, self.client, self.decoder = video, client, decoder
+        self.settings, self._run, self.composed = settings, run, Composed()
+        self._overview: asyncio.Future | None = None  # JPEGs of the whole video
         entry = video.entry
-        # Each kind of draw has its own generator: one more pair of a type moves no other's draws.
+        # One generator per type: another number of pairs of one type changes no draws of others.
         self._rng = {
             name: random.Random(f"{settings.seed}:{entry.id}:{name}")
             for name in (*TYPES, "profile")
@@ -97,124 +98,101 @@ class _Composer:
         self.profile = draw.choices(PROFILES, [settings.profiles[p] for p in PROFILES])[0]
         self.readability = draw.choice(tuple(settings.readability))
         self.education = draw.choice(tuple(settings.education))
-        self.count = wanted(entry.index, settings)
+        self.count = pair_counts(entry.index, settings)
 
-    async def make(self) -> Made:
+    async def compose(self) -> Composed:
         jobs = []
         if self.count["T2V"] or self.count["T2T"]:
-            jobs.append(self._texts())
+            jobs.append(self._caption_pairs())
         for name, job in (
-            ("T2I", self._image),
+            ("T2I", self._text_to_image),
             ("TI2V", self._image_query),
             ("TV2V", self._clip_query),
-            ("I2V", self._frame),
-            ("V2V", self._part),
+            ("I2V", self._frame_to_video),
+            ("V2V", self._clip_to_video),
         ):
             jobs += [self._one(name, number, job) for number in range(self.count[name])]
         for error in await asyncio.gather(*jobs, return_exceptions=True):
             if isinstance(error, BaseException):
                 raise error
-        self.made.pairs.sort(key=lambda pair: (TYPES.index(pair[0]), pair[1]["id"]))
-        return self.made
+        self.composed.pairs.sort(key=lambda pair: (TYPES.index(pair[0]), pair[1]["id"]))
+        return self.composed
 
     async def _one(self, name: str, number: int, job) -> None:
         try:
             await job(name, number, random.Random(f"{self._rng[name].random()}:{number}"))
         except Reject as reject:
-            self.made.rejects.append((name, reject.reason, reject.detail))
+            self.composed.rejects.append((name, reject.reason, reject.detail))
 
-    # --- texts of the whole video -----------------------------------------------------------------
-
-    async def _texts(self) -> None:
+    async def _caption_pairs(self) -> None:
         slots = self._slots() | {
             "seconds": f"{self.video.clip.seconds:.1f}",
             "emphasis": prompts.EMPHASIS[self.profile],
         }
-        images = await self._shown()
+        images = await self._frames()
         try:
             answer = await self._ask("video_captions", slots | {"images": len(images)}, images)
         except Reject as reject:
-            asked = [name for name in ("T2V", "T2T") if self.count[name]]
-            self.made.rejects += [(name, reject.reason, reject.detail) for name in asked]
+            names = [name for name in ("T2V", "T2T") if self.count[name]]
+            self.composed.rejects += [(name, reject.reason, reject.detail) for name in names]
             return
         texts = captions(answer.value)
         order = list(KINDS)
         self._rng["T2V"].shuffle(order)
         for kind in order[: self.count["T2V"]]:
-            query = item(texts[kind], instruction=INSTRUCTIONS[_BY_KIND[kind]])
+            query = item(texts[kind], instruction=INSTRUCTIONS[_SET_BY_KIND[kind]])
             self._add("T2V", kind, query, item(video=self.video.data), answer, {"caption": kind})
         unused = order[self.count["T2V"] :]
         unused = unused if len(unused) > 1 else order
         for number in range(self.count["T2T"]):
             first, second = self._rng["T2T"].sample(unused, 2)
-            query = item(texts[first], instruction=_OWN["T2T"])
-            self._add(
-                "T2T",
-                number,
-                query,
-                item(texts[second]),
-                answer,
-                {"caption": first, "positive": second},
-            )
+            query = item(texts[first], instruction=_NOT_IN_UVRB["T2T"])
+            details = {"caption": first, "positive": second}
+            self._add("T2T", number, query, item(texts[second]), answer, details)
 
-    # --- a frame, a part --------------------------------------------------------------------------
-
-    async def _image(self, name: str, number: int, rng: random.Random) -> None:
-        place, image = await self._still(rng, 1.0)
+    async def _text_to_image(self, name: str, number: int, rng: random.Random) -> None:
+        time, image = await self._still(rng, 1.0)
         answer = await self._ask("frame_captions", self._slots(), [image])
         kind = rng.choice(KINDS)
-        query = item(captions(answer.value)[kind], instruction=_OWN["T2I"])
-        self._add(name, number, query, item(image=image), answer, {"caption": kind, "frame": place})
+        query = item(captions(answer.value)[kind], instruction=_NOT_IN_UVRB["T2I"])
+        details = {"caption": kind, "frame": time}
+        self._add(name, number, query, item(image=image), answer, details)
 
     async def _image_query(self, name: str, number: int, rng: random.Random) -> None:
-        place, image = await self._still(rng, self.settings.frame.latest)
-        shown, strategy = await self._shown(), rng.choice(prompts.STRATEGIES)
-        slots = self._slots() | {"images": len(shown), "strategy": strategy}
-        answer = await self._ask("image_query", slots, [image, *shown])
-        query = item(answer.value["query"], image=image, instruction=self._told(name))
-        self._add(
-            name,
-            number,
-            query,
-            item(video=self.video.data),
-            answer,
-            {"frame": place, "strategy": strategy},
-        )
+        time, image = await self._still(rng, self.settings.frame.latest)
+        frames, strategy = await self._frames(), rng.choice(prompts.STRATEGIES)
+        slots = self._slots() | {"images": len(frames), "strategy": strategy}
+        answer = await self._ask("image_query", slots, [image, *frames])
+        query = item(answer.value["query"], image=image, instruction=_instruction(name))
+        details = {"frame": time, "strategy": strategy}
+        self._add(name, number, query, item(video=self.video.data), answer, details)
 
     async def _clip_query(self, name: str, number: int, rng: random.Random) -> None:
         span, clip, data = await self._span(rng, 0.5)
-        shown, relation = await self._shown(), prompts.RELATIONS[0]
+        frames, relation = await self._frames(), prompts.RELATIONS[0]
         if rng.random() >= 0.5:
             relation = rng.choice(prompts.RELATIONS[1:])
-        few = max(2, self.settings.server.images // 2)
-        parts = await self._jpegs(_spread(clip.frames, few))
+        count = max(2, self.settings.server.images // 2)
+        clip_frames = await self._jpegs(_sample_evenly(clip.frames, count))
         slots = self._slots() | {
-            "clip_images": len(parts),
-            "images": len(shown),
+            "clip_images": len(clip_frames),
+            "images": len(frames),
             "relation": relation,
         }
-        answer = await self._ask("clip_query", slots, [*parts, *shown])
-        query = item(answer.value["query"], video=data, instruction=self._told(name))
-        self._add(
-            name,
-            number,
-            query,
-            item(video=self.video.data),
-            answer,
-            {"span": span, "relation": relation},
-        )
+        answer = await self._ask("clip_query", slots, [*clip_frames, *frames])
+        query = item(answer.value["query"], video=data, instruction=_instruction(name))
+        details = {"span": span, "relation": relation}
+        self._add(name, number, query, item(video=self.video.data), answer, details)
 
-    async def _frame(self, name: str, number: int, rng: random.Random) -> None:
-        place, image = await self._still(rng, 1.0)
-        query = item(image=image, instruction=self._told(name))
-        self._add(name, number, query, item(video=self.video.data), None, {"frame": place})
+    async def _frame_to_video(self, name: str, number: int, rng: random.Random) -> None:
+        time, image = await self._still(rng, 1.0)
+        query = item(image=image, instruction=_instruction(name))
+        self._add(name, number, query, item(video=self.video.data), None, {"frame": time})
 
-    async def _part(self, name: str, number: int, rng: random.Random) -> None:
+    async def _clip_to_video(self, name: str, number: int, rng: random.Random) -> None:
         span, _, data = await self._span(rng, 1.0)
-        query = item(video=data, instruction=self._told(name))
+        query = item(video=data, instruction=_instruction(name))
         self._add(name, number, query, item(video=self.video.data), None, {"span": span})
-
-    # --- what they share --------------------------------------------------------------------------
 
     def _slots(self) -> dict:
         lengths = {
@@ -227,53 +205,51 @@ class _Composer:
         }
 
     async def _ask(self, name: str, slots: dict, images: list[bytes]) -> Answer:
-        return await self.server.ask(
+        return await self.client.ask(
             prompts.load(name), slots, images, lambda value: fault(name, value, self.settings)
         )
 
     async def _jpegs(self, frames: list) -> list[bytes]:
-        """Frames as the model is shown them."""
+        """Frames, encoded for the model."""
         return await self._run(
-            lambda: [pictures.encode_image(frame, "jpeg", _SHOWN_QUALITY) for frame in frames]
+            lambda: [pictures.encode_image(frame, "jpeg", _JPEG_QUALITY) for frame in frames]
         )
 
-    async def _shown(self) -> list[bytes]:
-        """Frames of the whole video for the model, encoded once for all questions."""
-        if self._frames is None:
-            chosen = _spread(self.video.clip.frames, self.settings.server.images)
-            self._frames = asyncio.ensure_future(self._jpegs(chosen))
-        return await self._frames
+    async def _frames(self) -> list[bytes]:
+        """Frames of the whole video for the model, encoded once for all requests."""
+        if self._overview is None:
+            chosen = _sample_evenly(self.video.clip.frames, self.settings.server.images)
+            self._overview = asyncio.ensure_future(self._jpegs(chosen))
+        return await self._overview
 
     async def _still(self, rng: random.Random, latest: float) -> tuple[float, bytes]:
+        """(seconds, image) of a random frame of the first `latest` of the video."""
         clip, rules = self.video.clip, self.settings.frame
-        place = rng.randrange(max(1, math.ceil(latest * len(clip.frames))))
+        index = rng.randrange(max(1, math.ceil(latest * len(clip.frames))))
         image = await self._run(
-            pictures.encode_image, clip.frames[place], rules.format, rules.quality
+            pictures.encode_image, clip.frames[index], rules.format, rules.quality
         )
-        return round(clip.time(place), 3), image
+        return round(clip.time(index), 3), image
 
     async def _span(self, rng: random.Random, latest: float) -> tuple[list[float], Clip, bytes]:
-        """A span that ends within the first `latest` of the video, its frames, and its file."""
-        rules, whole = self.settings.clip, self.video.clip.seconds
-        most = min(rules.most_seconds, rules.share * whole, latest * whole)
+        """(seconds, clip, encoded clip) of a random span within the first `latest` of the video."""
+        rules, seconds = self.settings.clip, self.video.clip.seconds
+        most = min(rules.most_seconds, rules.share * seconds, latest * seconds)
         if most < rules.least_seconds * 0.999:
-            raise Reject("too short for a clip", f"{whole:.2f} s")
+            raise Reject("too short for a clip", f"{seconds:.2f} s")
         length = rng.uniform(min(rules.least_seconds, most), most)
-        start = rng.uniform(0, max(0.0, latest * whole - length))
+        start = rng.uniform(0, max(0.0, latest * seconds - length))
         span = [round(start, 3), round(start + length, 3)]
-        clip = await self._run(self.decoder.span, self.video.entry.video, *span)
+        clip = await self._run(self.decoder.decode, self.video.entry.video, *span)
         if isinstance(clip, Failure):
             raise Reject("span that cannot be decoded", clip.reason)
         return span, clip, await self._run(pictures.encode_clip, clip, rules.crf)
 
-    def _told(self, name: str) -> str:
-        return INSTRUCTIONS[_BY_TYPE[name]]
-
     def _add(
-        self, name: str, mark, query: dict, positive: dict, answer: Answer | None, more: dict
+        self, name: str, suffix, query: dict, positive: dict, answer: Answer | None, details: dict
     ) -> None:
         entry = self.video.entry
-        id, task = f"{name}-{entry.id}-{mark}", f"{name}_{SOURCE}"
+        id, task = f"{name}-{entry.id}-{suffix}", f"{name}_{SOURCE}"
         record = {"id": id, "task": task, "query": query, "positive": positive, "negatives": []}
         history = {
             "id": id,
@@ -287,14 +263,13 @@ class _Composer:
         if query["text"]:
             history["words"] = len(text.words(query["text"]))
         if answer is not None:
-            prompt = ASKED[name]
-            asked = self.settings.server
+            sampling = self.settings.server
             history |= {
-                "prompt": prompts.load(prompt).record,
-                "model": self.server.model,
+                "prompt": prompts.load(PROMPTS[name]).record,
+                "model": self.client.model,
                 "sampling": {
-                    "temperature": asked.temperature,
-                    "top_p": asked.top_p,
+                    "temperature": sampling.temperature,
+                    "top_p": sampling.top_p,
                     "seed": self.settings.seed + answer.tries - 1,
                 },
                 "request": answer.key,
@@ -304,7 +279,11 @@ class _Composer:
                 "education": self.education,
                 "original": self.video.caption,
             }
-        self.made.pairs.append((name, record, history | more))
+        self.composed.pairs.append((name, record, history | details))
+
+
+def _instruction(type: str) -> str:
+    return INSTRUCTIONS[_SET_BY_TYPE[type]]
 
 
 def item(text: str = "", image: bytes = b"", video: bytes = b"", instruction: str = "") -> dict:
@@ -312,7 +291,7 @@ def item(text: str = "", image: bytes = b"", video: bytes = b"", instruction: st
 
 
 def captions(value: dict) -> dict[str, str]:
-    """Texts by kind; keywords as one text."""
+    """Texts by kind; keywords joined to one text."""
     return {
         kind: ", ".join(text.rectify(word) for word in value[kind])
         if kind == "keywords"
@@ -322,31 +301,31 @@ def captions(value: dict) -> dict[str, str]:
 
 
 def fault(prompt: str, value: dict, settings: Settings) -> str:
-    """Why an answer of the right schema is no description, "kind: what exactly"; "" if it is."""
+    """Why an answer that fits the schema is invalid, as "category: detail"; "" if it is valid."""
     if "query" in value:
         texts, names = {"query": value["query"]}, {"query": prompt}
     else:
         texts = captions(value)
         rich = "frame" if prompt == "frame_captions" else "spatio_temporal"
         names = dict(zip(KINDS, KINDS, strict=True)) | {"spatio_temporal": rich}
-    for kind, said in texts.items():
+    for kind, answer in texts.items():
         least, most = settings.lengths[names[kind]]
-        count = len(value[kind]) if kind == "keywords" else len(text.words(said))
+        count = len(value[kind]) if kind == "keywords" else len(text.words(answer))
         if not least * (1 - settings.slack) <= count <= most * (1 + settings.slack):
             return f"length of {kind}: {count}, not {least} to {most}"
-        if text.is_refusal(said):
-            return f"refusal: {said[:80]}"
-        if text.is_order(said):
-            return f"instructs the model: {said[:80]}"
-        if settings.text.language == "en" and not text.is_english(said):
-            return f"another language: {said[:80]}"
-        if kind != "keywords" and (why := text.spam(said, settings.text)):
+        if text.is_refusal(answer):
+            return f"refusal: {answer[:80]}"
+        if text.is_instruction(answer):
+            return f"instructs the model: {answer[:80]}"
+        if settings.text.language == "en" and not text.is_english(answer):
+            return f"another language: {answer[:80]}"
+        if kind != "keywords" and (why := text.spam(answer, settings.text)):
             return f"spam: {why}"
     return ""
 
 
-def _spread(frames, count: int) -> list:
-    """`count` of the frames, evenly, with the first and the last; all where there are fewer."""
+def _sample_evenly(frames, count: int) -> list:
+    """`count` evenly spaced frames, including the first and the last; all if there are fewer."""
     if len(frames) <= count:
         return list(frames)
     return [frames[round(number * (len(frames) - 1) / (count - 1))] for number in range(count)]

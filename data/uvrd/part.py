@@ -1,4 +1,4 @@
-"""All stages over one part of the videos, and what is kept of it: whole, or not at all."""
+"""Runs all stages on one part of the videos and stores the result atomically."""
 
 import asyncio
 import dataclasses
@@ -18,9 +18,9 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from data.pairs.rows import Reject
 from data.uvrd import pictures, text
-from data.uvrd.compose import Made, Video, compose
+from data.uvrd.client import ModelClient
+from data.uvrd.compose import Composed, Video, compose
 from data.uvrd.pictures import Clip, Decoder
-from data.uvrd.server import Server
 from data.uvrd.settings import TYPES, Settings
 from data.uvrd.similarity import Similarity
 from data.uvrd.source import Entry
@@ -37,25 +37,25 @@ _BLOCK = 64  # records read at a time
 
 @dataclasses.dataclass
 class Tally:
-    """What became of videos: how many passed each stage, why others did not, what was measured."""
+    """Counts of videos by stage, of rejects by reason and of pairs; distributions of scores."""
 
     funnel: Counter = dataclasses.field(default_factory=Counter)
     rejects: Counter = dataclasses.field(default_factory=Counter)  # by "stage: reason"
-    asked: Counter = dataclasses.field(default_factory=Counter)  # pairs, by type
-    pairs: Counter = dataclasses.field(default_factory=Counter)
-    scores: dict[str, Counter] = dataclasses.field(default_factory=dict)  # rounded, of all judged
-    words: dict[str, Counter] = dataclasses.field(default_factory=dict)  # of queries, by type
+    asked: Counter = dataclasses.field(default_factory=Counter)  # requested pairs, by type
+    pairs: Counter = dataclasses.field(default_factory=Counter)  # pairs written, by type
+    scores: dict[str, Counter] = dataclasses.field(default_factory=dict)  # histograms, by score
+    words: dict[str, Counter] = dataclasses.field(default_factory=dict)  # query lengths, by type
     kinds: Counter = dataclasses.field(default_factory=Counter)  # "profile ..." and "caption ..."
 
     def measure(self, name: str, value: float, step: float) -> None:
         key = f"{math.floor(value / step) * step:.6g}"
         self.scores.setdefault(name, Counter())[key] += 1
 
-    def told(self) -> dict:
-        """As JSON has it, and `add` takes it."""
+    def to_json(self) -> dict:
         return json.loads(json.dumps(vars(self)))
 
     def add(self, other: dict) -> None:
+        """Adds the counts of another tally's `to_json`."""
         for name in ("funnel", "rejects", "asked", "pairs", "kinds"):
             getattr(self, name).update(other[name])
         for name in ("scores", "words"):
@@ -64,23 +64,24 @@ class Tally:
 
 
 @dataclasses.dataclass
-class Workshop:
-    """What the stages share. `embedder` is None where captions are not compared."""
+class StageContext:
+    """What the stages share. Without an `embedder`, captions are not compared with videos."""
 
     settings: Settings
-    server: Server
+    client: ModelClient
     decoder: Decoder
     embedder: Similarity | None
     threads: ThreadPoolExecutor
 
     async def run(self, function: Callable, *arguments):
+        """Runs a blocking function in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, function, *arguments)
 
 
 class Parts:
-    """The finished parts below a folder, one folder each: `pairs.array_record` with all records,
-    `history.jsonl` a line for each of them, `rejects.jsonl`, and `part.json`."""
+    """Finished parts in a folder, one subfolder each: `pairs.array_record` holds the records,
+    `history.jsonl` a line per record, then `rejects.jsonl` and `part.json`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -88,24 +89,24 @@ class Parts:
     def path(self, number: int) -> Path:
         return self.folder / f"{number:06}"
 
-    def done(self, number: int) -> bool:
+    def is_done(self, number: int) -> bool:
         return (self.path(number) / "part.json").exists()
 
-    def forget_retryable(self) -> None:
-        """Removes the parts that could not read a video which may be readable now, so that they are
-        made again; the answers that they got are kept elsewhere."""
+    def remove_retryable(self) -> None:
+        """Removes parts with unreadable videos that may be readable now, to make them again; the
+        model's answers stay in the cache."""
         for path in self.folder.glob("*/part.json"):
-            told = json.loads(path.read_text())
-            if any(line.get("retry") for line in told["quarantined"]):
+            if any(line.get("retry") for line in json.loads(path.read_text())["quarantined"]):
                 shutil.rmtree(path.parent)
 
-    def told(self, number: int) -> dict:
+    def summary(self, number: int) -> dict:
+        """The part's tally, its number of records by type, and its quarantine records."""
         return json.loads((self.path(number) / "part.json").read_text())
 
     def records(self, number: int, type: str) -> Iterator[bytes]:
-        """Serialized records of a type, in order; memory does not grow with the part."""
+        """Serialized records of a type, in order, read a block at a time."""
         first = 0
-        for name, count in self.told(number)["runs"]:
+        for name, count in self.summary(number)["runs"]:
             if name == type:
                 break
             first += count
@@ -119,12 +120,12 @@ class Parts:
     def write(
         self,
         number: int,
-        made: Sequence[tuple[str, dict, dict]],
+        pairs: Sequence[tuple[str, dict, dict]],
         rejects: Sequence[dict],
         tally: Tally,
         quarantined: Sequence[dict],
     ) -> None:
-        """Pairs are ordered by type, and within one as they came."""
+        """Orders pairs (type, record, history) by type; the order within a type is kept."""
         building = self.folder / f"{number:06}.{os.getpid()}.building"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
@@ -133,17 +134,17 @@ class Parts:
         runs = []
         with open(building / "history.jsonl", "w", encoding="utf-8") as history:
             for name in TYPES:
-                chosen = [pair for pair in made if pair[0] == name]
+                chosen = [pair for pair in pairs if pair[0] == name]
                 runs.append((name, len(chosen)))
-                for _, record, told in chosen:
+                for _, record, line in chosen:
                     writer.write(encode(record))
-                    history.write(json.dumps(told) + "\n")
+                    history.write(json.dumps(line) + "\n")
         writer.close()
         with open(building / "rejects.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in rejects)
-        told = tally.told() | {"runs": runs, "quarantined": list(quarantined)}
-        write_json(building / "part.json", told)
-        if self.path(number).exists():  # another worker was given the same part, and was faster
+        summary = tally.to_json() | {"runs": runs, "quarantined": list(quarantined)}
+        write_json(building / "part.json", summary)
+        if self.path(number).exists():  # another worker made the same part first
             shutil.rmtree(building)
         else:
             os.rename(building, self.path(number))
@@ -152,14 +153,14 @@ class Parts:
 async def make_part(
     number: int,
     entries: Sequence[Entry],
-    shop: Workshop,
+    ctx: StageContext,
     parts: Parts,
     tick: Callable[[int], object] = lambda count: None,
 ) -> Tally:
-    """Runs all stages over `entries` and keeps the result under `number`.
+    """Runs all stages on `entries` and stores the result as part `number`.
 
     Raises:
-      UserError: the server gives up; nothing is kept then but the answers it has given.
+      UserError: the server failed too often; only the answers in the cache remain.
     """
     tally, rejects, quarantined = Tally(), [], []
 
@@ -171,70 +172,69 @@ async def make_part(
             tick(1)
 
     tally.funnel["videos"] = len(entries)
-    found = []
-    for entry in entries:  # captions first: they cost nothing
+    accepted = []
+    for entry in entries:  # captions first: they are the cheapest filter
         try:
-            if entry.wrong:
-                raise Reject(*entry.wrong)
-            found.append((entry, text.accept(entry.caption, shop.settings.text)))
+            if entry.problem:
+                raise Reject(*entry.problem)
+            accepted.append((entry, text.accept(entry.caption, ctx.settings.text)))
         except Reject as why:
             reject(entry, "captions", why.reason, why.detail)
-    tally.funnel["captions"] = len(found)
+    tally.funnel["captions"] = len(accepted)
 
-    looks = await asyncio.gather(*(shop.run(_look, entry, shop) for entry, _ in found))
+    decoded = await asyncio.gather(*(ctx.run(_decode, entry, ctx) for entry, _ in accepted))
     videos = []
-    for (entry, caption), seen in zip(found, looks, strict=True):
-        if isinstance(seen, Failure):
-            reject(entry, "decoded", "unreadable video", seen.reason)
+    for (entry, caption), result in zip(accepted, decoded, strict=True):
+        if isinstance(result, Failure):
+            reject(entry, "decoded", "unreadable video", result.reason)
             item = Item(video=entry.video)
-            quarantined.append(failure(entry.id, item, *dataclasses.astuple(seen)))
-        elif isinstance(seen, Reject):
-            reject(entry, "decoded", seen.reason, seen.detail)
+            quarantined.append(failure(entry.id, item, *dataclasses.astuple(result)))
+        elif isinstance(result, Reject):
+            reject(entry, "decoded", result.reason, result.detail)
         else:
             tally.funnel["decoded"] += 1
-            data, digest, clip, moved = seen
-            tally.measure("motion", moved, 0.002)
-            if moved < shop.settings.video.least_motion:
-                reject(entry, "moving", "static video", f"motion {moved:.4f}")
+            data, digest, clip, motion = result
+            tally.measure("motion", motion, 0.002)
+            if motion < ctx.settings.video.least_motion:
+                reject(entry, "moving", "static video", f"motion {motion:.4f}")
                 continue
-            videos.append(Video(entry, data, digest, caption, clip, {"motion": moved}))
+            videos.append(Video(entry, data, digest, caption, clip, {"motion": motion}))
     tally.funnel["moving"] = len(videos)
 
-    videos = await _similar(videos, shop, tally, reject)
+    videos = await _filter_by_similarity(videos, ctx, tally, reject)
     tally.funnel["similar"] = len(videos)
 
-    async def one(video: Video) -> tuple[Video, Made]:
-        made = await compose(video, shop.server, shop.decoder, shop.settings, shop.run)
+    async def compose_one(video: Video) -> Composed:
+        composed = await compose(video, ctx.client, ctx.decoder, ctx.settings, ctx.run)
         tick(1)
-        return video, made
+        return composed
 
-    # All are waited for even when one fails: the answers of the others are kept, not asked twice.
-    results = await asyncio.gather(*map(one, videos), return_exceptions=True)
-    made = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        video, found = result
-        made += found.pairs
-        tally.funnel["enriched"] += bool(found.pairs)
-        for name, reason, detail in found.rejects:
+    # Waits for all videos even if one fails, so that the answers of the others reach the cache.
+    results = await asyncio.gather(*map(compose_one, videos), return_exceptions=True)
+    pairs = []
+    for video, composed in zip(videos, results, strict=True):
+        if isinstance(composed, BaseException):
+            raise composed
+        pairs += composed.pairs
+        tally.funnel["enriched"] += bool(composed.pairs)
+        for name, reason, detail in composed.rejects:
             tally.asked[name] += 1
             reject(video.entry, name, reason, detail)
-    for name, record, told in made:
+    for name, record, history in pairs:
         tally.asked[name] += 1
         tally.pairs[name] += 1
         if record["query"]["text"]:
-            tally.words.setdefault(name, Counter())[str(told["words"])] += 1
+            tally.words.setdefault(name, Counter())[str(history["words"])] += 1
         for key in ("profile", "caption"):
-            if name == "T2V" and key in told:
-                tally.kinds[f"{key} {told[key]}"] += 1
-    await shop.run(parts.write, number, made, rejects, tally, quarantined)
+            if name == "T2V" and key in history:
+                tally.kinds[f"{key} {history[key]}"] += 1
+    await ctx.run(parts.write, number, pairs, rejects, tally, quarantined)
     return tally
 
 
-def _look(entry: Entry, shop: Workshop):
-    """(bytes, digest, frames, motion) of a video; a Failure or a Reject if it has none."""
-    began, rules = time.perf_counter(), shop.settings.video
+def _decode(entry: Entry, ctx: StageContext):
+    """Returns (bytes, digest, frames, motion) of a video, or a Failure or Reject."""
+    began, rules = time.perf_counter(), ctx.settings.video
     try:
         data = entry.data()
     except OSError as error:
@@ -242,7 +242,7 @@ def _look(entry: Entry, shop: Workshop):
         return Failure(f"{entry.name}: {error.strerror}", seconds, retry=True)
     if len(data) > rules.most_bytes:
         return Reject("file too large", f"{len(data)} bytes")
-    clip: Clip | Failure = shop.decoder.whole(data)
+    clip: Clip | Failure = ctx.decoder.decode(data)
     if isinstance(clip, Failure):
         return dataclasses.replace(clip, reason=clip.reason.replace(source_name(data), entry.name))
     if not rules.least_seconds <= clip.seconds <= rules.most_seconds:
@@ -251,12 +251,16 @@ def _look(entry: Entry, shop: Workshop):
     return data, digest, clip, pictures.motion(clip.frames)
 
 
-async def _similar(videos: list[Video], shop: Workshop, tally: Tally, reject) -> list[Video]:
-    told = [video for video in videos if video.caption]
-    if shop.embedder is None or not told:
+async def _filter_by_similarity(
+    videos: list[Video], ctx: StageContext, tally: Tally, reject
+) -> list[Video]:
+    """Videos without a caption, or whose caption is similar enough."""
+    captioned = [video for video in videos if video.caption]
+    if ctx.embedder is None or not captioned:
         return videos
-    texts, files = [video.caption for video in told], [video.data for video in told]
-    cosines = dict(zip(map(id, told), await shop.run(shop.embedder, texts, files), strict=True))
+    texts, files = [video.caption for video in captioned], [video.data for video in captioned]
+    similarities = await ctx.run(ctx.embedder, texts, files)
+    cosines = dict(zip(map(id, captioned), similarities, strict=True))
     kept = []
     for video in videos:
         cosine = cosines.get(id(video))
@@ -266,7 +270,7 @@ async def _similar(videos: list[Video], shop: Workshop, tally: Tally, reject) ->
             reject(video.entry, "similar", "caption or video the embedder cannot read", "")
         else:
             tally.measure("similarity", cosine, 0.05)
-            if cosine < shop.settings.similarity:
+            if cosine < ctx.settings.similarity:
                 reject(video.entry, "similar", "caption unlike its video", f"cosine {cosine:.3f}")
             else:
                 scores = video.scores | {"similarity": float(cosine)}

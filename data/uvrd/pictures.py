@@ -1,4 +1,4 @@
-"""Frames of untrusted videos, decoded in processes of their own; motion, pictures and clips."""
+"""Decodes frames of untrusted videos in isolated processes; motion scores, images and clips."""
 
 import contextlib
 import dataclasses
@@ -14,12 +14,12 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.media.isolation import Failure, Isolated
 from gve_jax.media.item import Item
 
-_SIDE = 32  # pixels of the pictures whose change is motion, their shorter side
+_MOTION_SIDE = 32  # pixels of the shorter side at which motion is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """uint8 [T, H, W, 3] at `fps` frames a second."""
+    """uint8 [T, H, W, 3] at `fps` frames per second."""
 
     frames: np.ndarray
     fps: float
@@ -29,13 +29,13 @@ class Clip:
         return len(self.frames) / self.fps
 
     def time(self, number: int) -> float:
-        """Seconds at which a frame is shown, of a uniform sampling of the whole video."""
+        """Time of a frame in seconds, where the frames sample the whole video uniformly."""
         return number * (self.seconds - 1 / self.fps) / max(1, len(self.frames) - 1)
 
 
 class _Frames(Preprocessor):
-    """Gives `Clip`s where a `Preprocessor` gives rows: the decoding processes send patches, which
-    are put together again here. So one decoder, with its limits, serves training and this."""
+    """A `Preprocessor` that returns `Clip`s: it reassembles frames from the patches that decoding
+    processes send, so that training and synthesis share one decoder and its limits."""
 
     def row(self, item: Item, visuals: list[tuple]) -> Clip:
         ((patches, layout, _, seconds),) = visuals
@@ -47,26 +47,26 @@ class _Frames(Preprocessor):
         shape = (len(patches) * temporal, rows * size, columns * size, 3)
         frames = np.empty(shape, np.uint8)
         grid = frames.reshape(len(patches), temporal, rows, size, columns, size, 3)
-        for number, pair in enumerate(patches):  # a colour at a time: a third of numpy's time
+        for number, pair in enumerate(patches):  # one colour at a time takes a third of the time
             parts = pair[raster].reshape(rows, columns, 3, temporal, size, size)
             for colour in range(3):
                 grid[number, ..., colour] = parts[:, :, colour].transpose(2, 0, 3, 1, 4)
-        return Clip(frames, temporal / seconds if seconds else 1.0)  # an image has no rate
+        return Clip(frames, temporal / seconds if seconds else 1.0)  # an image has no frame rate
 
 
 class Decoder:
-    """Decodes whole videos and spans of them, `settings.run.decoders` at once; from any thread.
+    """Decodes videos and spans of them, `settings.run.decoders` at once; thread-safe.
 
-    Frames have sides that are multiples of 28 pixels, at most `max_pixels` of them in all.
+    Sides of frames are multiples of 28 pixels; a frame has at most `max_pixels`.
     """
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        whole, part = settings.video, settings.clip
-        most = int(part.most_seconds * part.fps) // 2 * 2 + 2
-        self._whole = self._open(num_frames=whole.num_frames, max_pixels=whole.max_pixels)
-        self._part = self._open(
-            fps=part.fps, min_frames=2, max_frames=most, max_pixels=part.max_pixels
+        video, clip = settings.video, settings.clip
+        most = int(clip.most_seconds * clip.fps) // 2 * 2 + 2
+        self._videos = self._open(num_frames=video.num_frames, max_pixels=video.max_pixels)
+        self._spans = self._open(
+            fps=clip.fps, min_frames=2, max_frames=most, max_pixels=clip.max_pixels
         )
 
     def _open(self, **fields) -> Isolated:
@@ -75,26 +75,26 @@ class Decoder:
         spec = InputSpec(min_pixels=28 * 28, max_length=tokens, **fields)
         return Isolated(_Frames(None, spec, self.settings.limits), self.settings.run.decoders)
 
-    def whole(self, video: str | bytes) -> Clip | Failure:
-        return self._whole.attempt(Item(video=video))
-
-    def span(self, video: str | bytes, start: float, end: float) -> Clip | Failure:
-        return self._part.attempt(Item(video=video, video_start=start, video_end=end))
-
-    @property
-    def pids(self) -> list[int]:
-        return self._whole.pids + self._part.pids
+    def decode(
+        self, video: str | bytes, start: float | None = None, end: float | None = None
+    ) -> Clip | Failure:
+        """`num_frames` frames of the whole video, or frames of a span at `clip.fps`."""
+        if start is None:
+            return self._videos.attempt(Item(video=video))
+        return self._spans.attempt(Item(video=video, video_start=start, video_end=end))
 
     def close(self) -> None:
-        self._whole.close()
-        self._part.close()
+        self._videos.close()
+        self._spans.close()
 
 
 def motion(frames: np.ndarray) -> float:
-    """Mean absolute change of brightness between neighbouring frames, 0 to 1, of pictures whose
-    shorter side has about 32 pixels: noise and grain are averaged away, a moving thing is not."""
-    factor = max(1, min(frames.shape[1:3]) // _SIDE)
-    step = 2 if factor >= 4 else 1  # of large frames, every second row: half the time
+    """Mean absolute change of brightness between consecutive frames, in [0, 1].
+
+    Frames are reduced to about 32 pixels on the shorter side, which averages noise and grain away
+    but not moving objects."""
+    factor = max(1, min(frames.shape[1:3]) // _MOTION_SIDE)
+    step = 2 if factor >= 4 else 1  # every second row of large frames takes half the time
     box = (factor, max(1, factor // step))
     small = [Image.fromarray(frame[::step]).reduce(box).convert("L") for frame in frames]
     changes = np.diff(np.stack(small).astype(np.float32), axis=0)
@@ -109,7 +109,7 @@ def encode_image(frame: np.ndarray, format: str, quality: int) -> bytes:
 
 
 def encode_clip(clip: Clip, crf: int) -> bytes:
-    """H.264 in MP4; the same frames give the same bytes."""
+    """H.264 in MP4; deterministic."""
     buffer = io.BytesIO()
     options = {"preset": "superfast", "tune": "zerolatency", "crf": str(crf), "threads": "1"}
     with av.open(buffer, "w", format="mp4") as container:
@@ -125,8 +125,8 @@ def encode_clip(clip: Clip, crf: int) -> bytes:
 
 @contextlib.contextmanager
 def thumbnails(count: int):
-    """A function of ("image" or "video", bytes) that gives up to `count` small JPEGs; none of what
-    cannot be decoded."""
+    """Yields a function of ("image" or "video", bytes) that returns up to `count` small JPEGs, []
+    if the bytes cannot be decoded."""
     spec = InputSpec(num_frames=count, min_pixels=28 * 28, max_pixels=168 * 168)
     with Isolated(_Frames(None, spec), 1) as isolated:
 

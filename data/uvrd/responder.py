@@ -1,11 +1,11 @@
-"""A server that speaks the protocol of OpenAI's chat completions and answers for the generated
-world, in a model's stead:
+"""A server with OpenAI's chat completions protocol that describes videos of the generated world in
+place of a model:
 
     python -m data.uvrd.responder --world DIR [--port 8011] [--latency 0]
     python -m data.uvrd.responder --world DIR --port 0 --run python -m data.uvrd --server {url} ...
 
-It looks at the pictures of a request, finds the scene they are of, and tells of it as the request's
-schema asks. Only 127.0.0.1 is served. For tests it can be made to fail (FAULTS).
+It finds the scene that the images of a request show and describes it in the request's schema. It
+listens on 127.0.0.1 only. For tests it can be made to fail (FAULTS).
 """
 
 import argparse
@@ -32,26 +32,15 @@ from gve_jax.errors import Parser, run_cli
 from gve_jax.storage.filesystem import local_path
 
 MODEL = "shapes"
-FAULTS = (
-    "down",
-    "slow",
-    "prose",
-    "half",
-    "language",
-    "refusal",
-    "error",
-    "busy",
-    "echo",
-    "schema",
-    "huge",
-    "denied",
+FAULTS = tuple(
+    "down slow prose half language refusal error busy echo schema huge malformed denied".split()
 )
 _SLOW = 30.0  # seconds
 _MOST_BYTES = 64 << 20
 
 
-class World:
-    """Knows the scenes of a folder that `data.uvrd.world` wrote by their pictures."""
+class SceneIndex:
+    """Finds the scenes of a folder of `data.uvrd.world` by their frames."""
 
     def __init__(self, folder: Path):
         with np.load(folder / world.SCENES, allow_pickle=False) as arrays:
@@ -60,46 +49,46 @@ class World:
         self._small = small.reshape(*small.shape[:2], -1).astype(np.float32)  # [N, T, D]
         self._squares = (self._small**2).sum(-1)
 
-    def find(self, pictures: Sequence[np.ndarray]) -> tuple[Scene, list[int]]:
-        """The scene that fits all of the pictures best, and which frame of it each is."""
-        seen = np.stack([_thumbnail(picture) for picture in pictures])  # [K, D]
-        products = self._small.reshape(-1, seen.shape[1]) @ seen.T
-        products = products.reshape(*self._squares.shape, len(seen))
-        distance = self._squares[..., None] - 2 * products  # but for what is equal for all scenes
+    def find(self, images: Sequence[np.ndarray]) -> tuple[Scene, list[int]]:
+        """The scene closest to all images, and the index of each image's closest frame."""
+        queries = np.stack([_thumbnail(image) for image in images])  # [K, D]
+        products = self._small.reshape(-1, queries.shape[1]) @ queries.T
+        products = products.reshape(*self._squares.shape, len(queries))
+        distance = self._squares[..., None] - 2 * products  # up to a constant of each image
         scene = int(distance.min(axis=1).sum(axis=-1).argmin())
         return self.scenes[scene], distance[scene].argmin(axis=0).tolist()
 
 
-def _thumbnail(picture: np.ndarray) -> np.ndarray:
+def _thumbnail(image: np.ndarray) -> np.ndarray:
     size = 8 * world.SIDE
-    if picture.shape[:2] != (size, size):
-        picture = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
-    return world.thumbnails(picture[None]).reshape(-1).astype(np.float32)
+    if image.shape[:2] != (size, size):
+        image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
+    return world.thumbnails(image[None]).reshape(-1).astype(np.float32)
 
 
-def answer(known: World, name: str, question: str, pictures: list[np.ndarray]) -> dict:
-    """What a perfect model would say: the same for the same request."""
+def answer(index: SceneIndex, name: str, question: str, images: list[np.ndarray]) -> dict:
+    """A perfect model's answer; deterministic."""
     rng = make_rng(zlib.crc32(question.encode()), name, 0)
-    scene, frames = known.find(pictures)
+    scene, frames = index.find(images)
     if name == "video_captions":
         return _video(scene, question, rng)
     if name == "frame_captions":
         return _frame(world.visible(scene, frames[0]), rng)
     count = 1
-    if name == "clip_query":  # the pictures of the clip come first
+    if name == "clip_query":  # the images of the clip come first
         count = int(question.partition("The first ")[2].split()[0])
-    # What is under way in the last picture of the reference still counts as what follows.
+    # An event that is under way in the last reference image still counts as following.
     last = max(frames[:count])
     phases = (0, 1) if last < PHASE_FRAMES // 2 else (1,)
     try:
         return {"query": captions.what_follows(scene, rng, phases=phases)}
-    except ValueError:  # nothing happens any more
+    except ValueError:  # no event follows
         return {"query": captions.what_follows(scene, rng)}
 
 
 def _video(scene: Scene, question: str, rng: np.random.Generator) -> dict:
     emphasis = question.partition("Emphasis: ")[2].split()
-    told = {
+    summarize = {
         "things,": captions.spatial,
         "what": captions.temporal,
         "theme,": lambda s, r: captions.whole(s, r, long=False),
@@ -108,7 +97,7 @@ def _video(scene: Scene, question: str, rng: np.random.Generator) -> dict:
     event = thing.events[0] if thing.events else None
     part = captions.event(thing, event, rng) if event else captions.main_object(scene, rng)
     return {
-        "summary": told(scene, rng),
+        "summary": summarize(scene, rng),
         "spatio_temporal": captions.detailed(scene, rng),
         "abstract": captions.theme(scene, rng),
         "keywords": captions.keyword_list(scene),
@@ -137,13 +126,14 @@ def _frame(scene: Scene, rng: np.random.Generator) -> dict:
 
 
 class Responder:
-    """The server, on a free port unless one is given; `with Responder(folder) as server`.
+    """The server; `with Responder(folder) as server`.
 
     Args:
-      folder: of `data.uvrd.world`.
+      folder: written by `data.uvrd.world`.
+      port: 0 for a free one.
       latency: seconds that every answer takes.
-      fault: by the number of a request, which of FAULTS it meets; "" for none.
-      slots: requests that are answered at once; others wait.
+      fault: returns one of FAULTS for the number of a request; "" for none.
+      slots: requests answered concurrently; others wait.
     """
 
     def __init__(
@@ -155,8 +145,8 @@ class Responder:
         fault: Callable[[int], str] = lambda number: "",
         slots: int = 1024,
     ):
-        self.world, self.latency, self.fault = World(folder), latency, fault
-        self.requests: list[dict] = []  # their bodies without pictures, for tests
+        self.scenes, self.latency, self.fault = SceneIndex(folder), latency, fault
+        self.requests: list[dict] = []  # bodies without images, for tests
         self.counts: Counter = Counter()
         self._lock, self.slots = threading.Lock(), threading.Semaphore(slots)
         self.closing = threading.Event()
@@ -179,7 +169,8 @@ class Responder:
     def serve(self) -> None:
         self._http.serve_forever(poll_interval=0.05)
 
-    def number(self, body: dict) -> int:
+    def record(self, body: dict) -> int:
+        """Stores a request; returns its number."""
         with self._lock:
             self.requests.append(body)
             return len(self.requests) - 1
@@ -197,19 +188,19 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/models":
             self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
         else:
-            self._send(404, {"error": {"message": "no such thing here"}})
+            self._send(404, {"error": {"message": "not found"}})
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
         if self.path != "/v1/chat/completions" or size > _MOST_BYTES:
-            self._send(404, {"error": {"message": "no such thing here"}})
+            self._send(404, {"error": {"message": "not found"}})
             return
         request = json.loads(self.rfile.read(size))
         parts = request["messages"][-1]["content"]
         images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         question = "".join(part["text"] for part in parts if part["type"] == "text")
-        kept = request | {"messages": [request["messages"][0]["content"], question]}
-        owner, number = self.owner, self.owner.number(kept)
+        stored = request | {"messages": [request["messages"][0]["content"], question]}
+        owner, number = self.owner, self.owner.record(stored)
         fault = owner.fault(number)
         owner.counts[fault or "good"] += 1
         with owner.slots:
@@ -229,36 +220,39 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             case "error":
-                return self._send(500, {"error": {"message": "out of order"}})
+                return self._send(500, {"error": {"message": "internal error"}})
             case "busy":
-                return self._send(429, {"error": {"message": "later"}}, {"Retry-After": "3"})
+                return self._send(
+                    429, {"error": {"message": "try again later"}}, {"Retry-After": "3"}
+                )
             case "denied":
                 return self._send(401, {"error": {"message": "no key"}})
+            case "malformed":
+                return self._say(7)
             case "huge":
                 return self._say("x" * (2 << 20))
             case "prose":
                 return self._say("Here is what I see: a nice video of some shapes.")
             case "refusal":
                 return self._say("I'm sorry, but I can't assist with that request.")
-            case "echo":  # a model that obeys or repeats whatever it was sent
+            case "echo":  # a model that repeats whatever it was sent
                 return self._say(question)
         name = request["response_format"]["json_schema"]["name"]
-        pictures = [
+        pixels = [
             np.asarray(
                 Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
             )
             for url in images
         ]
-        said = answer(owner.world, name, question, pictures)
+        value = answer(owner.scenes, name, question, pixels)
         if fault == "language":
             foreign = "ein roter Kreis bewegt sich und der Stern ist nicht auf dem Grund"
-            said = {
-                key: [foreign] if isinstance(value, list) else foreign
-                for key, value in said.items()
+            value = {
+                key: [foreign] if isinstance(text, list) else foreign for key, text in value.items()
             }
         elif fault == "schema":
-            said = {"caption": next(iter(said.values()))}
-        text = json.dumps(said)
+            value = {"caption": next(iter(value.values()))}
+        text = json.dumps(value)
         if fault == "half":
             return self._say(text[: len(text) // 2], finish="length")
         self._say(text)
@@ -266,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _say(self, text: str, finish: str = "stop") -> None:
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": finish}
-        usage = {"prompt_tokens": 1000, "completion_tokens": len(text) // 4 + 1}
+        usage = {"prompt_tokens": 1000, "completion_tokens": len(str(text)) // 4 + 1}
         self._send(
             200, {"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage}
         )
@@ -282,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data)
         except OSError:
-            pass  # the asker is gone
+            pass  # the client has disconnected
 
 
 def main(argv=None) -> None:
@@ -291,15 +285,23 @@ def main(argv=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--world", type=local_path, required=True)
-    parser.add_argument("--port", type=int, default=8011, help="8011; 0 takes a free one")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds of every answer")
-    parser.add_argument("--slots", type=int, default=1024, help="answers at once")
+    parser.add_argument(
+        "--world", type=local_path, required=True, help="folder written by data.uvrd.world"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8011, help="port; 0 for a free one (default: 8011)"
+    )
+    parser.add_argument(
+        "--latency", type=float, default=0.0, help="seconds that each answer takes (default: 0)"
+    )
+    parser.add_argument(
+        "--slots", type=int, default=1024, help="concurrent answers (default: 1024)"
+    )
     parser.add_argument(
         "--run",
         nargs=argparse.REMAINDER,
         metavar="COMMAND",
-        help="serve as long as this runs, `{url}` in it being the server's",
+        help="command to serve; {url} in it is replaced by the server's URL",
     )
     args = parser.parse_args(argv)
     server = Responder(args.world, port=args.port, latency=args.latency, slots=args.slots)

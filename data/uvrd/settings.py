@@ -1,4 +1,4 @@
-"""The fields of configs/uvrd.py as checked, plain values that travel to workers."""
+"""Configuration of data.uvrd: dataclasses with the ranges of the fields of configs/uvrd.py."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,122 +6,98 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from gve_jax.errors import UserError
-from gve_jax.fields import build
+from gve_jax.fields import build, setting
 from gve_jax.media.limits import Limits
 
 TYPES = ("T2T", "T2I", "T2V", "TI2V", "TV2V", "I2V", "V2V")
 PROFILES = ("spatial", "temporal", "other")
 KINDS = ("summary", "spatio_temporal", "abstract", "keywords", "partial")  # of captions
-MOST_A_VIDEO = 5  # pairs of one type: as many captions as there are
-# What makes no other pairs: how fast they are made, and where it gives up.
-FREE = ("calls", "run", "limits")
+MAX_PER_VIDEO = 5  # pairs of one type: a video has five captions
+# Sections that may change on resume: how fast pairs are made, and when the run stops.
+RESUMABLE = ("calls", "run", "limits")
+_SHARE = dict(least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
     require: bool
-    least_words: int
-    most_words: int
-    most_characters: int
-    most_repeated: float
-    least_letters: float
-    language: str
+    least_words: int = setting(least=0)
+    most_words: int = setting(above=0)
+    most_characters: int = setting(above=0)
+    most_repeated: float = setting(**_SHARE)
+    least_letters: float = setting(**_SHARE)
+    language: str = setting(choices=("en", "any"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    num_frames: int
-    max_pixels: int
-    most_bytes: int
-    least_seconds: float
-    most_seconds: float
-    least_motion: float
+    num_frames: int = setting(above=0)
+    max_pixels: int = setting(above=0)
+    most_bytes: int = setting(above=0)
+    least_seconds: float = setting(least=0)
+    most_seconds: float = setting(above=0)
+    least_motion: float = setting(**_SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    format: str
-    quality: int
-    latest: float
+    format: str = setting(choices=("jpeg", "png"))
+    quality: int = setting(above=0)
+    latest: float = setting(**_SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    least_seconds: float
-    most_seconds: float
-    share: float
-    fps: float
-    max_pixels: int
-    crf: int
+    least_seconds: float = setting(above=0)
+    most_seconds: float = setting(above=0)
+    share: float = setting(**_SHARE)
+    fps: float = setting(above=0)
+    max_pixels: int = setting(above=0)
+    crf: int = setting(above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    images: int
-    temperature: float
-    top_p: float
-    max_tokens: int
-    schema: str
-    tries: int
+    images: int = setting(above=0)
+    temperature: float = setting(least=0)
+    top_p: float = setting(above=0)
+    max_tokens: int = setting(above=0)
+    schema: str = setting(choices=("json_schema", "json_object", "prompt"))
+    tries: int = setting(above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Calls:
-    concurrency: int
-    seconds: float
-    attempts: int
-    backoff: float
-    most_backoff: float
-    most_failures: float
-    price_in: float
-    price_out: float
+    concurrency: int = setting(above=0)
+    seconds: float = setting(above=0)
+    attempts: int = setting(above=0)
+    backoff: float = setting(least=0)
+    most_backoff: float = setting(above=0)
+    most_failures: float = setting(**_SHARE)
+    price_in: float = setting(least=0)
+    price_out: float = setting(least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    part: int
-    ahead: int
-    decoders: int
-    max_bad_share: float
-
-
-_SECTIONS = ("text", "video", "frame", "clip", "server", "calls", "run", "limits")
-_SHARES = (
-    "text.most_repeated",
-    "text.least_letters",
-    "video.least_motion",
-    "frame.latest",
-    "clip.share",
-    "calls.most_failures",
-    "run.max_bad_share",
-)
-_NOT_NEGATIVE = (
-    "server.temperature",
-    "calls.backoff",
-    "calls.price_in",
-    "calls.price_out",
-    "text.least_words",
-    "video.least_seconds",
-)
-_CHOICES = {
-    "frame.format": ("jpeg", "png"),
-    "text.language": ("en", "any"),
-    "server.schema": ("json_schema", "json_object", "prompt"),
-}
+    part: int = setting(above=0)
+    ahead: int = setting(above=0)
+    decoders: int = setting(above=0)
+    max_bad_share: float = setting(**_SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All of a configuration; `get_config` of configs/uvrd.py says what each field is."""
+    """A checked configuration; `get_config` of configs/uvrd.py describes each field."""
 
     seed: int
-    similarity: float
-    pairs: Mapping[str, float]
+    similarity: float = setting(least=-1, most=1)
+    pairs: Mapping[str, float] = setting(least=0, most=MAX_PER_VIDEO)
     profiles: Mapping[str, float]
     readability: tuple[str, ...]
     education: tuple[str, ...]
     lengths: Mapping[str, tuple[int, int]]
-    slack: float
+    slack: float  # config.lengths.slack
     text: Text
     video: Video
     frame: Frame
@@ -133,69 +109,47 @@ class Settings:
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Settings":
-        """Raises UserError, naming the field, for one that is missing, unknown or cannot be."""
+        """Raises UserError, naming the field, if one is missing, unknown or out of its range."""
         fields = config.to_dict()
         lengths = fields.get("lengths")
         if not isinstance(lengths, Mapping) or "slack" not in lengths:
             raise UserError("config.lengths.slack is missing")
         fields["lengths"] = {name: one for name, one in lengths.items() if name != "slack"}
-        made = build(cls, fields | {"slack": lengths["slack"]}, "config")
-        made._check_ranges()
-        return made
+        settings = build(cls, fields | {"slack": lengths["slack"]}, "config")
+        settings._check()
+        return settings
 
-    def _check_ranges(self) -> None:
-        for name in _SECTIONS:
-            for field, value in dataclasses.asdict(getattr(self, name)).items():
-                _check(f"{name}.{field}", value)
-        _fit("lengths.slack", 0 <= self.slack < 1, self.slack, "in [0, 1)")
-        _keys("lengths", self.lengths, (*KINDS, "frame", "image_query", "clip_query"))
+    def _check(self) -> None:
+        """Checks `slack` and the rules that involve several fields."""
+        _require("lengths.slack", 0 <= self.slack < 1, self.slack, "in [0, 1)")
+        _check_keys("lengths", self.lengths, (*KINDS, "frame", "image_query", "clip_query"))
         for name, (least, most) in self.lengths.items():
-            _fit(f"lengths.{name}", 1 <= least <= most, (least, most), "(least, most)")
-        _keys("pairs", self.pairs, TYPES)
-        for name, rate in self.pairs.items():
-            _fit(f"pairs.{name}", 0 <= rate <= MOST_A_VIDEO, rate, f"from 0 to {MOST_A_VIDEO}")
-        _fit("pairs", any(self.pairs.values()), "all 0", "above 0 for a type")
-        _keys("profiles", self.profiles, PROFILES)
+            _require(f"lengths.{name}", 1 <= least <= most, (least, most), "(least, most)")
+        _check_keys("pairs", self.pairs, TYPES)
+        _require("pairs", any(self.pairs.values()), "all 0", "above 0 for a type")
+        _check_keys("profiles", self.profiles, PROFILES)
         shares = tuple(self.profiles.values())
-        _fit("profiles", min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, shares, "1 in sum")
+        good = min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6
+        _require("profiles", good, shares, "shares that sum to 1")
         for name in ("readability", "education"):
-            _fit(name, len(getattr(self, name)) > 0, getattr(self, name), "a tuple of levels")
-        _fit("similarity", -1 <= self.similarity <= 1, self.similarity, "in -1..1")
-        clip, frames = self.clip, self.video.num_frames
-        _fit(
-            "clip.least_seconds",
-            clip.least_seconds <= clip.most_seconds,
-            clip.least_seconds,
-            "at most clip.most_seconds",
-        )
-        _fit("video.num_frames", frames % 2 == 0, frames, "an even number")
+            _require(name, len(getattr(self, name)) > 0, (), "a tuple of levels")
+        least, frames = self.clip.least_seconds, self.video.num_frames
+        good = least <= self.clip.most_seconds
+        _require("clip.least_seconds", good, least, "at most clip.most_seconds")
+        _require("video.num_frames", frames % 2 == 0, frames, "an even number")
 
-    def kept(self) -> dict:
-        """What another value of makes other pairs, as JSON has it."""
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in FREE}
+    def identity(self) -> dict:
+        """The fields that decide which pairs are made, as JSON values."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in RESUMABLE}
         return fields | {"part": self.run.part}
 
 
-def _check(name: str, value) -> None:
-    if name in _CHOICES:
-        _fit(name, value in _CHOICES[name], value, f"one of {', '.join(_CHOICES[name])}")
-    elif isinstance(value, bool | str):
-        pass
-    elif name in _SHARES:
-        _fit(name, 0 <= value <= 1, value, "in 0..1")
-    elif name in _NOT_NEGATIVE:
-        _fit(name, value >= 0, value, "at least 0")
-    else:
-        _fit(name, value > 0, value, "above 0")
+def _check_keys(section: str, values: Mapping, known: tuple[str, ...]) -> None:
+    for name in sorted(set(values) ^ set(known)):
+        problem = "is unknown" if name in values else "is missing"
+        raise UserError(f"config.{section}.{name} {problem}")
 
 
-def _keys(section: str, given: Mapping, known: tuple[str, ...]) -> None:
-    for name in sorted(set(given) ^ set(known)):
-        raise UserError(
-            f"config.{section}.{name} {'is unknown' if name in given else 'is missing'}"
-        )
-
-
-def _fit(name: str, good: bool, value, rule: str) -> None:
+def _require(name: str, good: bool, value, rule: str) -> None:
     if not good:
         raise UserError(f"config.{name} {value!r} must be {rule}")

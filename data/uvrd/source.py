@@ -1,4 +1,4 @@
-"""What pairs are made from: videos with captions, of files or of a folder."""
+"""Reads the input of a synthesis: videos with captions from files, or a folder of videos."""
 
 import dataclasses
 import hashlib
@@ -19,15 +19,20 @@ _VIDEO, _CAPTION, _ID = ("video", "path"), ("caption", "text"), ("id", "video_id
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One video as it is given: `index` in the input, `video` a path or encoded bytes; `wrong` is
-    why it is none, (reason, detail)."""
+    """One row of the input.
+
+    Attributes:
+      index: its number in the input.
+      video: a path or the encoded file.
+      problem: (reason, detail) if the row is rejected.
+    """
 
     index: int
     id: str
     video: str | bytes
     caption: object
     source: str = ""
-    wrong: tuple[str, str] | None = None
+    problem: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -38,32 +43,35 @@ class Entry:
 
 
 def read_entries(path: Path, root: Path | None = None) -> Iterator[Entry]:
-    """The videos of a .jsonl or .parquet file or a folder of such (`{"id", "video", "caption",
-    "source"}`, or `path`, `text`, `video_id`), or of a folder of videos, which have no captions.
+    """Reads a .jsonl or .parquet file, a folder of such files, or a folder of videos.
 
-    Paths start from `root`, by default the folder of the file, and may not leave it. A row that is
-    none is an entry with `wrong`; an id that was there before makes it one, too.
+    Rows have `id`, `video`, `caption` and `source`, or `video_id`, `path` and `text`. Videos of a
+    folder have no captions. A malformed row and one with an id that occurred before are entries
+    with a `problem`.
+
+    Args:
+      root: folder that paths start from and may not leave; by default the folder of the file.
 
     Raises:
-      UserError: no such file or folder, nothing in it.
+      UserError: no such file or folder, or nothing in it.
     """
-    seen: set[bytes] = set()  # of ids: 16 bytes each, not their text
-    found = _folder(path) if _holds_videos(path) else _rows(path, root)
+    seen: set[bytes] = set()  # digests of ids, for constant memory per row
+    entries = _folder(path) if is_folder_of_videos(path) else _rows(path, root)
     count = 0
-    for entry in found:
-        mark = hashlib.blake2b(entry.id.encode(errors="replace"), digest_size=16).digest()
-        if entry.wrong is None and mark in seen:
-            entry = dataclasses.replace(entry, wrong=("an id twice", entry.id))
-        seen.add(mark)
+    for entry in entries:
+        digest = hashlib.blake2b(entry.id.encode(errors="replace"), digest_size=16).digest()
+        if entry.problem is None and digest in seen:
+            entry = dataclasses.replace(entry, problem=("an id twice", entry.id))
+        seen.add(digest)
         count += 1
         yield entry
     if not count:
-        raise UserError(f"{path}: holds no row")
+        raise UserError(f"{path}: no rows")
 
 
 def stamps(path: Path) -> dict[str, list[int]]:
-    """Sizes and times of an input's files; of a folder of videos, their sum."""
-    if not _holds_videos(path):
+    """Sizes and modification times of the input's files; one digest for a folder of videos."""
+    if not is_folder_of_videos(path):
         stats = {str(file): file.stat() for file in input_files(path, print)}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     listing = _walk(path)
@@ -73,18 +81,15 @@ def stamps(path: Path) -> dict[str, list[int]]:
     for file in _videos(path, listing):
         try:
             stat = os.stat(file.path)
-            found = f"{stat.st_size} {stat.st_mtime_ns}"
-        except FileNotFoundError:  # a link to nothing, which cannot be decoded
-            found = "missing"
-        digest.update(os.fsencode(f"{path / file.name} {found}\n"))
+            stamp = f"{stat.st_size} {stat.st_mtime_ns}"
+        except FileNotFoundError:  # a broken link: rejected when it is decoded
+            stamp = "missing"
+        digest.update(os.fsencode(f"{path / file.name} {stamp}\n"))
     return {str(path): [int.from_bytes(digest.digest()[:6])]}
 
 
 def is_folder_of_videos(path: Path) -> bool:
-    return _holds_videos(path)
-
-
-def _holds_videos(path: Path) -> bool:
+    """Whether a path is a folder with videos and without .jsonl or .parquet files."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     return (
@@ -99,11 +104,11 @@ def _walk(folder: Path) -> Listing:
 
 
 def _videos(folder: Path, listing: Listing) -> Iterator[File]:
-    """The videos, those of a folder before those of the folders in it."""
+    """The videos, files of a folder before those of its subfolders."""
 
     def order(file: File) -> list[tuple[bool, str]]:
-        *above, name = file.name.split("/")
-        return [*((True, part) for part in above), (False, name)]
+        *folders, name = file.name.split("/")
+        return [*((True, folder) for folder in folders), (False, name)]
 
     for file in sorted(listing.files, key=order):
         if media_kind(folder / file.name) == "video":
@@ -119,30 +124,30 @@ def _rows(path: Path, root: Path | None) -> Iterator[Entry]:
     index = 0
     for file in input_files(path):
         home = root or (path if path.is_dir() else file.parent)
-        for place, row in read_rows(file):
+        for location, row in read_rows(file):
             try:
-                yield _entry(index, place, row, home)
+                yield _entry(index, location, row, home)
             except Reject as reject:
-                id = f"{file.name}:{place.rpartition(':')[2]}"
+                id = f"{file.name}:{location.rpartition(':')[2]}"
                 yield Entry(index, id, "", None, file.stem, (reject.reason, reject.detail))
             index += 1
 
 
-def _entry(index: int, place: str, row: dict | Reject, home: Path) -> Entry:
+def _entry(index: int, location: str, row: dict | Reject, home: Path) -> Entry:
     if isinstance(row, Reject):
         raise row
-    file, _, number = place.rpartition(":")
+    file, _, number = location.rpartition(":")
     id = _first(row, _ID)
     id = f"{Path(file).name}:{number}" if id in (None, "") else id
     if isinstance(id, bool) or not isinstance(id, str | int):
         raise Reject("wrong type", f"id is {type(id).__name__}")
-    given = _first(row, _VIDEO)
-    if given in (None, "", b""):
+    video = _first(row, _VIDEO)
+    if video in (None, "", b""):
         raise Reject("missing field", "video")
-    found = media.locate(given, home)
+    video = media.locate(video, home)
+    video = video if isinstance(video, bytes) else str(video)
     source = row.get("source")
     source = source if isinstance(source, str) else Path(file).stem
-    video = found if isinstance(found, bytes) else str(found)
     return Entry(index, str(id), video, _first(row, _CAPTION), source)
 
 

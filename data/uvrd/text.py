@@ -1,4 +1,4 @@
-"""Captions: put right, and judged. Each rule has a reason, for counting."""
+"""Cleans captions and filters them by rules, each with a reason that is counted."""
 
 import html
 import json
@@ -24,8 +24,8 @@ _SPAM = re.compile(
     r"giveaway|casino|limited offer|100% free|whatsapp)\b",
     re.IGNORECASE,
 )
-# Words that tell a model what to do, or marks that only its own templates have.
-_ORDER = re.compile(
+# Instructions to a model, or special tokens of its chat template.
+_INSTRUCTION = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:instruction|prompt|rule|above|previous|"
     r"everything)|<\|[^|]{0,40}\|>|\[/?INST\]|<<SYS>>|^\s*(?:system|assistant|user)\s*:|"
     r"\bsystem prompt\b|\b(?:you are|act as|pretend to be) (?:now )?an? "
@@ -46,7 +46,7 @@ _ENGLISH = frozenset(
     "while into over as not he she they his her their who which up down out off after before be "
     "has have".split()
 )
-# Of the commonest languages beside English in Latin script; words that English has not.
+# Function words of other common languages in Latin script that are not English words.
 _OTHERS = frozenset(
     "der das und ist ein eine einen mit auf im den dem nicht zu von sich wird auch über für "
     "le la les des et un une est dans avec sur pour qui aux pas elle "
@@ -57,11 +57,11 @@ _OTHERS = frozenset(
 
 
 def rectify(text: str) -> str:
-    """Entities, markup, links, hash tags and control characters gone, blanks single, NFC."""
+    """Removes entities, markup, links, hashtags and control characters, collapses spaces; NFC."""
     text = html.unescape(text)
     text = _HASH.sub(" ", _LINK.sub(" ", _TAG.sub(" ", text)))
     text = unicodedata.normalize("NFC", text)
-    if not text.isprintable():  # control characters and blanks other than the space
+    if not text.isprintable():  # control characters and other white space
         text = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in text)
     return " ".join(text.split())
 
@@ -71,20 +71,20 @@ def words(text: str) -> list[str]:
 
 
 def accept(raw: object, rules: Text) -> str:
-    """A raw caption put right; "" only where none is required.
+    """Returns the cleaned caption; "" only if none is required.
 
     Raises:
-      Reject: no text, too long, an order to the model, empty, not a description, spam, another
-        language; judged in this order.
+      Reject: not text, too long, an instruction to the model, empty, not a description, spam,
+        another language; checked in this order.
     """
     if raw is None:
         raw = ""
     if not isinstance(raw, str):
-        raise Reject("caption is no text", type(raw).__name__)
+        raise Reject("caption is not text", type(raw).__name__)
     if len(raw) > rules.most_characters:
         raise Reject("caption too long", f"{len(raw)} characters")
-    # Before markup goes: the marks of a model's template look like it.
-    if _ORDER.search(raw):
+    # Before markup is removed: special tokens look like markup.
+    if _INSTRUCTION.search(raw):
         raise Reject("caption instructs the model", raw[:80])
     text = rectify(raw)
     if not text:
@@ -103,16 +103,16 @@ def accept(raw: object, rules: Text) -> str:
 
 
 def spam(text: str, rules: Text, links: int = 0, tags: int = 0) -> str:
-    """Why a text is spam; "" if it is not."""
-    found = [word.lower() for word in words(text)]
+    """Returns why a text is spam; "" if it is not."""
+    lower = [word.lower() for word in words(text)]
     if match := _SPAM.search(text):
         return match[0]
     if links > 2 or tags > 5:
         return f"{links} links, {tags} tags"
-    if len(found) >= 8 and (most := Counter(found).most_common(1)[0])[1] > (
-        rules.most_repeated * len(found)
-    ):
-        return f"{most[0]!r} {most[1]} times of {len(found)}"
+    if len(lower) >= 8:
+        word, count = Counter(lower).most_common(1)[0]
+        if count > rules.most_repeated * len(lower):
+            return f"{word!r} {count} times of {len(lower)}"
     letters = sum(map(str.isalpha, text)) + sum(map(str.isspace, text))
     if letters < rules.least_letters * len(text):
         return f"{letters} letters of {len(text)} characters"
@@ -120,27 +120,27 @@ def spam(text: str, rules: Text, links: int = 0, tags: int = 0) -> str:
 
 
 def is_english(text: str) -> bool:
-    """Latin letters throughout, and no more function words of other languages than of English: a
-    judgement by words, without a model; short lists of nouns pass."""
+    """Whether a text is in Latin script and has at least as many function words of English as of
+    other languages; short lists of nouns pass."""
     if not text.isascii():
         letters = [c for c in text if c.isalpha()]
         latin = sum("LATIN" in unicodedata.name(c, "") for c in letters)
         if latin < 0.9 * len(letters):
             return False
-    found = [word.lower() for word in words(text)]
-    other = sum(word in _OTHERS for word in found)
-    return other <= sum(word in _ENGLISH for word in found) or other < 2
+    lower = [word.lower() for word in words(text)]
+    other = sum(word in _OTHERS for word in lower)
+    return other <= sum(word in _ENGLISH for word in lower) or other < 2
 
 
 def is_refusal(text: str) -> bool:
     return _REFUSAL.search(text[:300]) is not None
 
 
-def is_order(text: str) -> bool:
-    return _ORDER.search(text) is not None
+def is_instruction(text: str) -> bool:
+    return _INSTRUCTION.search(text) is not None
 
 
 def quote(text: str) -> str:
-    """Text of a dataset as a JSON string: it cannot end its own quotation, nor hold a mark of a
-    model's template."""
+    """Text of a dataset as an ASCII JSON string: it cannot end its quotation and holds no special
+    token of a chat template."""
     return json.dumps(text, ensure_ascii=True).replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,9 +1,9 @@
-"""Raw videos of the generated world, with captions as the web has them:
+"""Renders raw videos of the generated world, with captions as noisy as those of the web:
 
     python -m data.uvrd.world --output DIR [--videos 200] [--seed 0] [--bad 0.2]
 
-DIR receives videos/, captions.jsonl, and scenes.npz by which `data.uvrd.responder` knows a video
-again. A share of the videos or their captions is bad in one of the ways of BAD.
+DIR receives videos/, captions.jsonl, and scenes.npz, with which `data.uvrd.responder` recognizes
+videos. A share of the videos or captions is bad in one of the ways of BAD.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.storage.files import atomic_write, write_json
 from gve_jax.storage.filesystem import local_path
 
-SIDE = 14  # pixels of the pictures by which frames are known again
+SIDE = 14  # pixels of the thumbnails by which frames are recognized
 CAPTIONS, SCENES = "captions.jsonl", "scenes.npz"
-# name -> a caption that is bad; None where the video is.
+# The bad caption by name; None where the video is bad.
 BAD: dict[str, str | None] = {
     "empty": "  \n ",
     "spam": "buy now!!! free shipping, link in bio, follow me",
@@ -54,13 +54,13 @@ BAD: dict[str, str | None] = {
 
 
 def sample(seed: int, index: int) -> Scene:
-    """The scene of a video: things happen in both of its halves."""
+    """The scene of a video, with events in both of its halves."""
     rng = make_rng(seed, "uvrd", index)
     return sample_scene(rng, TRAIN_PAIRS, phases=(0, 1), camera=0.2)
 
 
 def caption(scene: Scene, seed: int, index: int) -> str:
-    """A true caption, in need of being put right."""
+    """A correct caption that needs cleaning."""
     rng = make_rng(seed, "uvrd/caption", index)
     text = captions.whole(scene, rng, long=False)
     return pick(
@@ -97,7 +97,11 @@ def from_dict(fields: dict) -> Scene:
 def write(
     output: Path, videos: int, seed: int, bad: float, tick: Callable[[], object] = lambda: None
 ) -> None:
-    """Raises UserError if `output` holds another world."""
+    """Writes a world; does nothing if it is there.
+
+    Raises:
+      UserError: `output` holds another world.
+    """
     settings = {"videos": videos, "seed": seed, "bad": bad}
     manifest = output / "world.json"
     if manifest.exists():
@@ -108,7 +112,7 @@ def write(
     names, scenes, small, rows = tuple(BAD), [], [], []
     for index in range(videos):
         scene, wrong = sample(seed, index), ""
-        # Every 1/bad-th video is bad, each in the next way.
+        # Every 1/bad-th video is bad, in the next of the ways.
         if int((index + 1) * bad) > int(index * bad):
             wrong = names[int(index * bad) % len(names)]
         frames = render(scene)
@@ -133,7 +137,7 @@ def write(
 
 
 def visible(scene: Scene, frame: int) -> Scene:
-    """What one frame shows, as a scene of things at rest; places are the nearest cells."""
+    """The scene that one frame shows: objects at rest in their nearest cells."""
     x, y, zoom = (track[frame] for track in camera_track(scene))
     things = []
     for thing in scene.things:
@@ -155,10 +159,10 @@ def main(argv=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=local_path, required=True)
-    parser.add_argument("--videos", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bad", type=float, default=0.2, help="share that is bad (0.2)")
+    parser.add_argument("--output", type=local_path, required=True, help="folder to write")
+    parser.add_argument("--videos", type=int, default=200, help="number of videos (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--bad", type=float, default=0.2, help="share of bad ones (default: 0.2)")
     args = parser.parse_args(argv)
     if args.videos < 1 or not 0 <= args.bad <= 1:
         raise UserError("--videos must be at least 1, and --bad in 0..1")

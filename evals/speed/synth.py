@@ -73,9 +73,9 @@ def measure(folder: Path, args) -> dict:
         rows = {str(c): _run_once(folder, raw, url, c, args) for c in args.concurrency}
         last = rows[str(args.concurrency[-1])]
         job = _job(folder / "pairs", raw, url, args.concurrency[-1], args)
-        usage = runs.usage_of(job.work)[0]
+        usage = runs.read_usage(job.work)[0]
         synthesize(job)
-        if runs.usage_of(job.work)[0] != usage:
+        if runs.read_usage(job.work)[0] != usage:
             raise UserError("synth: the second run sent requests to the server")
         shutil.rmtree(job.output)  # the cached answers remain
         start = time.perf_counter()
@@ -150,10 +150,8 @@ def _time_receiving() -> list[float]:
 
         return call
 
-    for name in ("whole", "span"):
-        plain = getattr(Decoder, f"plain_{name}", None) or getattr(Decoder, name)
-        setattr(Decoder, f"plain_{name}", plain)
-        setattr(Decoder, name, timed(plain))
+    Decoder.plain_decode = getattr(Decoder, "plain_decode", Decoder.decode)
+    Decoder.decode = timed(Decoder.plain_decode)
     return seconds
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-import httpx
+import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
@@ -103,7 +103,7 @@ def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
     ],
 )
 def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, named):
-    response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co"))
+    response = httpx2.Response(404, request=httpx2.Request("GET", "https://huggingface.co"))
 
     def fail(*_, **__):
         raise kind("404 Client Error.\nRequest ID: x", response=response)

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.files_test import POINTER
 
 from data.pairs.builder import run_import
 from data.pairs.rows import Reject, input_files, read_rows
@@ -15,6 +14,7 @@ from data.uvrd.source import read_entries, stamps
 from gve_jax.errors import UserError
 from gve_jax.storage.locks import lock_for_process, lock_scratch
 from tests.situations import situation
+from tests.storage.files_test import POINTER
 
 ROW = json.dumps({"query": "q", "positive": "p"}) + "\n"
 
@@ -112,8 +112,8 @@ def test_a_part_that_may_be_readable_now_is_made_again(tmp_path):
         parts.path(number).mkdir()
         text = json.dumps({"quarantined": [line] if line else []})
         (parts.path(number) / "part.json").write_text(text)
-    parts.forget_retryable()
-    assert [parts.done(number) for number in range(3)] == [False, True, True]
+    parts.remove_retryable()
+    assert [parts.is_done(number) for number in range(3)] == [False, True, True]
 
 
 @situation(

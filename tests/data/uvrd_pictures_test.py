@@ -9,7 +9,7 @@ from PIL import Image
 from configs.uvrd import get_config
 from data.shapes.render import decode_mp4, encode_mp4
 from data.uvrd import pictures, world
-from data.uvrd.responder import World
+from data.uvrd.responder import SceneIndex
 from data.uvrd.settings import Settings
 from data.uvrd.similarity import Similarity
 from gve_jax.media.isolation import Failure
@@ -26,11 +26,11 @@ def decoder():
 
 def test_frames_are_those_of_the_file(decoder, raw):
     data = (raw / "videos" / "00000.mp4").read_bytes()
-    clip = decoder.whole(data)
+    clip = decoder.decode(data)
     frames = decode_mp4(data)
     np.testing.assert_array_equal(clip.frames, frames)
     assert clip.seconds == pytest.approx(4.0) and clip.time(15) == pytest.approx(3.75)
-    span = decoder.span(data, 1.0, 2.0)
+    span = decoder.decode(data, 1.0, 2.0)
     np.testing.assert_array_equal(span.frames, frames[[4, 5, 7, 8]])
 
 
@@ -38,7 +38,7 @@ def test_a_wide_video_keeps_its_places(decoder):
     # A frame with a mark in each corner, 2 : 1, of which no side is a multiple of 28.
     frames = np.zeros((4, 60, 120, 3), np.uint8)
     frames[:, :20, :20, 0], frames[:, -20:, -20:, 1], frames[:, :20, -20:, 2] = 255, 255, 255
-    seen = decoder.whole(encode_mp4(frames)).frames
+    seen = decoder.decode(encode_mp4(frames)).frames
     height, width = seen.shape[1:3]
     assert (height % 28, width % 28) == (0, 0) and width == 2 * height
     for place, channel in (((5, 5), 0), ((-5, -5), 1), ((5, -5), 2)):
@@ -50,8 +50,8 @@ def test_bad_videos_are_failures(decoder, raw):
     assert len(rows) == 26
     cut, none = (raw / "videos" / f"{n:05}.mp4" for n in (23, 25))
     for path in (cut, none):
-        assert isinstance(decoder.whole(str(path)), Failure)
-        assert isinstance(decoder.whole(path.read_bytes()), Failure)
+        assert isinstance(decoder.decode(str(path)), Failure)
+        assert isinstance(decoder.decode(path.read_bytes()), Failure)
 
 
 def test_motion_is_the_mean_change():
@@ -71,7 +71,7 @@ def test_a_clip_is_written_as_it_is():
 
 
 def test_the_world_is_known_again_by_its_pictures(raw):
-    known = World(raw)
+    known = SceneIndex(raw)
     for index in (0, 4, 8):  # good ones
         frames = decode_mp4((raw / "videos" / f"{index:05}.mp4").read_bytes())
         shown = [frames[2], frames[7], frames[13]]

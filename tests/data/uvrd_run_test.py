@@ -208,7 +208,7 @@ def test_a_repeat_asks_nothing_and_another_command_is_refused(whole, raw, tmp_pa
         synthesize(job(raw, directory, nobody, similarity=0.3))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(UserError, match="is no synthesis"):
+    with pytest.raises(UserError, match="is not a synthesis"):
         synthesize(job(raw, tmp_path / "other", nobody))
 
 

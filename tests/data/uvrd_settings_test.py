@@ -9,7 +9,7 @@ import pytest
 
 from configs.uvrd import PAPER, get_config
 from data.uvrd import prompts
-from data.uvrd.compose import share, wanted
+from data.uvrd.compose import count_at, pair_counts
 from data.uvrd.settings import TYPES, Settings
 from gve_jax.errors import UserError
 from tests.conftest import ROOT
@@ -46,7 +46,10 @@ def test_a_field_that_cannot_be_is_named(field, value):
     ("argument", "said"),
     [
         ("--config.video.colour=7", "--config.video.colour: unknown field"),
-        ("--config=configs/uvrd.py:moon", "configs/uvrd.py has no form 'moon'; known: world"),
+        (
+            "--config=configs/uvrd.py:moon",
+            "--config configs/uvrd.py:moon: configs/uvrd.py has no form",
+        ),
         ("--colour=7", "Unknown command line flag 'colour'"),
     ],
 )
@@ -90,7 +93,7 @@ def test_every_field_is_documented():
 
 def test_pairs_are_shared_out_exactly():
     for rate in (0.0, 0.1, 89 / 879, 0.5, 1.0, 2.5):
-        counts = np.array([share(rate, index, 0.37) for index in range(2000)])
+        counts = np.array([count_at(rate, index, 0.37) for index in range(2000)])
         for length in (7, 100, 2000):  # any videos in a row
             sums = np.convolve(counts, np.ones(length), "valid")
             assert np.abs(sums - rate * length).max() < 1 + 1e-9
@@ -100,7 +103,7 @@ def test_the_default_proportions_are_the_papers():
     settings = Settings.of(get_config())
     counts = dict.fromkeys(TYPES, 0)
     for index in range(8790):
-        for name, count in wanted(index, settings).items():
+        for name, count in pair_counts(index, settings).items():
             counts[name] += count
     assert all(abs(counts[name] - 10 * PAPER[name]) <= 1 for name in TYPES)
 

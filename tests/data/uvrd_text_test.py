@@ -33,7 +33,7 @@ def test_captions_are_put_right(raw, good):
         (None, "caption empty"),
         (" \n ", "caption empty"),
         ("https://example.org/video", "caption empty"),
-        (7, "caption is no text"),
+        (7, "caption is not text"),
         ("IMG_2034.MOV", "caption not descriptive"),
         ("untitled video (1)", "caption not descriptive"),
         ("final copy 2 hd.mp4", "caption not descriptive"),

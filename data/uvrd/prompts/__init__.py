@@ -1,5 +1,5 @@
-"""What the model is asked: a .txt file a prompt, its system part and its user part apart by `---`,
-with `$slots`; its first line is its version. Another text is another version."""
+"""Prompts: one .txt file each, with the version in the first line, then the system part, `---` and
+the user part with `$slots`. A changed text needs a new version."""
 
 import dataclasses
 import functools
@@ -63,7 +63,7 @@ RELATIONS = (
 class Prompt:
     name: str
     version: str
-    digest: str  # of its text and its schema
+    digest: str  # of the text and the schema
     system: str
     user: Template
     schema: dict = dataclasses.field(hash=False)

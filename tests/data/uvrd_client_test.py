@@ -10,9 +10,9 @@ from configs.uvrd import get_config
 from data.pairs.rows import Reject
 from data.shapes.render import decode_mp4, encode_png
 from data.uvrd import prompts
+from data.uvrd.client import ModelClient, parse
 from data.uvrd.compose import fault
 from data.uvrd.responder import MODEL, Responder
-from data.uvrd.server import Server, parse
 from data.uvrd.settings import Settings
 from gve_jax.errors import UserError
 
@@ -46,7 +46,7 @@ def ask(raw, cache, images, *, faults=(), count=1, **fields):
         pauses.append(seconds)
 
     async def run(url):
-        async with Server(url, MODEL, made, cache, sleep) as server:
+        async with ModelClient(url, MODEL, made, cache, sleep) as server:
             jobs = [
                 server.ask(
                     PROMPT,
@@ -151,19 +151,19 @@ def test_a_server_that_fails_or_denies_stops_the_run(raw, tmp_path, shown):
 
 def test_no_server_and_no_model_are_one_line(raw, tmp_path):
     async def check(url, model):
-        async with Server(url, model, settings(), tmp_path) as server:
+        async with ModelClient(url, model, settings(), tmp_path) as server:
             await server.check()
 
     with Responder(raw) as responder:
         asyncio.run(check(responder.url, MODEL))
-        with pytest.raises(UserError, match="--model 'gpt' is not at .* it has shapes"):
+        with pytest.raises(UserError, match="--model 'gpt' is not on .* it has shapes"):
             asyncio.run(check(responder.url, "gpt"))
-        with pytest.raises(UserError, match="no list of models"):
+        with pytest.raises(UserError, match="without a list of models"):
             asyncio.run(check(responder.url + "/v2", MODEL))
     with pytest.raises(UserError, match="no answer"):
         asyncio.run(check(responder.url, MODEL))  # it is closed
-    with pytest.raises(UserError, match="no http"):
-        Server("file:///etc/passwd", MODEL, settings(), tmp_path)
+    with pytest.raises(UserError, match="must be an http"):
+        ModelClient("file:///etc/passwd", MODEL, settings(), tmp_path)
 
 
 def test_calls_at_once_are_bounded(raw, tmp_path, shown, monkeypatch):
@@ -181,7 +181,7 @@ def test_calls_at_once_are_bounded(raw, tmp_path, shown, monkeypatch):
 
     async def run(url):
         made = settings(calls__concurrency=3, calls__seconds=60.0)
-        async with Server(url, MODEL, made, tmp_path) as server:
+        async with ModelClient(url, MODEL, made, tmp_path) as server:
             await asyncio.gather(
                 *(server.ask(PROMPT, SLOTS | {"seconds": n}, shown) for n in range(9))
             )
