@@ -3,18 +3,16 @@
 Only shapes are needed: no weights are allocated.
 """
 
-import argparse
 import dataclasses
-import time
 
 import jax
+import numpy as np
 
-from evals.speed.result import write_result
+from evals.speed import harness
 from gve_jax.inputs.batch import Bucket
 from gve_jax.model.batch import Batch, batch_sizes
 from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from gve_jax.model.embedder import init_params, make_embed
-from gve_jax.storage.filesystem import local_path
 
 GVE_3B = ModelConfig(
     vision=VisionConfig(
@@ -47,28 +45,31 @@ def with_layers(config: ModelConfig, tower: int, decoder: int) -> ModelConfig:
     return dataclasses.replace(config, vision=vision, text=text)
 
 
-def seconds_to_compile(config: ModelConfig) -> float:
-    """Tracing and compiling `embed` for one video of 8 frames with text."""
+def make_compile(config: ModelConfig):
+    """A function that traces and compiles `embed` for one video of 8 frames with text."""
     params = jax.eval_shape(lambda: init_params(config, 0)[1])
     bucket = Bucket(pairs=4, patches=800, windows=16, length=1024)
     batch = Batch.abstract(batch_sizes(1, bucket, config.vision))
-    began = time.perf_counter()
-    jax.jit(make_embed(config)).lower(params, batch).compile()
-    return time.perf_counter() - began
+
+    def compile_embed():
+        jax.clear_caches()
+        jax.jit(make_embed(config)).lower(params, batch).compile()
+
+    return compile_embed
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evals.speed compile", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=local_path, help="a JSON file to write")
-    args = parser.parse_args(argv)
+    repeats = 3, "compilations of each model"
+    args = harness.parse_options("compile", __doc__, argv, repeats=repeats)
     jax.config.update("jax_enable_compilation_cache", False)
-    shapes = {"2 + 2 layers": (2, 2), "32 + 36 layers": (32, 36)}
-    seconds = {name: [] for name in shapes}
-    for _ in range(args.repeats):
-        for name, depths in shapes.items():
-            jax.clear_caches()
-            seconds[name].append(round(seconds_to_compile(with_layers(GVE_3B, *depths)), 2))
-    shallow, deep = (sorted(values)[len(values) // 2] for values in seconds.values())
-    result = {"seconds": seconds, "ratio of medians": round(deep / shallow, 2)}
-    write_result("compile", vars(args), result, args.output)
+    variants = {
+        f"{tower} + {decoder} layers": make_compile(with_layers(GVE_3B, tower, decoder))
+        for tower, decoder in ((2, 2), (32, 36))
+    }
+    taken = harness.take_turns(variants, args.repeats)
+    shallow, deep = (np.median(values) for values in taken.values())
+    result = {
+        "seconds": {name: values[:, 0].round(2).tolist() for name, values in taken.items()},
+        "ratio of medians": round(float(deep / shallow), 2),
+    }
+    harness.write_result("compile", vars(args), result, args.output)

@@ -1,19 +1,20 @@
-"""GVE-3B on one GPU in bfloat16: are the numbers right, and how much of the chip is used.
+"""GVE-3B on one GPU in bfloat16: correctness, and how much of the chip is used.
 
-Random weights of the shapes of configs/gve_3b.py, drawn on the device; nothing is downloaded. Parts
-run in the order given; the result is written after each figure: a run that is stopped keeps them.
+Random weights in the shapes of configs/gve_3b.py, drawn on the device; nothing is downloaded. Parts
+run in the given order; the result is written after each figure, so that an interrupted run keeps
+them.
 
-    agree   attention kernels and models beside float32 on the CPU; a vector alone and in a batch
+    agree   attention kernels and models, compared with float32 on the CPU; an item's vector alone
+            and in a batch
     encode  a mixed set, half texts, a quarter images, a quarter videos of 8 frames
-    train   a LoRA step of the published recipe: texts that seek videos, by remat and kernel
+    train   a LoRA step of the published recipe: texts that retrieve videos, by remat and kernel
 
-`encode` and `train` also trace what the GPU spends its time on, by kernel.
+`encode` and `train` also trace the GPU's time by kernel.
 
 Model FLOPs are those of gve_jax/hardware/flops.py: no padding, no recomputation. MFU is their share
 of the chip's published dense bfloat16 peak (gve_jax/hardware/chips.py).
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -34,10 +35,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.gve_3b import get_config
 from evals.parity.reference import write_tokenizer
+from evals.speed import harness
 from evals.speed.compile import with_layers
+from evals.speed.items import draw_items
 from evals.speed.kernels import by_kernel
-from evals.speed.result import write_result
-from evals.speed.train import Ours
+from evals.speed.train import Ours, draw_pairs
 from gve_jax.distributed.sharding import make_mesh, param_shardings, place_batch
 from gve_jax.errors import UserError
 from gve_jax.gve import GVE
@@ -53,7 +55,6 @@ from gve_jax.model.batch import Frames, Packed
 from gve_jax.model.config import REMAT, ModelConfig
 from gve_jax.model.embedder import init_params
 from gve_jax.running.sections import model_config, read_settings
-from gve_jax.storage.filesystem import local_path
 
 PARTS = ("agree", "encode", "train")
 KERNELS = ("xla", "cudnn")
@@ -63,35 +64,28 @@ STEPS = "32:full:xla 32:full:cudnn 32:dots:cudnn 64:full:cudnn"
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evals.speed gpu", description=__doc__)
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
-    parser.add_argument("--items", type=int, default=256, help="of the mixed set")
-    parser.add_argument("--batch-size", type=int, default=32, help="of encoding")
-    parser.add_argument(
-        "--steps",
-        nargs="+",
-        default=STEPS.split(),
-        metavar="PAIRS:REMAT:KERNEL",
-        help=f"training steps to measure; REMAT is one of {', '.join(REMAT)}; put "
-        "those that need more memory last",
+    args = harness.parse_options(
+        "gpu",
+        __doc__,
+        argv,
+        parts=(list(PARTS), "what to measure", PARTS),
+        kernels=(list(KERNELS), "attention kernels", KERNELS),
+        items=(256, "items of the mixed set"),
+        batch_size=(32, "items of an encoded batch"),
+        steps=(STEPS.split(), f"training steps, PAIRS:REMAT:KERNEL, REMAT of {', '.join(REMAT)}"),
+        repeats=(5, "runs of each variant"),
+        small=(False, "tiny float32 model on any device, as a smoke test"),
     )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="tiny float32 model: does it run?")
-    parser.add_argument("--output", type=local_path, help="a JSON file to write")
-    args = parser.parse_args(argv)
     if not args.small and target_platform() != "gpu":
-        raise UserError(
-            f"evals.speed gpu needs a GPU (this is {jax.default_backend()}); --small "
-            "runs a tiny model anywhere"
-        )
+        backend = jax.default_backend()
+        raise UserError(f"gpu needs a GPU, not {backend}; --small runs a tiny model on any device")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args)
         bench.machine()
         for part in args.parts:
             getattr(bench, part)()
             gc.collect()
-        write_result("gpu", vars(args), bench.result, args.output)
+        harness.write_result("gpu", vars(args), bench.result, args.output)
 
 
 class Bench:
@@ -106,20 +100,20 @@ class Bench:
         self.cpu = make_mesh({"data": -1}, jax.devices("cpu")[:1])
         self.result = {}
 
-    def note(self, part: str, name: str, value) -> None:
-        """One figure more, written at once."""
+    def record(self, part: str, name: str, value) -> None:
+        """Adds a figure to the result and writes the file."""
         self.result.setdefault(part, {})[name] = value
         print(f"{part}, {name}: {json.dumps(value)}", file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(None):
-            write_result("gpu", vars(self.args), self.result, self.args.output)
+            harness.write_result("gpu", vars(self.args), self.result, self.args.output)
 
     @functools.cached_property
     def params(self) -> dict:
-        """Of the whole model, adapters included."""
+        """Parameters of the model, adapters included."""
         return draw_params(self.config, self.mesh)
 
     def model(self, config: ModelConfig, params: dict, mesh=None, **changes) -> GVE:
-        """An encoder; without adapters unless `config` has some."""
+        """An encoder, with adapters if `config` has them."""
         config = dataclasses.replace(config, **changes)
         spec = InputSpec(**vars(self.settings.inputs), window_side=config.vision.window_side)
         prompt = Prompt(self.folder / "tokenizer.json", spec.max_length)
@@ -135,13 +129,13 @@ class Bench:
         device, size = jax.devices()[0], 256 if self.args.small else 8192
         a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in (0, 1))
         product = jax.jit(jnp.matmul)
-        seconds = median_seconds(lambda: [product(a, b) for _ in range(20)], 3) / 20
+        seconds = harness.median_seconds(lambda: [product(a, b) for _ in range(20)], 3) / 20
         exact = np.asarray(a[:512], np.float64) @ np.asarray(b[:, :512], np.float64)
         a, b = a[:512].astype(jnp.float32) / 3, b[:, :512].astype(jnp.float32)
-        off = {}
+        distances = {}
         for precision in ("default", "highest"):
             with jax.default_matmul_precision(precision):
-                off[precision] = distance(np.asarray(jnp.matmul(a, b), np.float64) * 3, exact)
+                distances[precision] = distance(np.asarray(jnp.matmul(a, b), np.float64) * 3, exact)
         for name, value in {
             "kind": device.device_kind,
             "runtime": device.client.platform_version.splitlines()[0],
@@ -149,9 +143,9 @@ class Bench:
             "bytes for arrays": (device.memory_stats() or {}).get("bytes_limit"),
             "published bfloat16 peak, TFLOP/s": self.chip and self.chip.flops / 1e12,
             f"bare product of {size} x {size}, TFLOP/s": round(2 * size**3 / seconds / 1e12, 1),
-            "float32 product, distance to float64, by precision": off,
+            "float32 product, distance to float64, by precision": distances,
         }.items():
-            self.note("chip", name, value)
+            self.record("chip", name, value)
 
     # Part "agree".
 
@@ -162,34 +156,22 @@ class Bench:
         self.agree_vectors("all layers", self.config, self.params)
 
     def agree_attention(self) -> None:
-        """||out - ref|| / ||ref|| of the value and of each gradient, real rows alone."""
+        """||out - ref|| / ||ref|| of the value and of each gradient, over real rows."""
         v, t = self.config.vision, self.config.text
         length, patches = (64, 16) if self.args.small else (1024, 800)
         rng = np.random.default_rng(0)
-        # Items side by side in a row, as in packed rows: a common start, three items, padding.
+        # A packed row: a shared prefix, three items, padding.
         ends = np.array([24, 300, 600, 1000]) * length // 1024
         segments = np.searchsorted(ends, np.arange(length), side="right")
         segments = np.where(segments == len(ends), -1, segments)[None].repeat(2, axis=0)
-        seen = np.arange(patches) < np.array([[patches], [patches * 3 // 4]])
+        keys = np.arange(patches) < np.array([[patches], [patches * 3 // 4]])
+        decoder = (t.num_attention_heads, t.num_key_value_heads, t.head_dim)
+        tower = (v.num_heads, v.num_heads, v.hidden_size // v.num_heads)
+        packed = dict(causal=True, segments=segments.astype(np.int32))
         cases = {
-            "decoder, packed": (
-                (t.num_attention_heads, t.num_key_value_heads, t.head_dim),
-                length,
-                dict(causal=True, segments=segments.astype(np.int32)),
-                segments >= 0,
-            ),
-            "decoder, causal": (
-                (t.num_attention_heads, t.num_key_value_heads, t.head_dim),
-                length,
-                dict(causal=True),
-                segments >= -1,
-            ),
-            "tower, whole frames": (
-                (v.num_heads, v.num_heads, v.hidden_size // v.num_heads),
-                patches,
-                dict(keys=seen),
-                seen,
-            ),
+            "decoder, packed": (decoder, length, packed, segments >= 0),
+            "decoder, causal": (decoder, length, dict(causal=True), segments >= -1),
+            "tower, whole frames": (tower, patches, dict(keys=keys), keys),
         }
         for name, ((heads, groups, size), rows, masks, real) in cases.items():
             shapes = [(2, rows, n, size) for n in (heads, groups, groups, heads)]
@@ -205,46 +187,44 @@ class Bench:
                 mixed, back = jax.vjp(run, query, key, value)
                 return mixed, *back(cotangent)
 
-            whole = jax.device_put([x.astype(jnp.float32) for x in arrays], jax.devices("cpu")[0])
-            exact = jax.jit(functools.partial(outputs, kernel="xla"))(whole)
+            float32 = jax.device_put([x.astype(jnp.float32) for x in arrays], jax.devices("cpu")[0])
+            exact = jax.jit(functools.partial(outputs, kernel="xla"))(float32)
             for kernel in self.args.kernels:
                 ours = jax.jit(functools.partial(outputs, kernel=kernel))(arrays)
                 names = ("value", "dq", "dk", "dv")
-                off = {n: distance(a, b) for n, a, b in zip(names, ours, exact, strict=True)}
-                self.note("agree", f"attention, {name}, {kernel}, distance to float32", off)
+                value = {n: distance(a, b) for n, a, b in zip(names, ours, exact, strict=True)}
+                self.record("agree", f"attention, {name}, {kernel}, distance to float32", value)
 
     @property
     def activations(self):
         return jnp.dtype(self.config.dtype)
 
     def shallow(self) -> tuple[ModelConfig, dict]:
-        """Two layers each at the real widths, no dropout; weights that float32 holds exactly."""
+        """Two layers each at the real widths, no dropout."""
         config = with_layers(self.config, 2, 2)
         lora = dataclasses.replace(config.lora, dropout=0.0)
         config = dataclasses.replace(config, lora=lora, remat_text="none", remat_vision="none")
         flat = flatten_dict(draw_params(config, self.mesh), sep="/")
-        for i, name in enumerate(sorted(flat)):  # or no gradient reaches the other half
+        for i, name in enumerate(sorted(flat)):  # with B = 0 no gradient would reach A
             if name.endswith("/lora/b"):
                 key = jax.random.fold_in(jax.random.key(1), i)
                 flat[name] = 0.05 * jax.random.normal(key, flat[name].shape, flat[name].dtype)
         return config, unflatten_dict(flat, sep="/")
 
     def exact(self, config: ModelConfig, params: dict) -> GVE:
-        """The same model in float32 on the CPU: bfloat16 weights are exact there."""
+        """The same model in float32 on the CPU; float32 represents bfloat16 weights exactly."""
         if config.lora is None:
             params = without_adapters(params)
-        whole = jax.tree.map(lambda x: np.asarray(x).astype(np.float32), params)
-        placed = jax.device_put(whole, param_shardings(whole, self.cpu))
+        params = jax.tree.map(lambda x: np.asarray(x).astype(np.float32), params)
+        params = jax.device_put(params, param_shardings(params, self.cpu))
         config = dataclasses.replace(config, dtype="float32", param_dtype="float32")
-        return self.model(config, placed, self.cpu, attention="xla")
+        return self.model(config, params, self.cpu, attention="xla")
 
     def agree_gradients(self) -> None:
         config, params = self.shallow()
-        sides = self.pairs(4)
 
         def gradients(model):
-            rows = [[model.preprocess(item) for item in side] for side in sides]
-            ours = Ours(model, rows, "none", hold=self.settings.buckets.fit)
+            ours = self.training(model, 4, "none")
             with jax.set_mesh(model.mesh):
                 grads, scalars = ours.run.gradients(
                     ours.state["params"], ours.frozen, ours.batch, 0
@@ -257,7 +237,7 @@ class Bench:
             return np.concatenate([grads[name].ravel() for name in sorted(exact)])
 
         name = "gradients of adapters, 2 + 2 layers"
-        self.note("agree", f"{name}, float32", {"loss": loss})
+        self.record("agree", f"{name}, float32", {"loss": loss})
         found = {}
         for kernel in self.args.kernels:
             found[kernel], loss = gradients(self.model(config, params, attention=kernel))
@@ -268,13 +248,16 @@ class Bench:
                 "cosine": float(cosines(flat(found[kernel]), flat(exact))),
                 "largest distance of a leaf": max(leaves),
             }
-            self.note("agree", f"{name}, {kernel}", value)
+            self.record("agree", f"{name}, {kernel}", value)
         if len(found) == 2:
             apart = distance(*map(flat, found.values()))
-            self.note("agree", f"{name}, distance between the kernels", apart)
+            self.record("agree", f"{name}, distance between the kernels", apart)
 
     def agree_vectors(self, name: str, config: ModelConfig, params: dict) -> None:
-        items, config, found = draw_few(self.frame), dataclasses.replace(config, lora=None), {}
+        items = draw_items(4, lambda _: self.frame, lambda _: self.frame, seed=1)
+        # Few shapes: in this order each item has its own shape when it is alone.
+        items.sort(key=lambda item: (item.video is not None, item.image is not None))
+        config, found = dataclasses.replace(config, lora=None), {}
         for kernel in self.args.kernels:
             model = self.model(config, params, attention=kernel)
             found[kernel] = vectors = model.encode(items)
@@ -283,38 +266,40 @@ class Bench:
                 "cosine of alone and in a batch, smallest": float(cosines(vectors, alone).min()),
                 "the same batch again, equal bits": bool((vectors == model.encode(items)).all()),
             }
-            self.note("agree", f"vectors, {name}, {kernel}", value)
-        began = time.perf_counter()
+            self.record("agree", f"vectors, {name}, {kernel}", value)
+        start = time.perf_counter()
         exact = self.exact(config, params).encode(items)
         for kernel, vectors in found.items():
             value = [round(float(cosine), 7) for cosine in cosines(vectors, exact)]
-            self.note("agree", f"vectors, {name}, {kernel}, cosines to float32", value)
+            self.record("agree", f"vectors, {name}, {kernel}, cosines to float32", value)
         others = float((exact @ exact.T - 2 * np.eye(len(exact))).max())
-        self.note("agree", f"vectors, {name}, largest cosine between two items", others)
-        self.note("agree", f"vectors, {name}, float32 took, seconds", since(began))
+        self.record("agree", f"vectors, {name}, largest cosine between two items", others)
+        self.record(
+            "agree", f"vectors, {name}, float32 took, seconds", harness.seconds_since(start)
+        )
 
     # Parts "encode", "train".
 
     def encode(self) -> None:
         config = dataclasses.replace(self.config, lora=None)
-        items = draw_items(self.args.items, *self.frame)
+        items = draw_items(self.args.items, lambda _: self.frame, lambda _: self.frame)
         for kernel in self.args.kernels:
             model = self.model(config, self.params, attention=kernel)
-            began = time.perf_counter()
+            start = time.perf_counter()
             model.encode(items, batch_size=self.args.batch_size)
-            warm_up = since(began)
-            whole = median_seconds(
+            warm_up = harness.seconds_since(start)
+            seconds = harness.median_seconds(
                 lambda m=model: m.encode(items, batch_size=self.args.batch_size), self.args.repeats
             )
             programs = Programs(model, items, self.args.batch_size)
-            tower = median_seconds(programs.run_tower, self.args.repeats)
-            decoder = median_seconds(programs.run_decoder, self.args.repeats)
+            tower = harness.median_seconds(programs.run_tower, self.args.repeats)
+            decoder = harness.median_seconds(programs.run_decoder, self.args.repeats)
             work, count = programs.flops, programs.counts
             value = {
-                "seconds": round(whole, 3),
-                "vectors/s": round(len(items) / whole, 1),
-                "tokens/s": round(count.tokens / whole),
-                "MFU": self.mfu(work.total, whole),
+                "seconds": round(seconds, 3),
+                "vectors/s": round(len(items) / seconds, 1),
+                "tokens/s": round(count.tokens / seconds),
+                "MFU": self.mfu(work.total, seconds),
                 "programs alone": {
                     "seconds, tower and decoder": [round(tower, 3), round(decoder, 3)],
                     "vectors/s": round(len(items) / (tower + decoder), 1),
@@ -327,26 +312,17 @@ class Bench:
                 "compiled shapes": sorted(map(str, programs.plan.shapes)),
                 "padding of tokens, patches": programs.padding,
             }
-            self.note("encode", kernel, value)
+            self.record("encode", kernel, value)
             traces = {"tower": programs.run_tower, "decoder": programs.run_decoder}
             for name, run in traces.items():
-                self.note("encode", f"{kernel}, {name}, traced", traced(run))
-        self.note("encode", "tokens", count.tokens)
-        self.note("encode", "TFLOP, tower and decoder", [round(x / 1e12, 1) for x in work])
+                self.record("encode", f"{kernel}, {name}, traced", traced(run))
+        self.record("encode", "tokens", count.tokens)
+        self.record("encode", "TFLOP, tower and decoder", [round(x / 1e12, 1) for x in work])
 
-    def pairs(self, count: int) -> tuple[list[Item], list[Item]]:
-        """Texts of 8 to 30 letters, and videos that they seek."""
-        rng = np.random.default_rng(0)
-        videos = rng.integers(0, 256, (count, 8, *self.frame, 3)).astype(np.uint8)
-        return (
-            [Item(text=letters(rng, 8, 30)) for _ in range(count)],
-            [Item(video=video, fps=2.0) for video in videos],
-        )
-
-    def training(self, pairs: int, remat: str, kernel: str) -> Ours:
-        model = self.model(self.config, self.params, attention=kernel)
-        rows = [[model.preprocess(item) for item in side] for side in self.pairs(pairs)]
-        return Ours(model, rows, remat, hold=self.settings.buckets.fit)
+    def training(self, model: GVE, pairs: int, remat: str) -> Ours:
+        sides = draw_pairs(pairs, self.frame, 30)
+        rows = [[model.preprocess(item) for item in side] for side in sides]
+        return Ours(model, rows, remat, bucket_of=self.settings.buckets.fit)
 
     def train(self) -> None:
         for step in self.args.steps:
@@ -356,49 +332,49 @@ class Bench:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                self.note("train", step, {"out of memory": str(error).splitlines()[0][:200]})
+                self.record("train", step, {"out of memory": str(error).splitlines()[0][:200]})
             gc.collect()
 
     def train_step(self, name: str, pairs: int, remat: str, kernel: str) -> None:
-        ours = self.training(pairs, remat, kernel)
-        began = time.perf_counter()
+        model = self.model(self.config, self.params, attention=kernel)
+        ours = self.training(model, pairs, remat)
+        start = time.perf_counter()
         with jax.set_mesh(self.mesh):
             losses = [ours.step()]
-            warm_up = since(began)
+            warm_up = harness.seconds_since(start)
             losses += [ours.step() for _ in range(2)]
-            seconds = median_seconds(lambda: losses.append(ours.step()), self.args.repeats)
-            self.note("train", name, self.told(ours, pairs, seconds, warm_up, losses))
-            self.note("train", f"{name}, traced", traced(ours.step))
-
-    def told(self, ours: Ours, pairs: int, seconds: float, warm_up: float, losses: list) -> dict:
-        stats = jax.devices()[0].memory_stats() or {}
-        return {
-            "seconds": round(seconds, 4),
-            "pairs/s": round(pairs / seconds, 2),
-            "TFLOP": round(ours.flops / 1e12, 1),
-            "MFU": self.mfu(ours.flops, seconds),
-            "peak memory so far, GB": round(stats.get("peak_bytes_in_use", 0) / 1e9, 1),
-            "shapes, tokens": [ours.batch[side].tokens.shape[1] for side in ("query", "positive")],
-            "first step with compiling, seconds": warm_up,
-            "losses": [round(loss, 4) for loss in losses[:3]],
-        }
+            seconds = harness.median_seconds(lambda: losses.append(ours.step()), self.args.repeats)
+            stats = jax.devices()[0].memory_stats() or {}
+            tokens = [ours.batch[side].tokens.shape[1] for side in ("query", "positive")]
+            value = {
+                "seconds": round(seconds, 4),
+                "pairs/s": round(pairs / seconds, 2),
+                "TFLOP": round(ours.flops / 1e12, 1),
+                "MFU": self.mfu(ours.flops, seconds),
+                "peak memory so far, GB": round(stats.get("peak_bytes_in_use", 0) / 1e9, 1),
+                "shapes, tokens": tokens,
+                "first step with compiling, seconds": warm_up,
+                "losses": [round(loss, 4) for loss in losses[:3]],
+            }
+            self.record("train", name, value)
+            self.record("train", f"{name}, traced", traced(ours.step))
 
 
 def traced(run: Callable) -> dict:
-    """Seconds of the GPU by kernel; `run` has been compiled."""
+    """Seconds of the GPU by kernel; `run` is compiled already."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            began = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(run())
-            seconds = since(began)
+            seconds = harness.seconds_since(start)
         return {"seconds by the clock": seconds, **by_kernel(Path(folder))}
 
 
 class Programs:
-    """What `GVE.encode` runs for these items, with all that it takes on the device already."""
+    """The programs that `GVE.encode` runs for these items, with their inputs on the device."""
 
     def __init__(self, model: GVE, items: list[Item], size: int):
-        self.model, began = model, time.perf_counter()
+        self.model, start = model, time.perf_counter()
         rows = {i: model.preprocess(item) for i, item in enumerate(items)}
         self.counts = Counts.of_rows(rows.values())
         self.flops = flops.encode(model.config, self.counts)
@@ -416,7 +392,7 @@ class Programs:
         packed = [
             Packed(**collate_decode(b, rows, visuals, width, dtype)) for b in self.plan.decoder
         ]
-        self.host_seconds = since(began)
+        self.host_seconds = harness.seconds_since(start)
         self.frames, self.packed = (
             [place_batch(batch, model.mesh) for batch in batches] for batches in (frames, packed)
         )
@@ -444,37 +420,6 @@ def without_adapters(params: dict) -> dict:
     return unflatten_dict({k: v for k, v in flat.items() if "/lora/" not in k}, sep="/")
 
 
-def letters(rng, least: int, most: int) -> str:
-    return bytes(
-        rng.integers(97, 123, int(rng.integers(least, most + 1))).astype(np.uint8)
-    ).decode()
-
-
-def draw_items(count: int, height: int, width: int, seed: int = 0) -> list[Item]:
-    """Half texts of 8 to 300 letters, a quarter images, a quarter videos of 8 frames; shuffled."""
-    rng = np.random.default_rng(seed)
-
-    def pixels(*shape):
-        return rng.integers(0, 256, (*shape, height, width, 3)).astype(np.uint8)
-
-    items = []
-    for i in range(count):
-        match i % 4:
-            case 0 | 1:
-                items.append(Item(text=letters(rng, 8, 300)))
-            case 2:
-                items.append(Item(text="what is it?", image=pixels()))
-            case 3:
-                items.append(Item(text="it moves", video=pixels(8), fps=2.0))
-    return [items[i] for i in rng.permutation(count)]
-
-
-def draw_few(frame: tuple[int, int]) -> list[Item]:
-    """Two texts, an image, a video: few shapes, each alone a shape of its own."""
-    items = draw_items(4, *frame, seed=1)
-    return sorted(items, key=lambda item: (item.video is not None, item.image is not None))
-
-
 def distance(a, b) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -483,18 +428,3 @@ def distance(a, b) -> float:
 def cosines(a, b) -> np.ndarray:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return np.sum(a * b, -1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
-def median_seconds(run: Callable, repeats: int) -> float:
-    """Of a run that has been compiled: the first is not timed."""
-    jax.block_until_ready(run())
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds))
-
-
-def since(began: float) -> float:
-    return round(time.perf_counter() - began, 2)

@@ -1,18 +1,15 @@
-"""From a file to patches: 8 frames of short H.264 clips, beside qwen-vl-utils and transformers.
+"""From a file to patches, compared with qwen-vl-utils and transformers: 8 frames of H.264 clips.
 
 Ours is a Preprocessor on a path: token ids, positions, uint8 patches in window order. Theirs is
 process_vision_info (reader: decord, the fastest that needs no CUDA) and Qwen2_5_VLProcessor: token
 ids and float32 pixel values. Outputs are compared first. Then both run in turns, on one core and on
-all of them, in a process of its own each time; medians of a clip's time, by the clock and by the
-processor (which other work on the machine does not lengthen as much). Last, ours on one clip after
-the other in as many processes as there are cores.
+all of them, each in a child process; times per clip are medians, in wall and in processor seconds
+(which depend less on other load of the machine). Last, ours on one clip after the other in as many
+processes as there are cores.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,15 +22,16 @@ from rich.table import Table
 
 from evals.parity.assets import Assets
 from evals.parity.pixels import HIGH, LOW, levels
-from evals.speed.result import write_result
+from evals.speed import harness
 from gve_jax.errors import UserError
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.media.item import Item
 from gve_jax.storage.filesystem import local_path
 
-CLIPS = ((320, 240, 24), (320, 240, 250), (640, 360, 72), (640, 360, 250), (1280, 720, 24),
-         (1280, 720, 250))  # fmt: skip
+# width, height, frames
+CLIPS = [(320, 240, 24), (320, 240, 250), (640, 360, 72), (640, 360, 250)]
+CLIPS += [(1280, 720, 24), (1280, 720, 250)]
 TEXT = "a dog surfing on a wave"
 # A pair of a LoRA step of GVE-3B: 4 x 180 visual tokens with 30 of chat, and a query of 60. Forward
 # and input gradients through 2.8e9 weights of the decoder, forward through 0.63e9 of the tower.
@@ -44,7 +42,7 @@ ROUNDS = 3
 
 
 def write_clip(path: Path, width: int, height: int, frames: int, seed: int = 0) -> None:
-    """A camera panning over a cloudy texture, a disc that moves, and grain: x264's defaults."""
+    """A camera panning over a cloudy texture, a moving disc, and grain; x264's defaults."""
     rng = np.random.default_rng(seed)
     field = np.zeros((height + 64, width + 512, 3), np.float32)
     for octave in range(7):
@@ -105,21 +103,23 @@ class Theirs:
         )
 
 
-def check(ours: Ours, theirs: Theirs, path: Path) -> dict:
-    """Token ids and patches of both, compared.
+def compare(ours: Ours, theirs: Theirs, path: Path) -> dict:
+    """Compares token ids and patches.
 
     Raises:
-      SystemExit: ids that differ, pixels apart by more than a level or more of them than 2 %.
+      SystemExit: ids differ, a pixel differs by more than a level, or more than 2 % differ.
     """
+    from evals.parity.reference_inputs import read_video
+
     row, other = ours(path), theirs(path)
-    frames, _ = _frames(theirs, path)
+    frames, _ = read_video(path, 8, min_pixels=LOW, max_pixels=HIGH)
     expected = levels(theirs.processor, frames)
-    mine = np.stack(row.patches)
-    row_col = row.layouts[0].coords
-    gw = int(row_col[:, 1].max()) + 1
-    place = (row_col[:, 0] // 2 * (gw // 2) + row_col[:, 1] // 2) * 4
-    place += row_col[:, 0] % 2 * 2 + row_col[:, 1] % 2
-    apart = np.abs(mine.astype(int) - expected[:, place])
+    patches = np.stack(row.patches)
+    rows, columns = row.layouts[0].coords.T
+    width = int(columns.max()) + 1
+    # Theirs come in groups of 2 x 2 patches, group by group.
+    index = (rows // 2 * (width // 2) + columns // 2) * 4 + rows % 2 * 2 + columns % 2
+    apart = np.abs(patches.astype(int) - expected[:, index])
     same = row.tokens.tolist() == list(other["input_ids"][0])
     if not same or apart.max() > 1 or (apart > 0).mean() > 0.02:
         raise SystemExit(f"{path.name}: outputs differ (ids equal: {same}, pixels {apart.max()})")
@@ -127,30 +127,20 @@ def check(ours: Ours, theirs: Theirs, path: Path) -> dict:
     return {
         "largest difference": int(apart.max()),
         "share of values that differ": float((apart > 0).mean()),
-        "bytes of our patches": mine.nbytes,
+        "bytes of our patches": patches.nbytes,
         "bytes of their pixel values": values.nbytes,
     }
 
 
-def _frames(theirs: Theirs, path: Path):
-    from evals.parity.reference_inputs import read_video
-
-    return read_video(path, 8, min_pixels=LOW, max_pixels=HIGH)
-
-
-def worker(tokenizer: Path, template: str, paths: list[Path], repeats: int) -> dict:
-    """Compares, then times both in turns; the medians in seconds by clip."""
-    ours, theirs = Ours(tokenizer), Theirs(tokenizer, template)
+def time_clips(tokenizer: str, template: str, paths: list[str], repeats: int) -> dict:
+    """Compares, then times both in turns: medians by clip. Runs in a child process."""
+    ours, theirs = Ours(Path(tokenizer)), Theirs(Path(tokenizer), template)
     result = {}
-    for path in paths:
-        compared = check(ours, theirs, path)
-        times: dict[str, list[tuple]] = {"ours": [], "theirs": []}
-        for _ in range(repeats):
-            for name, run in (("ours", ours), ("theirs", theirs)):
-                began = time.perf_counter(), time.process_time()
-                run(path)
-                times[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
-        medians = {name: np.median(values, axis=0).tolist() for name, values in times.items()}
+    for path in map(Path, paths):
+        compared = compare(ours, theirs, path)
+        variants = {"ours": lambda path=path: ours(path), "theirs": lambda path=path: theirs(path)}
+        taken = harness.take_turns(variants, repeats, harness.WALL_AND_PROCESSOR)
+        medians = {name: np.median(seconds, axis=0).tolist() for name, seconds in taken.items()}
         ratios = (np.array(medians["theirs"]) / medians["ours"]).tolist()
         result[path.stem] = compared | {
             "seconds": {name: median[0] for name, median in medians.items()},
@@ -161,97 +151,85 @@ def worker(tokenizer: Path, template: str, paths: list[Path], repeats: int) -> d
     return result
 
 
-def _pinned(cores: set[int], options: list[str]) -> dict:
-    """This file's worker in a process that has these cores and a thread for each."""
-    count = str(len(cores))
-    threads = {f"{name}_NUM_THREADS": count for name in ("OPENBLAS", "OMP", "MKL")}
-    done = subprocess.run(
-        [sys.executable, "-m", "evals.speed.inputs", *options],
-        env=os.environ | threads,
-        stdout=subprocess.PIPE,
-        check=False,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
-    if done.returncode:
-        raise SystemExit(done.returncode)
-    return json.loads(done.stdout.splitlines()[-1])
+def time_clips_on(cores: set[int], *arguments) -> dict:
+    """`time_clips` in a process with these cores and one thread for each."""
+    libraries = ("OPENBLAS", "OMP", "MKL")
+    threads = {f"{name}_NUM_THREADS": str(len(cores)) for name in libraries}
+    return harness.run_in_child(f"{__name__}:time_clips", *arguments, env=threads, cores=cores)
 
 
-def _count(core: int, tokenizer: Path, paths: list[Path], seconds: float, start, results) -> None:
+def _count_clips(
+    core: int, tokenizer: Path, paths: list[Path], seconds: float, start, results
+) -> None:
     os.sched_setaffinity(0, {core})
     ours = Ours(tokenizer)
     for path in paths:
         ours(path)
     start.wait()
-    done, began, spent = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - began < seconds or done % len(paths):  # each clip as often
+    done, wall, processor = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - wall < seconds or done % len(paths):  # all clips equally often
         ours(paths[done % len(paths)])
         done += 1
-    results.put((done / (time.perf_counter() - began), done / (time.process_time() - spent)))
+    results.put((done / (time.perf_counter() - wall), done / (time.process_time() - processor)))
 
 
 def throughput(cores: list[int], tokenizer: Path, paths: list[Path], seconds: float):
-    """Clips a second of a process on each of these cores, and clips a second of processor time."""
+    """Clips per second of one process on each core, and clips per processor second."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(len(cores)), context.Queue()
     workers = [
-        context.Process(target=_count, args=(core, tokenizer, paths, seconds, start, results))
+        context.Process(target=_count_clips, args=(core, tokenizer, paths, seconds, start, results))
         for core in cores
     ]
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for the processes that start now
-    for each in workers:
-        each.start()
+    for process in workers:
+        process.start()
     rates = np.array([results.get() for _ in workers])
-    for each in workers:
-        each.join()
+    for process in workers:
+        process.join()
     return float(rates[:, 0].sum()), float(rates[:, 1].mean())
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evals.speed inputs", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=8, help="of each round of throughput")
-    parser.add_argument("--real", type=local_path, help="a folder of further clips, .mp4")
-    parser.add_argument("--assets", type=local_path, default=Path(sys.prefix, "share", "parity"))
-    parser.add_argument("--output", type=local_path, help="a JSON file to write")
-    parser.add_argument("--worker", type=local_path, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    args = harness.parse_options(
+        "inputs",
+        __doc__,
+        argv,
+        repeats=(9, "runs of each variant"),
+        seconds=(8.0, "duration of each round of throughput"),
+        real=(local_path, "folder of additional clips, .mp4"),
+        assets=(local_path, "folder of tokenizer and template, instead of that of `make parity`"),
+    )
+    args.assets = args.assets or Path(sys.prefix, "share", "parity")
     assets = Assets(args.assets)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer, template = assets.tokenizer(Path(folder)), assets.template()
         if not tokenizer or not template:
-            raise UserError(f"{args.assets}: no tokenizer or no template; `make parity` gets them")
-        if args.worker:
-            paths = [Path(p) for p in json.loads(args.worker.read_text())]
-            print(json.dumps(worker(tokenizer, template, paths, args.repeats)))
-            return
+            raise UserError(f"{args.assets}: tokenizer or template missing; run `make parity`")
         paths = []
         for width, height, frames in CLIPS:
             paths.append(Path(folder, f"{width}x{height}, {frames} frames.mp4"))
             write_clip(paths[-1], width, height, frames)
         paths += sorted(args.real.glob("*.mp4")) if args.real else []
-        listed = Path(folder, "clips.json")
-        listed.write_text(json.dumps([str(path) for path in paths]))
-        options = ["--worker", str(listed), "--assets", str(args.assets)]
-        options += ["--repeats", str(args.repeats)]
         cores = sorted(os.sched_getaffinity(0))
+        arguments = str(tokenizer), template, [str(path) for path in paths], args.repeats
         result: dict = {
-            "one core": _pinned({cores[0]}, options),
-            "all cores": _pinned(set(cores), options),
+            "one core": time_clips_on({cores[0]}, *arguments),
+            "all cores": time_clips_on(set(cores), *arguments),
         }
         counts = sorted({1, len(cores) // 2 or 1, len(cores)})
         rounds = [
             {n: throughput(cores[:n], tokenizer, paths, args.seconds) for n in counts}
             for _ in range(ROUNDS)  # in turns: the machine's speed drifts
         ]
-    rates = {n: np.median([each[n] for each in rounds], axis=0) for n in counts}
+    rates = {n: np.median([rate[n] for rate in rounds], axis=0) for n in counts}
     result["clips/s by processes"] = {n: round(rates[n][0], 1) for n in counts}
     result["clips/s of a processor"] = {n: round(rates[n][1], 1) for n in counts}
-    result["rounds of clips/s"] = [{n: round(each[n][0], 1) for n in counts} for each in rounds]
+    result["rounds of clips/s"] = [{n: round(rate[n][0], 1) for n in counts} for rate in rounds]
     per_core = rates[len(cores)][0] / len(cores)
-    ways = result["one core"], result["all cores"]
-    best = [  # theirs may be slower with more threads: its better way counts
-        min(way[name]["seconds"]["theirs"] for way in ways) / clip["seconds"]["ours"]
+    runs = result["one core"], result["all cores"]
+    best = [  # theirs may be slower with more threads: its faster run counts
+        min(run[name]["seconds"]["theirs"] for run in runs) / clip["seconds"]["ours"]
         for name, clip in result["one core"].items()
     ]
     result["ours on one core, ratio to the best of theirs"] = {
@@ -267,7 +245,7 @@ def main(argv=None) -> None:
     }
     for name in ("one core", "all cores"):
         _print(name, result[name])
-    write_result("inputs", vars(args), result, args.output)
+    harness.write_result("inputs", vars(args), result, args.output)
 
 
 def _print(title: str, clips: dict) -> None:
@@ -275,14 +253,10 @@ def _print(title: str, clips: dict) -> None:
         "clip", "ours, ms", "theirs, ms", "ratio", "by processor", "values that differ", title=title
     )
     ratios = np.array([[c["ratio"], c["ratio of processor seconds"]] for c in clips.values()])
-    for (name, each), ratio in zip(clips.items(), ratios, strict=True):
-        share = f"{each['share of values that differ']:.4%} by {each['largest difference']}"
-        times = [f"{each['seconds'][side] * 1e3:.1f}" for side in ("ours", "theirs")]
+    for (name, clip), ratio in zip(clips.items(), ratios, strict=True):
+        share = f"{clip['share of values that differ']:.4%} by {clip['largest difference']}"
+        times = [f"{clip['seconds'][side] * 1e3:.1f}" for side in ("ours", "theirs")]
         table.add_row(name, *times, *(f"{r:.2f}" for r in ratio), share)
     mean = np.exp(np.log(ratios).mean(axis=0))
     table.add_row("geometric mean", "", "", *(f"{r:.2f}" for r in mean), "")
     Console(width=100).print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,20 @@
-"""Eight frames of a long video by seeking, beside decoding all of it; the same pixels first.
+"""Eight frames of a long video by seeking, compared with decoding all of it.
 
-The clip is H.264 as x264 makes it (preset fast, one keyframe every KEYINT frames and no cut between
-scenes, which would bring more of them: the longest way from a keyframe to a frame). Its picture is
-a texture that moves over another, with grain. A minute's packets are repeated to make the whole;
-every repetition begins with a keyframe. One clip more has open groups (frames shown before a
-keyframe refer to frames before it) with a pyramid of B-frames. Both ways run on one thread;
-processor seconds count, for they do not feel the neighbours of a shared machine.
+The clip is H.264 from x264 (preset fast, one keyframe every KEYINT frames; no scene cuts, which
+would add keyframes and shorten the distance from a keyframe to a frame). It shows a texture that
+moves over another one, with grain. The packets of a minute are repeated; every repetition begins
+with a keyframe. A further clip has open groups (frames shown before a keyframe refer to frames
+before it) with a pyramid of B-frames. Pixels are compared first. Both variants run on one thread;
+processor seconds count, since they hardly depend on other load of a shared machine.
 """
 
-import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import av
 import numpy as np
 
-from evals.speed.result import write_result
+from evals.speed import harness
 from gve_jax.media.sampling import spread
 from gve_jax.media.video import load_video
 from gve_jax.storage.filesystem import local_path
@@ -26,7 +24,7 @@ OPEN_GROUPS = "open-gop=1:bframes=3:b-pyramid=normal:scenecut=0"
 
 
 def texture(rng, height: int, width: int) -> np.ndarray:
-    """Noise with the spectrum of a photograph through a lens: steep, and little of it fine."""
+    """Noise with the steep spectrum of a photograph: little fine detail."""
     rows, cols = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     radius = np.maximum(np.hypot(rows, cols), 1 / max(height, width))
     phase = np.exp(2j * np.pi * rng.random((height, width // 2 + 1)))
@@ -57,7 +55,7 @@ def draw(count: int, height: int, width: int, seed: int = 0):
 def write_clip(
     path: Path, keyint: int, seconds: int, unique: int, size: tuple[int, int], groups: str = ""
 ) -> None:
-    """`groups`: further parameters of x264."""
+    """`groups`: additional parameters of x264."""
     height, width = size
     total = seconds * RATE
     with av.open(str(path), "w", format="mp4") as out:
@@ -70,78 +68,79 @@ def write_clip(
             frame.pts = k
             packets += stream.encode(frame)
         packets += stream.encode()
-        step = round(1 / (RATE * packets[0].time_base))
         tick = packets[0].time_base
-        parts = [(bytes(p), p.pts, p.dts, p.is_keyframe) for p in packets]
-        for again in range(-(-total // unique)):
-            for data, pts, dts, key in parts:
+        step = round(1 / (RATE * tick))
+        recorded = [(bytes(p), p.pts, p.dts, p.is_keyframe) for p in packets]
+        for shift in range(0, total, unique):
+            for data, pts, dts, key in recorded:
                 packet = av.Packet(data)
                 packet.stream, packet.time_base, packet.is_keyframe = stream, tick, key
-                packet.pts, packet.dts = pts + again * unique * step, dts + again * unique * step
+                packet.pts, packet.dts = pts + shift * step, dts + shift * step
                 packet.duration = step
                 out.mux(packet)
 
 
 def decode_all(path: Path, count: int, threads: str) -> np.ndarray:
-    """Every frame decoded, the wanted ones kept."""
+    """Decodes every frame and returns `count` of them."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = threads
-        wanted, kept = set(spread(0, stream.frames - 1, count).tolist()), []
+        wanted, frames = set(spread(0, stream.frames - 1, count).tolist()), []
         for k, frame in enumerate(container.decode(stream)):
             if k in wanted:
-                kept.append(frame.to_ndarray(format="rgb24"))
-    return np.stack(kept)
-
-
-def timed(run):
-    wall, processor = time.perf_counter(), time.process_time()
-    result = run()
-    return result, time.perf_counter() - wall, time.process_time() - processor
+                frames.append(frame.to_ndarray(format="rgb24"))
+    return np.stack(frames)
 
 
 def measure(path: Path, args) -> dict:
-    seeks = [timed(lambda: load_video(path, args.frames).frames) for _ in range(args.repeats)]
-    every, wall, processor = timed(lambda: decode_all(path, args.frames, "NONE"))
-    if not all(np.array_equal(frames, every) for frames, *_ in seeks):
+    frames: dict[str, list[np.ndarray]] = {"seeking": [], "all": [], "threads": []}
+
+    def seconds(name: str, repeats: int, decode) -> tuple[float, float]:
+        """Median wall and processor seconds."""
+        run = {name: lambda: frames[name].append(decode())}
+        taken = harness.take_turns(run, repeats, harness.WALL_AND_PROCESSOR)
+        return tuple(np.median(taken[name], axis=0).tolist())
+
+    wall, processor = seconds("seeking", args.repeats, lambda: load_video(path, args.frames).frames)
+    all_wall, all_processor = seconds("all", 1, lambda: decode_all(path, args.frames, "NONE"))
+    if not all(np.array_equal(found, frames["all"][0]) for found in frames["seeking"]):
         raise SystemExit("seeking gave other frames than decoding everything")
-    _, threaded, _ = timed(lambda: decode_all(path, args.frames, "FRAME"))
-    ours, ours_wall = (float(np.median([seek[i] for seek in seeks])) for i in (2, 1))
+    threads_wall, _ = seconds("threads", 1, lambda: decode_all(path, args.frames, "FRAME"))
     return {
         "bytes": path.stat().st_size,
-        "decoding all": {"processor s": round(processor, 2), "wall s": round(wall, 2)},
-        "decoding all on every core, wall s": round(threaded, 2),
-        "seeking": {"processor s": round(ours, 3), "wall s": round(ours_wall, 3)},
-        "ratio of processor s": round(processor / ours, 1),
-        "ratio of wall s": round(wall / ours_wall, 1),
+        "decoding all": {"processor s": round(all_processor, 2), "wall s": round(all_wall, 2)},
+        "decoding all on every core, wall s": round(threads_wall, 2),
+        "seeking": {"processor s": round(processor, 3), "wall s": round(wall, 3)},
+        "ratio of processor s": round(all_processor / processor, 1),
+        "ratio of wall s": round(all_wall / wall, 1),
     }
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evals.speed seeking", description=__doc__)
-    parser.add_argument("--keyint", type=int, nargs="+", default=[60, 150, 250])
-    parser.add_argument("--seconds", type=int, default=600)
-    parser.add_argument("--unique", type=int, default=1500, help="frames before they repeat")
-    parser.add_argument("--size", type=int, nargs=2, default=[720, 1280], help="height and width")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--folder", type=local_path, help="where the clips are kept for another run"
+    args = harness.parse_options(
+        "seeking",
+        __doc__,
+        argv,
+        keyint=([60, 150, 250], "frames between keyframes, of each clip"),
+        seconds=(600, "duration of a clip"),
+        unique=(1500, "frames until they repeat"),
+        size=((720, 1280), "height and width of a clip"),
+        frames=(8, "frames to read"),
+        repeats=(5, "runs of seeking"),
+        folder=(local_path, "folder that keeps the clips, instead of a temporary one"),
     )
-    parser.add_argument("--output", type=local_path, help="a JSON file to write")
-    args = parser.parse_args(argv)
+    height, width = args.size
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         clips = [(keyint, "", "") for keyint in args.keyint]
         for keyint, title, groups in [*clips, (args.keyint[0], "open groups, ", OPEN_GROUPS)]:
-            height, width = args.size
             kind = "-open" if groups else ""
             name = f"{args.seconds}s-{height}x{width}-k{keyint}-u{args.unique}{kind}.mp4"
             path = (args.folder or Path(folder)) / name
             if not path.exists():
-                part = path.with_suffix(".part")
-                write_clip(part, keyint, args.seconds, args.unique, (height, width), groups)
-                part.rename(path)
+                partial = path.with_suffix(".part")
+                write_clip(partial, keyint, args.seconds, args.unique, (height, width), groups)
+                partial.rename(path)
             result[f"{title}a keyframe every {keyint}"] = measure(path, args)
     settings = {k: v for k, v in vars(args).items() if k != "folder"}
-    write_result("seeking", settings, result, args.output)
+    harness.write_result("seeking", settings, result, args.output)

@@ -1,14 +1,12 @@
-"""What synthesizing pairs costs without the model, and how it scales: the generated world's videos,
-and a server on this machine that answers after a fixed time, a few requests at once.
+"""The cost of synthesizing pairs without the model, and how it scales.
 
-CPU is that of the process that runs the stages (pictures, calls, records) without its part in
-decoding, which is given apart: that of the decoding processes, and taking frames from them. Memory
-is its resident size after a quarter of the videos and at the end. A second run of the same command
-must ask nothing.
+The videos are the generated world's. A server on this machine answers after a fixed time, a few
+requests at once. CPU is that of the process that runs the stages (pictures, calls, records) without
+its part in decoding, which is reported separately: that of the decoding processes, and of receiving
+frames from them. Memory is its resident size after a quarter of the videos and at the end. A second
+run of the same command must send no request.
 """
 
-import argparse
-import os
 import re
 import resource
 import shutil
@@ -26,24 +24,24 @@ from data.uvrd.pictures import Decoder
 from data.uvrd.responder import MODEL
 from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
-from evals.speed.isolation import resident
-from evals.speed.result import write_result
+from evals.speed import harness
 from gve_jax.errors import UserError
-from gve_jax.storage.filesystem import local_path
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evals.speed synth", description=__doc__)
-    parser.add_argument("--videos", type=int, default=200)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--latency", type=float, default=0.25, help="seconds of an answer (0.25)")
-    parser.add_argument("--slots", type=int, default=16, help="answers the server gives at once")
-    parser.add_argument("--decoders", type=int, default=2)
-    parser.add_argument("--enlarge", type=int, default=1, help="times 112 pixels a side (1)")
-    parser.add_argument("--output", type=local_path, help="a JSON file to write")
-    args = parser.parse_args(argv)
+    args = harness.parse_options(
+        "synth",
+        __doc__,
+        argv,
+        videos=(200, "videos to synthesize from"),
+        concurrency=([1, 2, 4, 8, 16, 32], "requests at once, of each run"),
+        latency=(0.25, "seconds of an answer"),
+        slots=(16, "requests that the server answers at once"),
+        decoders=(2, "decoding processes"),
+        enlarge=(1, "factor on 112 pixels a side"),
+    )
     with tempfile.TemporaryDirectory() as folder:
-        write_result("synth", vars(args), measure(Path(folder), args), args.output)
+        harness.write_result("synth", vars(args), measure(Path(folder), args), args.output)
 
 
 def settings(concurrency: int, decoders: int, enlarge: int) -> Settings:
@@ -56,7 +54,7 @@ def settings(concurrency: int, decoders: int, enlarge: int) -> Settings:
 
 
 def enlarged(folder: Path, times: int) -> None:
-    """Writes the videos of a folder again, larger."""
+    """Rewrites the videos of a folder, enlarged."""
     for path in folder.iterdir():
         frames = decode_mp4(path.read_bytes())
         path.write_bytes(encode_mp4(frames.repeat(times, axis=1).repeat(times, axis=2)))
@@ -67,34 +65,24 @@ def measure(folder: Path, args) -> dict:
     world.write(raw, args.videos, seed=0, bad=0.0)
     if args.enlarge > 1:
         enlarged(raw / "videos", args.enlarge)
-    command = [
-        sys.executable,
-        "-m",
-        "data.uvrd.responder",
-        "--world",
-        str(raw),
-        "--port",
-        "0",
-        "--latency",
-        str(args.latency),
-        "--slots",
-        str(args.slots),
-    ]
+    options = f"--port 0 --latency {args.latency} --slots {args.slots}".split()
+    command = [sys.executable, "-m", "data.uvrd.responder", "--world", str(raw), *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         url = re.search(r"http\S+", server.stdout.readline())[0]
-        rows = {str(c): _once(folder, raw, url, c, args) for c in args.concurrency}
+        rows = {str(c): _run_once(folder, raw, url, c, args) for c in args.concurrency}
         last = rows[str(args.concurrency[-1])]
-        made = _job(folder / "pairs", raw, url, args.concurrency[-1], args)
-        usage = runs.read_usage(made.work)[0]
-        synthesize(made)
-        if runs.read_usage(made.work)[0] != usage:
-            raise UserError("synth: the second run has asked the server")
-        shutil.rmtree(made.output)  # the answers are still there
-        began = time.perf_counter()
-        again = synthesize(made)
+        job = _job(folder / "pairs", raw, url, args.concurrency[-1], args)
+        usage = runs.read_usage(job.work)[0]
+        synthesize(job)
+        if runs.read_usage(job.work)[0] != usage:
+            raise UserError("synth: the second run sent requests to the server")
+        shutil.rmtree(job.output)  # the cached answers remain
+        start = time.perf_counter()
+        again = synthesize(job)
+        cached_seconds = round(time.perf_counter() - start, 2)
         if again["usage"]["calls"] != usage.calls:
-            raise UserError("synth: answers of the cache were asked for again")
+            raise UserError("synth: cached answers were requested again")
     finally:
         server.terminate()
         server.wait()
@@ -103,10 +91,7 @@ def measure(folder: Path, args) -> dict:
         "the server's limit, calls/s": round(args.slots / args.latency, 1),
         "CPU, ms a pair": last["CPU, ms a pair"],
         "calls of a second run": 0,
-        "from the cache alone": {
-            "seconds": round(time.perf_counter() - began, 2),
-            "calls": 0,
-        },
+        "from the cache alone": {"seconds": cached_seconds, "calls": 0},
     }
 
 
@@ -120,8 +105,8 @@ def _job(output: Path, raw: Path, url: str, concurrency: int, args) -> Job:
     )
 
 
-def _once(folder: Path, raw: Path, url: str, concurrency: int, args) -> dict:
-    """One synthesis from nothing."""
+def _run_once(folder: Path, raw: Path, url: str, concurrency: int, args) -> dict:
+    """One synthesis without cached answers."""
     job = _job(folder / "pairs", raw, url, concurrency, args)
     for path in (job.output, job.work):
         shutil.rmtree(path, ignore_errors=True)
@@ -131,13 +116,13 @@ def _once(folder: Path, raw: Path, url: str, concurrency: int, args) -> dict:
         nonlocal done
         done += count
         if done in (args.videos // 4, args.videos):
-            sizes[f"MB after {done} videos"] = round(resident(os.getpid()), 1)
+            sizes[f"MB after {done} videos"] = round(harness.memory_bytes() / 1e6, 1)
 
-    taken = _taking()
-    began, cpu, decoding = time.perf_counter(), time.process_time(), _of_children()
+    receiving = _time_receiving()
+    start, cpu, decoding = time.perf_counter(), time.process_time(), _children_seconds()
     manifest = synthesize(job, tick)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu - sum(taken)
-    decoding = _of_children() - decoding + sum(taken)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu - sum(receiving)
+    decoding = _children_seconds() - decoding + sum(receiving)
     pairs, calls = sum(manifest["tally"]["pairs"].values()), manifest["usage"]["calls"]
     return {
         "pairs": pairs,
@@ -145,27 +130,23 @@ def _once(folder: Path, raw: Path, url: str, concurrency: int, args) -> dict:
         "seconds": round(seconds, 2),
         "pairs/s": round(pairs / seconds, 1),
         "calls/s": round(calls / seconds, 1),
-        "CPU, ms a pair": _share(cpu, manifest),
-        "CPU of decoding, ms a pair": _share(decoding, manifest),
+        "CPU, ms a pair": round(1000 * cpu / pairs, 2),
+        "CPU of decoding, ms a pair": round(1000 * decoding / pairs, 2),
         **sizes,
     }
 
 
-def _share(seconds: float, manifest: dict) -> float:
-    return round(1000 * seconds / sum(manifest["tally"]["pairs"].values()), 2)
-
-
-def _taking() -> list[float]:
-    """CPU seconds that this process spends from now on for each video and span it has decoded."""
+def _time_receiving() -> list[float]:
+    """CPU seconds of this process for each video and span decoded from now on."""
     seconds: list[float] = []
 
     def timed(decode):
         def call(*arguments):
-            began = time.thread_time()
+            start = time.thread_time()
             try:
                 return decode(*arguments)
             finally:
-                seconds.append(time.thread_time() - began)
+                seconds.append(time.thread_time() - start)
 
         return call
 
@@ -174,6 +155,6 @@ def _taking() -> list[float]:
     return seconds
 
 
-def _of_children() -> float:
-    """CPU seconds of the processes that have ended: the decoding ones end with a synthesis."""
+def _children_seconds() -> float:
+    """CPU seconds of exited child processes; the decoding ones exit with a synthesis."""
     return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])

@@ -1,21 +1,21 @@
-"""A LoRA training step beside transformers + peft + torch: same weights, batch, loss; float32.
+"""A LoRA training step, compared with transformers + peft + torch in float32.
 
-Texts of 8 to 64 tokens with videos of 8 frames; symmetric InfoNCE over the batch; the decoder's
+Both have the same weights, batch and loss.
+Texts of 8 to 64 letters with videos of 8 frames; symmetric InfoNCE over the batch; the decoder's
 q, k, v, up, gate, down adapted (rank 16), all else frozen; AdamW, clipped. A step is forward,
 backward and update from arrays that are ready on both sides. Losses and adapters after the first
-steps are compared before anything is timed. Theirs runs with gradient checkpointing and without;
-the better counts. Each side has a process of its own, with the allocator its users have: ours keeps
-freed memory (gve_jax/hardware/malloc.py), with `--same-heap` theirs does, too. With --gradcache,
-the plain step of ours is compared with one in chunks instead.
+steps are compared before anything is timed. The reference runs with gradient checkpointing and
+without; the better counts. Each side has its own process, with the allocator its users have: ours
+retains freed memory (gve_jax/hardware/malloc.py), with `--same-heap` the reference does, too. With
+--gradcache, our plain step is compared with one in chunks instead.
 """
 
-import argparse
-import contextlib
 import dataclasses
 import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -24,7 +24,8 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from evals.parity.reference import SIZES, Reference, make_example, write_checkpoint
-from evals.speed.result import in_turns, write_result
+from evals.speed import harness
+from evals.speed.items import draw_text
 from gve_jax.checkpoints.peft import read_adapter
 from gve_jax.distributed.sharding import place_batch
 from gve_jax.gve import GVE
@@ -39,7 +40,6 @@ from gve_jax.learning.step import make_train_step
 from gve_jax.media.item import Item
 from gve_jax.model.batch import Batch
 from gve_jax.model.config import REMAT
-from gve_jax.storage.filesystem import local_path
 
 OPTIMIZER = ConfigDict(
     dict(
@@ -57,71 +57,78 @@ LOSS = LossConfig(duplicate_cosine=None)
 COMPARED = 3  # steps
 
 
-def draw_pairs(count: int, side: int, seed: int = 0) -> tuple[list[Item], list[Item]]:
-    """Texts, and videos of 8 frames of `side` x `side` pixels."""
+def draw_pairs(
+    count: int, size: tuple[int, int], longest: int, seed: int = 0
+) -> tuple[list[Item], list[Item]]:
+    """Texts of 8 to `longest` letters, and videos of 8 frames of `size` (height, width)."""
     rng = np.random.default_rng(seed)
-    texts = [
-        bytes(rng.integers(97, 123, int(rng.integers(8, 65))).astype(np.uint8)).decode()
-        for _ in range(count)
-    ]
-    videos = rng.integers(0, 256, (count, 8, side, side, 3)).astype(np.uint8)
-    return [Item(text=text) for text in texts], [Item(video=v, fps=2.0) for v in videos]
+    texts = [Item(text=draw_text(rng, 8, longest)) for _ in range(count)]
+    videos = rng.integers(0, 256, (count, 8, *size, 3)).astype(np.uint8)
+    return texts, [Item(video=video, fps=2.0) for video in videos]
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evals.speed train", description=__doc__)
-    parser.add_argument("--size", default="small", choices=SIZES, help="widths of the model")
-    parser.add_argument("--layers", type=int, default=4, help="of tower and decoder each")
-    parser.add_argument("--pairs", type=int, default=16, help="of a batch")
-    parser.add_argument("--side", type=int, default=168, help="pixels, a multiple of 28")
-    parser.add_argument("--remat", default="full", choices=REMAT, help="what ours recomputes")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--gradcache", type=int, help="pairs of a chunk")
-    parser.add_argument("--same-heap", action="store_true", help="theirs keeps freed memory, too")
-    parser.add_argument("--output", type=local_path, help="a JSON file to write")
-    args = parser.parse_args(argv)
+    args = harness.parse_options(
+        "train",
+        __doc__,
+        argv,
+        size=("small", "widths of the model", SIZES),
+        layers=(4, "layers of tower and decoder each"),
+        pairs=(16, "pairs of a batch"),
+        side=(168, "side of a frame in pixels, a multiple of 28"),
+        remat=("full", "what our step recomputes", REMAT),
+        repeats=(3, "steps of each variant"),
+        gradcache=(int, "pairs of a chunk; compares our plain step with one in chunks"),
+        same_heap=(False, "the reference retains freed memory, too"),
+    )
     retain_freed_memory()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        result = measure(Path(folder), args, stack)
-    write_result("train", vars(args), result, args.output)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), args)
+    harness.write_result("train", vars(args), result, args.output)
 
 
-def measure(folder: Path, args, stack: contextlib.ExitStack) -> dict:
+def measure(folder: Path, args) -> dict:
     write_checkpoint(folder / "model", args.size, args.layers, args.layers)
-    theirs = stack.enter_context(Beside(folder, args))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, _start_reference, (folder, args)) as child:
+        child.submit(_save_reference, folder / "adapter").result()
+        return _measure(child, folder, args)
+
+
+def _measure(child: ProcessPoolExecutor, folder: Path, args) -> dict:
     model = GVE.from_pretrained(folder / "model", dtype="float32", adapter=folder / "adapter")
     rows = [[example.row for example in side] for side in draw_examples(args, model)]
     ours = Ours(model, rows, args.remat)
-    ways = {"ours": ours.step}
+    variants = {"ours": ours.step}
     if args.gradcache:
         chunked = Ours(model, rows, args.remat, args.gradcache)
-        ways["ours, in chunks"] = chunked.step
+        variants["ours, in chunks"] = chunked.step
     else:
-        ways |= {
-            "theirs": lambda: theirs.step(False),
-            "theirs, checkpointing": lambda: theirs.step(True),
-        }
-    # Outputs before times.
-    began = time.perf_counter()
+        variants["theirs"] = lambda: child.submit(_step_reference, False).result()
+        variants["theirs, checkpointing"] = lambda: child.submit(_step_reference, True).result()
+    # Outputs are compared before anything is timed.
+    start = time.perf_counter()
     losses = {"ours": [ours.step()]}
-    compiling = time.perf_counter() - began
+    compiling = time.perf_counter() - start
     losses["ours"] += [ours.step() for _ in range(COMPARED - 1)]
-    other = list(ways)[1]
-    losses[other] = [ways[other]() for _ in range(COMPARED)]
-    off = max(abs(a / b - 1) for a, b in zip(*losses.values(), strict=True))
-    moved = adapters(chunked) if args.gradcache else theirs.adapters(folder / "moved", model)
+    other = list(variants)[1]
+    losses[other] = [variants[other]() for _ in range(COMPARED)]
+    difference = max(abs(a / b - 1) for a, b in zip(*losses.values(), strict=True))
+    if args.gradcache:
+        moved = adapters(chunked)
+    else:
+        child.submit(_save_reference, folder / "moved").result()
+        moved = flatten_dict(read_adapter(folder / "moved", model.config)[1], sep="/")
     apart = distance(adapters(ours), moved, adapters(Ours(model, rows, args.remat)))
-    if off > 1e-3 or apart > 2e-2:
-        raise SystemExit(f"other losses {losses}, adapters' steps {apart:.1e} apart")
-    seconds = in_turns(ways, args.repeats)
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    best = min(value for name, value in medians.items() if name != "ours")
+    if difference > 1e-3 or apart > 2e-2:
+        raise SystemExit(f"losses {losses} differ, or adapters' steps, {apart:.1e} apart")
+    seconds, medians, ratio = harness.compare_with_best(variants, args.repeats)
     return {
         "tokens": sum(len(row.tokens) for side in rows for row in side),
         "losses": losses,
         "distance of the adapters, of their way": apart,
-        "seconds": {name: sorted(round(v, 3) for v in values) for name, values in seconds.items()},
-        "ratio": round(best / medians["ours"], 2),
+        "seconds": seconds,
+        "ratio": ratio,
         "model GFLOP/s": round(ours.flops / medians["ours"] / 1e9, 1),
         "first step with compiling, seconds": round(compiling, 1),
     }
@@ -131,7 +138,7 @@ class Ours:
     """The trainer's own step on one device, on one batch; `step()` returns the loss.
 
     Args:
-      hold: the static shape of a side's rows; by default the least that holds them.
+      bucket_of: chooses the static shape of a side's rows (default: the smallest).
     """
 
     def __init__(
@@ -140,17 +147,17 @@ class Ours:
         rows: list[list],
         remat: str,
         chunk: int = 0,
-        hold: Callable[[list], Bucket] = need,
+        bucket_of: Callable[[list], Bucket] = need,
     ):
         cfg = dataclasses.replace(model.config, remat_text=remat, remat_vision=remat)
         self.tx, mesh = make_optimizer(OPTIMIZER, 1_000_000), model.mesh
         params, self.frozen = split(model.params, ADAPTERS)
-        params = jax.tree.map(lambda leaf: leaf.copy(), params)  # the step takes them over
+        params = jax.tree.map(lambda leaf: leaf.copy(), params)  # the step donates them
         abstract, _ = abstract_state(cfg, self.tx, mesh, ADAPTERS)
         self.state = start(params, self.tx, abstract)
         count = np.arange(len(rows[0]), dtype=np.int32)
         query, positive = (
-            Batch(**collate(side, hold(side), model.preprocess.spec)) for side in rows
+            Batch(**collate(side, bucket_of(side), model.preprocess.spec)) for side in rows
         )
         self.batch = place_batch(
             {
@@ -175,85 +182,40 @@ class Ours:
         return float(scalars["loss"])
 
 
-class Beside:
-    """`Theirs` in a process of its own."""
-
-    def __init__(self, folder: Path, args):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, folder, args), daemon=True)
-        self.process.start()
-        other.close()  # or a child that ended would be waited for
-        self.pipe.recv()
-
-    def _call(self, *what):
-        self.pipe.send(what)
-        return self.pipe.recv()
-
-    def step(self, checkpointing: bool) -> float:
-        return self._call("step", checkpointing)
-
-    def adapters(self, folder: Path, model: GVE) -> dict:
-        self._call("save", folder)
-        return flatten_dict(read_adapter(folder, model.config)[1], sep="/")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        self.process.join()
-
-
-def _serve(pipe, folder: Path, args) -> None:
-    if args.same_heap:
-        retain_freed_memory()
-    theirs = Theirs(folder)
-    examples = draw_examples(args, GVE.from_pretrained(folder / "model", dtype="float32"))
-    pipe.send("ready")
-    while True:
-        what, value = pipe.recv()
-        if what == "step":
-            pipe.send(theirs.step(examples, checkpointing=value))
-        else:
-            theirs.model.save_pretrained(value)
-            pipe.send("saved")
-
-
 def draw_examples(args, model: GVE) -> list[list]:
     """The same in every process."""
-    sides = draw_pairs(args.pairs, args.side)
+    sides = draw_pairs(args.pairs, (args.side, args.side), 64)
     return [[make_example(item, model.preprocess) for item in side] for side in sides]
 
 
-class Theirs:
+class ReferenceStep:
     """PEFT's model and torch's AdamW on the same batch."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, examples: list[list]):
         import torch
 
         self.torch, self.reference = torch, Reference(folder / "model")
-        # Only now: Reference first declares what torchvision, which PEFT imports, lacks on a CPU.
+        self.examples = examples
+        # After Reference, which declares what torchvision, imported by PEFT, lacks on a CPU.
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
-        # `init_lora_weights=False`: b is not zero, so that every adapter has a gradient at once.
+        # `init_lora_weights=False`: B is not zero, so that every adapter has a gradient at once.
         config = LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.0, target_modules=TARGETS, init_lora_weights=False
         )
         self.model = get_peft_model(self.reference.model, config)
-        self.model.save_pretrained(folder / "adapter")
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=OPTIMIZER.learning_rate, weight_decay=OPTIMIZER.weight_decay
         )
 
-    def step(self, examples, checkpointing: bool) -> float:
+    def __call__(self, checkpointing: bool) -> float:
         torch, base = self.torch, self.reference.model
         base.train(checkpointing)  # it checkpoints in training mode only; it has no dropout
         if checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-        query, positive = (self._embed(side) for side in examples)
+        query, positive = (self._embed(side) for side in self.examples)
         cosines = query @ positive.T / LOSS.temperature
         target = torch.arange(len(cosines))
         entropy = torch.nn.functional.cross_entropy
@@ -273,12 +235,31 @@ class Theirs:
         return self.torch.nn.functional.normalize(pooled, dim=-1)
 
 
+_REFERENCE: ReferenceStep | None = None  # in the child process
+
+
+def _start_reference(folder: Path, args) -> None:
+    global _REFERENCE
+    if args.same_heap:
+        retain_freed_memory()
+    model = GVE.from_pretrained(folder / "model", dtype="float32")
+    _REFERENCE = ReferenceStep(folder, draw_examples(args, model))
+
+
+def _step_reference(checkpointing: bool) -> float:
+    return _REFERENCE(checkpointing)
+
+
+def _save_reference(folder: Path) -> None:
+    _REFERENCE.model.save_pretrained(folder)
+
+
 def adapters(ours: Ours) -> dict:
     return flatten_dict(ours.state["params"], sep="/")
 
 
 def distance(a: dict, b: dict, before: dict) -> float:
-    """How far two ends are apart, as a share of the way from where both began."""
+    """||a - b|| / ||a - before||."""
     way = sum(float(np.sum((np.asarray(a[name]) - np.asarray(before[name])) ** 2)) for name in a)
     gap = sum(float(np.sum((np.asarray(a[name]) - np.asarray(b[name])) ** 2)) for name in a)
     return (gap / way) ** 0.5

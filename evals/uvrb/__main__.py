@@ -87,7 +87,7 @@ def _score(
     """All runs of the command, what they write, and what is printed."""
     started = time.perf_counter()
     opened: dict[str, RetrievalSet] = {}
-    shown = {}  # the examples of each set as HTML, made while its media are at hand
+    shown = {}  # examples of each set for the report, read while its media are available
     pictures = Pictures()
     progress = _progress()
     source = _source(args, progress)

@@ -92,13 +92,8 @@ def print_results(results: Mapping, console: Console, all_published: bool = Fals
     theirs = results["published"]
     if theirs["comparable"] or all_published:
         console.print(_published(results))
-    if theirs["differing"]:
-        first = next(iter(theirs["differing"]))
-        console.print(
-            f"{len(theirs['differing'])} of {len(results['datasets'])} sets are not the released "
-            f"ones, so the paper's scores do not stand beside them: {first} has "
-            f"{theirs['differing'][first]}."
-        )
+    if note := not_released(results):
+        console.print(escape(note))
     lost = {
         name: r["quarantined"]
         for name, r in results["datasets"].items()
@@ -109,6 +104,18 @@ def print_results(results: Mapping, console: Console, all_published: bool = Fals
         console.print(f"{name}: unreadable: {said}")
     for rule in results["rules"]:
         console.print(f"- {rule}")
+
+
+def not_released(results: Mapping) -> str:
+    """Names the sets that differ from the released ones; empty if none does."""
+    differing = results["published"]["differing"]
+    if not differing:
+        return ""
+    first = next(iter(differing))
+    return (
+        f"Not the released sets: sizes differ on {len(differing)} of {len(results['datasets'])} "
+        f"({first} has {differing[first]}). They cannot be compared with the paper's scores."
+    )
 
 
 def other_scores(results: Mapping) -> dict[str, Mapping[str, float]]:
@@ -142,8 +149,8 @@ def _sets(results: Mapping) -> Table:
         record = results["datasets"].get(task.name)
         if record is None:
             continue
-        cells = [_cell(record["score"]), _interval(record["interval"]), _cell(record["chance"])]
-        cells += [_cell(scores.get(task.name)) for scores in others.values()]
+        cells = [number(record["score"]), bounds(record["interval"]), number(record["chance"])]
+        cells += [number(scores.get(task.name)) for scores in others.values()]
         table.add_row(task.name, task.ability, task.label, *cells, *cost_cells(record["cost"]))
     return table
 
@@ -174,9 +181,9 @@ def _abilities(results: Mapping) -> Table:
             sides = [results["chance"], *([untrained] if untrained else [])]
             table.add_row(
                 name,
-                _cell(results[part][name]),
-                _interval(results["intervals"][part][name]),
-                *(_cell(side[part][name]) for side in sides),
+                number(results[part][name]),
+                bounds(results["intervals"][part][name]),
+                *(number(side[part][name]) for side in sides),
             )
         table.add_section()
     return table
@@ -243,9 +250,9 @@ def _published(results: Mapping) -> Table:
     return table
 
 
-def _interval(bounds) -> str:
-    return "" if bounds is None else f"{bounds[0]:.3f}–{bounds[1]:.3f}"
+def bounds(interval) -> str:
+    return "" if interval is None else f"{interval[0]:.3f}–{interval[1]:.3f}"
 
 
-def _cell(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"

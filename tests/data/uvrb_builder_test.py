@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from tests.evals.sets_test import write_instances
 
 from data.uvrb.__main__ import main
 from data.uvrb.builder import SPLITS, UVRB, read
@@ -16,6 +15,7 @@ from data.uvrb.sets import Sets
 from data.uvrb.tasks import choose
 from gve_jax.errors import UserError
 from gve_jax.media.video import load_video
+from tests.data.uvrb_sets_test import write_instances
 from tests.evals.released import pack
 from tests.evals.small_uvrb import make_benchmark
 

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from tests.evals.runs_test import score, write_set
 
 from data.uvrb.reader import read_set
 from data.uvrb.tasks import TASKS
@@ -19,6 +18,7 @@ from gve_jax.errors import UserError
 from gve_jax.media.errors import MediaError
 from tests.evals.evaluate_test import scores as results_with_scores
 from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark
+from tests.evals.trec_test import score, write_set
 from tests.situations import situation
 
 QUERIES = [f"q{n}" for n in range(40)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from evals.speed import gpu, kernels
+from evals.speed.items import draw_items
 from gve_jax.errors import UserError
 
 
@@ -32,8 +33,8 @@ def test_kernels_are_sorted_by_their_names(name, kind):
     assert kernels.kind_of(name) == kind
 
 
-def test_the_mixed_set_is_half_texts_a_quarter_images_a_quarter_videos():
-    items = gpu.draw_items(16, 56, 84)
+def test_items_are_half_texts_a_quarter_images_a_quarter_videos():
+    items = draw_items(16, lambda _: (56, 84), lambda _: (56, 84))
     assert sum(item.image is None and item.video is None for item in items) == 8
     assert [i.image.shape for i in items if i.image is not None] == [(56, 84, 3)] * 4
     assert [i.video.shape for i in items if i.video is not None] == [(8, 56, 84, 3)] * 4

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from data.uvrb.tasks import TASKS
-from evals.uvrb import sections
+from evals.uvrb import report
 from evals.uvrb.__main__ import main
 from evals.uvrb.figures import rim
+from evals.uvrb.output import not_released
 from evals.uvrb.pictures import HEIGHT, Pictures
 from evals.uvrb.published import comparison
 from evals.uvrb.scores import ABILITIES
@@ -161,14 +162,16 @@ def test_released_sizes_bring_the_papers_models_into_the_figures():
             {t.name: {"queries": t.queries, "corpus": t.corpus} for t in TASKS}
         ),
     }
-    found = sections.published_radar(results)
+    macros = report.template("macros.html").module
+    found = report.published_radar(results)
     assert list(found) == ["GVE-7B", "GVE-3B"] and found["GVE-7B"]["S"] == 0.821
-    table = sections.published_models(results)
+    table = macros.published_models(report.published_models(results))
     assert "&lt;us&gt;" in table and "this run" in table and "not among them" not in table
-    assert sections.released(results) == ""
+    assert not_released(results) == ""
     results["published"]["differing"] = {"MSRVTT": "x"}
-    assert sections.published_radar(results) == {}
-    assert "this run" not in sections.published_models(results)
+    assert report.published_radar(results) == {}
+    table = macros.published_models(report.published_models(results))
+    assert "this run" not in table
 
 
 def test_page_needs_no_network_and_runs_nothing(data, tmp_path):

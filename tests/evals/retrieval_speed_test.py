@@ -22,8 +22,8 @@ def test_both_print_what_they_measured(tmp_path):
 
 
 def test_wrong_results_end_them():
-    corpus = rank.vectors(200, 32, 0)
-    queries, documents = rank.asked(corpus, 30)
+    corpus = rank.draw_vectors(200, 32, 0)
+    queries, documents = rank.draw_queries(corpus, 30)
     ids = [str(i) for i in range(200)]
     ranks = rank_positives(queries, corpus, documents[:, None].tolist(), ids).rank
     assert rank.compare(queries, corpus, documents, ranks) == 0

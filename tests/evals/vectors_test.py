@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.evals.runs_test import check_every_query, write_set
-from tests.evals.runs_test import score as score_vectors
 
 from evals.uvrb.__main__ import main
 from gve_jax.errors import UserError
 from tests.evals.evaluate_test import run
 from tests.evals.small_uvrb import make_benchmark
+from tests.evals.trec_test import check_every_query, write_set
+from tests.evals.trec_test import score as score_vectors
 from tests.situations import situation
 
 SETS = ("CRB-T", "MSRVTT-I2V")
