@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dtype = args.dtype
     if dtype is None:
         base = open_pretrained(args.input, adapter=args.adapter)
-        dtype = None if base.ours else stored_dtype(base.directory)
+        dtype = None if base.is_native else stored_dtype(base.directory)
     model = GVE.from_pretrained(
         args.input, dtype=dtype, adapter=args.adapter, show_progress_bar=True
     )

@@ -175,7 +175,7 @@ class GVE(SentenceTransformersInterface):
         if adapter is not None and source is not None:
             source = {**source, "adapter": os.fspath(adapter)}
         made = cls(config, params, Preprocessor(prompt, spec, limits), buckets, mesh, source)
-        if adapter is None and base.ours and "params" not in base.fields:
+        if adapter is None and base.is_native and "params" not in base.fields:
             # Saved by 0.1, without the digest that loading compares: hashing takes much longer.
             base.check_weights(made.fingerprint["weights"])
         return made

@@ -1,7 +1,7 @@
-"""What tells one set of weights from another, and whether weights are numbers at all.
+"""Weight digests and finiteness checks, computed on the devices in blocks of a few megabytes.
 
-Both are computed where the weights are, in a few megabytes: whole-array reductions of integers are
-not fused on a CPU and would hold a parameter once more, at twice its size.
+Reductions over whole integer arrays are not fused on a CPU: they would hold a copy of the parameter
+at twice its size.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from gve_jax.distributed.sharding import path_name
 from gve_jax.model.hashing import mixed
 
-_CHUNK = 1 << 21  # numbers mixed at a time
-_SAMPLES, _SAMPLE = 64, 1 << 16  # blocks of a file that are read, and bytes of each
+_CHUNK = 1 << 21  # numbers hashed at a time
+_SAMPLES, _SAMPLE = 64, 1 << 16  # blocks read of each file, and bytes of a block
 
 
 def file_digest(path: str | os.PathLike) -> str:
@@ -25,8 +25,9 @@ def file_digest(path: str | os.PathLike) -> str:
 
 
 def sampled_digest(folder: str | os.PathLike) -> str:
-    """Of the names, sizes and some blocks of all files of a folder: in a second it tells one
-    checkpoint of many gigabytes from another, but not from one of which a few numbers differ."""
+    """Digest of the names, sizes and some blocks of all files of a folder.
+
+    Distinguishes checkpoints of many gigabytes in a second, but not if few numbers differ."""
     folder, digest = Path(folder), hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
@@ -42,16 +43,16 @@ def sampled_digest(folder: str | os.PathLike) -> str:
 
 
 def not_finite(params) -> list[str]:
-    """Paths of the parameters that hold NaN or infinite numbers."""
+    """Paths of the parameters with NaN or infinite numbers."""
     finite = jax.tree_util.tree_leaves_with_path(jax.tree.map(_is_finite, params))
     return [path_name(path) for path, good in finite if not good]
 
 
 def is_finite(leaf: jax.Array) -> jax.Array:
-    """Whether all numbers are finite; integers are. For use under `jax.jit`."""
+    """Whether all numbers are finite; true for integers. For use under `jax.jit`."""
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return jnp.bool_(True)
-    # Zero times NaN or infinity is NaN. The barrier keeps this a sum along rows, which is fused.
+    # 0 * NaN and 0 * inf are NaN. The barrier keeps the sum over rows separate, which is fused.
     rows = jax.lax.optimization_barrier(jnp.sum(leaf.astype(jnp.float32) * 0, axis=-1))
     return jnp.isfinite(rows).all()
 
@@ -60,16 +61,17 @@ _is_finite = jax.jit(is_finite)
 
 
 def weights_digest(params) -> str:
-    """Of all parameters by name, the same on any mesh. Every process of a job must call it, where
-    they are spread over processes; a process that holds them all needs no other."""
+    """Digest of all parameters by name, independent of the mesh.
+
+    All processes must call it if the parameters are sharded across processes."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     sums = [jax.device_get(_sums(leaf)) for _, leaf in leaves]
-    here = np.array([sum(map(int, found)) % 2**32 for found in sums], np.uint32)
+    local = np.array([sum(map(int, parts)) % 2**32 for parts in sums], np.uint32)
     if all(leaf.is_fully_addressable for _, leaf in leaves):
-        everywhere = here[None]  # those of other processes are copies, and would count again
+        by_host = local[None]  # other processes have copies, which must not be counted
     else:
-        everywhere = multihost_utils.process_allgather(here).reshape(-1, len(leaves))
-    totals = everywhere.sum(axis=0, dtype=np.uint64) % 2**32
+        by_host = multihost_utils.process_allgather(local).reshape(-1, len(leaves))
+    totals = by_host.sum(axis=0, dtype=np.uint64) % 2**32
     text = "".join(
         f"{path_name(path)} {total}\n" for (path, _), total in zip(leaves, totals, strict=True)
     )
@@ -77,7 +79,7 @@ def weights_digest(params) -> str:
 
 
 def _sums(leaf: jax.Array) -> list[jax.Array]:
-    """Parts of the sum, modulo 2**32, of each number's bits mixed with its place in `leaf`."""
+    """Partial sums modulo 2**32 of each number's bits hashed with its index in `leaf`."""
     parts, width = [], leaf.shape[-1]
     for shard in leaf.addressable_shards:
         if shard.replica_id:
@@ -85,20 +87,20 @@ def _sums(leaf: jax.Array) -> list[jax.Array]:
         *rows, columns = (
             range(*s.indices(n)) for s, n in zip(shard.index, leaf.shape, strict=True)
         )
-        places = np.zeros(1, np.int64)
+        indices = np.zeros(1, np.int64)  # of the first number of each row, in the flattened leaf
         for axis, size in zip(rows, leaf.shape, strict=False):
-            places = (places[:, None] * size + np.arange(axis.start, axis.stop)).reshape(-1)
-        places = (places * width + columns.start).astype(np.uint32)
+            indices = (indices[:, None] * size + np.arange(axis.start, axis.stop)).reshape(-1)
+        indices = (indices * width + columns.start).astype(np.uint32)
         step = max(1, _CHUNK // len(columns))
-        for start in range(0, len(places), step):
-            parts.append(_mix(shard.data, start, places[start : start + step]))
+        for start in range(0, len(indices), step):
+            parts.append(_hash_sum(shard.data, start, indices[start : start + step]))
     return parts
 
 
 @jax.jit
-def _mix(shard: jax.Array, start, places: jax.Array) -> jax.Array:
+def _hash_sum(shard: jax.Array, start, indices: jax.Array) -> jax.Array:
     shard = shard.reshape(-1, shard.shape[-1])
-    rows = jax.lax.dynamic_slice_in_dim(shard, start, len(places))
+    rows = jax.lax.dynamic_slice_in_dim(shard, start, len(indices))
     bits = jax.lax.bitcast_convert_type(rows, f"uint{8 * rows.dtype.itemsize}").astype(jnp.uint32)
-    place = places[:, None] + jnp.arange(rows.shape[1], dtype=jnp.uint32)
-    return jnp.sum(mixed(bits + place * np.uint32(0x9E3779B9)), dtype=jnp.uint32)
+    index = indices[:, None] + jnp.arange(rows.shape[1], dtype=jnp.uint32)
+    return jnp.sum(mixed(bits + index * np.uint32(0x9E3779B9)), dtype=jnp.uint32)

@@ -1,13 +1,13 @@
-"""Our ModelConfig and the config.json of a Hugging Face Qwen2.5-VL checkpoint, both ways.
+"""Converts between ModelConfig and the config.json of a Hugging Face Qwen2.5-VL checkpoint.
 
-Two forms of the file are read: the flat one of the released checkpoints, which has the decoder's
-fields at its top level, and the nested one of transformers 5 (`text_config`, `rope_parameters`).
-What shapes the model or its numbers is never filled in from a class default: transformers' own
-differ from the released models (`tokens_per_second` 4 instead of 2, a tower 3,584 wide).
+Two layouts are read: the flat one of the released checkpoints, with the decoder's fields at the top
+level, and the nested one of transformers 5 (`text_config`, `rope_parameters`). Fields that affect
+shapes or numbers have no defaults: those of transformers' classes differ from the released models
+(`tokens_per_second` 4 instead of 2, a tower 3,584 wide).
 
-Every field of the file is one of three: read, without effect on an encoder (`_INERT`), or unknown.
-An unknown field that is off (null, false, empty) is skipped, and one that is on is refused by name:
-it may stand for arithmetic that is not implemented.
+Each field is read, has no effect on an encoder (`_INERT`), or is unknown. Unknown fields are
+ignored if null, false or empty, and refused by name otherwise: they may stand for arithmetic that
+is not implemented.
 """
 
 import math
@@ -18,125 +18,62 @@ from typing import Any
 from gve_jax.model.config import PIXEL_MEAN, PIXEL_STD, ModelConfig, TextConfig, VisionConfig
 
 MODEL_TYPE = "qwen2_5_vl"
-# Whole numbers that both sides call the same.
-_TEXT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
+# Integers with the same name on both sides.
+_TEXT_FIELDS = tuple(
+    """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads
+    """.split()
 )
-_VISION_FIELDS = (
-    "depth",
-    "hidden_size",
-    "intermediate_size",
-    "num_heads",
-    "out_hidden_size",
-    "window_size",
-    "patch_size",
-    "spatial_merge_size",
-    "temporal_patch_size",
-    "tokens_per_second",
+_VISION_FIELDS = tuple(
+    """
+    depth hidden_size intermediate_size num_heads out_hidden_size window_size patch_size
+    spatial_merge_size temporal_patch_size tokens_per_second
+    """.split()
 )
-_TOWER_THETA, _TOWER_EPS = 10_000.0, 1e-6  # constants of the architecture, in no config.json
+_TOWER_THETA, _TOWER_EPS = 10_000.0, 1e-6  # constants of the architecture, not in config.json
 _DTYPES = ("float32", "bfloat16", "float16")
 
-# Of transformers' PretrainedConfig (4.49.0) and PreTrainedConfig (5.23.0): notes, what `generate`
-# reads, what only training or another head uses.
+# Fields of transformers' PretrainedConfig (4.49.0) and PreTrainedConfig (5.23.0) that are metadata,
+# read by `generate`, or used only in training or by another head.
 _NOTES = frozenset(
-    {
-        "_name_or_path",
-        "_commit_hash",
-        "_attn_implementation_autoset",
-        "name_or_path",
-        "architectures",
-        "auto_map",
-        "model_type",
-        "transformers_version",
-        "processor_class",
-        "tokenizer_class",
-        "torch_dtype",
-        "dtype",
-        "torchscript",
-        "use_bfloat16",
-        "tf_legacy_loss",
-        "return_dict",
-        "output_hidden_states",
-        "output_attentions",
-        "attn_implementation",
-        "finetuning_task",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "task_specific_params",
-        "prefix",
-        "initializer_range",
-        "attention_dropout",
-        "use_cache",
-        "tie_word_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "sep_token_id",
-        "decoder_start_token_id",
-        "chunk_size_feed_forward",
-        "unsloth_fixed",
-        "unsloth_version",
-    }
+    """
+    _name_or_path _commit_hash _attn_implementation_autoset name_or_path architectures auto_map
+    model_type transformers_version processor_class tokenizer_class torch_dtype dtype
+    torchscript use_bfloat16 tf_legacy_loss return_dict output_hidden_states output_attentions
+    attn_implementation finetuning_task id2label label2id num_labels problem_type
+    task_specific_params prefix initializer_range attention_dropout use_cache
+    tie_word_embeddings bos_token_id eos_token_id pad_token_id sep_token_id
+    decoder_start_token_id chunk_size_feed_forward unsloth_fixed unsloth_version
+    """.split()
 )
 _GENERATION = frozenset(
-    {
-        "max_length",
-        "min_length",
-        "do_sample",
-        "early_stopping",
-        "num_beams",
-        "num_beam_groups",
-        "diversity_penalty",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "repetition_penalty",
-        "length_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-        "bad_words_ids",
-        "num_return_sequences",
-        "output_scores",
-        "return_dict_in_generate",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "remove_invalid_values",
-        "exponential_decay_length_penalty",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-    }
+    """
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    """.split()
 )
-# Ids of tokens that do not enter the arithmetic; `gve_jax.inputs.tokenizer` compares them.
+# Token ids do not affect the arithmetic; `gve_jax.inputs.tokenizer` compares them.
 _TOKEN_IDS = frozenset(
-    {
-        "image_token_id",
-        "video_token_id",
-        "vision_start_token_id",
-        "vision_end_token_id",
-        "vision_token_id",
-    }
+    """
+    image_token_id video_token_id vision_start_token_id vision_end_token_id vision_token_id
+    """.split()
 )
-# Of the decoder: a length that scales nothing while rope_type is "default", and the sizes of
-# sliding windows, which `use_sliding_window` and `layer_types` turn on.
+# Of the decoder: a length without effect while rope_type is "default", and sizes of sliding
+# windows, which `use_sliding_window` and `layer_types` enable.
 _TEXT_INERT = frozenset({"max_position_embeddings", "sliding_window", "max_window_layers"})
 _INERT = _NOTES | _GENERATION
 
 
 def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
-    """The model that a config.json describes, run and stored in `dtype`.
+    """Returns the configuration of a model whose parameters and activations have `dtype`.
 
     Raises:
-      ValueError: another architecture, fields missing (all of them are named), a field of another
-        type, a variant of the architecture that is not implemented, an unknown field that is on.
+      ValueError: another architecture, missing fields (all are named), a field of another type, an
+        unsupported variant of the architecture, an unknown field that is set.
     """
     kind = fields.get("model_type")
     if kind != MODEL_TYPE:
@@ -151,13 +88,13 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
     theta = rope if "rope_theta" in rope.fields else text
     config = dict(
         vision=dict(
-            {name: vision.whole(name) for name in _VISION_FIELDS},
-            fullatt_block_indexes=vision.wholes("fullatt_block_indexes"),
-            in_channels=vision.whole("in_channels", "in_chans"),
+            {name: vision.integer(name) for name in _VISION_FIELDS},
+            fullatt_block_indexes=vision.integers("fullatt_block_indexes"),
+            in_channels=vision.integer("in_channels", "in_chans"),
         ),
         text=dict(
-            {name: text.whole(name) for name in _TEXT_FIELDS},
-            mrope_section=rope.wholes("mrope_section"),
+            {name: text.integer(name) for name in _TEXT_FIELDS},
+            mrope_section=rope.integers("mrope_section"),
             rope_theta=theta.number("rope_theta"),
             rms_norm_eps=text.number("rms_norm_eps"),
         ),
@@ -168,7 +105,7 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
             "bfloat16 or float32"
         )
     if missing:
-        raise ValueError(f"lacks what the format of {MODEL_TYPE} must have: {', '.join(missing)}")
+        raise ValueError(f"required fields of {MODEL_TYPE} are missing: {', '.join(missing)}")
     for part in (text, vision):
         part.only("hidden_act", "silu")
     text.only("use_sliding_window", False)
@@ -191,22 +128,22 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
         param_dtype=dtype,
     )
     text.only("head_dim", built.text.head_dim)
-    # Last, so that a known variant is named as such. In the nested form text_config alone counts.
+    # Last, so that a known variant is reported as such.
     for part in (rope, tower_rope):
-        part.no_more(frozenset())
-    vision.no_more(_INERT | _TOKEN_IDS)
+        part.refuse_unknown(frozenset())
+    vision.refuse_unknown(_INERT | _TOKEN_IDS)
     inert = _INERT | _TEXT_INERT | _TOKEN_IDS | {"gve_jax"}
-    text.no_more(inert)
+    text.refuse_unknown(inert)
     if not flat:
-        top.no_more(inert | text.known | {"rope_theta", "rope_scaling", "rope_parameters"})
+        top.refuse_unknown(inert | text.known | {"rope_theta", "rope_scaling", "rope_parameters"})
     return built
 
 
 def recorded_dtype(fields: Mapping[str, Any]) -> str | None:
-    """The dtype that a config.json records for its tensors; None where it records none.
+    """Returns the dtype that a config.json records for its tensors, or None.
 
     Raises:
-      ValueError: a dtype that parameters cannot have here.
+      ValueError: an unsupported dtype.
     """
     text = fields.get("text_config")
     for part in (fields, text if isinstance(text, Mapping) else {}):
@@ -224,15 +161,13 @@ def recorded_dtype(fields: Mapping[str, Any]) -> str | None:
 
 
 def check_preprocessor(fields: Mapping[str, Any], vision: VisionConfig) -> None:
-    """Refuses a preprocessor_config.json that asks for other pixels than the encoder gets here.
+    """Checks that a preprocessor_config.json describes what `gve_jax.inputs` does.
 
-    Pixel and frame budgets (`min_pixels`, `max_pixels`, `size`, `fps`) are not read: those of the
-    GVE paper, or the recorded ones, are in the model's input settings. What else the file states
-    must be what `gve_jax.inputs` does; fields that are unknown there are left to transformers,
-    whose image processor ignores them too.
+    Pixel and frame budgets (`min_pixels`, `max_pixels`, `size`, `fps`) are not read: the model's
+    input settings hold them. Unknown fields are ignored, as by transformers' image processor.
 
     Raises:
-      ValueError: the field and the value that is implemented.
+      ValueError: naming the field and the supported value.
     """
     read = _Fields(fields, "", [])
     read.only("image_mean", list(PIXEL_MEAN))
@@ -247,21 +182,21 @@ def check_preprocessor(fields: Mapping[str, Any], vision: VisionConfig) -> None:
     read.only("temporal_patch_size", vision.temporal_patch_size)
     factor = fields.get("rescale_factor")
     if factor is not None and not (type(factor) is float and math.isclose(factor, 1 / 255)):
-        raise ValueError(f"rescale_factor {factor!r} is not implemented, {1 / 255!r} is")
+        raise ValueError(f"rescale_factor {factor!r} is not supported; only {1 / 255!r} is")
 
 
 def to_hf(cfg: ModelConfig, ids: Mapping[str, int], dtype: str, layout: str) -> dict[str, Any]:
-    """The config.json of a checkpoint in a key layout of `gve_jax.checkpoints.weight_names`.
+    """Returns the config.json of a checkpoint in a layout of `gve_jax.checkpoints.weight_names`.
 
-    transformers 4.49 and later read layout "4.49" (flat), 5 reads both. The head counts as tied to
-    the embeddings, so that a checkpoint without one is complete.
+    transformers 4.49 and later read layout "4.49" (flat), 5 reads both. The head is declared as
+    tied to the embeddings, so that a checkpoint without a head is complete.
 
     Args:
-      ids: token ids by field, `image_token_id` and the like.
+      ids: token ids by field name, such as `image_token_id`.
       dtype: of the tensors, "bfloat16".
 
     Raises:
-      ValueError: a tower that no config.json can describe.
+      ValueError: a tower that config.json cannot describe.
     """
     v, t = cfg.vision, cfg.text
     if (v.rope_theta, v.rms_norm_eps) != (_TOWER_THETA, _TOWER_EPS):
@@ -274,7 +209,7 @@ def to_hf(cfg: ModelConfig, ids: Mapping[str, int], dtype: str, layout: str) -> 
         rms_norm_eps=t.rms_norm_eps,
         hidden_act="silu",
         attention_dropout=0.0,
-        max_position_embeddings=128_000,  # the released models'
+        max_position_embeddings=128_000,  # as in the released models
         use_sliding_window=False,
         use_cache=True,
         bos_token_id=ids["bos_token_id"],
@@ -306,7 +241,7 @@ def to_hf(cfg: ModelConfig, ids: Mapping[str, int], dtype: str, layout: str) -> 
 
 
 class _Fields:
-    """One part of a config.json; what it lacks is added to `missing` by its full name."""
+    """A section of a config.json; appends missing fields to `missing` by their full names."""
 
     def __init__(self, fields: object, prefix: str, missing: list[str]):
         if not isinstance(fields, Mapping):
@@ -315,22 +250,22 @@ class _Fields:
         self.known: set[str] = set()
 
     def section(self, name: str) -> "_Fields":
-        """The object under `name`; an empty one where there is none."""
+        """The object `name`; empty if absent."""
         self.known.add(name)
         fields = self.fields.get(name)
         return _Fields({} if fields is None else fields, f"{self.prefix}{name}.", self._missing)
 
-    def whole(self, *names: str) -> int | None:
-        """A whole number, under the first of `names` that is there."""
+    def integer(self, *names: str) -> int | None:
+        """An integer, under the first of `names` that is present."""
         value = self._get(*names)
         if isinstance(value, list) and value and value.count(value[0]) == len(value):
-            value = value[0]  # transformers 5: a patch may be [height, width]
-        return self._checked(names[0], value, _is_whole(value), "a whole number")
+            value = value[0]  # transformers 5 allows [height, width]
+        return self._checked(names[0], value, _is_count(value), "an integer of at least 0")
 
-    def wholes(self, name: str) -> tuple[int, ...] | None:
+    def integers(self, name: str) -> tuple[int, ...] | None:
         value = self._get(name)
-        good = isinstance(value, list) and all(map(_is_whole, value))
-        value = self._checked(name, value, good, "a list of whole numbers")
+        good = isinstance(value, list) and all(map(_is_count, value))
+        value = self._checked(name, value, good, "a list of integers of at least 0")
         return None if value is None else tuple(value)
 
     def number(self, name: str) -> float | None:
@@ -339,20 +274,22 @@ class _Fields:
         return self._checked(name, value, good, "a number")
 
     def only(self, name: str, *allowed) -> None:
-        """Refuses a value other than those implemented; the field may be absent."""
+        """Checks that a field is absent or has a supported value."""
         self.known.add(name)
         value = self.fields.get(name)
         if value is not None and not any(_same(value, each) for each in allowed):
-            raise ValueError(f"{self.prefix}{name} {value!r} is not implemented, {allowed[0]!r} is")
+            raise ValueError(
+                f"{self.prefix}{name} {value!r} is not supported; only {allowed[0]!r} is"
+            )
 
-    def no_more(self, inert: Set[str]) -> None:
-        """Refuses a field that is on, was not read, and is not one of `inert`."""
+    def refuse_unknown(self, inert: Set[str]) -> None:
+        """Raises ValueError for a field that is set, was not read, and is not in `inert`."""
         for name, value in self.fields.items():
             if name in self.known or name in inert or is_off(value):
                 continue
             raise ValueError(
-                f"{self.prefix}{name} = {value!r}: an unknown field, which may change what the "
-                "model computes; if it does not, remove it"
+                f"{self.prefix}{name} = {value!r}: unknown field, which may change what the model "
+                "computes; remove it if it does not"
             )
 
     def _get(self, *names: str):
@@ -369,15 +306,15 @@ class _Fields:
         return value
 
 
-def _is_whole(value) -> bool:
+def _is_count(value) -> bool:
     return type(value) is int and value >= 0
 
 
 def is_off(value) -> bool:
-    """Whether a field of a configuration says nothing. 0 does: as a layer it is the first."""
+    """Whether a field is unset. 0 is not: it may be the index of the first layer."""
     return value is None or value is False or value in ("", [], {})
 
 
 def _same(value, allowed) -> bool:
-    """Equal, and not 0 for False or 1 for True."""
+    """Equality that distinguishes 0 from False and 1 from True."""
     return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)

@@ -1,7 +1,7 @@
-"""Directories of Hugging Face checkpoints: read into shardings, written as streams.
+"""Loads Hugging Face checkpoints into sharded parameters and writes them as streams.
 
-Reading holds the parameters and a few megabytes: each tensor is read once, block by block, straight
-into the buffers of the shards that need it here. Writing holds one tensor.
+Loading needs the memory of the parameters and a few megabytes: each tensor is read once, in blocks,
+into the buffers of this process's shards. Writing holds one tensor.
 """
 
 import contextlib
@@ -34,32 +34,26 @@ from gve_jax.storage.files import atomic_write, read_json, write_json
 from gve_jax.storage.filesystem import is_bucket
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What may lie beside the weights and is carried along: for those who use transformers.
-COMPANIONS = (
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
+# Files beside the weights that exports copy, for users of transformers.
+COMPANIONS = tuple(
+    """
+    tokenizer_config.json vocab.json merges.txt added_tokens.json special_tokens_map.json
+    chat_template.json chat_template.jinja preprocessor_config.json
+    video_preprocessor_config.json processor_config.json generation_config.json
+    """.split()
 )
-# What of a model is fetched, out of a bucket or from the Hub: no code, no pickles.
+# Files of a model that are downloaded from GCS or the Hub: no code, no pickles.
 FETCHED = ("config.json", "tokenizer.json", "*.safetensors", INDEX, ADAPTER_CONFIG, *COMPANIONS)
-_LISTED = 20  # of all that is wrong with a checkpoint
-_ALIGNED = 64  # bytes: JAX takes such a buffer over on a CPU; any other it copies
+_LISTED = 20  # problems listed in a message
+_ALIGNMENT = 64  # bytes; JAX on a CPU copies buffers that are not aligned
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint of one or many files, by name; only headers are read.
+    """The tensors of a checkpoint of one or many files, by name; reads only the headers.
 
     Raises:
-      UserError: no safetensors here, files of the index missing, a damaged file, a tensor in two
-        files or in another one than the index says.
+      UserError: no safetensors, missing files of the index, a damaged file, a tensor in two files
+        or not in the file that the index names.
     """
     entries: dict = {}
     if (directory / WEIGHTS).is_file():
@@ -74,21 +68,22 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
                 raise UserError(f"{directory / INDEX}: {name!r} is not a file name")
         if missing := [name for name in files if not (directory / name).is_file()]:
             raise UserError(
-                f"{directory / INDEX}: names {len(missing)} of {len(files)} files that are not "
-                f"there: {_list(missing)}; download them again"
+                f"{directory / INDEX}: {len(missing)} of {len(files)} files are missing: "
+                f"{_list(missing)}; download them again"
             )
     else:
         raise UserError(f"{directory}: neither {WEIGHTS} nor {INDEX}{why_no_weights(directory)}")
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name in files:
-        tensors = read_header(directory / name)
-        if twice := sorted(found.keys() & tensors.keys()):
-            raise UserError(f"{directory / name}: holds {twice[0]}, as {found[twice[0]].path} does")
-        found |= tensors
+        more = read_header(directory / name)
+        if duplicates := sorted(tensors.keys() & more.keys()):
+            other = tensors[duplicates[0]].path
+            raise UserError(f"{directory / name}: {duplicates[0]} is also in {other}")
+        tensors |= more
     for name, file in entries.items():
-        if name not in found or found[name].path.name != file:
-            raise UserError(f"{directory / INDEX}: says that {name} is in {file}, which lacks it")
-    return found
+        if name not in tensors or tensors[name].path.name != file:
+            raise UserError(f"{directory / INDEX}: lists {name} in {file}, which does not have it")
+    return tensors
 
 
 def _list(names: list[str], most: int = 5) -> str:
@@ -109,18 +104,18 @@ def load_hf(
     show: bool = False,
     keep: Callable[[str], bool] = lambda path: True,
 ):
-    """The parameters of a checkpoint, in `config.param_dtype`, sharded by the table of rules.
+    """Loads parameters in `config.param_dtype`, sharded by the rules of `param_shardings`.
 
     Args:
-      directory: holds one or many safetensors files.
-      config: of the checkpoint; no adapters.
-      mesh: where the parameters go. Shards that devices of this process share are read once.
+      directory: has one or many safetensors files.
+      config: of the checkpoint, without adapters.
+      mesh: devices of the parameters; identical shards of one process are read once.
       show: draws a progress bar on standard error.
-      keep: which parameters are read, by their paths.
+      keep: which parameters to load, by their paths.
 
     Raises:
-      UserError: a damaged file; tensors that are missing, unexpected, misshapen or not of a
-        floating dtype, all of them in one message.
+      UserError: a damaged file; all tensors that are missing, unexpected, misshapen or not of a
+        floating dtype.
     """
     shapes = jax.eval_shape(lambda: init_params(config, 0)[1])
     shardings = flatten_dict(param_shardings(shapes, mesh), sep="/")
@@ -128,7 +123,7 @@ def load_hf(
     stored = stored_tensors(directory)
     wanted = sources(config, {path: leaf.shape for path, leaf in leaves.items()})
     names, problems = match_names(wanted, {name: t.shape for name, t in stored.items()})
-    used = [name for found in names.values() for name in found if name]
+    used = [name for tensors in names.values() for name in tensors if name]
     problems += [
         f"dtype: {name} is {stored[name].dtype}, not one of {', '.join(DTYPES)}"
         for name in used
@@ -138,7 +133,7 @@ def load_hf(
         more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         listed = "\n  ".join(problems[:_LISTED])
         raise UserError(f"{directory}: {len(problems)} tensors do not fit:\n  {listed}{more}")
-    # The largest first: where a buffer is copied after all, the copy is made while memory is empty.
+    # Largest first: if a buffer must be copied, memory is still free.
     order = sorted(filter(keep, leaves), key=lambda path: -leaves[path].size)
     params = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -153,37 +148,38 @@ def _load_leaf(leaf, sharding, source: Source, tensors: list[StoredTensor], pool
     def bounds(index) -> tuple[tuple[int, int], ...]:
         return tuple(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True))
 
-    here = sharding.addressable_devices_indices_map(leaf.shape).values()
-    shards = {place: _empty(place, leaf.dtype) for place in map(bounds, here)}
+    indices = sharding.addressable_devices_indices_map(leaf.shape).values()
+    shards = {shard: _empty(shard, leaf.dtype) for shard in map(bounds, indices)}
 
     def read(layer: int) -> None:
         parts = []
-        for place, out in shards.items():
+        for ranges, out in shards.items():
             if source.stacked:
-                (first, last), *place = place
+                (first, last), *ranges = ranges
                 if not first <= layer < last:
                     continue
                 out = out[layer - first]
-            parts.append(_part(list(place), out, source.transposed))
+            parts.append(_part(list(ranges), out, source.transposed))
         if parts:
             tensors[layer].read(parts)
 
     list(pool.map(read, range(len(tensors))))
-    made = jax.make_array_from_callback(leaf.shape, sharding, lambda index: shards[bounds(index)])
-    return made.block_until_ready()  # else buffers on their way to a device pile up here
+    array = jax.make_array_from_callback(leaf.shape, sharding, lambda index: shards[bounds(index)])
+    return array.block_until_ready()  # limits the number of buffers on the host
 
 
-def _part(place: list[tuple[int, int]], out: np.ndarray, transposed: bool) -> Part:
+def _part(ranges: list[tuple[int, int]], out: np.ndarray, transposed: bool) -> Part:
     if out.ndim == 1:
-        return Part(place[0], (0, 1), out[:, None])
-    return Part(place[1], place[0], out.T) if transposed else Part(*place, out)
+        return Part(ranges[0], (0, 1), out[:, None])
+    return Part(ranges[1], ranges[0], out.T) if transposed else Part(*ranges, out)
 
 
-def _empty(place: tuple[tuple[int, int], ...], dtype) -> np.ndarray:
-    shape = [stop - start for start, stop in place]
+def _empty(ranges: tuple[tuple[int, int], ...], dtype) -> np.ndarray:
+    """An aligned, uninitialized array."""
+    shape = [stop - start for start, stop in ranges]
     size = int(np.prod(shape)) * dtype.itemsize
-    buffer = np.empty(size + _ALIGNED, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNED
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
     return buffer[start : start + size].view(dtype).reshape(shape)
 
 
@@ -199,18 +195,16 @@ def save_hf(
     extra: Mapping | None = None,
     show: bool = False,
 ) -> None:
-    """Writes a checkpoint that transformers and `load_hf` read; `config.json` last, as its seal.
+    """Writes a checkpoint for transformers and `load_hf`; `config.json` is written last.
 
-    There is no head: config.json ties it to the token embeddings, and transformers makes it of
-    them. Adapters are merged into the weights. In a job of several processes all must call this;
-    the first one writes.
+    The checkpoint has no head: config.json ties it to the token embeddings. Adapters are merged
+    into the weights. All processes of a job must call this; the first one writes.
 
     Args:
-      tokenizer: the tokenizer.json that goes along, with the `COMPANIONS` that lie beside it.
-      layout: keys and config as transformers 4.49 wrote them ("4.49", which later ones read too)
-        or as 5 names them ("5").
-      dtype: of the tensors; as they are when None.
-      shard_bytes: of a file, at most, unless one tensor is larger.
+      tokenizer: tokenizer.json to copy, together with the `COMPANIONS` beside it.
+      layout: keys and config of transformers "4.49", which later releases read too, or "5".
+      dtype: of the tensors; by default unchanged.
+      shard_bytes: maximal size of a file, unless one tensor is larger.
       extra: further fields of config.json.
 
     Raises:
@@ -224,19 +218,19 @@ def save_hf(
     if dtype not in map(str, DTYPES.values()):
         raise UserError(f"dtype {dtype!r} cannot be stored; {', '.join(map(str, DTYPES.values()))}")
     leaves = flatten_dict(params, sep="/")
-    found = sources(config, {path: leaf.shape for path, leaf in leaves.items()}, layout)
+    by_path = sources(config, {path: leaf.shape for path, leaf in leaves.items()}, layout)
     try:
         fields = hf_config.to_hf(config, token_ids(tokenizer), dtype, layout) | dict(extra or {})
     except ValueError as error:
         raise UserError(str(error)) from error
-    files = _plan(found, jnp.dtype(dtype), shard_bytes)
-    arrays = _tensors(found, leaves, dtype)
+    files = _divide(by_path, jnp.dtype(dtype), shard_bytes)
+    arrays = _tensors(by_path, leaves, dtype)
     try:
         if jax.process_index() == 0:
             if not is_bucket(directory):
                 directory.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
-                (directory / "config.json").unlink()  # unsealed from here to the end
+                (directory / "config.json").unlink()  # incomplete until it is written again
         for name in _track(files, "saving", show):
             part = itertools.islice(arrays, len(files[name]))
             if jax.process_index() == 0:
@@ -250,10 +244,10 @@ def save_hf(
         raise UserError(f"cannot save in {directory}: {error.strerror or error}") from error
 
 
-def _plan(found: Mapping[str, Source], dtype, shard_bytes: float) -> dict[str, dict]:
+def _divide(by_path: Mapping[str, Source], dtype, shard_bytes: float) -> dict[str, dict]:
     """(shape, dtype) of each tensor by file and name, in the order of writing."""
     shards, room = [{}], shard_bytes
-    for source in found.values():
+    for source in by_path.values():
         size = int(np.prod(source.shape)) * dtype.itemsize
         for name in source.names:
             if size > room and shards[-1]:
@@ -269,9 +263,9 @@ def _plan(found: Mapping[str, Source], dtype, shard_bytes: float) -> dict[str, d
     }
 
 
-def _tensors(found: Mapping[str, Source], leaves, dtype: str) -> Iterator[np.ndarray]:
-    """The tensors in the order of `found`, one on the host at a time."""
-    for path, source in found.items():
+def _tensors(by_path: Mapping[str, Source], leaves, dtype: str) -> Iterator[np.ndarray]:
+    """The tensors in the order of `by_path`, one on the host at a time."""
+    for path, source in by_path.items():
         leaf = leaves[path]
         whole = replicated(leaf.sharding.mesh) if hasattr(leaf.sharding, "mesh") else leaf.sharding
         pick = _make_pick(source._replace(names=()), dtype, whole)
@@ -281,7 +275,7 @@ def _tensors(found: Mapping[str, Source], leaves, dtype: str) -> Iterator[np.nda
 
 @functools.cache
 def _make_pick(source: Source, dtype: str, sharding):
-    """A layer of a parameter as a tensor of a checkpoint."""
+    """A compiled function that returns a layer of a parameter as a tensor of a checkpoint."""
 
     def pick(leaf, layer):
         if source.stacked:
@@ -304,7 +298,7 @@ def _write_rest(directory: Path, files: Mapping[str, Mapping], tokenizer: Path) 
         write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
     else:
         index.unlink(missing_ok=True)
-    for old in directory.glob("model*.safetensors"):  # of a checkpoint that this one replaces
+    for old in directory.glob("model*.safetensors"):  # of the replaced checkpoint
         if old.name not in files and (old.name == WEIGHTS or "-of-" in old.name):
             old.unlink()
     copy_tokenizer(tokenizer, directory)

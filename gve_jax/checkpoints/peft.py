@@ -1,8 +1,7 @@
-"""PEFT's adapter directories: `adapter_config.json` and `adapter_model.safetensors`.
+"""Reads and writes PEFT adapters: `adapter_config.json` and `adapter_model.safetensors`.
 
-The tensors are named after the modules of the PyTorch model that was adapted, so they come in as
-many layouts as transformers had ways to nest Qwen2.5-VL
-(`gve_jax.checkpoints.weight_names.LAYOUTS`).
+Tensors are named after the modules of the adapted PyTorch model, in the layouts of
+`gve_jax.checkpoints.weight_names.LAYOUTS`.
 """
 
 import dataclasses
@@ -30,29 +29,25 @@ from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import as_path, is_bucket
 
 WEIGHTS = "adapter_model.safetensors"
-HALVES = (("a", "A"), ("b", "B"))  # our leaf, their tensor
+HALVES = (("a", "A"), ("b", "B"))  # (parameter, tensor)
 
-# Parts of a tensor's name that wrappers of PyTorch add: DDP and DeepSpeed, torch.compile, FSDP,
-# activation checkpointing, Lightning's Fabric.
+# Components of tensor names added by PyTorch wrappers: DDP and DeepSpeed, torch.compile, FSDP,
+# activation checkpointing, Lightning Fabric.
 _WRAPPERS = frozenset(
-    {
-        "module",
-        "_orig_mod",
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "_forward_module",
-    }
+    """
+    module _orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module _forward_module
+    """.split()
 )
 _PREFIX = "base_model.model."
-_LISTED = 20  # of all that is wrong with the tensors
+_LISTED = 20  # problems listed in a message
 
 
-class _Place(NamedTuple):
-    """A module of the PyTorch model in our tree."""
+class _Projection(NamedTuple):
+    """The parameter of a linear module of the PyTorch model."""
 
-    path: str  # of the projection
-    layer: int  # in its stack
-    stack: tuple[int, ...]  # (layers,), or () where there is no stack
+    path: str
+    layer: int  # index in the stack
+    stack: tuple[int, ...]  # (layers,), or () if the parameter is not stacked
     inputs: int
     outputs: int
 
@@ -60,43 +55,47 @@ class _Place(NamedTuple):
 def read_adapter(
     directory: str | os.PathLike, cfg: ModelConfig
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """(config with its `lora`, adapters) of a PEFT adapter for the base model `cfg`.
+    """Reads a PEFT adapter for the base model `cfg`.
 
-    The adapters are a tree of float32 numpy arrays for `gve_jax.model.lora.join`. Any layout is
-    read, and names with the parts that wrappers of PyTorch add to them. `use_rslora` becomes an
-    alpha of the same effect.
+    Any layout is read, also with the prefixes of PyTorch wrappers. `use_rslora` becomes an alpha of
+    the same effect.
 
     Args:
-      directory: local, in a bucket, or a Hub id.
+      directory: local, a gs:// path, or a Hub id.
+
+    Returns:
+      The configuration with its `lora`, and a tree of float32 numpy arrays for
+      `gve_jax.model.lora.join`.
 
     Raises:
-      UserError: no such files, damaged ones, a kind of adapter that is not supported (by the names
-        of its fields), tensors that are missing, unexpected, misshapen or not finite (all of them).
+      UserError: missing or damaged files, an unsupported kind of adapter (naming the fields), or
+        all tensors that are missing, unexpected, misshapen or not finite.
     """
     directory = find_directory(directory, (CONFIG, WEIGHTS))
     peft = read_config(directory / CONFIG)
     path = directory / WEIGHTS
     tensors = _read_tensors(path)
-    places = _targeted(peft, _layout_of(path, tensors, cfg))
+    projections = _targeted(peft, _layout_of(path, tensors, cfg))
     expected = {}
-    for name, place in places.items():
-        expected[_tensor(name, "A")] = (peft.rank, place.inputs)
-        expected[_tensor(name, "B")] = (place.outputs, peft.rank)
+    for name, projection in projections.items():
+        expected[_tensor(name, "A")] = (peft.rank, projection.inputs)
+        expected[_tensor(name, "B")] = (projection.outputs, peft.rank)
     _check(path, tensors, expected)
 
     arrays = {}
-    for name, place in places.items():
+    for name, projection in projections.items():
         for leaf, half in HALVES:
             tensor = tensors[_tensor(name, half)]
-            leaf_path, (rows, columns) = (*place.path.split("/"), "lora", leaf), tensor.shape
+            leaf_path, (rows, columns) = (*projection.path.split("/"), "lora", leaf), tensor.shape
             if leaf_path not in arrays:
-                arrays[leaf_path] = np.empty((*place.stack, columns, rows), np.float32)
-            out = arrays[leaf_path][place.layer] if place.stack else arrays[leaf_path]
+                arrays[leaf_path] = np.empty((*projection.stack, columns, rows), np.float32)
+            out = arrays[leaf_path]
+            out = out[projection.layer] if projection.stack else out
             tensor.read([Part((0, rows), (0, columns), out.T)])
     bad = ["/".join(leaf_path) for leaf_path, a in arrays.items() if not np.isfinite(a).all()]
     if bad:
         raise UserError(f"{path}: NaN or infinite numbers in {', '.join(bad)}")
-    paths = dict.fromkeys(place.path for place in places.values())
+    paths = dict.fromkeys(projection.path for projection in projections.values())
     config = LoraConfig(
         rank=peft.rank,
         alpha=peft.alpha,
@@ -114,18 +113,20 @@ def write_adapter(
     layout: str = "5",
     base_model: str | None = None,
 ) -> None:
-    """Writes the adapters in `params` (of the whole model, or they alone) for PEFT.
+    """Writes the adapters among `params` for PEFT.
 
     Args:
-      layout: a key of `weight_names.LAYOUTS`: the release of transformers whose names are used.
-      base_model: directory or Hub id of the base, for PEFT's `base_model_name_or_path` and, of
-        `org/name@revision`, its `revision`.
+      params: of the whole model, or of the adapters only.
+      layout: a key of `weight_names.LAYOUTS`: the release of transformers that names the modules.
+      base_model: directory or Hub id of the base model, `org/name@revision` included, for PEFT's
+        `base_model_name_or_path` and `revision`.
 
     Raises:
-      UserError: no such layout, a model without adapters.
+      UserError: an unknown layout, a model without adapters.
     """
     if layout not in weight_names.LAYOUTS:
-        raise UserError(f"adapter layout {layout!r} is none of {', '.join(weight_names.LAYOUTS)}")
+        known = ", ".join(weight_names.LAYOUTS)
+        raise UserError(f"adapter layout {layout!r} is unknown; known: {known}")
     flat = flatten_dict(lora.split(params)[1], sep="/")
     if not flat:
         raise UserError(f"{directory}: the model has no adapters to write")
@@ -133,13 +134,13 @@ def write_adapter(
     if not is_bucket(directory):
         directory.mkdir(parents=True, exist_ok=True)
     tensors, modules = {}, {}
-    for name, place in _places(cfg, layout).items():
-        if f"{place.path}/lora/a" not in flat:
+    for name, projection in _projections(cfg, layout).items():
+        if f"{projection.path}/lora/a" not in flat:
             continue
         modules[re.sub(r"\\\.\d+\\\.", r"\.\\d+\.", re.escape(name), count=1)] = None
         for leaf, half in HALVES:
-            array = np.asarray(flat[f"{place.path}/lora/{leaf}"], np.float32)
-            array = array[place.layer] if place.stack else array
+            array = np.asarray(flat[f"{projection.path}/lora/{leaf}"], np.float32)
+            array = array[projection.layer] if projection.stack else array
             tensors[_tensor(name, half)] = np.ascontiguousarray(array.T)
     shapes = {name: (array.shape, array.dtype) for name, array in tensors.items()}
     write_file(directory / WEIGHTS, shapes, iter(tensors.values()))
@@ -156,8 +157,9 @@ def write_adapter(
             "r": cfg.lora.rank,
             "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
             "lora_dropout": cfg.lora.dropout,
-            # Whole names: a list of last names would adapt the tower too. PEFT refuses modules that
-            # another transformers names differently, and only warns about unmatched tensors.
+            # Full names: a list of last components would adapt the vision tower too. PEFT refuses
+            # modules that another transformers names differently, and only warns about unmatched
+            # tensors.
             "target_modules": "|".join(modules),
             "bias": "none",
             "fan_in_fan_out": False,
@@ -173,68 +175,68 @@ def _tensor(module: str, half: str) -> str:
 
 
 @functools.cache
-def _places(cfg: ModelConfig, layout: str) -> dict[str, _Place]:
-    """Modules of the PyTorch model by name, layers in ascending order."""
+def _projections(cfg: ModelConfig, layout: str) -> dict[str, _Projection]:
+    """Projections by the names of the PyTorch modules, layers in ascending order."""
     base = dataclasses.replace(cfg, lora=None)
     model = nnx.eval_shape(lambda: Embedder(base, rngs=nnx.Rngs(params=0)))
     kernels = {f"{path}/kernel": linear.kernel.shape for path, linear in lora.projections(model)}
-    places = {}
+    projections = {}
     for path, source in weight_names.sources(cfg, kernels, layout).items():
         *stack, inputs, outputs = kernels[path]
-        own = path.removesuffix("/kernel")
         for layer, name in enumerate(source.names):
-            place = _Place(own, layer, tuple(stack), inputs, outputs)
-            places[name.removesuffix(".weight")] = place
-    return places
+            projections[name.removesuffix(".weight")] = _Projection(
+                path.removesuffix("/kernel"), layer, tuple(stack), inputs, outputs
+            )
+    return projections
 
 
 def _layout_of(
     path: Path, tensors: Mapping[str, StoredTensor], cfg: ModelConfig
-) -> dict[str, _Place]:
-    """The places by the names of the layout in which most tensors have a place.
+) -> dict[str, _Projection]:
+    """The projections by the names of the layout that matches most tensors.
 
     Raises:
-      UserError: no tensor has a place in any layout; it says what their names begin with instead.
+      UserError: no tensor matches any layout; it shows the prefix of the names.
     """
-    layouts = [_places(cfg, layout) for layout in weight_names.LAYOUTS]
-    # AutoModel's class is the model without a head, and without the prefix that goes with it.
-    headless = {name.removeprefix("model."): p for name, p in _places(cfg, "5").items()}
+    layouts = [_projections(cfg, layout) for layout in weight_names.LAYOUTS]
+    # AutoModel's class has no head, and its names have no `model.` prefix.
+    headless = {name.removeprefix("model."): p for name, p in _projections(cfg, "5").items()}
     layouts.append(headless)
 
-    def matches(places: Mapping[str, _Place]) -> int:
-        return sum(_tensor(name, half) in tensors for name in places for _, half in HALVES)
+    def matches(projections: Mapping[str, _Projection]) -> int:
+        return sum(_tensor(name, half) in tensors for name in projections for _, half in HALVES)
 
     best = max(layouts, key=matches)
     if matches(best):
         return best
-    first = next(iter(tensors.values())).name if tensors else None
-    if first is None:
-        raise UserError(f"{path}: holds no tensors")
-    for places in layouts:
-        for module in places:
+    if not tensors:
+        raise UserError(f"{path}: no tensors")
+    for projections in layouts:
+        for module in projections:
             for name, tensor in tensors.items():
                 before, found, _ = name.partition(f".{module}.lora_")
                 if found:
                     raise UserError(
-                        f"{path}: its tensors are named {tensor.name}; the prefix "
-                        f"{before.removeprefix(_PREFIX) + '.'!r} is unknown, rename them as PEFT "
-                        f"does: {_tensor(module, 'A')}"
+                        f"{path}: tensor {tensor.name} has the unknown prefix "
+                        f"{before.removeprefix(_PREFIX) + '.'!r}; rename the tensors as PEFT does: "
+                        f"{_tensor(module, 'A')}"
                     )
     raise UserError(
-        f"{path}: no tensor belongs to a projection of this model; the first is {first}, where "
-        f"{_tensor(next(iter(best)), 'A')} is expected: an adapter of another model?"
+        f"{path}: no tensor belongs to a projection of this model; the first is "
+        f"{next(iter(tensors.values())).name}, expected {_tensor(next(iter(best)), 'A')}: an "
+        "adapter of another model?"
     )
 
 
 def _read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors by the names that PEFT gives them, whoever wrapped the model before."""
+    """The tensors by PEFT's names, without the prefixes of PyTorch wrappers."""
     pickle = path.with_suffix(".bin")
     if pickle.exists() and not path.exists():
         raise UserError(
-            f"{pickle}: a pickle, which is not read; load it with PEFT and save it as {path.name} "
+            f"{pickle}: pickles are not supported; load it with PEFT and save it as {path.name} "
             "with save_pretrained(..., safe_serialization=True)"
         )
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     adapters = set()
     for name, tensor in read_header(path).items():
         parts = [part for part in name.split(".") if part not in _WRAPPERS]
@@ -243,28 +245,28 @@ def _read_tensors(path: Path) -> dict[str, StoredTensor]:
         if len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
             adapters.add(parts.pop(-2))  # as in model.state_dict(): lora_A.default.weight
         plain = _PREFIX + ".".join(parts)
-        if plain in found:
-            raise UserError(f"{path}: {found[plain].name} and {name} are the same tensor")
-        found[plain] = tensor
+        if plain in tensors:
+            raise UserError(f"{path}: {tensors[plain].name} and {name} are the same tensor")
+        tensors[plain] = tensor
         if len(adapters) > 1:
-            raise UserError(f"{path}: holds several adapters: {', '.join(sorted(adapters))}")
-    return found
+            raise UserError(f"{path}: several adapters in one file: {', '.join(sorted(adapters))}")
+    return tensors
 
 
-def _targeted(peft: PeftConfig, places: dict[str, _Place]) -> dict[str, _Place]:
-    """The places that the adapter's `target_modules` adapts.
+def _targeted(peft: PeftConfig, projections: dict[str, _Projection]) -> dict[str, _Projection]:
+    """The projections that match the adapter's `target_modules`.
 
     Raises:
-      UserError: none, or only some layers of a stack.
+      UserError: no match, or only some layers of a stack.
     """
-    chosen = {name: place for name, place in places.items() if peft.adapts(name)}
+    chosen = {name: each for name, each in projections.items() if peft.adapts(name)}
     if not chosen:
         raise UserError(
             f"{peft.path}: target_modules match no projection of the model, such as "
-            f"{next(iter(places))}"
+            f"{next(iter(projections))}"
         )
-    depth = Counter(place.path for place in places.values())
-    adapted = Counter(place.path for place in chosen.values())
+    depth = Counter(projection.path for projection in projections.values())
+    adapted = Counter(projection.path for projection in chosen.values())
     partly = [
         f"{name} ({count} of {depth[name]})"
         for name, count in adapted.items()

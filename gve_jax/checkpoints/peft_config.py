@@ -1,9 +1,8 @@
-"""PEFT's adapter_config.json, read by an allow-list.
+"""Reads PEFT's adapter_config.json by an allow-list.
 
-Every field is one of three: read here, without effect on an adapter that was trained already
-(`_RECORDS`), or a variant of LoRA that is off. Any other field that is on is refused by name,
-unknown ones of a later PEFT included: an option that is skipped would give vectors of another model
-without an error. The lists are those of `LoraConfig` in peft 0.21.2.
+Each field is read, has no effect on a trained adapter (`_RECORDS`), or must be unset. Other fields
+that are set are refused by name, including those of later releases of PEFT: ignoring an option
+would silently give other vectors. The lists follow `LoraConfig` in peft 0.21.2.
 """
 
 import dataclasses
@@ -21,30 +20,18 @@ from gve_jax.storage.files import read_json
 CONFIG = "adapter_config.json"
 _ALL_LINEAR = "all-linear"
 
-# Notes, and what only the start of training reads: `eva_config` and its like belong to an
-# `init_lora_weights` of their name, `megatron_core` to `megatron_config`, `qalora_group_size` to
-# `use_qalora`, `layers_pattern` to `layers_to_transform`, `ensure_weight_tying` to tied modules.
+# Metadata, and options of initialization: `eva_config` and similar belong to an `init_lora_weights`
+# of that name, `megatron_core` to `megatron_config`, `qalora_group_size` to `use_qalora`,
+# `layers_pattern` to `layers_to_transform`, `ensure_weight_tying` to tied modules.
 _RECORDS = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "inference_mode",
-        "layers_pattern",
-        "loftq_config",
-        "lora_ga_config",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "task_type",
-    }
+    """
+    auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
+    inference_mode layers_pattern loftq_config lora_ga_config megatron_core peft_version
+    qalora_group_size revision runtime_config task_type
+    """.split()
 )
-# PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA change the base as well; MiCA is a variant of its own.
-_INITIALISATIONS = ("gaussian", "orthogonal", "eva")
+# PiSSA, OLoRA, LoftQ, CorDA and LoRA-GA also change the base model; MiCA is another variant.
+_INITIALIZATIONS = ("gaussian", "orthogonal", "eva")
 
 
 def _is_switch(value: object) -> bool:
@@ -61,11 +48,10 @@ def _is_names(value: object) -> bool:
     )
 
 
-# What is read: (whether a value can be used, what it must be). PEFT sets `fan_in_fan_out` to false
-# for nn.Linear, whatever the file says.
+# (whether a value is valid, what it must be) by field. PEFT ignores `fan_in_fan_out` for nn.Linear.
 _READ: dict[str, tuple[Callable[[object], bool], str]] = {
     "peft_type": (lambda v: v == "LORA", "'LORA'"),
-    "r": (lambda v: type(v) is int and v > 0, "a whole number above 0"),
+    "r": (lambda v: type(v) is int and v > 0, "an integer above 0"),
     "lora_alpha": (_is_number, "a number"),
     "lora_dropout": (lambda v: _is_number(v) and 0 <= v < 1, "a number in [0, 1)"),
     "target_modules": (
@@ -80,8 +66,8 @@ _READ: dict[str, tuple[Callable[[object], bool], str]] = {
     "fan_in_fan_out": (_is_switch, "true or false"),
     "bias": (lambda v: v in (None, "none"), "'none'"),
     "init_lora_weights": (
-        lambda v: _is_switch(v) or v in _INITIALISATIONS,
-        f"true, false or one of {', '.join(_INITIALISATIONS)}",
+        lambda v: _is_switch(v) or v in _INITIALIZATIONS,
+        f"true, false or one of {', '.join(_INITIALIZATIONS)}",
     ),
 }
 _REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
@@ -89,11 +75,11 @@ _REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
 
 @dataclasses.dataclass(frozen=True)
 class PeftConfig:
-    """A LoRA adapter as PEFT describes it."""
+    """The fields of a LoRA adapter."""
 
     path: Path
     rank: int
-    alpha: float  # of plain LoRA: that of rank-stabilised LoRA counts its square root of the rank
+    alpha: float  # of plain LoRA; includes the square root of the rank for rank-stabilized LoRA
     dropout: float
     targets: str | list[str]
     excluded: str | list[str]
@@ -101,10 +87,10 @@ class PeftConfig:
     def adapts(self, module: str) -> bool:
         """Whether a linear module of the PyTorch model has an adapter.
 
-        PEFT's rule: an expression for the whole name, or a list of names or their last parts.
+        As in PEFT: an expression that matches the full name, or a list of names or their suffixes.
         """
         if isinstance(self.targets, str) and self.targets.lower() == _ALL_LINEAR:
-            chosen = True  # the output layer, which PEFT leaves out, is not in an encoder
+            chosen = True  # PEFT excludes the output layer, which an encoder does not have
         else:
             chosen = self._names("target_modules", self.targets, module)
         return chosen and not self._names("exclude_modules", self.excluded, module)
@@ -121,7 +107,7 @@ class PeftConfig:
 
 
 def read_config(path: Path) -> PeftConfig:
-    """Raises UserError that names the file, and all fields that cannot be used."""
+    """Raises UserError, naming the file and all fields that are invalid or not supported."""
     if not path.is_file():
         raise UserError(f"{path.parent}: not an adapter directory (no {CONFIG})")
     fields = read_json(path)
@@ -139,7 +125,7 @@ def read_config(path: Path) -> PeftConfig:
     ]
     if wrong:
         listed = "; ".join([*wrong.values(), *variants])
-        raise UserError(f"{path}: no usable {', '.join(wrong)}: {listed}")
+        raise UserError(f"{path}: invalid {', '.join(wrong)}: {listed}")
     if variants:
         raise UserError(
             f"{path}: not supported: {'; '.join(variants)} (a variant of LoRA, or a field that "

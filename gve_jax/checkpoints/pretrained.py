@@ -1,4 +1,4 @@
-"""A model on disk, ours or of the Hugging Face Hub: what its config.json says, and its leaves."""
+"""Opens a model on disk or on the Hub: its configuration first, its parameters on request."""
 
 import dataclasses
 import os
@@ -34,17 +34,24 @@ _PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
-    """A directory with `config.json`, `tokenizer.json` and parameters; only the first is read."""
+class PretrainedModel:
+    """A directory with `config.json`, which is read, `tokenizer.json` and parameters.
 
-    directory: Path  # of one in a bucket, the copy on this machine
-    fields: dict  # of config.json
-    config: ModelConfig  # with the dtype it was asked for
-    params: Path  # of a model of ours; where it lies, be that a bucket
+    Attributes:
+      directory: local; the local copy of a gs:// path.
+      fields: contents of config.json.
+      config: with the requested dtype.
+      params: folder of the parameters of a native model, local or a gs:// path.
+    """
+
+    directory: Path
+    fields: dict
+    config: ModelConfig
+    params: Path
 
     @property
-    def ours(self) -> bool:
-        """Written by `GVE.save_pretrained`; else a checkpoint that transformers reads."""
+    def is_native(self) -> bool:
+        """Whether it has gve_jax's own format; otherwise it is a checkpoint of transformers."""
         return "model_type" not in self.fields
 
     @property
@@ -53,55 +60,51 @@ class Base:
 
     @property
     def exported(self) -> Mapping:
-        """What `GVE.save_pretrained` recorded, in either format; empty in a released checkpoint."""
-        return self.fields if self.ours else self.fields.get("gve_jax") or {}
+        """What `GVE.save_pretrained` recorded, in either format; empty for released checkpoints."""
+        return self.fields if self.is_native else self.fields.get("gve_jax") or {}
 
     @property
     def source(self) -> dict[str, str] | None:
-        """Repository and commit on the Hub that the weights came from, where that is known."""
+        """Repository and commit on the Hub that the weights came from, if known."""
         return hub_source(self.directory) or self.exported.get("source")
 
     def inputs(self) -> tuple[InputSpec, Buckets] | None:
-        """The recorded input settings; None of a released checkpoint.
+        """The recorded input settings; None for a released checkpoint.
 
         Raises:
-          UserError: settings that are missing, unknown or of another type, by their names.
+          UserError: naming a setting that is missing, unknown or of another type.
         """
         if not self.exported:
             return None
-        name = "" if self.ours else "gve_jax."
+        name = "" if self.is_native else "gve_jax."
         try:
-            found = (
-                from_json(kind, self.exported.get(part), f"{name}{part}")
-                for part, kind in (("inputs", InputSpec), ("buckets", Buckets))
-            )
-            spec, buckets = found
+            spec = from_json(InputSpec, self.exported.get("inputs"), f"{name}inputs")
+            buckets = from_json(Buckets, self.exported.get("buckets"), f"{name}buckets")
         except (ValueError, UserError) as error:
             raise UserError(f"{self.directory / 'config.json'}: damaged ({error})") from error
         return spec, buckets
 
     def check_tokenizer(self, path: Path) -> None:
-        """Raises UserError when a tokenizer.json is not the one that the model was made with.
+        """Raises UserError if a tokenizer.json is not the one that the model was trained with.
 
-        For a model of ours, and for one exported for transformers, by its recorded digest; for a
-        released checkpoint by the ids in config.json. Always by the files beside `path`.
+        Compares the digest that native and exported models record, the token ids in config.json
+        of released checkpoints, and the other tokenizer files beside `path`.
         """
         check_tokenizer(path, self.config.text.vocab_size, self.fields)
         recorded = self.exported.get("tokenizer")
-        if self.ours:
+        if self.is_native:
             recorded = self.fingerprint.get("tokenizer")
         # gve_jax 0.1 recorded the digest of the file itself.
         if recorded is not None and recorded not in (tokenizer_digest(path), file_digest(path)):
             raise UserError(
                 f"{path}: not the tokenizer that {self.directory} was made with (digest "
-                f"{tokenizer_digest(path)}, recorded {recorded}); restore that one"
+                f"{tokenizer_digest(path)}, recorded {recorded}); restore the original file"
             )
 
     def check_weights(self, digest: str) -> None:
-        """Raises UserError when the digest of all loaded weights is not the recorded one.
+        """Raises UserError if the digest of all loaded weights is not the recorded one.
 
-        Weights that were converted to another dtype while they were read have another digest; that
-        they belong to this model is checked by the digest that `load` compares.
+        Weights that were converted to another dtype have another digest and are not compared.
         """
         stored = self.fields["model"].get("param_dtype", ModelConfig.param_dtype)
         recorded = self.fingerprint["weights"]
@@ -114,16 +117,16 @@ class Base:
 
     @property
     def fingerprint(self) -> Mapping:
-        """What a model of ours recorded when it was saved; empty for others."""
-        if not self.ours:
+        """The recorded fingerprint of a native model; empty for others."""
+        if not self.is_native:
             return {}
-        found = self.fields.get("fingerprint")
+        recorded = self.fields.get("fingerprint")
         for name in ("weights", "tokenizer"):
-            if not isinstance(found, dict) or not isinstance(found.get(name), str):
+            if not isinstance(recorded, dict) or not isinstance(recorded.get(name), str):
                 raise UserError(
                     f"{self.directory / 'config.json'}: damaged (fingerprint lacks {name})"
                 )
-        return found
+        return recorded
 
     def load(
         self,
@@ -132,26 +135,26 @@ class Base:
         keep: Callable[[str], bool] = lambda name: True,
         show: bool = False,
     ) -> dict:
-        """The parameters whose paths `keep` accepts, in `config.param_dtype`, sharded by the table.
+        """Loads parameters in `config.param_dtype`, sharded by the rules of `param_shardings`.
 
         Args:
           config: of this model, with any dtypes and kernels.
+          keep: which parameters to load, by their paths.
           show: draws a progress bar on standard error.
 
         Raises:
-          UserError: files that are damaged or of another model, or tensors that do not fit
-            `config`.
+          UserError: damaged files or files of another model, or tensors that do not fit `config`.
         """
-        if not self.ours:
+        if not self.is_native:
             return load_hf(self.directory, config, mesh, show, keep)
         shapes = jax.eval_shape(lambda: init_params(config, 0)[1])
         target = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
             param_shardings(shapes, mesh),
         )
-        found = flatten_dict(load_params(self.params, target, self.fields.get("params")), sep="/")
-        return unflatten_dict({k: v for k, v in found.items() if keep(k)}, sep="/")
+        params = flatten_dict(load_params(self.params, target, self.fields.get("params")), sep="/")
+        return unflatten_dict({k: v for k, v in params.items() if keep(k)}, sep="/")
 
 
 def open_pretrained(
@@ -162,15 +165,15 @@ def open_pretrained(
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
-) -> Base:
-    """The model of a directory, local or in a bucket, or Hub id.
+) -> PretrainedModel:
+    """Opens a local directory, a gs:// path or a Hub id.
 
     Args:
-      dtype: of parameters and activations. When None, what config.json records; the dtype of the
-        tensors where it records none.
-      adapter: that the caller adds. Without one, a directory that holds an adapter beside a model
-        is refused: transformers would apply it.
-      revision, token, local_files_only: of a Hub id, see `gve_jax.checkpoints.hub.find_directory`.
+      dtype: of parameters and activations; by default what config.json records, or the dtype of
+        the tensors.
+      adapter: the adapter that the caller adds. Without it, a directory with an adapter beside the
+        model is refused, because transformers would apply that adapter.
+      revision, token, local_files_only: as of `gve_jax.checkpoints.hub.find_directory`.
 
     Raises:
       UserError: no such model, a damaged config.json, another format or architecture.
@@ -184,7 +187,7 @@ def open_pretrained(
     fields = read_json(path)
     if adapter is None and (directory / ADAPTER_CONFIG).is_file():
         raise UserError(
-            f"{directory}: holds an adapter beside the model ({ADAPTER_CONFIG}); give the "
+            f"{directory}: holds an adapter beside the model ({ADAPTER_CONFIG}); pass the "
             "directory as adapter= as well, or move the adapter away"
         )
     try:
@@ -194,9 +197,9 @@ def open_pretrained(
                 raise ValueError(f"gve_jax is {exported!r}, not an object")
             config = from_hf(fields, dtype or "float32")
             dtype = dtype or recorded_dtype(fields) or stored_dtype(directory)
-            for each in _PREPROCESSORS:
-                if (directory / each).is_file():
-                    path = directory / each
+            for file in _PREPROCESSORS:
+                if (directory / file).is_file():
+                    path = directory / file
                     check_preprocessor(read_json(path), config.vision)
         elif fields.get("format") != FORMAT:
             raise ValueError(f"format {fields.get('format')!r} is not {FORMAT!r}")
@@ -209,4 +212,4 @@ def open_pretrained(
         raise UserError(f"{path}: {error}") from error
     if dtype:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    return Base(directory, fields, config, params)
+    return PretrainedModel(directory, fields, config, params)

@@ -1,9 +1,10 @@
-"""Files of the safetensors format: reads in ranges, each byte once, and writing as a stream.
+"""Reads rectangles of tensors from safetensors files, and writes such files as streams.
 
 A file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and
-`data_offsets` of each tensor), and the tensors' bytes without gaps. The reader is our own for what
-the format's library does not give: bfloat16 in numpy, parts of a tensor read straight into place,
-no mapped pages that count as memory, and damage found before anything is read.
+`data_offsets` of each tensor), and the tensors' bytes without gaps. `safetensors.safe_open` also
+reads slices, but maps the file: a file that is cut while it is read kills the process (SIGBUS),
+pages count as memory of the process, and threads read one after another. Its writer needs all
+tensors in memory.
 """
 
 import dataclasses
@@ -27,20 +28,20 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
-_BLOCK = 1 << 20  # bytes read at a time: what is transposed stays in a core's cache
-# What people save under the name, by its first bytes.
+_BLOCK = 1 << 20  # bytes read at a time: a block is transposed within a core's cache
+# Other formats that are saved under this name, by their first bytes.
 _OTHERS = {
-    b"PK\x03\x04": "a pickle of PyTorch, which is not read",
-    b"\x80\x02": "a pickle, which is not read",
-    b"GGUF": "a GGUF file, which is not read",
+    b"PK\x03\x04": "a pickle of PyTorch, which is not supported",
+    b"\x80\x02": "a pickle, which is not supported",
+    b"GGUF": "a GGUF file, which is not supported",
     b"<": "a web page",
     b"{": "a JSON file",
 }
-_PIECE = 1 << 24  # bytes written at a time: a bucket's client copies what it is given
+_PIECE = 1 << 24  # bytes written at a time: the client of GCS copies them
 
 
 class Part(NamedTuple):
-    """A rectangle of a tensor seen as a matrix, and where it goes: `out` [rows, columns]."""
+    """A rectangle of a tensor as a matrix, and its destination `out` [rows, columns]."""
 
     rows: tuple[int, int]
     columns: tuple[int, int]
@@ -49,7 +50,7 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, not read yet. `dtype` is the format's name of it, `start` a byte."""
+    """A tensor in a file: `dtype` is the format's name, `start` the offset in bytes."""
 
     path: Path
     name: str
@@ -58,28 +59,27 @@ class StoredTensor:
     start: int
 
     def read(self, parts: Iterable[Part]) -> None:
-        """Fills all `parts`, each byte of the rectangle around them read once.
+        """Fills all `parts`; each byte of their bounding rectangle is read once.
 
-        The tensor counts as the matrix [first axis, all others]. Numbers are converted to the dtype
+        The tensor is read as a matrix [first axis, all others]. Numbers are converted to the dtype
         of each `out`, which may be a transposed view.
 
         Raises:
-          UserError: the file ended early.
+          UserError: the file ends early.
         """
         parts = list(parts)
         dtype, width = DTYPES[self.dtype], math.prod(self.shape[1:])
         first, last = min(p.rows[0] for p in parts), max(p.rows[1] for p in parts)
         left, right = min(p.columns[0] for p in parts), max(p.columns[1] for p in parts)
         step = max(1, _BLOCK // max(1, (right - left) * dtype.itemsize))
-        whole = right - left == width
+        full_rows = right - left == width
         with open(self.path, "rb", buffering=0) as file:
             for row in range(first, last, step):
                 count = min(step, last - row)
                 block = np.empty((count, right - left), dtype)
-                for piece, at in (
-                    [(block, row)] if whole else zip(block, range(row, row + count), strict=True)
-                ):
-                    self._fill(file, piece, (at * width + left) * dtype.itemsize)
+                pieces = block.reshape(1, -1) if full_rows else block
+                for number, piece in enumerate(pieces, row):
+                    self._fill(file, piece, (number * width + left) * dtype.itemsize)
                 for part in parts:
                     a, b = max(row, part.rows[0]), min(row + count, part.rows[1])
                     if a < b:
@@ -99,9 +99,9 @@ class StoredTensor:
 
 
 def _assign(out: np.ndarray, block: np.ndarray) -> None:
-    if out.dtype == block.dtype:  # as plain integers: numpy copies foreign dtypes one by one
-        plain = f"u{out.dtype.itemsize}"
-        out, block = out.view(plain), block.view(plain)
+    if out.dtype == block.dtype:  # as integers: numpy copies ml_dtypes one number at a time
+        integer = f"u{out.dtype.itemsize}"
+        out, block = out.view(integer), block.view(integer)
     out[...] = block
 
 
@@ -109,7 +109,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file, by name.
 
     Raises:
-      UserError: no such file, another format, a file cut short or with bytes no tensor owns.
+      UserError: no such file, another format, a truncated file or one with bytes of no tensor.
     """
     try:
         size = path.stat().st_size
@@ -128,7 +128,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its header is damaged ({error})") from error
+        raise UserError(f"{path}: damaged header ({error})") from error
     try:
         header.pop("__metadata__", None)
         tensors, at = {}, 0
@@ -136,10 +136,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             start, end = entry["data_offsets"]
             shape, dtype = tuple(entry["shape"]), entry["dtype"]
             if not all(type(number) is int for number in (start, end, *shape)):
-                raise UserError(f"{path}: the sizes of {name} are not whole numbers")
+                raise UserError(f"{path}: the sizes of {name} are not integers")
             if start != at or end < start or not all(n >= 0 for n in shape):
                 raise UserError(
-                    f"{path}: the header places {name} at bytes {start}..{end}, not from {at} on"
+                    f"{path}: the header has {name} at bytes {start}..{end}; expected start {at}"
                 )
             known = DTYPES.get(dtype)
             if known and end - start != math.prod(shape) * known.itemsize:
@@ -147,7 +147,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             tensors[name] = StoredTensor(path, name, dtype, shape, 8 + length + start)
             at = end
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its header is damaged ({error!r})") from error
+        raise UserError(f"{path}: damaged header ({error!r})") from error
     if size != 8 + length + at:
         kind = "truncated" if size < 8 + length + at else "too long"
         raise UserError(f"{path}: {kind}, {size} bytes instead of {8 + length + at}")
@@ -155,7 +155,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _other_format(start: bytes, path: Path) -> str:
-    """What a file is that begins with `start`, if it is something else that people save so."""
+    """Describes a file of another format by its first bytes; "" if unknown."""
     check_lfs_pointer(start, path)
     if not start:
         return "not a safetensors file: it is empty"
@@ -170,14 +170,14 @@ def write_file(
     shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     arrays: Iterator[np.ndarray],
 ) -> None:
-    """Writes a file whole or not at all, one tensor in memory at a time.
+    """Writes a file atomically, with one tensor in memory at a time.
 
     Args:
-      path: the file, local or in a bucket; what is there is replaced.
-      shapes: (shape, dtype) of each tensor, by name, in the order of `arrays`.
-      arrays: the tensors, each C-contiguous.
+      path: local or gs://; an existing file is replaced.
+      shapes: (shape, dtype) of each tensor by name, in the order of `arrays`.
+      arrays: the tensors.
     """
-    header, at = {"__metadata__": {"format": "pt"}}, 0  # transformers insists on the entry
+    header, at = {"__metadata__": {"format": "pt"}}, 0  # transformers requires this entry
     for name, (shape, dtype) in shapes.items():
         end = at + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
@@ -190,8 +190,8 @@ def write_file(
         for (name, (shape, dtype)), array in zip(shapes.items(), arrays, strict=True):
             if array.shape != tuple(shape) or array.dtype != dtype:
                 raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
-            whole = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-            for start in range(0, len(whole), _PIECE):
-                file.write(whole[start : start + _PIECE])
+            data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            for start in range(0, len(data), _PIECE):
+                file.write(data[start : start + _PIECE])
 
     atomic_write(path, write)

@@ -1,8 +1,8 @@
-"""Which tensor of a Hugging Face checkpoint is which parameter: one table, for both directions.
+"""Maps tensors of Hugging Face checkpoints to parameters: one table for loading and saving.
 
-A parameter's layers are stacked on a leading axis here and are separate tensors there; a kernel is
-[in, out] here and [out, in] there. Both of transformers' key layouts are read and written: that of
-4.49 (`visual.*`, `model.layers.*`), which the released checkpoints have, and that of 4.52 and later
+Parameters stack layers on a leading axis and have kernels [in, out]; checkpoints have one tensor
+per layer and kernels [out, in]. Both key layouts of transformers are supported: that of 4.49
+(`visual.*`, `model.layers.*`), used by the released checkpoints, and that of 4.52 and later
 (`model.visual.*`, `model.language_model.*`).
 """
 
@@ -14,8 +14,8 @@ from gve_jax.model.config import ModelConfig
 
 COPY, TRANSPOSE, CONV = "copy", "transpose", "conv"  # conv: [out, channel, time, row, column]
 
-# (their name, our path, transform). First match wins. A field in braces stands for its expression
-# in FIELDS and is carried over, with `.` for `/`; `layer` is the index on our leading axis.
+# (tensor name, parameter path, transform); the first match wins. A field in braces matches its
+# expression in FIELDS and is carried over, with `.` for `/`; `layer` indexes the leading axis.
 TABLE: tuple[tuple[str, str | None, str | None], ...] = (
     ("{visual}.patch_embed.proj.weight", "visual/patch_embed/kernel", CONV),
     ("{visual}.blocks.{layer}.{norm}.weight", "visual/blocks/{norm}/weight", COPY),
@@ -29,7 +29,7 @@ TABLE: tuple[tuple[str, str | None, str | None], ...] = (
     ("{text}.layers.{layer}.{module}.weight", "language/layers/{module}/kernel", TRANSPOSE),
     ("{text}.layers.{layer}.{module}.bias", "language/layers/{module}/bias", COPY),
     ("{text}.norm.weight", "language/norm/weight", COPY),
-    ("lm_head.weight", None, None),  # tied or not: an embedder has no head
+    ("lm_head.weight", None, None),  # an embedder has no head
 )
 FIELDS = {
     "visual": r"(?:model\.)?visual",
@@ -50,19 +50,19 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(named)
 
 
-_THEIRS = [(_pattern(theirs), ours) for theirs, ours, _ in TABLE]
-_OURS = [(_pattern(ours), theirs, how) for theirs, ours, how in TABLE if ours]
+_BY_TENSOR = [(_pattern(tensor), path) for tensor, path, _ in TABLE]
+_BY_PATH = [(_pattern(path), tensor, how) for tensor, path, how in TABLE if path]
 
 
 class Source(NamedTuple):
-    """Where a parameter comes from.
+    """The tensors of a parameter.
 
     Attributes:
-      names: its tensors in a checkpoint, one a layer; a single one when it is not stacked.
-      shape: of each of them.
+      names: one tensor per layer, or a single one if the parameter is not stacked.
+      shape: of each tensor.
       stacked: whether the parameter has a leading layer axis.
-      transposed: whether a tensor, seen as the matrix [first axis, all others], is the transpose of
-        ours.
+      transposed: whether a tensor, as a matrix [first axis, all others], is the transpose of the
+        parameter.
     """
 
     names: tuple[str, ...]
@@ -74,53 +74,52 @@ class Source(NamedTuple):
 def sources(
     cfg: ModelConfig, shapes: Mapping[str, tuple[int, ...]], layout: str = "4.49"
 ) -> dict[str, Source]:
-    """The tensors behind each parameter.
+    """Returns the tensors of each parameter.
 
     Args:
-      cfg: the model.
-      shapes: our parameters by path, `language/layers/mlp/up_proj/kernel`.
+      shapes: shapes of the parameters by path, such as `language/layers/mlp/up_proj/kernel`.
       layout: a key of `LAYOUTS`.
 
     Raises:
-      ValueError: a parameter that a checkpoint has no name for.
+      ValueError: a parameter without a name in checkpoints.
     """
     v, found = cfg.vision, {}
     conv = (v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     for path, shape in shapes.items():
-        match, theirs, how = _first(_OURS, path)
+        match, template, how = _first(_BY_PATH, path)
         if match is None:
             raise ValueError(f"parameter {path} has no name in a Hugging Face checkpoint")
         fields = {key: value.replace("/", ".") for key, value in match.groupdict().items()}
-        stacked = "{layer}" in theirs
+        stacked = "{layer}" in template
         inner = shape[1:] if stacked else shape
-        their_shape = inner if how == COPY else inner[::-1]
+        tensor_shape = inner if how == COPY else inner[::-1]
         names = tuple(
-            theirs.format(layer=layer, **LAYOUTS[layout], **fields)
+            template.format(layer=layer, **LAYOUTS[layout], **fields)
             for layer in range(shape[0] if stacked else 1)
         )
         if how == CONV:
-            their_shape = (inner[1], *conv)
-        found[path] = Source(names, their_shape, stacked, how != COPY)
+            tensor_shape = (inner[1], *conv)
+        found[path] = Source(names, tensor_shape, stacked, how != COPY)
     return found
 
 
 def match_names(
     wanted: Mapping[str, Source], stored: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Finds every wanted tensor among those stored, whatever their key layout.
+    """Finds the tensors of all parameters, whatever the key layout of the checkpoint.
 
     Args:
       wanted: `sources` in any layout.
       stored: shapes of the tensors of a checkpoint, by name.
 
     Returns:
-      The stored names of each parameter, in the order of layers, and all that is wrong: tensors
-      missing, unexpected, misshapen or there twice.
+      The stored names of each parameter, in the order of layers, and the list of problems: missing,
+      unexpected, misshapen and duplicate tensors.
     """
     found: dict[tuple[str, int], str] = {}
     problems = []
     for name, shape in stored.items():
-        match, path = _first(_THEIRS, name)
+        match, path = _first(_BY_TENSOR, name)
         if match is not None and path is None:
             continue
         fields = match.groupdict() if match else {}
@@ -130,7 +129,7 @@ def match_names(
         if source is None or layer >= len(source.names):
             problems.append(f"unexpected: {name}")
         elif (path, layer) in found:
-            problems.append(f"twice: {found[path, layer]} and {name}")
+            problems.append(f"duplicate: {found[path, layer]} and {name}")
         elif shape != source.shape:
             problems.append(f"misshapen: {name} is {list(shape)}, not {list(source.shape)}")
         found.setdefault((path, layer), name)
@@ -138,8 +137,8 @@ def match_names(
     for path, source in wanted.items():
         names[path] = [found.get((path, layer), "") for layer in range(len(source.names))]
         problems += [
-            f"missing: {theirs}"
-            for theirs, name in zip(source.names, names[path], strict=True)
+            f"missing: {wanted_name}"
+            for wanted_name, name in zip(source.names, names[path], strict=True)
             if not name
         ]
     return names, problems

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gve_jax.checkpoints.pretrained import Base
+from gve_jax.checkpoints.pretrained import PretrainedModel
 from gve_jax.errors import UserError
 from gve_jax.fields import as_json, build, setting
 from gve_jax.inputs.batch import Buckets
@@ -193,7 +193,7 @@ def read_settings(config: object) -> Settings:
     return build(Settings, config, "config")
 
 
-def model_config(settings: Settings, base: Base | None) -> ModelConfig:
+def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfig:
     """The model to train: shapes from the base's config.json, the rest from `config.model`.
 
     Shapes that the configuration states as well (a planner needs no weights) must be the same.

@@ -97,9 +97,9 @@ def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
     "kind, named",
     [
         (errors.RepositoryNotFoundError, "no such repository on the Hugging Face Hub; if it is"),
-        (errors.GatedRepoError, "accept its terms: do so at https://huggingface.co/org/nmae"),
-        (errors.RevisionNotFoundError, "org/nmae@v9: the Hugging Face Hub has no such revision"),
-        (errors.HfHubHTTPError, "the Hugging Face Hub did not provide it"),
+        (errors.GatedRepoError, "accept the repository's terms at https://huggingface.co/org/nmae"),
+        (errors.RevisionNotFoundError, "org/nmae@v9: no such revision on the Hugging Face Hub"),
+        (errors.HfHubHTTPError, "the download from the Hugging Face Hub failed"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, named):
@@ -115,13 +115,13 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, named):
 
 
 def test_a_model_that_the_cache_lacks_is_named(cache):
-    with pytest.raises(UserError, match="other/name: .* the cache of the .* does not hold it"):
+    with pytest.raises(UserError, match="other/name: .* it is not in the cache of the Hugging"):
         find_directory("other/name", FETCHED, local_files_only=True)
-    with pytest.raises(UserError, match="org/name@v9: .* the cache of the .* does not hold it"):
+    with pytest.raises(UserError, match="org/name@v9: .* it is not in the cache of the Hugging"):
         find_directory("org/name@v9", FETCHED, local_files_only=True)
     with pytest.raises(UserError, match="org/name@v1: differs from revision='main'"):
         find_directory("org/name@v1", FETCHED, revision="main")
-    with pytest.raises(UserError, match="a directory has no revision 'v1'; only a Hub id has"):
+    with pytest.raises(UserError, match="a directory has no revision 'v1'; only Hub ids have one"):
         find_directory(cache, FETCHED, revision="v1")
 
 
@@ -200,7 +200,7 @@ def _run(directory):
     "make, named",
     [
         (lambda d: None, r"\(no config.json\)"),
-        (_adapter, "an adapter; load 'org/base' and give this directory as adapter="),
+        (_adapter, "an adapter; load 'org/base' and pass this directory as adapter="),
         (_run, "the folder of a training run; give .*model"),
         (
             lambda d: (d / "checkpoints").mkdir(),
@@ -208,10 +208,10 @@ def _run(directory):
         ),
         (
             lambda d: (d / "snapshots" / OLD).mkdir(parents=True),
-            f"repository's id, or snapshots/{OLD}",
+            f"repository's id or snapshots/{OLD}",
         ),
         (lambda d: (d / "snapshots").mkdir(), "an empty folder of the Hub's cache"),
-        (lambda d: (d / "q4.gguf").write_bytes(b"GGUF"), "q4.gguf is GGUF, which is not read"),
+        (lambda d: (d / "q4.gguf").write_bytes(b"GGUF"), "q4.gguf is GGUF, which is not supported"),
     ],
 )
 def test_a_directory_of_another_kind_is_named(tmp_path, make, named):
@@ -229,7 +229,7 @@ def test_a_directory_of_another_kind_is_named(tmp_path, make, named):
 @pytest.mark.parametrize(
     "name, named",
     [
-        ("m.gguf", "a file of GGUF, which is not read"),
+        ("m.gguf", "a file in GGUF format, which is not supported"),
         ("model.safetensors", "a file of tensors"),
         ("pytorch_model.bin", "a file, a pickle"),
         ("x", "a file; give the directory"),
@@ -259,7 +259,7 @@ def test_a_file_is_not_a_model(tmp_path, name, named):
         ("pytorch_model.bin", "pytorch_model.bin is a pickle .* safe_serialization=True"),
         ("model.ckpt", "model.ckpt is a pickle"),
         ("q4.gguf", "q4.gguf is GGUF"),
-        ("model-00001-of-00002.safetensors", "files of several parts need their index"),
+        ("model-00001-of-00002.safetensors", "exists, but sharded checkpoints need their index"),
         ("other", "model.safetensors.index.json$"),
     ],
 )
@@ -278,7 +278,7 @@ def test_the_parameters_alone_are_not_a_model(tmp_path):
 
 def test_a_link_whose_file_is_gone_is_named(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("../blobs/gone")
-    assert "a link to a file that is gone" in why_no_weights(tmp_path)
+    assert "a broken link" in why_no_weights(tmp_path)
 
 
 @situation(

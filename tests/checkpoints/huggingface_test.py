@@ -322,10 +322,10 @@ SECOND = "model-00002-of-00003.safetensors"
             lambda d: (d / SECOND).write_bytes((d / SECOND).read_bytes()[:-7]),
             f"{SECOND}: truncated",
         ),
-        (lambda d: (d / SECOND).unlink(), f"names 1 of 3 files that are not there: {SECOND}"),
+        (lambda d: (d / SECOND).unlink(), f"1 of 3 files are missing: {SECOND}"),
         (
             lambda d: _index(d, lambda i: i["weight_map"].update({"model.norm.weight": FIRST})),
-            f"says that model.norm.weight is in {FIRST}, which lacks it",
+            f"lists model.norm.weight in {FIRST}, which does not have it",
         ),
         (lambda d: (d / "model.safetensors.index.json").unlink(), "neither model.safetensors nor"),
         (lambda d: (d / "model.safetensors.index.json").write_text("{"), "index.json: damaged"),
@@ -333,7 +333,7 @@ SECOND = "model-00002-of-00003.safetensors"
         (lambda d: _index(d, lambda i: i["weight_map"].update(x="../x")), "not a file name"),
         (
             lambda d: (d / SECOND).write_bytes((d / SECOND.replace("2-", "1-")).read_bytes()),
-            "holds",
+            "model.embed_tokens.weight is also in .*model-00001-of-00003.safetensors",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from gve_jax.checkpoints.peft import WEIGHTS, _places, read_adapter, write_adapter
+from gve_jax.checkpoints.peft import WEIGHTS, _projections, read_adapter, write_adapter
 from gve_jax.checkpoints.peft_config import CONFIG, read_config
 from gve_jax.errors import UserError
 from tests.checkpoints import peft_test
@@ -313,7 +313,7 @@ def test_all_linear_is_what_peft_adapts(pefts, fields):
 
 @pytest.mark.parametrize("case", ["paper", "names", "linear"])
 def test_the_adapted_modules_are_pefts(pefts, case):
-    names = _places(CFG, "5")
+    names = _projections(CFG, "5")
     config = read_config(pefts(case) / CONFIG)
     chosen = sorted(name for name in names if config.adapts(name))
     assert chosen == NUMBERS[f"{case}/modules"].tolist()
@@ -364,7 +364,7 @@ def test_names_of_wrapped_models_are_read(pefts, rename):
     [
         (
             lambda name: name.replace("base_model.model.", "base_model.model.encoder."),
-            r"the prefix 'encoder.' is unknown, rename them as PEFT does: "
+            r"has the unknown prefix 'encoder.'; rename the tensors as PEFT does: "
             r"base_model.model\..*lora_A",
         ),
         (
@@ -395,7 +395,7 @@ def test_tensors_that_are_there_twice_or_of_two_adapters_are_named(pefts):
     read_adapter(directory, CFG)
     name = "base_model.model.lm_head.lora_A.second.weight"
     rewrite(directory, first | {name: np.ones((4, 48), np.float32)})
-    with pytest.raises(UserError, match="holds several adapters: first, second"):
+    with pytest.raises(UserError, match="several adapters in one file: first, second"):
         read_adapter(directory, CFG)
 
 

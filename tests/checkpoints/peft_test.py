@@ -159,7 +159,7 @@ def test_a_model_without_adapters_cannot_be_written(tmp_path, base_params):
 
 
 def test_an_unknown_layout_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="'6' is none of 4.49, 5"):
+    with pytest.raises(UserError, match="'6' is unknown; known: 4.49, 5"):
         write_adapter(tmp_path, {}, dataclasses.replace(CFG, lora=LoraConfig()), layout="6")
 
 
@@ -186,8 +186,8 @@ def test_other_kinds_of_adapter_are_refused_by_their_fields(pefts, fields):
     "fields, message",
     [
         (dict(peft_type="IA3"), "peft_type 'IA3'"),
-        (dict(r=None, target_modules=None), "no usable r, target_modules"),
-        (dict(r=-1), "no usable r"),
+        (dict(r=None, target_modules=None), "invalid r, target_modules"),
+        (dict(r=-1), "invalid r"),
         (dict(target_modules="("), "target_modules"),
         (dict(target_modules=["nothing"]), "match no projection"),
         (

@@ -297,5 +297,5 @@ def test_a_preprocessor_of_another_model_is_refused(tmp_path, file, change, name
     if named is None:
         open_pretrained(directory)
         return
-    with pytest.raises(UserError, match=f"{file}: {named}.* is not implemented"):
+    with pytest.raises(UserError, match=f"{file}: {named}.* is not supported"):
         open_pretrained(directory)

@@ -48,11 +48,11 @@ def test_all_that_is_wrong_is_listed():
     stored["model.embed_tokens.weight"] = (320, 48)
     _, problems = match_names(sources(CFG, SHAPES, "5"), stored)
     assert sorted(problems) == [
+        "duplicate: model.language_model.embed_tokens.weight and model.embed_tokens.weight",
         "misshapen: model.language_model.norm.weight is [47], not [48]",
         "misshapen: model.visual.blocks.0.attn.proj.weight is [32, 31], not [32, 32]",
         "missing: model.language_model.layers.1.self_attn.q_proj.weight",
         "missing: model.visual.merger.mlp.0.bias",
-        "twice: model.language_model.embed_tokens.weight and model.embed_tokens.weight",
         "unexpected: classifier.weight",
         "unexpected: model.language_model.layers.0.self_attn.q_norm.weight",
         "unexpected: model.visual.blocks.3.norm1.weight",
