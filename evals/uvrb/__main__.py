@@ -224,10 +224,9 @@ def _load_gve(name: str, limits: limits.Limits) -> Encoder:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary_line, _, rest = __doc__.partition("\n\n")
     parser = Parser(
         prog="python -m evals.uvrb",
-        description=f"{summary_line}\n\n{rest}",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

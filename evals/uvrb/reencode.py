@@ -62,9 +62,8 @@ class Reencoder:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             digests = list(pool.map(file_sha256, videos))
-            first = dict(
-                zip(reversed(digests), reversed(videos), strict=True)
-            )  # equal content once
+            # Equal content is encoded once.
+            first = dict(zip(reversed(digests), reversed(videos), strict=True))
             if jax.process_index() == 0:
                 found = dict(zip(first, pool.map(self._copy, first, first.values()), strict=True))
                 for digest, video in zip(digests, videos, strict=True):

@@ -42,8 +42,8 @@ def parse_coding(text: str) -> Coding:
     """Parses `codec=libx265,crf=40` or `bitrate=100k`.
 
     Raises:
-      UserError: an unknown key, an invalid number, an encoder that this FFmpeg lacks, neither or both
-        of crf and bitrate.
+      UserError: an unknown key, an invalid number, an encoder that this FFmpeg lacks, or not
+        exactly one of crf and bitrate.
     """
     found = dict(part.partition("=")[::2] for part in text.split(","))
     if unknown := sorted(set(found) - {"codec", "crf", "bitrate"}):
@@ -95,9 +95,8 @@ def encode(source: Path, target: Path, coding: Coding, limits: Limits) -> None:
                 encoder = output.add_stream(coding.codec, rate=rate, options=options)
                 encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
                 encoder.codec_context.time_base = stream.time_base
-                encoder.thread_count = (
-                    1  # files are encoded in parallel; one thread makes the bytes reproducible
-                )
+                # One thread gives reproducible bytes; files are encoded in parallel.
+                encoder.thread_count = 1
                 if coding.bitrate is not None:
                     encoder.bit_rate = coding.bitrate
             if (width, height) != (encoder.width, encoder.height):
