@@ -1,9 +1,9 @@
-"""Runs MTEB itself on UVRB's sets with a model of ours:
+"""Runs MTEB on UVRB's sets with a GVE model:
 
     python -m evals.mteb --model M --data DIR --output DIR [--datasets MSRVTT,...]
 
-prints the paper's metric of each set and writes MTEB's result files below OUTPUT. `python -m
-evals.uvrb` measures the same, exactly, faster and resumable; this is for whoever wants MTEB's word.
+prints the paper's metric of each set and writes MTEB's result files to OUTPUT. `python -m
+evals.uvrb` measures the same exactly, faster and resumably; this command confirms it with MTEB.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from data.uvrb.sets import Sets
 from data.uvrb.tasks import POOLS, choose
-from evals.uvrb.mteb_result import model_name
+from evals.mteb.files import model_name
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.media import limits
 from gve_jax.storage.filesystem import local_path
@@ -65,21 +65,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION",
-    )
-    parser.add_argument("--name", help="organisation/model, for MTEB")
-    parser.add_argument(
-        "--data", required=True, type=local_path, help="directory that holds UVRB/, or the archives"
-    )
-    parser.add_argument("--output", required=True, type=local_path, help="MTEB's results")
-    parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
-    parser.add_argument(
-        "--moment-pool", choices=POOLS, default="whole", help="how MS-TI and MS-TV are ranked"
-    )
-    parser.add_argument("--batch-size", type=int, default=32)
+    add = parser.add_argument
+    text = "directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION"
+    add("--model", required=True, help=text)
+    add("--name", help="MTEB's name of the model, organisation/model (default: from --model)")
+    text = "directory that contains UVRB/, or the archives"
+    add("--data", required=True, type=local_path, help=text)
+    add("--output", required=True, type=local_path, help="directory of MTEB's results")
+    add("--datasets", help="comma-separated sets (default: all sixteen)")
+    text = "documents that MS-TI and MS-TV are ranked against (default: whole)"
+    add("--moment-pool", choices=POOLS, default="whole", help=text)
+    add("--batch-size", type=int, default=32, help="batch size (default: 32)")
     limits.add_arguments(parser)
     return parser.parse_args(argv)
 

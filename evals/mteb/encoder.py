@@ -1,61 +1,49 @@
-"""A model of ours as an MTEB encoder: `mteb.evaluate(GVEEncoder(model, "name"), tasks)`."""
+"""A GVE model as an MTEB encoder: `mteb.evaluate(GVEEncoder(model, "name"), tasks)`."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import datasets
+import jax
 import numpy as np
 from mteb.models.abs_encoder import AbsEncoder
-from mteb.models.model_meta import ModelMeta, ScoringFunction
+from mteb.models.model_meta import ModelMeta
 from mteb.types import PromptType
 
-from evals.uvrb.mteb_result import revision_of
+from evals.mteb.files import MODALITIES, model_meta
 from gve_jax import GVE
 from gve_jax.errors import UserError
-
-_MODALITIES = ("text", "image", "video")
 
 
 class GVEEncoder(AbsEncoder):
     """Embeds MTEB's texts, images, videos and their mixtures.
 
-    Queries carry the instruction that MTEB has for the task, in the system turn; documents carry
-    none, as GVE was trained. Videos and images are read by this library and sampled as the model
-    says, not by MTEB: torchcodec is not needed.
+    Queries carry MTEB's instruction for the task in the system turn; documents carry none, as in
+    GVE's training. This library reads videos and images and samples them as the model is
+    configured; MTEB does not read them, so torchcodec is not needed.
 
     Args:
       model: from `GVE.from_pretrained`.
-      name: `organisation/model`, under which MTEB files its results.
-      adapted_from: the model it was made from, by MTEB's name.
+      name: `organisation/model`, for MTEB's result files.
+      adapted_from: MTEB's name of the base model.
     """
 
     def __init__(self, model: GVE, name: str, adapted_from: str | None = None):
         if name.count("/") != 1 or not all(name.split("/")):
-            raise UserError(f"MTEB's name of a model is organisation/model, not {name!r}")
+            raise UserError(f"MTEB's name of a model must be organisation/model, not {name!r}")
         self.model = model
-        sizes = [leaf.size for leaf in _leaves(model.params)]
-        self.mteb_model_meta = ModelMeta(
-            loader=None,
-            name=name,
-            revision=revision_of(model.fingerprint),
-            release_date=None,
-            languages=["eng-Latn"],
-            n_parameters=sum(sizes),
-            n_embedding_parameters=model.config.text.vocab_size * model.config.text.hidden_size,
-            memory_usage_mb=sum(leaf.nbytes for leaf in _leaves(model.params)) / 2**20,
-            max_tokens=model.preprocess.spec.max_length,
-            embed_dim=model.embedding_dim,
-            license=None,
-            open_weights=None,
-            public_training_code=None,
-            public_training_data=None,
-            framework=["JAX"],
-            similarity_fn_name=ScoringFunction.COSINE,
-            use_instructions=True,
-            training_datasets=None,
-            adapted_from=adapted_from,
-            modalities=list(_MODALITIES),
-        )
+        leaves = jax.tree.leaves(model.params)
+        known = {
+            "n_parameters": sum(leaf.size for leaf in leaves),
+            "n_embedding_parameters": model.config.text.vocab_size * model.config.text.hidden_size,
+            "memory_usage_mb": sum(leaf.nbytes for leaf in leaves) / 2**20,
+            "embed_dim": model.embedding_dim,
+            "max_tokens": model.preprocess.spec.max_length,
+            "adapted_from": adapted_from,
+        }
+        meta = model_meta(name, model.fingerprint) | known
+        del meta["is_cross_encoder"]  # a deprecated argument of ModelMeta, although it writes it
+        self.mteb_model_meta = ModelMeta(**meta)
 
     def encode(
         self,
@@ -71,8 +59,8 @@ class GVEEncoder(AbsEncoder):
     ) -> np.ndarray:
         """Unit rows float32 [N, D]. A medium that cannot be read raises UserError.
 
-        An empty text, which corpora of MTEB hold, is embedded as MTEB's own GVE does it: the chat
-        template around nothing.
+        Some MTEB corpora contain empty texts. They are embedded as MTEB's own GVE embeds them: as
+        the chat template around nothing.
         """
         instruction = None
         if prompt_type != PromptType.document:
@@ -87,9 +75,9 @@ class GVEEncoder(AbsEncoder):
 
 
 def items(inputs: Iterable) -> Iterator[dict]:
-    """The items of an MTEB data loader, with encoded media as they are in its dataset.
+    """The items of an MTEB data loader, with media as encoded in its dataset.
 
-    The dataset is read past the loader, whose rows would come with decoded videos.
+    Reads the dataset directly: the loader's rows contain decoded videos.
 
     Raises:
       UserError: a row without a medium in a dataset that has no texts.
@@ -99,7 +87,7 @@ def items(inputs: Iterable) -> Iterator[dict]:
         if isinstance(feature, datasets.Image | datasets.Video):
             dataset = dataset.cast_column(name, type(feature)(decode=False))
     for index, row in enumerate(dataset):
-        item = {key: _medium(row[key]) for key in _MODALITIES if _given(row.get(key))}
+        item = {key: _medium(row[key]) for key in MODALITIES if _has_content(row.get(key))}
         if not item and "text" not in row:
             raise UserError(f"row {index} of MTEB's dataset, id {row.get('id')!r}, has no medium")
         if row.get("fps"):
@@ -107,20 +95,14 @@ def items(inputs: Iterable) -> Iterator[dict]:
         yield item
 
 
-def _given(value) -> bool:
+def _has_content(value) -> bool:
     if isinstance(value, dict):
         return bool(value.get("bytes") or value.get("path"))
     return bool(value)
 
 
 def _medium(value):
-    """Bytes where the dataset holds them, else the path; texts as they are."""
+    """Bytes if the dataset contains them, else the path; texts unchanged."""
     if isinstance(value, dict):
         return value.get("bytes") or value["path"]
     return value
-
-
-def _leaves(params) -> list:
-    import jax
-
-    return jax.tree.leaves(params)

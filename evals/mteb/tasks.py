@@ -1,8 +1,8 @@
 """UVRB's sets as MTEB retrieval tasks: `mteb.evaluate(model, tasks(sets, choose(None)))`.
 
-Their main score is the paper's metric, by MTEB's name: `hit_rate_at_1` is R@1. MTEB breaks ties
-otherwise than `python -m evals.uvrb` does, and ranks no further than the first thousand documents;
-where scores are not equal both give the same numbers.
+Their main score is the paper's metric under MTEB's name: `hit_rate_at_1` is R@1. MTEB breaks ties
+differently from `python -m evals.uvrb`, and ranks only the first thousand documents; without ties
+both give the same numbers.
 """
 
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from data.uvrb.reader import RetrievalSet
 from data.uvrb.sets import Sets
 from data.uvrb.tasks import Task
-from evals.uvrb.mteb_result import LANGUAGE, REVISION, SPLIT, task_name
+from evals.mteb.files import LANGUAGE, REVISION, SPLIT, task_name
 from gve_jax.errors import UserError
 
-_QUERIES = {  # what asks, by MTEB's letters; all others ask by text
+_QUERIES = {  # modalities of a set's queries; those of all other sets are texts
     "MS-TI": ("image", "text"),
     "MS-TV": ("video", "text"),
     "MSRVTT-I2V": ("image",),
@@ -44,7 +44,7 @@ class UVRBTask(AbsTaskRetrieval):
         self._source, self._task = source, task
 
     def load_data(self, num_proc: int | None = None, **kwargs) -> None:
-        """Raises UserError where the set does not fit; see `data.uvrb.reader`."""
+        """Raises UserError if the set is invalid; see `data.uvrb.reader`."""
         if self.data_loaded:
             return
         found = self._source.open(self._task)
@@ -62,8 +62,8 @@ def tasks(source: Sets, chosen: Iterable[Task]) -> list[UVRBTask]:
 
 
 def metadata(task: Task) -> TaskMetadata:
-    """What MTEB wants to know of a set."""
-    asks = _QUERIES.get(task.name, ("text",))
+    """MTEB's metadata of a set."""
+    kinds = _QUERIES.get(task.name, ("text",))
     return TaskMetadata(
         name=task_name(task.name),
         description=f"{task.source}: one of the sixteen sets of the Universal Video Retrieval "
@@ -71,8 +71,8 @@ def metadata(task: Task) -> TaskMetadata:
         reference="https://huggingface.co/datasets/Alibaba-NLP/UVRB",
         dataset={"path": "Alibaba-NLP/UVRB", "revision": REVISION},
         type="Any2AnyRetrieval",
-        category=f"{''.join(kind[0] for kind in asks)}2v",
-        modalities=sorted({*asks, "video"}),
+        category=f"{''.join(kind[0] for kind in kinds)}2v",
+        modalities=sorted({*kinds, "video"}),
         eval_splits=[SPLIT],
         eval_langs=[LANGUAGE],
         main_score=task.metric.replace("@", "_at_"),
@@ -82,14 +82,14 @@ def metadata(task: Task) -> TaskMetadata:
 
 
 def _split(found: RetrievalSet) -> RetrievalSplitData:
-    asks = _QUERIES.get(found.task.name, ("text",))
+    kinds = _QUERIES.get(found.task.name, ("text",))
     for query in found.queries:
-        for kind in asks:
+        for kind in kinds:
             if not getattr(query, kind):
                 raise UserError(f"{found.task.name}: query {query.id!r} has no {kind}")
     return RetrievalSplitData(
         corpus=_dataset(found, found.corpus, ("video",)),
-        queries=_dataset(found, found.queries, asks),
+        queries=_dataset(found, found.queries, kinds),
         relevant_docs={query.id: dict.fromkeys(query.positives, 1) for query in found.queries},
         top_ranked=found.candidates
         and {

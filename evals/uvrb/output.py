@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.uvrb.tasks import TASKS
-from evals.uvrb import mteb_result
+from evals.mteb import files as mteb_files
 from evals.uvrb.compare import p_value
 from evals.uvrb.evaluate import Scored
 from evals.uvrb.published import corrected, published
@@ -33,7 +33,7 @@ def write_scored(output: Path, label: str, scored: Mapping[str, Scored]) -> list
 
 def write_results(output: Path, results: Mapping) -> list[Path]:
     """results.json, and the same for mteb, whose files are returned."""
-    folder = mteb_result.write(output, results, time.time())
+    folder = mteb_files.write(output, results, time.time())
     write_json(output / "results.json", results)
     return list(folder.iterdir())
 

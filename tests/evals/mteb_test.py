@@ -1,4 +1,4 @@
-"""MTEB evaluates a model of ours and agrees with our evaluator; where `make parity` installs it."""
+"""MTEB evaluates a GVE model and agrees with our evaluator (needs what `make parity` installs)."""
 
 import json
 from types import SimpleNamespace
@@ -98,14 +98,14 @@ def scores(result):
     "MTEB's scores are those of our evaluator to 1e-5",
     since="0.1.0",
 )
-def test_a_real_task_gives_the_numbers_of_our_evaluator(model):
+def test_mteb_and_our_evaluator_give_equal_scores(model):
     encoder, task = GVEEncoder(model, "tests/small"), Words()
     assert isinstance(encoder, EncoderProtocol)
     found = scores(mteb.evaluate(encoder, task, cache=None, show_progress_bar=False))
     queries = model.encode_query(list(task.asked.values()), prompt=PROMPT)
     corpus = model.encode_document(list(task.texts.values()))
-    place = {id: n for n, id in enumerate(task.texts)}
-    positives = [[place[id] for id in ids] for ids in task.positives.values()]
+    index = {id: n for n, id in enumerate(task.texts)}
+    positives = [[index[id] for id in ids] for ids in task.positives.values()]
     ranks = rank_positives(queries, corpus, positives, list(task.texts))
     for ours, theirs in (
         ("ndcg@10", "ndcg_at_10"),
@@ -193,8 +193,8 @@ def test_a_row_without_a_medium_is_named():
         list(items(SimpleNamespace(dataset=rows)))
 
 
-def test_uvrbs_sets_score_as_here(folder, tmp_path):
-    """Text, picture, clip, and text with either ask; with MTEB's own files on disk."""
+def test_mteb_scores_uvrb_as_we_do(folder, tmp_path):
+    """Queries of text, image, video, and text with either; reads MTEB's files on disk."""
     names = ("MSRVTT", "MS-TI", "MS-TV", "MSRVTT-I2V", "LoVR-C2V")
     data = make_benchmark(tmp_path / "data", names)
     for name in ("MS-TI", "MS-TV"):
@@ -214,13 +214,12 @@ def test_uvrbs_sets_score_as_here(folder, tmp_path):
         theirs = files[f"UVRB-{name}"]["scores"]["test"][0]
         assert theirs["main_score"] == pytest.approx(ours[name]["score"], abs=1e-5), name
         assert theirs["ndcg_at_10"] == pytest.approx(ours[name]["metrics"]["ndcg@10"], abs=1e-5)
-    # MTEB reads our evaluator's files as its own, of the same model, revision and tasks.
-    (mine,) = mteb.ResultCache(tmp_path / "ours/mteb").load_results().model_results
-    (its,) = mteb.ResultCache(tmp_path / "theirs").load_results().model_results
-    assert (mine.model_name, mine.model_revision) == (its.model_name, its.model_revision)
-    read = ({one.task_name: one.get_score() for one in who.task_results} for who in (mine, its))
-    mine, its = read
-    assert mine == pytest.approx(its, abs=1e-5) and len(mine) == len(names)
+    # MTEB reads our evaluator's files as results of the same model, revision and tasks.
+    (a,) = mteb.ResultCache(tmp_path / "ours/mteb").load_results().model_results
+    (b,) = mteb.ResultCache(tmp_path / "theirs").load_results().model_results
+    assert (a.model_name, a.model_revision) == (b.model_name, b.model_revision)
+    a, b = ({one.task_name: one.get_score() for one in side.task_results} for side in (a, b))
+    assert a == pytest.approx(b, abs=1e-5) and len(a) == len(names)
 
 
 def test_candidates_are_ranked_alone(model, tmp_path):
@@ -244,7 +243,7 @@ def test_every_set_has_valid_metadata():
     assert metadata(choose("MS-TV")[0]).main_score == "precision_at_1"
 
 
-def test_names_that_mteb_would_not_take(model):
+def test_refuses_names_that_mteb_refuses(model):
     for name in ("small", "a/b/c", "/b"):
-        with pytest.raises(UserError, match="is organisation/model, not"):
+        with pytest.raises(UserError, match="must be organisation/model, not"):
             GVEEncoder(model, name)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from data.uvrb.tasks import NAMES
+from evals.mteb.files import model_name
 from evals.uvrb.__main__ import main
 from evals.uvrb.cost import Ledger
-from evals.uvrb.mteb_result import model_name
 from gve_jax.errors import UserError
 from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark
 
@@ -113,7 +113,7 @@ def test_generated_sets_do_not_stand_beside_the_paper(data, tmp_path, capsys):
     found = results["published"]
     assert found["comparable"] == [] and list(found["differing"]) == ["MSRVTT", "CRB-T"]
     printed = capsys.readouterr().out
-    assert "2 of 2 sets are not the released ones" in printed and "GVE-7B" not in printed
+    assert "Not the released sets: sizes differ on 2 of 2 " in printed and "GVE-7B" not in printed
     run(data, tmp_path, "--datasets", "MSRVTT", "--published")
     assert "InternVideo2-6B" in capsys.readouterr().out
 

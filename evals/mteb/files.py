@@ -1,11 +1,11 @@
-"""Results in the files and folders that mteb keeps its own in, so that its readers read ours.
+"""Results in mteb's own file layout, so that its readers load them. Does not import mteb.
 
     OUTPUT/mteb/results/<organisation>__<model>/<revision>/UVRB-<SET>.json    a TaskResult
     OUTPUT/mteb/results/<organisation>__<model>/<revision>/model_meta.json    a ModelMeta
 
-`mteb.ResultCache("OUTPUT/mteb")` loads them. Tasks and revisions are named as `evals.mteb` names
-them, where MTEB itself scores the sets: a revision is a digest of the fingerprint, weights and
-settings. What mteb asks for and we do not know is null.
+`mteb.ResultCache("OUTPUT/mteb")` loads them. Names of tasks and revisions are the same when MTEB
+itself scores the sets (`evals.mteb`): a revision is a digest of the fingerprint, that is of weights
+and settings. Fields that are unknown are null.
 """
 
 import hashlib
@@ -17,9 +17,14 @@ from pathlib import Path
 from data.uvrb.tasks import TASKS
 from gve_jax.storage.files import write_json
 
-VERSION = "2.26.24"  # of mteb, whose format this is
+VERSION = "2.26.24"  # of mteb, whose format is written
 REVISION = "9aa95531e8ca43164360514b7ade40c3997d380e"  # of the sets on the Hub, as released
 SPLIT, LANGUAGE = "test", "eng-Latn"
+MODALITIES = ("text", "image", "video")
+_UNKNOWN = """release_date n_parameters n_active_parameters_override n_embedding_parameters
+memory_usage_mb license open_weights public_training_code public_training_data reference
+training_datasets adapted_from superseded_by citation contacts output_dtypes
+extra_requirements_groups embed_dim experiment_kwargs loader""".split()
 
 
 def write(output: Path, results: Mapping, now: float) -> Path:
@@ -27,7 +32,7 @@ def write(output: Path, results: Mapping, now: float) -> Path:
 
     Args:
       output: OUTPUT of the command.
-      results: what `results.json` holds.
+      results: contents of `results.json`.
       now: seconds since 1970.
     """
     name, revision = model_name(results["model"]), revision_of(results["fingerprint"])
@@ -36,7 +41,7 @@ def write(output: Path, results: Mapping, now: float) -> Path:
         if task.name in results["datasets"]:
             record = results["datasets"][task.name]
             write_json(folder / f"{task_name(task.name)}.json", _task_result(task, record, now))
-    write_json(folder / "model_meta.json", _model_meta(name, revision, results["fingerprint"]))
+    write_json(folder / "model_meta.json", model_meta(name, results["fingerprint"]))
     return folder
 
 
@@ -45,17 +50,18 @@ def task_name(name: str) -> str:
 
 
 def model_name(model: str) -> str:
-    """`organisation/model`, as mteb wants it: an id of the Hub as it is, a directory by name."""
+    """`organisation/model`, as mteb requires: a Hub id unchanged, a directory by its name."""
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@[\w./-]+)?", model)
     if match and not Path(model).exists():
         return match[1]
     path = Path(model).absolute()
-    # `.../GVE-3B/model` is what training writes: its own folder says more.
+    # Training writes `.../GVE-3B/model`: the parent folder is the more useful name.
     last = path.parent.name + "-model" if path.name == "model" and path.parent.name else path.name
     return "local/" + (re.sub(r"[^\w.-]", "_", last) or "model")
 
 
 def revision_of(fingerprint: Mapping) -> str:
+    """40 hex digits, as of a commit."""
     text = json.dumps(dict(fingerprint), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
@@ -84,40 +90,18 @@ def _task_result(task, record: Mapping, now: float) -> dict:
     }
 
 
-def _model_meta(name: str, revision: str, fingerprint: Mapping) -> dict:
-    unknown = (
-        "release_date",
-        "n_parameters",
-        "n_active_parameters_override",
-        "n_embedding_parameters",
-        "memory_usage_mb",
-        "license",
-        "open_weights",
-        "public_training_code",
-        "public_training_data",
-        "reference",
-        "training_datasets",
-        "adapted_from",
-        "superseded_by",
-        "citation",
-        "contacts",
-        "output_dtypes",
-        "extra_requirements_groups",
-        "embed_dim",
-    )
-    return {
-        **dict.fromkeys(unknown),
-        "loader": None,
+def model_meta(name: str, fingerprint: Mapping) -> dict:
+    """The fields of mteb's ModelMeta."""
+    return dict.fromkeys(_UNKNOWN) | {
         "loader_kwargs": {},
         "name": name,
-        "revision": revision,
+        "revision": revision_of(fingerprint),
         "languages": [LANGUAGE],
         "max_tokens": fingerprint.get("inputs.max_length"),
         "framework": ["JAX"],
         "similarity_fn_name": "cosine",
         "use_instructions": True,
-        "modalities": ["text", "image", "video"],
+        "modalities": list(MODALITIES),
         "model_type": ["dense"],
-        "experiment_kwargs": None,
         "is_cross_encoder": False,
     }
