@@ -1,11 +1,11 @@
-"""Converts a model between the format of gve_jax and Hugging Face checkpoints:
+"""Converts models between the format of gve_jax and Hugging Face checkpoints:
 
     python -m gve_jax.convert --input runs/quickstart/model --output exported --to hf
     python -m gve_jax.convert --input Alibaba-NLP/GVE-3B --output gve-3b --to gve_jax
     python -m gve_jax.convert --input gve-3b --adapter mine --output merged --to hf
 
-`--adapter` adds a directory of PEFT's LoRA files. To `hf`, adapters are merged; a checkpoint has no
-head (transformers ties one to the embeddings).
+`--adapter` adds PEFT's LoRA files. `--to hf` merges adapters and writes no head (transformers ties
+it to the embeddings).
 """
 
 import argparse
@@ -23,13 +23,13 @@ from gve_jax.storage.filesystem import any_path
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed: no accelerator is needed
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
         raise UserError(f"{args.output} exists and is not an empty directory")
     dtype = args.dtype
     if dtype is None:
-        base = open_pretrained(args.input, adapter=args.adapter)
-        dtype = None if base.is_native else stored_dtype(base.directory)
+        pretrained = open_pretrained(args.input, adapter=args.adapter)
+        dtype = None if pretrained.is_native else stored_dtype(pretrained.directory)
     model = GVE.from_pretrained(
         args.input, dtype=dtype, adapter=args.adapter, show_progress_bar=True
     )
@@ -46,21 +46,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--input",
         required=True,
-        help="directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION",
+        help="directory or Hub id (ORG/NAME or ORG/NAME@REVISION) of the model",
     )
-    parser.add_argument("--adapter", help="directory of PEFT's LoRA files to add, or its Hub id")
+    parser.add_argument("--adapter", help="directory or Hub id of PEFT's LoRA files to add")
     parser.add_argument("--output", required=True, type=any_path, help="new directory to write")
-    parser.add_argument("--to", required=True, choices=FORMATS, help="the format to write")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32", "float16"),
-        help="of the parameters; as they are by default",
+        help="dtype of the parameters (default: unchanged)",
     )
     parser.add_argument(
         "--layout",
         choices=tuple(LAYOUTS),
         default="4.49",
-        help="of hf: as this release of transformers; 5 reads both",
+        help="names of tensors for hf, by release of transformers; 5 reads both (default: 4.49)",
     )
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""The public encoder: texts, images, videos and their mixtures in, unit vectors out."""
+"""The public encoder: embeds texts, images, videos and mixtures of them as unit vectors."""
 
 import contextlib
 import dataclasses
@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
 from gve_jax import __version__
 from gve_jax.checkpoints.digests import not_finite, weights_digest
 from gve_jax.checkpoints.huggingface import copy_tokenizer, save_hf
+from gve_jax.checkpoints.orbax import save_params
 from gve_jax.checkpoints.peft import read_adapter
 from gve_jax.checkpoints.pretrained import FORMAT, open_pretrained
 from gve_jax.distributed.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
@@ -31,7 +31,7 @@ from gve_jax.inputs.padding import Padding
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.tokenizer import tokenizer_digest
-from gve_jax.inputs.user_inputs import input_label, read_inputs, split_inputs, warn_of_paths
+from gve_jax.inputs.user_inputs import Inputs, input_label, read_inputs, split_inputs, warn_of_paths
 from gve_jax.media.isolation import Failure, Isolated
 from gve_jax.media.item import Item, is_whole
 from gve_jax.media.limits import Limits
@@ -42,19 +42,16 @@ from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import make_encode
 from gve_jax.retrieval.quantization import PRECISIONS, quantize_embeddings
 from gve_jax.retrieval.unit import unit_rows
-from gve_jax.running.checkpoint import save_params
 from gve_jax.sentence_transformers import SentenceTransformersInterface, refuse_arguments
 from gve_jax.storage.files import read_json, write_json
 from gve_jax.storage.filesystem import as_path, is_bucket
 
-Input = str | os.PathLike | np.ndarray | Image.Image | Mapping | Item | Sequence[Mapping]
-Inputs = Input | Sequence[Input]
 FORMATS = ("gve_jax", "hf")
-CHUNK = 16  # batches decoded ahead and sorted into buckets together: bounds the memory
+CHUNK = 16  # batches that are decoded and planned together; bounds the memory
 
 
 class GVE(SentenceTransformersInterface):
-    """A trained encoder. Make one with `from_pretrained`."""
+    """A trained encoder, loaded by `from_pretrained`."""
 
     def __new__(cls, *args, **kwargs):
         if args and isinstance(args[0], str | os.PathLike):
@@ -71,16 +68,16 @@ class GVE(SentenceTransformersInterface):
         source: Mapping[str, str] | None = None,
     ):
         super().__init__()
-        self.source = source  # repository and commit on the Hub, where the weights come from there
+        self.source = source  # repository and commit on the Hub, if known
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh
         self._isolated = Isolated(preprocess, processes=os.cpu_count() or 1)
-        self._tower, self._decode = map(jax.jit, make_encode(config))
+        self._tower, self._decode = _programs(config)
         self._shapes, self._padding = set(), Padding()
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What vectors depend on; stored with them, and compared before they are mixed."""
+        """Everything that vectors depend on; vectors are only mixed if their fingerprints agree."""
         return {
             "code": __version__,
             "weights": weights_digest(self.params),
@@ -105,44 +102,40 @@ class GVE(SentenceTransformersInterface):
         local_files_only: bool = False,
         **unsupported,
     ) -> "GVE":
-        """Loads a model of ours, or a Hugging Face checkpoint of the Qwen2.5-VL architecture.
+        """Loads a model in gve_jax's own format, or a Hugging Face checkpoint of Qwen2.5-VL.
 
-        A directory that `gve_jax.train` or `save_pretrained` wrote brings its own input settings
-        along. A released checkpoint gets those of the GVE paper: 8 frames, uniformly sampled, of at
-        most 200 merged tokens each (and at least 4), 8,192 tokens in all.
+        Models written by `gve_jax.train` or `save_pretrained` have their own input settings.
+        Released checkpoints use those of the GVE paper: 8 uniformly sampled frames of 4 to 200
+        merged tokens each, 8,192 tokens in total.
 
         Args:
-          directory: holds `config.json`, `tokenizer.json` and the parameters: `params/`, or one or
-            many safetensors files. Or such a directory in a bucket, `gs://bucket/run/model`, or the
-            id of such a repository on the Hugging Face Hub, `Alibaba-NLP/GVE-3B`, with a revision
-            `Alibaba-NLP/GVE-3B@main`; what of it is read as files is downloaded once.
-          mesh: where it runs; all devices as data parallel when absent.
-          dtype: of parameters and activations, "bfloat16", "float32" or "float16". When absent,
-            what config.json records: bfloat16 for the released checkpoints, float32 for one that
-            was exported in float32.
-          mrope: a regime of `gve_jax.inputs.positions`. When absent, "qwen_train" for a released
-            checkpoint, and for one of ours what it was trained with.
-          attention: a kernel of `gve_jax.model.attention`. When absent, "xla" for a released
-            checkpoint, and for one of ours what it was saved with.
-          adapter: a directory of PEFT's LoRA files for this model, local, in a bucket, or a Hub id;
-            it stays apart from the weights.
-          limits: what one file or one string of encoded bytes may cost; they are decoded in
-            processes of their own.
-          show_progress_bar: draws one on standard error while a released checkpoint is read.
-          revision: of a Hub id: a branch, a tag or a commit; its main branch when absent. The
-            commit that was found is in `source`, which exports carry along; fingerprints depend on
-            the weights, not on where they came from.
-          token: of a private repository; when absent the one of `hf auth login` or HF_TOKEN.
-          local_files_only: takes a Hub id from the local cache and asks no network.
+          directory: a directory with `config.json`, `tokenizer.json` and the parameters (`params/`
+            or safetensors files): a local path, `gs://bucket/run/model`, or a Hugging Face Hub id
+            such as `Alibaba-NLP/GVE-3B` or `Alibaba-NLP/GVE-3B@main`, which is downloaded once.
+          mesh: devices to run on (default: all devices, data parallel).
+          dtype: of parameters and activations, "bfloat16", "float32" or "float16" (default: as
+            recorded in config.json; bfloat16 for the released checkpoints).
+          mrope: a regime of `gve_jax.inputs.positions` (default: that of training; "qwen_train" for
+            released checkpoints).
+          attention: a kernel of `gve_jax.model.attention` (default: as saved; "xla" for released
+            checkpoints).
+          adapter: a directory of PEFT's LoRA files for this model, local, gs:// or a Hub id; it is
+            not merged into the weights.
+          limits: limits of one media file; files are decoded in separate processes.
+          show_progress_bar: shows progress on standard error while a released checkpoint is read.
+          revision: branch, tag or commit of a Hub id (default: its main branch). The commit is
+            recorded in `source`, but is not part of the fingerprint.
+          token: for a private repository (default: that of `hf auth login` or HF_TOKEN).
+          local_files_only: loads a Hub id from the local cache only.
 
         Raises:
-          UserError: no such directory or id, another format or architecture, damaged files, tensors
-            that do not fit the configuration, NaN weights, another model's tokenizer or weights
+          UserError: no such directory or id, an unsupported format or architecture, damaged files,
+            tensors that do not fit the configuration, NaN weights, a tokenizer or weights other
             than config.json records, a kernel that cannot run here, an adapter that does not fit.
-          UnsupportedArgument: an argument of other libraries' loaders; it names what to use.
+          UnsupportedArgument: an argument of another library's loader; it names the alternative.
         """
         refuse_arguments(cls.from_pretrained, unsupported)
-        base = open_pretrained(
+        pretrained = open_pretrained(
             directory,
             dtype,
             adapter=adapter,
@@ -150,35 +143,30 @@ class GVE(SentenceTransformersInterface):
             token=token,
             local_files_only=local_files_only,
         )
-        config, path = base.config, base.directory / "config.json"
+        config, path = pretrained.config, pretrained.directory / "config.json"
         try:
             _check_dtype(config.dtype)
             config = dataclasses.replace(config, attention=attention or config.attention)
-            settings = base.inputs()
-            if settings is None:
-                spec = _paper_spec(config)
-                buckets = default_buckets(spec)
-            else:
-                spec, buckets = settings
+            spec, buckets = pretrained.inputs() or _paper_inputs(config)
             spec = dataclasses.replace(spec, mrope=mrope or spec.mrope)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
-        prompt = Prompt(base.tokenizer, spec.max_length)
+        prompt = Prompt(pretrained.tokenizer, spec.max_length)
         mesh = mesh or make_mesh({"data": -1})
-        base.check_tokenizer(base.tokenizer)
-        params = base.load(config, mesh, show=show_progress_bar)
+        pretrained.check_tokenizer(pretrained.tokenizer)
+        params = pretrained.load(config, mesh, show=show_progress_bar)
         if adapter is not None:
             config, params = _attach(adapter, config, params, mesh)
         if bad := not_finite(params):
-            raise UserError(f"{base.directory}: NaN or infinite numbers in {', '.join(bad)}")
-        source = base.source
+            raise UserError(f"{pretrained.directory}: NaN or infinite numbers in {', '.join(bad)}")
+        source = pretrained.source
         if adapter is not None and source is not None:
             source = {**source, "adapter": os.fspath(adapter)}
-        made = cls(config, params, Preprocessor(prompt, spec, limits), buckets, mesh, source)
-        if adapter is None and base.is_native and "params" not in base.fields:
-            # Saved by 0.1, without the digest that loading compares: hashing takes much longer.
-            base.check_weights(made.fingerprint["weights"])
-        return made
+        model = cls(config, params, Preprocessor(prompt, spec, limits), buckets, mesh, source)
+        if adapter is None and pretrained.is_native and "params" not in pretrained.fields:
+            # Saved by 0.1, without the digest that `load` compares. Hashing takes much longer.
+            pretrained.check_weights(model.fingerprint["weights"])
+        return model
 
     def save_pretrained(
         self,
@@ -187,24 +175,25 @@ class GVE(SentenceTransformersInterface):
         layout: str = "4.49",
         show_progress_bar: bool = False,
     ) -> None:
-        """Writes a directory that `from_pretrained` reads; `config.json` last, as its seal.
+        """Writes a directory for `from_pretrained`; `config.json` is written last.
 
         Args:
-          directory: made if absent, local or in a bucket; a model of the same format there is
-            replaced.
-          format: "gve_jax" keeps everything, adapters and resumable arrays included. "hf" is a
-            checkpoint that transformers loads: adapters are merged, there is no head, and the input
-            settings stand under `gve_jax` in its config.json.
-          layout: of "hf": names as transformers 4.49 writes them, or as "5" does; 5 reads both.
-          show_progress_bar: draws one on standard error for "hf".
+          directory: local or gs://, created if absent; a model of the same format is replaced.
+          format: "gve_jax" stores everything, adapters included. "hf" is a checkpoint for
+            transformers: adapters are merged, there is no head, and the input settings are stored
+            under `gve_jax` in config.json.
+          layout: names of tensors for "hf", as in transformers "4.49" or "5"; 5 reads both.
+          show_progress_bar: shows progress on standard error for "hf".
 
         Raises:
-          UserError: an unknown format, a model of the other one in the directory, a full disk.
+          UserError: an unknown format, a model of the other format in the directory, a full disk.
         """
         directory = as_path(directory)
         if format not in FORMATS:
             raise UserError(f"format {format!r} is unknown; known: {', '.join(FORMATS)}")
-        check_free(directory, format)
+        path = directory / "config.json"
+        if path.is_file() and ("model_type" in read_json(path)) != (format == "hf"):
+            raise UserError(f"{directory} has a model of another format; choose another directory")
         settings = {
             "inputs": dataclasses.asdict(self.preprocess.spec),
             "buckets": dataclasses.asdict(self.buckets),
@@ -226,42 +215,42 @@ class GVE(SentenceTransformersInterface):
         if not is_bucket(directory):
             directory.mkdir(parents=True, exist_ok=True)
         elif jax.process_index() == 0:
-            # There the parameters are replaced in place: unsealed from here to the end.
+            # The parameters are replaced in place: incomplete until config.json is written again.
             (directory / "config.json").unlink(missing_ok=True)
         digest = save_params(directory / "params", self.params)
-        text = {"format": FORMAT, "model": self.config.to_dict(), "params": digest, **settings}
-        text["fingerprint"] = self.fingerprint  # every process takes part in it
+        fields = {"format": FORMAT, "model": self.config.to_dict(), "params": digest, **settings}
+        fields["fingerprint"] = self.fingerprint  # computed by all processes together
         if jax.process_index() == 0:
             copy_tokenizer(tokenizer, directory)
-            write_json(directory / "config.json", text)
+            write_json(directory / "config.json", fields)
 
     def with_inputs(self, **changes) -> "GVE":
-        """The same weights, not copied, with other input settings: `num_frames=16`.
+        """Returns a model with other input settings, such as `num_frames=16`, and the same weights.
 
         Args:
-          changes: fields of `gve_jax.inputs.preprocess.InputSpec`. The shapes of batches are then
-            the default ones of the new settings, not those the model was trained with.
+          changes: fields of `gve_jax.inputs.preprocess.InputSpec`. The shapes of batches become the
+            default ones of the new settings.
 
         Raises:
-          UserError: a number that cannot be; it names the field.
+          UserError: naming the field that is unknown or out of its range.
         """
         fields = dataclasses.asdict(self.preprocess.spec) | changes
         spec = build(InputSpec, fields, "with_inputs")
         preprocess = Preprocessor(self.preprocess.prompt, spec, self.preprocess.limits)
-        made = GVE(
+        model = GVE(
             self.config, self.params, preprocess, default_buckets(spec), self.mesh, self.source
         )
-        made.prompts, made.default_prompt_name = dict(self.prompts), self.default_prompt_name
-        made.truncate_dim, made.similarity_fn_name = self.truncate_dim, self.similarity_fn_name
-        # The weights are those of `self`: they need not be hashed again.
+        model.prompts, model.default_prompt_name = dict(self.prompts), self.default_prompt_name
+        model.truncate_dim, model.similarity_fn_name = self.truncate_dim, self.similarity_fn_name
+        # The same weights need not be hashed again.
         inputs = {f"inputs.{name}": value for name, value in dataclasses.asdict(spec).items()}
-        made.fingerprint = {**self.fingerprint, **inputs}
-        return made
+        model.fingerprint = {**self.fingerprint, **inputs}
+        return model
 
     @property
     def tokens_encoded(self) -> int:
-        """Tokens that all calls have put through the decoder so far, visual ones included; what
-        the rows of a batch begin with alike goes through it once."""
+        """Number of tokens that the decoder has processed so far, visual ones included; a prefix
+        that the rows of a batch share counts once."""
         return self._padding.used("tokens")
 
     @property
@@ -287,42 +276,41 @@ class GVE(SentenceTransformersInterface):
         """Embeds texts, images, videos and mixtures.
 
         Args:
-          inputs: one input or a list of them. An input is a text; a mapping with the keys of
-            `gve_jax.media.item.Item`; a PIL image; a `pathlib.Path` of a media file or of a folder
-            of frames; uint8 [H, W, 3], an image, or [T, H, W, 3], frames; chat content, a list of
-            parts `{"type": "text" | "image" | "video", ...}`, or a conversation, a list of messages
-            with role and content. A `str` is always a text, also where it is a path.
-          prompt: the instruction of inputs that bring none of their own; "" for none.
-          prompt_name: the same by its name in `prompts`, "MSRVTT".
-          batch_size: items of a batch, at most; vectors differ by the rounding of the model's
-            dtype alone.
-          show_progress_bar: draws one on standard error; when None, where that is a terminal and
-            there is more than one batch.
-          normalize_embeddings: unit length. False gives the hidden states as they are.
-          truncate_dim: keeps this many leading dimensions, and normalises those; when None, as the
-            attribute `truncate_dim` says.
-          precision: "int8", "uint8", "binary" or "ubinary" quantize, as
-            `gve_jax.retrieval.quantization.quantize_embeddings` does with the
-            ranges of these very vectors.
-          convert_to_tensor: gives a `jax.Array` on `device`, which `torch.from_dlpack` takes.
-          convert_to_numpy: only True, the default; `convert_to_tensor` goes before it.
-          allow_empty_text: an empty text is embedded as the reference embeds it, the chat template
-            around nothing; otherwise it is refused.
+          inputs: one input or a list of inputs: a text; a mapping with the keys of
+            `gve_jax.media.item.Item`; a PIL image; a `pathlib.Path` of a media file or a folder of
+            frames; uint8 [H, W, 3] (an image) or [T, H, W, 3] (frames); chat content, a list of
+            parts `{"type": "text" | "image" | "video", ...}`; or a conversation, a list of messages
+            with role and content. A `str` is always a text, never a path.
+          prompt: instruction of inputs without one of their own; "" for no instruction.
+          prompt_name: name of the instruction in `prompts`, such as "MSRVTT".
+          batch_size: maximal number of items per batch; vectors do not depend on it beyond the
+            rounding of the model's dtype.
+          show_progress_bar: shows progress on standard error (default: if that is a terminal and
+            there is more than one batch).
+          normalize_embeddings: scales vectors to unit length; False returns the hidden states.
+          truncate_dim: number of leading dimensions to keep, before normalization (default: the
+            attribute `truncate_dim`).
+          precision: "int8", "uint8", "binary" or "ubinary" quantizes the vectors with their own
+            ranges, see `gve_jax.retrieval.quantization.quantize_embeddings`.
+          convert_to_tensor: returns a `jax.Array` on `device`, for `torch.from_dlpack`.
+          convert_to_numpy: must be True unless `convert_to_tensor` is set.
+          allow_empty_text: embeds an empty text as the reference does, as an empty chat template;
+            otherwise it is an error.
 
         Returns:
-          float32 [N, D], in the order of `inputs`, or [D] of a single input; int8 or uint8 where
-          `precision` says so, of ceil(D / 8) bytes for the binary ones.
+          float32 [N, D] in the order of `inputs`, or [D] for a single input; int8 or uint8 for the
+          quantized precisions, with ceil(D / 8) bytes per vector for the binary ones.
 
         Raises:
-          UserError: an input that is malformed, empty or cannot be read; a prompt of an unknown
-            name; vectors that are not finite. Inputs are named by their index.
-          UnsupportedArgument: another argument of Sentence Transformers; it names what to use.
+          UserError: naming the index of an input that is malformed, empty or unreadable, or whose
+            vector is not finite; an unknown prompt name.
+          UnsupportedArgument: another argument of Sentence Transformers; it names the alternative.
         """
         refuse_arguments(self.encode, unsupported)
         if not (convert_to_numpy or convert_to_tensor):
             raise UnsupportedArgument(
-                "encode gives no list of tensors: convert_to_tensor=True "
-                "gives one tensor, list(...) of it its rows"
+                "encode does not return a list of tensors; convert_to_tensor=True returns one "
+                "tensor, whose rows list(...) gives"
             )
         if precision not in (None, *PRECISIONS):
             raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -345,38 +333,6 @@ class GVE(SentenceTransformersInterface):
             vectors = vectors[0]
         return jax.device_put(vectors, self.device) if convert_to_tensor else vectors
 
-    def encode_query(
-        self,
-        inputs: Inputs,
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        **options,
-    ) -> Num[np.ndarray, "..."] | jax.Array:
-        """`encode` for queries: they carry the instruction of the task, as GVE was trained.
-
-        Without `prompt` and `prompt_name` that is `prompts["query"]` where there is one. GVE has
-        none of its own, since the instruction differs by task: then the queries carry none.
-        """
-        if prompt is None and prompt_name is None and "query" in self.prompts:
-            prompt_name = "query"
-        return self.encode(inputs, prompt=prompt, prompt_name=prompt_name, **options)
-
-    def encode_document(
-        self,
-        inputs: Inputs,
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        **options,
-    ) -> Num[np.ndarray, "..."] | jax.Array:
-        """`encode` for what is searched: it carries no instruction unless one is given, by `prompt`
-        or `prompt_name`, or `prompts` has one for "document", "passage" or "corpus"."""
-        if prompt is None and prompt_name is None:
-            names = (name for name in ("document", "passage", "corpus") if name in self.prompts)
-            prompt_name = next(names, None)
-        return self.encode(inputs, prompt=prompt, prompt_name=prompt_name, **options)
-
     def encode_valid(
         self,
         inputs: Inputs,
@@ -386,9 +342,10 @@ class GVE(SentenceTransformersInterface):
         batch_size: int = 32,
         show_progress_bar: bool | None = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`encode`, but what cannot be read is put into the quarantine under its id.
+        """`encode` that records unreadable inputs in the quarantine by their ids.
 
-        Returns the vectors of the readable inputs, float32 [n, D], and which those are, bool [N].
+        Returns:
+          The vectors of the readable inputs, float32 [n, D], and a mask of those inputs, bool [N].
         """
 
         def record(index: int, item: Item, failed: Failure):
@@ -401,21 +358,10 @@ class GVE(SentenceTransformersInterface):
         vectors, valid = self._run(items, prompt, batch_size, show_progress_bar, record)
         return unit_rows(vectors, "the model"), valid
 
-    def _width(self, truncate_dim: int | None) -> int | None:
-        """Leading dimensions to keep; None for all."""
-        width = self.truncate_dim if truncate_dim is None else truncate_dim
-        if width is None:
-            return None
-        if not is_whole(width) or not 0 < width <= self.embedding_dim:
-            raise UserError(
-                f"truncate_dim must be a whole number in 1..{self.embedding_dim}, not {width!r}"
-            )
-        return int(width)
-
     def _run(self, items: list[Item], prompt, batch_size, show, on_error: Callable):
-        """Pooled hidden states of the readable items, float32 [n, D], and which those are."""
+        """Pooled hidden states of the readable items, float32 [n, D], and their mask, bool [N]."""
         if not is_whole(batch_size) or batch_size < 1:
-            raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+            raise UserError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
         if prompt:
             items = [
                 item if item.instruction else dataclasses.replace(item, instruction=prompt)
@@ -431,18 +377,20 @@ class GVE(SentenceTransformersInterface):
                 chunk = items[start : start + batch_size * CHUNK]
                 rows = self._rows(chunk, start, on_error)
                 progress.advance(bar, len(chunk) - len(rows))
-                for places, vector in self._vectors(rows, batch_size):
-                    vectors[places] = vector
-                    valid[places] = True
-                    progress.advance(bar, len(places))
+                for indices, batch in self._vectors(rows, batch_size):
+                    vectors[indices] = batch
+                    valid[indices] = True
+                    progress.advance(bar, len(indices))
             if show:
                 progress.print(self.summary())
-        found = vectors[valid]
-        good = np.isfinite(found).all(axis=-1) & found.any(axis=-1)
+        vectors = vectors[valid]
+        good = np.isfinite(vectors).all(axis=-1) & vectors.any(axis=-1)
         if not good.all():
             index = int(np.flatnonzero(valid)[np.argmin(good)])
-            raise UserError(f"input {index}: the model gives a vector that is not finite, or zero")
-        return found, valid
+            raise UserError(
+                f"input {index}: the model returned a vector that is not finite, or zero"
+            )
+        return vectors, valid
 
     def _rows(self, items: list[Item], start: int, on_error: Callable) -> dict[int, Row]:
         rows = {}
@@ -455,16 +403,16 @@ class GVE(SentenceTransformersInterface):
         return rows
 
     def plan(self, rows: Mapping[int, Row], batch_size: int) -> Plan:
-        """The batches that `encode` makes of rows: their shapes, and how much is padding."""
+        """The batches into which `encode` divides rows: their shapes and padding."""
         unit = int(np.prod([self.mesh.shape[axis] for axis in ROW_AXES]))
         size = -(-batch_size // unit) * unit
-        # Splash attention knows no segment that all see.
+        # Splash attention has no segment that is visible to all.
         return make_plan(rows, self.buckets, size, unit, share=self.config.attention != "splash")
 
     def _vectors(
         self, rows: dict[int, Row], batch_size: int
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(places, vectors) of batch after batch."""
+        """(indices of the items, vectors) by batch."""
         plan, spec = self.plan(rows, batch_size), self.preprocess.spec
         self._shapes |= plan.shapes
         self._padding.add(plan.used(rows), plan.slots)
@@ -473,37 +421,37 @@ class GVE(SentenceTransformersInterface):
             merged = self._run_program(self._tower, Frames(**collate_tower(batch, rows, spec)))
             for g, (index, pair) in enumerate(batch.frames):
                 pairs[index][pair] = merged[g, rows[index].layouts[pair].merged]
-        visuals = {index: np.concatenate(found) for index, found in pairs.items()}
+        visuals = {index: np.concatenate(parts) for index, parts in pairs.items()}
         for batch in plan.decoder:
             arrays = collate_decode(
                 batch, rows, visuals, self.embedding_dim, jnp.dtype(self.config.dtype)
             )
             hidden = self._run_program(self._decode, Packed(**arrays))
-            kept = [hidden[b, : len(items)] for b, items in enumerate(batch.rows)]
-            yield [index for items in batch.rows for index in items], np.concatenate(kept)
+            vectors = [hidden[b, : len(items)] for b, items in enumerate(batch.rows)]
+            yield [index for items in batch.rows for index in items], np.concatenate(vectors)
 
     def summary(self) -> str:
-        """What encoding has cost so far: compiled shapes, and the share that was padding."""
-        told = [f"{len(self._shapes)} compiled shapes", self._padding.summary()]
-        return "; ".join(filter(None, told))
+        """Number of compiled shapes, and share of padding, of all calls so far."""
+        parts = [f"{len(self._shapes)} compiled shapes", self._padding.summary()]
+        return "; ".join(filter(None, parts))
 
     def _run_program(self, program: Callable, arrays) -> np.ndarray:
-        with jax.set_mesh(self.mesh):  # fused attention splits itself over it
+        with jax.set_mesh(self.mesh):  # fused attention is sharded over it
             return np.asarray(program(self.params, place_batch(arrays, self.mesh)))
 
 
-def check_free(directory: Path, format: str) -> None:
-    """Raises UserError when a model of the other format lies there: two in one would mix."""
-    path = directory / "config.json"
-    if path.is_file() and ("model_type" in read_json(path)) != (format == "hf"):
-        raise UserError(f"{directory} holds a model of another format; choose another directory")
+@functools.lru_cache(maxsize=8)
+def _programs(config: ModelConfig) -> tuple[Callable, Callable]:
+    """Jitted tower and decoder, shared by all models of a configuration: compiled once."""
+    tower, decode = make_encode(config)
+    return jax.jit(tower), jax.jit(decode)
 
 
-def _paper_spec(config: ModelConfig) -> InputSpec:
-    """Input settings of a model that was saved without any."""
+def _paper_inputs(config: ModelConfig) -> tuple[InputSpec, Buckets]:
+    """Input settings of released checkpoints."""
     vision = config.vision
     token = (vision.patch_size * vision.spatial_merge_size) ** 2
-    return InputSpec(
+    spec = InputSpec(
         min_pixels=4 * token,
         max_pixels=200 * token,
         patch_size=vision.patch_size,
@@ -512,16 +460,17 @@ def _paper_spec(config: ModelConfig) -> InputSpec:
         window_side=vision.window_side,
         tokens_per_second=vision.tokens_per_second,
     )
+    return spec, default_buckets(spec)
 
 
 def _check_dtype(dtype: str) -> None:
     if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"dtype {dtype!r} is not one of float32, bfloat16, float16")
+        raise UserError(f"dtype {dtype!r} must be one of float32, bfloat16, float16")
 
 
 def _attach(adapter: str | os.PathLike, config: ModelConfig, params, mesh: jax.sharding.Mesh):
-    """(config, parameters) with an adapter from files beside the base's."""
+    """Adds an adapter from files; returns (config, parameters)."""
     if config.lora is not None:
-        raise UserError(f"{adapter}: the model has an adapter already; merge it first")
+        raise UserError(f"{adapter}: the model already has an adapter; merge it first")
     config, tree = read_adapter(adapter, config)
     return config, lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))

@@ -1,6 +1,6 @@
-"""What GVE has of the interface of Sentence Transformers, and what it refuses by name.
+"""The interface that GVE shares with Sentence Transformers, and errors for the rest of it.
 
-docs/sentence_transformers.md lists each difference.
+docs/sentence_transformers.md lists the differences.
 """
 
 import dataclasses
@@ -9,66 +9,65 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from gve_jax.errors import UnsupportedArgument, UnsupportedAttribute, UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS, choose_instruction
 from gve_jax.inputs.preprocess import InputSpec
-from gve_jax.inputs.user_inputs import input_label, read_inputs, split_inputs
-from gve_jax.media.item import Item
+from gve_jax.inputs.user_inputs import Inputs, input_label, read_inputs, split_inputs
+from gve_jax.media.item import Item, is_whole
 from gve_jax.retrieval import similarity
 
 _MESH = (
-    "the devices are chosen when the model is loaded: "
-    "GVE.from_pretrained(..., "
+    "choose the devices when loading: GVE.from_pretrained(..., "
     "mesh=gve_jax.distributed.sharding.make_mesh({'data': -1}))"
 )
 _POOL = (
-    "encode uses all devices of the model's mesh and decodes in processes of its own; leave "
-    "it out, or embed a folder by python -m gve_jax.embed"
+    "encode uses all devices of the model's mesh and decodes in separate processes; omit it, or "
+    "embed a folder with python -m gve_jax.embed"
 )
-_SAVE = "save_pretrained(directory) writes it, with format='hf' for transformers"
-_TRAIN = "models are trained by python -m gve_jax.train (docs/training.md)"
-_DTYPE = "choose it when the model is loaded: GVE.from_pretrained(..., dtype='bfloat16')"
-_AFTER = "set it on the model once it is loaded: model.{} = ..."
+_SAVE = "use save_pretrained(directory), with format='hf' for transformers"
+_TRAIN = "train models with python -m gve_jax.train (docs/training.md)"
+_DTYPE = "choose it when loading: GVE.from_pretrained(..., dtype='bfloat16')"
+_AFTER = "set it after loading: model.{} = ..."
 
-# Arguments by the function that refuses them: None, or the value here, changes nothing and passes.
+# Alternatives to unsupported arguments, by function. None and the values of _DEFAULTS are accepted.
 _ENCODE = {
-    "output_value": "only the vector of a whole input is given; leave it out",
+    "output_value": "only vectors of whole inputs are available; omit it",
     "device": _MESH,
     "pool": _POOL,
     "chunk_size": _POOL,
-    "task": "instructions tell the task: prompt= or prompt_name=",
+    "task": "give the instruction of the task: prompt= or prompt_name=",
     "prompts": "give prompt= or prompt_name=; model.prompts holds the named ones",
-    "processing_kwargs": "GVE.with_inputs(...) sets them for all inputs, its own keys for one",
-    "max_seq_length": "GVE.with_inputs(max_length=...) sets it",
-    "sentences": "it is named inputs here",
+    "processing_kwargs": "use GVE.with_inputs(...) for all inputs, or the keys of one input",
+    "max_seq_length": "use GVE.with_inputs(max_length=...)",
+    "sentences": "use inputs",
     "is_pretokenized": "give texts, not tokens",
     "num_workers": _POOL,
 }
 _LOAD = {
-    "model_name_or_path": "it is named directory here, and may be an id on the Hub",
-    "modules": "give a directory or an id on the Hub",
+    "model_name_or_path": "use directory, which may be a Hub id",
+    "modules": "give a directory or a Hub id",
     "device": _MESH,
     "device_map": _MESH,
-    "trust_remote_code": "no code of a repository is run; leave it out",
-    "cache_folder": "HF_HUB_CACHE in the environment names the folder of downloads",
-    "cache_dir": "HF_HUB_CACHE in the environment names the folder of downloads",
-    "torch_dtype": "it is named dtype here: 'bfloat16' or 'float32'",
-    "model_kwargs": "dtype=, attention=, mrope= and mesh= are arguments of from_pretrained",
-    "processor_kwargs": "GVE.with_inputs(...) changes how inputs are read",
-    "tokenizer_kwargs": "GVE.with_inputs(...) changes how inputs are read",
-    "config_kwargs": "dtype=, attention=, mrope= and mesh= are arguments of from_pretrained",
-    "backend": "it is always JAX; leave it out",
-    "attn_implementation": "it is named attention here",
-    "use_auth_token": "it is named token here",
-    "model_card_data": "leave it out",
+    "trust_remote_code": "code of repositories is never run; omit it",
+    "cache_folder": "set the environment variable HF_HUB_CACHE",
+    "cache_dir": "set the environment variable HF_HUB_CACHE",
+    "torch_dtype": "use dtype: 'bfloat16' or 'float32'",
+    "model_kwargs": "use dtype=, attention=, mrope= and mesh= of from_pretrained",
+    "processor_kwargs": "use GVE.with_inputs(...)",
+    "tokenizer_kwargs": "use GVE.with_inputs(...)",
+    "config_kwargs": "use dtype=, attention=, mrope= and mesh= of from_pretrained",
+    "backend": "it is always JAX; omit it",
+    "attn_implementation": "use attention",
+    "use_auth_token": "use token",
+    "model_card_data": "omit it",
     "prompts": _AFTER.format("prompts"),
     "default_prompt_name": _AFTER.format("default_prompt_name"),
     "similarity_fn_name": _AFTER.format("similarity_fn_name"),
     "truncate_dim": _AFTER.format("truncate_dim"),
 }
-_HARMLESS = {"output_value": "sentence_embedding", "trust_remote_code": False}
+_DEFAULTS = {"output_value": "sentence_embedding", "trust_remote_code": False}
 _ATTRIBUTES = {
     "start_multi_process_pool": _POOL,
     "stop_multi_process_pool": _POOL,
@@ -79,31 +78,31 @@ _ATTRIBUTES = {
     "half": _DTYPE,
     "float": _DTYPE,
     "bfloat16": _DTYPE,
-    "dtype": "model.config.dtype names it",
-    "eval": "encode never drops inputs: leave it out",
-    "compile": "programs are compiled when a shape is first seen: leave it out",
-    "forward": "encode(inputs) gives the vectors",
+    "dtype": "use model.config.dtype",
+    "eval": "encode never applies dropout; omit it",
+    "compile": "encode compiles each shape at its first use; omit it",
+    "forward": "use encode(inputs)",
     "train": _TRAIN,
     "fit": _TRAIN,
     "old_fit": _TRAIN,
-    "parameters": "model.params is the tree of arrays",
-    "named_parameters": "model.params is the tree of arrays",
-    "state_dict": "model.params is the tree of arrays",
-    "tokenizer": "tokenize(texts) gives the tokens; tokenizers.Tokenizer.from_file("
-    "model.preprocess.prompt.path) is the tokenizer",
-    "processor": "model.preprocess reads inputs, tokenize(texts) gives the tokens",
-    "get_max_seq_length": "model.max_seq_length has it",
-    "truncate_embeddings": "set model.truncate_dim, or give truncate_dim= to encode",
-    "truncate_sentence_embeddings": "set model.truncate_dim, or give truncate_dim= to encode",
-    "evaluate": "python -m evals.uvrb and python -m evals.mteb evaluate models",
+    "parameters": "use model.params, the tree of arrays",
+    "named_parameters": "use model.params, the tree of arrays",
+    "state_dict": "use model.params, the tree of arrays",
+    "tokenizer": "use tokenize(texts), or tokenizers.Tokenizer.from_file("
+    "model.preprocess.prompt.path)",
+    "processor": "use model.preprocess, or tokenize(texts)",
+    "get_max_seq_length": "use model.max_seq_length",
+    "truncate_embeddings": "set model.truncate_dim, or use truncate_dim= of encode",
+    "truncate_sentence_embeddings": "set model.truncate_dim, or use truncate_dim= of encode",
+    "evaluate": "use python -m evals.uvrb or python -m evals.mteb",
     "save": _SAVE,
-    "save_to_hub": f"{_SAVE}; huggingface_hub's upload_folder uploads it",
-    "push_to_hub": f"{_SAVE}; huggingface_hub's upload_folder uploads it",
-    "load": "GVE.from_pretrained(directory) loads a model",
+    "save_to_hub": f"{_SAVE}; then upload it with huggingface_hub's upload_folder",
+    "push_to_hub": f"{_SAVE}; then upload it with huggingface_hub's upload_folder",
+    "load": "use GVE.from_pretrained(directory)",
     "backend": "it is always JAX",
     "get_backend": "it is always JAX",
-    "add_adapter": "GVE.from_pretrained(..., adapter=directory) loads one",
-    "load_adapter": "GVE.from_pretrained(..., adapter=directory) loads one",
+    "add_adapter": "use GVE.from_pretrained(..., adapter=directory)",
+    "load_adapter": "use GVE.from_pretrained(..., adapter=directory)",
 }
 
 
@@ -111,33 +110,32 @@ _INPUT_OPTIONS = {field.name for kind in (Item, InputSpec) for field in dataclas
 
 
 def refuse_arguments(function: Callable, given: Mapping) -> None:
-    """Raises UnsupportedArgument for the first argument that `function`, GVE's `encode` or
-    `from_pretrained`, was given beyond its own, unless it says what happens anyway."""
+    """Raises UnsupportedArgument for the first unsupported argument of `encode` or
+    `from_pretrained`, unless its value is the default behavior."""
     name = function.__name__
     hints = _ENCODE if name == "encode" else _LOAD
     for key, value in given.items():
         if key in hints:
-            if value is None or (key in _HARMLESS and value == _HARMLESS[key]):
+            if value is None or (key in _DEFAULTS and value == _DEFAULTS[key]):
                 continue
-            raise UnsupportedArgument(f"{name} takes no {key}: {hints[key]}")
+            raise UnsupportedArgument(f"{name} has no argument {key}: {hints[key]}")
         if key in _INPUT_OPTIONS:
             raise UnsupportedArgument(
-                f"{name} takes no {key}: give it with an input, {{'video': ..., {key!r}: ...}}, or "
-                "for all inputs by GVE.with_inputs where it is a field of InputSpec"
+                f"{name} has no argument {key}: set it in an input, {{'video': ..., {key!r}: ...}} "
+                "or, for a field of InputSpec, for all inputs by GVE.with_inputs"
             )
         known = [key for key in inspect.signature(function).parameters if key != "unsupported"]
-        raise UnsupportedArgument(f"{name} takes no {key}; it takes: {', '.join(known)}")
+        raise UnsupportedArgument(f"{name} has no argument {key}; it has: {', '.join(known)}")
 
 
 class SentenceTransformersInterface:
-    """The members that GVE shares with SentenceTransformer, beyond its encode functions.
+    """Members that GVE shares with SentenceTransformer, except `encode` itself.
 
     Attributes:
-      prompts: named instructions; at first those of UVRB's queries. "query" is what `encode_query`
-        takes by default, "document", "passage" or "corpus" what `encode_document` does; GVE has
-        none of them.
-      default_prompt_name: of the instruction of calls that name none; None for no instruction.
-      truncate_dim: dimensions that `encode` keeps by default; None for all.
+      prompts: instructions by name, initially those of UVRB's queries. `encode_query` uses "query"
+        by default, `encode_document` "document", "passage" or "corpus"; initially unset.
+      default_prompt_name: name of the default instruction; None for no instruction.
+      truncate_dim: number of dimensions that `encode` keeps by default; None for all.
     """
 
     def __init__(self):
@@ -149,12 +147,12 @@ class SentenceTransformersInterface:
     def __getattr__(self, name: str):
         if name in _ATTRIBUTES:
             raise UnsupportedAttribute(f"GVE has no {name}: {_ATTRIBUTES[name]}")
-        # Raises what the first look-up did: it may come from inside a property.
+        # Raises the original error, which may come from inside a property.
         return object.__getattribute__(self, name)
 
     @property
     def modalities(self) -> list[str]:
-        """What can be embedded; an input may hold one of each."""
+        """What can be embedded; an input may have one of each."""
         return ["text", "image", "video", "message"]
 
     def supports(self, modality: str | tuple[str, ...]) -> bool:
@@ -165,24 +163,58 @@ class SentenceTransformersInterface:
 
     @property
     def device(self) -> jax.Device:
-        """The first of this host's devices of `mesh`: tensors of `convert_to_tensor` are on it."""
-        own = (d for d in self.mesh.devices.flat if d.process_index == jax.process_index())
-        return next(own)
+        """The first of this host's devices in `mesh`, on which `convert_to_tensor` puts tensors."""
+        local = (d for d in self.mesh.devices.flat if d.process_index == jax.process_index())
+        return next(local)
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens of an input, at most; longer texts are cut."""
+        """Maximal number of tokens of an input; longer texts are truncated."""
         return self.preprocess.spec.max_length
 
     @max_seq_length.setter
     def max_seq_length(self, value) -> None:
         raise UserError(
-            f"max_seq_length cannot be set: model.with_inputs(max_length={value!r}) "
-            "gives the same model with it"
+            f"max_seq_length cannot be set; use model.with_inputs(max_length={value!r})"
         )
 
+    def encode_query(
+        self,
+        inputs: Inputs,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        **options,
+    ) -> Num[np.ndarray, "..."] | jax.Array:
+        """`encode` for queries, which have the instruction of their task, as in GVE's training.
+
+        The default instruction is `prompts["query"]`, if set; GVE does not set it, because the
+        instruction differs by task.
+        """
+        if prompt is None and prompt_name is None and "query" in self.prompts:
+            prompt_name = "query"
+        return self.encode(inputs, prompt=prompt, prompt_name=prompt_name, **options)
+
+    def encode_document(
+        self,
+        inputs: Inputs,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        **options,
+    ) -> Num[np.ndarray, "..."] | jax.Array:
+        """`encode` for documents, which have no instruction by default.
+
+        The default is the first of `prompts["document"]`, `["passage"]` and `["corpus"]` that is
+        set; GVE sets none of them.
+        """
+        if prompt is None and prompt_name is None:
+            names = (name for name in ("document", "passage", "corpus") if name in self.prompts)
+            prompt_name = next(names, None)
+        return self.encode(inputs, prompt=prompt, prompt_name=prompt_name, **options)
+
     def get_embedding_dimension(self) -> int:
-        """Dimensions of the vectors that `encode` gives by default."""
+        """Dimensions of the vectors that `encode` returns by default."""
         return min(self.embedding_dim, self.truncate_dim or self.embedding_dim)
 
     def get_sentence_embedding_dimension(self) -> int:
@@ -192,7 +224,7 @@ class SentenceTransformersInterface:
     def tokenize(
         self, texts, *, prompt: str | None = None, prompt_name: str | None = None
     ) -> dict[str, Int[np.ndarray, "N L"]]:
-        """The tokens of texts as the model sees them: the chat template and the end token included.
+        """Tokenizes texts as `encode` does, with the chat template and the end token.
 
         Args:
           texts: texts, or other inputs without media.
@@ -202,7 +234,7 @@ class SentenceTransformersInterface:
           `input_ids` and `attention_mask`, int32 [N, L], padded on the right.
 
         Raises:
-          UserError: an input with media, of which the file decides the tokens; or as `encode`.
+          UserError: an input with media, whose number of tokens depends on the file; as `encode`.
         """
         values, single = split_inputs(texts)
         items = read_inputs(values, single)
@@ -210,21 +242,21 @@ class SentenceTransformersInterface:
         for index, item in enumerate(items):
             if item.image is not None or item.video is not None:
                 raise UserError(
-                    f"{input_label(index, single)}: tokenize takes texts; how many "
-                    "tokens a medium has is known once it is read"
+                    f"{input_label(index, single)}: tokenize supports texts only; the number of "
+                    "tokens of an image or a video is known once it is read"
                 )
         entries = [(item.text, item.instruction or instruction or "", 0, 0) for item in items]
         rows = [ids for ids, _ in self.preprocess.prompt.ids_batch(entries)] if entries else []
         shape = len(rows), max(map(len, rows), default=0)
         ids = np.full(shape, self.preprocess.prompt.end, np.int32)
         mask = np.zeros(shape, np.int32)
-        for row, found in enumerate(rows):
-            ids[row, : len(found)], mask[row, : len(found)] = found, 1
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
         return {"input_ids": ids, "attention_mask": mask}
 
     @property
     def similarity_fn_name(self) -> str:
-        """What `similarity` computes: "cosine" unless set to "dot", "euclidean", "manhattan"."""
+        """The function of `similarity`: "cosine" (default), "dot", "euclidean" or "manhattan"."""
         return self._similarity_fn_name
 
     @similarity_fn_name.setter
@@ -234,27 +266,38 @@ class SentenceTransformersInterface:
     def similarity(
         self, embeddings1: Float[np.ndarray, "Q D"], embeddings2: Float[np.ndarray, "C D"]
     ) -> Float[np.ndarray, "Q C"]:
-        """Similarities of all rows of one with all rows of the other, float32: cosines, or as
-        `similarity_fn_name` says. The rows need not have unit length; one vector [D] is a row.
+        """Similarities of all pairs of rows by `similarity_fn_name`, float32.
+
+        Rows need not have unit length; a vector [D] is one row.
 
         Raises:
-          UserError: not two matrices of one width; a row with NaN or infinite numbers, or without a
-            direction.
+          UserError: matrices of different widths; NaN or infinite numbers; a zero vector.
         """
         return similarity.all_pairs(embeddings1, embeddings2, self.similarity_fn_name)
 
     def similarity_pairwise(
         self, embeddings1: Float[np.ndarray, "N D"], embeddings2: Float[np.ndarray, "N D"]
     ) -> Float[np.ndarray, " N"]:
-        """As `similarity`, of each row of one with the same row of the other.
+        """Similarities of corresponding rows.
 
         Raises:
-          UserError: as `similarity`, and numbers of rows that differ.
+          UserError: as `similarity`; different numbers of rows.
         """
         return similarity.by_rows(embeddings1, embeddings2, self.similarity_fn_name)
 
     def _instruction(self, prompt: str | None, prompt_name: str | None) -> str | None:
-        """The instruction of a call: the one given, else that of `default_prompt_name`."""
+        """The instruction of a call, by default that of `default_prompt_name`."""
         if prompt is None and prompt_name is None:
             prompt_name = self.default_prompt_name
         return choose_instruction(prompt, prompt_name, self.prompts)
+
+    def _width(self, truncate_dim: int | None) -> int | None:
+        """Number of leading dimensions to keep; None for all."""
+        width = self.truncate_dim if truncate_dim is None else truncate_dim
+        if width is None:
+            return None
+        if not is_whole(width) or not 0 < width <= self.embedding_dim:
+            raise UserError(
+                f"truncate_dim must be an integer in 1..{self.embedding_dim}, not {width!r}"
+            )
+        return int(width)

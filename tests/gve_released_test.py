@@ -124,7 +124,7 @@ def test_an_adapter_comes_along_and_is_merged_by_convert(released, model, vector
     np.testing.assert_allclose(merged.encode(INPUTS), found, atol=2e-5)
     ours = tmp_path / "ours"
     adapted.save_pretrained(ours)
-    with pytest.raises(UserError, match="has an adapter already"):
+    with pytest.raises(UserError, match="already has an adapter"):
         GVE.from_pretrained(ours, adapter=tmp_path / "adapter")
 
 

@@ -334,7 +334,7 @@ def test_a_long_text_is_cut_and_still_ends_as_it_must(model):
     [
         (lambda d: (d / "config.json").unlink(), "no config.json"),
         (lambda d: (d / "config.json").write_text("{"), "config.json"),
-        (lambda d: (d / "config.json").write_text('{"model_type": "qwen2_5_vl"}'), "format"),
+        (lambda d: (d / "config.json").write_text('{"model_type": "qwen2_5_vl"}'), "required"),
         (
             lambda d: (d / "config.json").write_text('{"format": "gve_jax 1"}'),
             "damaged .model is None",

@@ -1,7 +1,7 @@
 """What `GVE.encode` is given, one input or many in any accepted form, as items."""
 
 import os
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Set, Sized
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set, Sized
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +14,8 @@ from gve_jax.inputs.messages import is_message, is_part, read_content, read_conv
 from gve_jax.media.item import Item, as_item
 from gve_jax.media.suffixes import IMAGES, VIDEOS, media_kind
 
+Input = str | os.PathLike | np.ndarray | Image.Image | Mapping | Item | Sequence[Mapping]
+Inputs = Input | Sequence[Input]
 # Keys that other libraries' users may give for a text; those of media are named by `as_item`.
 _RENAMED = {"texts": "text", "prompt": "instruction"}
 
