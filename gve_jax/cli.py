@@ -13,7 +13,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from gve_jax.distributed.sharding import local_mesh
 from gve_jax.errors import UserError
+from gve_jax.media.limits import Limits
+from gve_jax.retrieval.embedding import Encoder
 from gve_jax.storage.filesystem import as_local_path
 
 _MODULE = "gve_jax_configuration"
@@ -75,6 +78,13 @@ def load_config(given: str) -> ConfigDict:
         what = "nothing: it may lack a return" if config is None else type(config).__name__
         raise UserError(f"--config {path}: get_config() must return a ConfigDict, not {what}")
     return config.lock()
+
+
+def load_encoder(name: str, limits: Limits) -> Encoder:
+    """The model of a command, on all devices of this host; see `GVE.from_pretrained`."""
+    from gve_jax import GVE  # not above: most mistakes are found before JAX is loaded
+
+    return GVE.from_pretrained(name, mesh=local_mesh(), limits=limits, show_progress_bar=True)
 
 
 def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -19,6 +19,7 @@ from rich.progress import Progress
 from gve_jax import __version__
 from gve_jax.checkpoints.digests import not_finite, weights_digest
 from gve_jax.checkpoints.huggingface import copy_tokenizer, save_hf
+from gve_jax.checkpoints.orbax import save_params
 from gve_jax.checkpoints.peft import read_adapter
 from gve_jax.checkpoints.pretrained import FORMAT, open_pretrained
 from gve_jax.distributed.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
@@ -41,7 +42,6 @@ from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import make_encode
 from gve_jax.retrieval.quantization import PRECISIONS, quantize_embeddings
 from gve_jax.retrieval.unit import unit_rows
-from gve_jax.running.checkpoint import save_params
 from gve_jax.sentence_transformers import SentenceTransformersInterface, refuse_arguments
 from gve_jax.storage.files import read_json, write_json
 from gve_jax.storage.filesystem import as_path, is_bucket

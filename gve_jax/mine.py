@@ -31,8 +31,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from gve_jax.cli import load_encoder
 from gve_jax.distributed import hosts
-from gve_jax.embed import Encoder, load_gve
 from gve_jax.errors import Parser, UserError, run_cli
 from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.inputs.entries import size_and_time
@@ -41,6 +41,7 @@ from gve_jax.media.walk import walk
 from gve_jax.mining.corpus import WITHIN, World, read_world
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.write import LOST, MANIFEST, check_few, number, write_mined
+from gve_jax.retrieval.embedding import Encoder
 from gve_jax.retrieval.negatives import Rule
 from gve_jax.storage.files import check_record
 from gve_jax.storage.filesystem import local_path
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     if hosts.run_on_host0(lambda: _done(output, asked, args)):
         _tell(f"{output} is mined already")
         return
-    load = load or functools.partial(load_gve, limits=limits.from_arguments(args))
+    load = load or functools.partial(load_encoder, limits=limits.from_arguments(args))
     with contextlib.ExitStack() as locks:
         # Not OUTPUT itself: it comes to be by a rename, in whole.
         for folder in dict.fromkeys((own, work)):

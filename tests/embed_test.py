@@ -16,8 +16,9 @@ from PIL import Image
 
 from gve_jax import GVE
 from gve_jax.distributed import work
-from gve_jax.embed import CHUNK, items_of_shard, main
+from gve_jax.embed import main
 from gve_jax.errors import UserError
+from gve_jax.retrieval.embedding import CHUNK, items_of_shard
 from gve_jax.storage.files import differences, read_records
 from tests import checkpoint_files
 from tests.conftest import ROOT

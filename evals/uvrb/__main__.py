@@ -2,14 +2,13 @@
 
     python -m evals.uvrb --model M --data DIR --output DIR
 
-prints a table and writes OUTPUT/results.json, for each set and ability beside its chance.
-`--baseline` adds the untrained model, `--control` the same model shown shuffled frames, `--report`
-a page to look at; `--frames`, `--tokens` and `--reencode` ask how far the scores depend on these.
-DIR holds UVRB/<SET>/, or the archives <SET>.tar.gz.partNN as they are released
-(`python -m data.uvrb.verify` checks either); `--one-at-a-time` extracts one set, embeds it, and
-removes it again. Embeddings are kept in OUTPUT/embeddings: repeating the command resumes, on any
-number of hosts. `--embeddings DIR` scores vectors made elsewhere (evals/uvrb/vectors.py). Every
-file that is written is described in docs/uvrb.md.
+prints a table and writes OUTPUT/results.json: the score and chance of each set and ability.
+`--baseline` adds the untrained model, `--control` the same model with shuffled frames, `--report`
+an HTML page; `--frames`, `--tokens` and `--reencode` show how scores depend on these. DIR contains
+UVRB/<SET>/, or the archives <SET>.tar.gz.partNN as released (`python -m data.uvrb.verify` checks
+either); `--one-at-a-time` extracts one set, embeds it, and removes it. Embeddings are stored in
+OUTPUT/embeddings: repeating the command resumes, on any number of hosts. `--embeddings DIR` scores
+vectors of another program (evals/uvrb/vectors.py). docs/uvrb.md describes all files.
 """
 
 import argparse
@@ -43,7 +42,7 @@ from evals.uvrb.evaluate import RULES, Example, Scored, summary
 from evals.uvrb.output import print_results, remove_stale, write_results
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.pictures import Pictures
-from evals.uvrb.variants import Runs, add_arguments, check_arguments, paired, per_query
+from evals.uvrb.variants import Scorer, add_arguments, check_arguments, paired, per_query
 from evals.uvrb.vectors import Vectors
 from gve_jax.distributed import hosts
 from gve_jax.distributed.sharding import local_mesh
@@ -58,7 +57,7 @@ SHOWN_PER_SET = 4  # queries of each set in the report
 
 
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
-    """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
+    """The command line. `load` opens an encoder by its name (default: a `GVE`)."""
     args = _parse(argv)
     load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
     hosts.check_same(_shared_options(args))
@@ -84,7 +83,7 @@ def _score(
     load: Callable[[str], Encoder],
     rival: tuple[dict, dict[str, PerQuery]] | None,
 ) -> None:
-    """All runs of the command, what they write, and what is printed."""
+    """Runs the command: scores all variants, writes the files, prints the tables."""
     started = time.perf_counter()
     opened: dict[str, RetrievalSet] = {}
     shown = {}  # examples of each set for the report, read while its media are available
@@ -95,31 +94,31 @@ def _score(
     with progress:
         source.ready(tasks)
         quarantine = _quarantine(args, tasks)
-        run = Runs(args, source, quarantine, progress, local_mesh())
+        scorer = Scorer(args, source, quarantine, progress, local_mesh())
         if args.embeddings:
             model = Vectors(args.embeddings, quarantine, source.total, args.normalize)
         else:
             model = Meter(load(args.model))
-        run.check(model)
+        scorer.check_sweeps(model)
         hosts.check_same({"model": dict(model.fingerprint), "items": source.total})
 
-        def look(found: RetrievalSet, one: Scored) -> None:
+        def add_examples(found: RetrievalSet, one: Scored) -> None:
             opened[found.task.name] = found
             if args.report and jax.process_index() == 0:
                 media = {path for example in one.examples for path in _media(found, example)}
-                found.files.fetch(media)  # of a set that was embedded, and discarded, before
+                found.files.fetch(media)  # if its set was embedded and removed earlier
                 shown[found.task.name] = report.examples(found, one, pictures)
 
-        scored = run.score(
-            "model", model, tasks, examples=SHOWN_PER_SET, depth=args.trec, then=look
+        scored = scorer.score(
+            "model", model, tasks, examples=SHOWN_PER_SET, depth=args.trec, then=add_examples
         )
         results = summary(args.model, model.fingerprint, scored)
-        results |= run.beyond(model, tasks, motion, scored, results)
+        results |= scorer.score_variants(model, tasks, motion, scored, results)
         del model
-        run.release()
+        scorer.release()
         if args.baseline:
             untrained = Meter(load(args.baseline))
-            others = run.score("untrained", untrained, tasks)
+            others = scorer.score("untrained", untrained, tasks)
             results["untrained"] = summary(args.baseline, untrained.fingerprint, others)
             results["untrained"]["paired"] = paired(scored, others)
     if jax.process_index():
@@ -130,9 +129,9 @@ def _score(
     results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
     results["seconds"] = round(time.perf_counter() - started, 1)
-    kept = write_results(args.output, results)
-    if removed := remove_stale(args.output, {*run.written, *kept}):
-        print(f"removed what an earlier command had left: {', '.join(removed)}")
+    written = {*scorer.written, *write_results(args.output, results)}
+    if removed := remove_stale(args.output, written):
+        print(f"removed files of an earlier command: {', '.join(removed)}")
     if rival is not None:
         theirs, others = rival
         check_same_ranking(results, theirs)
@@ -140,7 +139,7 @@ def _score(
             print(note)
         results["compared"] = {"b": theirs["model"], **compare(per_query(scored), others)}
         write_results(args.output, results)
-    # A file gets lines as wide as the tables: only a terminal has an end.
+    # Lines as wide as the tables unless a terminal limits them.
     print_results(results, Console(width=None if sys.stdout.isatty() else 140), args.published)
     print(quarantine.summary(source.total))
     if args.report:
@@ -151,7 +150,7 @@ def _score(
 
 
 def _shared_options(args: argparse.Namespace) -> dict:
-    """What all hosts must be asked for. Paths may differ; the model is compared by its weights."""
+    """Options that must be equal on all hosts. Paths may differ; models are compared by weights."""
     options = {
         name: value
         for name, value in vars(args).items()
@@ -162,9 +161,9 @@ def _shared_options(args: argparse.Namespace) -> dict:
 
 
 def _media(found: RetrievalSet, example: Example) -> list[Path]:
-    """What the report shows of an example."""
+    """Media of an example in the report."""
     query = found.queries[example.query]
-    videos = [found.corpus[place].video for place in (*example.documents, example.right)]
+    videos = [found.corpus[index].video for index in (*example.documents, example.right)]
     return [path for path in (query.image, query.video, *videos) if path]
 
 
@@ -188,9 +187,9 @@ def _source(args: argparse.Namespace, progress: Progress) -> Sets:
 
 
 def _quarantine(args: argparse.Namespace, tasks: Sequence[Task]) -> Quarantine:
-    """Host 0 writes it for all: they know the same failures.
+    """Host 0 writes it, since all hosts know the same failures.
 
-    Only this command's sets count: OUTPUT may hold others, whose items are not in its total."""
+    Counts only this command's sets: OUTPUT may contain others, whose items are not in its total."""
     prefixes = tuple(f"{task.name}." for task in tasks)
     path, first = args.output / "quarantine.jsonl", jax.process_index() == 0
     if first:
@@ -225,59 +224,42 @@ def _load_gve(name: str, limits: limits.Limits) -> Encoder:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    summary_line, _, rest = __doc__.partition("\n\n")
     parser = Parser(
         prog="python -m evals.uvrb",
-        description=f"{summary_line}\n\n{rest}",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", help="directory of the model; with --embeddings, its name")
-    parser.add_argument(
-        "--data", required=True, type=local_path, help="directory that holds UVRB/, or the archives"
+    add = parser.add_argument
+    add("--model", help="directory of the model; with --embeddings, its name")
+    text = "directory that contains UVRB/, or the archives"
+    add("--data", required=True, type=local_path, help=text)
+    add("--output", required=True, type=local_path, help="directory for the results")
+    add("--datasets", help="comma-separated sets (default: all sixteen)")
+    add("--embeddings", type=local_path, help="directory of vectors to score instead of a model")
+    add("--normalize", action="store_true", help="scale the vectors of --embeddings to unit length")
+    text = (
+        "documents that MS-TI and MS-TV are ranked against: the whole corpus, or each query's "
+        "candidates; the paper does not specify it (default: whole)"
     )
-    parser.add_argument(
-        "--output", required=True, type=local_path, help="where results are written"
-    )
-    parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
-    parser.add_argument("--embeddings", type=local_path, help="score the vectors in this directory")
-    parser.add_argument(
-        "--normalize", action="store_true", help="bring the vectors of --embeddings to unit length"
-    )
-    parser.add_argument(
-        "--moment-pool",
-        choices=POOLS,
-        default="whole",
-        help="rank MS-TI and MS-TV in the whole corpus, or each query in its own "
-        "candidates; the paper does not say which",
-    )
-    parser.add_argument(
-        "--cache", type=local_path, help="where archives are extracted; OUTPUT/sets"
-    )
-    parser.add_argument(
-        "--one-at-a-time",
-        action="store_true",
-        help="remove each extraction when its set is embedded",
-    )
-    parser.add_argument("--baseline", help="directory of the same model, untrained")
-    parser.add_argument("--report", type=local_path, help="HTML file to write")
-    parser.add_argument(
-        "--run", type=any_path, help="workdir of the training, for the report's curves"
-    )
-    parser.add_argument(
-        "--max-bad-share",
-        type=float,
-        default=0.05,
-        help="stop above this share of unreadable items",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="exit 1 unless the scores beat chance and controls"
-    )
+    add("--moment-pool", choices=POOLS, default="whole", help=text)
+    text = "directory for extracted archives (default: OUTPUT/sets)"
+    add("--cache", type=local_path, help=text)
+    text = "remove a set's extracted archive after embedding it"
+    add("--one-at-a-time", action="store_true", help=text)
+    add("--baseline", help="directory of the same model, untrained")
+    add("--report", type=local_path, help="HTML file to write")
+    text = "workdir of the training, for the curves in the report"
+    add("--run", type=any_path, help=text)
+    text = "stop if a larger share of items is unreadable (default: 0.05)"
+    add("--max-bad-share", type=float, default=0.05, help=text)
+    text = "exit with status 1 unless the scores beat chance and controls"
+    add("--check", action="store_true", help=text)
     add_arguments(parser)
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
     if not 0 <= args.max_bad_share <= 1:
-        parser.error(f"--max-bad-share is {args.max_bad_share}, it must be in 0..1")
+        parser.error(f"--max-bad-share {args.max_bad_share} must be in 0..1")
     if args.check and not (args.baseline and "shuffled" in args.control):
         parser.error("--check needs --baseline and --control")
     if args.embeddings:
@@ -286,7 +268,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                 parser.error(f"--{name} needs a model, not --embeddings")
         args.model = args.model or args.embeddings.resolve().name
     elif not args.model:
-        parser.error("--model is missing, or --embeddings")
+        parser.error("--model or --embeddings is required")
     elif args.normalize:
         parser.error("--normalize is for --embeddings")
     if args.run and not args.report:

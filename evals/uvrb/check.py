@@ -1,20 +1,20 @@
-"""What a trained model must show before its scores mean anything."""
+"""Requirements that the scores of a trained model must meet."""
 
 from collections.abc import Mapping
 
 from data.uvrb.tasks import MOTION
 from evals.uvrb.scores import ABILITIES
 
-OVER_CHANCE = 10  # AVG-D against chance
-OVER_UNTRAINED = 3  # AVG-D against the same model before training
+OVER_CHANCE = 10  # required ratio of AVG-D to chance
+OVER_UNTRAINED = 3  # required ratio of AVG-D to the untrained model
 
 
 def failures(results: Mapping) -> list[str]:
-    """One line for each requirement that `results.json` does not meet; empty when all are met.
+    """One line for each requirement that `results.json` does not meet.
 
     AVG-D is at least 10 times chance and 3 times the untrained model's, each ability beats both,
-    and the motion sets beat the same model shown each video's frames in shuffled order: otherwise
-    they would not test time. `results` holds all sets, `untrained` and `control`.
+    and the motion sets beat the same model with shuffled frames: otherwise they would not test
+    time. `results` contains all sets, `untrained` and `control`.
     """
     untrained, chance = results["untrained"], results["chance"]
     average = results["averages"]["AVG-D"]
@@ -23,9 +23,9 @@ def failures(results: Mapping) -> list[str]:
         "shuffled frames": results.get("controls", {}).get("shuffled", {}),
     }
     found = [
-        f"{name} cannot be compared with {other}: {why}"
+        f"{name} cannot be compared with {other}: {reason}"
         for other, run in runs.items()
-        for name, why in run.get("paired", {}).get("refused", {}).items()
+        for name, reason in run.get("paired", {}).get("refused", {}).items()
     ]
     for factor, name, other in (
         (OVER_CHANCE, "chance", chance["averages"]["AVG-D"]),

@@ -1,12 +1,12 @@
-"""Two models on the same queries: is one better, and how sure is that?
+"""Compares two models on the same queries:
 
     python -m evals.uvrb.compare A/results.json B/results.json [--output FILE.json]
 
-prints for each set and ability A's score less B's, its 95 % interval (paired bootstrap) and the
-p-value of no difference (sign flips of the queries' differences, all of them where they can be
-counted), for the sets also after Holm's correction over the sets. Reads the scores of the queries
-that `python -m evals.uvrb` writes beside results.json. Sets that differ between the two in their
-queries, documents, positives or candidates, or in what could not be read, are refused.
+prints for each set and ability A's score minus B's, its 95 % interval (paired bootstrap) and the
+p-value of no difference (sign flips of the queries' differences, enumerated if possible), for the
+sets also after Holm's correction over the sets. Reads the scores of the queries that `python -m
+evals.uvrb` writes next to results.json. Refuses sets whose queries, documents, positives,
+candidates or unreadable items differ.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from gve_jax.storage.filesystem import local_path
 
 
 def compare(a: Mapping[str, PerQuery], b: Mapping[str, PerQuery]) -> dict:
-    """A against B on the sets that both have.
+    """Compares A with B on their common sets.
 
     Returns:
       {"datasets": {SET: {"difference", "interval", "p", "exact", "p_holm", "better", "worse"}},
-      "abilities": {...}, "averages": {...}}; `better` and `worse` count queries. Abilities that
-      lack a set are absent.
+      "abilities": {...}, "averages": {...}}; `better` and `worse` count queries. Abilities
+      without all of their sets are absent.
 
     Raises:
       UserError: no common set, or a set whose queries or metric differ.
@@ -70,52 +70,52 @@ def compare_runs(
     records: tuple[Mapping[str, Mapping], Mapping[str, Mapping]],
     scores: tuple[Mapping[str, PerQuery], Mapping[str, PerQuery]],
 ) -> dict:
-    """Two runs of one command: `compare` on the sets that both ranked alike.
+    """Compares two runs of one command on the sets that both ranked equally.
 
     Args:
-      records: of both runs, the sets as `results.json` holds them.
-      scores: of both runs, the scores of the queries.
+      records: the sets' records of `results.json`, of both runs.
+      scores: the scores of the queries, of both runs.
 
     Returns:
-      As `compare`, with `refused: {SET: why}`, such as a document that one run could not read.
+      As `compare`, with `refused: {SET: reason}`, such as a document that one run could not read.
     """
     one, other = records
-    found = {name: left_out(one[name], other[name]) for name in other}
-    refused = {name: why for name, why in found.items() if why is not None}
-    a, b = ({name: side[name] for name in found if name not in refused} for side in scores)
+    reasons = {name: left_out(one[name], other[name]) for name in other}
+    refused = {name: reason for name, reason in reasons.items() if reason is not None}
+    a, b = ({name: side[name] for name in reasons if name not in refused} for side in scores)
     nothing = {"datasets": {}, "abilities": {}, "averages": {}}
     return (compare(a, b) if a else nothing) | {"refused": refused}
 
 
 def check_same_ranking(one: Mapping, other: Mapping) -> None:
-    """Two results that may be compared have a set in common, and the same queries, documents,
-    positives and candidates in it, and could not read the same of them.
+    """Checks that two results have a common set, with equal queries, documents, positives,
+    candidates and unreadable items.
 
     Raises:
-      UserError: no common set; a set that differs, and in what.
+      UserError: no common set; a set that differs, with the difference.
     """
     common = [name for name in one["datasets"] if name in other["datasets"]]
     if not common:
         raise UserError("the two have no set in common")
     for name in common:
-        if why := difference(one, other, name):
-            raise UserError(f"{name}: {why}; these scores are not comparable")
+        if reason := difference(one, other, name):
+            raise UserError(f"{name}: {reason}; these scores are not comparable")
 
 
 def media_note(one: Mapping, other: Mapping) -> str | None:
-    """Of which common sets the content of the media could not be compared, as a line."""
+    """A line that names common sets whose media could not be compared."""
     common = [name for name in one["datasets"] if name in other["datasets"]]
     names = [name for name in common if unknown_media(one, other, name)]
     if not names:
         return None
-    return f"content of the media not compared, known of one side only: {', '.join(names)}"
+    return f"content of the media not compared, known for one side only: {', '.join(names)}"
 
 
 def load(results: Path) -> tuple[dict, dict[str, PerQuery]]:
-    """The results and the scores of their queries, from a results.json or the folder it is in.
+    """Reads results and the scores of their queries, from a results.json or its folder.
 
     Raises:
-      UserError: a file that is missing, damaged or of another evaluation.
+      UserError: a file is missing, damaged or from another evaluation.
     """
     results = results / "results.json" if results.is_dir() else results
     try:
@@ -135,14 +135,14 @@ def load(results: Path) -> tuple[dict, dict[str, PerQuery]]:
         expected = record["datasets"][name].get("score")
         if expected is not None and abs(one.score.mean() - expected) > 1e-9:
             raise UserError(
-                f"{folder / name}.npz: of another evaluation than {results}, which has a score of "
-                f"{expected:.4f}; repeat the command of evals.uvrb that wrote them"
+                f"{folder / name}.npz: from another evaluation than {results}, which has a score "
+                f"of {expected:.4f}; repeat the command of evals.uvrb that wrote them"
             )
     return record, scores
 
 
 def print_comparison(found: Mapping, a: str, b: str, console: Console) -> None:
-    """The table of sets, then of abilities."""
+    """Prints the tables of sets and of abilities."""
     table = Table(title=escape(f"{a}  −  {b}"), title_justify="left")
     table.add_column("")
     for column in ("difference", "95 %", "better", "worse", "p", "p (Holm)"):
@@ -171,16 +171,15 @@ def p_value(p: float | None) -> str:
 
 def _first_difference(one: np.ndarray, other: np.ndarray) -> str:
     if len(one) != len(other):
-        return f"{len(one)} and {len(other)} of them"
-    place = int(np.flatnonzero(one != other)[0])
-    return f"number {place + 1} is {str(one[place])!r} and {str(other[place])!r}"
+        return f"{len(one)} and {len(other)} queries"
+    index = int(np.flatnonzero(one != other)[0])
+    return f"number {index + 1} is {str(one[index])!r} and {str(other[index])!r}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    summary_line, _, rest = __doc__.partition("\n\n")
     parser = Parser(
         prog="python -m evals.uvrb.compare",
-        description=f"{summary_line}\n\n{rest}",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("a", type=local_path, metavar="A", help="results.json of one model")
@@ -195,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_comparison(found, a["model"], b["model"], Console())
     missing = sorted(set(one) ^ set(other))
     if missing:
-        print(f"not compared, scored for one of the two only: {', '.join(missing)}")
+        print(f"not compared, scored for one model only: {', '.join(missing)}")
     if args.output:
         write_json(args.output, found)
 

@@ -1,8 +1,8 @@
-"""What a score has cost: seconds in the model, tokens, bytes of media and of embeddings.
+"""The cost of a score: seconds in the model, tokens, bytes of media and of embeddings.
 
-Embeddings are kept, so a command that resumes embeds less than the set has. OUTPUT/cost.json adds
-up what all commands have spent on each set (of several hosts, the first one's part). It is written
-after each set: what a killed command had spent on its unfinished set is not in it.
+Embeddings are stored, so a command that resumes embeds only a part of a set. OUTPUT/cost.json sums
+the costs of all commands for each set (on host 0 only). It is written after each set, so the cost
+of a set that was not finished before a kill is not included.
 """
 
 import json
@@ -23,10 +23,9 @@ GB = 1e9
 
 
 class Meter:
-    """An encoder that counts: `spent` holds items, seconds and tokens of all calls so far.
+    """Wraps an encoder; `spent` has the items, seconds and tokens of all calls so far.
 
-    Tokens are known where the encoder has `tokens_encoded`, else None. All other attributes are
-    the encoder's.
+    Tokens are None unless the encoder has `tokens_encoded`. All other attributes are the encoder's.
     """
 
     def __init__(self, model: Encoder):
@@ -39,9 +38,9 @@ class Meter:
     def encode_valid(
         self, inputs: Sequence[dict], ids: Sequence[str], quarantine: Quarantine
     ) -> tuple[np.ndarray, np.ndarray]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         result = self.model.encode_valid(inputs, ids=ids, quarantine=quarantine)
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - start
         self.items += len(inputs)
         return result
 
@@ -52,7 +51,7 @@ class Meter:
 
 
 class Ledger:
-    """What all commands with one OUTPUT have spent, by run (`model`, `untrained`, ...) and set.
+    """Costs of all commands with one OUTPUT, by run (`model`, `untrained`, ...) and set.
 
     Raises:
       UserError: OUTPUT/cost.json is damaged.
@@ -70,26 +69,26 @@ class Ledger:
                 raise UserError(f"{path}: unreadable costs ({error}); delete it") from error
 
     def add(self, label: str, name: str, before: Mapping, after: Mapping) -> dict:
-        """The sum for a run and a set, this command's `after` less `before` in it."""
+        """Adds `after` minus `before` to the costs of a run and a set; returns their sum."""
         sums = self._spent.setdefault(label, {}).setdefault(name, {})
         for key, value in after.items():
             new = None if value is None else value - before[key]
             old = sums.get(key, 0)
-            # Unknown once is unknown for good: half a count would look like a count.
-            sums[key] = (
-                None
-                if None in (new, old) and after["items"] > before["items"]
-                else (old if new is None else (old or 0) + new)
-            )
+            if None in (new, old) and after["items"] > before["items"]:
+                sums[key] = None  # a sum without the unknown part would be wrong
+            elif new is not None:
+                sums[key] = (old or 0) + new
+            else:
+                sums[key] = old
         if jax.process_index() == 0:
             write_json(self.path, self._spent)
         return {**sums, "embed_seconds": round(sums["embed_seconds"], 3)}
 
 
 def sizes(found: RetrievalSet, sides: Sequence[Side]) -> dict[str, float | None]:
-    """GB of the distinct media of a set, and of its embeddings as they lie on disk.
+    """GB of the distinct media of a set, and of its embeddings on disk.
 
-    The media are None where they are not on disk any more, as those of an archive.
+    `media_gb` is None if media are no longer on disk, such as those of a removed extraction.
     """
     media = {one.video for one in found.corpus}
     media |= {medium for query in found.queries for medium in (query.image, query.video) if medium}
@@ -104,7 +103,7 @@ def sizes(found: RetrievalSet, sides: Sequence[Side]) -> dict[str, float | None]
 
 
 def _bytes(path: Path) -> int:
-    """Of a file, or of the frames in a folder."""
+    """Size of a file, or of the frames in a folder."""
     if path.is_dir():
         return sum(one.stat().st_size for one in path.iterdir())
     return path.stat().st_size

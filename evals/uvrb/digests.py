@@ -1,9 +1,9 @@
-"""What a score was computed on: digests of a set, and whether two scores may be compared.
+"""Digests of a scored set, and whether two scores are comparable.
 
-`results.json` holds `digests: {SET: {"queries", "corpus", "positives", "candidates", "media"}}`,
-and in the record of each set `left_out: {"queries": [ids], "documents": [ids]}`, what could not be
-read. Two models are compared on a set only where all of it is equal: equal counts do not make equal
-sets, and who lacks some documents has an easier one.
+`results.json` contains `digests: {SET: {"queries", "corpus", "positives", "candidates", "media"}}`,
+and in the record of each set the unreadable items, `left_out: {"queries": [ids], "documents":
+[ids]}`. Two models are compared on a set only if all of these are equal: equal counts do not make
+equal sets, and a set without some documents is easier.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.uvrb.reader import RetrievalSet
 
-# What a digest is of, as messages say it.
+# What a digest covers, for messages.
 _WHAT = {
     "queries": "the ids or texts of the queries",
     "corpus": "the ids of the documents",
@@ -23,38 +23,37 @@ _WHAT = {
 
 
 def set_digests(found: RetrievalSet, content: Callable[[Path], str] | None) -> dict:
-    """Digests of a set as it is ranked, whatever the order of its files.
+    """Digests of a set as it is ranked, independent of the order of its files.
 
     Args:
       found: the set.
-      content: the digest of a medium; None where the media are not read, as with vectors that were
-        made elsewhere. `media` is then None.
+      content: digest of a medium; None if media are not read, as with imported vectors. `media` is
+        then None.
     """
-    queries, candidates = found.queries, found.candidates
-
-    def named(path: Path | None) -> str | None:
-        return None if path is None else content(path)
-
+    queries, pools = found.queries, None
+    if found.candidates is not None:
+        pools = zip(queries, found.candidates, strict=True)
+        pools = _digest([query.id, *sorted(pool)] for query, pool in pools)
     media = None
     if content is not None:
-        shown = [["query", q.id, named(q.image), named(q.video)] for q in queries]
-        media = _digest(shown + [["document", d.id, content(d.video)] for d in found.corpus])
+        rows = [["document", document.id, content(document.video)] for document in found.corpus]
+        for query in queries:
+            paths = query.image, query.video
+            rows.append(["query", query.id, *(path and content(path) for path in paths)])
+        media = _digest(rows)
     return {
         "queries": _digest([query.id, query.text] for query in queries),
         "corpus": _digest([document.id] for document in found.corpus),
         "positives": _digest([query.id, *sorted(query.positives)] for query in queries),
-        "candidates": candidates
-        and _digest(
-            [query.id, *sorted(pool)] for query, pool in zip(queries, candidates, strict=True)
-        ),
+        "candidates": pools,
         "media": media,
     }
 
 
 def difference(one: Mapping, other: Mapping, name: str) -> str | None:
-    """Why two results cannot be compared on a set, as a clause; None if they can.
+    """The reason why two results cannot be compared on a set, as a clause; None if they can.
 
-    Media whose content is not known of one side are not compared.
+    Media are compared only if both sides know their content.
     """
     pools = [results.get("pools", {}).get(name) for results in (one, other)]
     if pools[0] != pools[1]:
@@ -64,27 +63,24 @@ def difference(one: Mapping, other: Mapping, name: str) -> str | None:
         return f"one was ranked among {sizes[0]} documents, the other among {sizes[1]}"
     digests = [results.get("digests", {}).get(name) for results in (one, other)]
     if None in digests:
-        which = (
-            "both" if digests[0] == digests[1] else "the first" if not digests[0] else "the other"
-        )
+        one_side = "the other result has" if digests[0] else "the first result has"
+        which = "both results have" if digests[0] == digests[1] else one_side
         return (
-            f"{which} of the results have no digests of the set, as those before version 0.2.0; "
-            "repeat the command of evals.uvrb that wrote them: its embeddings are kept, and only "
-            "ranks are computed again"
+            f"{which} no digests of the set, since a version before 0.2.0 wrote it; repeat that "
+            "command of evals.uvrb: it reuses its embeddings and only ranks again"
         )
     for field, what in _WHAT.items():
         if digests[0].get(field) != digests[1].get(field):
             return f"{what} differ"
-    if lost := left_out(one["datasets"][name], other["datasets"][name]):
-        return lost
+    if reason := left_out(one["datasets"][name], other["datasets"][name]):
+        return reason
     media = [digest.get("media") for digest in digests]
-    return (
-        "the content of the media differs" if None not in media and media[0] != media[1] else None
-    )
+    differ = None not in media and media[0] != media[1]
+    return "the content of the media differs" if differ else None
 
 
 def left_out(one: Mapping, other: Mapping) -> str | None:
-    """What of a set could not be read in one of two runs only, as a clause; None if nothing."""
+    """Items of a set that only one of two runs could read, as a clause; None without any."""
     for kind in ("documents", "queries"):
         lists = [record.get("left_out", {}).get(kind, []) for record in (one, other)]
         if odd := sorted(set(lists[0]) ^ set(lists[1])):

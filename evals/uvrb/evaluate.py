@@ -39,19 +39,19 @@ RULES = (
     "Chance is the expected score of a random order of the same corpus.",
     "Intervals hold 95 % of the scores of 10,000 resamples of the queries.",
 )
-# Beside the set's own metric, of each set and of each query.
-ALSO = ("hit_rate@1", "hit_rate@10", "precision@1", "recall@10", "ndcg@10", "mrr")
+# Computed for each set and query in addition to the set's own metric.
+METRICS = ("hit_rate@1", "hit_rate@10", "precision@1", "recall@10", "ndcg@10", "mrr")
 SHOWN = 3  # documents of an example
 
 
 @dataclass(frozen=True)
 class Example:
-    """A query to look at: the corpus indices of its best documents, and where the right one is.
+    """A query to show, with its best documents.
 
     query: index in the set's queries.
     documents: indices in the set's corpus, best first.
     rank, right: rank and corpus index of the best positive.
-    success: whether the set's metric counts the query as found.
+    success: whether the set's metric counts the query as a hit.
     """
 
     query: int
@@ -63,8 +63,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Scored:
-    """One set scored: its record for `results.json`, the score of each query, a few queries to look
-    at, the best documents of all (None when not asked for), and digests of the set."""
+    """The scores of one set: its record for `results.json`, the score of each query, a few queries
+    to show, the best documents of all queries (None unless requested), and digests of the set."""
 
     record: dict
     per_query: PerQuery
@@ -89,18 +89,18 @@ def score_set(
     Args:
       found: the set.
       embedder: the model and its embeddings.
-      advance: called with the number of further items done.
+      advance: called with the number of items just embedded.
       frame_order: "shuffled" for the control, in every video of queries and corpus.
-      prepare: gives the files to embed in the place of the documents' videos.
-      examples: how many queries to return for people to look at.
-      depth: how many documents of each query the run holds; 0 makes none.
+      prepare: maps the documents' videos to the files to embed instead.
+      examples: number of queries to return for the report.
+      depth: documents of each query in the TREC run; 0 for no run.
       mesh: devices for the ranking; see `rank_positives`.
 
     Raises:
-      UserError: see `Embedder.embed`; also a set without one readable document or query.
+      UserError: see `Embedder.embed`; also a set without any readable document or query.
     """
     task, start = found.task, time.perf_counter()
-    items = [query_item(found, place, frame_order) for place in range(len(found.queries))]
+    items = [query_item(found, index, frame_order) for index in range(len(found.queries))]
     queries = embedder.embed(f"{task.name}.queries", [q.id for q in found.queries], items, advance)
     videos = [document.video for document in found.corpus]
     if prepare is not None:
@@ -116,13 +116,15 @@ def score_set(
     if widths[0] != widths[1]:
         raise UserError(f"{task.name}: queries have {widths[0]} dimensions, documents {widths[1]}")
 
-    asked, kept = np.flatnonzero(queries.valid), np.flatnonzero(corpus.valid)
-    ids = [found.corpus[place].id for place in kept]
-    place_of = {id: place for place, id in enumerate(ids)}
-    positives = [
-        [place_of[id] for id in found.queries[query].positives if id in place_of] for query in asked
-    ]
-    began = time.perf_counter()
+    valid, kept = np.flatnonzero(queries.valid), np.flatnonzero(corpus.valid)
+    ids = [found.corpus[index].id for index in kept]
+    index_of = {id: index for index, id in enumerate(ids)}
+
+    def indices(documents: Sequence[str]) -> list[int]:
+        return [index_of[id] for id in documents if id in index_of]
+
+    positives = [indices(found.queries[query].positives) for query in valid]
+    ranking_start = time.perf_counter()
     vectors = [
         cosine_rows(side.vectors, f"{task.name}.{name}")
         for side, name in ((queries, "queries"), (corpus, "corpus"))
@@ -131,47 +133,47 @@ def score_set(
     if found.candidates is None:
         ranks = rank_positives(*vectors, positives, ids, mesh=mesh)
     else:
-        pools = [
-            [place_of[id] for id in found.candidates[query] if id in place_of] for query in asked
-        ]
-        # A query that all candidates were lost of has no positive either: it scores zero.
-        ranks = rank_candidates(
-            *vectors, [pool or [0] for pool in pools], positives, ids, mesh=mesh
-        )
-    shown = _choose(task, ranks, examples)
-    listed = list(range(len(asked))) if depth else shown
+        pools = [indices(found.candidates[query]) for query in valid]
+        # A query without any readable candidate has no positive either, so it scores zero.
+        candidates = [pool or [0] for pool in pools]
+        ranks = rank_candidates(*vectors, candidates, positives, ids, mesh=mesh)
+    shown = _choose_examples(task, ranks, examples)
+    listed = list(range(len(valid))) if depth else shown
     best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh, ranks)
     first, success = first_rank(ranks), evaluate(task.metric, ranks) > 0
     picked = tuple(
         Example(
-            query=int(asked[query]),
-            documents=tuple(kept[best[place][:SHOWN]].tolist()),
+            query=int(valid[query]),
+            documents=tuple(kept[best[row][:SHOWN]].tolist()),
             rank=int(first[query]),
             right=int(kept[_best_positive(ranks, query)]),
             success=bool(success[query]),
         )
-        for query, place in zip(shown, shown if depth else range(len(shown)), strict=True)
+        for query, row in zip(shown, shown if depth else range(len(shown)), strict=True)
     )
     run = None
     if depth:
         best, cosines = [row[:depth] for row in best], [row[:depth] for row in cosines]
-        run = _run(found, asked, ids, positives, best, cosines)
-    rank_seconds = time.perf_counter() - began
+        run = _trec_run(found, valid, ids, positives, best, cosines)
+    rank_seconds = time.perf_counter() - ranking_start
 
-    # From here on all queries count, those that could not be asked too.
+    # From here on all queries count, including the unreadable ones.
     sizes = ranks.corpus
     if ranks.candidates is not None:
         sizes = np.ones(len(found.queries), int)
-        sizes[asked] = ranks.candidates
-    ranks = replace(ranks, query=asked[ranks.query], queries=len(found.queries), candidates=None)
+        sizes[valid] = ranks.candidates
+    ranks = replace(ranks, query=valid[ranks.query], queries=len(found.queries), candidates=None)
     count = np.bincount(ranks.query, minlength=ranks.queries)
     per_query = PerQuery(
         ids=np.array([query.id for query in found.queries]),
         metric=task.metric,
         score=evaluate(task.metric, ranks),
         first_rank=first_rank(ranks),
-        metrics={name: evaluate(name, ranks) for name in ALSO},
+        metrics={name: evaluate(name, ranks) for name in METRICS},
     )
+    median = median_rank(ranks)
+    metrics = {name: _mean(values) for name, values in per_query.metrics.items()}
+    metrics["median_rank"] = median if np.isfinite(median) else None
     record = {
         "metric": task.label,
         "score": _mean(per_query.score),
@@ -180,16 +182,15 @@ def score_set(
         "queries": len(found.queries),
         "corpus": len(found.corpus),
         "pessimistic": _mean(evaluate(task.metric, ranks.worst())),
-        "metrics": {name: _mean(values) for name, values in per_query.metrics.items()}
-        | {"median_rank": _finite(median_rank(ranks))},
+        "metrics": metrics,
         "quarantined": {
             "queries": int((~queries.valid).sum()),
             "documents": int((~corpus.valid).sum()),
-            "queries_without_positives": int((count[asked] == 0).sum()),
+            "queries_without_positives": int((count[valid] == 0).sum()),
         },
         "left_out": {
-            "queries": _lost(found.queries, queries),
-            "documents": _lost(found.corpus, corpus),
+            "queries": _unreadable(found.queries, queries),
+            "documents": _unreadable(found.corpus, corpus),
         },
         "cost": {"rank_seconds": round(rank_seconds, 3), **cost.sizes(found, (queries, corpus))},
         "seconds": round(time.perf_counter() - start, 2),
@@ -200,8 +201,8 @@ def score_set(
 def summary(model: str, fingerprint: Mapping, scored: Mapping[str, Scored]) -> dict:
     """One model's part of `results.json`: its sets, the abilities and both averages.
 
-    `chance` holds the abilities and averages of the sets' chance values, `intervals` the 95 %
-    intervals of the model's own, from resamples of the queries of each set.
+    `chance` contains the abilities and averages of the sets' chance values, `intervals` the 95 %
+    intervals of the model's, from resamples of the queries of each set.
     """
     datasets = {name: one.record for name, one in scored.items()}
     scores = {name: record["score"] for name, record in datasets.items()}
@@ -222,9 +223,9 @@ def summary(model: str, fingerprint: Mapping, scored: Mapping[str, Scored]) -> d
     }
 
 
-def query_item(found: RetrievalSet, place: int, frame_order: str = "forward") -> dict:
+def query_item(found: RetrievalSet, index: int, frame_order: str = "forward") -> dict:
     """The item of a query: its content and the set's instruction (documents carry none)."""
-    query = found.queries[place]
+    query = found.queries[index]
     content = {"text": query.text, "image": query.image, "video": query.video}
     item = {key: str(value) for key, value in content.items() if value}
     return _with_order(item | {"instruction": found.task.instruction}, frame_order)
@@ -245,8 +246,8 @@ def _best(
     mesh: Mesh | None,
     ranks: Ranks,
 ) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
-    """Corpus indices and cosines of the k best documents of some queries, of its pool each, in the
-    order that `ranks` counted."""
+    """Corpus indices and cosines of the k best documents of the `listed` queries, from each query's
+    pool if it has one, in the order that `ranks` counted."""
     if not listed:
         return [], []
     order = id_order(ids)
@@ -256,7 +257,7 @@ def _best(
     best, cosines = [], []
     for query in listed:
         pool = np.array(pools[query], np.int64)
-        # Row by row, so that equal vectors have equal cosines wherever they stand.
+        # Row by row, so that equal vectors have equal cosines at any position.
         scores = (corpus[pool] * queries[query]).sum(axis=1, dtype=np.float32)
         sorted_ = np.lexsort((-order[pool], -scores))
         best.append(pool[sorted_])
@@ -264,25 +265,25 @@ def _best(
     return ranked_lists(ranks, listed, best, cosines, order, k)
 
 
-def _run(
+def _trec_run(
     found: RetrievalSet,
-    asked: np.ndarray,
+    queries: np.ndarray,
     ids: Sequence[str],
     positives: Sequence[Sequence[int]],
     best: Sequence[np.ndarray],
     cosines: Sequence[np.ndarray],
 ) -> Run:
-    """The best documents of each asked query with ids for indices."""
+    """The best documents of some queries, by id."""
     relevant = {query.id: query.positives for query in found.queries}
-    for query, left in zip(asked, positives, strict=True):
-        if left:  # else the query keeps what cannot be found, and scores zero
-            relevant[found.queries[query].id] = [ids[place] for place in left]
-    names = [found.queries[query].id for query in asked]
-    return Run(names, [[ids[place] for place in row] for row in best], cosines, relevant)
+    for query, readable in zip(queries, positives, strict=True):
+        if readable:  # else the query keeps positives that cannot be retrieved, and scores zero
+            relevant[found.queries[query].id] = [ids[index] for index in readable]
+    names = [found.queries[query].id for query in queries]
+    return Run(names, [[ids[index] for index in row] for row in best], cosines, relevant)
 
 
-def _choose(task: Task, ranks: Ranks, count: int) -> list[int]:
-    """Queries to show, drawn at random by the set's name: failures first, half of them at most."""
+def _choose_examples(task: Task, ranks: Ranks, count: int) -> list[int]:
+    """Queries to show, drawn with the set's name as seed: failures first, at most half."""
     success = evaluate(task.metric, ranks) > 0
     ranked = np.unique(ranks.query)
     shuffled = np.random.default_rng(list(task.name.encode())).permutation(ranked)
@@ -293,18 +294,13 @@ def _choose(task: Task, ranks: Ranks, count: int) -> list[int]:
 
 
 def _best_positive(ranks: Ranks, query: int) -> int:
-    own = np.flatnonzero(ranks.query == query)
-    return int(ranks.document[own[np.argmin(ranks.rank[own])]])
+    rows = np.flatnonzero(ranks.query == query)
+    return int(ranks.document[rows[np.argmin(ranks.rank[rows])]])
 
 
-def _lost(entries: Sequence[Query | Document], side: Side) -> list[str]:
-    """The ids of what could not be read."""
-    return [entry.id for entry, there in zip(entries, side.valid, strict=True) if not there]
+def _unreadable(entries: Sequence[Query | Document], side: Side) -> list[str]:
+    return [entry.id for entry, valid in zip(entries, side.valid, strict=True) if not valid]
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

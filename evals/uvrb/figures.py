@@ -1,7 +1,7 @@
 """The report's figures as inline SVG, drawn with matplotlib.
 
-Colours are CSS variables of the page, so that one drawing reads well on light and on dark: each
-name below is drawn as a colour that nothing else uses and replaced in the SVG.
+Colours are CSS variables of the page, for light and dark mode: each name below is drawn in a unique
+placeholder colour that is replaced in the SVG.
 """
 
 import html
@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from evals.uvrb.scores import ABILITIES
 
 _COLOURS = {
-    name: f"#0f{place:02x}ed"
-    for place, name in enumerate(
+    name: f"#0f{number:02x}ed"
+    for number, name in enumerate(
         ("ink", "muted", "grid", "model", "untrained", "shuffled", "right", "wrong")
     )
 }
@@ -44,7 +44,7 @@ _STYLE = {
     "ytick.labelcolor": _COLOURS["muted"],
     "legend.frameon": False,
 }
-_COLUMN = 9.2  # inches; the page's column
+_COLUMN = 9.2  # width of the page's column in inches
 SMOOTH = 0.05  # share of a run that a smoothed line averages over
 
 
@@ -85,7 +85,7 @@ def scores_by_set(
         axes.plot(
             chance, rows, "|", ms=15, mew=2, color=_COLOURS["ink"], clip_on=False, label="chance"
         )
-        for row, score in zip(rows, scores, strict=True):  # in a column: marks are never under it
+        for row, score in zip(rows, scores, strict=True):  # in a column, clear of the marks
             axes.text(1.1, row, f"{score:.3f}", va="center", ha="right", fontsize=9)
         axes.set_yticks(rows, [f"{name}  ({datasets[name]['metric']})" for name in names])
         axes.tick_params(axis="y", labelcolor=_COLOURS["ink"], length=0)
@@ -94,18 +94,14 @@ def scores_by_set(
         axes.grid(axis="y", visible=False)
         handles, labels = axes.get_legend_handles_labels()
         first = labels.index("this model")
-        order = [first, *(place for place in range(len(labels)) if place != first)]
-        figure.legend(
-            [handles[place] for place in order],
-            [labels[place] for place in order],
-            loc="outside upper left",
-            ncols=6,
-        )
+        for entries in (handles, labels):
+            entries.insert(0, entries.pop(first))
+        figure.legend(handles, labels, loc="outside upper left", ncols=6)
         return _svg(figure, "Score of each set beside chance and controls")
 
 
 def differences(datasets: Mapping[str, Mapping], title: str) -> str:
-    """A point and an interval for each set's difference, on both sides of a line at none."""
+    """A point and an interval for each set's difference, with a line at zero."""
     names = list(datasets)[::-1]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_COLUMN, 0.7 + 0.3 * len(names)), layout="constrained")
@@ -126,7 +122,7 @@ def differences(datasets: Mapping[str, Mapping], title: str) -> str:
 
 
 def curves(series: Mapping[str, Sequence[tuple]], label: str) -> str:
-    """A small panel each: `{name: [(x, score, (low, high)), ...]}`, x on a scale of doublings."""
+    """A small panel for each of `{name: [(x, score, (low, high)), ...]}`, with log2 x axes."""
     columns = min(4, len(series))
     rows = -(-len(series) // columns)
     with matplotlib.rc_context(_STYLE):
@@ -150,7 +146,7 @@ def curves(series: Mapping[str, Sequence[tuple]], label: str) -> str:
 
 
 def heat_maps(panels: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
-    """Correlations [N, N], -1 to 1, of each panel: the stronger the colour the further from 0."""
+    """A panel for each matrix [N, N] of correlations; the colour is stronger further from 0."""
     with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
         size = (_COLUMN * 1.25, 0.2 + 1.15 * _COLUMN / len(panels))
         figure = Figure(figsize=size, layout="constrained")
@@ -161,24 +157,10 @@ def heat_maps(panels: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
                 value = values[row, column]
                 if column > row:
                     continue
-                axes.bar(
-                    column,
-                    0.94,
-                    0.94,
-                    row - 0.47,
-                    lw=0,
-                    alpha=0.7 * abs(value),
-                    color=_COLOURS["model" if value > 0 else "wrong"],
-                )
+                colour = _COLOURS["model" if value > 0 else "wrong"]
                 text = f"{value:.2f}".replace("0.", ".").replace("-", "−")
-                axes.text(
-                    column,
-                    row,
-                    "1" if row == column else text,
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                )
+                text = "1" if row == column else text
+                _cell(axes, column, row, 0.94, colour, 0.7 * abs(value), text)
             axes.set_title(title)
             axes.set_xticks(range(len(names)), names, rotation=90)
             axes.set_yticks(range(len(names)), names)
@@ -198,8 +180,8 @@ def radar(sides: Mapping[str, Mapping[str, float | None]]) -> str:
         axes.set_theta_direction(-1)
         others = iter(("shuffled", "right"))
         for name, values in sides.items():
-            own = {"chance": "ink", "model": "model", "untrained": "untrained"}.get(name)
-            colour = _COLOURS[own or next(others)]
+            fixed = {"chance": "ink", "model": "model", "untrained": "untrained"}.get(name)
+            colour = _COLOURS[fixed or next(others)]
             radius = np.array([values[ability] or 0.0 for ability in ABILITIES])
             closed = np.append(angles, angles[0]), np.append(radius, radius[0])
             line = ":" if name == "chance" else "-"
@@ -219,7 +201,7 @@ def radar(sides: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def rim(sides: Mapping[str, Mapping[str, float | None]]) -> float:
-    """The score at the rim of the radar plot: the highest one, rounded up to a fifth."""
+    """The score at the rim of the radar plot: the highest score, rounded up to a fifth."""
     highest = max(value or 0.0 for values in sides.values() for value in values.values())
     return max(1, int(np.ceil(round(5 * highest, 6)))) / 5
 
@@ -263,7 +245,7 @@ def loss_by_source(lines: Sequence[Mapping]) -> str:
         highest = 0.0
         for axes, key in zip(grid.flat, keys, strict=False):
             steps, values = _series(lines, key)
-            # Dots too: a source that was drawn once has no line.
+            # With dots, since a source that was drawn once has no line.
             axes.plot(steps, values, ".-", ms=3, lw=0.8, color=_COLOURS["model"], alpha=0.3)
             axes.plot(steps, _smooth(values), lw=1.6, color=_COLOURS["model"])
             axes.set_title(key.removeprefix("loss/"), fontsize=9)
@@ -278,11 +260,11 @@ def loss_by_source(lines: Sequence[Mapping]) -> str:
 def curriculum(
     stages: Sequence[Mapping], losses: Sequence[Mapping[str, float]] | None = None
 ) -> str:
-    """P, what is sampled, R, the measured alignment, and the loss, by source and stage.
+    """P (share of batches), R (measured alignment) and loss, by source and stage.
 
     Args:
-      stages: their records.
-      losses: the mean loss by source of each stage; None leaves that panel out.
+      stages: records of the stages.
+      losses: the mean loss by source of each stage; None for no panel.
     """
     sources = list(stages[0]["P"])
     panels = [
@@ -299,16 +281,8 @@ def curriculum(
             most = max(np.nanmax(values, initial=0), 1e-9)
             for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
                 value = values[row, column]
-                axes.bar(
-                    column,
-                    0.92,
-                    0.96,
-                    row - 0.46,
-                    color=_COLOURS["model"],
-                    alpha=0.75 * max(value, 0) / most,
-                    lw=0,
-                )
-                axes.text(column, row, form.format(value), ha="center", va="center", fontsize=8)
+                alpha = 0.75 * max(value, 0) / most
+                _cell(axes, column, row, 0.92, _COLOURS["model"], alpha, form.format(value))
             axes.set_title(title)
             axes.set_xticks(range(len(stages)), [_stage_label(s) for s in stages], fontsize=8)
             axes.set_yticks(range(len(sources)), sources)
@@ -319,12 +293,18 @@ def curriculum(
         return _svg(figure, "The curriculum: P and R by source and stage")
 
 
+def _cell(axes: Axes, column: int, row: int, size: float, colour, alpha: float, text: str) -> None:
+    """A coloured cell of a table with a text."""
+    axes.bar(column, size, size, row - size / 2, color=colour, alpha=alpha, lw=0)
+    axes.text(column, row, text, ha="center", va="center", fontsize=8)
+
+
 def _stage_label(stage: Mapping) -> str:
     return f"step {stage['first_step']}\nσ {stage['sigma']:.2f}"
 
 
 def _stages(axes: Axes, lines: Sequence[Mapping]) -> None:
-    """A dashed line where a stage begins."""
+    """A dashed line at the start of each stage."""
     steps, numbers = _series(lines, "stage")
     for step in steps[1:][np.diff(numbers) != 0]:
         axes.axvline(step, color=_COLOURS["muted"], lw=0.8, ls=(0, (3, 3)))
@@ -336,7 +316,7 @@ def _series(lines: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Moving average; near the ends over what there is."""
+    """Moving average; shorter windows near the ends."""
     width = max(1, round(SMOOTH * len(values)))
     kernel = np.ones(2 * width + 1)
     known = np.convolve(np.ones(len(values)), kernel)[width : width + len(values)]
@@ -350,7 +330,7 @@ def _svg(figure: Figure, title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Ids of groups repeat between figures; those that are referred to are hashes of the content.
+    # Ids of groups repeat between figures; ids that are referenced are hashes of their content.
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)
     for name, colour in _COLOURS.items():
         text = text.replace(colour, f"var(--{name})")

@@ -1,4 +1,4 @@
-"""The files of an evaluation, and what is printed of it."""
+"""The files of an evaluation, and its printed tables."""
 
 import contextlib
 import time
@@ -20,8 +20,8 @@ from gve_jax.storage.files import write_json
 
 
 def write_scored(output: Path, label: str, scored: Mapping[str, Scored]) -> list[Path]:
-    """The scores of the queries of one run, and the run and qrels where there are any; the files
-    that were written."""
+    """Writes the scores of the queries of one run, and TREC run and qrels if there are any; returns
+    the written files."""
     sub, written = () if label == "model" else (label,), []
     for name, one in scored.items():
         written.append(output.joinpath("per_query", *sub, f"{name}.npz"))
@@ -32,15 +32,17 @@ def write_scored(output: Path, label: str, scored: Mapping[str, Scored]) -> list
 
 
 def write_results(output: Path, results: Mapping) -> list[Path]:
-    """results.json, and the same for mteb, whose files are returned."""
+    """Writes results.json, and the same for mteb; returns mteb's files."""
     folder = mteb_files.write(output, results, time.time())
     write_json(output / "results.json", results)
     return list(folder.iterdir())
 
 
 def remove_stale(output: Path, written: Collection[Path]) -> list[str]:
-    """Removes what an earlier command left beside the `written` files of this one, and would be
-    taken for its own: scores of queries, runs and qrels, and for mteb other revisions of the model.
+    """Removes files of earlier commands that would be mistaken for those of this one.
+
+    These are scores of queries, runs and qrels, and for mteb other revisions of the model. The
+    files of this command are `written`.
 
     Returns:
       The removed files, relative to `output`.
@@ -57,51 +59,47 @@ def remove_stale(output: Path, written: Collection[Path]) -> list[str]:
     for path in stale:
         path.unlink()
         with contextlib.suppress(OSError):
-            path.parent.rmdir()  # where it is empty
+            path.parent.rmdir()  # if empty
     return [path.relative_to(output).as_posix() for path in stale]
 
 
-# ---- what is printed --------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------
 
 
 def print_results(results: Mapping, console: Console, all_published: bool = False) -> None:
-    """The tables of sets, abilities and comparisons, what could not be read, and the rules.
+    """Prints tables of sets, abilities and comparisons, unreadable items, and the rules.
 
     Args:
-      results: what `results.json` holds.
-      console: where.
-      all_published: whether the paper's sixteen models are printed even where no set can be
-        compared with theirs.
+      results: contents of `results.json`.
+      console: where to print.
+      all_published: whether to print the paper's sixteen models even if no set is comparable with
+        theirs.
     """
     console.print(_sets(results))
     table = _abilities(results)
-    if table.row_count:  # none, when no ability has all its sets
+    if table.row_count:  # else no ability has all its sets
         console.print(table)
-    beyond = _beyond(results)
-    if beyond.row_count:
-        console.print(beyond)
-    others = [(what, one) for what, _, one in compared(results)]
+    differences = _differences(results)
+    if differences.row_count:
+        console.print(differences)
+    others = [(what, one) for what, _, one in paired_comparisons(results)]
     others += [
         (f"{point['value']} {kind}", point)
         for kind, points in results.get("sweeps", {}).items()
         for point in points
     ]
     for what, one in others:
-        for name, why in one.get("refused", {}).items():
-            console.print(escape(f"{name}: not compared, {what}: {why}"))
+        for name, reason in one.get("refused", {}).items():
+            console.print(escape(f"{name}: not compared, {what}: {reason}"))
     theirs = results["published"]
     if theirs["comparable"] or all_published:
         console.print(_published(results))
     if note := not_released(results):
         console.print(escape(note))
-    lost = {
-        name: r["quarantined"]
-        for name, r in results["datasets"].items()
-        if any(r["quarantined"].values())
-    }
-    for name, counts in lost.items():
-        said = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items())
-        console.print(f"{name}: unreadable: {said}")
+    for name, record in results["datasets"].items():
+        if any(record["quarantined"].values()):
+            counts = (f"{n} {kind.replace('_', ' ')}" for kind, n in record["quarantined"].items())
+            console.print(f"{name}: unreadable: {', '.join(counts)}")
     for rule in results["rules"]:
         console.print(f"- {rule}")
 
@@ -119,7 +117,7 @@ def not_released(results: Mapping) -> str:
 
 
 def other_scores(results: Mapping) -> dict[str, Mapping[str, float]]:
-    """{column: {set: score}} of the runs that stand beside the model's."""
+    """{column: {set: score}} of the runs and models to show next to the model's."""
     columns = {}
     if "untrained" in results:
         columns["untrained"] = results["untrained"]["datasets"]
@@ -189,30 +187,26 @@ def _abilities(results: Mapping) -> Table:
     return table
 
 
-def compared(results: Mapping) -> Iterable[tuple[str, str, Mapping]]:
-    """(what, with what, the paired comparison) of every run beside the model's."""
+def paired_comparisons(results: Mapping) -> Iterable[tuple[str, str, Mapping]]:
+    """(name, title, paired comparison) of every other run."""
     if "untrained" in results:
         yield "untrained", "this model less the untrained one", results["untrained"]["paired"]
     for order, control in results.get("controls", {}).items():
-        yield order, f"this model less itself shown {order} frames", control["paired"]
+        yield order, f"this model less itself with {order} frames", control["paired"]
     if "reencoded" in results:
-        how = results["reencoded"]["coding"]
-        yield (
-            "re-encoded",
-            f"this model less itself on documents at {how}",
-            (results["reencoded"]["paired"]),
-        )
+        title = f"this model less itself on documents at {results['reencoded']['coding']}"
+        yield "re-encoded", title, results["reencoded"]["paired"]
     if "compared" in results:
         one = results["compared"]
         yield one["b"], f"this model less {one['b']}", one
 
 
-def _beyond(results: Mapping) -> Table:
-    """Differences to the other runs, set by set, and the sweeps."""
+def _differences(results: Mapping) -> Table:
+    """Differences from the other runs by set, and the sweeps."""
     table = Table(title="differences, paired by query", title_justify="left")
     for column in ("less", "", "difference", "95 %", "p", "p (Holm)"):
         table.add_column(column, justify="left" if column in ("less", "") else "right")
-    for what, _, found in compared(results):
+    for what, _, found in paired_comparisons(results):
         for part in ("datasets", "averages"):
             for name, one in found[part].items():
                 low, high = one["interval"]
@@ -223,18 +217,16 @@ def _beyond(results: Mapping) -> Table:
     for kind, points in results.get("sweeps", {}).items():
         for point in points:
             if point.get("refused"):
-                continue  # its averages are of other sets
+                continue  # its averages cover other sets
             for name, value in point["averages"].items():
                 difference = None if value is None else value - results["averages"][name]
                 if difference is not None:
-                    table.add_row(
-                        f"{point['value']} {kind}", name, f"{difference:+.3f}", "", "", ""
-                    )
+                    table.add_row(f"{point['value']} {kind}", name, f"{difference:+.3f}")
     return table
 
 
 def _published(results: Mapping) -> Table:
-    """The paper's models by ability, ours among them where it can be compared on all sets."""
+    """The paper's models by ability, with this one if it is comparable on all sets."""
     table = Table(title="the paper's models (misprints recomputed: *)", title_justify="left")
     names = ("AVG-A", "AVG-D", *ABILITIES)
     table.add_column("model")

@@ -1,14 +1,14 @@
-"""The score of every query, kept beside `results.json` so that two models can be compared.
+"""The score of every query, stored next to `results.json` to compare models.
 
-OUTPUT/per_query/<SET>.npz holds, in the order of queries.jsonl:
+OUTPUT/per_query/<SET>.npz contains, in the order of queries.jsonl:
 
     ids         str [Q]
-    score       float64 [Q], the set's own metric; their mean is the score in `results.json`
-    first_rank  float64 [Q], the rank of the best positive; infinite where none was ranked
-    <metric>    float64 [Q], the further metrics, such as `ndcg@10`
-    metric      the name of the set's own metric
+    score       float64 [Q], the set's metric; its mean is the score in `results.json`
+    first_rank  float64 [Q], the rank of the best positive; infinite without any
+    <metric>    float64 [Q], additional metrics, such as `ndcg@10`
+    metric      the name of the set's metric
 
-The same of other runs (`untrained`, `shuffled`, ...) lies in a folder of that name.
+Other runs (`untrained`, `shuffled`, ...) have a subfolder each.
 """
 
 import zipfile
@@ -20,12 +20,12 @@ import numpy as np
 from gve_jax.errors import UserError
 from gve_jax.storage.files import atomic_write
 
-_OWN = ("ids", "score", "first_rank", "metric")
+_FIXED = ("ids", "score", "first_rank", "metric")
 
 
 @dataclass(frozen=True)
 class PerQuery:
-    """See above; `metrics` holds the further metrics by name."""
+    """See above; `metrics` are the additional metrics by name."""
 
     ids: np.ndarray
     metric: str
@@ -34,7 +34,7 @@ class PerQuery:
     metrics: dict[str, np.ndarray]
 
     def write(self, path: Path) -> None:
-        """An .npz, whole or not at all, without a pickle in it."""
+        """Writes an .npz atomically, without pickles."""
         arrays = {
             "ids": self.ids,
             "metric": np.array(self.metric),
@@ -46,18 +46,19 @@ class PerQuery:
 
     @classmethod
     def read(cls, path: Path) -> "PerQuery":
-        """Raises UserError for a file that is missing, damaged or something else."""
+        """Raises UserError for a file that is missing or damaged."""
         if not path.is_file():
-            raise UserError(f"{path}: missing: score that model again, it is written with the set")
+            raise UserError(f"{path}: missing; score that model again to write it")
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            own = {name: arrays.pop(name) for name in _OWN}
+            fields = {name: arrays.pop(name) for name in _FIXED}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: unreadable scores of queries ({error})") from error
-        shapes = {one.shape for one in (own["ids"], own["score"], own["first_rank"])}
-        if len(shapes) != 1 or own["score"].ndim != 1 or not len(own["score"]):
+        shapes = {one.shape for one in (fields["ids"], fields["score"], fields["first_rank"])}
+        if len(shapes) != 1 or fields["score"].ndim != 1 or not len(fields["score"]):
             raise UserError(f"{path}: unreadable scores of queries (arrays of {sorted(shapes)})")
-        if not np.isfinite(own["score"]).all():
+        if not np.isfinite(fields["score"]).all():
             raise UserError(f"{path}: unreadable scores of queries (a score is not finite)")
-        return cls(own["ids"], str(own["metric"]), own["score"], own["first_rank"], arrays)
+        fields["metric"] = str(fields["metric"])
+        return cls(**fields, metrics=arrays)

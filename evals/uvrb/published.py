@@ -1,9 +1,9 @@
-"""What has been published on UVRB, whether it may be set beside ours, and how abilities correlate.
+"""Published UVRB scores, whether they are comparable with a run, and correlations of abilities.
 
 `published.csv` holds tables 1 and 2 of the paper (arXiv 2510.27571), the sixteen models with all
-cells as printed; `misprints` names the cells that contradict the model's own other cells. A row of
-another `source` comes from that later paper's table of sets; its abilities are computed here, since
-that paper computes them by other rules.
+cells as printed; `misprints` names the cells that contradict the model's own other cells. The
+abilities of a row with another `source` are computed here from that later paper's table of sets,
+since that paper computes them by other rules.
 """
 
 import csv
@@ -27,9 +27,9 @@ CLIP_GROUP = (
     "InternVideo2-6B",
 )
 
-# The correlations that the paper's text (4.3) states, over which models it states them, and the
-# statistic over the CSV's rows that gives the number to two digits; None where none tried does.
-# "recomputed": from abilities recomputed without their misprints.
+# The correlations in the paper's text (4.3), the models that they cover, and the statistic of the
+# CSV's rows that gives the number to two digits, None if no statistic does. "recomputed": from
+# abilities recomputed without their misprints.
 QUOTED = (
     ("MSRVTT", "AVG-A", "all", 0.58, None),  # .08; .59 over the CLIP group
     ("PR", "AVG-A", "all", 0.97, "pearson recomputed"),
@@ -48,7 +48,7 @@ QUOTED = (
 
 
 def published(later: bool = False) -> list[dict]:
-    """The paper's sixteen models, one dict a row; with `later` those of other papers too.
+    """The paper's sixteen models, a dict for each row; with `later` also those of other papers.
 
     Keys: `model`, `source` (arXiv number), the set names, the abilities and averages (float, as
     printed), and `misprints`, the tuple of the cells that contradict the model's other cells.
@@ -75,7 +75,7 @@ def corrected(row: Mapping) -> dict:
 
 
 def group(rows: Sequence[Mapping], name: str) -> list[Mapping]:
-    """The rows of "all", of the "CLIP" group, or of the "MLLM" group: the others."""
+    """All rows, those of the "CLIP" group, or the others: the "MLLM" group."""
     if name == "all":
         return list(rows)
     return [row for row in rows if (row["model"] in CLIP_GROUP) == (name == "CLIP")]
@@ -84,7 +84,7 @@ def group(rows: Sequence[Mapping], name: str) -> list[Mapping]:
 def correlations(
     rows: Sequence[Mapping], statistic: Callable = pearson, names: Sequence[str] = CELLS
 ) -> np.ndarray:
-    """float64 [N, N], the correlation over models of each two abilities (or sets) in `names`."""
+    """float64 [N, N], the correlation over models of each pair of `names` (abilities or sets)."""
     columns = [[row[name] for row in rows] for name in names]
     return np.array([[statistic(a, b) for b in columns] for a in columns])
 
@@ -93,11 +93,10 @@ STATISTICS = {"pearson": pearson, "spearman": spearman}
 
 
 def differing_sets(datasets: Mapping[str, Mapping]) -> dict[str, str]:
-    """The sets that are not those of the paper's table, and how; {set: what it has}.
+    """The sets that differ from the paper's table: {set: what it has}.
 
-    A set from which something was left out, because it could not be read, is another set: with
-    fewer documents it is an easier one. The corpora of MS-TI and MS-TV, which the paper prints as
-    10 and which may be pools, are not compared.
+    A set with unreadable items differs too: with fewer documents it is easier. The corpora of MS-TI
+    and MS-TV, which the paper prints as 10 and which may be pools, are not compared.
     """
     found = {}
     for task in TASKS:
@@ -120,10 +119,10 @@ def differing_sets(datasets: Mapping[str, Mapping]) -> dict[str, str]:
 
 
 def comparison(datasets: Mapping[str, Mapping]) -> dict:
-    """What `results.json` says of the paper's models: which sets can be set beside theirs.
+    """The part of `results.json` on the paper's models: sets that are comparable with theirs.
 
-    `models` are those with the best and the second best AVG-A in the paper, and the best of the
-    sixteen on each set; empty when no set has the released size.
+    `models` are the two with the best AVG-A in the paper, `best` the best of the sixteen on each
+    set; both are empty if no set has the released size.
     """
     differ = differing_sets(datasets)
     same = [name for name in datasets if name not in differ]

@@ -1,13 +1,12 @@
-"""Documents encoded again, at a low bitrate or with another codec: does the ranking survive it?
+"""Re-encodes documents: shows whether scores survive a lower bitrate or another codec.
 
     python -m evals.uvrb ... --reencode crf=40
     python -m evals.uvrb ... --reencode codec=mpeg4,bitrate=100k
 
-Every frame keeps its time, and its picture is upright afterwards; an odd last row or column is
-cut, as the codecs need even sides; sound is dropped. Each file is read by a process of its own,
-which can be killed, under the limits of `gve_jax.media.limits` (but for the seconds: a whole file
-takes longer than eight frames). The copies stay in OUTPUT/reencoded, which may be deleted
-afterwards.
+Frames keep their timestamps and are rotated upright; an odd last row or column is cropped, since
+the codecs need even sides; sound is dropped. Each file is read by a separate process, which can be
+killed, under the limits of `gve_jax.media.limits` (except the seconds: re-encoding a file takes
+longer than decoding eight frames). The copies stay in OUTPUT/reencoded, which may be deleted.
 """
 
 import dataclasses
@@ -22,28 +21,28 @@ from pathlib import Path
 import jax
 
 from data.uvrb.files import file_sha256
-from evals.uvrb.transcode import MAY_PASS, Coding
+from evals.uvrb.transcode import RETRY, Coding
 from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
 from gve_jax.media.limits import Limits
 from gve_jax.storage.files import write_json
 
 WORKER = "evals.uvrb.transcode"
-SECONDS = 1800.0  # of one file
-_REASON = 300  # characters
+SECONDS = 1800.0  # limit for one file
+_REASON = 300  # characters of a reason
 
 
 class Reencoder:
-    """Encodes videos again and keeps the copies.
+    """Re-encodes videos and stores the copies.
 
-    `failed` holds why a video could not be, by its path: in its place stands an empty file, which
-    the encoder cannot read and puts into the quarantine, and the reason in a JSON file beside it.
-    What failed for a reason that may pass is encoded again when the command is repeated.
+    `failed` maps the path of a video that could not be encoded to the reason. Its copy is an empty
+    file, which the model cannot read and puts into the quarantine; a JSON file next to it contains
+    the reason. Transient failures are retried when the command is repeated.
 
     Args:
       folder: OUTPUT/reencoded.
-      coding: how.
-      limits: what one file may cost.
+      coding: encoder and quality.
+      limits: limits for one file.
     """
 
     def __init__(self, folder: Path, coding: Coding, limits: Limits | None = None):
@@ -52,7 +51,7 @@ class Reencoder:
         self.failed: dict[str, str] = {}
 
     def __call__(self, videos: Sequence[Path]) -> list[Path]:
-        """The copies of the videos, those that are missing made now, several at once.
+        """The copies of the videos; encodes missing ones in parallel.
 
         Raises:
           UserError: a video that is a folder of frames.
@@ -63,28 +62,27 @@ class Reencoder:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             digests = list(pool.map(file_sha256, videos))
-            first = dict(zip(reversed(digests), reversed(videos), strict=True))  # each content once
+            # Equal content is encoded once.
+            first = dict(zip(reversed(digests), reversed(videos), strict=True))
             if jax.process_index() == 0:
                 found = dict(zip(first, pool.map(self._copy, first, first.values()), strict=True))
                 for digest, video in zip(digests, videos, strict=True):
                     if found[digest]:
                         reason = found[digest].replace(str(first[digest]), str(video))
                         self.failed[str(video)] = reason
-        hosts.barrier()  # of several hosts the first one encodes, the others wait
+        hosts.barrier()  # host 0 encodes, the others wait
         return [self.folder / f"{digest}.mp4" for digest in digests]
 
     def _copy(self, digest: str, video: Path) -> str:
-        """Makes a copy unless it is there; why it could not be made, or an empty text."""
+        """Encodes a copy unless it exists; returns the reason of a failure, or an empty text."""
         copy = self.folder / f"{digest}.mp4"
         if copy.exists():
-            reason, may_pass = _read_failure(copy)
-            if not may_pass:
+            reason, retry = _read_failure(copy)
+            if not retry:
                 return reason
         part = copy.with_suffix(f".{os.getpid()}.part")
-        setup = json.dumps(
-            {"coding": dataclasses.asdict(self.coding), "limits": dataclasses.asdict(self.limits)}
-        )
-        command = [sys.executable, "-m", WORKER, video, part, setup]
+        settings = {"coding": vars(self.coding), "limits": dataclasses.asdict(self.limits)}
+        command = [sys.executable, "-m", WORKER, video, part, json.dumps(settings)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             done = subprocess.run(
@@ -96,12 +94,12 @@ class Reencoder:
                 env=environment,
             )
             reason = "" if done.returncode == 0 else _last_line(done.stderr)
-            # A negative status is a signal: whoever sent it, the next time may be another.
-            may_pass = done.returncode < 0 or done.returncode == MAY_PASS
+            # A negative status is a signal, which the next attempt may not receive.
+            retry = done.returncode < 0 or done.returncode == RETRY
         except subprocess.TimeoutExpired:
-            reason, may_pass = f"not encoded in {SECONDS:g} seconds", True
+            reason, retry = f"not encoded in {SECONDS:g} seconds", True
         if reason:
-            write_json(copy.with_suffix(".json"), {"reason": reason, "retry": may_pass})
+            write_json(copy.with_suffix(".json"), {"reason": reason, "retry": retry})
             part.write_bytes(b"")
         else:
             copy.with_suffix(".json").unlink(missing_ok=True)
@@ -110,17 +108,17 @@ class Reencoder:
 
 
 def _read_failure(copy: Path) -> tuple[str, bool]:
-    """Why there is no copy but an empty file, and whether that may pass."""
+    """Reason of a failure, and whether to retry; an empty text if there is a copy."""
     if copy.stat().st_size:
         return "", False
     try:
         line = json.loads(copy.with_suffix(".json").read_text(encoding="utf-8"))
         return str(line["reason"]), bool(line["retry"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "", True  # of a version that did not write it: find out
+        return "", True  # written by a version without reasons: retry
 
 
 def _last_line(text: str) -> str:
-    """One printable line: a file may have chosen these words."""
+    """One printable line: the text may come from the file."""
     lines = text.strip().split("\n")
     return "".join(c if c.isprintable() else "?" for c in lines[-1][:_REASON]) or "it crashed"

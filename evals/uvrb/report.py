@@ -13,7 +13,14 @@ from data.uvrb.tasks import NAMES, TASKS
 from evals.uvrb import figures, published
 from evals.uvrb.compare import p_value
 from evals.uvrb.evaluate import Example, Scored
-from evals.uvrb.output import bounds, compared, cost_cells, not_released, number, other_scores
+from evals.uvrb.output import (
+    bounds,
+    cost_cells,
+    not_released,
+    number,
+    other_scores,
+    paired_comparisons,
+)
 from evals.uvrb.pictures import Pictures
 from evals.uvrb.scores import ABILITIES, AVERAGES
 from evals.uvrb.sweep import KINDS
@@ -192,7 +199,7 @@ def _abilities(results: Mapping) -> dict:
 
 def _differences(results: Mapping) -> Iterator[dict]:
     """Each paired comparison as a figure and its averages."""
-    for _, title, found in compared(results):
+    for _, title, found in paired_comparisons(results):
         rows = [
             [
                 name,

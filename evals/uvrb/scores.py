@@ -1,7 +1,7 @@
 """Abilities and averages from the sets' scores, as the paper computes them.
 
-The rules are not written in the paper; they reproduce every printed cell of its ability table from
-its table of sets but the misprints marked in `published.csv`. FG is the mean of its three
+The paper does not state the rules; these reproduce every printed cell of its ability table from its
+table of sets, except the misprints marked in `published.csv`. FG is the mean of its three
 sub-domains, not of its seven sets, and TXT the mean of three domains, not of its twelve sets.
 """
 
@@ -43,10 +43,10 @@ def averages(scores: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def cells(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """All abilities and averages; of arrays of resamples, the same arithmetic on each."""
+    """All abilities and averages, of numbers or elementwise of arrays of resamples."""
     return abilities(scores) | averages(scores)
 
 
 def _mean(values: list[float | None]) -> float | None:
-    # `is`: the values may be arrays of resamples, which `in` would compare one by one.
+    # `is`: the values may be arrays, which `in` would compare elementwise.
     return None if any(value is None for value in values) else sum(values) / len(values)

@@ -1,9 +1,9 @@
-"""How sure a score is: bootstrap intervals, and paired tests of two models on the same queries.
+"""Bootstrap intervals of scores, and paired tests of two models on the same queries.
 
-The unit is the query; queries of one set are drawn apart from those of the others. A metric takes
-few values (the hit rate two), so a resample is drawn as how often each value occurs, which is the
-same distribution as drawing query by query at a fraction of the cost. Queries that share documents
-are treated as independent, and the corpus as fixed: what varies is which queries were asked.
+The unit is the query; the sets' queries are resampled independently. A metric takes few values (the
+hit rate two), so a resample is drawn as the count of each value, which has the same distribution as
+drawing query by query at a fraction of the cost. Queries that share documents are treated as
+independent, and the corpus as fixed: only the queries vary.
 """
 
 import math
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 10_000  # resamples, and sign flips where they are not enumerated
-LEVEL = 0.95  # of the intervals
-EXACT = 1 << 20  # at most so many distinct outcomes of the sign flips are enumerated
-_SLACK = 1e-12  # sums of floats that differ by less are the same outcome
+DRAWS = 10_000  # resamples, and sign flips that are drawn instead of enumerated
+LEVEL = 0.95  # confidence of the intervals
+EXACT = 1 << 20  # largest number of distinct outcomes of sign flips to enumerate
+_SLACK = 1e-12  # sums that differ by less are the same outcome
 
 Combine = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray | None]]
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Model A against model B: the mean of a - b, its interval, and the p-value of no difference.
+    """Comparison of model A with model B: mean of a - b, its interval, p-value of no difference.
 
-    exact: all sign flips were enumerated; else `DRAWS` of them were drawn.
+    exact: whether all sign flips were enumerated; else `DRAWS` of them were drawn.
     """
 
     difference: float
@@ -34,7 +34,7 @@ class Paired:
     exact: bool
 
     def record(self) -> dict:
-        """As JSON holds it."""
+        """For JSON."""
         return {
             "difference": self.difference,
             "interval": list(self.interval),
@@ -46,7 +46,7 @@ class Paired:
 def resampled(values: np.ndarray, name: str, draws: int = DRAWS) -> np.ndarray:
     """Means of resamples with replacement, float64 [draws], of values [Q].
 
-    `name` seeds: the same set gives the same draws in every run.
+    `name` is the seed: a set has the same draws in every run.
     """
     kinds, counts = np.unique(values, return_counts=True)
     drawn = _random("bootstrap", name).multinomial(len(values), counts / len(values), size=draws)
@@ -62,7 +62,7 @@ def interval(means: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
 def flipped(differences: np.ndarray, name: str, draws: int = DRAWS) -> np.ndarray:
     """Means float64 [draws] of differences [Q] whose signs are drawn at random.
 
-    Under the hypothesis that both models are alike, a query's a - b is as likely as its b - a.
+    Under the hypothesis that both models are equal, a query's a - b is as likely as its b - a.
     """
     kinds, counts = _magnitudes(differences)
     heads = _random("flips", name).binomial(counts, 0.5, size=(draws, len(counts)))
@@ -74,7 +74,7 @@ def paired(a: np.ndarray, b: np.ndarray, name: str) -> Paired:
 
     Args:
       a, b: a metric of each query, [Q] both, in the same order.
-      name: of the set; seeds what is drawn.
+      name: of the set; the seed of the draws.
 
     With a metric of two values and all flips enumerated this is McNemar's exact test.
     """
@@ -90,7 +90,7 @@ def paired(a: np.ndarray, b: np.ndarray, name: str) -> Paired:
 def paired_over_sets(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], combine: Combine
 ) -> dict[str, Paired]:
-    """`paired` of what `combine` makes of the sets' means (abilities, averages); always drawn.
+    """`paired` for combinations of the sets' means (abilities, averages); never enumerated.
 
     Args:
       a, b: {set: metric of each query}, the same sets and queries.
@@ -108,17 +108,17 @@ def paired_over_sets(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that hold for all of the tests together."""
+    """Holm's step-down correction: p-values adjusted for all tests together."""
     order = np.argsort(p_values, kind="stable")
     adjusted, highest = [0.0] * len(p_values), 0.0
-    for place, which in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[which]))
-        adjusted[which] = highest
+    for position, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = highest
     return adjusted
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks from 1, the mean of them where values are equal, float64 [N]."""
+    """Ranks from 1, averaged over equal values, float64 [N]."""
     values = np.asarray(values, float)
     return ((values[:, None] > values) + (values[:, None] == values) / 2).sum(axis=1) + 0.5
 
@@ -132,9 +132,9 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _magnitudes(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct sizes of the differences that are not zero, and how often each occurs."""
+    """The distinct magnitudes of nonzero differences, and their counts."""
     sizes = np.abs(differences)
-    # Rounded: 0.3 - 0.2 and 0.2 - 0.1 are one size. They differ by far less than a query weighs.
+    # Rounded, so that 0.3 - 0.2 equals 0.2 - 0.1: the error is far below the weight of a query.
     return np.unique(np.round(sizes[sizes > _SLACK], 12), return_counts=True)
 
 
@@ -154,9 +154,9 @@ def _enumerated(kinds: np.ndarray, counts: np.ndarray, observed: float) -> float
 
 
 def _drawn_p(means: np.ndarray, observed: float) -> float:
-    """With the observed order counted as one of those drawn, so that p is never 0."""
-    beyond = int((np.abs(means) >= abs(observed) - _SLACK).sum())
-    return (1 + beyond) / (1 + len(means))
+    """Counts the observed signs as one of the draws, so that p is never 0."""
+    extreme = int((np.abs(means) >= abs(observed) - _SLACK).sum())
+    return (1 + extreme) / (1 + len(means))
 
 
 def _random(purpose: str, name: str) -> np.random.Generator:

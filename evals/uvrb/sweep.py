@@ -1,4 +1,4 @@
-"""The same model at other numbers of frames and of tokens a frame."""
+"""A model with other numbers of frames and of tokens of a frame."""
 
 from evals.uvrb.embeddings import Encoder
 from gve_jax.errors import UserError
@@ -10,14 +10,14 @@ def values(text: str, kind: str) -> tuple[int, ...]:
     """The numbers of `8,16,48`, ascending.
 
     Raises:
-      UserError: anything else; the message names the flag.
+      UserError: invalid numbers; the message names the flag.
     """
     try:
         found = sorted({int(part) for part in text.split(",")})
     except ValueError:
         found = []
     if not found or found[0] < 1 or (kind == "frames" and any(value % 2 for value in found)):
-        wanted = "even numbers above 0" if kind == "frames" else "whole numbers above 0"
+        wanted = "even numbers above 0" if kind == "frames" else "integers above 0"
         raise UserError(f"--{kind}: {text!r} must be {wanted}, such as 8,16,48")
     return tuple(found)
 
@@ -26,10 +26,10 @@ def variant(model: Encoder, kind: str, value: int) -> Encoder:
     """The model with `value` frames a video, or at most `value` tokens a frame.
 
     Raises:
-      UserError: an encoder without input settings, or settings that cannot be.
+      UserError: an encoder without input settings, or invalid settings.
     """
     if not hasattr(model, "with_inputs"):
-        raise UserError(f"--{kind}: this encoder has no input settings that could be changed")
+        raise UserError(f"--{kind}: this encoder has no input settings to change")
     if kind == "frames":
         return model.with_inputs(num_frames=value, fps=None)
     spec = model.preprocess.spec

@@ -1,4 +1,4 @@
-"""One video file encoded again; as a process, which loads no JAX, it reads what is not trusted."""
+"""Re-encodes one video file; runs as a process without JAX, since it reads untrusted files."""
 
 import dataclasses
 import json
@@ -16,12 +16,12 @@ from gve_jax.media.errors import LimitError, MediaError
 from gve_jax.media.limits import Limits
 from gve_jax.media.video import upright
 
-MAY_PASS = 3  # status of a process that failed for a reason that may pass: see `MediaError`
+RETRY = 3  # exit status after a transient failure: see `MediaError.retry`
 
 
 @dataclasses.dataclass(frozen=True)
 class Coding:
-    """How documents are encoded: FFmpeg's encoder, and its crf or bits a second."""
+    """An FFmpeg encoder with its crf or bits per second."""
 
     codec: str = "libx264"
     crf: int | None = None
@@ -29,7 +29,7 @@ class Coding:
 
     @property
     def name(self) -> str:
-        """As a folder's name."""
+        """Name of the folder of the copies."""
         parts = dataclasses.asdict(self)
         return "-".join(
             f"{value}" if key == "codec" else f"{key}{value}"
@@ -38,12 +38,12 @@ class Coding:
         )
 
 
-def coding(text: str) -> Coding:
-    """Reads `codec=libx265,crf=40` or `bitrate=100k`.
+def parse_coding(text: str) -> Coding:
+    """Parses `codec=libx265,crf=40` or `bitrate=100k`.
 
     Raises:
-      UserError: another key, a number that is none, an encoder that this FFmpeg has not, neither or
-        both of crf and bitrate.
+      UserError: an unknown key, an invalid number, an encoder that this FFmpeg lacks, or not
+        exactly one of crf and bitrate.
     """
     found = dict(part.partition("=")[::2] for part in text.split(","))
     if unknown := sorted(set(found) - {"codec", "crf", "bitrate"}):
@@ -53,12 +53,11 @@ def coding(text: str) -> Coding:
         if key in found:
             value = re.fullmatch(r"(\d+)([kM]?)", found[key])
             if not value or (key == "crf" and value[2]):
-                raise UserError(
-                    f"--reencode: {key}={found[key]} is no number, such as crf=40 or bitrate=100k"
-                )
+                example = "a number, such as crf=40 or bitrate=100k"
+                raise UserError(f"--reencode: {key}={found[key]} must be {example}")
             numbers[key] = int(value[1]) * {"": 1, "k": 1000, "M": 1_000_000}[value[2]]
     if len(numbers) != 1:
-        raise UserError("--reencode: give either crf=... or bitrate=...")
+        raise UserError("--reencode needs either crf=... or bitrate=...")
     codec = found.get("codec", Coding.codec)
     try:
         known = av.codec.Codec(codec, "w").type == "video"
@@ -81,54 +80,54 @@ def encode(source: Path, target: Path, coding: Coding, limits: Limits) -> None:
         open_video(str(source), name, limits) as (container, stream, _),
         av.open(str(target), "w", format="mp4") as output,
     ):
-        made, frames = None, 0
-        for frame in container.decode(stream):
-            frames += 1
-            if frames > limits.frames:
+        encoder = None
+        for count, frame in enumerate(container.decode(stream), start=1):
+            if count > limits.frames:
                 raise LimitError(f"{name}: more frames than the limit of {limits.frames}")
             if frame.pts is None:
-                raise MediaError(f"{name}: a frame without a time")
+                raise MediaError(f"{name}: a frame without a timestamp")
             picture = frame.to_ndarray(format="rgb24")
             if matrix := frame.side_data.get("DISPLAYMATRIX"):
                 picture = upright(picture, bytes(matrix), name)
             height, width = (side // 2 * 2 for side in picture.shape[:2])
-            if made is None:
+            if encoder is None:
                 rate = stream.average_rate or stream.guessed_rate
-                made = output.add_stream(coding.codec, rate=rate, options=options)
-                made.width, made.height, made.pix_fmt = width, height, "yuv420p"
-                made.codec_context.time_base = stream.time_base
-                made.thread_count = 1  # files are the parallelism, and the bytes are repeatable
+                encoder = output.add_stream(coding.codec, rate=rate, options=options)
+                encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+                encoder.codec_context.time_base = stream.time_base
+                # One thread gives reproducible bytes; files are encoded in parallel.
+                encoder.thread_count = 1
                 if coding.bitrate is not None:
-                    made.bit_rate = coding.bitrate
-            if (width, height) != (made.width, made.height):
-                raise MediaError(f"{name}: the size changes midway")
-            kept = np.ascontiguousarray(picture[:height, :width])
-            again = av.VideoFrame.from_ndarray(kept, format="rgb24")
-            again.pts, again.time_base = frame.pts, frame.time_base
-            output.mux(made.encode(again))
-        if made is None:
-            raise MediaError(f"{name}: no frame that can be decoded")
-        output.mux(made.encode())
+                    encoder.bit_rate = coding.bitrate
+            if (width, height) != (encoder.width, encoder.height):
+                raise MediaError(f"{name}: the frame size changes")
+            picture = np.ascontiguousarray(picture[:height, :width])
+            copy = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            copy.pts, copy.time_base = frame.pts, frame.time_base
+            output.mux(encoder.encode(copy))
+        if encoder is None:
+            raise MediaError(f"{name}: no decodable frame")
+        output.mux(encoder.encode())
 
 
-def _main(source: str, target: str, setup: str) -> None:
-    """The process of one file."""
-    settings = json.loads(setup)
+def _main(source: str, target: str, settings: str) -> None:
+    """Encodes one file in this process, under the limit of memory."""
+    settings = json.loads(settings)
     limits = Limits(**settings["limits"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
-        most = now + int(limits.memory)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        limit = now + int(limits.memory)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     except FileNotFoundError:
-        pass  # no Linux: no limit of memory, as for decoding
+        pass  # without Linux's /proc there is no limit of memory, as for decoding
     try:
         encode(Path(source), Path(target), Coding(**settings["coding"]), limits)
     except (MediaError, av.FFmpegError, OSError, EOFError, ValueError, MemoryError) as error:
         print(str(error) or type(error).__name__, file=sys.stderr)
-        passes = isinstance(error, OSError | MemoryError) or getattr(error, "retry", False)
-        sys.exit(MAY_PASS if passes else 1)
+        retry = isinstance(error, OSError | MemoryError) or getattr(error, "retry", False)
+        sys.exit(RETRY if retry else 1)
 
 
 if __name__ == "__main__":

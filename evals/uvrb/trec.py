@@ -3,10 +3,10 @@
     OUTPUT/trec/<SET>.run     query Q0 document rank score gve_jax   the best documents first
     OUTPUT/trec/<SET>.qrels   query 0 document 1                     every positive
 
-Columns are separated by white space, so ids hold none in these files: see `trec_id`. A positive
-that could not be read is left out, as it is for our own scores, unless its query has no other: then
-it stays, and the query scores zero. A query that could not be read stands in the qrels only: take
-the mean over the queries of the qrels (trec_eval -c), not over those of the run.
+Columns are separated by white space, so ids are written without it: see `trec_id`. An unreadable
+positive is left out, as in our scores, unless its query has no other: then it stays, and the query
+scores zero. An unreadable query is only in the qrels: average over the queries of the qrels
+(trec_eval -c), not over those of the run.
 """
 
 import re
@@ -23,9 +23,9 @@ TAG = "gve_jax"
 
 @dataclass(frozen=True)
 class Run:
-    """The best documents of each query that was asked.
+    """The best documents of each ranked query.
 
-    queries: ids of the [Q] asked queries.
+    queries: ids of the [Q] ranked queries.
     documents, scores: ids and cosines float32 of the best k of each (fewer in a smaller pool).
     positives: {query id: document ids}, of all queries.
     """
@@ -36,7 +36,7 @@ class Run:
     positives: dict[str, Sequence[str]]
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """Writes `name`.run and `name`.qrels, each whole or not at all; returns the two."""
+        """Writes `name`.run and `name`.qrels, each atomically; returns both paths."""
         paths = [folder / f"{name}.run", folder / f"{name}.qrels"]
         _write(paths[0], self._run_lines)
         _write(paths[1], self._qrels_lines)
@@ -46,7 +46,7 @@ class Run:
         for query, documents, scores in zip(self.queries, self.documents, self.scores, strict=True):
             query = trec_id(query)
             for rank, (document, score) in enumerate(zip(documents, scores, strict=True), 1):
-                # Nine digits give a float32 back, so that ties stay ties.
+                # Nine digits identify a float32, so that ties stay ties.
                 yield f"{query} Q0 {trec_id(document)} {rank} {score:.9g} {TAG}\n"
 
     def _qrels_lines(self):
@@ -55,15 +55,15 @@ class Run:
                 yield f"{trec_id(query)} 0 {trec_id(document)} 1\n"
 
 
-# What separates columns and lines for any reader of these files: all white space of Unicode; and
-# the mark that may begin a file.
+# Characters that may separate columns or lines for some reader of these files: all white space of
+# Unicode; and the byte order mark.
 SEPARATORS = (
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007"
     "\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 )
-# (lead, first, last): every character from first to last is written as the lead and the number, in
-# two hexadecimal digits, of its place after the first. The lead is one of them and no separator, so
-# that the written ids have the order of the ids, which decides among equal scores.
+# (lead, first, last): every character from first to last is written as the lead and its offset from
+# the first in two hexadecimal digits. The lead is not a separator and sorts where they do, so that
+# written ids have the order of the ids, which breaks ties.
 _ESCAPED = (
     ("!", "\x00", "!"),
     ("\x84", "\x84", "\x85"),
@@ -88,15 +88,15 @@ _PATTERN = re.compile(f"([{''.join(_FIRST)}])([0-9A-F]{{2}})")
 def trec_id(id: str) -> str:
     """An id without white space: a space is written as `!20`, a `!` as `!21`.
 
-    Reversible (`from_trec_id`), and of the same order: trec_eval orders equal scores by id, as
-    bytes, which is the order of the characters' numbers.
+    Reversible (`from_trec_id`) and order-preserving: trec_eval orders equal scores by the bytes of
+    the ids, which is the order of code points.
     """
     return id.translate(_WRITTEN)
 
 
 def from_trec_id(written: str) -> str:
-    """The id of what `trec_id` wrote."""
-    return _PATTERN.sub(lambda found: chr(_FIRST[found[1]] + int(found[2], 16)), written)
+    """The inverse of `trec_id`."""
+    return _PATTERN.sub(lambda match: chr(_FIRST[match[1]] + int(match[2], 16)), written)
 
 
 def _write(path: Path, lines: Callable[[], Iterator[str]]) -> None:

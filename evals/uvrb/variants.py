@@ -1,7 +1,8 @@
-"""The runs of one command: the model's own, and those that ask what its scores depend on.
+"""The runs of one command: the model's, and variants that show what its scores depend on.
 
-Order of frames (`--control`), number of frames and tokens (`--frames`, `--tokens`), encoding of the
-documents (`--reencode`). Each run keeps its embeddings in OUTPUT/embeddings/<label>.
+Variants change the order of frames (`--control`), the number of frames and tokens (`--frames`,
+`--tokens`), or the encoding of the documents (`--reencode`). Embeddings of a run are stored in
+OUTPUT/embeddings/<label>.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from evals.uvrb.evaluate import Scored, score_set, summary
 from evals.uvrb.output import write_scored
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.reencode import Reencoder
-from evals.uvrb.transcode import coding
+from evals.uvrb.transcode import parse_coding
 from evals.uvrb.vectors import Vectors
 from gve_jax.errors import UserError
 from gve_jax.media import limits
@@ -36,52 +37,28 @@ DEPTH = 100  # documents of each query in a run file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what the scores depend on, and what is written")
-    group.add_argument(
-        "--control",
-        nargs="?",
-        const="shuffled",
-        default="",
-        metavar="ORDERS",
-        help="score the motion sets with the frames shuffled too, or shuffled,reversed",
-    )
+    group = parser.add_argument_group("variants, comparisons and files")
+    add = group.add_argument
+    text = "also score the motion sets with frames shuffled (default), reversed, or both"
+    add("--control", nargs="?", const="shuffled", default="", metavar="ORDERS", help=text)
     for kind, example in (("frames", "8,16,48"), ("tokens", "200,400,800")):
-        group.add_argument(
-            f"--{kind}",
-            metavar=example,
-            help=f"score all sets at these numbers of {sweep.KINDS[kind]}, too",
-        )
-    group.add_argument(
-        "--reencode",
-        metavar="crf=40",
-        help="score all sets with the documents encoded again, too: codec=..., crf=... or "
-        "bitrate=...",
-    )
-    group.add_argument(
-        "--compare",
-        type=local_path,
-        metavar="DIR",
-        help="OUTPUT of another model: test the difference, paired by query",
-    )
-    group.add_argument(
-        "--trec",
-        type=int,
-        default=DEPTH,
-        metavar="K",
-        help=f"documents of each query in TREC's run files; 0 writes none; {DEPTH}",
-    )
-    group.add_argument(
-        "--published",
-        action="store_true",
-        help="print the paper's models, whatever the sets' sizes",
-    )
+        text = f"also score all sets at these numbers of {sweep.KINDS[kind]}"
+        add(f"--{kind}", metavar=example, help=text)
+    text = "also score all sets with re-encoded documents: codec=..., and crf=... or bitrate=..."
+    add("--reencode", metavar="crf=40", help=text)
+    text = "OUTPUT of another model, to test the difference, paired by query"
+    add("--compare", type=local_path, metavar="DIR", help=text)
+    text = f"documents of each query in TREC run files, 0 for no files (default: {DEPTH})"
+    add("--trec", type=int, default=DEPTH, metavar="K", help=text)
+    text = "print the paper's models even if no set has the released size"
+    add("--published", action="store_true", help=text)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Reads the values of the flags above, in place.
+    """Parses the values of the flags above, in place.
 
     Raises:
-      UserError: a value that cannot be; the message names the flag.
+      UserError: an invalid value; the message names the flag.
     """
     args.control = tuple(part for part in args.control.split(",") if part)
     for order in args.control:
@@ -90,19 +67,19 @@ def check_arguments(args: argparse.Namespace) -> None:
     for kind in sweep.KINDS:
         text = getattr(args, kind)
         setattr(args, kind, () if text is None else sweep.values(text, kind))
-    args.reencode = None if args.reencode is None else coding(args.reencode)
+    args.reencode = None if args.reencode is None else parse_coding(args.reencode)
     if args.trec < 0:
-        raise UserError(f"--trec is {args.trec}, it must be at least 0")
+        raise UserError(f"--trec {args.trec} must be at least 0")
 
 
-class Runs:
-    """Scores sets, shows progress, counts costs and writes what each run leaves behind.
+class Scorer:
+    """Scores sets with a model and its variants, shows progress, adds up costs, writes files.
 
     Args:
-      args: the command's.
+      args: arguments of the command.
       source: opens the sets.
-      quarantine: where unreadable media are recorded.
-      progress: gets a bar a run.
+      quarantine: records unreadable media.
+      progress: shows a bar for each run.
       mesh: devices for the ranking; see `rank_positives`.
     """
 
@@ -119,14 +96,14 @@ class Runs:
         self.ledger = Ledger(args.output / "cost.json")
         self.written: list[Path] = []  # files of the runs
         self._started = False
-        self._model: Meter | None = None  # the first, and its embeddings
-        self._first: Embedder | None = None
+        self._model: Meter | None = None  # the first model, and its embeddings
+        self._embedder: Embedder | None = None
 
-    def check(self, model: Meter | Vectors) -> None:
-        """Before hours of work: whether the model takes the numbers of the sweeps.
+    def check_sweeps(self, model: Meter | Vectors) -> None:
+        """Checks the numbers of the sweeps before hours of work.
 
         Raises:
-          UserError: an encoder without input settings, or a number that it cannot take.
+          UserError: an encoder without input settings, or a number that it refuses.
         """
         for kind in sweep.KINDS:
             for value in getattr(self.args, kind):
@@ -141,11 +118,8 @@ class Runs:
         then: Callable[[RetrievalSet, Scored], None] | None = None,
         **options,
     ) -> dict[str, Scored]:
-        """One run over some sets, `options` as of `score_set`; `then` is called after each set.
-
-        Vectors made elsewhere have cost what is not known here.
-        """
-        embedder = self._embedder(label, model)
+        """One run over some sets; `then` is called after each set, `options` go to `score_set`."""
+        embedder = self._open_embedder(label, model)
         if not self._started:
             self.quarantine.forget(self.quarantine.ids)  # unreadable items are recorded again
         self._started = True
@@ -163,7 +137,7 @@ class Runs:
                 mesh=self.mesh,
                 **options,
             )
-            if before is not None:
+            if before is not None:  # the cost of imported vectors is unknown
                 one.record["cost"] |= self.ledger.add(label, name, before, model.spent)
             if jax.process_index() == 0:
                 self.written += write_scored(self.args.output, label, {name: one})
@@ -173,7 +147,7 @@ class Runs:
         self.progress.update(bar, description=label)
         return scored
 
-    def beyond(
+    def score_variants(
         self,
         model: Meter,
         tasks: Sequence[Task],
@@ -181,7 +155,7 @@ class Runs:
         scored: Mapping[str, Scored],
         results: Mapping,
     ) -> dict:
-        """The runs that the flags ask for beside the model's own, as parts of `results.json`."""
+        """Scores the variants that the flags select; returns their parts of `results.json`."""
         found = {}
         for order in self.args.control:
             other = self.score(order, model, motion, frame_order=order)
@@ -195,18 +169,18 @@ class Runs:
             found["control"] = {key: one[key] for key in ("frame_order", "datasets")}
         for kind in sweep.KINDS:
             points = [
-                self._point(kind, value, model, tasks, results)
+                self._sweep_point(kind, value, model, tasks, results)
                 for value in getattr(self.args, kind)
             ]
             if points:
                 found.setdefault("sweeps", {})[kind] = points
         if self.args.reencode is not None:
-            found["reencoded"] = self._reencoded(model, tasks, scored)
+            found["reencoded"] = self._score_reencoded(model, tasks, scored)
         return found
 
-    def _point(self, kind: str, value: int, model: Meter, tasks, results: Mapping) -> dict:
+    def _sweep_point(self, kind: str, value: int, model: Meter, tasks, results: Mapping) -> dict:
         other = Meter(sweep.variant(model.model, kind, value))
-        if dict(other.fingerprint) == dict(model.fingerprint):  # the model's own setting
+        if dict(other.fingerprint) == dict(model.fingerprint):  # the model's default
             part = {
                 key: results[key]
                 for key in ("datasets", "abilities", "averages", "intervals", "fingerprint")
@@ -221,33 +195,33 @@ class Runs:
         part["refused"] = {name: why for name, why in refused.items() if why is not None}
         return {"value": value, **part}
 
-    def _reencoded(self, model: Meter, tasks, scored: Mapping[str, Scored]) -> dict:
-        how = self.args.reencode
-        again = Reencoder(self.args.output / "reencoded", how, limits.from_arguments(self.args))
-        other = self.score(f"reencoded-{how.name}", model, tasks, prepare=again)
+    def _score_reencoded(self, model: Meter, tasks, scored: Mapping[str, Scored]) -> dict:
+        coding, allowed = self.args.reencode, limits.from_arguments(self.args)
+        reencode = Reencoder(self.args.output / "reencoded", coding, allowed)
+        other = self.score(f"reencoded-{coding.name}", model, tasks, prepare=reencode)
         part = summary("", model.fingerprint, other)
         return {
-            "coding": how.name,
-            "failed": dict(sorted(again.failed.items())),
+            "coding": coding.name,
+            "failed": dict(sorted(reencode.failed.items())),
             **{key: part[key] for key in ("datasets", "abilities", "averages", "intervals")},
             "paired": paired(scored, other),
         }
 
-    def _embedder(self, label: str, model: Meter | Vectors) -> Embedder | Vectors:
-        """Runs of one model share its vectors: texts are embedded once."""
+    def _open_embedder(self, label: str, model: Meter | Vectors) -> Embedder | Vectors:
+        """Runs of one model share its vectors, so that texts are embedded once."""
         if isinstance(model, Vectors):
             return model
         folder = self.args.output / "embeddings" / label
         if model is self._model:
-            return self._first.sibling(folder)
-        made = Embedder(model, folder, self.quarantine, self.source.total)
+            return self._embedder.sibling(folder)
+        embedder = Embedder(model, folder, self.quarantine, self.source.total)
         if self._model is None:
-            self._model, self._first = model, made
-        return made
+            self._model, self._embedder = model, embedder
+        return embedder
 
     def release(self) -> None:
-        """Lets the first model go: two large ones may not fit at once."""
-        self._model = self._first = None
+        """Drops the references to the first model: two large models may not fit at once."""
+        self._model = self._embedder = None
 
 
 def per_query(scored: Mapping[str, Scored]) -> dict[str, PerQuery]:
@@ -255,7 +229,7 @@ def per_query(scored: Mapping[str, Scored]) -> dict[str, PerQuery]:
 
 
 def paired(one: Mapping[str, Scored], other: Mapping[str, Scored]) -> dict:
-    """The first run against another one on the sets of the other; see `compare_runs`."""
+    """Compares one run with another on the other's sets; see `compare_runs`."""
     return compare_runs((records(one), records(other)), (per_query(one), per_query(other)))
 
 

@@ -17,17 +17,17 @@ from gve_jax.checkpoints.hub import (
     hub_source,
 )
 from gve_jax.checkpoints.huggingface import FETCHED, load_hf, stored_dtype
+from gve_jax.checkpoints.orbax import load_params
 from gve_jax.distributed.sharding import param_shardings
 from gve_jax.errors import UserError
+from gve_jax.fields import build
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.inputs.tokenizer import check_tokenizer, tokenizer_digest
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
-from gve_jax.running.checkpoint import load_params
 from gve_jax.storage.files import read_json
 from gve_jax.storage.filesystem import as_path, is_bucket
-from gve_jax.typed import from_json
 
 FORMAT = "gve_jax 1"
 _PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
@@ -78,9 +78,9 @@ class PretrainedModel:
             return None
         name = "" if self.is_native else "gve_jax."
         try:
-            spec = from_json(InputSpec, self.exported.get("inputs"), f"{name}inputs")
-            buckets = from_json(Buckets, self.exported.get("buckets"), f"{name}buckets")
-        except (ValueError, UserError) as error:
+            spec = build(InputSpec, self.exported.get("inputs"), f"{name}inputs")
+            buckets = build(Buckets, self.exported.get("buckets"), f"{name}buckets")
+        except UserError as error:
             raise UserError(f"{self.directory / 'config.json'}: damaged ({error})") from error
         return spec, buckets
 
@@ -205,8 +205,8 @@ def open_pretrained(
             raise ValueError(f"format {fields.get('format')!r} is not {FORMAT!r}")
         else:
             try:
-                config = from_json(ModelConfig, fields.get("model"), "model")
-            except ValueError as error:
+                config = build(ModelConfig, fields.get("model"), "model")
+            except UserError as error:
                 raise ValueError(f"damaged ({error})") from error
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error

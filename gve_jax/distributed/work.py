@@ -10,8 +10,7 @@ import jax
 
 from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
-from gve_jax.media.quarantine import Quarantine
-from gve_jax.storage.files import atomic_write, read_records
+from gve_jax.storage.files import atomic_write
 
 SHARED_S = 90  # how long files of another host may take to appear in a network's folder
 
@@ -51,21 +50,3 @@ def check_shared(folder: Path) -> None:
     for host, its in enumerate(seen):
         if not its:
             raise UserError(f"{folder} is not the same folder on hosts 0 and {host}")
-
-
-def open_quarantine(
-    folder: Path, max_share: float, prefixes: tuple[str, ...] = ("",)
-) -> Quarantine:
-    """This host's own of a job: `quarantine.jsonl`, which in the end receives the others' lines."""
-    host = jax.process_index()
-    name = f"quarantine-{host}.jsonl" if host else "quarantine.jsonl"
-    return Quarantine(folder / name, max_share, prefixes=prefixes)
-
-
-def merge_quarantines(quarantine: Quarantine) -> None:
-    """Host 0 takes in what the others recorded, when they are done, and removes their files."""
-    for path in sorted(Path(quarantine.path).parent.glob("quarantine-*.jsonl")):
-        Quarantine(path, 1.0)  # takes off the last line of a host that was killed, if torn
-        for _, line in read_records(path):
-            quarantine.record(**line)
-        path.unlink()

@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import jax
+
 from gve_jax.errors import UserError
 from gve_jax.media.item import Item, source_name
-from gve_jax.storage.files import atomic_write
+from gve_jax.storage.files import atomic_write, read_records
 
 TOP = 3  # reasons that a summary names
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -172,3 +174,21 @@ def _kind(record: Mapping) -> str:
     kind = re.sub("^<[^>]*>: ", "", kind)  # a medium without a path
     kind = re.sub(r"'[^']*'|\"[^\"]*\"", "...", kind)
     return re.sub(r"\d+(\.\d+)?", "N", kind)[:120]
+
+
+def open_quarantine(
+    folder: Path, max_share: float, prefixes: tuple[str, ...] = ("",)
+) -> Quarantine:
+    """The quarantine of this host of a job; see `merge_quarantines`."""
+    host = jax.process_index()
+    name = f"quarantine-{host}.jsonl" if host else "quarantine.jsonl"
+    return Quarantine(folder / name, max_share, prefixes=prefixes)
+
+
+def merge_quarantines(quarantine: Quarantine) -> None:
+    """On host 0: adds the records of the other hosts, which are done, and removes their files."""
+    for path in sorted(Path(quarantine.path).parent.glob("quarantine-*.jsonl")):
+        Quarantine(path, 1.0)  # removes the last line if a killed host left it incomplete
+        for _, line in read_records(path):
+            quarantine.record(**line)
+        path.unlink()

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from gve_jax.distributed import hosts, work
-from gve_jax.embed import Encoder, check_or_write_settings, embed_all
 from gve_jax.errors import UserError
-from gve_jax.media.quarantine import Quarantine
+from gve_jax.media.quarantine import Quarantine, open_quarantine
 from gve_jax.mining.corpus import Group, Things, World
+from gve_jax.retrieval.embedding import Encoder, check_or_write_settings, embed_all
 from gve_jax.retrieval.negatives import query_tile, stream_neighbours
 from gve_jax.retrieval.tiles import UnitRows, cosine_rows
 from gve_jax.retrieval.vectors import Selection, StoredVectors
@@ -55,7 +55,7 @@ def vectors_of(
         items without a vector than `max_bad_share`.
     """
     if given is None:
-        quarantine = work.open_quarantine(folder, max_bad_share)
+        quarantine = open_quarantine(folder, max_bad_share)
         embed_all(
             folder,
             things.ids,

@@ -221,12 +221,12 @@ def test_json_that_is_damaged_is_named(tmp_path, file, data, named):
 @pytest.mark.parametrize(
     "part, value, named",
     [
-        ("inputs", {"num_frames": "8"}, "inputs.num_frames is '8', not a whole number"),
+        ("inputs", {"num_frames": "8"}, "inputs.num_frames '8' must be an integer"),
         ("inputs", {"num_frames": 7}, "num_frames must be an even number"),
         ("inputs", {"frames": 8}, "inputs.frames: unknown field"),
-        ("inputs", None, "inputs is None, not an object"),
-        ("buckets", [], r"buckets is \[\], not an object"),
-        ("buckets", {"patches": 1, "windows": 1}, "buckets lacks shapes"),
+        ("inputs", None, "inputs None must be a section of fields"),
+        ("buckets", [], r"buckets \[\] must be a section of fields"),
+        ("buckets", {"patches": 1, "windows": 1}, "buckets.shapes is missing"),
     ],
 )
 def test_settings_of_odd_types_name_their_field(folder, part, value, named):
@@ -239,7 +239,7 @@ def test_settings_of_odd_types_name_their_field(folder, part, value, named):
 
 def test_the_shape_of_our_model_names_its_field(folder):
     edit(folder / "ours" / "config.json", lambda f: f["model"]["text"].update(vocab_size="9"))
-    with pytest.raises(UserError, match="model.text.vocab_size is '9', not a whole number"):
+    with pytest.raises(UserError, match="model.text.vocab_size '9' must be an integer"):
         open_pretrained(folder / "ours")
     edit(folder / "ours" / "config.json", lambda f: f.update(format="gve_jax 9"))
     with pytest.raises(UserError, match="format 'gve_jax 9' is not 'gve_jax 1'"):

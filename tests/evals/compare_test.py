@@ -89,7 +89,7 @@ def scores(ids, values, metric="hit_rate@1"):
     [
         ({"CRB-T": scores(["a", "b"], [1, 0])}, "no set in common"),
         ({"MSRVTT": scores(["a", "c"], [1, 0])}, "MSRVTT: the queries differ: number 2 is 'b' and"),
-        ({"MSRVTT": scores(["a"], [1])}, "MSRVTT: the queries differ: 2 and 1 of them"),
+        ({"MSRVTT": scores(["a"], [1])}, "MSRVTT: the queries differ: 2 and 1 queries"),
         ({"MSRVTT": scores(["a", "b"], [1, 0], "mrr")}, "scored by hit_rate@1 and by mrr"),
     ],
 )
@@ -101,7 +101,7 @@ def test_what_cannot_be_compared_is_refused(other, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "missing: score that model again"),
+        (None, "missing; score that model again"),
         (b"junk", "unreadable scores of queries"),
         (b"", "unreadable scores of queries"),
     ],

@@ -157,14 +157,13 @@ def test_older_results_are_named_with_what_to_do(tmp_path, vectors):
     del old["digests"]
     (tmp_path / "b/results.json").write_text(json.dumps(old))
     for pair, which in (
-        ((a, tmp_path / "b"), "the other"),
-        ((tmp_path / "b", a), "the first"),
-        ((tmp_path / "b", tmp_path / "b"), "both"),
+        ((a, tmp_path / "b"), "the other result has"),
+        ((tmp_path / "b", a), "the first result has"),
+        ((tmp_path / "b", tmp_path / "b"), "both results have"),
     ):
         with pytest.raises(
             UserError,
-            match=f"MSRVTT: {which} of the results ha.* no digests .*"
-            "repeat the command of evals.uvrb that wrote them",
+            match=f"MSRVTT: {which} no digests .*; repeat that command of evals.uvrb",
         ):
             compare.main([*map(str, pair)])
 
@@ -173,7 +172,7 @@ def test_scores_of_queries_of_another_evaluation_are_refused(tmp_path, vectors):
     a = evaluate(tmp_path / "a", vectors)
     b = evaluate(tmp_path / "b", (vectors[1][:40], vectors[1]))
     shutil.copy(b / "per_query/MSRVTT.npz", a / "per_query/MSRVTT.npz")
-    with pytest.raises(UserError, match="MSRVTT.npz: of another evaluation than .*results.json"):
+    with pytest.raises(UserError, match="MSRVTT.npz: from another evaluation than .*results.json"):
         compare.load(a)
     with np.load(a / "per_query/MSRVTT.npz") as file:
         arrays = dict(file)
@@ -234,7 +233,7 @@ def test_digests_of_vectors_and_of_media_agree_but_for_the_content(data, tmp_pat
     assert ours["media"] and theirs == ours | {"media": None}
     capsys.readouterr()
     compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert "content of the media not compared, known of one side only: MSRVTT" in (
+    assert "content of the media not compared, known for one side only: MSRVTT" in (
         capsys.readouterr().out
     )
 

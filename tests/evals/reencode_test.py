@@ -1,4 +1,4 @@
-"""Videos encoded again: the same frames at the same times, worse pictures; bad files are told."""
+"""Re-encoded videos: equal frames and timestamps, lower quality; failures have reasons."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 from evals.uvrb import reencode
 from evals.uvrb.__main__ import main
 from evals.uvrb.reencode import Reencoder
-from evals.uvrb.transcode import Coding, coding, encode
+from evals.uvrb.transcode import Coding, encode, parse_coding
 from gve_jax.media.errors import MediaError
 from gve_jax.media.limits import Limits
 from gve_jax.media.video import load_video
@@ -27,46 +27,38 @@ def noisy(tmp_path_factory):
         stream.width, stream.height, stream.pix_fmt = 66, 50, "yuv420p"
         for shift in range(12):
             image = np.roll(ramp, 5 * shift)[None, :, None] + rng.integers(0, 50, (50, 66, 3))
-            container.mux(
-                stream.encode(
-                    av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), format="rgb24")
-                )
-            )
+            image = image.clip(0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
 
 
-@pytest.mark.parametrize("text", ["crf=45", "codec=mpeg4,bitrate=50k", "codec=libx265,crf=40"])
-def test_frames_and_times_stay_and_bytes_go(noisy, tmp_path, text):
-    encode(noisy, tmp_path / "x.mp4", coding(text), Limits())
+CODECS = {"crf=45": "h264", "codec=mpeg4,bitrate=50k": "mpeg4", "codec=libx265,crf=40": "hevc"}
+
+
+@pytest.mark.parametrize("text", CODECS)
+def test_keeps_frames_and_times_in_fewer_bytes(noisy, tmp_path, text):
+    encode(noisy, tmp_path / "x.mp4", parse_coding(text), Limits())
     with av.open(str(noisy)) as a, av.open(str(tmp_path / "x.mp4")) as b:
-        assert (
-            b.streams.video[0].codec_context.name
-            == {
-                "crf=45": "h264",
-                "codec=mpeg4,bitrate=50k": "mpeg4",
-                "codec=libx265,crf=40": "hevc",
-            }[text]
-        )
+        assert b.streams.video[0].codec_context.name == CODECS[text]
         times = [[float(frame.time) for frame in one.decode(video=0)] for one in (a, b)]
     assert times[1] == pytest.approx(times[0], abs=1e-3) and len(times[0]) == 12
     assert (tmp_path / "x.mp4").stat().st_size < 0.9 * noisy.stat().st_size
-    before, after = (
-        load_video(path, 12).frames.astype(float) for path in (noisy, tmp_path / "x.mp4")
-    )
+    paths = noisy, tmp_path / "x.mp4"
+    before, after = (load_video(path, 12).frames.astype(float) for path in paths)
     assert before.shape == after.shape
-    assert 2 < np.abs(before - after).mean() < 25  # other pictures, of the same scene
+    assert 2 < np.abs(before - after).mean() < 25  # different pixels, same scene
     assert np.abs(before.mean(axis=(1, 2)) - after.mean(axis=(1, 2))).max() < 12
 
 
-def test_copies_are_kept_and_the_same_bytes_each_time(noisy, tmp_path):
+def test_copies_are_reused_and_reproducible(noisy, tmp_path):
     first = Reencoder(tmp_path / "a", Coding(crf=40))([noisy, noisy])
     assert first[0] == first[1] and first[0].parent.name == "libx264-crf40"
     stamp = first[0].stat().st_mtime_ns
     assert Reencoder(tmp_path / "a", Coding(crf=40))([noisy]) == first[:1]
     assert first[0].stat().st_mtime_ns == stamp
     other = Reencoder(tmp_path / "b", Coding(crf=40))([noisy])
-    assert other[0].read_bytes() == first[0].read_bytes()  # else embeddings could not be resumed
+    assert other[0].read_bytes() == first[0].read_bytes()  # required to resume embedding
     assert not list((tmp_path / "a").rglob("*.part"))
 
 
@@ -77,7 +69,7 @@ def test_copies_are_kept_and_the_same_bytes_each_time(noisy, tmp_path):
         (Limits(frame_pixels=100), "above the limit of 100 pixels"),
     ],
 )
-def test_limits_hold(noisy, tmp_path, limits, message):
+def test_enforces_limits(noisy, tmp_path, limits, message):
     with pytest.raises(MediaError, match=message):
         encode(noisy, tmp_path / "x.mp4", Coding(crf=40), limits)
 
@@ -89,42 +81,42 @@ def test_limits_hold(noisy, tmp_path, limits, message):
     since="0.2.0",
 )
 @pytest.mark.parametrize("older", [False, True])
-def test_what_may_pass_is_encoded_again(noisy, tmp_path, monkeypatch, older):
-    def again(limits=None):
-        made = Reencoder(tmp_path / "a", Coding(crf=40), limits)
-        copies = made([noisy, noisy.with_name("twin.mp4")])
-        return made.failed, [copy.stat().st_size > 0 for copy in copies]
+def test_retries_transient_failures(noisy, tmp_path, monkeypatch, older):
+    def run(limits=None):
+        reencode = Reencoder(tmp_path / "a", Coding(crf=40), limits)
+        copies = reencode([noisy, noisy.with_name("twin.mp4")])
+        return reencode.failed, [copy.stat().st_size > 0 for copy in copies]
 
     noisy.with_name("twin.mp4").write_bytes(noisy.read_bytes())
-    paths = [str(noisy), str(noisy.with_name("twin.mp4"))]  # one content, and both are named
+    paths = [str(noisy), str(noisy.with_name("twin.mp4"))]  # equal content: both are reported
     monkeypatch.setattr(reencode, "SECONDS", 0.001)
-    assert again() == (dict.fromkeys(paths, "not encoded in 0.001 seconds"), [False, False])
+    assert run() == (dict.fromkeys(paths, "not encoded in 0.001 seconds"), [False, False])
     monkeypatch.setattr(reencode, "SECONDS", 600)
-    failed, made = again(Limits(frames=3))
-    assert made == [False, False] and list(failed) == paths
+    failed, encoded = run(Limits(frames=3))
+    assert encoded == [False, False] and list(failed) == paths
     assert [failed[path] for path in paths] == [
         f"{path}: more frames than the limit of 3" for path in paths
     ]
-    if older:  # a version that did not write the reason
+    if older:  # versions without reasons
         (reason,) = (tmp_path / "a").rglob("*.json")
         reason.unlink()
-    assert again() == ({}, [True, True])
+    assert run() == ({}, [True, True])
     assert not list((tmp_path / "a").rglob("*.json"))
 
 
-def test_damage_is_not_encoded_again(tmp_path, monkeypatch):
+def test_does_not_retry_damaged_files(tmp_path, monkeypatch):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"not a video")
     failed = []
     for _ in range(2):
-        made = Reencoder(tmp_path / "a", Coding(crf=40))
-        made([bad])
-        failed.append(made.failed)
+        reencoder = Reencoder(tmp_path / "a", Coding(crf=40))
+        reencoder([bad])
+        failed.append(reencoder.failed)
         monkeypatch.setattr(reencode.subprocess, "run", None)
     assert failed[0] == failed[1] and "Invalid data found" in failed[0][str(bad)]
 
 
-def test_run_scores_the_copies_and_counts_what_cannot_be_encoded(tmp_path):
+def test_scores_copies_and_counts_failures(tmp_path):
     data = make_benchmark(tmp_path, ("MSRVTT",))
     bad = data / "UVRB/MSRVTT/videos/red_blue.mp4"
     bad.write_bytes(b"not a video")
@@ -135,23 +127,9 @@ def test_run_scores_the_copies_and_counts_what_cannot_be_encoded(tmp_path):
             seen.extend(item["video"] for item in inputs if "video" in item)
             return super().encode_valid(inputs, ids, quarantine)
 
-    main(
-        [
-            "--model",
-            "m",
-            "--data",
-            str(data),
-            "--output",
-            str(output),
-            "--datasets",
-            "MSRVTT",
-            "--reencode",
-            "crf=40",
-            "--max-bad-share",
-            "0.5",
-        ],
-        load=lambda _: Watching(),
-    )
+    arguments = ["--model", "m", "--data", str(data), "--output", str(output)]
+    arguments += ["--datasets", "MSRVTT", "--reencode", "crf=40", "--max-bad-share", "0.5"]
+    main(arguments, load=lambda _: Watching())
     results = json.loads((output / "results.json").read_text())
     found = results["reencoded"]
     assert found["coding"] == "libx264-crf40" and list(found["failed"]) == [str(bad)]

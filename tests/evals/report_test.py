@@ -103,7 +103,7 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
         "Loss by source",
         "The curriculum: P and R by source and stage",
         "Differences: this model less the untrained one",
-        "Differences: this model less itself shown shuffled frames",
+        "Differences: this model less itself with shuffled frames",
         "Correlation of abilities over models",
     }
     for words in (

@@ -327,6 +327,6 @@ def test_files_of_an_earlier_command_are_removed(tmp_path, capsys):
     assert files - mteb == {".lock", "results.json", "per_query/MSRVTT.npz", "trec/notes.txt"}
     assert len(mteb) == 2  # one revision: that of these vectors
     printed = capsys.readouterr().out
-    assert "removed what an earlier command had left: mteb/" in printed
+    assert "removed files of an earlier command: mteb/" in printed
     assert "trec/MSRVTT.qrels, trec/MSRVTT.run" in printed
     assert go(one) == 1 and check_every_query(output, "MSRVTT") == 2

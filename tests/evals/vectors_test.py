@@ -266,7 +266,7 @@ def test_tables_that_do_not_fit_are_named(benchmark, sides, tmp_path, table, mes
         (["--embeddings", "x", "--baseline", "m"], "--baseline needs a model"),
         (["--model", "x", "--normalize"], "--normalize is for --embeddings"),
         (["--embeddings", "nowhere"], "--embeddings nowhere: no such folder"),
-        ([], "--model is missing, or --embeddings"),
+        ([], "--model or --embeddings is required"),
     ],
 )
 def test_arguments_that_exclude_each_other(benchmark, tmp_path, arguments, message):

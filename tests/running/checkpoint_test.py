@@ -14,9 +14,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gve_jax.checkpoints.orbax import load_params, save_params
 from gve_jax.errors import UserError
 from gve_jax.running import checkpoint
-from gve_jax.running.checkpoint import Checkpoints, load_params, save_params
+from gve_jax.running.checkpoint import Checkpoints
 from gve_jax.storage.filesystem import as_path
 from tests.situations import situation
 
@@ -105,8 +106,8 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, value):
 def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, monkeypatch, caplog):
     state = make_state(make_mesh(4, 2))
     with monkeypatch.context() as patch:  # as a release without the check wrote it
-        survey = checkpoint._survey
-        patch.setattr(checkpoint, "_survey", lambda tree: (survey(tree)[0], []))
+        survey = checkpoint.survey
+        patch.setattr(checkpoint, "survey", lambda tree: (survey(tree)[0], []))
         with Checkpoints(tmp_path / "c", keep=3, fingerprint=FINGERPRINT) as checkpoints:
             checkpoints.save(1, state, {})
             checkpoints.save(2, spoil(state, float("nan")), {})
