@@ -8,17 +8,22 @@ from gve_jax.storage.filesystem import local_path
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m data.shapes", description="Makes the generated video world."
+        prog="python -m data.shapes",
+        description="Generates the video world: training pairs, a miniature UVRB and a tokenizer.",
     )
     parser.add_argument(
         "--output",
         type=local_path,
-        help="folder to write: pairs/, UVRB/, tokenizer.json, manifest.json",
+        help="folder to write",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="1.0: about 15,000 training pairs")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument(
-        "--preview", type=local_path, help="write a PNG of some scenes with their captions and stop"
+        "--scale", type=float, default=1.0, help="1.0 gives about 15,000 pairs (default: 1.0)"
+    )
+    parser.add_argument(
+        "--preview",
+        type=local_path,
+        help="PNG file for some scenes with their captions; writes nothing else",
     )
     args = parser.parse_args()
     if args.preview is not None:
@@ -28,10 +33,10 @@ def main() -> None:
         print(f"wrote {args.preview}")
         return
     if args.output is None:
-        raise UserError("--output is missing: the folder to write")
+        raise UserError("--output is missing; see python -m data.shapes --help")
     if args.scale <= 0 or args.seed < 0:
         raise UserError(
-            f"--scale must be above 0 and --seed not negative, got {args.scale} and {args.seed}"
+            f"--scale must be above 0 and --seed at least 0, got {args.scale} and {args.seed}"
         )
 
     import tensorflow_datasets as tfds
@@ -43,7 +48,7 @@ def main() -> None:
         print(f"{args.output} is ready (seed {args.seed}, scale {args.scale:g})")
         return
     tfds.disable_progress_bar()  # we show our own
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration that is not built in
+    logging.set_verbosity(logging.ERROR)  # TFDS warns about every custom configuration
     manifest = generate(args.output, args.seed, args.scale)
     total = sum(manifest["pairs"].values())
     print(

@@ -1,8 +1,7 @@
-"""The miniature UVRB: 16 sets named as UVRB's (arXiv 2510.27571, table 4), each testing what its
-namesake tests. Things are drawn from the pairs of colour and shape that training never shows.
+"""Plans the miniature UVRB: 16 sets with the names and abilities of UVRB's (arXiv 2510.27571).
 
-A set is planned first (scenes, captions, who answers what) and rendered afterwards
-(`benchmark_files`), so that a test can check the plan.
+Objects have pairs of colour and shape that do not occur in training. A plan has scenes, captions
+and answers; `benchmark_files` renders it, so that tests can check plans alone.
 """
 
 from collections.abc import Callable
@@ -40,12 +39,15 @@ Scenes = tuple[Scene, ...]
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked: a text, a frame of a scene, a clip of a scene, or a text with one of these.
+    """A text, a frame of a scene, a clip of a scene, or a text with one of these.
 
-    `image` is (scene, frame); `clip` is (scene, first frame, last frame + 1, coarser encoding?).
+    Attributes:
+      answer: index of the positive document.
+      image: (scene, frame).
+      clip: (scene, first frame, last frame + 1, whether the encoding is coarse).
     """
 
-    answer: int  # index into the documents
+    answer: int
     text: str = ""
     image: tuple[Scene, int] | None = None
     clip: tuple[Scene, int, int, bool] | None = None
@@ -53,7 +55,7 @@ class Query:
 
 @dataclass
 class Plan:
-    """One set: `documents[i]` are the scenes of video i."""
+    """A set; `documents[i]` are the scenes of video i."""
 
     documents: list[Scenes]
     queries: list[Query] = field(default_factory=list)
@@ -65,7 +67,7 @@ def collect(
     distinct: list[facts.Distinct],
     draw: Callable[[np.random.Generator], Scene],
 ) -> list[Scene]:
-    """`count` scenes that each rule of `distinct` tells apart, also from those taken before."""
+    """`count` scenes that are distinct by every rule, also from scenes that the rules have seen."""
     scenes: list[Scene] = []
     for _ in range(10_000):
         if len(scenes) == count:
@@ -82,24 +84,24 @@ def _general(rng: np.random.Generator) -> Scene:
     return sample_scene(rng, HELD_OUT_PAIRS)
 
 
-def _told(
-    rng: np.random.Generator, scenes: list[Scene], tell: Callable, count: int | None = None
+def _captioned(
+    rng: np.random.Generator, scenes: list[Scene], caption: Callable, count: int | None = None
 ) -> Plan:
-    """One document and (for the first `count`) one query a scene, told by `tell(scene, rng)`."""
-    queries = [Query(i, text=tell(scene, rng)) for i, scene in enumerate(scenes[:count])]
+    """A document per scene, and a query `caption(scene, rng)` for each of the first `count`."""
+    queries = [Query(i, text=caption(scene, rng)) for i, scene in enumerate(scenes[:count])]
     return Plan([(s,) for s in scenes], queries)
 
 
 def _coarse(rng: np.random.Generator, size: float) -> dict[str, Plan]:
-    """MSRVTT, MSRVTT-I2V (its videos, a frame each) and DiDeMo (a paragraph of events)."""
+    """MSRVTT, MSRVTT-I2V (frames of the same videos) and DiDeMo (a paragraph of events)."""
     count = _scaled(100, size)
     scenes = collect(
         rng, count, [facts.Distinct(facts.short), facts.Distinct(facts.spatial)], _general
     )
-    plans = {"MSRVTT": _told(rng, scenes, lambda s, r: captions.whole(s, r, long=False))}
+    plans = {"MSRVTT": _captioned(rng, scenes, lambda s, r: captions.whole(s, r, long=False))}
     frames = Plan([(s,) for s in scenes])
     for i, scene in enumerate(scenes):
-        # An empty frame would ask nothing.
+        # Not an empty frame.
         frames.queries.append(Query(i, image=(scene, pick(rng, fullest_frames(scene)))))
     plans["MSRVTT-I2V"] = frames
 
@@ -110,14 +112,14 @@ def _coarse(rng: np.random.Generator, size: float) -> dict[str, Plan]:
                 return scene
 
     scenes = collect(rng, count, [facts.Distinct(facts.events)], eventful)
-    plans["DiDeMo"] = _told(rng, scenes, captions.events)
+    plans["DiDeMo"] = _captioned(rng, scenes, captions.events)
     return plans
 
 
 def _variants(rng: np.random.Generator) -> list[Scene]:
-    """Four scenes of the same shapes and events; only who is where and one colour differ."""
+    """Four scenes with the same shapes and events that differ in cells or in one colour."""
     while True:
-        # Nothing moves: a movement could leave the frame from another place.
+        # No movements: from another cell a movement could leave the frame.
         scene = sample_scene(
             rng,
             HELD_OUT_PAIRS,
@@ -142,7 +144,7 @@ def _variants(rng: np.random.Generator) -> list[Scene]:
 
 
 def _spatial(rng: np.random.Generator, size: float) -> dict[str, Plan]:
-    """CRB-G and CRB-S over the same videos; half come in fours that differ in space only."""
+    """CRB-G and CRB-S over the same videos; half are groups of four that differ in space only."""
     count = _scaled(100, size)
     distinct = facts.Distinct(facts.spatial)
     scenes: list[Scene] = []
@@ -155,8 +157,8 @@ def _spatial(rng: np.random.Generator, size: float) -> dict[str, Plan]:
             scenes += four
     scenes += collect(rng, count - len(scenes), [distinct], _general)
     return {
-        "CRB-G": _told(rng, scenes, lambda s, r: captions.whole(s, r, long=True)),
-        "CRB-S": _told(rng, scenes, captions.spatial),
+        "CRB-G": _captioned(rng, scenes, lambda s, r: captions.whole(s, r, long=True)),
+        "CRB-S": _captioned(rng, scenes, captions.spatial),
     }
 
 
@@ -168,15 +170,15 @@ def _objects(rng: np.random.Generator, size: float) -> dict[str, Plan]:
     ]
     scenes = collect(rng, _scaled(100, size), distinct, _general)
     return {
-        "VDC-O": _told(rng, scenes, captions.main_object),
-        "VDC-D": _told(rng, scenes, captions.detailed),
+        "VDC-O": _captioned(rng, scenes, captions.main_object),
+        "VDC-D": _captioned(rng, scenes, captions.detailed),
     }
 
 
 def time_group(scene: Scene) -> list[Scene]:
-    """The eight orders of a scene of two crossings: either way along each path, either thing first.
+    """The eight orders of two crossings: both directions of each path, either object first.
 
-    All eight show exactly the same 16 frames in another order, so only time tells them apart.
+    All eight show the same 16 frames in different orders.
     """
     group = []
     for turned in ((False, False), (False, True), (True, False), (True, True)):
@@ -201,26 +203,26 @@ def _time(rng: np.random.Generator, size: float) -> dict[str, Plan]:
             for scene in group:
                 distinct.add(scene)
             scenes += group
-    return {"CRB-T": _told(rng, scenes, captions.temporal)}
+    return {"CRB-T": _captioned(rng, scenes, captions.temporal)}
 
 
 def _camera(rng: np.random.Generator, size: float) -> dict[str, Plan]:
-    """CMRB: three still lifes, 40 camera motions of two phases each; a query for two in three."""
+    """CMRB: three still lifes with 40 camera motions each; queries for two thirds of them."""
     motions = [(a, b) for a in CAMERA for b in CAMERA if (a, b) != ("still", "still")]
     scenes = []
     names = rng.permutation(len(HELD_OUT_PAIRS)).tolist()
     for i in range(3):
-        own = tuple(HELD_OUT_PAIRS[n] for n in names[2 * i : 2 * i + 2])
-        base = Scene(sample_things(rng, own, 2), tuple(BACKGROUNDS)[i])
+        pairs = tuple(HELD_OUT_PAIRS[n] for n in names[2 * i : 2 * i + 2])
+        base = Scene(sample_things(rng, pairs, 2), tuple(BACKGROUNDS)[i])
         chosen = rng.permutation(len(motions))[: _scaled(40, size)].tolist()
         scenes += [replace(base, camera=motions[m]) for m in chosen]
     order = rng.permutation(len(scenes)).tolist()
     scenes = [scenes[i] for i in order]
-    return {"CMRB": _told(rng, scenes, captions.camera, count=2 * len(scenes) // 3)}
+    return {"CMRB": _captioned(rng, scenes, captions.camera, count=2 * len(scenes) // 3)}
 
 
 def _events(rng: np.random.Generator, size: float) -> dict[str, Plan]:
-    """DREAM-E: videos of three events; each query is one event that no other video shows."""
+    """DREAM-E: videos of three events; each query is an event of one video only."""
 
     def three(r: np.random.Generator) -> Scene:
         while True:
@@ -230,24 +232,24 @@ def _events(rng: np.random.Generator, size: float) -> dict[str, Plan]:
 
     scenes = collect(rng, _scaled(100, size), [facts.Distinct(facts.events)], three)
     plan = Plan([(s,) for s in scenes])
-    asked = [(i, t, e) for i, s in enumerate(scenes) for t in s.things for e in t.events]
-    for k in rng.permutation(len(asked)).tolist():
-        i, thing, event = asked[k]
-        said = facts.event(thing, event)
-        is_unique = sum(said <= facts.events(s) for s in scenes) == 1
+    events = [(i, t, e) for i, s in enumerate(scenes) for t in s.things for e in t.events]
+    for k in rng.permutation(len(events)).tolist():
+        i, thing, event = events[k]
+        fact = facts.event(thing, event)
+        is_unique = sum(fact <= facts.events(s) for s in scenes) == 1
         if is_unique and len(plan.queries) < 2 * len(scenes):
             plan.queries.append(Query(i, text=captions.event(thing, event, rng)))
     return {"DREAM-E": plan}
 
 
 def _words(rng: np.random.Generator, size: float) -> dict[str, Plan]:
-    """LoVR-TH (themes) and PEV-K (keywords, a tenth of the videos unasked)."""
+    """LoVR-TH (themes) and PEV-K (keywords, a tenth of the videos without a query)."""
     count = _scaled(100, size)
     themes = collect(rng, count, [facts.Distinct(facts.theme)], _general)
     words = collect(rng, count + count // 10, [facts.Distinct(facts.keywords)], _general)
     return {
-        "LoVR-TH": _told(rng, themes, captions.theme),
-        "PEV-K": _told(rng, words, captions.keywords, count=count),
+        "LoVR-TH": _captioned(rng, themes, captions.theme),
+        "PEV-K": _captioned(rng, words, captions.keywords, count=count),
     }
 
 
@@ -257,14 +259,14 @@ def _long(rng: np.random.Generator, size: float) -> dict[str, Plan]:
     documents: list[Scenes] = []
     while len(documents) < _scaled(50, size):
         scenes = sample_long(rng, HELD_OUT_PAIRS)
-        # No scene occurs in two videos, so any of them can be the clip.
+        # No scene occurs in two videos, so that any scene can be the clip.
         if all(d.admits(s) for d in distinct for s in scenes):
             for d in distinct:
                 for s in scenes:
                     d.add(s)
             documents.append(scenes)
-    asked = documents[: _scaled(40, size)]
-    texts = [Query(i, text=captions.long(d, rng)) for i, d in enumerate(asked)]
+    captioned = documents[: _scaled(40, size)]
+    texts = [Query(i, text=captions.long(d, rng)) for i, d in enumerate(captioned)]
     clips = [
         Query(i, clip=(pick(rng, d), CLIP.start, CLIP.stop, True)) for i, d in enumerate(documents)
     ]
@@ -272,9 +274,10 @@ def _long(rng: np.random.Generator, size: float) -> dict[str, Plan]:
 
 
 def _starts(rng: np.random.Generator, actor: tuple[str, str]) -> list[Scene]:
-    """Four scenes with one actor: places of a 2x2 block, other grounds and still companions."""
+    """Four scenes with one actor in the cells of a 2x2 block, with different backgrounds and still
+    companions."""
     left, top = int(rng.integers(2)), int(rng.integers(2))
-    grounds = rng.permutation(len(BACKGROUNDS)).tolist()
+    backgrounds = rng.permutation(len(BACKGROUNDS)).tolist()
     others = tuple(p for p in HELD_OUT_PAIRS if p != actor)
     scenes = []
     for i, (row, column) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
@@ -282,7 +285,7 @@ def _starts(rng: np.random.Generator, actor: tuple[str, str]) -> list[Scene]:
         free = tuple(c for c in range(9) if c != cell)
         companion = sample_things(rng, others, 1, cells=free)
         thing = Thing(*actor, size=pick(rng, SIZES), cell=cell)
-        scenes.append(Scene((thing, *companion), tuple(BACKGROUNDS)[grounds[i]]))
+        scenes.append(Scene((thing, *companion), tuple(BACKGROUNDS)[backgrounds[i]]))
     return scenes
 
 
@@ -301,7 +304,7 @@ def _options(scene: Scene, phase: int, actions: tuple[str, ...]) -> list[Event]:
 def _common(
     rng: np.random.Generator, scenes: list[Scene], phase: int, actions: tuple[str, ...]
 ) -> list[Event]:
-    """Events that the actor of every scene can do, in random order."""
+    """Events that are possible for the actors of all scenes, in random order."""
     shared = [
         e
         for e in _options(scenes[0], phase, actions)
@@ -310,11 +313,11 @@ def _common(
     return [shared[i] for i in rng.permutation(len(shared)).tolist()]
 
 
-_STAY = ("move", "grow", "shrink", "blink", "turn")  # after which the actor is still there
+_STAY = ("move", "grow", "shrink", "blink", "turn")  # events after which the actor is still visible
 
 
 def _image_group(rng: np.random.Generator, actor: tuple[str, str]) -> list[tuple[Scene, Scene]]:
-    """(start, continued scene): 4 starts x 5 continuations of two events."""
+    """(start, continued scene) for 4 starts and 5 continuations of two events."""
     while True:
         starts = _starts(rng, actor)
         chosen: list[tuple[Event, Event]] = []
@@ -330,9 +333,9 @@ def _image_group(rng: np.random.Generator, actor: tuple[str, str]) -> list[tuple
 
 
 def _clip_group(rng: np.random.Generator, actor: tuple[str, str]) -> list[Scene]:
-    """4 first halves x 5 second halves of one event."""
+    """4 first halves with 5 second halves of one event each."""
     while True:
-        # No colour change in the first half: the actor's name in the text would be in doubt.
+        # No colour change in the first half: the text names the actor by its colour.
         starts = [
             _with_actor(s, pick(rng, _options(s, 0, ("move", "grow", "shrink", "blink"))))
             for s in _starts(rng, actor)
@@ -344,16 +347,16 @@ def _clip_group(rng: np.random.Generator, actor: tuple[str, str]) -> list[Scene]
 
 
 def _composed(rng: np.random.Generator, size: float) -> dict[str, Plan]:
-    """MS-TI and MS-TV: groups of 4 starts x 5 continuations by one actor.
+    """MS-TI and MS-TV: groups of 4 starts and 5 continuations by one actor.
 
-    The text fits four videos, the image (or clip) five, both together one.
+    The text matches four videos, the image (or clip) five, both together one.
     """
     images, clips = Plan([]), Plan([])
     actors = rng.permutation(len(HELD_OUT_PAIRS))[: _scaled(5, size, least=1)].tolist()
     for actor in (HELD_OUT_PAIRS[i] for i in actors):
         for start, scene in _image_group(rng, actor):
             text = captions.what_follows(scene, rng)
-            # The image is of the start alone, the same for all five continuations.
+            # The image of the start, the same for all five continuations.
             images.queries.append(Query(len(images.documents), text, image=(start, 0)))
             images.documents.append((scene,))
         for scene in _clip_group(rng, actor):
@@ -372,7 +375,7 @@ _MAKERS = (_coarse, _spatial, _objects, _time, _camera, _events, _words, _long, 
 
 
 def plan(seed: int, scale: float = 1.0) -> dict[str, Plan]:
-    """All 16 sets; `scale` under 1 makes them smaller, above 1 changes nothing."""
+    """All 16 sets; `scale` below 1 makes them smaller, above 1 has no effect."""
     plans: dict[str, Plan] = {}
     for maker in _MAKERS:
         plans |= maker(make_rng(seed, f"UVRB/{maker.__name__}", 0), scale)

@@ -1,4 +1,4 @@
-"""Renders the plans of the miniature UVRB into UVRB's own file layout.
+"""Renders the plans of the miniature UVRB in UVRB's file layout.
 
 UVRB/NAME/jsonl/{queries,instances,corpus}.jsonl, UVRB/NAME/videos/*.mp4, UVRB/NAME/images/*.png.
 """
@@ -41,7 +41,7 @@ def _query_media(query: Query, index: int) -> dict[str, tuple[str, Job]]:
 
 
 def layout(name: str, planned: Plan) -> tuple[dict[str, list[dict]], dict[str, Job]]:
-    """The three tables of a set, and its media by path relative to the set's folder."""
+    """The three tables of a set, and its media by relative path."""
     tables: dict[str, list[dict]] = {"queries": [], "instances": [], "corpus": []}
     media: dict[str, Job] = {}
     ids = [f"{name}-d{number:04d}" for number in spread(planned)]
@@ -50,9 +50,9 @@ def layout(name: str, planned: Plan) -> tuple[dict[str, list[dict]], dict[str, J
         media[path] = ("video", scenes)
         tables["corpus"].append({"id": ids[i], "video": path})
     for i, query in enumerate(planned.queries):
-        own = _query_media(query, i)
-        media |= dict(own.values())
-        paths = {kind: path for kind, (path, _) in own.items()}
+        query_media = _query_media(query, i)
+        media |= dict(query_media.values())
+        paths = {kind: path for kind, (path, _) in query_media.items()}
         qid = f"{name}-q{i:04d}"
         row = {
             "id": qid,
@@ -66,16 +66,16 @@ def layout(name: str, planned: Plan) -> tuple[dict[str, list[dict]], dict[str, J
 
 
 def spread(planned: Plan) -> list[int]:
-    """A number for each document, by which answers lie evenly among the rest.
+    """Numbers documents so that answers are spread evenly among the others.
 
-    Ties are broken by id: were all answers first, an encoder that gives every document one vector
-    would score below chance, and above it were they last.
+    Ties are broken by id: if all answers came first or last, an encoder with equal vectors for all
+    documents would score below or above chance.
     """
     answers = {query.answer for query in planned.queries}
     documents = range(len(planned.documents))
     groups = [[i for i in documents if (i in answers) == wanted] for wanted in (True, False)]
-    places = {i: (k + 0.5) / len(group) for group in groups for k, i in enumerate(group)}
-    number = {i: n for n, i in enumerate(sorted(documents, key=places.__getitem__))}
+    ranks = {i: (k + 0.5) / len(group) for group in groups for k, i in enumerate(group)}
+    number = {i: n for n, i in enumerate(sorted(documents, key=ranks.__getitem__))}
     return [number[i] for i in documents]
 
 
@@ -88,11 +88,11 @@ def write(
 ) -> dict[str, dict[str, int]]:
     """Writes all sets under `folder`; returns {name: {"queries": n, "corpus": n}}.
 
-    `tick(done, total)` is called as media are rendered. Media that sets share are rendered once,
-    and shipped in each set as UVRB does.
+    `tick(done, total)` is called as media are rendered. Media shared by sets are rendered once and
+    copied to each set, as in UVRB.
     """
     counts: dict[str, dict[str, int]] = {}
-    places: dict[Job, list[Path]] = {}
+    paths: dict[Job, list[Path]] = {}
     for name, planned in plan(seed, scale).items():
         tables, media = layout(name, planned)
         for sub in ("jsonl", *dict.fromkeys(path.split("/")[0] for path in media)):
@@ -101,13 +101,13 @@ def write(
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / name / "jsonl" / f"{table}.jsonl").write_text(lines)
         for path, job in media.items():
-            places.setdefault(job, []).append(folder / name / path)
+            paths.setdefault(job, []).append(folder / name / path)
         counts[name] = {"queries": len(tables["queries"]), "corpus": len(tables["corpus"])}
-    jobs = list(places)
+    jobs = list(paths)
     for done, (job, data) in enumerate(
         zip(jobs, pool.imap(make_medium, jobs, chunksize=8), strict=True), start=1
     ):
-        for path in places[job]:
+        for path in paths[job]:
             path.write_bytes(data)
         if tick:
             tick(done, len(jobs))

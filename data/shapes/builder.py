@@ -1,4 +1,4 @@
-"""The TFDS builder of the training pairs: one split a source, ArrayRecord, no TensorFlow."""
+"""The TFDS builder of the training pairs: one ArrayRecord split per source, without TensorFlow."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from gve_jax.streams.pairs import pair_features
 
 @dataclasses.dataclass(kw_only=True)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """`seed` and `scale` (1.0: about 15,000 pairs) decide every byte."""
+    """`seed` and `scale` (1.0: about 15,000 pairs) determine every byte."""
 
     seed: int = 0
     scale: float = 1.0
@@ -22,8 +22,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     """Training pairs of the generated video world (see `data.shapes.pairs`).
 
     Args:
-        pool: worker processes to render in; this process when None.
-        tick: called once a rendered item with its family, to show progress.
+        pool: worker processes for rendering; None renders in this process.
+        tick: called with the family of each rendered item, to show progress.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -52,7 +52,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
         yield from enumerate(self._ready.pop(source))
 
     def _render(self, family: str) -> None:
-        # TFDS asks split by split, a family makes several splits at once: the others wait here.
+        # TFDS requests one split at a time, but a family yields several: `_ready` stores the
+        # others.
         config = self.builder_config
         for records in pairs.family_records(self._pool, config.seed, config.scale, family):
             for source, record in records.items():

@@ -1,7 +1,7 @@
-"""Scenes to English, in kinds: each kind says one side of a scene and leaves the others out.
+"""English captions of scenes; each kind of caption describes one aspect of a scene.
 
-Every function takes a scene and a generator that picks the wording. The vocabulary is small (about
-150 words) so that a small model can learn it; two wordings of one kind mean the same.
+Functions take a scene and a generator that picks the wording; different wordings have the same
+meaning. The vocabulary has about 150 words, so that a small model can learn it.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def join(parts: list[str]) -> str:
 
 
 def verb(event: Event, rng: np.random.Generator) -> str:
-    """What the event's thing does, third person: "moves left", "turns blue"."""
+    """The event in the third person: "moves left", "turns blue"."""
     match event.action:
         case "move":
             return f"{pick(rng, ('moves', 'slides'))} {event.argument}"
@@ -86,7 +86,7 @@ def _gerund(event: Event) -> str:
 
 
 def phase_deed(thing: Thing, phase: int, rng: np.random.Generator) -> str:
-    """What a thing does in one phase; "is not there" when it is out of the frame."""
+    """What an object does in one phase; "is not there" if it is out of the frame."""
     deed = thing.event_in(phase)
     if deed:
         return verb(deed, rng)
@@ -109,7 +109,7 @@ def _camera_deeds(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def whole(scene: Scene, rng: np.random.Generator, long: bool | None = None) -> str:
-    """Things, what they do, camera, background; the long form adds sizes and places."""
+    """Objects, events, camera and background; the long form adds sizes and positions."""
     if long is None:
         long = bool(rng.integers(2))
     if not long:
@@ -131,7 +131,7 @@ def whole(scene: Scene, rng: np.random.Generator, long: bool | None = None) -> s
 
 
 def spatial(scene: Scene, rng: np.random.Generator) -> str:
-    """Who is where, sizes and colours; nothing about motion."""
+    """Positions, sizes and colours, without events."""
     ground = scene.background
     match int(rng.integers(3)):
         case 0:
@@ -155,7 +155,7 @@ def _phase_deeds(scene: Scene, phase: int, rng: np.random.Generator) -> str:
 
 
 def temporal(scene: Scene, rng: np.random.Generator) -> str:
-    """What happens in which order; no places, no background."""
+    """Events in order, without positions and background."""
     first, second = (_phase_deeds(scene, phase, rng) for phase in (0, 1))
     match int(rng.integers(3)):
         case 0:
@@ -167,7 +167,7 @@ def temporal(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def camera(scene: Scene, rng: np.random.Generator) -> str:
-    """The camera's movements in order, then briefly what it shows."""
+    """The camera's movements in order, then briefly objects and background."""
     shown = join([a(name(t)) for t in scene.things])
     text = f"the camera {_camera_deeds(scene, rng)}."
     view = pick(
@@ -190,28 +190,28 @@ def keyword_list(scene: Scene) -> list[str]:
 
 
 def keywords(scene: Scene, rng: np.random.Generator) -> str:
-    """A shuffled list of what is there and what happens, without who does what."""
+    """A shuffled list of objects and events, without which object does what."""
     words = keyword_list(scene)
     return ", ".join(words[i] for i in rng.permutation(len(words)))
 
 
 def event(thing: Thing, deed: Event, rng: np.random.Generator) -> str:
-    """One event, its thing named by size, colour, shape and place."""
+    """One event, with its object's size, colour, shape and position."""
     if rng.integers(2):
         return f"the {full_name(thing)} in the {thing.place} {verb(deed, rng)}."
     return f"in the {thing.place} the {full_name(thing)} {verb(deed, rng)}."
 
 
 def events(scene: Scene, rng: np.random.Generator) -> str:
-    """All events, a sentence each, in the order of time."""
-    told = [
+    """All events in order, one sentence each."""
+    sentences = [
         event(t, e, rng)
         for phase in (0, 1)
         for t in scene.things
         for e in t.events
         if e.phase == phase
     ]
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def theme_list(scene: Scene) -> list[str]:
@@ -222,7 +222,7 @@ def theme_list(scene: Scene) -> list[str]:
 
 
 def theme(scene: Scene, rng: np.random.Generator) -> str:
-    """What the scene is about in abstract words: no colours of things, no places, no directions."""
+    """The subject in abstract words, without colours of objects, positions and directions."""
     text = join(theme_list(scene))
     return pick(
         rng,
@@ -234,7 +234,7 @@ def theme(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def main_object(scene: Scene, rng: np.random.Generator) -> str:
-    """The first thing at length: looks, place, everything it does, what it is on."""
+    """The first object in detail: appearance, position, events, background."""
     thing = scene.things[0]
     parts = [
         pick(
@@ -253,7 +253,7 @@ def main_object(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def detailed(scene: Scene, rng: np.random.Generator) -> str:
-    """Everything: count, background, each thing's looks, place and phases, the camera's phases."""
+    """Count, background, each object's appearance, position and events, and the camera."""
     parts = [f"there {'is' if len(scene.things) == 1 else 'are'} {_COUNTS[len(scene.things)]}"]
     parts[0] += f" on a {scene.background} background."
     for thing in scene.things:
@@ -264,18 +264,18 @@ def detailed(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def long(scenes: tuple[Scene, ...], rng: np.random.Generator) -> str:
-    """Several scenes in order, each in its shorter form."""
-    told = [whole(s, rng, long=False) for s in scenes]
-    return " ".join([told[0], *(f"next, {t}" for t in told[1:])])
+    """Several scenes in order, each with its short caption."""
+    first, *others = (whole(s, rng, long=False) for s in scenes)
+    return " ".join([first, *(f"next, {text}" for text in others)])
 
 
 def what_follows(scene: Scene, rng: np.random.Generator, phases: tuple[int, ...] = (0, 1)) -> str:
-    """What happens in the given phases, to be read beside an image or a clip of what was before.
+    """The events of the given phases, as a text for an image or clip of what came before.
 
     Raises:
         ValueError: nothing happens in these phases.
     """
-    told = [d for d in (_phase_deeds(scene, p, rng) for p in phases) if d != "nothing happens"]
-    if not told:
+    deeds = [d for d in (_phase_deeds(scene, p, rng) for p in phases) if d != "nothing happens"]
+    if not deeds:
         raise ValueError(f"nothing happens in phases {phases} of {scene}")
-    return pick(rng, ("then ", "after this ", "")) + ", then ".join(told) + "."
+    return pick(rng, ("then ", "after this ", "")) + ", then ".join(deeds) + "."

@@ -1,4 +1,4 @@
-"""Changes of a still scene told as an order: "turn the red circle blue", "remove the ring"."""
+"""Edits of still scenes as instructions: "turn the red circle blue", "remove the ring"."""
 
 from dataclasses import replace
 
@@ -10,12 +10,12 @@ from data.shapes.scene import BACKGROUNDS, PLACES, SIZES, Pairs, Scene, Thing, p
 
 
 def sample_still(rng: np.random.Generator, pairs: Pairs) -> Scene:
-    """A scene of one to three things in which nothing happens."""
+    """A scene of one to three objects without events."""
     return Scene(sample_things(rng, pairs, pick(rng, (1, 2, 2, 3))), pick(rng, BACKGROUNDS))
 
 
 def sample_edit(rng: np.random.Generator, scene: Scene, pairs: Pairs) -> tuple[str, Scene]:
-    """One order that changes the scene, and the scene it makes."""
+    """An instruction, and the edited scene."""
     index = int(rng.integers(len(scene.things)))
     thing = scene.things[index]
     free = [c for c in range(9) if c not in {t.cell for t in scene.things}]

@@ -1,9 +1,8 @@
-"""What a caption says, and what a video shows, as sets of facts: the ground truth of the benchmark.
+"""Captions and videos as sets of facts: the ground truth of the benchmark.
 
-A video satisfies a caption when it shows all the caption says: `said(a) <= shown(b)`. A set of the
-benchmark is valid when each caption is satisfied by its own video only. Where a caption leaves
-something out (the phase, the place), the facts leave it out too, so what cannot be told apart
-counts as equal.
+A video satisfies a caption if it shows all facts of the caption: `said(a) <= shown(b)`. A set of
+the benchmark is valid if each caption is satisfied by its own video only. Facts omit what a caption
+omits (the phase, the position).
 """
 
 from collections import Counter
@@ -16,7 +15,7 @@ Facts = frozenset
 
 
 def _numbered(words: list) -> Facts:
-    """A multiset as a set: the k-th occurrence of a word is a fact of its own."""
+    """A multiset as a set of (word, number of its occurrence)."""
     return Facts((w, k) for w, n in Counter(words).items() for k in range(n))
 
 
@@ -74,7 +73,7 @@ def events(scene: Scene) -> Facts:
 
 
 def one_thing(scene: Scene, thing: Thing) -> Facts:
-    """A thing at length; its facts are one fact, so that two things cannot satisfy it together."""
+    """An object in detail as a single fact, so that two objects cannot satisfy it together."""
     deeds = tuple((e.phase, e.action, e.argument) for e in thing.events)
     return Facts({(captions.full_name(thing), thing.place, deeds, scene.background)})
 
@@ -92,10 +91,10 @@ def detailed(scene: Scene) -> Facts:
 
 
 class Distinct:
-    """Accepts scenes as long as none satisfies what is said of another.
+    """Admits scenes of which none satisfies the caption of another.
 
     Args:
-        said, shown: facts of a caption and of a video; `shown` is `said` when left out.
+        said, shown: facts of a caption and of a video; `shown` is `said` by default.
     """
 
     def __init__(

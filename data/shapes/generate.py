@@ -1,4 +1,4 @@
-"""Builds the whole of the generated world under one folder, all or nothing."""
+"""Builds the generated world in one folder, atomically."""
 
 import contextlib
 import io
@@ -24,14 +24,14 @@ from data.shapes.builder import Shapes, ShapesConfig
 from gve_jax.errors import UserError
 from gve_jax.storage.locks import lock_scratch
 
-VERSION = "4"  # of the bytes this code writes; another number means other data
+VERSION = "4"  # raised when the written bytes change
 
 
 def is_ready(output: Path, seed: int, scale: float) -> bool:
-    """Whether `output` already holds exactly this world.
+    """Whether `output` holds this world.
 
     Raises:
-        UserError: `output` holds something else.
+        UserError: `output` holds another world or other files.
     """
     if not output.exists():
         return False
@@ -40,7 +40,7 @@ def is_ready(output: Path, seed: int, scale: float) -> bool:
         if output.is_dir() and not any(output.iterdir()):
             return False
         raise UserError(
-            f"{output} exists and is no generated world (no manifest.json); use another --output"
+            f"{output} exists and is not a generated world (no manifest.json); use another --output"
         )
     try:
         found = json.loads(manifest.read_text())
@@ -57,20 +57,20 @@ def is_ready(output: Path, seed: int, scale: float) -> bool:
 
 
 def generate(output: Path, seed: int, scale: float, processes: int | None = None) -> dict:
-    """Writes pairs/, UVRB/, tokenizer.json and manifest.json under `output`; returns the manifest.
+    """Writes pairs/, UVRB/, tokenizer.json and manifest.json to `output`; returns the manifest.
 
-    All is built beside `output` and renamed at the end: an interrupted run leaves no half world.
+    The world is built beside `output` and renamed at the end.
     """
     output = output.resolve()  # "." has no name
     scratch = output.with_name(output.name + ".building")
     with lock_scratch(scratch):
-        if is_ready(output, seed, scale):  # made by a command that ended just now
+        if is_ready(output, seed, scale):  # by a command that has just finished
             return json.loads((output / "manifest.json").read_text())
         building = scratch / "world"
         building.mkdir()
         manifest = _build(building, seed, scale, processes)
         if output.exists():
-            output.rmdir()  # empty: is_ready has looked
+            output.rmdir()  # empty: `is_ready` has checked
         os.rename(building, output)
     return manifest
 
@@ -100,7 +100,7 @@ def _build(building: Path, seed: int, scale: float, processes: int | None) -> di
             data_dir=str(building / "tfds"),
             config=config,
         )
-        # TFDS prints where it writes: a folder about to be renamed.
+        # TFDS prints the temporary directory.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
         os.rename(builder.data_dir, building / "pairs")

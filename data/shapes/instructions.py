@@ -1,12 +1,12 @@
-"""Instructions of queries; documents carry none.
+"""Instructions of queries; documents have none.
 
-Evaluation strings are those of UVRB (arXiv 2510.27571, table 5); training sources use the string
-of the set they prepare for, and short ones of ours where UVRB has no such task.
+Training sources use the instruction of the corresponding set of UVRB (arXiv 2510.27571, table 5),
+or a short one of our own for tasks that UVRB does not have.
 """
 
 from gve_jax.inputs.instructions import INSTRUCTIONS as EVALUATION
 
-# Several strings: one is drawn a pair.
+# One of the instructions is drawn for each pair.
 TRAINING = {
     "T2T": ("Find the text that describes the same scene.",),
     "T2I": ("Find the image according to the text description.",),

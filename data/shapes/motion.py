@@ -1,4 +1,4 @@
-"""Where everything is at each frame of a scene. Pixels; x to the right, y down; T = 16 frames."""
+"""Positions at each frame of a scene, in pixels; x to the right, y down; T = 16 frames."""
 
 import numpy as np
 
@@ -28,7 +28,7 @@ _BLINK = np.isin(np.arange(PHASE_FRAMES), (0, 3, 4, 7))
 
 
 def step_length(position: float, sign: int) -> float:
-    """Pixels a thing at `position` (one axis) moves towards `sign`; 0 if it would leave."""
+    """Pixels that an object at `position` moves along one axis; 0 if it would leave the frame."""
     for length in (46.0, 31.0):
         if _REACH[0] <= position + sign * length <= _REACH[1]:
             return length
@@ -40,7 +40,7 @@ def cell_centre(cell: int) -> tuple[float, float]:
 
 
 def camera_track(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the camera looks: world x and y of the frame's centre and the zoom, float [T] each."""
+    """The camera: world x and y of the frame's centre, and the zoom, float [T] each."""
     x, y = np.full((2, SCENE_FRAMES), FRAME / 2)
     zoom = np.ones(SCENE_FRAMES)
     for movement, progress in zip(scene.camera, _PROGRESS, strict=True):
@@ -53,7 +53,7 @@ def camera_track(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def thing_track(thing: Thing) -> dict[str, np.ndarray]:
-    """A thing in world pixels: x, y, radius float [T], colour [T, 3], visible bool [T]."""
+    """An object in world pixels: x, y, radius float [T], colour [T, 3], visible bool [T]."""
     home_x, home_y = cell_centre(thing.cell)
     x, y = np.full(SCENE_FRAMES, home_x), np.full(SCENE_FRAMES, home_y)
     radius = np.full(SCENE_FRAMES, SIZES[thing.size])
@@ -86,7 +86,7 @@ def thing_track(thing: Thing) -> dict[str, np.ndarray]:
 
 
 def _clear_frames(scene: Scene) -> np.ndarray:
-    """Where each thing's centre is in the picture and uncovered, bool [things, T]."""
+    """Whether each object's centre is within the frame and not covered, bool [things, T]."""
     camera_x, camera_y, zoom = camera_track(scene)
     tracks = [thing_track(t) for t in scene.things]
     x, y = (np.stack([t[axis] for t in tracks]) for axis in "xy")
@@ -98,14 +98,14 @@ def _clear_frames(scene: Scene) -> np.ndarray:
 
 
 def fullest_frames(scene: Scene) -> list[int]:
-    """The frames on which the most things are seen."""
+    """The frames with the most visible objects."""
     visible = np.stack([thing_track(t)["visible"] for t in scene.things])
     count = (_clear_frames(scene) & visible).sum(axis=0)
     return np.flatnonzero(count == count.max()).tolist()
 
 
 def is_clear(scene: Scene) -> bool:
-    """Whether each event (and each still thing) is well seen on 3 of its phase's 8 frames."""
+    """Whether each event and each still object is visible in 3 of the 8 frames of its phase."""
     for thing, clear in zip(scene.things, _clear_frames(scene), strict=True):
         for phase in {e.phase for e in thing.events} or {0}:
             if clear[_PHASE_OF == phase].sum() < 3:

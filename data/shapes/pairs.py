@@ -1,8 +1,8 @@
 """Training pairs: each record is a pure function of (seed, family, index).
 
-Sources that can share a rendered video form a family: its function makes one record for each of
-its sources. Record: `{id, task, query, positive, negatives}`, items `{text, instruction, image
-(png), video (mp4)}`, empty = absent. Only training pairs of colour and shape occur.
+Sources that share a rendered video form a family, whose function returns one record per source.
+Records are `{id, task, query, positive, negatives}` of items `{text, instruction, image (png),
+video (mp4)}`; absent fields are empty. Objects have the training pairs of colour and shape.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,12 +38,11 @@ from data.shapes.scene import (
 
 Record = dict
 
-CLIP = slice(2, 14)  # the frames of a scene that a clip query shows
-CLIP_CRF = 24  # and its coarser encoding: the clip is not a byte copy
+CLIP = slice(2, 14)  # frames of a clip query
+CLIP_CRF = 24  # coarser than that of videos, so that the clip is not a copy
 MOTIONS = ("move", "enter", "leave", "grow", "shrink")
-# Sources whose records come in siblings, stored side by side: videos of the same things and places
-# that differ in time only, each with its own caption. Drawn into one batch, they are each other's
-# hard negatives at no cost.
+# Sources with groups of adjacent records whose videos differ in time only. In one batch they are
+# hard negatives of each other.
 SIBLINGS = {"T2V_crossing": 2, "T2V_motion": 2, "T2V_camera": 2}
 
 
@@ -59,7 +58,7 @@ def _scene_family(rng: np.random.Generator) -> dict[str, tuple]:
     scene = sample_scene(rng, TRAIN_PAIRS)
     frames = render(scene)
     positive = item(video=encode_mp4(frames))
-    told, instruction = pick(
+    text, instruction = pick(
         rng,
         (
             (captions.whole(scene, rng, long=False), instructions.EVALUATION["MSRVTT"]),
@@ -71,7 +70,7 @@ def _scene_family(rng: np.random.Generator) -> dict[str, tuple]:
     still = encode_png(frames[pick(rng, fullest_frames(scene))])
     first = encode_png(frames[0])
     return {
-        "T2V_whole": (item(text=told, instruction=instruction), positive),
+        "T2V_whole": (item(text=text, instruction=instruction), positive),
         "T2V_keywords": (_query("T2V_keywords", rng, text=captions.keywords(scene, rng)), positive),
         "T2V_theme": (_query("T2V_theme", rng, text=captions.theme(scene, rng)), positive),
         "I2V": (_query("I2V", rng, image=still), positive),
@@ -97,7 +96,7 @@ def _temporal_family(rng: np.random.Generator) -> dict[str, tuple]:
     scene = sample_scene(rng, TRAIN_PAIRS, count=pick(rng, (1, 2)), phases=(0, 1), camera=0.15)
     frames = render(scene)
     swapped = swap_phases(scene)
-    # Hard negative: the same things and places, another order of time.
+    # Hard negative: the same objects and positions in another order of time.
     other = render(swapped) if swapped and rng.integers(2) else frames[::-1]
     videos = [item(video=encode_mp4(shown)) for shown in (frames, other)]
     query = _query("T2V_temporal", rng, text=captions.temporal(scene, rng))
@@ -105,24 +104,24 @@ def _temporal_family(rng: np.random.Generator) -> dict[str, tuple]:
 
 
 def _crossing_family(rng: np.random.Generator) -> list[Scene]:
-    """Two things cross the frame; then in one of the seven other directions and orders."""
+    """Two objects cross the frame; the same in one of the seven other directions and orders."""
     scene = sample_crossings(rng, TRAIN_PAIRS)
     orders = [variant for order in (scene, swap_phases(scene)) for variant in _turned(order)]
     return [scene, pick(rng, orders[1:])]
 
 
 def _turned(scene: Scene) -> list[Scene]:
-    """The scene with each thing's movement as it is and the other way round."""
+    """All combinations of the movements and their opposite directions."""
     scenes = [scene]
-    for place, thing in enumerate(scene.things):
+    for index, thing in enumerate(scene.things):
         (deed,) = thing.events
         back = replace(deed, argument=OPPOSITE[deed.argument])
-        scenes += [replace(s, things=set_events(s.things, place, (back,))) for s in list(scenes)]
+        scenes += [replace(s, things=set_events(s.things, index, (back,))) for s in list(scenes)]
     return scenes
 
 
 def _motion_family(rng: np.random.Generator) -> list[Scene]:
-    """One thing among still ones does different things."""
+    """One object among still ones, with different events."""
     things = sample_things(rng, TRAIN_PAIRS, pick(rng, (1, 2)))
     background, phase = pick(rng, BACKGROUNDS), int(rng.integers(2))
     scenes: list[Scene] = []
@@ -135,7 +134,7 @@ def _motion_family(rng: np.random.Generator) -> list[Scene]:
 
 
 def _camera_family(rng: np.random.Generator) -> list[Scene]:
-    """Still things under different movements of the camera, half of the time in reverse order."""
+    """Still objects under different camera movements, half of the time in reverse order."""
     scene = sample_camera_scene(rng, TRAIN_PAIRS)
     scenes = [scene]
     if scene.camera[0] != scene.camera[1] and rng.integers(2):
@@ -168,7 +167,7 @@ def _continuation_family(rng: np.random.Generator) -> dict[str, tuple]:
 
 def _text_family(rng: np.random.Generator) -> dict[str, tuple]:
     scene = sample_scene(rng, TRAIN_PAIRS)
-    # Kinds that tell enough of the same things to be known as one scene.
+    # Kinds of captions that overlap enough to identify the scene.
     kinds = (
         lambda: captions.whole(scene, rng, long=False),
         lambda: captions.whole(scene, rng, long=True),
@@ -209,7 +208,7 @@ def _edit_family(rng: np.random.Generator) -> dict[str, tuple]:
     }
 
 
-def _tell_motion(scene: Scene, rng: np.random.Generator) -> str:
+def _motion_caption(scene: Scene, rng: np.random.Generator) -> str:
     ((thing, deed),) = [(t, e) for t in scene.things for e in t.events]
     return captions.event(thing, deed, rng)
 
@@ -229,11 +228,11 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator], dict[str, tuple]], dic
     "long": (_long_family, {"T2V_long": 450, "V2V": 450}),
     "continuation": (_continuation_family, {"TV2V": 400}),
 }
-# source of siblings -> (scenes of a group, caption, size at scale 1). What is about time is hardest
-# to learn and has the most pairs.
+# source with siblings -> (scenes of a group, caption, size at scale 1). Order in time is hardest to
+# learn and has the most pairs.
 GROUPED: dict[str, tuple[Callable, Callable, int]] = {
     "T2V_crossing": (_crossing_family, captions.temporal, 3600),
-    "T2V_motion": (_motion_family, _tell_motion, 600),
+    "T2V_motion": (_motion_family, _motion_caption, 600),
     "T2V_camera": (_camera_family, captions.camera, 3600),
 }
 SOURCES: dict[str, str] = {
@@ -242,7 +241,7 @@ SOURCES: dict[str, str] = {
 
 
 def sizes(scale: float) -> dict[str, int]:
-    """Records of each source at `scale`; never under 8, and whole groups of siblings."""
+    """Records of each source at `scale`: at least 8, and complete groups of siblings."""
     table = {s: n for _, sizes in FAMILIES.values() for s, n in sizes.items()}
     table |= {source: size for source, (_, _, size) in GROUPED.items()}
     counts = {source: max(8, round(size * scale)) for source, size in table.items()}
@@ -259,11 +258,11 @@ def make_records(job: tuple[int, str, int]) -> dict[str, Record]:
     """All records of item `index` of a family: {source: record}. `job` is (seed, family, index)."""
     seed, family, index = job
     if family in GROUPED:
-        made = _sibling(seed, family, index)
+        sides = _sibling(seed, family, index)
     else:
-        made = FAMILIES[family][0](make_rng(seed, f"train/{family}", index))
+        sides = FAMILIES[family][0](make_rng(seed, f"train/{family}", index))
     records = {}
-    for source, (query, positive, *rest) in made.items():
+    for source, (query, positive, *rest) in sides.items():
         records[source] = {
             "id": f"{source}-{index:06d}",
             "task": source,
@@ -275,18 +274,18 @@ def make_records(job: tuple[int, str, int]) -> dict[str, Record]:
 
 
 def _sibling(seed: int, source: str, index: int) -> dict[str, tuple]:
-    """One of the siblings of a group; each draws the whole group and renders only itself."""
-    sample, tell, _ = GROUPED[source]
-    group, place = divmod(index, SIBLINGS[source])
-    scene = sample(make_rng(seed, f"train/{source}", group))[place]
+    """One of the siblings of a group: samples the group, renders one."""
+    sample, caption, _ = GROUPED[source]
+    group, number = divmod(index, SIBLINGS[source])
+    scene = sample(make_rng(seed, f"train/{source}", group))[number]
     rng = make_rng(seed, f"train/{source}/text", index)
-    query = _query(source, rng, text=tell(scene, rng))
+    query = _query(source, rng, text=caption(scene, rng))
     return {source: (query, item(video=encode_mp4(render(scene))))}
 
 
 def family_records(pool: Pool, seed: int, scale: float, family: str) -> Iterator[dict[str, Record]]:
-    """Runs a family in the pool, in order of index; each step gives {source: record}."""
-    wanted = family_sizes(family, scale)
-    jobs = [(seed, family, index) for index in range(max(wanted.values()))]
+    """Runs a family in the pool; yields {source: record} in order of index."""
+    counts = family_sizes(family, scale)
+    jobs = [(seed, family, index) for index in range(max(counts.values()))]
     for index, records in enumerate(pool.imap(make_records, jobs, chunksize=8)):
-        yield {source: r for source, r in records.items() if index < wanted[source]}
+        yield {source: r for source, r in records.items() if index < counts[source]}

@@ -1,4 +1,4 @@
-"""A contact sheet: scenes as rows of frames, with what each kind of caption says of them."""
+"""A contact sheet of scenes with their captions."""
 
 import textwrap
 from pathlib import Path
@@ -11,7 +11,7 @@ from data.shapes.render import decode_mp4, encode_mp4, render
 from data.shapes.sampling import sample_camera_scene, sample_crossings, sample_scene
 from data.shapes.scene import FRAME, TRAIN_PAIRS, Scene, make_rng
 
-_SHOWN = (0, 2, 4, 6, 9, 11, 13, 15)  # of a scene's 16 frames: what 8 uniform frames see
+_SHOWN = (0, 2, 4, 6, 9, 11, 13, 15)  # 8 uniform frames of a scene's 16
 _TEXT = 120  # pixels under a row
 
 
@@ -29,7 +29,7 @@ def _scenes(seed: int) -> list[tuple[str, Scene]]:
 
 
 def write_preview(path: Path, seed: int) -> None:
-    """Writes the sheet as a PNG; frames are decoded from the mp4, as a model would see them."""
+    """Writes the sheet as a PNG, with frames decoded from the mp4."""
     rows = _scenes(seed)
     sheet = Image.new("RGB", (len(_SHOWN) * FRAME, len(rows) * (FRAME + _TEXT)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -38,7 +38,7 @@ def write_preview(path: Path, seed: int) -> None:
         frames = decode_mp4(encode_mp4(render(scene)))[list(_SHOWN)]
         top = i * (FRAME + _TEXT)
         sheet.paste(Image.fromarray(np.concatenate(frames, axis=1)), (0, top))
-        said = [
+        texts = [
             title,
             "whole: " + captions.whole(scene, rng, long=True),
             "spatial: " + captions.spatial(scene, rng),
@@ -46,7 +46,7 @@ def write_preview(path: Path, seed: int) -> None:
             "keywords: " + captions.keywords(scene, rng),
             "theme: " + captions.theme(scene, rng),
         ]
-        lines = [line for text in said for line in textwrap.wrap(text, 145)]
+        lines = [line for text in texts for line in textwrap.wrap(text, 145)]
         draw.text((4, top + FRAME + 2), "\n".join(lines), fill="black", spacing=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -1,4 +1,4 @@
-"""Scenes to RGB frames, uint8 [T, 112, 112, 3] (numpy), and frames to mp4 (H.264) or PNG bytes."""
+"""Renders scenes to uint8 [T, 112, 112, 3], and encodes frames as mp4 (H.264) or PNG."""
 
 import io
 
@@ -9,11 +9,11 @@ from PIL import Image
 from data.shapes.motion import camera_track, thing_track
 from data.shapes.scene import BACKGROUNDS, FPS, FRAME, Scene
 
-# The background is a checkerboard under a light that falls off down the world and turns from cool
-# at the left to warm at the right: wherever the camera looks, the place can be told.
+# The background is a checkerboard under a light that darkens downwards and changes from cool (left)
+# to warm (right), so that a frame shows where the camera looks.
 _PERIOD = 28  # world pixels a square
 _CONTRAST = 14  # levels between a square and the mean
-# Levels the light changes from the world's centre to the edge of a frame.
+# Change of the light from the world's centre to the edge of a frame, in levels.
 _WARMTH = np.array([26, 0, -26])  # to the right
 _SHADE = -26  # down
 
@@ -45,7 +45,7 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _paint(
     frames: np.ndarray, shape: str, track: dict[str, np.ndarray], frame_ids: np.ndarray
 ) -> None:
-    """Draws one thing, given in screen pixels, into frames [T, H, W, 3], in place."""
+    """Draws an object, given in screen pixels, into frames [T, H, W, 3], in place."""
     radius = track["radius"][frame_ids]
     half = int(np.ceil(radius.max() * 1.2)) + 1
     corner_x = np.rint(track["x"][frame_ids]).astype(int) - half
@@ -67,7 +67,7 @@ def _paint(
 
 
 def render(scene: Scene, only: int | None = None) -> np.ndarray:
-    """The scene's frames, uint8 [16, 112, 112, 3]; with `only`, that frame alone, [1, ...]."""
+    """The scene's frames, uint8 [16, 112, 112, 3], or the frame `only`, uint8 [1, 112, 112, 3]."""
     chosen = slice(None) if only is None else slice(only, only + 1)
     camera_x, camera_y, zoom = (track[chosen] for track in camera_track(scene))
     pixels = np.arange(FRAME) + 0.5 - FRAME / 2
@@ -78,7 +78,7 @@ def render(scene: Scene, only: int | None = None) -> np.ndarray:
     levels = np.stack([base - _CONTRAST, base + _CONTRAST])  # [2, 3]
     warmth = (world_x * 2 / FRAME - 1)[:, None, :, None] * _WARMTH  # [T, 1, W, 3]
     shade = (world_y * 2 / FRAME - 1) * _SHADE  # [T, H]
-    # A frame of the checkerboard has only two kinds of row: look them up instead of filling pixels.
+    # A frame of the checkerboard has only two kinds of rows.
     kinds = np.stack([levels[column], levels[1 - column]], axis=1) + warmth  # [T, 2, W, 3]
     kinds = np.rint(kinds).astype(np.int16).reshape(len(row), 2, -1)
     ground = kinds[np.arange(len(row))[:, None], row] + np.rint(shade).astype(np.int16)[..., None]
@@ -95,9 +95,9 @@ def render(scene: Scene, only: int | None = None) -> np.ndarray:
 
 
 def encode_mp4(frames: np.ndarray, crf: int = 18) -> bytes:
-    """H.264 mp4 of uint8 [T, H, W, 3], H and W even, 4 frames/s; same frames, same bytes."""
+    """H.264 mp4 of uint8 [T, H, W, 3], H and W even, 4 frames/s; deterministic."""
     buffer = io.BytesIO()
-    # zerolatency: no look-ahead to allocate, a quarter faster for clips this short; same size.
+    # zerolatency allocates no look-ahead: a quarter faster for short clips, of the same size.
     options = {
         "preset": "ultrafast",
         "tune": "zerolatency",

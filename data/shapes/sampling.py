@@ -1,4 +1,4 @@
-"""Scenes drawn at random, and the events a thing can do."""
+"""Samples scenes, and lists the possible events of objects."""
 
 from dataclasses import replace
 
@@ -18,14 +18,14 @@ from data.shapes.scene import (
     pick,
 )
 
-# What a thing may do, repeated by weight; crossing is for scenes of its own (sample_crossings).
+# Events, repeated by weight; only `sample_crossings` has crossings.
 ACTIONS = ("move", "move", "move", "grow", "shrink", "blink", "turn", "enter", "leave")
 
 
 def sample_things(
     rng: np.random.Generator, pairs: Pairs, count: int, cells: tuple[int, ...] = tuple(range(9))
 ) -> tuple[Thing, ...]:
-    """`count` still things, no two in the same cell, no two of the same colour and shape."""
+    """`count` still objects in different cells with different pairs of colour and shape."""
     chosen = rng.permutation(len(pairs))[:count]
     where = rng.permutation(len(cells))[:count]
     return tuple(
@@ -35,7 +35,7 @@ def sample_things(
 
 
 def turn_options(thing: Thing, things: tuple[Thing, ...], pairs: Pairs) -> list[str]:
-    """Colours the thing can take: the new pair is in `pairs` and no other thing has it."""
+    """Colours that the object can turn: the new pair is in `pairs` and not taken."""
     taken = {(t.colour, t.shape) for t in things}
     taken |= {(e.argument, t.shape) for t in things for e in t.events if e.action == "turn"}
     return [c for c, s in pairs if s == thing.shape and (c, s) not in taken]
@@ -44,7 +44,7 @@ def turn_options(thing: Thing, things: tuple[Thing, ...], pairs: Pairs) -> list[
 def possible_events(
     thing: Thing, phase: int, action: str, things: tuple[Thing, ...], pairs: Pairs
 ) -> list[Event]:
-    """The events of a kind of action that `thing` can do in `phase`, after what it does earlier."""
+    """The events of an action that are possible for `thing` in `phase`, after its earlier event."""
     before = thing.event_in(0) if phase == 1 else None
     if before is not None:
         if before.action in ("leave", "cross") or action in ("enter", "cross"):
@@ -67,7 +67,7 @@ def possible_events(
         case "enter" | "leave":
             arguments = list(SIDES)
         case "cross":
-            # The named cell lies half-way along the path.
+            # The cell of the caption is half-way along the path.
             row, column = divmod(thing.cell, 3)
             arguments = (["left", "right"] if column == 1 else []) + (
                 ["up", "down"] if row == 1 else []
@@ -85,7 +85,7 @@ def sample_event(
     pairs: Pairs,
     actions: tuple[str, ...] = ACTIONS,
 ) -> Event | None:
-    """One event that can follow the thing's earlier ones, or None when the drawn action cannot."""
+    """An event that can follow the earlier ones, or None if the sampled action cannot."""
     options = possible_events(thing, phase, pick(rng, actions), things, pairs)
     return pick(rng, options) if options else None
 
@@ -111,13 +111,13 @@ def sample_scene(
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS),
     actions: tuple[str, ...] = ACTIONS,
 ) -> Scene:
-    """A scene in which something happens, all of it in the picture.
+    """A scene with at least one event, all within the frame.
 
     Args:
         pairs: allowed (colour, shape) pairs.
-        count: how many things, 1 to 3; drawn when None.
-        phases: phases in which at least one thing must do something; one of the two when empty.
-        busy: probability that a thing does something in a phase.
+        count: number of objects, 1 to 3; sampled if None.
+        phases: phases with at least one event; one of the two if empty.
+        busy: probability of an event of an object in a phase.
         camera: probability that the camera moves.
         backgrounds, actions: allowed ones.
     """
@@ -137,7 +137,7 @@ def sample_scene(
 
 
 def add_event(things: tuple[Thing, ...], index: int, event: Event | None) -> tuple[Thing, ...]:
-    """The things, with one more event for one of them (unchanged when `event` is None)."""
+    """Adds an event to one of the objects, unless `event` is None."""
     if event is None:
         return things
     return set_events(things, index, (*things[index].events, event))
@@ -151,7 +151,7 @@ def set_events(
 
 
 def sample_crossings(rng: np.random.Generator, pairs: Pairs) -> Scene:
-    """Two large things, one a phase, each crossing the frame: a scene that is about time only."""
+    """Two large objects that cross the frame, one in each phase."""
     things = sample_things(rng, pairs, 2, cells=(1, 3, 4, 5, 7))
     things = tuple(replace(thing, size="large") for thing in things)
     first = int(rng.integers(2))
@@ -164,9 +164,9 @@ def sample_crossings(rng: np.random.Generator, pairs: Pairs) -> Scene:
 
 
 def swap_phases(scene: Scene) -> Scene | None:
-    """The same events in the other order, or None when that scene is not possible or not different.
+    """The same events in the other order; None if that scene is impossible or equal.
 
-    Only things of one event swap freely; others could leave the frame or change unseen.
+    Objects with two events cannot be swapped: they could leave the frame or change unseen.
     """
     if any(len(t.events) > 1 for t in scene.things):
         return None
@@ -190,6 +190,6 @@ def sample_long(rng: np.random.Generator, pairs: Pairs) -> tuple[Scene, ...]:
 
 
 def sample_camera_scene(rng: np.random.Generator, pairs: Pairs) -> Scene:
-    """Still things under a moving camera."""
+    """Still objects under a moving camera."""
     things = sample_things(rng, pairs, pick(rng, (1, 2, 3)))
     return Scene(things, pick(rng, BACKGROUNDS), sample_camera(rng, moving=1.0))

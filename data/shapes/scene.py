@@ -1,8 +1,8 @@
-"""What a scene is: things, their events, a camera, a background; and the vocabulary of all that.
+"""Scenes: objects ("things") with events, a camera and a background; and their vocabulary.
 
-A scene lasts 4 s and has two phases of 2 s. In a phase a thing does at most one event and the
-camera makes at most one movement. Places are the nine cells of a 3x3 grid, where a thing is before
-it moves (or leaves, or after it has entered).
+A scene lasts 4 s and has two phases of 2 s. In each phase an object has at most one event and the
+camera at most one movement. Positions are the cells of a 3x3 grid, before an object moves or
+leaves, or after it has entered.
 """
 
 import zlib
@@ -34,7 +34,7 @@ PLACES = (
     "bottom right",
 )
 BACKGROUNDS = {
-    "black": (40, 40, 40),  # the light may take it down to 0
+    "black": (40, 40, 40),  # lighting may darken it to 0
     "gray": (112, 112, 112),
     "tan": (176, 146, 108),
     "teal": (28, 98, 98),
@@ -51,7 +51,7 @@ SCENE_FRAMES = 2 * PHASE_FRAMES
 
 
 def _held_out(colour: str, shape: str) -> bool:
-    # Along diagonals, so that each colour and each shape is seen in training and in evaluation.
+    # Along diagonals, so that each colour and each shape occurs in training and in evaluation.
     return (tuple(COLOURS).index(colour) + SHAPES.index(shape)) % 4 == 0
 
 
@@ -64,11 +64,12 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Event:
-    """What a thing does in one phase.
+    """An event of an object in one phase.
 
-    `action` is one of move, grow, shrink, blink, turn, enter, leave, cross; `argument` is a
-    direction (move, cross), a side (enter, leave), a colour (turn) or empty. A thing that crosses
-    is seen in that phase only.
+    Attributes:
+        action: move, grow, shrink, blink, turn, enter, leave or cross (visible in that phase only).
+        argument: a direction (move, cross), a side (enter, leave), a colour (turn) or "".
+        phase: 0 or 1.
     """
 
     action: str
@@ -82,7 +83,7 @@ class Thing:
     shape: str
     size: str
     cell: int  # index into PLACES
-    events: tuple[Event, ...] = ()  # at most one a phase, in order
+    events: tuple[Event, ...] = ()  # at most one per phase, in order
 
     @property
     def place(self) -> str:
@@ -100,11 +101,11 @@ class Scene:
 
 
 def make_rng(seed: int, name: str, index: int) -> np.random.Generator:
-    """The generator of item `index` of the stream `name`, independent of all other items."""
+    """The generator for item `index` of the stream `name`, independent of all other items."""
     return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(name.encode()), index]))
 
 
 def pick(rng: np.random.Generator, options):
-    """One of `options`, kept as it is (rng.choice would make numpy scalars of it)."""
+    """One of `options`; unlike rng.choice it does not convert them to numpy scalars."""
     options = tuple(options)
     return options[int(rng.integers(len(options)))]

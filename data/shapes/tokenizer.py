@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer in Qwen2's form, trained on the captions of this world."""
+"""A small byte-level BPE tokenizer of Qwen2's kind, trained on the captions of this world."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +49,10 @@ _SCENES = 1000
 
 
 def corpus(seed: int) -> Iterator[str]:
-    """Every kind of text of this world and of the chat template around it.
+    """All kinds of texts of this world and of the chat template.
 
-    Drawn from all pairs of colour and shape: a word list leaks nothing, no pair is one word.
+    Scenes have all pairs of colour and shape; a vocabulary does not leak the held-out pairs,
+    because no pair is a single word.
     """
     for text in (
         *_CHAT,

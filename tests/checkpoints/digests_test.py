@@ -1,4 +1,4 @@
-"""Digests of weights: the same on any mesh, different for any change; NaN found in any place."""
+"""Weight digests on any mesh and after changes; NaN in any parameter."""
 
 import jax
 import ml_dtypes
@@ -29,7 +29,7 @@ def place(params, **axes):
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("chunk", [30, 1 << 21])
-def test_the_mesh_and_the_chunks_do_not_matter(dtype, chunk, monkeypatch):
+def test_digest_does_not_depend_on_mesh_and_chunks(dtype, chunk, monkeypatch):
     params = make(dtype)
     expected = weights_digest(jax.tree.map(jax.numpy.asarray, params))
     monkeypatch.setattr(digests, "_CHUNK", chunk)
@@ -37,7 +37,7 @@ def test_the_mesh_and_the_chunks_do_not_matter(dtype, chunk, monkeypatch):
         assert weights_digest(place(params, **axes)) == expected
 
 
-def test_any_change_shows():
+def test_any_change_changes_the_digest():
     params = make()
     embed = params["language"]["embed_tokens"]
     one = embed.copy()
@@ -61,11 +61,11 @@ def test_any_change_shows():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_what_is_no_number_is_found(bad, dtype):
+def test_non_finite_numbers_are_found(bad, dtype):
     params = make(dtype)
     assert not_finite(place(params, fsdp=2, tensor=4)) == []
     params["language"]["layers"]["mlp"]["up_proj"]["kernel"][2, 15, 23] = bad
     assert not_finite(place(params, fsdp=2, tensor=4)) == ["language/layers/mlp/up_proj/kernel"]
-    # Large numbers are numbers, though their sum is none.
+    # Large numbers whose sum overflows are finite.
     params["language"]["layers"]["mlp"]["up_proj"]["kernel"][...] = 3e38
     assert not_finite(place(params, data=8)) == []

@@ -1,4 +1,4 @@
-"""Names of models: directories, ids of the Hub (its cache is made by hand), and what is neither."""
+"""Names of models: directories, Hub ids (with a handmade cache), and errors for other names."""
 
 import json
 
@@ -62,7 +62,7 @@ def cache(tmp_path, monkeypatch):
         ("org/name@v1", {"revision": "v1"}, OLD),
     ],
 )
-def test_a_revision_in_the_cache_is_found(cache, name, options, commit):
+def test_revision_is_found_in_the_cache(cache, name, options, commit):
     found = find_directory(name, FETCHED, local_files_only=True, **options)
     assert found == cache / "snapshots" / commit
     assert hub_source(found) == {"repository": "org/name", "revision": commit}
@@ -75,7 +75,7 @@ def test_a_revision_in_the_cache_is_found(cache, name, options, commit):
     "vectors is that of the weights",
     since="0.2.0",
 )
-def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
+def test_commit_is_recorded_but_not_in_the_fingerprint(cache, tmp_path):
     source = {"repository": "org/name", "revision": NEW}
     model = GVE.from_pretrained("org/name", revision="main", local_files_only=True)
     assert model.source == source and model.config.dtype == "float32"
@@ -102,7 +102,7 @@ def test_the_commit_is_recorded_and_no_part_of_the_fingerprint(cache, tmp_path):
         (errors.HfHubHTTPError, "the download from the Hugging Face Hub failed"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, named):
+def test_errors_of_the_hub_are_one_line(monkeypatch, kind, named):
     response = httpx2.Response(404, request=httpx2.Request("GET", "https://huggingface.co"))
 
     def fail(*_, **__):
@@ -114,7 +114,7 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, named):
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_the_cache_lacks_is_named(cache):
+def test_model_missing_in_the_cache_is_named(cache):
     with pytest.raises(UserError, match="other/name: .* it is not in the cache of the Hugging"):
         find_directory("other/name", FETCHED, local_files_only=True)
     with pytest.raises(UserError, match="org/name@v9: .* it is not in the cache of the Hugging"):
@@ -141,7 +141,7 @@ def test_token_and_revision_reach_the_hub(monkeypatch, tmp_path):
     assert find_directory(tmp_path, FETCHED) == tmp_path
 
 
-def test_a_hub_id_without_a_network_is_one_clear_line(monkeypatch):
+def test_hub_id_without_network_is_one_line(monkeypatch):
     def fail(*_, **__):
         raise ConnectionError("Cannot reach the Hub.\nCheck the connection.")
 
@@ -156,7 +156,7 @@ def test_a_hub_id_without_a_network_is_one_clear_line(monkeypatch):
 @pytest.mark.parametrize(
     "name", ["missing", "./org/name", "/org/name", "a/b/c", "org/", "org/a@", "~nobody_here/model"]
 )
-def test_a_path_that_is_no_id_is_not_asked_for(monkeypatch, name):
+def test_path_that_is_not_an_id_is_not_downloaded(monkeypatch, name):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
     with pytest.raises(UserError, match="no such directory"):
         find_directory(name, FETCHED)
@@ -168,7 +168,7 @@ def test_a_path_that_is_no_id_is_not_asked_for(monkeypatch, name):
     "read from the home directory",
     since="0.1.0",
 )
-def test_a_path_in_the_home_directory_is_found(tmp_path, monkeypatch):
+def test_home_directory_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert find_directory("~/model", FETCHED) == tmp_path / "model"
@@ -214,7 +214,7 @@ def _run(directory):
         (lambda d: (d / "q4.gguf").write_bytes(b"GGUF"), "q4.gguf is GGUF, which is not supported"),
     ],
 )
-def test_a_directory_of_another_kind_is_named(tmp_path, make, named):
+def test_directory_of_another_kind_is_named(tmp_path, make, named):
     make(tmp_path)
     with pytest.raises(UserError, match=f"not a model directory .*{named}"):
         check_model_directory(tmp_path)
@@ -235,7 +235,7 @@ def test_a_directory_of_another_kind_is_named(tmp_path, make, named):
         ("x", "a file; give the directory"),
     ],
 )
-def test_a_file_is_not_a_model(tmp_path, name, named):
+def test_file_is_not_a_model(tmp_path, name, named):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=named):
         find_directory(tmp_path / name, FETCHED)
@@ -263,20 +263,20 @@ def test_a_file_is_not_a_model(tmp_path, name, named):
         ("other", "model.safetensors.index.json$"),
     ],
 )
-def test_a_directory_without_safetensors_says_what_it_holds(tmp_path, file, named):
+def test_directory_without_safetensors_is_explained(tmp_path, file, named):
     (tmp_path / file).write_bytes(b"x")
     with pytest.raises(UserError, match=named):
         stored_tensors(tmp_path)
 
 
-def test_the_parameters_alone_are_not_a_model(tmp_path):
+def test_parameters_alone_are_not_a_model(tmp_path):
     (tmp_path / "params").mkdir()
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=f"the parameters of a model; give {tmp_path}"):
         check_model_directory(tmp_path / "params")
 
 
-def test_a_link_whose_file_is_gone_is_named(tmp_path):
+def test_broken_link_is_named(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("../blobs/gone")
     assert "a broken link" in why_no_weights(tmp_path)
 
@@ -288,7 +288,7 @@ def test_a_link_whose_file_is_gone_is_named(tmp_path):
     "refused until `adapter=` names it too",
     since="0.2.0",
 )
-def test_an_adapter_beside_a_model_is_not_passed_over(tmp_path):
+def test_adapter_beside_a_model_is_refused(tmp_path):
     directory = checkpoint_files.write(tmp_path / "hf")
     _adapter(directory)
     with pytest.raises(UserError, match="holds an adapter beside the model"):

@@ -1,5 +1,4 @@
-"""Checkpoints in the released format: loaded as transformers reads them, in any sharding, each byte
-once; saved and loaded again; whatever is wrong with one is named."""
+"""Loading and saving checkpoints of transformers in any sharding; damaged checkpoints."""
 
 import dataclasses
 import json
@@ -26,7 +25,7 @@ from tests.model import embedder_test
 from tests.model.embedder_test import BUCKET, NUMBERS, ROWS, cosine, make_batch
 from tests.situations import situation
 
-expected = embedder_test.params  # the same weights, put into our tree by the test of the encoder
+expected = embedder_test.params  # the same weights as our parameters
 
 
 def config_of(directory, dtype="float32"):
@@ -74,7 +73,7 @@ def test_every_layout_is_loaded(tmp_path, expected, layout, files, head):
     "the vectors of transformers",
     since="0.1.0",
 )
-def test_vectors_are_those_of_transformers(tmp_path):
+def test_vectors_equal_those_of_transformers(tmp_path):
     params = load(checkpoint_files.write(tmp_path / "hf", files=3), axes={"fsdp": 2, "tensor": 4})
     vectors = np.asarray(jax.jit(make_embed(CFG))(params, make_batch(ROWS, BUCKET)))
     reference = np.stack([NUMBERS[f"{n}/pooled"] for n in range(len(ROWS))])
@@ -83,7 +82,7 @@ def test_vectors_are_those_of_transformers(tmp_path):
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_dtypes_are_converted_on_the_way(tmp_path, expected, stored, dtype):
+def test_dtypes_are_converted(tmp_path, expected, stored, dtype):
     directory = checkpoint_files.write(tmp_path / "hf", dtype=stored)
     rounded = jax.tree.map(
         lambda x: np.asarray(x).astype(checkpoint_files.DTYPES[stored]), expected
@@ -123,8 +122,8 @@ def test_each_byte_is_read_once_into_its_shards(tmp_path, expected, axes, monkey
         assert kernel.addressable_shards[0].data.size < kernel.size
 
 
-def test_only_what_a_process_needs_is_read(tmp_path, monkeypatch):
-    """With half of the devices elsewhere, half of a split matrix is not read."""
+def test_process_reads_only_its_shards(tmp_path, monkeypatch):
+    """A process with half of the devices reads half of a sharded matrix."""
     directory = checkpoint_files.write(tmp_path / "hf")
     path = "language/layers/self_attn/o_proj/kernel"
     config, mesh = config_of(directory), make_mesh({"fsdp": 8})
@@ -141,7 +140,7 @@ def test_only_what_a_process_needs_is_read(tmp_path, monkeypatch):
     class Half:
         """A sharding of which this process holds the first four of eight shards."""
 
-        whole = flatten_dict(
+        full = flatten_dict(
             param_shardings(
                 {"language": {"layers": {"self_attn": {"o_proj": {"kernel": leaf}}}}}, mesh
             ),
@@ -149,8 +148,8 @@ def test_only_what_a_process_needs_is_read(tmp_path, monkeypatch):
         )[path]
 
         def addressable_devices_indices_map(self, shape):
-            places = self.whole.addressable_devices_indices_map(shape)
-            return dict(list(places.items())[:4])
+            indices = self.full.addressable_devices_indices_map(shape)
+            return dict(list(indices.items())[:4])
 
     made = {}
 
@@ -168,7 +167,7 @@ def test_only_what_a_process_needs_is_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["4.49", "5"])
 @pytest.mark.parametrize("shard_bytes", [5e9, 60_000])
-def test_what_is_saved_is_the_checkpoint_again(tmp_path, expected, layout, shard_bytes):
+def test_saved_checkpoint_equals_the_loaded_one(tmp_path, expected, layout, shard_bytes):
     source = checkpoint_files.write(tmp_path / "hf", layout, head=True)
     (source / "merges.txt").write_text("#version: 0.2\n")
     params = load(source, axes={"fsdp": 2, "tensor": 4})
@@ -203,7 +202,7 @@ def test_what_is_saved_is_the_checkpoint_again(tmp_path, expected, layout, shard
     "no file of the larger one stays",
     since="0.1.0",
 )
-def test_a_smaller_checkpoint_replaces_all_files_of_a_larger_one(tmp_path):
+def test_smaller_checkpoint_replaces_all_files_of_a_larger_one(tmp_path):
     source = checkpoint_files.write(tmp_path / "hf")
     params = load(source)
     saved = tmp_path / "saved"
@@ -223,7 +222,7 @@ def test_a_smaller_checkpoint_replaces_all_files_of_a_larger_one(tmp_path):
     "one line names it; the partial checkpoint is never loaded",
     since="0.1.0",
 )
-def test_a_save_that_fails_leaves_no_seal(tmp_path, monkeypatch):
+def test_failed_save_leaves_no_config(tmp_path, monkeypatch):
     source = checkpoint_files.write(tmp_path / "hf")
     params = load(source)
     saved = tmp_path / "saved"
@@ -238,7 +237,7 @@ def test_a_save_that_fails_leaves_no_seal(tmp_path, monkeypatch):
     assert not (saved / "config.json").exists()
 
 
-def test_adapters_are_merged_into_what_is_saved(tmp_path):
+def test_adapters_are_merged_when_saved(tmp_path):
     cfg = dataclasses.replace(CFG, lora=LoraConfig(rank=2))
     _, params = init_params(cfg, 0)
     params["language"]["layers"]["mlp"]["up_proj"]["lora"]["b"] += 0.1
@@ -254,7 +253,7 @@ def test_adapters_are_merged_into_what_is_saved(tmp_path):
         ({"dtype": "int8"}, "dtype 'int8'"),
     ],
 )
-def test_what_cannot_be_saved_is_named(tmp_path, options, named):
+def test_invalid_options_are_named(tmp_path, options, named):
     source = checkpoint_files.write(tmp_path / "hf")
     with pytest.raises(UserError, match=named):
         save_hf(tmp_path / "saved", CFG, load(source), source / "tokenizer.json", **options)
@@ -282,7 +281,7 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
         "unexpected: classifier.weight",
     ):
         assert line in str(caught.value)
-    # Of another model: many, of which some are listed and all are counted.
+    # A checkpoint of another model: some problems are listed, all are counted.
     directory = checkpoint_files.write(tmp_path / "other", weights={"a": np.zeros(3)})
     with pytest.raises(UserError, match=rf"{len(checkpoint_files.NAMES) + 1} tensors") as caught:
         load(directory)
@@ -295,7 +294,7 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
     "refused; tensor and dtype are named",
     since="0.1.0",
 )
-def test_tensors_that_are_no_floats_are_named(tmp_path):
+def test_tensors_of_other_dtypes_are_named(tmp_path):
     directory = checkpoint_files.write(tmp_path / "hf")
     weights = load_file(directory / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"].astype(np.int8)

@@ -1,4 +1,4 @@
-"""Adapter directories against PEFT's own (goldens/lora.py made them), and what is refused."""
+"""Adapter directories written by PEFT (goldens/lora.py), and errors for damaged ones."""
 
 import dataclasses
 import json
@@ -23,12 +23,13 @@ from tests.situations import situation
 
 NUMBERS = np.load(Path(golden.__file__).with_suffix(".npz"))
 BATCH = make_batch(ROWS, BUCKET)
-base_params = embedder_test.params  # the reference's weights in our tree
+embed_plain = jax.jit(make_embed(CFG))  # compiled once, for plain and merged weights
+base_params = embedder_test.params  # the reference's weights as our parameters
 
 
 @pytest.fixture
 def pefts(tmp_path):
-    """Writes what PEFT wrote in a case; returns the directory."""
+    """Writes the adapter that PEFT wrote in a case; returns the directory."""
 
     def write(case):
         directory = tmp_path / case
@@ -67,20 +68,19 @@ def edit(directory, **fields):
     "PEFT's own vectors, merged or apart",
     since="0.1.0",
 )
-def test_pefts_adapter_gives_pefts_vectors(pefts, base_params, case):
+def test_adapter_gives_vectors_of_peft(pefts, base_params, case):
     cfg, adapters = read_adapter(pefts(case), CFG)
     vectors = np.asarray(jax.jit(make_embed(cfg))(lora.join(base_params, adapters), BATCH))
     expected = NUMBERS[f"{case}/pooled"]
     assert cosine(vectors, expected).min() > 0.999999
     np.testing.assert_allclose(vectors, expected, atol=2e-5)
-    plain = np.asarray(jax.jit(make_embed(CFG))(base_params, BATCH))
-    assert cosine(plain, expected).max() < 0.99  # The adapter matters.
+    plain = np.asarray(embed_plain(base_params, BATCH))
+    assert cosine(plain, expected).max() < 0.99  # the adapter has an effect
     merged = lora.merge(lora.join(base_params, adapters), cfg)
-    vectors = np.asarray(jax.jit(make_embed(CFG))(merged, BATCH))
-    assert cosine(vectors, expected).min() > 0.999999
+    assert cosine(np.asarray(embed_plain(merged, BATCH)), expected).min() > 0.999999
 
 
-def test_pefts_config_becomes_ours(pefts):
+def test_config_of_peft_is_converted(pefts):
     cfg, adapters = read_adapter(pefts("paper"), CFG)
     assert (cfg.lora.rank, cfg.lora.alpha, cfg.lora.dropout) == (4, 8.0, 0.1)
     paths = {name.rpartition("/lora/")[0] for name in flatten_dict(adapters, sep="/")}
@@ -94,13 +94,13 @@ def test_pefts_config_becomes_ours(pefts):
     np.testing.assert_array_equal(kernel[1].T, golden.draw_adapter(name, (4, 48)))
 
 
-def test_rank_stabilised_scale_is_kept(pefts):
+def test_rank_stabilized_scale(pefts):
     cfg, _ = read_adapter(pefts("names"), CFG)
     assert cfg.lora.scale == pytest.approx(6 / 3**0.5)
 
 
 @pytest.mark.parametrize("case", golden.CASES)
-def test_what_we_write_is_what_peft_wrote(pefts, tmp_path, case):
+def test_written_adapter_equals_that_of_peft(pefts, tmp_path, case):
     cfg, adapters = read_adapter(pefts(case), CFG)
     write_adapter(tmp_path / "ours", adapters, cfg, base_model="somewhere")
     ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / case)
@@ -124,7 +124,7 @@ def test_what_we_write_is_what_peft_wrote(pefts, tmp_path, case):
     "read by either naming of the modules, and written in either",
     since="0.1.0",
 )
-def test_every_layout_reads_back(pefts, tmp_path, layout, case):
+def test_every_layout_is_read_back(pefts, tmp_path, layout, case):
     cfg, adapters = read_adapter(pefts(case), CFG)
     write_adapter(tmp_path / "ours", lora.join({"extra": 0}, adapters), cfg, layout=layout)
     names = read_header(tmp_path / "ours" / WEIGHTS)
@@ -141,8 +141,8 @@ def test_every_layout_reads_back(pefts, tmp_path, layout, case):
 @situation(
     "Models and checkpoints", "an adapter trained on AutoModel (no head)", "read", since="0.1.0"
 )
-def test_an_adapter_of_automodels_class_is_read(pefts):
-    """It has no head, and its modules no `model.` before their names."""
+def test_adapter_of_automodel_is_read(pefts):
+    """Without a head, and without the prefix `model.` in names."""
     directory = pefts("names")
     _, expected = read_adapter(directory, CFG)
     tensors = tensors_of(directory)
@@ -152,13 +152,13 @@ def test_an_adapter_of_automodels_class_is_read(pefts):
     jax.tree.map(np.testing.assert_array_equal, read_adapter(directory, CFG)[1], expected)
 
 
-def test_a_model_without_adapters_cannot_be_written(tmp_path, base_params):
+def test_model_without_adapters_is_not_written(tmp_path, base_params):
     with pytest.raises(UserError, match="no adapters"):
         write_adapter(tmp_path / "new", base_params, CFG)
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_layout_is_an_error(tmp_path):
+def test_unknown_layout_is_refused(tmp_path):
     with pytest.raises(UserError, match="'6' is unknown; known: 4.49, 5"):
         write_adapter(tmp_path, {}, dataclasses.replace(CFG, lora=LoraConfig()), layout="6")
 
@@ -166,14 +166,11 @@ def test_an_unknown_layout_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "fields",
     [
-        dict(use_dora=True),
-        dict(bias="all"),
-        dict(modules_to_save=["lm_head"]),
         dict(rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 8}),
         dict(init_lora_weights="pissa", layers_to_transform=[0]),
     ],
 )
-def test_other_kinds_of_adapter_are_refused_by_their_fields(pefts, fields):
+def test_variants_are_refused_with_all_their_fields(pefts, fields):
     directory = pefts("paper")
     edit(directory, **fields)
     with pytest.raises(UserError) as error:
@@ -188,15 +185,13 @@ def test_other_kinds_of_adapter_are_refused_by_their_fields(pefts, fields):
         (dict(peft_type="IA3"), "peft_type 'IA3'"),
         (dict(r=None, target_modules=None), "invalid r, target_modules"),
         (dict(r=-1), "invalid r"),
-        (dict(target_modules="("), "target_modules"),
-        (dict(target_modules=["nothing"]), "match no projection"),
         (
             dict(target_modules=r".*language_model\.layers\.1\..*_proj"),
             "some layers only: .*language/layers/self_attn/q_proj .1 of 2.",
         ),
     ],
 )
-def test_a_config_that_cannot_be_used_is_an_error(pefts, fields, message):
+def test_unusable_config_is_refused(pefts, fields, message):
     directory = pefts("paper")
     edit(directory, **fields)
     with pytest.raises(UserError, match=message):
@@ -209,7 +204,7 @@ def test_a_config_that_cannot_be_used_is_an_error(pefts, fields, message):
     "refused; the tensors are listed",
     since="0.1.0",
 )
-def test_tensors_that_do_not_fit_are_listed_all_together(pefts):
+def test_all_tensors_that_do_not_fit_are_listed(pefts):
     directory = pefts("paper")
     tensors = tensors_of(directory)
     missing, misshapen, *_ = tensors
@@ -225,7 +220,7 @@ def test_tensors_that_do_not_fit_are_listed_all_together(pefts):
     assert f"misshapen: {misshapen} is {list(tensors[misshapen].shape)}, not" in text
 
 
-def test_numbers_that_are_not_finite_are_an_error(pefts):
+def test_non_finite_numbers_are_refused(pefts):
     directory = pefts("paper")
     tensors = tensors_of(directory)
     next(iter(tensors.values()))[0, 0] = np.nan
@@ -234,7 +229,7 @@ def test_numbers_that_are_not_finite_are_an_error(pefts):
         read_adapter(directory, CFG)
 
 
-def test_files_that_are_missing_or_damaged_are_errors(pefts, tmp_path):
+def test_missing_or_damaged_files_are_refused(pefts, tmp_path):
     with pytest.raises(UserError, match="not an adapter directory"):
         read_adapter(tmp_path, CFG)
     directory = pefts("paper")
@@ -257,7 +252,7 @@ def test_files_that_are_missing_or_damaged_are_errors(pefts, tmp_path):
     "read, and kept in float32",
     since="0.1.0",
 )
-def test_a_bfloat16_adapter_is_read_as_float32(pefts):
+def test_bfloat16_adapter_is_read_as_float32(pefts):
     import ml_dtypes
 
     directory = pefts("paper")

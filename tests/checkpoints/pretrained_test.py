@@ -1,4 +1,4 @@
-"""What a model's folder records is compared when it is opened; odd forms of config.json."""
+"""Checks when a model is opened: recorded digests, damaged or edited config.json."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from tests.situations import situation
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """One float32 model in both formats, `ours` and `hf`, and another of its shape, `other`."""
+    """A float32 model in both formats, `ours` and `hf`, and another model of its shape, `other`."""
     root = tmp_path_factory.mktemp("exported")
     model = GVE.from_pretrained(checkpoint_files.write(root / "released"), dtype="float32")
     model.save_pretrained(root / "ours")
@@ -51,13 +51,13 @@ def load(base):
     since="0.2.0",
 )
 @pytest.mark.parametrize("form", ["ours", "hf"])
-def test_another_tokenizer_is_refused_by_its_digest(folder, form):
+def test_another_tokenizer_is_refused_by_digest(folder, form):
     path = folder / form / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     base = open_pretrained(folder / form)
     base.check_tokenizer(path)
     tokenizer.enable_padding()
-    tokenizer.save(str(path), pretty=False)  # transformers saves it anew: the same tokenizer
+    tokenizer.save(str(path), pretty=False)  # the same tokenizer, saved by transformers
     base.check_tokenizer(path)
     edit(path, swap)
     with pytest.raises(
@@ -68,8 +68,8 @@ def test_another_tokenizer_is_refused_by_its_digest(folder, form):
         GVE.from_pretrained(folder / form)
 
 
-def test_what_gve_jax_0_1_recorded_is_still_compared(folder):
-    """The digest of the tokenizer's file; of the parameters only that of the weights."""
+def test_records_of_gve_jax_0_1_are_compared(folder):
+    """The digests of the tokenizer's file and of the weights."""
     path, tokenizer = folder / "ours" / "config.json", folder / "ours" / "tokenizer.json"
     edit(path, lambda f: f["fingerprint"].update(tokenizer=file_digest(tokenizer)))
     edit(path, lambda f: f.pop("params"))
@@ -106,7 +106,7 @@ def test_parameters_of_another_model_are_refused(folder, dtype):
         (lambda f: f["fingerprint"].update(tokenizer=None), "fingerprint lacks tokenizer"),
     ],
 )
-def test_a_record_that_is_gone_is_no_free_pass(folder, change, named):
+def test_missing_records_are_refused(folder, change, named):
     edit(folder / "ours" / "config.json", change)
     base = open_pretrained(folder / "ours")
     with pytest.raises(UserError, match=named):
@@ -128,10 +128,14 @@ def test_a_record_that_is_gone_is_no_free_pass(folder, change, named):
         ({"torch_dtype": None, "dtype": "float32"}, None, "float32"),
         ({"torch_dtype": "float32"}, "bfloat16", "bfloat16"),
         ({"torch_dtype": "float8_e4m3fn"}, "bfloat16", "bfloat16"),
-        ({"torch_dtype": None}, None, "float16"),  # that of the tensors, as transformers' "auto"
+        (
+            {"torch_dtype": None},
+            None,
+            "float16",
+        ),  # as "auto" in transformers
     ],
 )
-def test_the_recorded_dtype_is_taken(tmp_path, fields, asked, dtype):
+def test_recorded_dtype_is_the_default(tmp_path, fields, asked, dtype):
     directory = checkpoint_files.write(tmp_path / "hf", dtype="float16")
     edit(directory / "config.json", lambda f: f.update(fields))
     config = open_pretrained(directory, asked).config
@@ -139,7 +143,7 @@ def test_the_recorded_dtype_is_taken(tmp_path, fields, asked, dtype):
 
 
 @pytest.mark.parametrize("value", ["float8_e4m3fn", "auto", "int8", 32, ["float32"]])
-def test_a_dtype_that_cannot_be_is_named(tmp_path, value):
+def test_unsupported_dtype_is_named(tmp_path, value):
     directory = checkpoint_files.write(tmp_path / "hf")
     edit(directory / "config.json", lambda f: f.update(torch_dtype=value))
     with pytest.raises(UserError, match="config.json: torch_dtype is .*choose one by dtype="):
@@ -153,7 +157,7 @@ def test_a_dtype_that_cannot_be_is_named(tmp_path, value):
     since="0.2.0",
 )
 @pytest.mark.parametrize("layout", ["4.49", "5"])
-def test_an_export_in_float32_is_loaded_as_float32(exported, tmp_path, layout):
+def test_float32_export_is_loaded_as_float32(exported, tmp_path, layout):
     model = GVE.from_pretrained(exported / "hf")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(model.params)} == {"float32"}
     model.save_pretrained(tmp_path / "hf", "hf", layout=layout)
@@ -165,7 +169,7 @@ def test_an_export_in_float32_is_loaded_as_float32(exported, tmp_path, layout):
 @situation(
     "Models and checkpoints", "config.json with a byte order mark", "accepted", since="0.2.0"
 )
-def test_a_byte_order_mark_is_skipped(exported, tmp_path):
+def test_byte_order_mark_is_skipped(exported, tmp_path):
     for name in ("ours", "hf"):
         shutil.copytree(exported / name, tmp_path / name)
         path = tmp_path / name / "config.json"
@@ -202,7 +206,7 @@ def test_a_byte_order_mark_is_skipped(exported, tmp_path):
         "model.safetensors.index.json",
     ],
 )
-def test_json_that_is_damaged_is_named(tmp_path, file, data, named):
+def test_damaged_json_is_named(tmp_path, file, data, named):
     directory = checkpoint_files.write(tmp_path / "hf", files=3)
     (directory / file).write_bytes(data)
     with pytest.raises(UserError, match=f"{file}: .*{named}") as caught:
@@ -229,7 +233,7 @@ def test_json_that_is_damaged_is_named(tmp_path, file, data, named):
         ("buckets", {"patches": 1, "windows": 1}, "buckets.shapes is missing"),
     ],
 )
-def test_settings_of_odd_types_name_their_field(folder, part, value, named):
+def test_settings_of_wrong_types_are_named(folder, part, value, named):
     edit(folder / "ours" / "config.json", lambda f: f.update({part: value}))
     edit(folder / "hf" / "config.json", lambda f: f["gve_jax"].update({part: value}))
     for form in ("ours", "hf"):
@@ -237,7 +241,7 @@ def test_settings_of_odd_types_name_their_field(folder, part, value, named):
             open_pretrained(folder / form).inputs()
 
 
-def test_the_shape_of_our_model_names_its_field(folder):
+def test_model_fields_of_wrong_types_are_named(folder):
     edit(folder / "ours" / "config.json", lambda f: f["model"]["text"].update(vocab_size="9"))
     with pytest.raises(UserError, match="model.text.vocab_size '9' must be an integer"):
         open_pretrained(folder / "ours")
@@ -247,24 +251,17 @@ def test_the_shape_of_our_model_names_its_field(folder):
 
 
 # preprocessor_config.json of Qwen2.5-VL (transformers 4.49), at the sizes of the small model.
-PREPROCESSOR = {
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
+PREPROCESSOR = json.loads(
+    """{
+    "do_convert_rgb": true, "do_normalize": true, "do_rescale": true, "do_resize": true,
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "max_pixels": 12845056,
-    "merge_size": 2,
-    "min_pixels": 3136,
-    "patch_size": 14,
-    "processor_class": "Qwen2_5_VLProcessor",
-    "resample": 3,
-    "rescale_factor": 0.00392156862745098,
-    "size": {"max_pixels": 12845056, "min_pixels": 3136},
-    "temporal_patch_size": 2,
-}
+    "image_processor_type": "Qwen2VLImageProcessor", "image_std": [0.26862954, 0.26130258,
+    0.27577711], "max_pixels": 12845056, "merge_size": 2, "min_pixels": 3136, "patch_size": 14,
+    "processor_class": "Qwen2_5_VLProcessor", "resample": 3,
+    "rescale_factor": 0.00392156862745098, "size": {"max_pixels": 12845056, "min_pixels": 3136},
+    "temporal_patch_size": 2
+    }"""
+)
 
 
 @situation(
@@ -291,7 +288,7 @@ PREPROCESSOR = {
     ],
 )
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "video_preprocessor_config.json"])
-def test_a_preprocessor_of_another_model_is_refused(tmp_path, file, change, named):
+def test_preprocessor_of_another_model_is_refused(tmp_path, file, change, named):
     directory = checkpoint_files.write(tmp_path / "hf")
     (directory / file).write_text(json.dumps(PREPROCESSOR | change))
     if named is None:

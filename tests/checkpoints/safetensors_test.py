@@ -1,4 +1,4 @@
-"""Our reader and writer against the format's own library; damaged files."""
+"""Reader and writer compared with the safetensors library; damaged files."""
 
 import json
 
@@ -26,7 +26,7 @@ def path(tmp_path):
     return tmp_path / "a.safetensors"
 
 
-def test_the_librarys_files_are_read(path):
+def test_files_of_the_library_are_read(path):
     stored = read_header(path)
     assert set(stored) == set(ARRAYS)
     for name, array in ARRAYS.items():
@@ -38,7 +38,7 @@ def test_the_librarys_files_are_read(path):
 
 
 @pytest.mark.parametrize("block", [64, 1 << 20])
-def test_parts_are_read_into_place_each_byte_once(path, block, monkeypatch):
+def test_each_byte_of_the_parts_is_read_once(path, block, monkeypatch):
     monkeypatch.setattr("gve_jax.checkpoints.safetensors._BLOCK", block)
     read, preadv = [], __import__("os").preadv
 
@@ -53,16 +53,16 @@ def test_parts_are_read_into_place_each_byte_once(path, block, monkeypatch):
         [((0, 70), (0, 10)), ((0, 70), (10, 30))],
         [((10, 20), (5, 15)), ((20, 33), (15, 25))],  # the rectangle around both
     ]
-    for places in cases:
+    for rectangles in cases:
         read.clear()
-        outs = [np.zeros((r[1] - r[0], c[1] - c[0]), ml_dtypes.bfloat16) for r, c in places]
+        outs = [np.zeros((r[1] - r[0], c[1] - c[0]), ml_dtypes.bfloat16) for r, c in rectangles]
         # Transposed and converted on the way.
-        tensor.read(Part(*place, out) for place, out in zip(places, outs, strict=True))
-        for (rows, columns), out in zip(places, outs, strict=True):
+        tensor.read(Part(*rect, out) for rect, out in zip(rectangles, outs, strict=True))
+        for (rows, columns), out in zip(rectangles, outs, strict=True):
             expected = matrix[slice(*rows), slice(*columns)].astype(ml_dtypes.bfloat16)
             np.testing.assert_array_equal(out, expected)
-        low = min(r[0] for r, _ in places), min(c[0] for _, c in places)
-        high = max(r[1] for r, _ in places), max(c[1] for _, c in places)
+        low = min(r[0] for r, _ in rectangles), min(c[0] for _, c in rectangles)
+        high = max(r[1] for r, _ in rectangles), max(c[1] for _, c in rectangles)
         assert sum(count for _, count in read) == 4 * (high[0] - low[0]) * (high[1] - low[1])
         assert len({at for at, _ in read}) == len(read)
     out = np.zeros((30, 70), np.float32)
@@ -70,7 +70,7 @@ def test_parts_are_read_into_place_each_byte_once(path, block, monkeypatch):
     np.testing.assert_array_equal(out, matrix.T)
 
 
-def test_the_library_reads_our_files(tmp_path):
+def test_library_reads_written_files(tmp_path):
     path = tmp_path / "b.safetensors"
     shapes = {name: (array.shape, array.dtype) for name, array in ARRAYS.items()}
     write_file(path, shapes, iter(ARRAYS.values()))
@@ -83,7 +83,7 @@ def test_the_library_reads_our_files(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.safetensors"]
 
 
-def test_a_write_that_fails_leaves_what_was_there(path):
+def test_failed_write_keeps_the_old_file(path):
     before = path.read_bytes()
 
     def arrays():
@@ -148,14 +148,14 @@ def _header(path, **changes):
     "refused before anything is read",
     since="0.1.0",
 )
-def test_a_damaged_file_is_named(path, damage, named):
+def test_damaged_file_is_named(path, damage, named):
     damage(path)
     with pytest.raises(UserError, match=named) as caught:
         read_header(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_named(path):
+def test_file_that_shrinks_while_it_is_read_is_named(path):
     tensor = read_header(path)["matrix"]
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(UserError, match="ends inside matrix"):

@@ -1,4 +1,4 @@
-"""The table of weights: every tensor has one place, every parameter one name, in any layout."""
+"""The table of weight names in every layout."""
 
 import jax
 import pytest
@@ -16,7 +16,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("layout", ["4.49", "5"])
-def test_names_and_shapes_are_those_of_transformers(layout):
+def test_names_and_shapes_equal_those_of_transformers(layout):
     expected = {name: array.shape for name, array in checkpoint_files.tensors(layout).items()}
     found = sources(CFG, SHAPES, layout)
     assert {n: s.shape for s in found.values() for n in s.names} == expected
@@ -36,7 +36,7 @@ def test_any_layout_is_found(layout, wanted):
     assert [name.split("layers.")[1][0] for name in layers] == ["0", "1"]
 
 
-def test_all_that_is_wrong_is_listed():
+def test_all_problems_are_listed():
     stored = {name: array.shape for name, array in checkpoint_files.tensors("5").items()}
     del stored["model.visual.merger.mlp.0.bias"]
     del stored["model.language_model.layers.1.self_attn.q_proj.weight"]
@@ -59,6 +59,6 @@ def test_all_that_is_wrong_is_listed():
     ]
 
 
-def test_a_parameter_without_a_name_is_an_error():
+def test_parameter_without_a_name_is_refused():
     with pytest.raises(ValueError, match="q_proj/lora/a"):
         sources(CFG, {"language/layers/self_attn/q_proj/lora/a": (2, 48, 4)})

@@ -225,6 +225,7 @@ def test_the_same_videos_elsewhere_cost_no_call(whole, raw, tmp_path):
     assert content(tmp_path / "again") == content(directory)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(whole, raw, tmp_path):
     """Killed with one part finished, by the command line; without captions compared."""
     output, work = tmp_path / "pairs", tmp_path / "pairs.work"
