@@ -1,4 +1,5 @@
-# make venv | quickstart | synth | test | parity | lint | clean. Each does its own set-up and can be repeated.
+# make venv | quickstart | synth | test | test-all | parity | lint | clean. Each installs what it needs and can be
+# repeated.
 
 # The first Python that is new enough. A pyenv shim may be on the path and still not run: try it.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -10,7 +11,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv quickstart synth test parity lint clean
+.PHONY: venv quickstart synth test test-all parity lint clean
 .DEFAULT_GOAL := venv
 
 venv: $(INSTALLED)
@@ -46,7 +47,11 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Every feature, without what takes long: process kills, two hosts, full runs of commands, long fuzzing.
 test: lint
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-all: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Beside transformers' own Qwen2.5-VL, qwen-vl-utils and MTEB, in an environment of its own: torch

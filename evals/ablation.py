@@ -1,7 +1,8 @@
-"""One run of an ablation: trained and scored in processes of its own; what is finished is kept."""
+"""Runs of ablations: trained and scored by child processes; finished runs are reused."""
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -21,17 +22,17 @@ def train_and_score(
     compiled: Path,
     scoring: Sequence[str] = (),
 ) -> Path:
-    """A finished run and its scores in `workdir/uvrb/results.json`; what is there is not redone.
+    """Trains a run and writes its scores to `workdir/uvrb/results.json`, unless they exist.
 
     Args:
-      config: the experiment's file.
-      fields: of it, those that make this run; another run in `workdir` is refused by them.
-      data: a folder that data.shapes wrote: tokenizer and benchmark.
+      config: the experiment's config file.
+      fields: overrides of the config that define this run.
+      data: a folder written by data.shapes: tokenizer and benchmark.
       compiled: a folder of compiled programs that all runs share.
-      scoring: further arguments of evals.uvrb.
+      scoring: additional arguments of evals.uvrb.
 
     Raises:
-      UserError: another run in `workdir`; a process that failed, with its last line.
+      UserError: `workdir` has a run with other fields; a process failed, with its last line.
     """
     results = workdir / "uvrb" / "results.json"
     if results.exists():
@@ -39,11 +40,11 @@ def train_and_score(
         if known != fields:
             changed = next(k for k in known | fields if known.get(k) != fields.get(k))
             raise UserError(
-                f"{workdir} was made with {changed} {known.get(changed)!r}, not "
+                f"{workdir} was trained with {changed} {known.get(changed)!r}, not "
                 f"{fields.get(changed)!r}; use another folder"
             )
         return workdir
-    began = time.perf_counter()
+    start = time.perf_counter()
     write_json(workdir / "fields.json", fields)
     train = ["-m", "gve_jax.train", "--config", config, f"--workdir={workdir}"]
     train += [f"--config.{name}={value}" for name, value in fields.items()]
@@ -53,9 +54,9 @@ def train_and_score(
     score = ["-m", "evals.uvrb", "--model", f"{workdir}/model", "--data", str(data)]
     score += ["--output", f"{workdir}/uvrb", *scoring]
     run_python(score, workdir / "uvrb.log", compiled)
-    averages = json.loads(results.read_text(encoding="utf-8"))["averages"]
+    averages = read_results(workdir)["averages"]
     print(
-        f"{workdir.parent.name}/{workdir.name}: trained in {trained - began:.0f} s, scored in "
+        f"{workdir.parent.name}/{workdir.name}: trained in {trained - start:.0f} s, scored in "
         f"{time.perf_counter() - trained:.0f} s"
         + "".join(f", {name} {v:.3f}" for name, v in averages.items() if v is not None),
         flush=True,
@@ -63,31 +64,41 @@ def train_and_score(
     return workdir
 
 
+def read_results(workdir: Path) -> dict:
+    """The scores of a run that `train_and_score` finished."""
+    return json.loads((workdir / "uvrb" / "results.json").read_text(encoding="utf-8"))
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; the latter is None for one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
 def check_comparable(workdirs: Iterable[Path]) -> None:
-    """UserError where scored runs were not scored on the same sets: other data in one of them, or
-    items that only one could not read. Runs of a version before 0.2.0 do not say, and pass."""
+    """Raises UserError unless runs were scored on equal sets: equal data and unreadable items.
+
+    Results of versions before 0.2.0 lack this information and pass.
+    """
     first = None
     for workdir in workdirs:
-        path = workdir / "uvrb" / "results.json"
-        results = json.loads(path.read_text(encoding="utf-8"))
+        path, results = workdir / "uvrb" / "results.json", read_results(workdir)
         if "digests" not in results:
             continue
         first = first or (path, results)
         for name in results["datasets"]:
-            if why := name in first[1]["datasets"] and difference(first[1], results, name):
+            if reason := name in first[1]["datasets"] and difference(first[1], results, name):
                 raise UserError(
-                    f"{path} and {first[0]}: {name}: {why}; delete one of them to score it again"
+                    f"{path} and {first[0]}: {name}: {reason}; delete one of them to score it again"
                 )
 
 
 def run_python(arguments: list[str], log: Path, compiled: Path) -> None:
-    """Runs Python; what it prints goes to a file, whose last line an error shows."""
+    """Runs Python with its output in a log file; an error shows the last line of it."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    # All runs have the same programs: each is compiled once.
-    kept = {
+    variables = {  # all runs share their compiled programs
         "JAX_COMPILATION_CACHE_DIR": str(compiled.resolve()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        # A file is written in blocks: what was printed would stand below the error it led to.
+        # Otherwise lines printed before an error would follow it in the log.
         "PYTHONUNBUFFERED": "1",
     }
     with open(log, "w", encoding="utf-8") as file:
@@ -95,8 +106,8 @@ def run_python(arguments: list[str], log: Path, compiled: Path) -> None:
             [sys.executable, *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | kept,
+            env=os.environ | variables,
         )
     if done.returncode:
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise UserError(f"{' '.join(arguments[:3])} failed: {''.join(last)} (all of it: {log})")
+        raise UserError(f"{' '.join(arguments[:3])} failed: {''.join(last)} (see {log})")

@@ -510,6 +510,7 @@ def command(released, output: Path, *options: str, kill: bool = False):
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 @situation(
     "Embedding",
     "an `embed` command killed (SIGKILL) at any time, then repeated",

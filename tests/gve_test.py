@@ -11,7 +11,7 @@ from gve_jax import GVE
 from gve_jax.errors import UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.preprocess import Preprocessor
-from gve_jax.media import isolation
+from gve_jax.media import sandbox
 from gve_jax.media.item import as_item
 from gve_jax.media.limits import Limits
 from gve_jax.media.quarantine import Quarantine
@@ -259,7 +259,7 @@ def test_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
     since="0.1.0",
 )
 def test_hostile_files_affect_only_their_own_items(model, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     limited = Preprocessor(model.preprocess.prompt, model.preprocess.spec, Limits(seconds=4.0))
     hostile = GVE(model.config, model.params, limited, model.buckets, model.mesh)
     files = [{"video": clip(8)}, {"video": clip(24), "text": "and then?"}]

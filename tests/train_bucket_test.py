@@ -19,6 +19,7 @@ from gve_jax.train import train
 from tests.train_lora_test import TEXTS, recipe
 from tests.train_test import losses, make_config, run_cli
 
+pytestmark = pytest.mark.slow
 WORKDIR = "gs://runs/one"
 
 

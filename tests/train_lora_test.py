@@ -147,6 +147,7 @@ def test_another_shape_than_the_bases_is_refused(world, base, tmp_path):
         Experiment(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_stopped_and_repeated_gives_bitwise_the_same_losses(
     world, base, finished, stopped, tmp_path
 ):
@@ -159,6 +160,7 @@ def test_stopped_and_repeated_gives_bitwise_the_same_losses(
         assert (stopped / name).is_dir()
 
 
+@pytest.mark.slow
 def test_the_published_recipe_runs_at_tiny_widths(world, tmp_path):
     config = gve_3b.get_config("smoke")
     config.data.pairs, config.data.tokenizer = f"{world}/pairs", f"{world}/tokenizer.json"
@@ -178,6 +180,7 @@ def test_the_published_recipe_runs_at_tiny_widths(world, tmp_path):
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_base_of_few_bits_is_exported_as_it_was(world, monkeypatch, tmp_path):
     pytest.importorskip("qwix")
     one = jax.make_mesh(

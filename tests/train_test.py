@@ -17,14 +17,15 @@ import pytest
 from configs.quickstart import get_config
 from gve_jax import train as train_module
 from gve_jax.errors import UserError
+from gve_jax.errors import run_cli as run_command
 from gve_jax.gve import GVE
 from gve_jax.learning.pyramid import mean_alignment
-from gve_jax.media import isolation
+from gve_jax.media import sandbox
 from gve_jax.media.quarantine import Quarantine
 from gve_jax.running.experiment import Experiment
 from gve_jax.storage.locks import lock_folder
 from gve_jax.streams.pairs import PairSources
-from gve_jax.train import train
+from gve_jax.train import main, train
 from tests.conftest import ROOT
 from tests.situations import situation
 
@@ -60,6 +61,15 @@ run_cli(main)
 """
 
 
+def arguments_of(world: Path, workdir: Path) -> list[str]:
+    return [
+        "--config=configs/quickstart.py:smoke",
+        f"--workdir={workdir}",
+        f"--config.data.pairs={world}/pairs",
+        f"--config.data.tokenizer={world}/tokenizer.json",
+    ]
+
+
 def run_cli(
     world: Path,
     workdir: Path,
@@ -71,15 +81,7 @@ def run_cli(
     """`python -m gve_jax.train`, or `code` in its stead; with `kill_at`, its processes get the
     signal `kill` once that step's loss is on disk."""
     program = ["-c", code] if code else ["-m", "gve_jax.train"]
-    command = [
-        sys.executable,
-        *program,
-        "--config=configs/quickstart.py:smoke",
-        f"--workdir={workdir}",
-        f"--config.data.pairs={world}/pairs",
-        f"--config.data.tokenizer={world}/tokenizer.json",
-        *arguments,
-    ]
+    command = [sys.executable, *program, *arguments_of(world, workdir), *arguments]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -170,6 +172,7 @@ def test_repeating_a_finished_run_costs_nothing(world, finished):
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 @situation(
     "Training",
     "a run is killed (SIGKILL), also while a checkpoint is being saved, and repeated",
@@ -196,6 +199,7 @@ def test_killed_and_repeated_gives_bitwise_the_same_losses(world, finished, tmp_
     assert (workdir / curriculum).read_text() == (finished / curriculum).read_text()
 
 
+@pytest.mark.slow
 @situation(
     "Training",
     "SIGTERM to all processes of a run (preemption)",
@@ -223,6 +227,7 @@ def test_a_run_that_is_told_to_end_saves_and_says_so(world, tmp_path):
     assert not processes_of(workdir)
 
 
+@pytest.mark.slow
 def test_eight_devices_and_threads_give_the_losses_of_one_device(world, finished, tmp_path):
     train(make_config(world), tmp_path)
     expected, found = losses(finished), losses(tmp_path)
@@ -254,6 +259,7 @@ def poison(monkeypatch, at: int) -> None:
     monkeypatch.setattr(train_module, "make_train_step", make)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_nan_is_neither_saved_nor_exported(world, monkeypatch, tmp_path):
     """In the step before a checkpoint, and in the last step of all; then the run goes on."""
     for at, kept in ((3, 2), (5, 4)):
@@ -302,6 +308,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again(world, tmp_path
     assert (tmp_path / "run.json").read_text() == "{}"
 
 
+@pytest.mark.slow
 @situation(
     "Training",
     "another seed or model in the workdir of a run",
@@ -339,9 +346,14 @@ def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished
         ("extra", "extra"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(world, tmp_path, argument, named):
-    code, _, err = run_cli(world, tmp_path / "w", argument)
-    assert code == 2
+def test_a_mistake_is_one_line_that_names_it(world, tmp_path, argument, named, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("GVE_JAX_HOSTS", "1")
+    monkeypatch.setattr(sys, "argv", ["train", *arguments_of(world, tmp_path / "w"), argument])
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    err = capsys.readouterr().err
+    assert end.value.code == 2
     assert named in err and len(err.strip().splitlines()) == 1 and err.startswith("error: ")
     assert not (tmp_path / "w" / "checkpoints").exists()
 
@@ -416,6 +428,7 @@ SPELLS = {"000001": b"HANG", "000002": b"CRASH", "000003": b"BOMB"}
 REASONS = {"000001": "limits.seconds", "000002": "SIGSEGV", "000003": "limits.memory"}
 
 
+@pytest.mark.slow
 @situation(
     "Training",
     "files that hang, crash or exhaust the decoder",
@@ -423,7 +436,7 @@ REASONS = {"000001": "limits.seconds", "000002": "SIGSEGV", "000003": "limits.me
     since="0.1.0",
 )
 def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     spoiled, read = {}, PairSources.read
     # Only the clock tells a hang from a crash that a busy machine is slow to report: the limit is
     # generous, and few pairs wait it out.
@@ -474,6 +487,7 @@ def test_too_many_corrupt_videos_stop_the_run(world, monkeypatch, tmp_path):
         train(make_config(world), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_the_batch_named(world, tmp_path):
     config = make_config(world, optimizer__learning_rate=1e30, optimizer__clip_norm=1e30)
     named = r"the loss of step \d is nan: source (\w+), pairs \1#\d:\1-"
@@ -481,6 +495,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_named(world, tmp_path):
         train(config, tmp_path)
 
 
+@pytest.mark.slow
 @situation(
     "Training",
     "the disk of the workdir is full",
@@ -502,6 +517,7 @@ def test_a_full_disk_is_named_and_what_was_saved_stays(world, finished, tmp_path
         subprocess.run(["umount", small], check=True)
 
 
+@pytest.mark.slow
 def test_the_trained_model_is_scored_on_all_sixteen_sets(world, finished, tmp_path):
     """The quickstart's last command, on a model of six steps: whole, but for what it has learnt."""
     from evals.uvrb.__main__ import main

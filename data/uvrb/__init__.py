@@ -2,5 +2,5 @@
 
     python -m data.uvrb --data DIR --output DIR [--datasets MSRVTT,...] [--by-reference]
 
-builder.py says what a record is and writes sets of any size; `read` gives them back.
+builder.py defines the records and writes sets of any size; its `read` reads them.
 """

@@ -2,9 +2,9 @@
 
     python -m data.uvrb --data DIR --output DIR [--datasets MSRVTT,...] [--by-reference]
 
-DIR is what `python -m evals.uvrb` takes: UVRB/<SET>/, or the archives. Written to
-OUTPUT/uvrb/<SET>/1.0.0, with media in the records, or by reference to where they lie. A set that is
-there already is left alone, so that a killed command can be repeated.
+DIR is that of `python -m evals.uvrb`: UVRB/<SET>/, or the archives. Each set is written to
+OUTPUT/uvrb/<SET>/1.0.0, with media in the records or by reference to their paths. Sets that exist
+are skipped, so that a killed command can be repeated.
 """
 
 import argparse
@@ -52,21 +52,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--data", required=True, type=local_path, help="directory that holds UVRB/, or the archives"
-    )
-    parser.add_argument("--output", required=True, type=local_path, help="TFDS's data_dir")
-    parser.add_argument("--datasets", help="comma-separated sets; all sixteen by default")
-    parser.add_argument("--by-reference", action="store_true", help="store paths, not media")
-    parser.add_argument(
-        "--moment-pool",
-        choices=POOLS,
-        default="whole",
-        help="store candidates of MS-TI's and MS-TV's queries",
-    )
-    parser.add_argument(
-        "--cache", type=local_path, help="where archives are extracted; OUTPUT/sets"
-    )
+    add = parser.add_argument
+    text = "directory that contains UVRB/, or the archives"
+    add("--data", required=True, type=local_path, help=text)
+    add("--output", required=True, type=local_path, help="TFDS data_dir")
+    add("--datasets", help="comma-separated sets (default: all sixteen)")
+    add("--by-reference", action="store_true", help="store paths instead of media")
+    text = "whether queries of MS-TI and MS-TV store their candidates (default: whole)"
+    add("--moment-pool", choices=POOLS, default="whole", help=text)
+    text = "directory for extracted archives (default: OUTPUT/sets)"
+    add("--cache", type=local_path, help=text)
     return parser.parse_args(argv)
 
 

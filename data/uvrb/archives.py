@@ -1,7 +1,7 @@
-"""Reads a set out of the archive it is released as: `NAME.tar.gz.part00`, `.part01`, ..., in order.
+"""Reads a set from its released archive: `NAME.tar.gz.part00`, `.part01`, ..., in order.
 
-The parts are read as one stream, so that no joined copy is needed. An archive is somebody else's
-file: only plain files and folders below the set's own folder are taken from it, under limits.
+The parts are read as one stream, without a joined copy. Archives are untrusted: only regular files
+and folders below the set's folder are read, under limits.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from gve_jax.errors import UserError
 
 BLOCK = 1 << 20
-_HEADER_BYTES = 1 << 20  # of a long name or of pax's fields, which tarfile holds in memory
+_HEADER_BYTES = 1 << 20  # limit for long names and pax fields, which tarfile reads into memory
 _LONG = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -25,16 +25,17 @@ _LONG = (
     tarfile.GNUTYPE_LONGLINK,
 )
 
-# path inside the set, its size, its content
+# called with a path inside the set, its size, its content
 Take = Callable[[str, int, Iterator[bytes]], None]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one archive may hold.
+    """Limits for one archive.
 
-    files: members. file_bytes: of one file. expansion: bytes of all files for each byte of the
-    archive; video does not compress, so more is a bomb. `spare` bytes are always allowed.
+    files: number of members. file_bytes: size of one file. expansion: total bytes of files per byte
+    of archive; video does not compress, so a larger ratio is a decompression bomb. `spare` bytes
+    are always allowed.
     """
 
     files: int = 4_000_000
@@ -44,24 +45,24 @@ class Limits:
 
 
 def find_parts(folder: Path, name: str) -> list[Path]:
-    """The parts of a set's archive in `folder`, in order: numbered ones, or `NAME.tar.gz` itself.
+    """The parts of a set's archive in `folder`, in order, or `NAME.tar.gz` itself.
 
     Raises:
-      UserError: a number is missing or there twice, or there are parts beside a whole archive.
+      UserError: a part is missing or exists twice, or both parts and `NAME.tar.gz` exist.
     """
     whole = folder / f"{name}.tar.gz"
     numbered: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         found = re.fullmatch(re.escape(whole.name) + r"\.part(\d+)", path.name)
         if found is None:
-            continue  # also what a download in progress leaves, .part00.incomplete
+            continue  # such as .part00.incomplete of a download in progress
         number = int(found[1])
         if number in numbered:
             raise UserError(f"{name}: {numbered[number].name} and {path.name} are the same part")
         numbered[number] = path
     if whole.is_file():
         if numbered:
-            raise UserError(f"{name}: {whole.name} lies beside its own parts; keep one of them")
+            raise UserError(f"{name}: both {whole.name} and its parts exist; keep one of them")
         return [whole]
     order = sorted(numbered)
     for expected, number in enumerate(order, start=min(order[0], 1) if order else 0):
@@ -71,9 +72,9 @@ def find_parts(folder: Path, name: str) -> list[Path]:
 
 
 class Parts(io.RawIOBase):
-    """The bytes of several files, one after the other; forward only.
+    """Concatenated bytes of several files; forward only.
 
-    position: bytes read so far. path: the file they ended in.
+    position: bytes read so far. path: the current file.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -114,12 +115,12 @@ def scan(
     Args:
       parts: from `find_parts`.
       name: of the set; `UVRB/NAME/` and `NAME/` before a path are its folder.
-      take: may leave the content, whole or from a place on; what it raises passes through.
-      tick: called with the bytes of the parts that have been read.
+      take: need not read the content to its end; its exceptions pass through.
+      tick: called with the bytes of the parts read so far.
 
     Raises:
       UserError: an archive that is truncated or damaged, a path that is absolute or leaves the
-        folder, a link, a device, a name that occurs twice, more than `limits` allow.
+        folder, a link, a device, a duplicate name, more than `limits` allow.
     """
     limits = limits or Limits()
     stream = Parts(parts)
@@ -133,12 +134,12 @@ def scan(
             tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Header) as tar,
         ):
             for member in tar:
-                tar.members.clear()  # tarfile remembers all of them
+                tar.members.clear()  # tarfile would store all of them
                 path = _inside(member, name)
                 if not member.isreg():
                     continue
                 if not path or path in seen:
-                    raise UserError(f"{name}: the archive holds {member.name!r} twice")
+                    raise UserError(f"{name}: the archive contains {member.name!r} twice")
                 seen.add(path)
                 total += member.size
                 if member.size > limits.file_bytes:
@@ -149,12 +150,12 @@ def scan(
                 if total > allowed or len(seen) > limits.files:
                     raise UserError(
                         f"{name}: the archive expands to more than {total:,} bytes in "
-                        f"{len(seen):,} files: more than is allowed"
+                        f"{len(seen):,} files, above the limit"
                     )
                 take(path, member.size, _blocks(tar.extractfile(member), member, name))
                 last = path
                 tick(stream.position)
-            # tarfile takes any header it cannot read for the end; and only the end has the checksum
+            # tarfile stops at any unreadable header; gzip checks its checksum at the end only.
             while block := tar.fileobj.read(BLOCK):
                 if block.count(0) != len(block):
                     raise UserError(f"{name}: the archive is damaged after {last}")
@@ -173,7 +174,7 @@ def scan(
 
 
 class _TooLong(Exception):
-    """Of a header; no UserError, which should name the set."""
+    """A header is too long; `scan` raises a UserError that names the set."""
 
 
 class _Header(tarfile.TarInfo):
@@ -192,11 +193,11 @@ def _inside(member: tarfile.TarInfo, name: str) -> str:
     if given.startswith("/") or ".." in parts or "\0" in given:
         raise UserError(f"{name}: the archive's path {given!r} leaves its folder")
     if member.issym() or member.islnk():
-        raise UserError(f"{name}: the archive holds a link, {given!r} to {member.linkname!r}")
+        raise UserError(f"{name}: the archive contains a link, {given!r} to {member.linkname!r}")
     if not (member.isreg() or member.isdir()) or member.issparse():
-        raise UserError(f"{name}: the archive holds {given!r}, which is neither file nor folder")
+        raise UserError(f"{name}: the archive's {given!r} is neither a file nor a folder")
     try:
-        tarfile.data_filter(member, "/")  # Python's own rules, which may learn of more
+        tarfile.data_filter(member, "/")  # Python's rules, which may become stricter
     except tarfile.FilterError as error:
         raise UserError(f"{name}: the archive's {given!r} is refused ({error})") from error
     for folder in ("UVRB", name):

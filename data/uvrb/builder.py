@@ -1,12 +1,12 @@
 """The TFDS builder of UVRB: a configuration for each set, splits `queries` and `corpus`.
 
-A record has the same fields in both splits; those that do not apply are empty:
+Records have the same fields in both splits; unused ones are empty:
 
     id, text, instruction      of a query; a document has only an id
-    image, video               the file's bytes, or by reference its path below `media_root`
-    frames, fps                a video that is a folder of frames: their bytes in order (by
-                               reference: none, `video` is the folder), and their rate
-    positives, candidates      ids of documents; candidates only where a query has its own pool
+    image, video               bytes of the file, or by reference its path below `media_root`
+    frames, fps                a video that is a folder of frames: their bytes in order (none by
+                               reference: `video` is the folder), and their rate
+    positives, candidates      ids of documents; candidates only if the query has its own pool
 """
 
 import os
@@ -33,12 +33,12 @@ SPLITS = ("queries", "corpus")
 class UVRB(tfds.core.GeneratorBasedBuilder):
     """One set of UVRB.
 
-    `build` writes a set of any size. `download_and_prepare` writes the same below 1 GB of a split:
-    above, TFDS sorts in files that it opens with TensorFlow, which is not there.
+    `build` writes a set of any size. `download_and_prepare` writes the same up to 1 GB per split:
+    above that, TFDS sorts in files that it opens with TensorFlow, which is not installed.
 
     Args:
       source: opens the set.
-      by_reference: stores paths in the place of media.
+      by_reference: stores paths instead of media.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -50,7 +50,7 @@ class UVRB(tfds.core.GeneratorBasedBuilder):
 
     @property
     def found(self) -> RetrievalSet:
-        """The set, read once. UserError where it does not fit."""
+        """The set, read once. Raises UserError if it is invalid."""
         if self._found is None:
             (task,) = (task for task in TASKS if task.name == self.builder_config.name)
             self._found = self._source.open(task)
@@ -94,7 +94,7 @@ def build(
     by_reference: bool = False,
     tick: Callable[[int], None] = lambda records: None,
 ) -> Path:
-    """Writes one set to OUTPUT/uvrb/NAME/1.0.0, record by record; where it is, nothing is done.
+    """Writes one set to OUTPUT/uvrb/NAME/1.0.0, record by record, unless it exists.
 
     Args:
       tick: called as records are written.
@@ -103,7 +103,7 @@ def build(
       The folder; `tfds.builder_from_directory` reads it.
 
     Raises:
-      UserError: a set that does not fit, or one that was written with other settings.
+      UserError: an invalid set, or one that was written with other settings.
     """
     target = output / "uvrb" / task.name / VERSION
     if target.exists():
@@ -125,15 +125,15 @@ def build(
 
 
 def read(directory: str | os.PathLike, split: str) -> Iterator[dict]:
-    """Records of a written set, as above; media by reference are paths below the set's folder.
+    """Records of a written set, see above; media by reference are paths below the set's folder.
 
     Raises:
-      UserError: no written set, or a path that leaves the folder.
+      UserError: not a written set, or a path outside the folder.
     """
     try:
         builder = tfds.builder_from_directory(os.fspath(directory))
     except Exception as error:
-        raise UserError(f"{directory}: no set of UVRB as TFDS ({error})") from error
+        raise UserError(f"{directory}: not a UVRB set as TFDS ({error})") from error
     root = (builder.info.metadata or {}).get(MEDIA_ROOT)
     for record in builder.as_data_source(split=split):
         plain = {name: record[name].decode() for name in ("id", "text", "instruction")}
@@ -153,7 +153,7 @@ def _record(found: RetrievalSet, entry: Query | Document, by_reference: bool) ->
     query = entry if isinstance(entry, Query) else None
     candidates: Sequence[str] = ()
     if query and found.candidates:
-        candidates = found.candidates[found.place_of[query.id]]
+        candidates = found.candidates[found.query_index[query.id]]
     rate = found.files.rate(entry.video) if entry.video else None
     record = {
         "id": entry.id,
@@ -182,12 +182,12 @@ def _medium(found: RetrievalSet, path: Path | None, by_reference: bool) -> str |
 
 def _compare(target: Path, pool: str, by_reference: bool) -> None:
     try:
-        said = tfds.builder_from_directory(str(target)).info.metadata or {}
+        metadata = tfds.builder_from_directory(str(target)).info.metadata or {}
     except Exception as error:
-        raise UserError(f"{target}: no set of UVRB as TFDS ({error}); delete it") from error
+        raise UserError(f"{target}: not a UVRB set as TFDS ({error}); delete it") from error
     for name, old, new in (
-        ("--moment-pool", said.get("pool"), pool),
-        ("--by-reference", MEDIA_ROOT in said, by_reference),
+        ("--moment-pool", metadata.get("pool"), pool),
+        ("--by-reference", MEDIA_ROOT in metadata, by_reference),
     ):
         if old != new:
             raise UserError(f"{target}: written with {name} = {old}, now {new}; delete it")

@@ -1,8 +1,8 @@
-"""The files of one set: their digests, where they come from, and when they may go.
+"""The files of one set: their digests, source and removal.
 
-A set is a folder that somebody extracted (`Folder`), or an archive that is extracted here into a
-cache and may be removed again when its embeddings are finished (`Archived`). Digests outlive the
-files: what has been embedded is found by content, without the content.
+A set is a folder that the user extracted (`Folder`), or an archive that is extracted into a cache
+and may be removed when its embeddings are finished (`Archived`). Digests outlive the files, so that
+embeddings are found by content when the content is gone.
 """
 
 import hashlib
@@ -21,14 +21,13 @@ from gve_jax.media.walk import is_passed_over
 from gve_jax.storage.files import atomic_write, write_json
 
 SEAL = "files.json"  # in an extracted folder: {"parts": [[name, bytes]], "files": {path: [...]}}
-FRAMES_FPS = 8.0  # frames a second of a folder of frames
+FRAMES_FPS = 8.0  # frames per second of a folder of frames
 
 
 class Folder:
-    """Files below `root`; digests are kept in `record`, and are computed anew when a file's size or
-    time has changed.
+    """Files below `root`; digests are stored in `record` until a file's size or time changes.
 
-    record: a JSON file, or None to keep nothing.
+    record: a JSON file, or None to store nothing.
     """
 
     def __init__(self, root: Path, record: Path | None = None):
@@ -43,7 +42,7 @@ class Folder:
         return path.is_dir()
 
     def rate(self, path: Path) -> float | None:
-        """Frames a second where a video is a folder of frames, else None: the file knows it."""
+        """Frames per second of a folder of frames; None for a file, which contains its rate."""
         return FRAMES_FPS if self.has_folder(path) else None
 
     def digest(self, path: Path) -> str:
@@ -58,13 +57,17 @@ class Folder:
         return self._known[name][2]
 
     def ensure(self) -> None:
-        """Makes the files be there; they are."""
+        """Ensures that the files exist; a folder's do."""
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Makes some of the files be there; they are."""
+        """Ensures that some of the files exist; a folder's do."""
+
+    def discard(self) -> int:
+        """Removes extracted media; a folder's stay. Returns the bytes freed."""
+        return 0
 
     def save(self) -> None:
-        """Keeps the digests for the next run."""
+        """Stores the digests for the next run."""
         if self._changed and self._record is not None:
             write_json(self._record, {"files": self._known})
             self._changed = False
@@ -77,7 +80,7 @@ class Folder:
 
 
 class Listed(Folder):
-    """Files known from a list, `{path: [bytes, time, SHA-256]}`; they need not be there."""
+    """Files known from a list, `{path: [bytes, time, SHA-256]}`; they need not exist."""
 
     def __init__(self, root: Path, known: dict[str, list]):
         super().__init__(root)
@@ -102,17 +105,16 @@ class Listed(Folder):
 
 
 class Archived(Listed):
-    """A set that is extracted from its archive, once, and again where it was discarded.
+    """A set that is extracted from its archive, and again if it was removed.
 
     Args:
       name: of the set.
       parts: of the archive; may be empty if `root` was extracted before.
       root: CACHE/UVRB/NAME.
-      tick: told of the extraction's progress, bytes of the archive read and in all.
+      tick: called during extraction with bytes read and total bytes of the archive.
 
     Raises:
-      UserError: what `archives.scan` refuses, a disk that is too small, an extraction of other
-        parts.
+      UserError: see `archives.scan`; a disk that is too small, an extraction of other parts.
     """
 
     def __init__(
@@ -133,22 +135,19 @@ class Archived(Listed):
             raise UserError(f"{seal}: extracted from other parts; delete {root}")
 
     def ensure(self) -> None:
-        """Extracts the set again if any of its files is gone. Every host of the job calls it."""
-        if jax.process_index() == 0 and not all(map(self._is_there, self._known)):
+        """Extracts the set again if any file is missing. Every host of the job calls it."""
+        if jax.process_index() == 0 and not all(map(self._exists, self._known)):
             if not self.parts:
-                raise UserError(
-                    f"{self.name}: its files were discarded, and its archive is not there any more"
-                )
+                raise UserError(f"{self.name}: its files were removed, and so was its archive")
             extract(self.parts, self.name, self.root, self._tick)
         hosts.barrier()
         self._known = _read(self.root / SEAL)
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Extracts those of some files that are gone, for one host to look at; nothing where the
-        archive is gone, too."""
-        asked = {self._name(path) for path in paths}
-        asked |= {name for name in self._known if Path(name).parent.as_posix() in asked}  # frames
-        wanted = {name for name in asked & self._known.keys() if not self._is_there(name)}
+        """Extracts missing ones of some files, on one host; does nothing without the archive."""
+        names = {self._name(path) for path in paths}
+        names |= {name for name in self._known if Path(name).parent.as_posix() in names}  # frames
+        wanted = {name for name in names & self._known.keys() if not self._exists(name)}
 
         def take(name: str, size: int, blocks) -> None:
             if name in wanted:
@@ -161,9 +160,9 @@ class Archived(Listed):
             archives.scan(self.parts, self.name, take, tick=lambda done: self._tick(done, total))
 
     def discard(self) -> int:
-        """Removes the extracted media; the lists and the digests stay. Returns the bytes freed."""
+        """Removes the extracted media; lists and digests stay. Returns the bytes freed."""
         if jax.process_index():
-            return 0  # all hosts have read what they need: they waited for each other's embeddings
+            return 0  # all hosts have finished reading: they waited for each other's embeddings
         freed = 0
         for name, (size, *_) in self._known.items():
             if not name.startswith("jsonl/") and (self.root / name).is_file():
@@ -171,7 +170,7 @@ class Archived(Listed):
                 freed += size
         return freed
 
-    def _is_there(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         try:
             return (self.root / name).stat().st_size == self._known[name][0]
         except OSError:
@@ -185,13 +184,13 @@ def extract(
     tick: Callable[[int, int], None] = lambda done, total: None,
     limits: archives.Limits | None = None,
 ) -> None:
-    """Extracts an archive into `root`, whole or not at all, with the digests of all its files."""
+    """Extracts an archive into `root` atomically, with the digests of all its files."""
     total = sum(part.stat().st_size for part in parts)
     building = root.with_name(root.name + ".part")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     free = shutil.disk_usage(building).free
-    if free < total:  # video does not get smaller by gzip
+    if free < total:  # gzip does not shrink video
         raise UserError(
             f"{name}: its archive of {total / 1e9:.1f} GB does not fit on the disk of "
             f"{root.parent}, which has {free / 1e9:.1f} GB free"
@@ -217,8 +216,8 @@ def extract(
             path: [size, (building / path).stat().st_mtime_ns, digest]
             for path, (size, digest) in found.items()
         }
-        made_of = [[part.name, part.stat().st_size] for part in parts]
-        write_json(building / SEAL, {"parts": made_of, "files": files})
+        sizes = [[part.name, part.stat().st_size] for part in parts]
+        write_json(building / SEAL, {"parts": sizes, "files": files})
         shutil.rmtree(root, ignore_errors=True)
         os.rename(building, root)
     finally:

@@ -1,12 +1,12 @@
-"""Reads one set in UVRB's own layout (https://huggingface.co/datasets/Alibaba-NLP/UVRB).
+"""Reads one set in UVRB's layout (https://huggingface.co/datasets/Alibaba-NLP/UVRB).
 
     DIR/UVRB/<NAME>/jsonl/queries.jsonl    {"id", "text", "image", "video"}, unused ones empty
     DIR/UVRB/<NAME>/jsonl/instances.jsonl  {"qid", "pos": [corpus ids]}
     DIR/UVRB/<NAME>/jsonl/corpus.jsonl     {"id", "video"}
 
-Media are paths relative to DIR/UVRB/<NAME>. Where a video is not there, but its frames are, in
-`videos_frames/<its path or stem>/`, those are read, at 8 frames a second. A benchmark that is read
-wrongly still gives a number, so everything that does not fit is refused.
+Media are paths relative to DIR/UVRB/<NAME>. If a video is missing but its frames are in
+`videos_frames/<path or stem of the video>/`, those are read, at 8 frames per second. A benchmark
+that is read incorrectly still gives a number, so anything unexpected is refused.
 """
 
 import functools
@@ -48,9 +48,9 @@ class Document:
 class RetrievalSet:
     """One set as read from disk, in file order; ids are unique, media exist inside `root`.
 
-    pool: "whole" ranks each query in the whole corpus, "candidates" in its own `candidates`: ids
-      of documents for each query, its positives among them; None for "whole".
-    files: digests of the media, and where they come from.
+    pool: "whole" ranks each query in the whole corpus, "candidates" in its `candidates`: ids of
+      documents for each query, including its positives; None for "whole".
+    files: digests and source of the media.
     """
 
     task: Task
@@ -62,9 +62,9 @@ class RetrievalSet:
     files: Folder | None = field(default=None, compare=False, repr=False)
 
     @functools.cached_property
-    def place_of(self) -> dict[str, int]:
-        """The place of each query by its id."""
-        return {query.id: place for place, query in enumerate(self.queries)}
+    def query_index(self) -> dict[str, int]:
+        """The index of each query by its id."""
+        return {query.id: index for index, query in enumerate(self.queries)}
 
 
 def read_set(
@@ -79,18 +79,18 @@ def read_set(
     """Reads and checks one set.
 
     Args:
-      data: the directory that holds `UVRB/`.
-      task: the row of the table.
-      moment_pool: of MS-TI and MS-TV, one of POOLS; other sets are ranked whole.
-      files: of the set's folder; by default what is on disk.
-      media: False does not look whether the media exist, for whoever does not read them.
-      missing: receives the media that are not there, in the place of an error.
+      data: the directory that contains `UVRB/`.
+      task: the set.
+      moment_pool: one of POOLS, for MS-TI and MS-TV; other sets are ranked in the whole corpus.
+      files: files of the set (default: those on disk).
+      media: False does not check that media exist, if they are not read.
+      missing: receives missing media instead of an error.
 
     Raises:
-      UserError: a missing file or video, a line that is not the expected JSON, an id that occurs
-        twice, a path that leaves the set, a positive that is not in the corpus, a query without
-        positives, candidates (where those are asked for) or content, two videos of one folder of
-        frames. The message names the file, the line or the id.
+      UserError: a missing file or video, a line that is not the expected JSON, a duplicate id, a
+        path outside the set, a positive that is not in the corpus, a query without positives,
+        candidates (if they are ranked) or content, two videos with one folder of frames. The
+        message names the file, the line or the id.
     """
     root = Path(data) / "UVRB" / task.name
     if not root.is_dir():
@@ -100,35 +100,35 @@ def read_set(
     pool = moment_pool if task.name in MOMENT else "whole"
 
     corpus: dict[str, Document] = {}
-    for place, record in read_records(root / "jsonl" / "corpus.jsonl"):
-        document = unique_id(place, record, "id", corpus)
-        video = find.video(place, record)
+    for location, record in read_records(root / "jsonl" / "corpus.jsonl"):
+        document = unique_id(location, record, "id", corpus)
+        video = find.video(location, record)
         if video is None:
-            raise UserError(f"{place}: document {document!r} has no video")
+            raise UserError(f"{location}: document {document!r} has no video")
         corpus[document] = Document(document, video)
     if not corpus:
         raise UserError(f"{task.name}: corpus.jsonl is empty")
 
     positives: dict[str, tuple[str, ...]] = {}
     candidates: dict[str, tuple[str, ...]] = {}
-    for place, record in read_records(root / "jsonl" / "instances.jsonl"):
-        query = unique_id(place, record, "qid", positives)
-        positives[query] = _documents(place, record, "pos", query, corpus)
+    for location, record in read_records(root / "jsonl" / "instances.jsonl"):
+        query = unique_id(location, record, "qid", positives)
+        positives[query] = _documents(location, record, "pos", query, corpus)
         if pool == "candidates":
-            candidates[query] = _candidates(place, record, query, corpus, positives[query])
+            candidates[query] = _candidates(location, record, query, corpus, positives[query])
 
     queries: dict[str, Query] = {}
-    for place, record in read_records(root / "jsonl" / "queries.jsonl"):
-        query = unique_id(place, record, "id", queries)
+    for location, record in read_records(root / "jsonl" / "queries.jsonl"):
+        query = unique_id(location, record, "id", queries)
         text = record.get("text") or ""
         if not isinstance(text, str):
-            raise UserError(f"{place}: 'text' is not a string")
-        image = find.image(place, record)
-        video = find.video(place, record)
+            raise UserError(f"{location}: 'text' is not a string")
+        image = find.image(location, record)
+        video = find.video(location, record)
         if not (text.strip() or image or video):
-            raise UserError(f"{place}: query {query!r} has no text, image or video")
+            raise UserError(f"{location}: query {query!r} has no text, image or video")
         if query not in positives:
-            raise UserError(f"{place}: query {query!r} has no positives in instances.jsonl")
+            raise UserError(f"{location}: query {query!r} has no positives in instances.jsonl")
         queries[query] = Query(query, text, image, video, positives[query])
 
     if not queries:
@@ -150,75 +150,74 @@ def read_set(
 _KINDS = {"pos": "positive", _CANDIDATES: "candidate"} | dict.fromkeys(_NEGATIVES, "negative")
 
 
-def _documents(place: str, record: dict, key: str, query: str, corpus: dict) -> tuple[str, ...]:
+def _documents(location: str, record: dict, key: str, query: str, corpus: dict) -> tuple[str, ...]:
     values, kind = record.get(key), _KINDS[key]
     if not isinstance(values, list) or not values:
-        raise UserError(f"{place}: query {query!r} has no {kind}s")
-    ids = tuple(text_id(place, value) for value in values)
+        raise UserError(f"{location}: query {query!r} has no {kind}s")
+    ids = tuple(text_id(location, value) for value in values)
     for value in ids:
         if value not in corpus:
-            raise UserError(f"{place}: {kind} {value!r} of query {query!r} is not in the corpus")
+            raise UserError(f"{location}: {kind} {value!r} of query {query!r} is not in the corpus")
     if len(set(ids)) != len(ids):
-        raise UserError(f"{place}: query {query!r} has the same {kind} twice")
+        raise UserError(f"{location}: query {query!r} has the same {kind} twice")
     return ids
 
 
 def _candidates(
-    place: str, record: dict, query: str, corpus: dict, positives: tuple[str, ...]
+    location: str, record: dict, query: str, corpus: dict, positives: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """A query's own pool: listed whole under `candidates`, or what `neg` adds to the positives."""
+    """A query's pool: all of `candidates`, or the positives and `neg`."""
     if _CANDIDATES in record:
-        ids = _documents(place, record, _CANDIDATES, query, corpus)
-        if lost := sorted(set(positives) - set(ids)):
-            raise UserError(
-                f"{place}: positive {lost[0]!r} of query {query!r} is not among its candidates"
-            )
+        ids = _documents(location, record, _CANDIDATES, query, corpus)
+        if missing := sorted(set(positives) - set(ids)):
+            lost = f"positive {missing[0]!r} of query {query!r}"
+            raise UserError(f"{location}: {lost} is not among its candidates")
         return ids
     key = next((key for key in _NEGATIVES if key in record), None)
     if key is None:
         raise UserError(
-            f"{place}: query {query!r} has no '{_CANDIDATES}' or '{_NEGATIVES[0]}'; "
+            f"{location}: query {query!r} has no '{_CANDIDATES}' or '{_NEGATIVES[0]}'; "
             "rank it in the whole corpus with --moment-pool whole"
         )
-    ids = _documents(place, record, key, query, corpus)
+    ids = _documents(location, record, key, query, corpus)
     if both := sorted(set(positives) & set(ids)):
-        raise UserError(f"{place}: query {query!r} has {both[0]!r} as positive and as negative")
+        raise UserError(f"{location}: query {query!r} has {both[0]!r} as positive and as negative")
     return positives + ids
 
 
 class _Media:
-    """Finds the media of a set, inside its own folder even through links."""
+    """Finds the media of a set, inside its folder even through links."""
 
     def __init__(self, home: Path, files: Folder, required: bool, missing: list[str] | None):
         self._home, self._files = home, files
         self._required, self._missing = required, missing
-        self._frames: dict[Path, str] = {}  # whose frames a folder holds
+        self._frames: dict[Path, str] = {}  # video of each folder of frames
 
-    def image(self, place: str, record: dict) -> Path | None:
+    def image(self, location: str, record: dict) -> Path | None:
         value = record.get("image") or ""
         if not value:
             return None
-        path = inside(self._home, value, f"{place}: image")
+        path = inside(self._home, value, f"{location}: image")
         if self._required and not self._files.exists(path):
-            self._miss(f"{place}: missing image: {value}")
+            self._miss(f"{location}: missing image: {value}")
         return path
 
-    def video(self, place: str, record: dict) -> Path | None:
+    def video(self, location: str, record: dict) -> Path | None:
         """The file, or the folder of frames; None when unused."""
         value = record.get("video") or ""
         if not value:
             return None
-        path = inside(self._home, value, f"{place}: video")
+        path = inside(self._home, value, f"{location}: video")
         if not self._required or self._files.exists(path) or self._files.has_folder(path):
             return path
         for name in dict.fromkeys(_frame_folders(value)):
-            folder = inside(self._home, name, f"{place}: video")
+            folder = inside(self._home, name, f"{location}: video")
             if self._files.has_folder(folder):
                 owner = self._frames.setdefault(folder, value)
                 if owner != value:
-                    raise UserError(f"{place}: {value} and {owner} share the frames in {name}")
+                    raise UserError(f"{location}: {value} and {owner} share the frames in {name}")
                 return folder
-        self._miss(f"{place}: missing video: {value}")
+        self._miss(f"{location}: missing video: {value}")
         return path
 
     def _miss(self, what: str) -> None:
@@ -228,7 +227,7 @@ class _Media:
 
 
 def _frame_folders(video: str) -> tuple[str, str]:
-    """Where a video's frames may be: under its path without the first folder, or its stem."""
+    """Possible folders of a video's frames: by its path without the first folder, or its stem."""
     path = PurePosixPath(video)
     below = path.relative_to(path.parts[0]) if len(path.parts) > 1 else path
     return f"{FRAMES}/{below.with_suffix('')}", f"{FRAMES}/{path.stem}"

@@ -1,15 +1,16 @@
-"""Where the sets of one command come from: extracted folders, archives, or what a cache kept.
+"""Finds and opens the sets of a command: extracted folders, archives, or a cache.
 
 For each set, in this order:
 
-    DATA/UVRB/NAME/                         extracted by somebody
+    DATA/UVRB/NAME/                         extracted by the user
     DATA[/UVRB]/NAME.tar.gz.part00, ...     extracted into CACHE/UVRB/NAME when first needed
-    CACHE/UVRB/NAME/                        extracted before; the archive may be gone
+    CACHE/UVRB/NAME/                        extracted earlier; the archive may be deleted
 
-With `one_at_a_time` an extraction is removed when its embeddings are finished, so that the disk
-holds one set. Its lists and digests stay: scoring again needs no media.
+With `one_at_a_time` an extraction is removed when its embeddings are finished, so that only one set
+is on disk. Its lists and digests stay: scoring again needs no media.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -24,13 +25,13 @@ class Sets:
     """Opens sets.
 
     Args:
-      data: the directory that holds `UVRB/`, or the archives.
-      cache: where archives are extracted.
-      digests: folder for the digests of extracted sets, so that no file is read twice for them.
+      data: the directory that contains `UVRB/`, or the archives.
+      cache: directory for extracted archives.
+      digests: folder for the digests of extracted sets, so that files are hashed once.
       moment_pool: see `read_set`.
-      media: False where only ids are needed.
-      one_at_a_time: `each` extracts a set when its turn comes, and discards it afterwards.
-      tick: called while a set is extracted: its name, bytes read of its archive, bytes in all.
+      media: False if only ids are needed.
+      one_at_a_time: `each` extracts a set when it reaches it, and removes it afterwards.
+      tick: called during extraction with the set's name, bytes read and total bytes of its archive.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Sets:
         self._tasks: tuple[Task, ...] = ()
 
     def check(self, tasks: Iterable[Task]) -> None:
-        """Before any work: reads the sets that are folders, finds the archives of the others.
+        """Reads the sets that are folders and finds the archives of the others, before any work.
 
         Raises:
           UserError: see `open`.
@@ -64,27 +65,27 @@ class Sets:
 
     @property
     def total(self) -> int:
-        """Queries and documents of all sets that were checked; see `size`."""
+        """Number of queries and documents of all checked sets; see `size`."""
         return self.size(self._tasks)
 
     def ready(self, tasks: Iterable[Task]) -> None:
-        """Opens all sets, unless they come one at a time."""
+        """Opens all sets, unless they are extracted one at a time."""
         for task in () if self._one_at_a_time else tasks:
             self.open(task)
 
     def each(self, tasks: Iterable[Task]) -> Iterator[RetrievalSet]:
-        """The sets in order; one at a time, an extraction is gone when the next set comes."""
+        """The sets in order; with `one_at_a_time` each extraction is removed before the next."""
         for task in tasks:
             found = self.open(task)
             yield found
             if self._one_at_a_time:
-                self.discard(found)
+                found.files.discard()
 
     def open(self, task: Task) -> RetrievalSet:
         """Reads one set; an archive is extracted first. Every host of the job calls it.
 
         Raises:
-          UserError: see `read_set` and `archives.scan`; a set that is nowhere.
+          UserError: see `read_set` and `archives.scan`; a set that cannot be found.
         """
         if task.name in self._opened:
             return self._opened[task.name]
@@ -94,12 +95,8 @@ class Sets:
             home, files = self.data, Folder(self.data / "UVRB" / task.name, record)
         else:
             home = self.cache
-            files = Archived(
-                task.name,
-                parts,
-                home / "UVRB" / task.name,
-                lambda done, total: self._tick(task.name, done, total),
-            )
+            tick = functools.partial(self._tick, task.name)
+            files = Archived(task.name, parts, home / "UVRB" / task.name, tick)
         found = read_set(home, task, moment_pool=self.moment_pool, files=files, media=self._media)
         self._sizes[task.name] = len(found.queries) + len(found.corpus)
         if parts is None or not self._one_at_a_time:
@@ -107,15 +104,11 @@ class Sets:
         return found
 
     def size(self, tasks: Iterable[Task]) -> int:
-        """Queries and documents; the table's where a set has not been extracted yet."""
+        """Number of queries and documents; the paper's for sets that are not extracted yet."""
         return sum(self._sizes.get(task.name, task.queries + task.corpus) for task in tasks)
 
-    def discard(self, found: RetrievalSet) -> None:
-        if isinstance(found.files, Archived):
-            found.files.discard()
-
     def _locate(self, task: Task) -> list[Path] | None:
-        """The parts of the set's archive, [] if only the cache has it, None if it is a folder."""
+        """Parts of the set's archive, [] if only the cache has the set, None if it is a folder."""
         if (self.data / "UVRB" / task.name).is_dir():
             return None
         for folder in (self.data, self.data / "UVRB"):

@@ -8,14 +8,14 @@ from gve_jax.inputs.instructions import INSTRUCTIONS
 
 @dataclass(frozen=True)
 class Task:
-    """One set: what it asks, how it is scored, and its size in the paper.
+    """One set: its content, its metric, and its size in the paper.
 
-    ability: the finest ability it belongs to; `scores.py` builds the broader ones.
-    label, metric: the metric as the paper writes it, and as `gve_jax.retrieval.metrics` does.
+    ability: the finest ability it belongs to; `evals/uvrb/scores.py` computes the broader ones.
+    label, metric: the metric's name in the paper and in `gve_jax.retrieval.metrics`.
     queries, corpus: counts in the paper. For MS-TI and MS-TV it prints a corpus of 10, most
       likely a pool for each query: see MOMENT.
-    seconds: mean length of its videos. words: of its queries; None where they have no text.
-    source: what it was made from.
+    seconds: mean duration of its videos. words: mean words of its queries, None without text.
+    source: the dataset it was made from.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """TXT, CMP or VIS: text, text with a picture or clip, or a picture or clip alone asks."""
+        """Type of the queries: TXT text, CMP text with an image or clip, VIS an image or clip."""
         return self.ability if self.ability in ("CMP", "VIS") else "TXT"
 
     @property
     def instruction(self) -> str:
-        """Goes with every query; documents carry none."""
+        """Instruction of every query; documents have none."""
         return INSTRUCTIONS[self.name]
 
 
@@ -62,10 +62,10 @@ TASKS: tuple[Task, ...] = (
 )
 
 NAMES: tuple[str, ...] = tuple(task.name for task in TASKS)
-MOTION: tuple[str, ...] = ("CRB-T", "CMRB")  # sets that the order of frames must matter to
+MOTION: tuple[str, ...] = ("CRB-T", "CMRB")  # sets whose scores must depend on the order of frames
 
-# The paper prints a corpus of 10 for these. Read as a pool of candidates for each query, as in
-# MMEB-V2, that is "candidates"; others rank each query in the whole corpus.jsonl, "whole".
+# The paper prints a corpus of 10 for these. "candidates" takes it as a pool of candidates for each
+# query, as in MMEB-V2; "whole" ranks each query in the whole corpus.jsonl.
 MOMENT: tuple[str, ...] = ("MS-TI", "MS-TV")
 POOLS: tuple[str, ...] = ("whole", "candidates")
 

@@ -1,12 +1,11 @@
-"""What a curriculum is worth on the generated world, measured:
+"""Measures the benefit of curricula on the generated world:
 
     python -m evals.curriculum --output DIR [--seeds 3] [--steps 500] [--arms uniform,pyramid,...]
 
-trains a small form of the quickstart once for each arm and seed, all with the same steps, scores
-each model with evals.uvrb, and writes OUTPUT/results.json and results.md: means and spread over the
-seeds, and what each arm did by source. `--sources NAME=DIR` trains each arm a second time, with the
-pairs of DIR added. What is finished is kept: repeating the command resumes, and more seeds or arms
-are added to what is there.
+trains a small quickstart once for each arm and seed, for equal steps, scores each model with
+evals.uvrb, and writes OUTPUT/results.json and results.md: means and deviations over the seeds, and
+R, batches and loss of each arm by source. `--sources NAME=DIR` also trains each arm with the pairs
+of DIR added. Repeating the command resumes; more seeds or arms are added to the finished ones.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from gve_jax.storage.locks import lock_for_process
 
 CONFIG = "configs/quickstart.py:small"
 FIRST_SEED = 42
-# Arm -> what of the configuration makes it.
+# Overrides of the configuration, by arm.
 ARMS: dict[str, dict[str, object]] = {
     "uniform": {"pyramid.schedule": "uniform"},
     "proportional": {"pyramid.schedule": "proportional"},
@@ -46,7 +45,7 @@ def _compare(args: argparse.Namespace) -> None:
     if args.data is None:
         run_python(["-m", "data.shapes", "--output", str(data)], args.output / "data.log", compiled)
     runs, seeds = {}, range(FIRST_SEED, FIRST_SEED + args.seeds)
-    # Seed by seed: stopped early, what is there compares all arms.
+    # Seed by seed, so that an interrupted ablation compares all arms.
     for seed in seeds:
         for arm, fields in arms.items():
             for name, pairs in _pairs(arm, f"{data}/pairs", args.sources).items():
@@ -55,9 +54,9 @@ def _compare(args: argparse.Namespace) -> None:
                 runs.setdefault(name, {})[seed] = train_and_score(
                     CONFIG, workdir, fields, data, compiled
                 )
-        # After every seed: an ablation that is stopped has told of the seeds before.
+        # After every seed, so that an interrupted ablation has results.
         check_comparable(path for seeds_of in runs.values() for path in seeds_of.values())
-        found = summary.summarise(runs)
+        found = summary.summarize(runs)
         found["settings"] = {
             "config": CONFIG,
             "steps": args.steps,
@@ -84,23 +83,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--output", required=True, type=local_path, help="where runs and results go")
-    add(
-        "--data",
-        type=local_path,
-        help="a folder that data.shapes wrote (default: made in OUTPUT/data)",
-    )
-    add("--seeds", type=int, default=3)
-    add("--steps", type=int, default=500)
-    add("--arms", default="uniform,proportional,pyramid", help=f"of {', '.join(ARMS)}")
-    add("--sources", help="NAME=DIR: pairs to train with a second time; NAME goes to their sources")
+    add("--output", required=True, type=local_path, help="directory for runs and results")
+    text = "folder written by data.shapes (default: generated in OUTPUT/data)"
+    add("--data", type=local_path, help=text)
+    add("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    add("--steps", type=int, default=500, help="training steps of each run (default: 500)")
+    arms = "uniform,proportional,pyramid"
+    add("--arms", default=arms, help=f"arms of {', '.join(ARMS)} (default: {arms})")
+    text = "NAME=DIR: additional pairs for a second run of each arm; NAME is added to their sources"
+    add("--sources", help=text)
     args = parser.parse_args(argv)
     args.arms = args.arms.split(",")
     for name in args.arms:
         if name not in ARMS:
             raise UserError(f"--arms: no arm {name!r}; known: {', '.join(ARMS)}")
     if args.sources and "=" not in args.sources:
-        raise UserError(f"--sources {args.sources!r} is not NAME=DIR")
+        raise UserError(f"--sources {args.sources!r} must be NAME=DIR")
     if args.seeds < 1 or args.steps < 100:
         raise UserError("--seeds must be at least 1 and --steps at least 100")
     return args

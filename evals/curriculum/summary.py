@@ -1,4 +1,4 @@
-"""Runs of several arms and seeds -> means and spread of scores; what was drawn of each source."""
+"""Means and deviations of scores over arms and seeds; batches and loss by source."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,21 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
+from evals.ablation import mean_and_deviation, read_results
 from evals.uvrb.scores import ABILITIES, AVERAGES
 
 NAMES = AVERAGES + ABILITIES
-LAST = 0.2  # share of a run, at its end, that "last loss" averages over
+LAST = 0.2  # share of a run at its end that "last loss" averages over
 
 
-def summarise(runs: Mapping[str, Mapping[int, Path]]) -> dict:
-    """The scores of each run, their mean and sample standard deviation by arm, how each arm differs
-    from each other one with the same seed, and by source R, batches, passes and loss.
+def summarize(runs: Mapping[str, Mapping[int, Path]]) -> dict:
+    """Scores of each run; mean and sample standard deviation of each arm and of the differences
+    between arms with equal seeds; R, batches, passes and loss by source.
 
     Args:
-      runs: workdirs of scored runs, by arm and seed; every arm has the same seeds.
+      runs: workdirs of scored runs, by arm and seed; all arms have the same seeds.
     """
     scores = {
-        arm: {str(seed): _scores(workdir) for seed, workdir in seeds.items()}
+        arm: {str(seed): _read_scores(workdir) for seed, workdir in seeds.items()}
         for arm, seeds in runs.items()
     }
     arms = {arm: _spread(list(one.values())) for arm, one in scores.items()}
@@ -38,24 +39,19 @@ def summarise(runs: Mapping[str, Mapping[int, Path]]) -> dict:
     return {"scores": scores, "arms": arms, "differences": differences, "sources": sources}
 
 
-def _scores(workdir: Path) -> dict[str, float]:
-    told = json.loads((workdir / "uvrb" / "results.json").read_text(encoding="utf-8"))
-    return {name: told["averages" if name in AVERAGES else "abilities"][name] for name in NAMES}
+def _read_scores(workdir: Path) -> dict[str, float]:
+    results = read_results(workdir)
+    return {name: results["averages" if name in AVERAGES else "abilities"][name] for name in NAMES}
 
 
 def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """Mean and sample standard deviation (None of one run)."""
-    found = {}
-    for name in NAMES:
-        values = np.array([row[name] for row in rows])
-        deviation = float(values.std(ddof=1)) if len(values) > 1 else None
-        found[name] = {"mean": float(values.mean()), "sd": deviation}
-    return found
+    values = {name: mean_and_deviation([row[name] for row in rows]) for name in NAMES}
+    return {name: {"mean": mean, "sd": deviation} for name, (mean, deviation) in values.items()}
 
 
 def source_table(workdir: Path) -> dict[str, dict[str, float]]:
-    """Of each source: R when the first and the last stage began, batches, passes over it, the mean
-    loss of its batches in the last part of the run (absent where there were none)."""
+    """For each source: R at the start of the first and of the last stage, batches, passes, and the
+    mean loss of its batches in the last part of the run (absent without any)."""
     stages = json.loads((workdir / "curriculum.json").read_text(encoding="utf-8"))["stages"]
     run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -92,7 +88,7 @@ def _mean(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict
 
 
 def markdown(found: Mapping) -> str:
-    """The tables of `summarise`, as Markdown."""
+    """The tables of `summarize`, as Markdown."""
     settings, arms = found["settings"], list(found["arms"])
     lines = [
         f"`{settings['config']}`, {settings['steps']} steps, seeds "

@@ -1,12 +1,12 @@
-"""Compares inputs and encoder with transformers' Qwen2.5-VL, part by part, at random weights:
+"""Compares inputs and encoder with transformers' Qwen2.5-VL, part by part, with random weights:
 
-    make parity        # or, where torch and transformers are installed:
+    make parity        # or, with torch and transformers installed:
     python -m evals.parity --report docs/parity.md
 
-The reference makes and saves its own checkpoints, in the widths, head sizes and rotary sections of
-GVE-3B and GVE-7B (two layers each of tower and decoder, few vocabulary rows); they are loaded here
-by the same code that loads the released ones. Inputs are also compared with qwen-vl-utils, on
-files of others that `make parity` fetches. Exits with 1 if a limit is passed.
+The reference saves checkpoints in the widths, head sizes and rotary sections of GVE-3B and GVE-7B
+(two layers each of tower and decoder, few vocabulary rows); gve_jax loads them with the code that
+loads the released ones. Inputs are also compared with qwen-vl-utils, on third-party files that
+`make parity` downloads. Exits with status 1 if a limit is exceeded.
 """
 
 import argparse
@@ -33,18 +33,19 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--sizes", default="small,3b,7b", help=f"of {', '.join(SIZES)}")
+    text = f"sizes of {', '.join(SIZES)} (default: small,3b,7b)"
+    parser.add_argument("--sizes", default="small,3b,7b", help=text)
     parser.add_argument(
         "--assets",
         type=local_path,
         default=Path(sys.prefix, "share", "parity"),
-        help="packages: tokenizer, template, films, photographs",
+        help="folder of packages with tokenizer, template, videos, photographs",
     )
-    parser.add_argument("--report", type=local_path, help="a Markdown page to write")
+    parser.add_argument("--report", type=local_path, help="Markdown page to write")
     args = parser.parse_args()
     sizes = args.sizes.split(",")
     if unknown := sorted(set(sizes) - SIZES.keys()):
-        parser.error(f"--sizes: {unknown[0]} is unknown; known: {', '.join(SIZES)}")
+        parser.error(f"--sizes: unknown size {unknown[0]}; known: {', '.join(SIZES)}")
     console, lines, inputs = Console(soft_wrap=True, highlight=False), [], []
     for result in compare_inputs(Assets(args.assets)):
         inputs.append(result)
@@ -105,35 +106,35 @@ def _page(lines: list[Line], regimes) -> str:
         cells = [_value(found[s]) if s in found else "" for s in sizes]
         bound = "" if limit is None else f"1 - {1 - limit:.0e}" if measure == "cosine" else limit
         table.append(f"| {part} | {dtype} | {' | '.join(cells)} | {bound} |")
-    places = ["| regime | transformers | cases | equal |", "| --- | --- | --- | --- |"]
-    places += [f"| `{n}` | {v} | {c} | {'yes' if e else 'no'} |" for n, v, c, e in regimes]
+    positions = ["| regime | transformers | cases | equal |", "| --- | --- | --- | --- |"]
+    positions += [f"| `{n}` | {v} | {c} | {'yes' if e else 'no'} |" for n, v, c, e in regimes]
     return PAGE.format(
         transformers=transformers.__version__,
         torch=torch.__version__.split("+")[0],
         jax=jax.__version__,
         python=platform.python_version(),
         table="\n".join(table),
-        regimes="\n".join(places),
+        regimes="\n".join(positions),
     )
 
 
 PAGE = """# Parity
 
-Written by `make parity`: transformers {transformers} with torch {torch} beside gve_jax with JAX
-{jax}, Python {python}, on a CPU. Weights are random (the released ones have the same names, shapes
-and files); widths, heads, windows and rotary sections are those of GVE-3B and GVE-7B (`small` is
-512 wide), with two blocks of the tower and two layers of the decoder.
+Written by `make parity`: transformers {transformers} with torch {torch}, compared with gve_jax with
+JAX {jax}, Python {python}, on a CPU. Weights are random (the released ones have the same names,
+shapes and files); widths, heads, windows and rotary sections are those of GVE-3B and GVE-7B
+(`small` is 512 wide), with two blocks of the tower and two layers of the decoder.
 
-Blocks get the very input that the reference's block got. Their numbers are the largest difference
-over the largest value; for vectors the smallest cosine over four items is given, as its distance
-from 1: a video of 3 x 10 x 14 patches with an image, a video, a tall image (18 x 4), a text.
+Each block gets the input of the reference's block. The numbers are the largest difference over the
+largest value; for vectors the smallest cosine over four items, as its distance from 1: a video of
+3 x 10 x 14 patches with an image, a video, a tall image (18 x 4), a text.
 
 {table}
 
 ## Positions
 
-Each M-RoPE regime gives the same integers as the transformers releases it stands for (recorded in
-`evals/parity/goldens/mrope.npz` by running them; checked again by `make test`):
+Each M-RoPE regime gives the same integers as the transformers releases in its row (recorded from
+them in `evals/parity/goldens/mrope.npz`; `make test` checks them too):
 
 {regimes}
 """

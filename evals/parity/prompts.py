@@ -1,4 +1,4 @@
-"""Token ids beside those of transformers' processor with Qwen's tokenizer and template."""
+"""Compares token ids with transformers' processor with Qwen's tokenizer and template."""
 
 import itertools
 import random
@@ -60,7 +60,7 @@ SHORT = (
     "7" * 200,
 )
 PADS = ("<|video_pad|>", "<|image_pad|>", "a <|vision_pad|> b <|image_pad|><|video_pad|>")
-SPELLED = "texts that spell a visual's token (its tokenizer alone: the processor refuses them)"
+SPELLED = "texts with a visual's token (tokenizer only: the processor refuses them)"
 SYSTEMS = (
     "",
     *INSTRUCTIONS.values(),
@@ -74,7 +74,7 @@ WORDS = "the a dog surf wave über 7.5 日本 🎬 \n then, (runs) it's <b> -- F
 
 
 def cases() -> Iterator[tuple[str, tuple[str, str, int, int]]]:
-    """(what it shows, (text, instruction, video tokens, image tokens))."""
+    """(name, (text, instruction, video tokens, image tokens)) of each case."""
     for text in SHORT:
         yield "texts", (text, "", 0, 0)
     for text in PADS:
@@ -92,11 +92,11 @@ def cases() -> Iterator[tuple[str, tuple[str, str, int, int]]]:
         yield "random texts", (text, rng.choice(SYSTEMS), *rng.choice(VISUALS))
     for length in (200, 2500, 9000, 20000):
         for visuals in VISUALS:
-            yield "cut at max_length", ("a dog, 狗 " * (length // 5), SYSTEMS[3], *visuals)
+            yield "truncated at max_length", ("a dog, 狗 " * (length // 5), SYSTEMS[3], *visuals)
 
 
 class Reference:
-    """The ids of Qwen2_5_VLProcessor, cut and ended as GVE's own processor does it."""
+    """The ids of Qwen2_5_VLProcessor, truncated and terminated as GVE's processor does."""
 
     def __init__(self, folder: Path, template: str):
         self.processor = processor(folder, template)
@@ -127,7 +127,7 @@ class Reference:
 
 
 def compare_prompts(folder: Path, template: str) -> list[tuple[str, int, int]]:
-    """(what, cases, equal ones); one by one and as a batch, at 8,192 tokens and at 256."""
+    """(what, cases, equal cases), one by one and as a batch, up to 8,192 and up to 256 tokens."""
     reference = Reference(folder, template)
     wanted = list(cases())
     found: dict[str, list[bool]] = {}

@@ -1,7 +1,7 @@
-"""The other side of parity and speed: transformers' own Qwen2.5-VL, at random weights.
+"""The reference of parity and speed: transformers' Qwen2.5-VL with random weights.
 
-The only file, with `reference_inputs`, that imports torch, and only inside functions. The released
-weights cannot be had everywhere; the arithmetic does not depend on them.
+Only this file and `reference_inputs` import torch, and only inside functions. The released weights
+are not available everywhere, and the arithmetic does not depend on them.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gve_jax.inputs.prompt import SPECIALS
 from gve_jax.media.item import Item
 
 # Widths, heads and vocabulary rows of the released models (facts of their config.json), few layers.
-# `text` and `vision` are passed on to transformers as they are.
+# `text` and `vision` are arguments of transformers.
 _TOWER = dict(hidden_size=1280, intermediate_size=3420, num_heads=16, window_size=112)
 _ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
 SIZES = {
@@ -62,10 +62,10 @@ def write_tokenizer(path: Path) -> dict[str, int]:
 
 
 def import_torchvision() -> None:
-    """Imports torchvision 0.28, which transformers' models import where it is installed.
+    """Imports torchvision 0.28, which transformers' models import if it is installed.
 
-    Its compiled operators need CUDA's libraries, so that they are missing here; it asks for their
-    names when it is imported, and for nothing else where images are resized.
+    Its compiled operators need CUDA's libraries and are missing. It needs their names when it is
+    imported, and nothing else to resize images.
     """
     import torch
 
@@ -77,16 +77,16 @@ def import_torchvision() -> None:
     library = torch.library.Library("torchvision", "DEF")
     for name in sorted({first or second for first, second in names}):
         library.define(f"{name}(Tensor x) -> Tensor")
-    import_torchvision.library = library  # the operators vanish with it
+    import_torchvision.library = library  # keeps the operators registered
     import torchvision  # noqa: F401
 
 
 def write_checkpoint(
     directory: Path, size: str, vision_depth: int = 2, text_depth: int = 2, seed: int = 0
 ) -> None:
-    """Has transformers make and save a model of random weights, biases and norms included.
+    """Saves a transformers model with random weights, biases and norms included.
 
-    Every second block of the tower, the last one for sure, attends to whole frame pairs.
+    Every second block of the tower, including the last one, attends to complete frame pairs.
     """
     import torch
 
@@ -137,18 +137,18 @@ def write_checkpoint(
 
 @dataclasses.dataclass
 class Example:
-    """One item as both sides take it: our row, and the reference's patches and grids."""
+    """One item for both sides: our row, and the reference's patches and grids."""
 
     row: Row
     video: np.ndarray | None  # float32 [patches, 1176], raster order
     image: np.ndarray | None
     video_grid: tuple[int, int, int] | None  # in patches
     image_grid: tuple[int, int, int] | None
-    seconds: float  # of a step of the video
+    seconds: float  # duration of a frame pair
 
 
 def make_example(item: Item, preprocess: Preprocessor) -> Example:
-    """Media must be arrays whose sides need no resizing: what is compared is the model."""
+    """Media must be arrays that need no resizing, to compare the models alone."""
     frames = None if item.video is None else np.asarray(item.video)
     image = None if item.image is None else np.asarray(item.image)[None]
     video, video_grid = (None, None) if frames is None else reference_patches(frames)
@@ -158,7 +158,7 @@ def make_example(item: Item, preprocess: Preprocessor) -> Example:
 
 
 def reference_patches(frames: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """uint8 [T, H, W, 3] -> float32 [patches, 1176] and the grid, by the axis order of
+    """uint8 [T, H, W, 3] -> float32 [patches, 1176] and the grid, in the axis order of
     transformers' Qwen2VLImageProcessor: (time, row / 2, column / 2, 2, 2, channel, 2, 14, 14)."""
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
     std = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -174,9 +174,9 @@ class Reference:
     """transformers' model of a checkpoint directory.
 
     Args:
-      directory: what `write_checkpoint` or `gve_jax` wrote.
+      directory: checkpoint of `write_checkpoint` or `gve_jax`.
       dtype: "float32" or "bfloat16".
-      attention: transformers' name of its implementation.
+      attention: transformers' `attn_implementation`.
     """
 
     def __init__(self, directory: Path, dtype: str = "float32", attention: str = "sdpa"):
@@ -194,12 +194,12 @@ class Reference:
 
     @property
     def core(self):
-        """The model without its head; its output is after the final norm."""
+        """The model without its head; the output follows the final norm."""
         return self.model.model
 
     def inputs(self, examples: Sequence[Example], own_positions: bool = False) -> dict:
-        """One right-padded batch. With `own_positions` the model places its tokens itself, by the
-        rule of its release; else the rows bring theirs (`qwen_train`)."""
+        """One right-padded batch. With `own_positions` the model computes the positions by the rule
+        of its release; else they are those of the rows (`qwen_train`)."""
         torch, size = self.torch, len(examples)
         length = max(len(e.row.tokens) for e in examples)
         ids = np.zeros((size, length), np.int64)

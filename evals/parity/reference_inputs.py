@@ -1,7 +1,7 @@
-"""The other side of parity and speed for inputs: qwen-vl-utils and transformers' processors.
+"""The reference of parity and speed for inputs: qwen-vl-utils and transformers' processors.
 
-Needs torch, torchvision without its compiled part, qwen-vl-utils, decord: `make parity` installs
-them. Imports them inside functions only.
+Needs torch, torchvision (without its compiled part), qwen-vl-utils and decord, which `make parity`
+installs. Imports them inside functions only.
 """
 
 import functools
@@ -21,12 +21,12 @@ def vision_process():
     import_torchvision()
     from qwen_vl_utils import vision_process as module
 
-    module.logger.setLevel("ERROR")  # it warns of every max_pixels above its own
+    module.logger.setLevel("ERROR")  # it warns about every max_pixels above its default
     return module
 
 
 def image_size(height: int, width: int, **limits) -> tuple[int, int]:
-    """The size `fetch_image` gives an image; limits are `min_pixels` and `max_pixels`."""
+    """Size of an image in `fetch_image`; limits are `min_pixels` and `max_pixels`."""
     module = vision_process()
 
     class Blank(module.Image.Image):
@@ -43,7 +43,7 @@ def image_size(height: int, width: int, **limits) -> tuple[int, int]:
 
 
 def video_size(frames: int, height: int, width: int, **limits) -> tuple[int, int]:
-    """The size `fetch_video` gives a video; limits also have `total_pixels`. Nothing is resized."""
+    """Size of a video in `fetch_video`, without resizing; limits may have `total_pixels`."""
     module = vision_process()
     blank = module.torch.empty(1, dtype=module.torch.uint8).expand(frames, 3, height, width)
     resize, read = module.transforms.functional.resize, module.VIDEO_READER_BACKENDS["decord"]
@@ -61,8 +61,8 @@ def video_size(frames: int, height: int, width: int, **limits) -> tuple[int, int
 
 
 def resize_video(frames: np.ndarray, height: int, width: int, native: bool = False) -> np.ndarray:
-    """uint8 [T, H, W, 3] resized by the call in `fetch_video`; with `native` by the one in
-    transformers' processors, which keeps uint8 throughout."""
+    """uint8 [T, H, W, 3] resized as in `fetch_video`, or with `native` as in transformers'
+    processors, which compute in uint8."""
     module = vision_process()
     from torchvision.transforms.v2 import functional
 
@@ -75,7 +75,7 @@ def resize_video(frames: np.ndarray, height: int, width: int, native: bool = Fal
 
 
 def read_video(path: Path, num_frames: int, **limits) -> tuple[np.ndarray, float]:
-    """`fetch_video` of a file: uint8 [T, H, W, 3] and the rate of its frames."""
+    """`fetch_video` of a file: uint8 [T, H, W, 3] and the frame rate."""
     video, rate = vision_process().fetch_video(
         {"video": str(path), "nframes": num_frames, **limits}, return_video_sample_fps=True
     )
@@ -88,8 +88,8 @@ def read_image(image, **limits) -> np.ndarray:
 
 
 def pixel_processors() -> SimpleNamespace:
-    """transformers' `image_processor` and `video_processor`; their limits are wide open, as
-    qwen-vl-utils has applied its own."""
+    """transformers' `image_processor` and `video_processor`, without effective limits, since
+    qwen-vl-utils applies its limits."""
     import_torchvision()
     import transformers
 

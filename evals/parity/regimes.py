@@ -1,4 +1,4 @@
-"""The M-RoPE regimes beside the numbers recorded from transformers' releases."""
+"""Compares the M-RoPE regimes with positions recorded from transformers' releases."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def check_regimes() -> list[tuple[str, str, int, bool]]:
     numbers = np.load(Path(golden.__file__).with_suffix(".npz"))
     table = []
     for regime in REGIMES:
-        made_by = [v.split(",")[0].split()[1] for v in numbers[f"{regime}/versions"].tolist()]
+        releases = [v.split(",")[0].split()[1] for v in numbers[f"{regime}/versions"].tolist()]
         equal = all(
             np.array_equal(
                 mrope_positions(golden.segments(case), golden.CASES[case][0], regime),
@@ -21,5 +21,5 @@ def check_regimes() -> list[tuple[str, str, int, bool]]:
             )
             for case in golden.CASES
         )
-        table.append((regime, ", ".join(made_by), len(golden.CASES), equal))
+        table.append((regime, ", ".join(releases), len(golden.CASES), equal))
     return table

@@ -1,4 +1,4 @@
-"""What a GPU spent its time on, from a trace of jax.profiler."""
+"""The time of a GPU by kernel, from a trace of jax.profiler."""
 
 import re
 from collections import defaultdict
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-# The first that a kernel's name matches.
+# The first pattern that a kernel's name matches decides.
 _KINDS = (
     ("attention of cuDNN", r"sdpa|flash|fmha|cudnn"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|cublas|splitK"),
@@ -14,11 +14,11 @@ _KINDS = (
     ("softmax", r"softmax|reduce"),
     ("fusions", r"fusion"),
 )
-LISTED = 14  # kernels
+LISTED = 14  # kernels to list
 
 
 def by_kernel(folder: Path) -> dict:
-    """Seconds of all the traced GPUs' kernels by kind, and the ones that took the most."""
+    """Seconds of all traced GPUs' kernels by kind, and the longest ones."""
     totals: dict[str, float] = defaultdict(float)
     spans: list[tuple[float, float]] = []
     for path in folder.rglob("*.xplane.pb"):
@@ -43,8 +43,8 @@ def by_kernel(folder: Path) -> dict:
 
 
 def kind_of(name: str) -> str:
-    found = (kind for kind, pattern in _KINDS if re.search(pattern, name, re.IGNORECASE))
-    return next(found, "others")
+    kinds = (kind for kind, pattern in _KINDS if re.search(pattern, name, re.IGNORECASE))
+    return next(kinds, "others")
 
 
 def covered(spans: list[tuple[float, float]]) -> float:

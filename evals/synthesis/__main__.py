@@ -1,16 +1,15 @@
-"""Trains on the generated world's pairs without and with what data.uvrd synthesizes from its raw
-videos, the same steps and seeds, and compares the composed ability:
+"""Measures the benefit of synthesized pairs for the composed ability on the generated world:
 
     python -m evals.synthesis --workdir runs/synthesis
 
-"Without" are kinds of pairs that the paper collects (table 6): images, composed queries for images,
-texts for videos; nothing asks for a video by a frame or a clip. "With" adds UVRD's types, made of
-raw videos that neither side trains on otherwise. WORKDIR receives the world, the pairs, a folder
+trains without and with pairs that data.uvrd synthesizes from raw videos, with equal steps and
+seeds. "Without" has the types of pairs that the paper collects (table 6): images, composed queries
+for images, texts for videos; no query for a video contains a frame or a clip. "With" adds UVRD's
+types, from raw videos that are not used otherwise. WORKDIR receives the world, the pairs, a folder
 for each run, and results.json. Repeating the command resumes.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -29,16 +28,17 @@ from data.uvrd import world
 from data.uvrd.responder import MODEL, Responder
 from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
-from evals.ablation import check_comparable, train_and_score
+from evals.ablation import check_comparable, mean_and_deviation, read_results, train_and_score
 from gve_jax.errors import Parser, run_cli
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_for_process
 from gve_jax.streams.writing import pair_info, write_encoded
 
-# No T2T: long texts on both sides are most of a step's time, and tell nothing of videos.
+# No T2T: long texts on both sides take most of a step's time and teach nothing about videos.
 COLLECTED = ("T2I", "I2I", "TI2I", "T2V_spatial", "T2V_temporal", "T2V_event")
-RATES = dict(T2T=0.0, T2I=1.0, T2V=1.0, TI2V=1.0, TV2V=1.0, I2V=1.0, V2V=1.0)  # of UVRD's types
+# Rates of UVRD's types.
+RATES = dict(T2T=0.0, T2I=1.0, T2V=1.0, TI2V=1.0, TV2V=1.0, I2V=1.0, V2V=1.0)
 SETS = "MSRVTT,MS-TI,MS-TV,MSRVTT-I2V"
 COMPOSED = ("MS-TI", "MS-TV")
 VARIANTS = ("without", "with")
@@ -56,43 +56,42 @@ def _compare(args) -> None:
     cells: dict[str, dict[str, list[float]]] = {}
     chance: dict[str, float] = {}
     scored: list[Path] = []
-    for seed in args.seeds:  # both sides of a seed, then the next: a stopped run compares the same
+    for seed in args.seeds:  # both variants of a seed, so that an interrupted run compares equally
         for variant in VARIANTS:
             scored.append(run(args, variant, seed))
             check_comparable(scored)
-            results = json.loads((scored[-1] / "uvrb/results.json").read_text(encoding="utf-8"))
-            for name, record in results["datasets"].items():
+            for name, record in read_results(scored[-1])["datasets"].items():
                 cells.setdefault(name, {}).setdefault(variant, []).append(record["score"])
                 chance[name] = record["chance"]
-        text = summarize(cells, chance, args)
-        write_json(args.workdir / "results.json", text)
-    show(text, Console())
+        results = summarize(cells, chance, args)
+        write_json(args.workdir / "results.json", results)
+    show(results, Console())
 
 
 def make_pairs(args) -> None:
-    """The world, and WORKDIR/without/pairs and WORKDIR/with/pairs."""
-    data, raw, made = (args.workdir / name for name in ("data", "raw", "uvrd"))
+    """Generates the world, WORKDIR/without/pairs and WORKDIR/with/pairs."""
+    data, raw, synthesized = (args.workdir / name for name in ("data", "raw", "uvrd"))
     if not is_ready(data, 0, args.scale):
         generate(data, 0, args.scale)
     world.write(raw, args.videos, seed=1, bad=0.1)
     config = uvrd.get_config("world")
-    config.pairs.update(RATES)  # not the paper's proportions: its composed pairs are a tenth
+    config.pairs.update(RATES)  # the paper's proportions have a tenth of composed pairs
     config.run.max_bad_share = 0.1
     with Responder(raw) as server:
         job = Job(
             source=raw / world.CAPTIONS,
-            output=made,
+            output=synthesized,
             server=server.url,
             model=MODEL,
             settings=Settings.of(config),
         )
         synthesize(job)
-    for variant, folders in (("without", (data / "pairs",)), ("with", (data / "pairs", made))):
-        join(folders, args.workdir / variant / "pairs")
+    join([data / "pairs"], args.workdir / "without" / "pairs")
+    join([data / "pairs", synthesized], args.workdir / "with" / "pairs")
 
 
 def join(folders: Iterable[Path], output: Path) -> None:
-    """Copies the COLLECTED splits of the world, and all of a synthesis, into one directory."""
+    """Copies the COLLECTED splits of the world, and those of a synthesis, into one directory."""
     if output.exists():
         return
     building = output.with_name("building")
@@ -103,12 +102,12 @@ def join(folders: Iterable[Path], output: Path) -> None:
         builder = tfds.builder_from_directory(folder)
         for name, split in builder.info.splits.items():
             if name in COLLECTED or name.endswith("_uvrd"):
-                splits[name] = _records(split.filepaths)
+                splits[name] = _read_records(split.filepaths)
     write_encoded(building, pair_info("joined", "Two directories in one.", building), splits)
     os.rename(building, output)
 
 
-def _records(paths: Iterable) -> Iterator[bytes]:
+def _read_records(paths: Iterable) -> Iterator[bytes]:
     for path in paths:
         reader = ArrayRecordReader(os.fspath(path))
         count = reader.num_records()
@@ -118,24 +117,18 @@ def _records(paths: Iterable) -> Iterator[bytes]:
 
 
 def run(args, variant: str, seed: int) -> Path:
-    """The folder of one training and its results; what is there is not made again."""
+    """Trains and scores one run, unless it is finished; returns its folder."""
     folder = args.workdir / variant
     fields: dict[str, object] = {"data.pairs": f"{folder}/pairs", "seed": seed}
     if args.steps:
         fields["steps"] = args.steps
     config = f"configs/synthesis.py{':smoke' if args.smoke else ''}"
-    return train_and_score(
-        config,
-        folder / f"seed{seed}",
-        fields,
-        args.workdir / "data",
-        args.workdir / "compiled",
-        ["--datasets", SETS],
-    )
+    shared = args.workdir / "data", args.workdir / "compiled"
+    return train_and_score(config, folder / f"seed{seed}", fields, *shared, ["--datasets", SETS])
 
 
 def summarize(cells: Mapping, chance: Mapping, args) -> dict:
-    """Mean and spread (sample standard deviation) over seeds, by set, and of the composed ones."""
+    """Mean and sample standard deviation over seeds, by set and of the composed sets."""
     composed = {
         variant: [
             statistics.fmean(scores)
@@ -148,8 +141,8 @@ def summarize(cells: Mapping, chance: Mapping, args) -> dict:
     sets = {}
     for name, scores in rows.items():
         sides = {
-            variant: {"mean": statistics.fmean(found), "std": _spread(found)}
-            for variant, found in scores.items()
+            variant: dict(zip(("mean", "std"), mean_and_deviation(values), strict=True))
+            for variant, values in scores.items()
         }
         sets[name] = {"chance": chance[name], "scores": scores} | sides
     settings = {"steps": args.steps, "videos": args.videos, "scale": args.scale}
@@ -160,16 +153,12 @@ def summarize(cells: Mapping, chance: Mapping, args) -> dict:
     }
 
 
-def _spread(scores: list[float]) -> float | None:
-    return statistics.stdev(scores) if len(scores) > 1 else None
-
-
-def show(text: Mapping, console: Console) -> None:
-    table = Table(title=f"seeds {', '.join(map(str, text['seeds']))}", title_justify="left")
+def show(results: Mapping, console: Console) -> None:
+    table = Table(title=f"seeds {', '.join(map(str, results['seeds']))}", title_justify="left")
     table.add_column("set")
     for column in ("chance", *VARIANTS, "each seed: with - without"):
         table.add_column(column, justify="right")
-    for name, row in text["sets"].items():
+    for name, row in results["sets"].items():
         cells = [
             f"{row[v]['mean']:.3f}"
             + (f" ± {row[v]['std']:.3f}" if row[v]["std"] is not None else "")
@@ -187,12 +176,13 @@ def _parse(argv) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", type=local_path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="of configs/synthesis.py unless given")
-    parser.add_argument("--videos", type=int, default=800, help="raw videos (800)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the world (1.0)")
-    parser.add_argument("--smoke", action="store_true", help="a few steps of a tiny model")
+    add = parser.add_argument
+    add("--workdir", type=local_path, required=True, help="directory for data, runs and results")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    add("--steps", type=int, help="training steps (default: those of configs/synthesis.py)")
+    add("--videos", type=int, default=800, help="raw videos (default: 800)")
+    add("--scale", type=float, default=1.0, help="size of the generated world (default: 1.0)")
+    add("--smoke", action="store_true", help="a few steps of a tiny model")
     return parser.parse_args(argv)
 
 

@@ -57,7 +57,7 @@ def test_a_whole_archive_and_parts_that_count_from_one(root, tmp_path):
     (tmp_path / "one/CMRB.tar.gz").write_bytes(whole)
     assert contents(find_parts(tmp_path / "one", "CMRB")) == on_disk(root)
     (tmp_path / "data/CMRB.tar.gz").write_bytes(whole)
-    with pytest.raises(UserError, match=r"CMRB.tar.gz lies beside its own parts"):
+    with pytest.raises(UserError, match=r"both CMRB.tar.gz and its parts exist"):
         find_parts(tmp_path / "data", "CMRB")
 
 
@@ -142,15 +142,15 @@ def test_garbage_in_the_middle_is_not_the_end(tmp_path):
         ([("UVRB/CMRB/../../x", b"x", REG)], "leaves its folder"),
         ([("/etc/x", b"x", REG)], "path '/etc/x' leaves its folder"),
         ([("../", b"", DIR)], "leaves its folder"),
-        ([("a", b"/etc", tarfile.SYMTYPE)], "holds a link, 'a' to '/etc'"),
-        ([("b", b"x", REG), ("a", b"b", tarfile.LNKTYPE)], "holds a link, 'a' to 'b'"),
-        ([("a", b"", tarfile.CHRTYPE)], "'a', which is neither file nor folder"),
-        ([("a", b"", tarfile.FIFOTYPE)], "'a', which is neither file nor folder"),
-        ([("a", b"x", REG), ("./a", b"y", REG)], "holds './a' twice"),
+        ([("a", b"/etc", tarfile.SYMTYPE)], "contains a link, 'a' to '/etc'"),
+        ([("b", b"x", REG), ("a", b"b", tarfile.LNKTYPE)], "contains a link, 'a' to 'b'"),
+        ([("a", b"", tarfile.CHRTYPE)], "'a' is neither a file nor a folder"),
+        ([("a", b"", tarfile.FIFOTYPE)], "'a' is neither a file nor a folder"),
+        ([("a", b"x", REG), ("./a", b"y", REG)], "contains './a' twice"),
         ([("a", b"x", REG), ("a/b", b"y", REG)], "'a/b' is both a file and a folder"),
         ([("a/b", b"y", REG), ("a", b"x", REG)], "'a' is both a file and a folder"),
         ([("a", b"x" * 300, REG)], "a of 300 bytes is above the limit of 200"),
-        ([(f"{n}", b"", REG) for n in range(4)], "in 4 files: more than is allowed"),
+        ([(f"{n}", b"", REG) for n in range(4)], "in 4 files, above the limit"),
         ([("n" * 3_000_000, b"", REG)], "a header of 3,000,014 bytes after"),
     ],
 )
@@ -202,7 +202,7 @@ def test_an_extraction_is_whole_and_its_media_may_go(root, tmp_path):
         assert files.exists(video) and not files.exists(home / "videos/sub/9.mp4")
         assert files.has_folder(frames) and not files.has_folder(video)
     assert set(on_disk(home)) == left
-    with pytest.raises(UserError, match="CMRB: its files were discarded, and its archive is not"):
+    with pytest.raises(UserError, match="CMRB: its files were removed, and so was its archive"):
         files.ensure()
     files.fetch([video])  # nothing to take it from
     assert set(on_disk(home)) == left

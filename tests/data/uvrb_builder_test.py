@@ -140,5 +140,5 @@ def test_tfds_builds_the_same(data, tmp_path):
 
 
 def test_what_is_no_set_is_named(tmp_path):
-    with pytest.raises(UserError, match="no set of UVRB as TFDS"):
+    with pytest.raises(UserError, match="not a UVRB set as TFDS"):
         list(read(tmp_path, "queries"))

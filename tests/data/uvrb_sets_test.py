@@ -94,7 +94,7 @@ def test_one_set_at_a_time_holds_one_set_and_then_none(archives, expected, tmp_p
     # What is missing is embedded again from the archive, which comes back for that.
     for path in (out / "embeddings/model").glob("vectors-*"):
         path.unlink()
-    with pytest.raises(UserError, match="CRB-T: its files were discarded, and its archive is not"):
+    with pytest.raises(UserError, match="CRB-T: its files were removed, and so was its archive"):
         run(empty, out, *options)
     results, models = run(archives, out, *options, "--report", str(tmp_path / "page.html"))
     same(results, expected)

@@ -12,7 +12,7 @@ from data.uvrd import pictures, world
 from data.uvrd.responder import SceneIndex
 from data.uvrd.settings import Settings
 from data.uvrd.similarity import Similarity
-from gve_jax.media.isolation import Failure
+from gve_jax.media.sandbox import Failure
 
 
 @pytest.fixture(scope="module")

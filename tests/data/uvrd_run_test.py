@@ -208,6 +208,7 @@ def test_shared_cache_answers_all_calls(whole, raw, tmp_path):
     assert content(tmp_path / "again") == content(directory)
 
 
+@pytest.mark.slow
 def test_resumes_after_kill(whole, raw, tmp_path):
     """Killed after one part; without a comparison of captions."""
     output, work = tmp_path / "pairs", tmp_path / "pairs.work"

@@ -84,6 +84,7 @@ def same_losses(one: Path, other: Path) -> None:
         np.testing.assert_allclose(got[step][1], loss, rtol=1e-5, err_msg=f"step {step}")
 
 
+@pytest.mark.slow
 @situation(
     "Training",
     "one of two hosts is killed and the job repeated",
@@ -207,6 +208,7 @@ run_cli(lambda: hosts.run(command))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [(1,), (0, 1)])
 def test_a_host_that_fails_says_why_and_others_that_they_lost_it(failing):
     """All at once, or one alone: with its own last line and status, not those of JAX's exit."""

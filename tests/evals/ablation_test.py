@@ -1,4 +1,4 @@
-"""What is finished is kept, what failed says where to look; no training here."""
+"""Finished runs are reused, failures name their log; nothing is trained here."""
 
 import json
 
@@ -8,27 +8,27 @@ from evals.ablation import check_comparable, run_python, train_and_score
 from gve_jax.errors import UserError
 
 
-def test_a_finished_run_is_kept_and_another_refused_by_its_field(tmp_path):
+def test_reuses_a_finished_run_and_refuses_other_fields(tmp_path):
     workdir = tmp_path / "arm-1"
     (workdir / "uvrb").mkdir(parents=True)
     (workdir / "uvrb/results.json").write_text("{}")
     (workdir / "fields.json").write_text(json.dumps({"seed": 1, "steps": 10}))
     same = {"seed": 1, "steps": 10}
     assert train_and_score("none.py", workdir, same, tmp_path, tmp_path) == workdir
-    with pytest.raises(UserError, match="arm-1 was made with steps 10, not 20"):
+    with pytest.raises(UserError, match="arm-1 was trained with steps 10, not 20"):
         train_and_score("none.py", workdir, same | {"steps": 20}, tmp_path, tmp_path)
 
 
-def test_a_process_that_failed_shows_its_last_line(tmp_path):
+def test_reports_the_last_line_of_a_failed_process(tmp_path):
     log = tmp_path / "logs" / "one.log"
-    with pytest.raises(UserError, match=r"failed: the reason \(all of it: .*one\.log\)"):
+    with pytest.raises(UserError, match=r"failed: the reason \(see .*one\.log\)"):
         run_python(["-c", "print('before'); raise SystemExit('the reason')"], log, tmp_path)
     assert log.read_text().splitlines() == ["before", "the reason"]
     run_python(["-c", "print('well')"], log, tmp_path)
     assert log.read_text() == "well\n"
 
 
-def test_runs_that_were_scored_on_other_data_are_not_averaged(tmp_path):
+def test_refuses_runs_scored_on_other_data(tmp_path):
     workdirs = [tmp_path / name for name in "abc"]
     old = {"datasets": {"MSRVTT": {"corpus": 5}}}
     for workdir, digest in zip(workdirs, ("0", None, "0"), strict=True):

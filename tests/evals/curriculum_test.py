@@ -1,4 +1,4 @@
-"""Means, spread and differences of an ablation, from records written by hand."""
+"""Means, deviations and differences of an ablation, from hand-written records."""
 
 import json
 
@@ -18,11 +18,11 @@ def runs(tmp_path):
         for seed, score in enumerate(scores):
             workdir = tmp_path / f"{arm}-{seed}"
             (workdir / "uvrb").mkdir(parents=True)
-            told = {
+            results = {
                 "averages": dict.fromkeys(summary.AVERAGES, score),
                 "abilities": dict.fromkeys(summary.ABILITIES, score / 2),
             }
-            (workdir / "uvrb/results.json").write_text(json.dumps(told))
+            (workdir / "uvrb/results.json").write_text(json.dumps(results))
             run = {"data": {"sources": SIZES}, "config": {"batch_size": 32}}
             (workdir / "run.json").write_text(json.dumps(run))
             stages = [
@@ -48,8 +48,8 @@ def runs(tmp_path):
     return found
 
 
-def test_means_spread_and_differences_at_the_same_seed(runs):
-    found = summary.summarise(runs)
+def test_means_deviations_and_differences_at_equal_seeds(runs):
+    found = summary.summarize(runs)
     assert found["arms"]["uniform"]["AVG-A"] == pytest.approx({"mean": 0.2, "sd": 0.02**0.5})
     assert found["arms"]["pyramid"]["CG"] == pytest.approx({"mean": 0.1, "sd": 0})
     # +0.1 at the first seed, -0.1 at the second.
@@ -62,20 +62,20 @@ def test_means_spread_and_differences_at_the_same_seed(runs):
     assert "last_loss" not in found["sources"]["pyramid"]["I2I"]
 
 
-def test_one_seed_has_no_spread(runs):
-    found = summary.summarise({arm: {0: seeds[0]} for arm, seeds in runs.items()})
+def test_one_seed_has_no_deviation(runs):
+    found = summary.summarize({arm: {0: seeds[0]} for arm, seeds in runs.items()})
     found["settings"] = {"config": "c", "steps": 10, "seeds": [0]}
     text = summary.markdown(found)
     assert "| AVG-A | 0.100 | 0.200 |" in text and "| AVG-A | +0.100 |" in text
     assert "±" not in text.split("\n", 1)[1]
 
 
-def test_a_mistake_is_named(tmp_path):
+def test_names_mistakes(tmp_path):
     from evals.curriculum.__main__ import main
 
     for arguments, named in (
         (["--arms", "pyramid,none"], "no arm 'none'; known: uniform"),
-        (["--sources", "synth"], "--sources 'synth' is not NAME=DIR"),
+        (["--sources", "synth"], "--sources 'synth' must be NAME=DIR"),
         (["--seeds", "0"], "--seeds must be at least 1"),
     ):
         with pytest.raises(UserError, match=named):

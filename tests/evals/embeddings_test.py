@@ -112,6 +112,7 @@ def asked(out):
     return out.split("asked ")[1].split()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_embeds_what_is_missing(benchmark, expected, tmp_path):
     process = start(benchmark, tmp_path / "out", DIES_AFTER="7")
     _, err = process.communicate()

@@ -284,6 +284,7 @@ def test_a_scanned_decoder_equals_its_layers_one_by_one(params, key):
     np.testing.assert_allclose(model.language.norm(x), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputation_drops_the_same_inputs(params):
     results = []
     for remat in ("none", "dots", "full"):
@@ -297,6 +298,7 @@ def test_recomputation_drops_the_same_inputs(params):
         )
 
 
+@pytest.mark.slow
 def test_vectors_and_dropout_do_not_depend_on_the_mesh(mesh):
     rows = make_batch([ROWS[n % len(ROWS)] for n in range(8)], BUCKET)
     whole, embed = drawn(EVERYWHERE), jax.jit(make_embed(EVERYWHERE))

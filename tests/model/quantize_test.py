@@ -115,6 +115,7 @@ def test_vectors_are_those_of_the_rounded_kernels(params, kind, closeness):
     assert closeness < cosine(vectors, embed(params, TEXT)).min() < 0.999999
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_adapters_of_a_packed_base(params):
     base, adapters = lora.split(quantize(params, "nf4"))
     weights = golden.draw("weights", (1, 128))
