@@ -20,7 +20,7 @@ from gve_jax.errors import UserError
 from gve_jax.errors import run_cli as run_command
 from gve_jax.gve import GVE
 from gve_jax.learning.pyramid import mean_alignment
-from gve_jax.media import isolation
+from gve_jax.media import sandbox
 from gve_jax.media.quarantine import Quarantine
 from gve_jax.running.experiment import Experiment
 from gve_jax.storage.locks import lock_folder
@@ -436,7 +436,7 @@ REASONS = {"000001": "limits.seconds", "000002": "SIGSEGV", "000003": "limits.me
     since="0.1.0",
 )
 def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     spoiled, read = {}, PairSources.read
     # Only the clock tells a hang from a crash that a busy machine is slow to report: the limit is
     # generous, and few pairs wait it out.

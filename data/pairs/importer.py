@@ -114,8 +114,7 @@ class Source:
             if given.get(key) in (None, "", b""):
                 continue
             found = media.locate(given[key], self.root)
-            kind = media.kind_of(found) if key == "medium" else key
-            media.check(kind, found)
+            kind = media.check(found, None if key == "medium" else key)
             item[kind] = self._stored(found)
         if not (item["text"] or item["image"] or item["video"]):
             raise Reject("an empty item", "no text, image or video")

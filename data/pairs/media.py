@@ -1,16 +1,18 @@
-"""The media that rows name: found, kept inside their folder, and looked at without decoding."""
+"""Locates the media of rows, keeps them inside their folder and reads their headers."""
 
 import base64
 import binascii
+import os
 import re
 from pathlib import Path
 
-from data.pairs import reader
 from data.pairs.rows import Reject
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import inside
-from gve_jax.media.suffixes import is_animated_gif
+from gve_jax.media.errors import MediaError
+from gve_jax.media.sandbox import Sandbox
 
+_SANDBOX = Sandbox(processes=os.cpu_count() or 1)  # as many as threads ask at once
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
 
@@ -64,25 +66,17 @@ def _decode(text: str) -> bytes:
         raise Reject("bad base64", error) from error
 
 
-def kind_of(medium: bytes | Path) -> str:
-    """ "image" or "video" by the file's own header, where a format does not say which it is. An
-    animated GIF is a video; any other animation counts as an image."""
-    if is_animated_gif(medium):
-        return "video"
-    try:
-        check("image", medium)
-    except Reject:
-        return "video"
-    return "image"
+def check(medium: bytes | Path, kind: str | None = None) -> str:
+    """Reads the header of an "image" or a "video" in the sandbox; None: as its content says.
 
-
-def check(kind: str, medium: bytes | Path) -> None:
-    """Reads the header of an "image" or a "video", in a process that it may take down; what only
-    decoding can find stays unfound.
+    Returns:
+      "image" or "video". An animated GIF is a video, any other animation an image.
 
     Raises:
-      Reject: a format that is not accepted, a damaged header, too large a picture.
+      Reject: not a format that is accepted, a damaged header, too large a frame. Damage past the
+        header is not noticed.
     """
-    if why := reader.ask(kind, medium):
-        name = f"<{len(medium)} bytes>" if isinstance(medium, bytes) else str(medium)
-        raise Reject(f"unreadable {kind}", why if why.startswith(name) else f"{name}: {why}")
+    try:
+        return _SANDBOX.header(medium, kind).kind
+    except MediaError as error:
+        raise Reject(f"unreadable {kind or 'video'}", error) from error

@@ -13,7 +13,7 @@ from data.uvrd.pictures import Clip, Decoder
 from data.uvrd.settings import KINDS, PROFILES, TYPES, Settings
 from data.uvrd.source import Entry
 from gve_jax.inputs.instructions import INSTRUCTIONS
-from gve_jax.media.isolation import Failure
+from gve_jax.media.sandbox import Failure
 
 SOURCE = "uvrd"  # suffix of split names: T2V_uvrd
 _JPEG_QUALITY = 85  # of the frames sent to the model

@@ -24,9 +24,9 @@ from data.uvrd.pictures import Clip, Decoder
 from data.uvrd.settings import TYPES, Settings
 from data.uvrd.similarity import Similarity
 from data.uvrd.source import Entry
-from gve_jax.media.isolation import Failure
 from gve_jax.media.item import Item, source_name
 from gve_jax.media.quarantine import failure
+from gve_jax.media.sandbox import Failure
 from gve_jax.storage.files import write_json
 from gve_jax.streams.pairs import pair_features
 from gve_jax.streams.writing import encoder

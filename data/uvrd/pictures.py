@@ -1,7 +1,6 @@
 """Decodes frames of untrusted videos in isolated processes; motion scores, images and clips."""
 
 import contextlib
-import dataclasses
 import io
 from fractions import Fraction
 
@@ -10,19 +9,17 @@ import numpy as np
 from PIL import Image
 
 from data.uvrd.settings import Settings
-from gve_jax.inputs.preprocess import InputSpec, Preprocessor
-from gve_jax.media.isolation import Failure, Isolated
+from gve_jax.inputs.preprocess import InputSpec
+from gve_jax.media import video
 from gve_jax.media.item import Item
+from gve_jax.media.sandbox import Failure, Sandbox, attempt
 
+_THUMBNAIL = (168, 224)  # height and width, at most, in pixels
 _MOTION_SIDE = 32  # pixels of the shorter side at which motion is measured
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
+class Clip(video.Clip):
     """uint8 [T, H, W, 3] at `fps` frames per second."""
-
-    frames: np.ndarray
-    fps: float
 
     @property
     def seconds(self) -> float:
@@ -33,27 +30,6 @@ class Clip:
         return number * (self.seconds - 1 / self.fps) / max(1, len(self.frames) - 1)
 
 
-class _Frames(Preprocessor):
-    """A `Preprocessor` that returns `Clip`s: it reassembles frames from the patches that decoding
-    processes send, so that training and synthesis share one decoder and its limits."""
-
-    def row(self, item: Item, visuals: list[tuple]) -> Clip:
-        ((patches, layout, _, seconds),) = visuals
-        size, temporal = self.spec.patch_size, self.spec.temporal
-        row, column = layout.coords.T
-        rows, columns = row.max() + 1, column.max() + 1
-        raster = np.empty(len(row), np.int64)
-        raster[row * columns + column] = np.arange(len(row))
-        shape = (len(patches) * temporal, rows * size, columns * size, 3)
-        frames = np.empty(shape, np.uint8)
-        grid = frames.reshape(len(patches), temporal, rows, size, columns, size, 3)
-        for number, pair in enumerate(patches):  # one colour at a time takes a third of the time
-            parts = pair[raster].reshape(rows, columns, 3, temporal, size, size)
-            for colour in range(3):
-                grid[number, ..., colour] = parts[:, :, colour].transpose(2, 0, 3, 1, 4)
-        return Clip(frames, temporal / seconds if seconds else 1.0)  # an image has no frame rate
-
-
 class Decoder:
     """Decodes videos and spans of them, `settings.run.decoders` at once; thread-safe.
 
@@ -61,31 +37,33 @@ class Decoder:
     """
 
     def __init__(self, settings: Settings):
-        self.settings = settings
-        video, clip = settings.video, settings.clip
+        self._sandbox = Sandbox(settings.limits, settings.run.decoders)
+        whole, clip = settings.video, settings.clip
         most = int(clip.most_seconds * clip.fps) // 2 * 2 + 2
-        self._videos = self._open(num_frames=video.num_frames, max_pixels=video.max_pixels)
-        self._spans = self._open(
-            fps=clip.fps, min_frames=2, max_frames=most, max_pixels=clip.max_pixels
+        self._video = _spec(
+            whole.num_frames, num_frames=whole.num_frames, max_pixels=whole.max_pixels
         )
-
-    def _open(self, **fields) -> Isolated:
-        frames = fields.get("max_frames", fields.get("num_frames"))
-        tokens = frames // 2 * (fields["max_pixels"] // 28**2) + 2
-        spec = InputSpec(min_pixels=28 * 28, max_length=tokens, **fields)
-        return Isolated(_Frames(None, spec, self.settings.limits), self.settings.run.decoders)
+        self._span = _spec(
+            most, fps=clip.fps, min_frames=2, max_frames=most, max_pixels=clip.max_pixels
+        )
 
     def decode(
         self, video: str | bytes, start: float | None = None, end: float | None = None
     ) -> Clip | Failure:
         """`num_frames` frames of the whole video, or frames of a span at `clip.fps`."""
-        if start is None:
-            return self._videos.attempt(Item(video=video))
-        return self._spans.attempt(Item(video=video, video_start=start, video_end=end))
+        spec = self._video if start is None else self._span
+        item = Item(video=video, video_start=start, video_end=end)
+        found = attempt(self._sandbox.frames, item, spec)
+        return found if isinstance(found, Failure) else Clip(found.frames, found.fps)
 
     def close(self) -> None:
-        self._videos.close()
-        self._spans.close()
+        self._sandbox.close()
+
+
+def _spec(frames: int, **fields) -> InputSpec:
+    """A spec whose sequence has room for that many frames."""
+    tokens = frames // 2 * (fields["max_pixels"] // 28**2) + 2
+    return InputSpec(min_pixels=28 * 28, max_length=tokens, **fields)
 
 
 def motion(frames: np.ndarray) -> float:
@@ -127,14 +105,12 @@ def encode_clip(clip: Clip, crf: int) -> bytes:
 def thumbnails(count: int):
     """Yields a function of ("image" or "video", bytes) that returns up to `count` small JPEGs, []
     if the bytes cannot be decoded."""
-    spec = InputSpec(num_frames=count, min_pixels=28 * 28, max_pixels=168 * 168)
-    with Isolated(_Frames(None, spec), 1) as isolated:
+    with Sandbox() as sandbox:
 
         def frames_of(kind: str, medium: bytes) -> list[bytes]:
-            clip = isolated.attempt(Item(**{kind: medium}))
+            clip = attempt(sandbox.thumbnails, Item(**{kind: medium}), count, *_THUMBNAIL)
             if isinstance(clip, Failure):
                 return []
-            frames = clip.frames[:1] if kind == "image" else clip.frames
-            return [encode_image(frame, "jpeg", 80) for frame in frames]
+            return [encode_image(frame, "jpeg", 80) for frame in clip.frames]
 
         yield frames_of

@@ -146,27 +146,44 @@ class Preprocessor:
         """Raises MediaError for what cannot be read."""
         return self.row(item, self.visuals(item))
 
-    def visuals(self, item: Item) -> list[tuple]:
-        """What is decoded, video first: (patches uint8 [F, P, C], layout, grid of merged tokens
-        (t, h, w), seconds a step) each. Needs no prompt, and is all that touches untrusted files.
+    def frames(self, item: Item) -> list[tuple[str, np.ndarray, float]]:
+        """Decodes and resizes the media of an item, the video first. All reading of untrusted files
+        happens here, without the prompt.
+
+        Returns:
+          "video" or "image", frames uint8 [T, H, W, 3], and frames per second (0 of an image) each.
 
         Raises:
-          MediaError: what cannot be read, or has more tokens than a sequence.
+          MediaError: media that cannot be read, or have more tokens than a sequence.
         """
-        spec, visuals = self.spec, []
+        spec, found = self.spec, []
         exif = applies_exif(item, spec)
         pixel_bounds(item, spec)  # before anything is decoded
         if item.video is not None:
             rate = item.fps if is_frames(item.video) else None
             clip = load_video(item.video, sampling_of(item, spec), rate, self.limits, exif)
             frames = _reorder(clip.frames, item.frame_order)
-            visuals.append(self._visual(frames, item, "video", spec.temporal / clip.fps))
+            found.append(("video", self._resize(frames, item, "video"), clip.fps))
         if item.image is not None:
             image = load_image(item.image, self.limits.frame_pixels, exif)
-            visuals.append(self._visual(image[None], item, "image", 0.0))
-        tokens = sum(t * h * w for _, _, (t, h, w), _ in visuals)
+            found.append(("image", self._resize(image[None], item, "image"), 0.0))
+        pixels = (spec.patch_size * spec.merge) ** 2
+        shapes = [frames.shape for _, frames, _ in found]
+        tokens = sum(-(-t // spec.temporal) * (h * w // pixels) for t, h, w, _ in shapes)
         if tokens > spec.max_length:
             raise MediaError(f"too many visual tokens: {tokens} exceed {spec.max_length}")
+        return found
+
+    def visuals(self, item: Item) -> list[tuple]:
+        """`frames` as patches: (patches uint8 [F, P, C], layout, grid of merged tokens (t, h, w),
+        seconds per frame pair) each."""
+        spec, visuals = self.spec, []
+        for _, frames, fps in self.frames(item):
+            rows, columns = (side // spec.patch_size for side in frames.shape[1:3])
+            layout = window_layout(rows, columns, spec.window_side, spec.merge)
+            patches = patchify(frames, layout, spec.patch_size, spec.temporal)
+            grid = (len(patches), rows // spec.merge, columns // spec.merge)
+            visuals.append((patches, layout, grid, spec.temporal / fps if fps else 0.0))
         return visuals
 
     def row(self, item: Item, visuals: list[tuple]) -> Row:
@@ -197,7 +214,7 @@ class Preprocessor:
             else np.empty(0, np.int32),
         )
 
-    def _visual(self, frames: np.ndarray, item: Item, kind: str, seconds: float):
+    def _resize(self, frames: np.ndarray, item: Item, kind: str) -> np.ndarray:
         spec = self.spec
         factor = spec.patch_size * spec.merge
         least, limit = pixel_bounds(item, spec)
@@ -205,11 +222,7 @@ class Preprocessor:
             total = item.total_pixels or spec.total_pixels
             limit = frame_budget(len(frames), factor, least, limit, total)
         height, width = smart_resize(*frames.shape[1:3], factor, least, limit)
-        gh, gw = height // spec.patch_size, width // spec.patch_size
-        layout = window_layout(gh, gw, spec.window_side, spec.merge)
-        frames = resize(frames, height, width, kind, spec.resize)
-        patches = patchify(frames, layout, spec.patch_size, spec.temporal)
-        return patches, layout, (len(patches), gh // spec.merge, gw // spec.merge), seconds
+        return resize(frames, height, width, kind, spec.resize)
 
 
 def _reorder(frames: np.ndarray, order: str) -> np.ndarray:

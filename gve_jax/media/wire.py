@@ -1,7 +1,7 @@
-"""What travels between a caller and its decoding processes: frames of JSON and raw bytes.
+"""Messages between a caller and its decoding processes: JSON headers and raw bytes.
 
-No pickle: what comes back is made of a hostile file, perhaps by a process that the file has taken
-over. A frame is the lengths of its two parts, a JSON header, and bytes that the header describes.
+No pickle: an answer may come from a process that a hostile file has taken over. A message is the
+lengths of its two parts, a JSON header, and a body that the header describes.
 """
 
 import dataclasses
@@ -17,21 +17,22 @@ from gve_jax.media.item import Item
 from gve_jax.media.pixels import load_image
 
 PREFIX = struct.Struct("<IQ")  # bytes of the header, bytes of the body
-MAX_HEADER = 1 << 20  # of an answer
-OUT_OF_MEMORY = 77  # exit status of a process that could not hold what it was sent
+MAX_HEADER = 1 << 20  # bytes of an answer's header
+OUT_OF_MEMORY = 77  # exit status of a process that could not hold a request
 
 _MEDIA = ("image", "video")
 
 
 def pack(header: dict, body: int = 0) -> bytes:
-    """A frame up to its body, of which only the length is given."""
+    """A message up to its body, of which only the length is given."""
     text = json.dumps(header).encode()
     return PREFIX.pack(len(text), body) + text
 
 
 def pack_item(item: Item, exif: bool = False) -> tuple[dict, list]:
-    """(fields, buffers): the item's plain fields and a description of its media, and their bytes.
-    PIL images travel as arrays, turned with `exif` as theirs says.
+    """(fields, buffers): the fields of an item with descriptions of its media, and their bytes.
+
+    PIL images are sent as arrays, rotated as their EXIF orientation says where `exif` is True.
 
     Raises:
       MediaError: a PIL image that cannot be read.
@@ -42,7 +43,7 @@ def pack_item(item: Item, exif: bool = False) -> tuple[dict, list]:
         if field.name in _MEDIA and value is not None:
             value = _pack_medium(value, buffers, exif)
         elif isinstance(value, Integral) and not isinstance(value, bool):
-            value = int(value)  # numpy's numbers are none of JSON's
+            value = int(value)  # JSON does not take numpy's numbers
         elif not isinstance(value, str | bool | None):
             value = float(value)
         fields[field.name] = value
@@ -51,7 +52,7 @@ def pack_item(item: Item, exif: bool = False) -> tuple[dict, list]:
 
 def _pack_medium(value, buffers: list, exif: bool) -> dict:
     if isinstance(value, list | tuple):
-        return {"list": [_pack_medium(one, buffers, exif) for one in value]}
+        return {"list": [_pack_medium(entry, buffers, exif) for entry in value]}
     if isinstance(value, str | os.PathLike):
         return {"path": os.fspath(value)}
     if isinstance(value, Image.Image):
@@ -66,23 +67,23 @@ def _pack_medium(value, buffers: list, exif: bool) -> dict:
 def paths(fields: dict) -> list[str]:
     """The files and folders that a packed item names."""
     media = [fields["image"], fields["video"]]
-    media = [one for medium in media if medium for one in medium.get("list", [medium])]
-    return [one["path"] for one in media if "path" in one]
+    media = [entry for medium in media if medium for entry in medium.get("list", [medium])]
+    return [entry["path"] for entry in media if "path" in entry]
 
 
 def unpack_item(fields: dict, body: memoryview) -> Item:
-    """The item that `pack_item` took apart; arrays are views of `body`."""
-    place = 0
+    """The inverse of `pack_item`; arrays are views of `body`."""
+    offset = 0
 
     def medium(value):
-        nonlocal place
+        nonlocal offset
         if "list" in value:
-            return [medium(one) for one in value["list"]]
+            return [medium(entry) for entry in value["list"]]
         if "path" in value:
             return value["path"]
         size = value["bytes"] if "bytes" in value else int(np.prod(value["array"], dtype=np.int64))
-        part = body[place : place + size]
-        place += size
+        part = body[offset : offset + size]
+        offset += size
         if "bytes" in value:
             return bytes(part)
         return np.frombuffer(part, np.uint8).reshape(value["array"])

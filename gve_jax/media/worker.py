@@ -1,63 +1,62 @@
-"""A process that decodes what it is sent, one item after another; `gve_jax.media.isolation` starts
-it, and nothing else. It loads neither JAX nor a tokenizer, and ends when its pipe is closed.
+"""The decoding process of `gve_jax.media.sandbox`: reads untrusted files, one request at a time.
+
+It loads neither JAX nor a tokenizer, and ends when its pipe is closed.
 """
 
 import errno
+import io
 import json
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
-from gve_jax.media.errors import MediaError
+from gve_jax.media.animation import is_animation, read_frames
+from gve_jax.media.container import check_size, open_video
+from gve_jax.media.errors import LimitError, MediaError
 from gve_jax.media.item import Item, source_name
 from gve_jax.media.limits import Limits
+from gve_jax.media.pixels import IMAGE_FORMATS, load_image
+from gve_jax.media.suffixes import is_animated_gif
+from gve_jax.media.video import load_video
 from gve_jax.media.walk import list_folder
 from gve_jax.media.wire import OUT_OF_MEMORY, PREFIX, pack, unpack_item
 from gve_jax.storage.files import LFS_POINTER, check_lfs_pointer
 
-GRACE = 5.0  # seconds after which a worker without a parent ends itself, past its item's deadline
-_MESSAGE = 2000  # characters of an error, at most
-_DISK = {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.EACCES,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOTCONN,
-    errno.ECONNRESET,
-    errno.EHOSTDOWN,
-    errno.ENETDOWN,
-}
+GRACE = 5.0  # seconds past its deadline after which a worker without a parent ends itself
+_MAX_MESSAGE = 2000  # characters of an error
+# Numbers of an OSError that do not come from the content of a file.
+_DISK = "EIO ESTALE ETIMEDOUT EACCES EMFILE ENFILE ENOTCONN ECONNRESET EHOSTDOWN ENETDOWN"
+_DISK_ERRORS = {getattr(errno, name) for name in _DISK.split()}
 
 
 def main() -> None:
     requests, answers = _private_pipes()
     setup, _ = _receive(requests)
     limits = Limits(**setup["limits"])
-    preprocess = Preprocessor(None, InputSpec(**setup["spec"]), limits)
     _restrict(limits)
     _send(answers, {"ready": os.getpid()})
     while True:
         try:
             request, body = _receive(requests)
-        except MemoryError:  # the rest of the request is still in the pipe: this process is done
+        except MemoryError:  # the rest of the request is still in the pipe
             os._exit(OUT_OF_MEMORY)
-        # The parent kills what takes too long. If it is dead itself, the kernel does.
+        # The parent kills a worker that takes too long; without a parent, the kernel does.
         signal.setitimer(signal.ITIMER_REAL, limits.seconds + GRACE)
-        header, patches = _decode(preprocess, request, body)
-        _send(answers, header, patches)
+        header, arrays = _answer(request, body, limits)
+        _send(answers, header, arrays)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        del request, body, patches  # nothing of an item may wait with the worker for the next
+        del request, body, arrays  # free the memory before waiting for the next request
 
 
 def _private_pipes() -> tuple[int, int]:
-    """Moves both pipes away from where a library's `printf` would reach them."""
+    """Moves both pipes to descriptors that a library's `printf` does not reach."""
     requests, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -67,50 +66,116 @@ def _private_pipes() -> tuple[int, int]:
 
 
 def _restrict(limits: Limits) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent acts.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the parent handles them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # it writes nothing but messages
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # it writes only messages
     try:
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
         most = now + int(limits.memory)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # should the machine run short, not the trainer is ended but this
+            file.write("1000")  # a machine short of memory ends this process, not the trainer
     except FileNotFoundError:
-        pass  # no Linux: `Isolated` has said that there is no limit
+        pass  # not Linux: `Sandbox` has warned that memory is not limited
 
 
-def _decode(preprocess: Preprocessor, request: dict, body: memoryview) -> tuple[dict, list]:
+def _answer(request: dict, body: memoryview, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    """The header and the arrays of an answer, or the reason why there are none."""
     try:
         if "folder" in request:
             os.chdir(request["folder"])
-        visuals = preprocess.visuals(unpack_item(request["item"], body))
-    except Exception as error:
+        item = unpack_item(request["item"], body)
+        return OPERATIONS[request["operation"]](request, item, limits)
+    except Exception as error:  # a damaged file makes libraries raise any class
         if _out_of_memory(error):
             return {"memory": True}, []
-        # Whatever else a file makes a library raise is that file's reason, too.
         plain = isinstance(error, MediaError | UserError)
         text = str(error) if plain else f"{type(error).__name__}: {error}"
         named = isinstance(error, MediaError)
         retry = getattr(error, "retry", False) or _disk_failed(error)
         try:
             _check_files(unpack_item(request["item"], body))
-        except OSError:  # what cannot be opened now may be there the next time
+        except OSError:  # a file that cannot be opened now may be readable the next time
             retry = True
         except UserError as pointer:
             text, named, retry = str(pointer), True, True
-        return {"error": text[:_MESSAGE], "named": named, "retry": retry}, []
-    merge = preprocess.spec.merge
-    shapes = [[t, h * merge, w * merge, float(s)] for _, _, (t, h, w), s in visuals]
+        return {"error": text[:_MAX_MESSAGE], "named": named, "retry": retry}, []
+
+
+def _visuals(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    spec = InputSpec(**request["spec"])
+    visuals = Preprocessor(None, spec, limits).visuals(item)
+    side = spec.merge
+    shapes = [[t, h * side, w * side, float(s)] for _, _, (t, h, w), s in visuals]
     return {"visuals": shapes}, [np.ascontiguousarray(patches) for patches, *_ in visuals]
 
 
+def _frames(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    spec = InputSpec(**request["spec"])
+    ((_, frames, fps),) = Preprocessor(None, spec, limits).frames(item)
+    return {"frames": [*frames.shape[:3], float(fps)]}, [np.ascontiguousarray(frames)]
+
+
+def _thumbnails(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    if item.video is None:
+        frames, fps = load_image(item.image, limits.frame_pixels)[None], 0.0
+    else:
+        clip = load_video(item.video, request["count"], limits=limits)
+        frames, fps = clip.frames, clip.fps
+    height, width = frames.shape[1:3]
+    scale = min(request["height"] / height, request["width"] / width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    images = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in frames]
+    frames = np.stack([np.asarray(image) for image in images])
+    return {"frames": [*frames.shape[:3], float(fps)]}, [frames]
+
+
+def _header(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    kind, medium, name = request["kind"], item.video, source_name(item.video)
+    if kind is None and is_animated_gif(medium):
+        kind = "video"
+    if kind is None:
+        try:
+            return _read_header("image", medium, name, limits)
+        except Exception as error:
+            if isinstance(error, LimitError) or _out_of_memory(error):
+                raise
+            kind = "video"
+    return _read_header(kind, medium, name, limits)
+
+
+def _read_header(kind: str, medium: str | bytes, name: str, limits: Limits) -> tuple[dict, list]:
+    seconds = None
+    if kind == "image":
+        file = io.BytesIO(medium) if isinstance(medium, bytes) else medium
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+        check_size(width, height, name, limits)
+    elif is_animation(medium):
+        data = medium if isinstance(medium, bytes) else Path(medium).read_bytes()
+        animation = read_frames(data, name, limits)
+        width, height = animation.width, animation.height
+    else:
+        with open_video(medium, name, limits) as (container, stream, _):
+            width, height = stream.width, stream.height
+            seconds = container.duration and container.duration / 1e6
+    return {"header": [kind, width, height, seconds]}, []
+
+
+OPERATIONS: dict[str, Callable[[dict, Item, Limits], tuple[dict, list[np.ndarray]]]] = {
+    "header": _header,
+    "frames": _frames,
+    "thumbnails": _thumbnails,
+    "visuals": _visuals,
+}
+
+
 def _check_files(item: Item) -> None:
-    """Looks for what is wrong with an item's files before what is in them.
+    """Checks the files of an item that could not be read.
 
     Raises:
       OSError: a file cannot be opened.
@@ -129,7 +194,7 @@ def _check_files(item: Item) -> None:
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether an allocation failed somewhere below: readers turn that into errors of their own."""
+    """Whether an allocation failed somewhere below: readers wrap that into errors of their own."""
     return any(
         isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM
         for cause in _causes(error)
@@ -137,11 +202,10 @@ def _out_of_memory(error: BaseException | None) -> bool:
 
 
 def _disk_failed(error: BaseException) -> bool:
-    """Whether the disk, and not what is on it, made an error; FFmpeg uses such numbers for damage,
-    too, in classes of its own."""
+    """Whether the disk failed. FFmpeg uses the same numbers for damage, in classes of its own."""
     return any(
         isinstance(cause, OSError)
-        and cause.errno in _DISK
+        and cause.errno in _DISK_ERRORS
         and not type(cause).__module__.startswith("av.")
         for cause in _causes(error)
     )
@@ -163,7 +227,7 @@ def _read(pipe: int, size: int) -> memoryview:
     while done < size:
         count = os.readv(pipe, [data[done:]])
         if not count:
-            os._exit(0)  # the parent has closed the pipe, or is no more
+            os._exit(0)  # the parent closed the pipe or ended
         done += count
     return data
 

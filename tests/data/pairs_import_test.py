@@ -13,15 +13,16 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from data.pairs import importer, reader
+from data.pairs import importer, media
 from data.pairs import rows as rows_module
 from data.pairs.__main__ import main
 from gve_jax.errors import UserError
+from gve_jax.media import sandbox
 from gve_jax.media.item import Item
+from gve_jax.media.limits import Limits
 from gve_jax.streams import writing
 from gve_jax.streams.pairs import PairSources
 from gve_jax.streams.rows import BadRow, parse_row
-from tests.data import hostile_reader
 from tests.media.files import clip, picture
 from tests.situations import situation
 
@@ -527,19 +528,19 @@ def test_a_source_of_several_shards_keeps_its_order(run, monkeypatch):
     assert "ready" in run("check", "out", "--batch-size", "100")
 
 
-def test_a_file_that_takes_its_reader_down_costs_its_own_pair(run, monkeypatch):
-    monkeypatch.setattr(reader, "serve", hostile_reader.serve)
-    monkeypatch.setattr(reader, "_READER", reader._Reader())
-    for name in ("CRASH", "HANG"):
-        Path(f"media/{name}.mp4").write_bytes(name.encode())
-    bad = [PAIR | {"positive": {"video": f"{name}.mp4"}} for name in ("CRASH", "HANG")]
-    monkeypatch.setattr(reader, "SECONDS", 3.0)
-    rows = lines("r.jsonl", PAIR, bad[0], PAIR, bad[1], PAIR)
-    run(*importing("pair", f"T2V_x={rows}", options=("--max-reject-share", "0.5")))
+def test_a_file_that_crashes_or_hangs_its_process_costs_one_pair(run, monkeypatch):
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
+    with sandbox.Sandbox(Limits(seconds=2)) as opened:
+        monkeypatch.setattr(media, "_SANDBOX", opened)
+        for name in ("CRASH", "HANG"):
+            Path(f"media/{name}.mp4").write_bytes(name.encode())
+        bad = [PAIR | {"positive": {"video": f"{name}.mp4"}} for name in ("CRASH", "HANG")]
+        rows = lines("r.jsonl", PAIR, bad[0], PAIR, bad[1], PAIR)
+        run(*importing("pair", f"T2V_x={rows}", options=("--max-reject-share", "0.5")))
     assert [pair["id"] for pair in read("T2V_x")] == ["r.jsonl:1", "r.jsonl:3", "r.jsonl:5"]
     crash, hang = [json.loads(line)["detail"] for line in open("out/rejects.jsonl")]
-    assert crash.endswith("CRASH.mp4: reading its header ended the reader (-11)")
-    assert hang.endswith("HANG.mp4: reading its header took more than 3 s")
+    assert "CRASH.mp4: its process died of SIGSEGV" in crash
+    assert hang.endswith("HANG.mp4: not decoded in 2 seconds (limits.seconds)")
 
 
 def test_a_line_without_an_end_is_not_read_whole(run, monkeypatch):

@@ -1,9 +1,10 @@
 """A decoding worker that media can attack: bytes that begin with a spell work it on the process.
 
-What no sample file does reliably (crash FFmpeg, hang it) is done in the place of the decoder; all
-else is the real worker's.
+No sample file crashes or hangs FFmpeg reliably, so spells act before the decoder does; all else is
+the real worker.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -12,10 +13,9 @@ import time
 
 import numpy as np
 
-from gve_jax.inputs import preprocess
 from gve_jax.media import worker
 from gve_jax.media.errors import MediaError
-from gve_jax.media.video import load_video
+from gve_jax.media.item import Item
 
 LEAKED = []
 
@@ -55,17 +55,24 @@ def cast(spell: bytes) -> None:
         raise MediaError(f"{os.getpid()} {resident} {modules}")
 
 
-def load(source, *args, **kwargs):
-    if isinstance(source, bytes):
-        cast(source)
-        if source.startswith(b"PRINT"):
-            source = source[5:]
-    return load_video(source, *args, **kwargs)
+def enchant(operation):
+    """An operation of the worker that first obeys the spell of the video that it is given."""
+
+    def run(request: dict, item: Item, limits):
+        if isinstance(item.video, bytes):
+            cast(item.video)
+            if item.video.startswith(b"PRINT"):
+                item = dataclasses.replace(item, video=item.video[5:])
+        elif isinstance(item.video, str) and os.path.isfile(item.video):
+            with open(item.video, "rb") as file:
+                cast(file.read(8))
+        return operation(request, item, limits)
+
+    return run
 
 
 def decode_there(isolated, ear) -> None:
     """What a daemonic process of multiprocessing's runs."""
-    from gve_jax.media.item import Item
     from tests.media.files import clip
 
     row = isolated(Item(video=clip(8)))
@@ -74,6 +81,7 @@ def decode_there(isolated, ear) -> None:
 
 
 def main() -> None:
-    preprocess.load_video = load
+    operations = worker.OPERATIONS
+    operations.update({name: enchant(operation) for name, operation in operations.items()})
     worker.GRACE = 0.5
     worker.main()

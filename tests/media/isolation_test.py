@@ -1,5 +1,6 @@
 """Decoding in other processes: the same rows, whatever a medium does to the process it is in."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -15,10 +16,9 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from tests.files_test import POINTER
 
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
-from gve_jax.media import isolation, worker
+from gve_jax.media import sandbox, worker
 from gve_jax.media.errors import MediaError
 from gve_jax.media.isolation import Failure, Isolated
 from gve_jax.media.item import Item
@@ -27,6 +27,7 @@ from gve_jax.media.wire import pack, pack_item, unpack_item
 from tests.conftest import ROOT
 from tests.media.files import clip, numbered, picture
 from tests.situations import situation
+from tests.storage.files_test import POINTER
 
 SPEC = InputSpec(max_length=512)
 LIMITS = Limits(seconds=4.0, memory=1 << 30)  # only the clock tells a hang from a slow crash
@@ -40,7 +41,7 @@ def preprocess(prompt) -> Preprocessor:
 @pytest.fixture
 def isolated(preprocess, monkeypatch):
     """One process, in which spells work (see hostile.py)."""
-    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     with Isolated(preprocess, 1) as made:
         yield made
 
@@ -203,7 +204,7 @@ def test_an_item_larger_than_the_limit_itself(prompt):
 
 
 def test_map_keeps_the_order_and_reads_a_little_ahead(preprocess, monkeypatch):
-    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     given = []
 
     def items():
@@ -271,7 +272,7 @@ def test_the_plain_fields_of_an_item_travel_unchanged():
 # What a caller's process does besides calling, in one without JAX, so that it may fork.
 _CALLER = """
 import multiprocessing, os, signal, sys, time
-from gve_jax.inputs import isolation
+from gve_jax.media import isolation, sandbox
 from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
@@ -280,7 +281,7 @@ from tests.media.hostile import decode_there
 from tests.media.files import clip
 from tests.situations import situation
 
-isolation.WORKER = "tests.media.hostile"
+sandbox.WORKER = "tests.media.hostile"
 def make(seconds=60.0):
     preprocess = Preprocessor(Prompt(sys.argv[2], 512), InputSpec(max_length=512),
                               Limits(seconds=seconds))
@@ -393,14 +394,15 @@ def test_a_disk_that_fails_may_recover_and_damage_does_not(monkeypatch):
 
         return load
 
-    preprocess = Preprocessor(None, InputSpec(num_frames=4))
-    request = {"item": pack_item(Item(video=b"abc"))[0]}
+    spec = dataclasses.asdict(InputSpec(num_frames=4))
+    item = pack_item(Item(video=b"abc"))[0]
+    request = {"operation": "visuals", "item": item, "spec": spec}
     for number, retry in ((errno.EIO, True), (errno.ESTALE, True), (errno.EINVAL, False)):
-        monkeypatch.setattr(type(preprocess), "visuals", fails(number))
-        header, _ = worker._decode(preprocess, request, memoryview(b"abc"))
+        monkeypatch.setattr(Preprocessor, "frames", fails(number))
+        header, _ = worker._answer(request, memoryview(b"abc"), Limits())
         assert header["retry"] == retry and header["error"].startswith("v.mp4: not a readable")
     monkeypatch.undo()
-    with pytest.raises(av.FFmpegError):  # of damage, with a number of the system's
+    with pytest.raises(av.FFmpegError):  # damage, with an error number of the system
         av.open(io.BytesIO(b""))
-    header, _ = worker._decode(preprocess, request, memoryview(b"abc"))
+    header, _ = worker._answer(request, memoryview(b"abc"), Limits())
     assert not header["retry"]

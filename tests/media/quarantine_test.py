@@ -8,7 +8,7 @@ import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
-from gve_jax.media import isolation
+from gve_jax.media import sandbox
 from gve_jax.media.isolation import Failure, Isolated
 from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
@@ -198,7 +198,7 @@ def test_time_memory_and_limits_may_pass(tmp_path, monkeypatch):
     path = tmp_path / "v.mp4"
     path.write_bytes(clip(8))
     # A worker of the tests' own asks for the memory: FFmpeg may crash where it gets none.
-    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     for limits, video, reason in (
         (Limits(seconds=1e-6), str(path), "limits.seconds"),
         (Limits(), b"BOMB", "limits.memory"),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.pairs.formats import _column
-from data.pairs.media import kind_of
+from data.pairs.media import check
 from gve_jax.inputs.entries import read_entries
 from gve_jax.media.suffixes import IMAGES, VIDEOS, is_animated_gif, media_kind
 from tests.media.files import numbered, picture
@@ -86,7 +86,7 @@ def test_folders_and_imports_agree(tmp_path):
         (tmp_path / name).write_bytes(data)
     items = {entry.id: entry.item for entry in read_entries(tmp_path)}
     assert [bool(items[name].video) for name in sorted(items)] == [True, False, True, False]
-    assert [kind_of(files[name]) for name in ("a.gif", "b.gif")] == ["video", "image"]
+    assert [check(files[name]) for name in ("a.gif", "b.gif")] == ["video", "image"]
     assert [list(_column(name, "x")) for name in files] == [
         ["medium"],
         ["medium"],

@@ -15,7 +15,7 @@ from gve_jax.errors import UserError
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
-from gve_jax.media import isolation
+from gve_jax.media import sandbox
 from gve_jax.media.isolation import Isolated
 from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
@@ -110,7 +110,7 @@ def test_a_killed_worker_is_one_line():
 
 
 def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
-    monkeypatch.setattr(isolation, "WORKER", "tests.media.hostile")
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
     spoiled = (b"HANG", b"CRASH", b"BOMB", CLIP[: len(CLIP) // 2])
     good = [Item(video=encode_mp4(FRAMES[::-1])), *[Item(video=CLIP)] * 5]
