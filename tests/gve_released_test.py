@@ -91,7 +91,7 @@ def test_export_for_transformers_gives_the_same_vectors(model, vectors, tmp_path
 
 
 def test_input_settings_are_kept_in_both_formats(released, tmp_path):
-    model = GVE.from_pretrained(released, mrope="hf452")
+    model = GVE.from_pretrained(released, mrope="hf452", dtype="float32")
     model.save_pretrained(tmp_path / "ours")
     ours = GVE.from_pretrained(tmp_path / "ours")
     ours.save_pretrained(tmp_path / "hf", format="hf")
