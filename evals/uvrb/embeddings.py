@@ -96,8 +96,8 @@ class Store:
         return self._attempts.get(key, 0)
 
     def failure(self, key: str) -> dict | None:
-        """The last failure of the content, a line of a quarantine without the id; None if the content
-        has a vector or was never tried."""
+        """The last failure of the content, a line of a quarantine without the id; None if it has a
+        vector or was never tried."""
         return self._failures.get(key)
 
     def refresh(self) -> None:
@@ -114,7 +114,7 @@ class Store:
         valid: np.ndarray,
         failures: Mapping[str, dict] | None = None,
     ) -> None:
-        """Writes a shard; `vectors` has a row for each valid key, `failures` lines of the others."""
+        """Writes a shard: a row of `vectors` for each valid key, `failures` of the others."""
         self.refresh()
         # Above the numbers of all hosts: the largest number has the last attempt.
         number = 1 + max((_shard_number(Path(name))[0] for name in self._read), default=-1)
@@ -266,7 +266,7 @@ class Embedder:
         return self._hashes[path]
 
     def _missing(self, keys: Sequence[str]) -> dict[int, int]:
-        """Indices of the items to embed, one for each content, and the number of attempts so far."""
+        """Indices of the items to embed, one for each content, with their previous attempts."""
         store, new = self._store, []
         for key, index in {key: index for index, key in reversed(list(enumerate(keys)))}.items():
             attempts = store.attempts(key)
