@@ -125,7 +125,7 @@ def test_refuses_damaged_results(tmp_path):
     [
         (
             {"pools": {"MS-TI": "candidates"}},
-            "MS-TI: one was ranked with --moment-pool whole, th",
+            "MS-TI: one was ranked with --moment-pool whole, the ",
         ),
         (
             {"datasets": {"MS-TI": {"corpus": 6}}},

@@ -197,6 +197,9 @@ def test_refuses_vectors_that_are_not_unit_rows(data, tmp_path):
         run(data, tmp_path / "out", "--datasets", "MSRVTT", models={"trained": Unscaled()})
 
 
+NOWHERE = "--compare", "nowhere"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -215,7 +218,7 @@ def test_refuses_vectors_that_are_not_unit_rows(data, tmp_path):
         (["--reencode", "crf=40,bitrate=1M"], "--reencode needs either crf=... or bitrate=..."),
         (["--reencode", "quality=1"], "--reencode: unknown key 'quality'"),
         (["--trec", "-1"], "--trec -1 must be at least 0"),
-        (["--datasets", "MSRVTT", "--compare", "nowhere"], "nowhere: not the results of an"),
+        (["--datasets", "MSRVTT", *NOWHERE], "nowhere: not the results of an evaluation"),
         (["--bits", "9"], "unrecognized arguments: --bits 9"),
     ],
 )
