@@ -1,4 +1,4 @@
-"""Small Hugging Face checkpoints in the released format, written by the format's own library."""
+"""Small checkpoints in the format of transformers, written by the safetensors library."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ from tests.goldens import qwen25vl as golden
 from tests.media.files import small_tokenizer
 
 CFG = ModelConfig.from_dict({part: dict(fields) for part, fields in golden.CONFIG.items()})
-NAMES = np.load(Path(golden.__file__).with_suffix(".npz"))["names"]  # transformers' own, bare
+NAMES = np.load(Path(golden.__file__).with_suffix(".npz"))["names"]  # of transformers 5, bare model
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-# By the keys' layout: what the names of the bare model in transformers 5 begin with instead.
+# Prefixes by layout, in place of those of the bare model in transformers 5.
 PREFIXES = {
     "4.49": {"visual.": "visual.", "language_model.": "model."},
     "5": {"visual.": "model.visual.", "language_model.": "model.language_model."},
@@ -34,7 +34,7 @@ def _renamed(name: str, layout: str) -> str:
 
 
 def _shape(name: str) -> tuple[int, ...]:
-    """As transformers has them: [out, in], written out from the configuration."""
+    """Shapes in transformers, [out, in], from the configuration."""
     v, t = golden.CONFIG["vision"], golden.CONFIG["text"]
     wide, inner = v["hidden_size"], v["intermediate_size"]
     width, mlp = t["hidden_size"], t["intermediate_size"]
@@ -65,7 +65,7 @@ def _shape(name: str) -> tuple[int, ...]:
 
 
 def config_json(ids: dict[str, int] | None = None) -> dict:
-    """The flat config.json of the released checkpoints, with their fields, at our small sizes."""
+    """The flat config.json of the released checkpoints, for the small model."""
     v, t = golden.CONFIG["vision"], golden.CONFIG["text"]
     text = {name: value for name, value in t.items() if name != "mrope_section"}
     return {
@@ -101,22 +101,13 @@ def config_json(ids: dict[str, int] | None = None) -> dict:
 
 
 def nested_json(ids: dict[str, int] | None = None) -> dict:
-    """The same as transformers 5 writes it."""
+    """The nested config.json of transformers 5."""
     flat = config_json(ids)
-    text = {
-        name: flat[name]
-        for name in (
-            "hidden_act",
-            "rms_norm_eps",
-            "use_sliding_window",
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-        )
-    }
+    names = """
+        hidden_act rms_norm_eps use_sliding_window vocab_size hidden_size intermediate_size
+        num_hidden_layers num_attention_heads num_key_value_heads
+    """.split()
+    text = {name: flat[name] for name in names}
     rope = {
         "mrope_section": flat["rope_scaling"]["mrope_section"],
         "rope_theta": 1000000.0,
@@ -152,7 +143,7 @@ def write(
     head: bool = False,
     weights: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """A whole checkpoint with a tokenizer; nested config.json in layout "5"."""
+    """Writes a checkpoint with a tokenizer; layout "5" has the nested config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -170,12 +161,12 @@ def write(
     if files == 1:
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
         return directory
-    placed = {}
+    weight_map = {}
     for number in range(files):
         name = f"model-{number + 1:05}-of-{files:05}.safetensors"
         part = {key: weights[key] for key in sorted(weights)[number::files]}
         save_file(part, directory / name, metadata={"format": "pt"})
-        placed |= dict.fromkeys(part, name)
-    index = {"metadata": {"total_size": 0}, "weight_map": placed}
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return directory

@@ -1,4 +1,4 @@
-"""The public encoder on checkpoints in the released format, and `python -m gve_jax.convert`."""
+"""The public encoder with checkpoints of transformers, and `python -m gve_jax.convert`."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ def dtypes(model: GVE) -> set[str]:
     return {str(leaf.dtype) for leaf in jax.tree.leaves(model.params)}
 
 
-def test_a_released_checkpoint_gets_the_papers_settings(released, model):
+def test_released_checkpoint_has_the_settings_of_the_paper(released, model):
     spec = model.preprocess.spec
     assert (spec.num_frames, spec.max_length, spec.mrope) == (8, 8192, "qwen_train")
     assert (spec.min_pixels, spec.max_pixels) == (4 * 28 * 28, 200 * 28 * 28)
@@ -74,7 +74,7 @@ def test_bfloat16_gives_nearly_the_same_vectors(released, vectors):
     since="0.1.0",
 )
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_the_mesh_does_not_matter(released, vectors, axes):
+def test_vectors_do_not_depend_on_the_mesh(released, vectors, axes):
     mesh = jax.make_mesh(
         axes, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3
     )
@@ -83,15 +83,15 @@ def test_the_mesh_does_not_matter(released, vectors, axes):
 
 
 @pytest.mark.parametrize("layout", ["4.49", "5"])
-def test_saved_for_transformers_and_loaded_it_is_the_same_encoder(model, vectors, tmp_path, layout):
+def test_export_for_transformers_gives_the_same_vectors(model, vectors, tmp_path, layout):
     model.save_pretrained(tmp_path / "hf", format="hf", layout=layout)
     again = GVE.from_pretrained(tmp_path / "hf", dtype="float32")
     assert again.fingerprint == model.fingerprint and again.buckets == model.buckets
     np.testing.assert_array_equal(again.encode(INPUTS[:1]), model.encode(INPUTS[:1]))
 
 
-def test_input_settings_come_along_both_ways(released, tmp_path):
-    model = GVE.from_pretrained(released, mrope="hf452")
+def test_input_settings_are_kept_in_both_formats(released, tmp_path):
+    model = GVE.from_pretrained(released, mrope="hf452", dtype="float32")
     model.save_pretrained(tmp_path / "ours")
     ours = GVE.from_pretrained(tmp_path / "ours")
     ours.save_pretrained(tmp_path / "hf", format="hf")
@@ -103,10 +103,10 @@ def test_input_settings_come_along_both_ways(released, tmp_path):
 @situation(
     "Models and checkpoints",
     "an adapter merged by `gve_jax.convert --adapter`",
-    "the vectors of base and adapter apart",
+    "the vectors of the unmerged adapter",
     since="0.1.0",
 )
-def test_an_adapter_comes_along_and_is_merged_by_convert(released, model, vectors, tmp_path):
+def test_adapter_is_loaded_and_merged_by_convert(released, model, vectors, tmp_path):
     config = dataclasses.replace(model.config, lora=LoraConfig(rank=2, alpha=3.0))
     adapters = lora.split(init_params(config, 1)[1])[1]
     rng = np.random.default_rng(0)
@@ -119,7 +119,7 @@ def test_an_adapter_comes_along_and_is_merged_by_convert(released, model, vector
         ["--input", str(released), "--adapter", str(tmp_path / "adapter"), "--to", "hf"]
         + ["--output", str(tmp_path / "merged")]
     )
-    # The merged checkpoint knows of no adapter: its kernels must hold kernel + a b alpha / rank.
+    # The kernels of the merged checkpoint are kernel + a b alpha / rank.
     merged = GVE.from_pretrained(tmp_path / "merged", dtype="float32")
     np.testing.assert_allclose(merged.encode(INPUTS), found, atol=2e-5)
     ours = tmp_path / "ours"
@@ -128,15 +128,15 @@ def test_an_adapter_comes_along_and_is_merged_by_convert(released, model, vector
         GVE.from_pretrained(ours, adapter=tmp_path / "adapter")
 
 
-def test_a_kernel_that_cannot_run_here_is_an_error(released):
+def test_unavailable_kernel_is_refused(released):
     with pytest.raises(UserError, match="attention='cudnn' needs a GPU; this is cpu"):
         GVE.from_pretrained(released, attention="cudnn")
 
 
 @situation(
     "Models and checkpoints",
-    "a model saved into a folder that holds one of the other format",
-    "refused",
+    "a model saved into a directory with a model of the other format",
+    "an error",
     since="0.1.0",
 )
 def test_two_formats_are_not_mixed_in_one_directory(model, tmp_path):
@@ -188,32 +188,22 @@ def _config(directory, **fields):
 @situation(
     "Models and checkpoints",
     "a checkpoint of transformers with NaN or infinite numbers",
-    "refused when loaded; the parameter is named",
+    "an error that names the parameter",
     since="0.1.0",
 )
-def test_what_is_wrong_is_named(tmp_path, damage, named):
+def test_damaged_checkpoint_is_named(tmp_path, damage, named):
     directory = checkpoint_files.write(tmp_path / "hf")
     damage(directory)
     with pytest.raises(UserError, match=named):
         GVE.from_pretrained(directory)
 
 
-def test_converted_there_and_back_it_is_the_same_checkpoint(tmp_path, capsys):
+def test_convert_round_trip_gives_the_same_checkpoint(tmp_path, capsys):
     source = checkpoint_files.write(tmp_path / "hf", "5", files=3, dtype="bfloat16", head=True)
     (source / "preprocessor_config.json").write_text("{}")
     convert(["--input", str(source), "--output", str(tmp_path / "ours"), "--to", "gve_jax"])
-    convert(
-        [
-            "--input",
-            str(tmp_path / "ours"),
-            "--output",
-            str(tmp_path / "back"),
-            "--to",
-            "hf",
-            "--layout",
-            "5",
-        ]
-    )
+    back = ["--input", str(tmp_path / "ours"), "--output", str(tmp_path / "back"), "--to", "hf"]
+    convert([*back, "--layout", "5"])
     assert "bfloat16" in capsys.readouterr().out
     original = {n: a for f in source.glob("*.safetensors") for n, a in load_file(f).items()}
     del original["lm_head.weight"]
@@ -227,7 +217,6 @@ def test_converted_there_and_back_it_is_the_same_checkpoint(tmp_path, capsys):
 
 def test_convert_from_the_command_line(tmp_path):
     source = checkpoint_files.write(tmp_path / "hf")
-
     output = tmp_path / "new"
     command = [sys.executable, "-m", "gve_jax.convert", "--input", source, "--output", output]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The public encoder: order kept, batch without influence, errors named."""
+"""The public encoder: order of vectors, independence of batches, errors."""
 
 import json
 
@@ -51,48 +51,48 @@ def cosine(a, b):
 @situation(
     "Python API",
     "texts, images, videos and mixtures in one list",
-    "unit rows float32 in the order given",
+    "float32 vectors of unit length in input order",
     since="0.1.0",
 )
-def test_rows_are_unit_float32_in_the_order_given(model, inputs):
+def test_vectors_are_unit_float32_in_input_order(model, inputs):
     vectors = model.encode(inputs, batch_size=8)
     assert vectors.dtype == np.float32 and vectors.shape == (6, model.embedding_dim)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-6)
     backwards = model.encode(inputs[::-1], batch_size=8)[::-1]
     assert cosine(vectors, backwards).min() > 0.999999
-    # Distinct inputs have distinct vectors: the order is not kept by all being alike.
+    # Different inputs have different vectors, so that the order is really compared.
     apart = vectors @ vectors.T - np.eye(6)
     assert apart.max() < 0.9999
 
 
 @situation(
     "Python API",
-    "another batch_size, or other neighbours in the batch",
+    "another batch_size, or other items in the batch",
     "the same vectors (cosine above 0.999999)",
     since="0.1.0",
 )
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_batch_size_does_not_matter(model, inputs, batch_size):
+def test_vectors_do_not_depend_on_batch_size(model, inputs, batch_size):
     expected = model.encode(inputs, batch_size=8)
     assert cosine(model.encode(inputs, batch_size=batch_size), expected).min() > 0.999999
 
 
 @situation(
     "Python API",
-    "a prompt for a list of which some inputs have an instruction",
-    "it is for those without one",
+    "a prompt for a list in which some inputs have an instruction",
+    "applies to the inputs without one",
     since="0.1.0",
 )
-def test_prompt_is_the_instruction_of_those_without_one(model, inputs):
-    told = model.encode(inputs, prompt="Find the video.")
+def test_prompt_applies_to_inputs_without_instruction(model, inputs):
+    prompted = model.encode(inputs, prompt="Find the video.")
     same = model.encode([{"text": "a red circle", "instruction": "Find the video."}])
-    assert cosine(told[:1], same).min() > 0.999999
+    assert cosine(prompted[:1], same).min() > 0.999999
     plain = model.encode(inputs)
-    assert cosine(told[0], plain[0]) < 0.9999
-    assert cosine(told[5], plain[5]) > 0.999999  # it has an instruction of its own
+    assert cosine(prompted[0], plain[0]) < 0.9999
+    assert cosine(prompted[5], plain[5]) > 0.999999  # it has its own instruction
 
 
-def test_a_prompt_may_be_named(model, inputs):
+def test_prompt_by_name(model, inputs):
     named = model.encode_query(inputs[:1], prompt_name="CRB-T")
     given = model.encode(inputs[:1], prompt=INSTRUCTIONS["CRB-T"])
     np.testing.assert_array_equal(named, given)
@@ -105,11 +105,11 @@ def test_a_prompt_may_be_named(model, inputs):
 
 @situation(
     "Python API",
-    "truncate_dim, also 0 or more than the model has",
-    "cut, then normalized; a number out of range is refused",
+    "truncate_dim, also 0 or above the model's dimensions",
+    "truncated, then normalized; values out of range are errors",
     since="0.1.0",
 )
-def test_dimensions_are_cut_before_vectors_are_normalised(model, inputs):
+def test_vectors_are_truncated_then_normalized(model, inputs):
     raw = model.encode(inputs[:2], normalize_embeddings=False)
     assert raw.dtype == np.float32 and abs(np.linalg.norm(raw, axis=-1) - 1).min() > 0.01
     whole = raw / np.linalg.norm(raw, axis=-1, keepdims=True)
@@ -142,29 +142,29 @@ def test_similarity_is_the_cosine_of_all_pairs(model):
 @situation(
     "Python API",
     "show_progress_bar, in a pipe or a notebook",
-    "drawn on standard error only; none where that is no terminal",
+    "shown on standard error only, by default only on a terminal",
     since="0.1.0",
 )
-def test_the_progress_bar_is_drawn_on_standard_error(model, inputs, capsys):
+def test_progress_bar_is_on_standard_error(model, inputs, capsys):
     model.encode(inputs, show_progress_bar=True)
     out, err = capsys.readouterr()
     assert "embedding" in err and not out
-    model.encode(inputs)  # no terminal: none
+    model.encode(inputs)  # not a terminal
     assert capsys.readouterr() == ("", "")
 
 
 @situation(
     "Models and checkpoints",
     "two models that differ in a single weight",
-    "their fingerprints differ, so that vectors are not mixed",
+    "different fingerprints, so that their vectors are not mixed",
     since="0.1.0",
 )
-def test_the_fingerprint_tells_weights_apart(model):
+def test_fingerprint_distinguishes_weights(model):
     def digest(change):
         params = jax.tree.map(lambda x: x, model.params)
         params["language"]["embed_tokens"] = change(params["language"]["embed_tokens"])
-        made = GVE(model.config, params, model.preprocess, model.buckets, model.mesh)
-        return made.fingerprint["weights"]
+        changed = GVE(model.config, params, model.preprocess, model.buckets, model.mesh)
+        return changed.fingerprint["weights"]
 
     digests = [
         digest(lambda x: x),
@@ -178,10 +178,10 @@ def test_the_fingerprint_tells_weights_apart(model):
 @situation(
     "Python API",
     "the frames of a video in reversed order",
-    "a different vector; frame_order=reversed gives that of the mirrored video",
+    "another vector; frame_order=reversed gives that of the reversed video",
     since="0.1.0",
 )
-def test_order_of_frames_matters_to_a_video(model, inputs):
+def test_order_of_frames_changes_the_vector(model, inputs):
     forward = model.encode([inputs[1]])
     reversed_ = model.encode([inputs[1] | {"frame_order": "reversed"}])
     mirrored = model.encode([inputs[1] | {"video": inputs[1]["video"][::-1]}])
@@ -189,18 +189,18 @@ def test_order_of_frames_matters_to_a_video(model, inputs):
     assert cosine(mirrored, reversed_).min() > 0.999999
 
 
-def test_other_input_settings_leave_the_weights(model, inputs):
+def test_with_inputs_shares_the_weights(model, inputs):
     other = model.with_inputs(num_frames=4)
     assert other.params is model.params and model.preprocess.spec.num_frames != 4
     changed = {key for key in model.fingerprint if model.fingerprint[key] != other.fingerprint[key]}
     assert changed == {"inputs.num_frames"} and other.fingerprint["inputs.num_frames"] == 4
-    # As the item asks for it: other shapes of batches, the same vector.
+    # The same vector as with the setting in the item, in batches of other shapes.
     video = inputs[1]
     found = other.encode([video, "a red circle"])
     assert np.abs(found - model.encode([video | {"num_frames": 4}, "a red circle"])).max() < 1e-5
     assert np.abs(found[0] - model.encode([video])[0]).max() > 1e-3
     before = other.tokens_encoded
-    other.encode([video])  # alone: rows of a batch share what they begin with
+    other.encode([video])  # alone, because rows of a batch share their prefix
     assert other.tokens_encoded - before == len(other.preprocess(as_item(video)).tokens)
     for changes, named in (
         ({"num_frames": 3}, "num_frames must be an even number"),
@@ -212,15 +212,15 @@ def test_other_input_settings_leave_the_weights(model, inputs):
             model.with_inputs(**changes)
 
 
-def test_saved_and_loaded_is_the_same_encoder(model, inputs, tmp_path):
+def test_saved_model_gives_the_same_vectors(model, inputs, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     again = GVE.from_pretrained(tmp_path / "saved")
     np.testing.assert_array_equal(again.encode(inputs), model.encode(inputs))
     assert again.fingerprint == model.fingerprint
-    model.save_pretrained(tmp_path / "saved")  # saving over it is fine
+    model.save_pretrained(tmp_path / "saved")  # overwrites
 
 
-def test_inputs_with_ids_are_a_list(model, tmp_path):
+def test_encode_valid_needs_a_list(model, tmp_path):
     quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1.0)
     with pytest.raises(UserError, match="must be a list, as ids is"):
         model.encode_valid("a text", ["a"], quarantine)
@@ -230,11 +230,11 @@ def test_inputs_with_ids_are_a_list(model, tmp_path):
 
 @situation(
     "Python API",
-    "a damaged or missing video among good inputs",
-    "encode names it by its index; embed puts it into the quarantine",
+    "a damaged or missing video among readable inputs",
+    "encode raises an error with its index; embed records it in the quarantine",
     since="0.1.0",
 )
-def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
+def test_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
     mixed = [inputs[0], {"video": str(broken)}, inputs[4], {"video": "missing.mp4"}]
@@ -255,13 +255,13 @@ def test_an_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path)
 @situation(
     "Python API",
     "a file that hangs, crashes or exhausts its decoder",
-    "it alone is lost, with the reason; the others get their vectors",
+    "only its own item fails, with the reason",
     since="0.1.0",
 )
-def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, monkeypatch):
+def test_hostile_files_affect_only_their_own_items(model, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     limited = Preprocessor(model.preprocess.prompt, model.preprocess.spec, Limits(seconds=4.0))
-    made = GVE(model.config, model.params, limited, model.buckets, model.mesh)
+    hostile = GVE(model.config, model.params, limited, model.buckets, model.mesh)
     files = [{"video": clip(8)}, {"video": clip(24), "text": "and then?"}]
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(clip(24)[:1500])
@@ -274,21 +274,21 @@ def test_attacks_cost_their_own_items_and_nothing_else(model, inputs, tmp_path, 
     good = [*inputs, *files]
     mixed = [{"video": medium} for medium in attacks]
     mixed = [mixed[0], *good[:3], mixed[1], mixed[2], *good[3:], mixed[3]]
-    places = [0, 4, 5, len(mixed) - 1]
+    lost = [0, 4, 5, len(mixed) - 1]
     quarantine = Quarantine(tmp_path / "quarantine.jsonl", 1.0)
     ids = [f"item {number}" for number in range(len(mixed))]
-    vectors, valid = made.encode_valid(mixed, ids, quarantine)
-    assert np.flatnonzero(~valid).tolist() == places
-    np.testing.assert_array_equal(vectors, model.encode(good))  # decoded here, by the very steps
+    vectors, valid = hostile.encode_valid(mixed, ids, quarantine)
+    assert np.flatnonzero(~valid).tolist() == lost
+    np.testing.assert_array_equal(vectors, model.encode(good))  # decoded by the same steps
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-    assert [line["id"] for line in lines] == [ids[place] for place in places]
+    assert [line["id"] for line in lines] == [ids[index] for index in lost]
     for line, reason in zip(lines, attacks.values(), strict=True):
         assert reason in line["reason"]
     with pytest.raises(UserError, match=r"input 3: <5 bytes>: its process died of SIGSEGV"):
-        made.encode(mixed[1:])
+        hostile.encode(mixed[1:])
 
 
-def test_limits_are_the_caller_s(model, tmp_path):
+def test_limits_are_set_by_the_caller(model, tmp_path):
     model.save_pretrained(tmp_path)
     bomb = {"image": picture(Image.new("1", (6000, 6000)))}
     small = GVE.from_pretrained(tmp_path, limits=Limits(memory=50_000_000))
@@ -319,11 +319,11 @@ def test_bad_input_is_named(model, bad, named):
 
 @situation(
     "Python API",
-    "a text longer than the model takes",
-    "cut; the end token, which is pooled, stays",
+    "a text longer than max_length",
+    "truncated; the end token, which is pooled, is kept",
     since="0.1.0",
 )
-def test_a_long_text_is_cut_and_still_ends_as_it_must(model):
+def test_long_text_is_truncated(model):
     text = "a red circle moves left. " * 100
     short, long = model.encode([text, text + "and something else altogether"])
     assert cosine(short, long) > 0.999999
@@ -337,26 +337,26 @@ def test_a_long_text_is_cut_and_still_ends_as_it_must(model):
         (lambda d: (d / "config.json").write_text('{"model_type": "qwen2_5_vl"}'), "required"),
         (
             lambda d: (d / "config.json").write_text('{"format": "gve_jax 1"}'),
-            "damaged .model is None",
+            "damaged .model None must be a section",
         ),
         (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda d: (d / "params").rename(d / "elsewhere"), "params"),
     ],
 )
-def test_a_damaged_directory_is_named(model, tmp_path, damage, named):
+def test_damaged_directory_is_named(model, tmp_path, damage, named):
     model.save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=named):
         GVE.from_pretrained(tmp_path)
 
 
-def test_a_text_beyond_the_limit_keeps_its_end_token(model):
+def test_truncated_text_keeps_its_end_token(model):
     ids, _ = model.preprocess.prompt.ids("a red circle " * 500, "", 0, 0)
     assert len(ids) == model.preprocess.spec.max_length
     assert ids[-1] == model.preprocess.prompt.end and ids[-2] != ids[-1]
 
 
-def test_another_dtype_and_regime_may_be_asked_for(model, inputs, tmp_path):
+def test_dtype_and_mrope_can_be_overridden(model, inputs, tmp_path):
     model.save_pretrained(tmp_path)
     other = GVE.from_pretrained(tmp_path, dtype="bfloat16", mrope="hf53")
     assert {leaf.dtype for leaf in jax.tree.leaves(other.params)} == {jax.numpy.dtype("bfloat16")}
@@ -369,11 +369,11 @@ def test_another_dtype_and_regime_may_be_asked_for(model, inputs, tmp_path):
 
 @situation(
     "Models and checkpoints",
-    "a model of gve_jax's own format with NaN in its weights",
-    "refused when loaded; the parameter is named",
+    "a native model with NaN in its weights",
+    "an error that names the parameter",
     since="0.1.0",
 )
-def test_weights_that_are_not_numbers_are_refused(model, tmp_path):
+def test_non_finite_weights_are_refused(model, tmp_path):
     params = jax.tree.map(lambda x: x, model.params)
     params["language"]["norm"]["weight"] = params["language"]["norm"]["weight"] * np.nan
     GVE(model.config, params, model.preprocess, model.buckets, model.mesh).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""What users of Sentence Transformers call does what they mean, or is refused by name."""
+"""The interface of Sentence Transformers: the same meaning, or an error with an alternative."""
 
 import re
 import warnings
@@ -31,7 +31,7 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture
 def model(loaded):
-    """One of its own for each test, which may set attributes."""
+    """A new object for each test, which may set attributes."""
     return GVE(loaded.config, loaded.params, loaded.preprocess, loaded.buckets, loaded.mesh)
 
 
@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:the input is embedded as the text 'a.mp4'")
-def test_the_code_of_the_page_runs(model, folder, monkeypatch, capsys):
+def test_code_of_the_page_runs(model, folder, monkeypatch, capsys):
     monkeypatch.setattr(GVE, "from_pretrained", lambda name: model)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict = {}
@@ -56,7 +56,7 @@ def test_the_code_of_the_page_runs(model, folder, monkeypatch, capsys):
     assert names["scores"].shape == (1, 2) and names["small"].dtype == np.int8
 
 
-def test_the_page_names_all_that_is_refused():
+def test_page_lists_everything_that_is_refused():
     text = PAGE.read_text(encoding="utf-8")
     _, encode, members, load = re.split(
         r"^## .*`encode`|^## Members|^## .*loading", text, flags=re.M
@@ -71,8 +71,8 @@ def test_the_page_names_all_that_is_refused():
 
 @situation(
     "Python API",
-    '`encode(texts, "MSRVTT")`: a prompt\'s name, or a prompt, by position',
-    "refused: prompt and prompt_name are keywords only",
+    '`encode(texts, "MSRVTT")`: a prompt or its name as a positional argument',
+    "an error: prompt and prompt_name are keyword-only",
     since="0.2.0",
 )
 def test_prompts_are_keywords_only(model):
@@ -81,7 +81,7 @@ def test_prompts_are_keywords_only(model):
             function(TEXTS, "MSRVTT")
 
 
-def test_a_single_input_gives_a_single_vector(model):
+def test_single_input_gives_a_single_vector(model):
     many = model.encode(TEXTS)
     one = model.encode(TEXTS[0])
     assert one.shape == (model.embedding_dim,) and many.shape == (2, model.embedding_dim)
@@ -97,7 +97,7 @@ def test_a_single_input_gives_a_single_vector(model):
         model.encode(Path("missing.mp4"))
 
 
-def test_forms_of_an_input_give_one_vector(model, folder):
+def test_forms_of_an_input_give_the_same_vector(model, folder):
     image = np.asarray(Image.open("cat.png"))
     data = Path("cat.png").read_bytes()
     part = {"type": "image", "image": "cat.png"}
@@ -131,8 +131,8 @@ def test_forms_of_an_input_give_one_vector(model, folder):
 
 @situation(
     "Python API",
-    "`encode_query` without a prompt, for a model whose `prompts` has a query",
-    "carries that prompt, as Sentence Transformers does; GVE's own prompts have none",
+    '`encode_query` without a prompt, if `prompts` has "query"',
+    "uses that prompt, as in Sentence Transformers; initially it is unset",
     since="0.2.0",
 )
 def test_prompts(model):
@@ -140,9 +140,9 @@ def test_prompts(model):
     plain = model.encode(TEXTS)
     np.testing.assert_array_equal(model.encode_query(TEXTS), plain)
     model.prompts |= {"query": "Find the query.", "passage": "This is found."}
-    asked, found = (model.encode(TEXTS, prompt=model.prompts[n]) for n in ("query", "passage"))
-    assert np.abs(asked - found).max() > 1e-3 and np.abs(asked - plain).max() > 1e-3
-    np.testing.assert_array_equal(model.encode_query(TEXTS), asked)
+    query, found = (model.encode(TEXTS, prompt=model.prompts[n]) for n in ("query", "passage"))
+    assert np.abs(query - found).max() > 1e-3 and np.abs(query - plain).max() > 1e-3
+    np.testing.assert_array_equal(model.encode_query(TEXTS), query)
     np.testing.assert_array_equal(model.encode_document(TEXTS), found)
     np.testing.assert_array_equal(model.encode(TEXTS), plain)
     np.testing.assert_array_equal(model.encode_query(TEXTS, prompt=""), plain)
@@ -161,7 +161,7 @@ def test_prompts(model):
             model.encode(TEXTS, **bad)
 
 
-def test_settings_go_along_with_other_inputs(model):
+def test_with_inputs_keeps_the_attributes(model):
     model.prompts["query"], model.default_prompt_name = "Find.", "query"
     model.truncate_dim, model.similarity_fn_name = 8, "dot"
     other = model.with_inputs(max_length=64)
@@ -170,7 +170,7 @@ def test_settings_go_along_with_other_inputs(model):
     assert other.similarity_fn_name == "dot" and other.max_seq_length == 64
 
 
-def test_a_text_that_names_a_file_is_warned_of_at_the_caller_s_line(model, folder):
+def test_text_that_is_a_path_warns_at_the_line_of_the_caller(model, folder):
     for function in (model.encode, model.encode_query):
         with pytest.warns(UserWarning, match="input 1 is embedded as the text 'a.mp4'") as seen:
             function(["a", "a.mp4", "b.mp4"])
@@ -179,8 +179,8 @@ def test_a_text_that_names_a_file_is_warned_of_at_the_caller_s_line(model, folde
 
 @situation(
     "Python API",
-    "convert_to_tensor, where torch reads the vectors next",
-    "a JAX array on the model's device, which torch.from_dlpack takes",
+    "convert_to_tensor",
+    "a JAX array on the model's device, for torch.from_dlpack",
     since="0.2.0",
 )
 def test_tensors(model):
@@ -214,7 +214,7 @@ def test_precision(model):
 @situation(
     "Python API",
     "arguments of Sentence Transformers that gve_jax does not have: device, pool, output_value",
-    "a TypeError that names the argument and what to use; None passes",
+    "a TypeError that names the alternative; None is accepted",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_other_arguments_are_refused_by_name(model, options, named):
         model.encode(TEXTS, **options)
 
 
-def test_arguments_that_change_nothing_pass(model):
+def test_arguments_without_effect_are_accepted(model):
     options = dict.fromkeys(sentence_transformers._ENCODE) | {"output_value": "sentence_embedding"}
     np.testing.assert_array_equal(model.encode(TEXTS, **options), model.encode(TEXTS))
 
@@ -252,7 +252,7 @@ def test_arguments_that_change_nothing_pass(model):
 @situation(
     "Python API",
     'arguments of other loaders (trust_remote_code, device, torch_dtype), or GVE("directory")',
-    "refused by name, with the argument or the function to use",
+    "an error that names the alternative",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -272,13 +272,13 @@ def test_arguments_that_change_nothing_pass(model):
 def test_other_arguments_of_loading_are_refused(options, named):
     with pytest.raises(UnsupportedArgument, match=named):
         GVE.from_pretrained("nowhere", **options)
-    with pytest.raises(UserError, match="nowhere"):  # as far as the directory
+    with pytest.raises(UserError, match="nowhere"):  # the arguments are accepted
         GVE.from_pretrained("nowhere", trust_remote_code=False, device=None)
     with pytest.raises(TypeError, match=r"GVE.from_pretrained\('nowhere'\)"):
         GVE("nowhere")
 
 
-def test_members_that_are_not_there_name_another(model):
+def test_missing_members_name_an_alternative(model):
     for name in sentence_transformers._ATTRIBUTES:
         assert not hasattr(model, name)
         with pytest.raises(UserError, match=f"GVE has no {name}: "):
@@ -287,7 +287,7 @@ def test_members_that_are_not_there_name_another(model):
         model.encod  # noqa: B018
 
 
-def test_an_error_inside_a_property_is_not_hidden(model):
+def test_error_inside_a_property_is_raised(model):
     del model.mesh
     with pytest.raises(AttributeError, match="no attribute 'mesh'"):
         model.device  # noqa: B018
@@ -324,14 +324,14 @@ def test_dimensions(model):
 
 
 def template(text, instruction="You are a helpful assistant."):
-    """What the reference's processor makes of a text, with GVE's end token."""
+    """The text of the reference's processor, with GVE's end token."""
     return (
         f"<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n"
         "<|im_start|>assistant\n<|endoftext|>"
     )
 
 
-def test_tokens_are_those_of_the_template(model):
+def test_tokens_equal_those_of_the_template(model):
     tokenizer = Tokenizer.from_file(model.preprocess.prompt.path)
     texts = [TEXTS[0], {"text": TEXTS[1], "instruction": "Find it."}]
     found = model.tokenize(texts, prompt_name="MSRVTT")
@@ -349,7 +349,7 @@ def test_tokens_are_those_of_the_template(model):
         model.tokenize(["a", {"image": "cat.png"}])
 
 
-def test_an_empty_text_is_the_template_around_nothing(model):
+def test_empty_text_is_an_empty_template(model):
     with pytest.raises(UserError, match="input 1: nothing to embed"):
         model.encode(["a", "", "b"])
     found = model.encode(["a", "", "b"], allow_empty_text=True)

@@ -7,7 +7,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from tests.learning.metrics_test import read_events
 
 from gve_jax.distributed.sharding import AXES
 from gve_jax.errors import StoppedError, UserError
@@ -16,6 +15,7 @@ from gve_jax.running.experiment import Experiment
 from gve_jax.running.runlog import RunLog
 from gve_jax.storage.filesystem import as_path
 from gve_jax.train import train
+from tests.running.metrics_test import read_events
 from tests.train_lora_test import TEXTS, recipe
 from tests.train_test import losses, make_config, run_cli
 

@@ -10,6 +10,7 @@ listens on 127.0.0.1 only. For tests it can be made to fail (FAULTS).
 
 import argparse
 import base64
+import contextlib
 import io
 import json
 import subprocess
@@ -183,6 +184,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments) -> None:
         pass
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionResetError):  # the client did not read the response
+            super().handle()
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":

@@ -1,7 +1,7 @@
-"""Pytrees of arrays on disk by Orbax (v1), with a checksum of each array.
+"""Saves and loads pytrees of arrays with Orbax (v1), with a checksum of each array.
 
-Orbax's own files have none: a flipped bit there would restore in silence. Its failures, pages of
-traceback, become one line.
+Orbax stores no checksums: without them a flipped bit would be restored silently. Its errors are
+reported in one line.
 """
 
 import atexit
@@ -30,16 +30,19 @@ from gve_jax.storage.filesystem import is_bucket
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be read, or is not what was written; the text says why."""
+    """A checkpoint that cannot be read or differs from what was saved."""
 
 
 def save_params(directory: epath.PathLike, params: Any) -> str:
-    """Writes a pytree of arrays; what is at `directory` is replaced once the new one is whole. In a
-    bucket, where no folder can be renamed at once, it is removed first.
+    """Saves a pytree of arrays, replacing `directory` atomically.
 
-    Returns a digest of their checksums, for `load_params` to tell them from others.
+    On GCS, where folders cannot be renamed, the old arrays are removed first.
 
-    Raises UserError naming the directory if it cannot be written (full disk, no permission).
+    Returns:
+      A digest of the checksums, for `load_params`.
+
+    Raises:
+      UserError: the directory cannot be written (full disk, no permission).
     """
     silence_orbax()
     refuse_keys(params)
@@ -58,7 +61,7 @@ def save_params(directory: epath.PathLike, params: Any) -> str:
         if renamed and jax.process_index() == 0:
             replace_directory(fresh, target)
     except Exception as error:
-        if renamed and jax.process_index() == 0:  # Its part of a full disk is given back.
+        if renamed and jax.process_index() == 0:  # frees a full disk
             with contextlib.suppress(OSError):
                 for part in target.parent.glob(f"{target.name}.new*"):
                     part.rmtree()
@@ -68,11 +71,12 @@ def save_params(directory: epath.PathLike, params: Any) -> str:
 
 
 def load_params(directory: epath.PathLike, abstract_params: Any, digest: str | None = None) -> Any:
-    """Reads what `save_params` wrote, as the dtypes and shardings of `abstract_params`.
+    """Loads the arrays of `save_params` with the dtypes and shardings of `abstract_params`.
 
-    Raises UserError naming the directory if it is missing, damaged, has other arrays, or is not
-    what `save_params` returned `digest` of. Checksums are compared where the dtype asked for is the
-    dtype stored.
+    Checksums are compared for arrays that are loaded in their stored dtype.
+
+    Raises:
+      UserError: the directory is missing or damaged, has other arrays, or another digest.
     """
     silence_orbax()
     path = absolute(directory)
@@ -80,18 +84,18 @@ def load_params(directory: epath.PathLike, abstract_params: Any, digest: str | N
         raise UserError(f"no parameters at {path}")
     try:
         with damage_on_error():
-            found = ocp.metadata(without_brackets(path))
-        sums = (found.custom_metadata or {}).get("checksums")
-        if found.metadata is None or sums is None:
-            raise DamagedError("its metadata cannot be read")
+            metadata = ocp.metadata(without_brackets(path))
+        sums = (metadata.custom_metadata or {}).get("checksums")
+        if metadata.metadata is None or sums is None:
+            raise DamagedError("unreadable metadata")
         if digest is not None and _digest(sums) != digest:
             raise UserError(f"the parameters at {path} are of another model than its config.json")
-        saved, wanted = check_arrays(path, found.metadata, abstract_params, dtypes=False)
+        saved, wanted = check_arrays(path, metadata.metadata, abstract_params, dtypes=False)
         with damage_on_error():
             params = ocp.load(without_brackets(path), abstract_params)
         for name, value in _checksums(params).items():
             if saved[name].dtype == wanted[name].dtype and value != sums.get(name):
-                raise DamagedError(f"{name} is not what was saved")
+                raise DamagedError(f"{name} differs from what was saved")
     except DamagedError as error:
         raise UserError(f"the parameters at {path} are damaged ({error})") from error
     return params
@@ -99,7 +103,7 @@ def load_params(directory: epath.PathLike, abstract_params: Any, digest: str | N
 
 def make_context() -> ocp.Context:
     context = ocp.Context()
-    # Made in the background, a directory that cannot be made hangs the process for minutes.
+    # In the background, a directory that cannot be created hangs the process for minutes.
     context.asynchronous.create_directories_asynchronously = False
     return context
 
@@ -110,8 +114,10 @@ def absolute(directory: epath.PathLike) -> epath.Path:
 
 
 def without_brackets(path: epath.Path) -> epath.Path:
-    """The same folder by a name that Orbax can read back: it looks for its files by patterns, to
-    which `exp[1]` in a path is one. Such a path is reached by a link in a temporary folder."""
+    """The same folder by a path without brackets: Orbax treats `exp[1]` in a path as a glob
+    pattern.
+
+    Uses a symbolic link in a temporary folder."""
     parent = path.parent
     if is_bucket(path) or "[" not in str(parent):
         return path
@@ -121,15 +127,15 @@ def without_brackets(path: epath.Path) -> epath.Path:
 
 @functools.cache
 def _link(folder: str) -> str:
-    place = tempfile.mkdtemp(prefix="gve_jax-link-")
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    link = os.path.join(place, "folder")
+    parent = tempfile.mkdtemp(prefix="gve_jax-link-")
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    link = os.path.join(parent, "folder")
     os.symlink(folder, link)
     return link
 
 
 def replace_directory(source: epath.Path, target: epath.Path) -> None:
-    """Renames a directory over another: in two calls, as no single one replaces a full one."""
+    """Renames a directory over another, in two calls: rename does not replace a full one."""
     old = target.with_name(f"{target.name}.old")
     if old.exists():
         old.rmtree()
@@ -141,7 +147,8 @@ def replace_directory(source: epath.Path, target: epath.Path) -> None:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path. Field, key and index read alike: Orbax gives NamedTuples back as dicts."""
+    """Leaves by path, in one notation for fields, keys and indices: Orbax restores NamedTuples as
+    dicts."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
@@ -149,16 +156,16 @@ def _leaves(tree: Any) -> dict[str, Any]:
 def refuse_keys(state: Any) -> None:
     for name, leaf in _leaves(state).items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise TypeError(f"{name} is a random key: store the seed and the step instead")
+            raise TypeError(f"{name} is a PRNG key: store the seed and the step instead")
 
 
 def _checksums(tree: Any) -> dict[str, int]:
-    """The sum of each array's bits, modulo 2**32: exact, and the same on any mesh."""
+    """The sum of each array's bits modulo 2**32, which is the same on any mesh."""
     return survey(tree)[0]
 
 
 def survey(tree: Any) -> tuple[dict[str, int], list[str]]:
-    """(checksum of each array, names of the arrays that hold NaN or infinite numbers)."""
+    """(checksum of each array, names of the arrays with NaN or infinite numbers)."""
     leaves = _leaves(tree)
     sums, finite = jax.device_get(_sums_and_finite(list(leaves.values())))
     bad = [name for name, good in zip(leaves, finite, strict=True) if not good]
@@ -176,8 +183,8 @@ def _digest(sums: dict[str, int]) -> str:
 
 @jax.jit
 def _sums_and_finite(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    # One program: were each array summed by its own, those under way at once could wait for each
-    # other's collectives for ever where devices are many and threads few, as in tests on a CPU.
+    # One program: concurrent programs with collectives can deadlock if there are more devices than
+    # threads, as in tests on a CPU.
     sums = jnp.stack([_sum_of_bits(leaf) for leaf in leaves])
     return sums, jnp.stack([is_finite(leaf) for leaf in leaves])
 
@@ -189,7 +196,11 @@ def _sum_of_bits(x: jax.Array) -> jax.Array:
 
 
 def check_arrays(path: epath.Path, saved: Any, wanted: Any, *, dtypes: bool) -> tuple[dict, dict]:
-    """The leaves of both trees; UserError naming the first that is not in both and alike."""
+    """Returns the leaves of both trees.
+
+    Raises:
+      UserError: naming the first array that is absent or differs in shape (or dtype).
+    """
     saved, wanted = _leaves(saved), _leaves(wanted)
 
     def described(leaf: Any) -> str:
@@ -198,15 +209,15 @@ def check_arrays(path: epath.Path, saved: Any, wanted: Any, *, dtypes: bool) -> 
         return f"{leaf.dtype if dtypes else ''}{list(leaf.shape)}"
 
     for name in sorted(saved.keys() | wanted.keys()):
-        there, here = described(saved.get(name)), described(wanted.get(name))
-        if there != here:
-            raise UserError(f"{path} does not fit this model: {name} is {there} there, {here} here")
+        stored, expected = described(saved.get(name)), described(wanted.get(name))
+        if stored != expected:
+            raise UserError(f"{path}: mismatch for {name}: checkpoint {stored}, model {expected}")
     return saved, wanted
 
 
 @contextlib.contextmanager
 def damage_on_error() -> Iterator[None]:
-    """Whatever Orbax raises while reading means damage, except that memory ran out."""
+    """Converts errors of reading to DamagedError, except if memory is exhausted."""
     try:
         yield
     except Exception as error:
@@ -222,18 +233,18 @@ def _root(error: BaseException) -> BaseException:
 
 
 def last_reason(error: BaseException) -> str:
-    """The last clause of the innermost message: `No space left on device`, without its page."""
+    """The last clause of the innermost message, such as `No space left on device`."""
     root = _root(error)
     if isinstance(root, OSError) and root.strerror:
         return root.strerror
-    if str(root).startswith("Forbidden: "):  # gcsfs: the address, and in the next line the cause
+    if str(root).startswith("Forbidden: "):  # gcsfs: the address, then the cause in the next line
         return f"permission denied ({' '.join(str(root).split())})"
     lines = str(root).splitlines() or [type(root).__name__]
     return re.sub(r" \[[^\]]*\]$", "", lines[0]).rsplit(": ", 1)[-1]
 
 
 def silence_orbax() -> None:
-    """Silences Orbax's own reports, pages of traceback, of failures that we raise in one line."""
+    """Silences the tracebacks that Orbax logs for failures that are raised as errors."""
     absl, asyncio = logging.getLogger("absl"), logging.getLogger("asyncio")
     if _not_orbax in absl.filters:
         return

@@ -1,4 +1,4 @@
-"""The miniature UVRB: one right answer a query, distractors that test the point, the layout."""
+"""The miniature UVRB: one positive per query, distractors, the layout of files."""
 
 import json
 from collections import Counter
@@ -12,8 +12,8 @@ from data.shapes.motion import is_clear
 from data.shapes.render import decode_mp4, render
 from data.shapes.scene import HELD_OUT_PAIRS, PHASE_FRAMES, Scene
 
-# Sets of one text a document: what the text says, what a video shows.
-TOLD = {
+# Facts of the texts and of the videos, by set with one text per document.
+FACTS = {
     "MSRVTT": (facts.short, facts.short),
     "DiDeMo": (facts.events, facts.events),
     "CRB-G": (facts.whole, facts.whole),
@@ -36,7 +36,7 @@ def scenes(plan: benchmark.Plan) -> list[Scene]:
     return [s for document in plan.documents for s in document]
 
 
-def test_the_sixteen_sets_and_their_sizes(plans):
+def test_sets_and_their_sizes(plans):
     assert set(plans) == set(EVALUATION) and len(plans) == 16
     sizes = {name: (len(p.queries), len(p.documents)) for name, p in plans.items()}
     assert sizes["CRB-T"] == (104, 104) and sizes["CMRB"] == (80, 120)
@@ -49,7 +49,7 @@ def test_the_sixteen_sets_and_their_sizes(plans):
         assert len(set(plan.documents)) == len(plan.documents)
 
 
-def test_only_held_out_pairs_are_seen(plans):
+def test_objects_have_held_out_pairs_only(plans):
     for plan in plans.values():
         for scene in scenes(plan):
             for thing in scene.things:
@@ -57,14 +57,14 @@ def test_only_held_out_pairs_are_seen(plans):
                 assert {(c, thing.shape) for c in (thing.colour, *turned)} <= set(HELD_OUT_PAIRS)
 
 
-def test_what_happens_is_in_the_picture(plans):
+def test_events_are_within_the_frame(plans):
     for name in set(plans) - {"CMRB", "CRB-T"}:
         assert all(is_clear(s) for s in scenes(plans[name])), name
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_a_text_fits_its_own_video_only(plans, name):
-    said, shown = TOLD[name]
+@pytest.mark.parametrize("name", FACTS)
+def test_text_matches_one_video_only(plans, name):
+    said, shown = FACTS[name]
     plan = plans[name]
     all_shown = [shown(s) for (s,) in plan.documents]
     for query in plan.queries:
@@ -73,7 +73,7 @@ def test_a_text_fits_its_own_video_only(plans, name):
     assert len({q.text for q in plan.queries}) == len(plan.queries)
 
 
-def test_each_event_is_of_one_video(plans):
+def test_each_queried_event_occurs_in_one_video(plans):
     plan = plans["DREAM-E"]
     shown = [facts.events(s) for (s,) in plan.documents]
     counts = Counter(fact for video in shown for fact in video)
@@ -133,7 +133,7 @@ def test_composed_queries_need_both_parts(plans):
                     if (s.background, [(t.cell, t.colour, t.size) for t in s.things])
                     == (own.background, [(t.cell, t.colour, t.size) for t in given.things])
                 ]
-                # The document begins as the picture, up to the first sixteenth of a movement.
+                # The document starts as the image, up to the first sixteenth of a movement.
                 assert (picture != render(own, only=0)).mean() < 0.1
             else:
                 start = render(query.clip[0])[: query.clip[2]]
@@ -155,7 +155,7 @@ def test_composed_queries_need_both_parts(plans):
             assert set(same_start) & set(same_text) == {query.answer}
 
 
-def test_a_clip_is_of_one_long_video(plans):
+def test_clip_occurs_in_one_long_video(plans):
     plan = plans["LoVR-C2V"]
     assert plan.documents == plans["LoVR-V"].documents
     assert {len(d) for d in plan.documents} == {4, 5, 6}
@@ -164,7 +164,7 @@ def test_a_clip_is_of_one_long_video(plans):
         assert holders == [query.answer]
 
 
-def test_the_files_are_laid_out_as_uvrb(world):
+def test_files_have_the_layout_of_uvrb(world):
     manifest = json.loads((world / "manifest.json").read_text())
     assert {p.name for p in (world / "UVRB").iterdir()} == set(EVALUATION) == set(manifest["UVRB"])
     for name, counts in manifest["UVRB"].items():
@@ -199,7 +199,7 @@ def test_the_files_are_laid_out_as_uvrb(world):
         )
 
 
-def test_stored_videos_are_the_planned_scenes(world):
+def test_stored_videos_show_the_planned_scenes(world):
     scale = json.loads((world / "manifest.json").read_text())["scale"]
     planned = benchmark.plan(0, scale)
     for name in ("CRB-T", "MS-TV", "DREAM-E"):
@@ -211,14 +211,14 @@ def test_stored_videos_are_the_planned_scenes(world):
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.2, 1.0])
-def test_one_vector_for_everything_scores_chance_on_every_set(scale):
-    """All documents tied: those with the largest ids come first."""
+def test_equal_vectors_score_chance_on_every_set(scale):
+    """If all documents are tied, those with the largest ids come first."""
     for name, planned in benchmark.plan(0, scale).items():
         tables, _ = benchmark_files.layout(name, planned)
         ids = sorted((row["id"] for row in tables["corpus"]), reverse=True)
         assert len(set(ids)) == len(planned.documents)
         answers = [pos for row in tables["instances"] for pos in row["pos"]]
-        # An answer in or out is the queries that ask for it.
+        # Queries of one answer are found or missed together.
         step = max(answers.count(answer) for answer in set(answers)) / len(answers)
         for k in (1, 10):
             found = sum(answer in ids[:k] for answer in answers) / len(answers)

@@ -1,4 +1,4 @@
-"""The tokenizer: Qwen's form and special tokens, lossless, one token a word of this world."""
+"""The tokenizer: kind and special tokens of Qwen, lossless, one token per word of the world."""
 
 import pytest
 from tokenizers import Tokenizer
@@ -23,17 +23,17 @@ def test_special_tokens_are_one_token_each_and_last(stored):
 
 
 @pytest.mark.parametrize("text", ["naïve 日本 🎬\n\n  two  spaces", "It's 1234!", "", "\t tab\r\n"])
-def test_any_text_survives(stored, text):
+def test_any_text_is_decoded_unchanged(stored, text):
     assert stored.decode(stored.encode(text).ids) == text
 
 
-def test_text_is_normalised_and_split_as_qwen2_does(stored):
+def test_text_is_normalized_and_split_as_by_qwen2(stored):
     assert stored.encode("e\u0301").ids == stored.encode("\u00e9").ids  # NFC
     pieces = [p for p, _ in stored.pre_tokenizer.pre_tokenize_str("It's 1234 red, ok!\n a")]
     assert pieces == ["It", "'s", "Ġ", "1", "2", "3", "4", "Ġred", ",", "Ġok", "!Ċ", "Ġa"]
 
 
-def test_captions_cost_one_token_a_word(stored):
+def test_captions_have_one_token_per_word(stored):
     for i in range(30):
         rng = make_rng(9, "test", i)
         text = captions.whole(sample_scene(rng, ALL_PAIRS), rng)
@@ -43,5 +43,5 @@ def test_captions_cost_one_token_a_word(stored):
         assert len(stored.encode(text).ids) <= len(text.split()) + 3
 
 
-def test_the_same_seed_gives_the_same_tokenizer(stored):
+def test_same_seed_gives_the_same_tokenizer(stored):
     assert tokenizer.train(tokenizer.corpus(0)).to_str() == stored.to_str()

@@ -1,4 +1,4 @@
-"""The pictures show what the scenes say: checked on decoded mp4 pixels."""
+"""Rendered frames show their scenes: checks of decoded mp4 pixels."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def video(*events: Event, colour="red", shape="circle", size="small", cell=4, ca
 
 
 def find(frame: np.ndarray, colour: str) -> tuple[float, float, int]:
-    """Centre x, y and area of what has a colour in an uint8-like [H, W, 3] frame."""
+    """Centre x, y and area of the pixels of a colour in a frame [H, W, 3]."""
     near = np.abs(frame - np.array(COLOURS[colour])).max(axis=-1) < 45
     if not near.any():
         return np.nan, np.nan, 0
@@ -47,7 +47,7 @@ def test_held_out_pairs_share_no_pair_but_every_colour_and_shape():
 
 
 @pytest.mark.parametrize("pairs", [TRAIN_PAIRS, HELD_OUT_PAIRS])
-def test_scenes_keep_to_their_pairs_also_after_a_colour_change(pairs):
+def test_scenes_use_their_pairs_also_after_a_colour_change(pairs):
     for i in range(300):
         scene = sample_scene(make_rng(1, "test", i), pairs)
         seen = [(t.colour, t.shape) for t in scene.things]
@@ -60,7 +60,7 @@ def test_scenes_keep_to_their_pairs_also_after_a_colour_change(pairs):
         assert is_clear(scene)
 
 
-def test_a_thing_is_where_its_place_says():
+def test_object_is_in_its_cell():
     for cell, place in enumerate(PLACES):
         x, y, _ = find(video(cell=cell)[0], "red")
         assert abs(x - cell_centre(cell)[0]) < 2 and abs(y - cell_centre(cell)[1]) < 2
@@ -68,7 +68,7 @@ def test_a_thing_is_where_its_place_says():
         assert ("top" in place, "bottom" in place) == (y < 40, y > 72)
 
 
-def test_colours_and_shapes_are_told_apart():
+def test_colours_and_shapes_are_distinguishable():
     areas = {}
     for shape in SHAPES:
         for colour in COLOURS:
@@ -85,15 +85,14 @@ def test_colours_and_shapes_are_told_apart():
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("phase", [0, 1])
-def test_a_move_goes_where_it_says_in_its_phase(direction, phase):
+def test_move_has_its_direction_and_phase(direction, phase):
     frames = video(Event("move", direction, phase))
     x, y, _ = zip(*(find(f, "red") for f in frames), strict=True)
     dx, dy = DIRECTIONS[direction]
     along = np.array(x) * dx + np.array(y) * dy
     across = np.array(x) * dy + np.array(y) * dx
-    own = slice(0, 8) if phase == 0 else slice(8, 16)
-    rest = slice(8, 16) if phase == 0 else slice(0, 8)
-    assert along[own][-1] - along[own][0] > 20
+    during, rest = (slice(0, 8), slice(8, 16))[:: -1 if phase else 1]
+    assert along[during][-1] - along[during][0] > 20
     assert np.ptp(along[rest]) < 1.5 and np.ptp(across) < 1.5
 
 
@@ -120,7 +119,7 @@ def test_entering_and_leaving(side):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_camera_movement_shifts_the_background_the_other_way(direction):
+def test_camera_movement_shifts_the_background_in_reverse(direction):
     word = "pan" if direction in ("left", "right") else "tilt"
     frames = video(camera=(f"{word} {direction}", "still"), cell=4)
     first, last = frames[0].mean(axis=-1), frames[9].mean(axis=-1)
@@ -146,7 +145,7 @@ def test_zoom_changes_sizes_by_its_factor():
         assert abs(np.sqrt(ratio) - factor) < 0.1
 
 
-def test_one_frame_alone_is_the_same_frame():
+def test_single_frame_equals_the_same_frame_of_the_scene():
     scene = sample_scene(make_rng(3, "test", 0), ALL_PAIRS, count=3, camera=1.0)
     frames = render(scene)
     for k in range(len(frames)):
@@ -161,7 +160,7 @@ def test_swapping_phases_reverses_a_crossing_scene_up_to_directions():
     assert (np.concatenate([frames[8:], frames[:8]]) == other).all()
 
 
-def test_a_covered_or_invisible_event_is_not_clear():
+def test_covered_or_invisible_event_is_not_clear():
     small = Thing("red", "circle", "small", 4, (Event("blink", "", 1),))
     cover = Thing("blue", "square", "large", 5, (Event("move", "left", 0),))
     assert is_clear(Scene((small,), "gray"))
@@ -170,7 +169,7 @@ def test_a_covered_or_invisible_event_is_not_clear():
     assert not is_clear(Scene((edge,), "gray", ("pan right", "pan right")))
 
 
-def test_captions_say_the_scene():
+def test_captions_describe_the_scene():
     moved = Thing("red", "star", "large", 0, (Event("move", "right", 0), Event("turn", "blue", 1)))
     scene = Scene((moved, Thing("white", "ring", "small", 4)), "teal", ("pan left", "zoom in"))
     for i in range(12):
@@ -187,7 +186,7 @@ def test_captions_say_the_scene():
         assert captions.camera(scene, rng).startswith("the camera")
 
 
-def test_an_event_that_cannot_be_is_not_drawn():
+def test_impossible_event_is_not_sampled():
     thing = Thing("red", "circle", "small", 0, (Event("leave", "left", 0),))
     drawn = {sample_event(make_rng(0, "t", i), thing, 1, (thing,), ALL_PAIRS) for i in range(50)}
     assert drawn == {None}

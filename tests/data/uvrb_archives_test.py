@@ -1,4 +1,4 @@
-"""Archives as UVRB releases them: read in place, and refused when they are not what they should."""
+"""UVRB's released archives: read without extraction; invalid ones are refused."""
 
 import gzip
 import io
@@ -42,26 +42,26 @@ def on_disk(root):
 
 @pytest.mark.parametrize("prefix", ["UVRB/", "", "./UVRB/", "./"])
 @pytest.mark.parametrize("parts", [1, 7])
-def test_parts_are_read_as_one_stream(root, tmp_path, parts, prefix):
+def test_reads_parts_as_one_stream(root, tmp_path, parts, prefix):
     pack(root, tmp_path / "data", parts, prefix)
     assert contents(find_parts(tmp_path / "data", "CMRB")) == on_disk(root)
 
 
-def test_a_whole_archive_and_parts_that_count_from_one(root, tmp_path):
+def test_reads_a_single_archive_and_parts_from_one(root, tmp_path):
     paths = pack(root, tmp_path / "data", 2)
-    whole = b"".join(path.read_bytes() for path in paths)
+    archive = b"".join(path.read_bytes() for path in paths)
     for path, number in zip(reversed(paths), (2, 1), strict=True):
         path.rename(path.with_suffix(f".part{number:02}"))
     assert contents(find_parts(tmp_path / "data", "CMRB")) == on_disk(root)
     (tmp_path / "one").mkdir()
-    (tmp_path / "one/CMRB.tar.gz").write_bytes(whole)
+    (tmp_path / "one/CMRB.tar.gz").write_bytes(archive)
     assert contents(find_parts(tmp_path / "one", "CMRB")) == on_disk(root)
-    (tmp_path / "data/CMRB.tar.gz").write_bytes(whole)
+    (tmp_path / "data/CMRB.tar.gz").write_bytes(archive)
     with pytest.raises(UserError, match=r"both CMRB.tar.gz and its parts exist"):
         find_parts(tmp_path / "data", "CMRB")
 
 
-def test_only_parts_of_this_set_count(root, tmp_path):
+def test_ignores_other_files(root, tmp_path):
     data = tmp_path / "data"
     paths = pack(root, data, 2)
     for other in ("CMRB.tar.gz.part02.incomplete", "CMRB-X.tar.gz.part05", "CMRB.tar.gz.partial"):
@@ -82,10 +82,10 @@ def test_only_parts_of_this_set_count(root, tmp_path):
 @situation(
     "Evaluation",
     "a part of a released archive is missing",
-    "refused; the number of the part is named",
+    "refused with the number of the part",
     since="0.1.0",
 )
-def test_missing_parts_are_named(root, tmp_path, lost, message):
+def test_names_missing_parts(root, tmp_path, lost, message):
     paths = pack(root, tmp_path / "data", 4)
     for number in lost:
         paths[number].unlink()
@@ -93,7 +93,7 @@ def test_missing_parts_are_named(root, tmp_path, lost, message):
         contents(find_parts(tmp_path / "data", "CMRB"))
 
 
-def test_the_same_part_twice(root, tmp_path):
+def test_refuses_duplicate_parts(root, tmp_path):
     paths = pack(root, tmp_path / "data", 2)
     (tmp_path / "data/CMRB.tar.gz.part1").write_bytes(paths[1].read_bytes())
     with pytest.raises(UserError, match="part01 and CMRB.tar.gz.part1 are the same part"):
@@ -102,11 +102,11 @@ def test_the_same_part_twice(root, tmp_path):
 
 @situation(
     "Evaluation",
-    "an archive whose download was cut off",
-    "refused; no partial extraction stays",
+    "an archive whose download was interrupted",
+    "refused without a partial extraction",
     since="0.1.0",
 )
-def test_truncated_and_damaged_parts_leave_nothing_behind(root, tmp_path):
+def test_truncated_and_damaged_parts_leave_no_files(root, tmp_path):
     paths = pack(root, tmp_path / "data", 3)
     data = [path.read_bytes() for path in paths]
     flipped = bytearray(data[1])
@@ -125,8 +125,8 @@ def test_truncated_and_damaged_parts_leave_nothing_behind(root, tmp_path):
         assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_garbage_in_the_middle_is_not_the_end(tmp_path):
-    """tarfile takes a header that it cannot read for the end of the archive."""
+def test_refuses_garbage_between_members(tmp_path):
+    """tarfile takes an unreadable header for the end of the archive."""
     plain = gzip.decompress(hostile(("a", b"1" * 600, REG), ("b", b"2" * 600, REG)))
     second = plain.index(b"b\0\0")
     damaged = plain[:second] + b"\xff" * 512 + plain[second + 512 :]
@@ -157,10 +157,10 @@ def test_garbage_in_the_middle_is_not_the_end(tmp_path):
 @situation(
     "Evaluation",
     "an archive with links, devices or paths outside its folder",
-    "refused before anything is written there",
+    "refused before anything is written outside",
     since="0.1.0",
 )
-def test_hostile_members_are_refused(tmp_path, members, message):
+def test_refuses_hostile_members(tmp_path, members, message):
     paths = split(hostile(*members), tmp_path / "data", "CMRB", 1)
     with pytest.raises(UserError, match=message):
         extract(paths, "CMRB", tmp_path / "cache" / "CMRB", limits=Limits(files=3, file_bytes=200))
@@ -168,13 +168,13 @@ def test_hostile_members_are_refused(tmp_path, members, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data"]
 
 
-def test_a_bomb_is_refused(tmp_path):
+def test_refuses_decompression_bombs(tmp_path):
     paths = split(hostile(*((f"{n}", bytes(1 << 20), REG) for n in range(9))), tmp_path, "CMRB")
     with pytest.raises(UserError, match="expands to more than .* bytes in"):
         contents(paths, limits=Limits(spare=1 << 20, expansion=2))
 
 
-def test_no_gzip_at_all(tmp_path):
+def test_refuses_files_that_are_not_gzip(tmp_path):
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w"):
         pass
@@ -184,18 +184,18 @@ def test_no_gzip_at_all(tmp_path):
             contents(paths)
 
 
-def test_an_extraction_is_whole_and_its_media_may_go(root, tmp_path):
+def test_extraction_is_complete_and_its_media_can_be_removed(root, tmp_path):
     paths = pack(root, tmp_path / "data")
-    home, told = tmp_path / "cache" / "UVRB" / "CMRB", []
-    files = Archived("CMRB", paths, home, lambda done, total: told.append((done, total)))
+    home, progress = tmp_path / "cache" / "UVRB" / "CMRB", []
+    files = Archived("CMRB", paths, home, lambda done, total: progress.append((done, total)))
     assert on_disk(home) == on_disk(root)
-    assert told[-1] == (sum(path.stat().st_size for path in paths),) * 2
+    assert progress[-1] == (sum(path.stat().st_size for path in paths),) * 2
     video, frames = home / "videos/sub/3.mp4", home / "videos/sub"
     before = files.digest(video), files.digest(frames)
     assert files.discard() == 3000 * (1 + 2 + 3 + 4)
     left = {"jsonl/corpus.jsonl"}
     assert set(on_disk(home)) == left
-    # A new run knows the same of the files that are gone, without the archive too.
+    # Digests of removed files are known, also without the archive.
     for parts in (paths, []):
         files = Archived("CMRB", parts, home)
         assert (files.digest(video), files.digest(frames)) == before
@@ -204,7 +204,7 @@ def test_an_extraction_is_whole_and_its_media_may_go(root, tmp_path):
     assert set(on_disk(home)) == left
     with pytest.raises(UserError, match="CMRB: its files were removed, and so was its archive"):
         files.ensure()
-    files.fetch([video])  # nothing to take it from
+    files.fetch([video])  # does nothing without the archive
     assert set(on_disk(home)) == left
     files = Archived("CMRB", paths, home)
     files.fetch([video, home / "videos/sub/1.mp4", home / "jsonl/corpus.jsonl"])

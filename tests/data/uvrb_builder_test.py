@@ -1,4 +1,4 @@
-"""UVRB as TFDS: written is what the reader reads, inline and by reference, from archives too."""
+"""UVRB as TFDS equals what the reader reads, inline and by reference, also from archives."""
 
 import shutil
 import sys
@@ -24,11 +24,10 @@ NAMES = ("MSRVTT-I2V", "MS-TV", "CRB-T")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Pictures, candidates, and for CRB-T frames in the place of videos."""
+    """Images, candidates, and for CRB-T frames instead of videos."""
     data = make_benchmark(tmp_path_factory.mktemp("data"), NAMES)
-    write_instances(
-        data, [{"qid": f"q{n}", "pos": [f"v{n}"], "neg": [f"v{(n + 1) % 5}"]} for n in range(5)]
-    )
+    lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "neg": [f"v{(n + 1) % 5}"]} for n in range(5)]
+    write_instances(data, lines)
     root = data / "UVRB/CRB-T"
     for path in sorted((root / "videos").iterdir()):
         folder = root / "videos_frames" / path.stem
@@ -40,23 +39,12 @@ def data(tmp_path_factory):
 
 
 def write(data, output, *more):
-    main(
-        [
-            "--data",
-            str(data),
-            "--output",
-            str(output),
-            "--datasets",
-            ",".join(NAMES),
-            "--moment-pool",
-            "candidates",
-            *more,
-        ]
-    )
+    arguments = ["--data", str(data), "--output", str(output), "--datasets", ",".join(NAMES)]
+    main([*arguments, "--moment-pool", "candidates", *more])
 
 
 def expected(data, name, by_reference):
-    """{split: records} by the evaluator's reader and Python's own open()."""
+    """{split: records} of the evaluator's reader."""
     found = read_set(data, choose(name)[0], moment_pool="candidates")
 
     def medium(path):
@@ -76,19 +64,14 @@ def expected(data, name, by_reference):
         }
         for n, q in enumerate(found.queries)
     ]
-    empty = {
-        "text": "",
-        "instruction": "",
-        "image": medium(None),
-        "positives": (),
-        "candidates": (),
-    }
+    empty = {"text": "", "instruction": "", "image": medium(None)}
+    empty |= {"positives": (), "candidates": ()}
     corpus = [{"id": d.id, "video": medium(d.video)} | empty for d in found.corpus]
     return {"queries": queries, "corpus": corpus}
 
 
 @pytest.mark.parametrize("by_reference", [False, True])
-def test_written_sets_are_what_the_reader_reads(data, tmp_path, by_reference):
+def test_written_sets_equal_those_of_the_reader(data, tmp_path, by_reference):
     write(data, tmp_path, *["--by-reference"] * by_reference)
     assert "tensorflow" not in sys.modules
     for name in NAMES:
@@ -103,7 +86,7 @@ def test_written_sets_are_what_the_reader_reads(data, tmp_path, by_reference):
             if stored and not by_reference:
                 video = data / "UVRB/CRB-T/videos_frames/red_blue"
                 assert frames[0][0] == [(video / f"{n + 5}.png").read_bytes() for n in range(8)]
-    # Repeated, it touches nothing; with other settings it refuses.
+    # A repeated command changes nothing; other settings are refused.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     write(data, tmp_path, *["--by-reference"] * by_reference)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -111,7 +94,7 @@ def test_written_sets_are_what_the_reader_reads(data, tmp_path, by_reference):
         write(data, tmp_path, *["--by-reference"] * (not by_reference))
 
 
-def test_archives_are_extracted_one_at_a_time(data, tmp_path):
+def test_extracts_archives_one_at_a_time(data, tmp_path):
     for name in NAMES:
         pack(data / "UVRB" / name, tmp_path / "archives", 2)
     write(tmp_path / "archives", tmp_path / "out")
@@ -127,7 +110,7 @@ def test_archives_are_extracted_one_at_a_time(data, tmp_path):
     assert media == []
 
 
-def test_tfds_builds_the_same(data, tmp_path):
+def test_tfds_builds_equal_datasets(data, tmp_path):
     builder = UVRB(source=Sets(data, tmp_path), config="MSRVTT-I2V", data_dir=str(tmp_path / "a"))
     builder.download_and_prepare()
     write(data, tmp_path / "b")
@@ -139,6 +122,6 @@ def test_tfds_builds_the_same(data, tmp_path):
     assert np.asarray(loaded.as_data_source(split="corpus")[2]["id"]).item() == b"v2"
 
 
-def test_what_is_no_set_is_named(tmp_path):
+def test_names_folders_that_are_not_a_set(tmp_path):
     with pytest.raises(UserError, match="not a UVRB set as TFDS"):
         list(read(tmp_path, "queries"))

@@ -1,4 +1,4 @@
-"""One set in UVRB's layout, read and, when anything does not fit, refused by name."""
+"""Reads a set in UVRB's layout, and refuses invalid ones."""
 
 import json
 import os
@@ -17,30 +17,18 @@ TASK = choose("MS-TI")[0]
 
 @pytest.fixture
 def root(tmp_path):
-    """A good set of two queries and three documents; tests then damage it."""
+    """A valid set of two queries and three documents, for tests to damage."""
     root = tmp_path / "UVRB" / TASK.name
     (root / "videos" / "sub").mkdir(parents=True)
     (root / "jsonl").mkdir()
     for name in ("videos/a.mp4", "videos/sub/b.mp4", "videos/c.mp4", "q.png"):
         (root / name).write_bytes(name.encode())
-    write(
-        root,
-        "corpus",
-        [
-            {"id": "a", "video": "videos/a.mp4"},
-            {"id": 7, "video": "videos/sub/b.mp4"},
-            {"id": "c", "video": "videos/c.mp4"},
-        ],
-    )
+    videos = {"a": "videos/a.mp4", 7: "videos/sub/b.mp4", "c": "videos/c.mp4"}
+    write(root, "corpus", [{"id": id, "video": video} for id, video in videos.items()])
     write(root, "instances", [{"qid": "q1", "pos": ["a", 7]}, {"qid": "q2", "pos": ["c"]}])
-    write(
-        root,
-        "queries",
-        [
-            {"id": "q1", "text": "a red ball", "image": "q.png", "video": ""},
-            {"id": "q2", "text": "", "image": "", "video": "videos/a.mp4"},
-        ],
-    )
+    queries = [{"id": "q1", "text": "a red ball", "image": "q.png", "video": ""}]
+    queries.append({"id": "q2", "text": "", "image": "", "video": "videos/a.mp4"})
+    write(root, "queries", queries)
     return root
 
 
@@ -58,17 +46,16 @@ def test_reads_a_set_in_file_order(root):
     assert [d.id for d in found.corpus] == ["a", "7", "c"]
     assert found.corpus[1].video == (root / "videos/sub/b.mp4").resolve()
     first, second = found.queries
-    assert (first.text, first.image.name, first.video, first.positives) == (
-        "a red ball",
-        "q.png",
-        None,
-        ("a", "7"),
-    )
+    values = first.text, first.image.name, first.video, first.positives
+    assert values == ("a red ball", "q.png", None, ("a", "7"))
     assert (second.text, second.image, second.video.name) == ("", None, "a.mp4")
 
 
 def corpus_line(**change):
     return {"id": "a", "video": "videos/a.mp4"} | change
+
+
+LEAVING, LIST = corpus_line(video="../x.mp4"), corpus_line(video=["videos/a.mp4"])
 
 
 @pytest.mark.parametrize(
@@ -81,18 +68,10 @@ def corpus_line(**change):
         ("corpus", [corpus_line(id=True)], "True is not an id"),
         ("corpus", [corpus_line(video="")], "document 'a' has no video"),
         ("corpus", [corpus_line(video="videos/lost.mp4")], "missing video: videos/lost.mp4"),
-        (
-            "corpus",
-            [corpus_line(video="../x.mp4")],
-            r"jsonl:1: video '../x.mp4' leaves the folder .*MS-TI",
-        ),
+        ("corpus", [LEAVING], r"jsonl:1: video '../x.mp4' leaves the folder .*MS-TI"),
         ("corpus", [corpus_line(video="/etc/hostname")], "'/etc/hostname' leaves"),
         ("corpus", [corpus_line(video="videos/link.mp4")], "'videos/link.mp4' leaves"),
-        (
-            "corpus",
-            [corpus_line(video=["videos/a.mp4"])],
-            r"video \['videos/a.mp4'\] is not a path",
-        ),
+        ("corpus", [LIST], r"video \['videos/a.mp4'\] is not a path"),
         ("corpus", [], r"MS-TI: corpus\.jsonl is empty"),
         ("instances", [{"qid": "q1", "pos": ["a"]}], "query 'q2' has no positives"),
         ("instances", [{"qid": "q1", "pos": []}], r"instances\.jsonl:1: query 'q1' has no pos"),
@@ -109,11 +88,11 @@ def corpus_line(**change):
 )
 @situation(
     "Evaluation",
-    "lists with an id twice, a positive that is not in the corpus, a path that leaves the set",
+    "lists with a duplicate id, a positive that is not in the corpus, a path outside the set",
     "refused; the line names the file, the line or the id",
     since="0.1.0",
 )
-def test_what_does_not_fit_is_refused_by_name(root, tmp_path, name, records, message):
+def test_refuses_invalid_lists(root, tmp_path, name, records, message):
     (tmp_path / "outside.mp4").write_bytes(b"x")
     os.symlink(tmp_path / "outside.mp4", root / "videos/link.mp4")
     write(root, name, records)
@@ -121,19 +100,18 @@ def test_what_does_not_fit_is_refused_by_name(root, tmp_path, name, records, mes
         read(root)
 
 
-def test_lists_are_read_by_the_one_reader_of_records(root, monkeypatch):
-    """What it refuses (a byte order mark, a key given twice, a Git LFS pointer) is refused here."""
-    asked = []
+def test_lists_are_read_by_read_records(root, monkeypatch):
+    """It refuses byte order marks, duplicate keys and Git LFS pointers."""
+    names = []
 
     def spy(path):
-        asked.append(path.name)
+        names.append(path.name)
         return read_records(path)
 
     monkeypatch.setattr(reader, "read_records", spy)
     read(root)
-    names = ["corpus.jsonl", "instances.jsonl", "queries.jsonl"]
-    assert asked == names
-    for name in names:
+    assert names == ["corpus.jsonl", "instances.jsonl", "queries.jsonl"]
+    for name in list(names):
         path = root / "jsonl" / name
         content = path.read_bytes()
         for bad in (b"\xef\xbb\xbf" + content, b"version https://git-lfs.github.com/spec/v1\n"):

@@ -1,4 +1,4 @@
-"""Folders, archives, frames and one set at a time score the same; pools; the check of a copy."""
+"""Folders, archives, frames and one set at a time give equal scores; pools; checks of a copy."""
 
 import json
 import re
@@ -15,7 +15,13 @@ from gve_jax.errors import UserError
 from gve_jax.media.video import load_video
 from tests.evals.evaluate_test import run
 from tests.evals.released import pack
-from tests.evals.small_uvrb import CLIPS, ColourEncoder, make_benchmark
+from tests.evals.small_uvrb import (
+    CLIPS,
+    ColourEncoder,
+    make_benchmark,
+    read_jsonl,
+    write_jsonl,
+)
 from tests.situations import situation
 
 SETS = ("CRB-T", "MSRVTT-I2V", "LoVR-C2V")
@@ -40,10 +46,10 @@ def expected(benchmark, tmp_path_factory):
     return results
 
 
-def same(results, expected):
+def check_equal(results, expected):
     for name in SETS:
         ours, theirs = ({**one["datasets"][name]} for one in (results, expected))
-        for record in (ours, theirs):  # but for the time it took
+        for record in (ours, theirs):  # except times
             record.pop("seconds"), record.pop("cost", None)
         assert ours == theirs, name
 
@@ -52,10 +58,10 @@ def media(folder):
     return [path for path in folder.rglob("*") if path.suffix in (".mp4", ".png")]
 
 
-def test_archives_score_as_folders_do_and_are_extracted_once(archives, expected, tmp_path):
+def test_archives_score_as_folders_and_are_extracted_once(archives, expected, tmp_path):
     out = tmp_path / "out"
     results, _ = run(archives, out, "--datasets", ",".join(SETS))
-    same(results, expected)
+    check_equal(results, expected)
     stamps = {path: path.stat().st_mtime_ns for path in media(out)}
     assert len(stamps) == 3 * len(CLIPS) + 5
     results, models = run(archives, out, "--datasets", ",".join(SETS))
@@ -65,50 +71,50 @@ def test_archives_score_as_folders_do_and_are_extracted_once(archives, expected,
 
 @situation(
     "Evaluation",
-    "a disk that holds one extracted set, not all",
+    "a disk with room for one extracted set only",
     "--one-at-a-time extracts, embeds and removes set by set",
     since="0.1.0",
 )
-def test_one_set_at_a_time_holds_one_set_and_then_none(archives, expected, tmp_path, capsys):
+def test_one_at_a_time_extracts_one_set_and_removes_it(archives, expected, tmp_path, capsys):
     out, cache = tmp_path / "out", tmp_path / "cache"
-    held = []
+    extracted = []
 
     class Looking(ColourEncoder):
         def encode_valid(self, inputs, ids, quarantine):
-            held.append({path.parts[-3] for path in media(cache)})
+            extracted.append({path.parts[-3] for path in media(cache)})
             return super().encode_valid(inputs, ids, quarantine)
 
     options = ("--datasets", ",".join(SETS), "--one-at-a-time", "--cache", str(cache))
     results, _ = run(archives, out, *options, models={"trained": Looking()})
-    same(results, expected)
-    assert set(map(frozenset, held)) == {frozenset([name]) for name in SETS}
+    check_equal(results, expected)
+    assert set(map(frozenset, extracted)) == {frozenset([name]) for name in SETS}
     assert media(cache) == []
     assert (cache / "UVRB/CRB-T/jsonl/corpus.jsonl").exists()
     assert "all of 30 items could be read" in capsys.readouterr().out
-    # Again, without the archives: nothing is left to embed.
+    # Repeated without the archives: nothing is left to embed.
     empty = tmp_path / "empty"
     empty.mkdir()
     results, models = run(empty, out, *options)
-    same(results, expected)
+    check_equal(results, expected)
     assert models["trained"].asked == []
-    # What is missing is embedded again from the archive, which comes back for that.
+    # Missing embeddings are computed again, from the archive.
     for path in (out / "embeddings/model").glob("vectors-*"):
         path.unlink()
     with pytest.raises(UserError, match="CRB-T: its files were removed, and so was its archive"):
         run(empty, out, *options)
     results, models = run(archives, out, *options, "--report", str(tmp_path / "page.html"))
-    same(results, expected)
+    check_equal(results, expected)
     assert len(models["trained"].asked) > 0
     page = (tmp_path / "page.html").read_text()
     assert "data:image" in page and media(cache) == []
-    # The page of a set that was discarded before shows the same, of the few files it needs.
+    # The page of a removed set shows the same pictures; only their files are extracted.
     run(archives, out, *options, "--report", str(tmp_path / "again.html"))
     pictures = re.compile('data:image[^"]*').findall
     assert pictures((tmp_path / "again.html").read_text()) == pictures(page) != []
     assert media(cache) == []
 
 
-def test_a_set_that_is_nowhere_and_a_cut_archive_end_with_one_line(archives, tmp_path):
+def test_refuses_a_missing_set_and_a_truncated_archive(archives, tmp_path):
     with pytest.raises(UserError, match="PEV-K: no such folder.*, and no PEV-K.tar.gz.part00 in"):
         run(archives, tmp_path / "out", "--datasets", "PEV-K")
     data = tmp_path / "data"
@@ -119,7 +125,7 @@ def test_a_set_that_is_nowhere_and_a_cut_archive_end_with_one_line(archives, tmp
 
 
 def as_frames(root, flat: bool):
-    """Replaces the videos of a set by folders of their eight frames."""
+    """Replaces the videos of a set with folders of their eight frames."""
     for path in sorted((root / "videos").rglob("*.mp4")):
         below = path.relative_to(root / "videos").with_suffix("")
         folder = root / "videos_frames" / (below.name if flat else below)
@@ -134,24 +140,24 @@ def as_frames(root, flat: bool):
 @situation(
     "Evaluation",
     "videos that are released as folders of frames",
-    "read at 8 frames a second; scored as the videos are",
+    "read at 8 frames per second; scored as the videos",
     since="0.1.0",
 )
-def test_folders_of_frames_score_as_the_videos_do(benchmark, expected, tmp_path, flat, packed):
+def test_folders_of_frames_score_as_videos(benchmark, expected, tmp_path, flat, packed):
     data = tmp_path / "data"
     root = data / "UVRB/LoVR-C2V"
     shutil.copytree(benchmark / "UVRB/LoVR-C2V", root)
-    if not flat:  # VDC's videos are in folders of their own
+    if not flat:  # VDC's videos have a folder each
         for path in sorted((root / "videos").iterdir()):
             (root / "videos" / path.stem).mkdir()
             path.rename(root / "videos" / path.stem / path.name)
         for table in ("queries", "corpus"):
             path = root / f"jsonl/{table}.jsonl"
-            records = [json.loads(line) for line in path.read_text().splitlines()]
+            records = read_jsonl(path)
             for record in records:
                 stem = record["video"].split("/")[1].removesuffix(".mp4")
                 record["video"] = f"videos/{stem}/{stem}.mp4"
-            path.write_text("".join(json.dumps(record) + "\n" for record in records))
+            write_jsonl(path, records)
     as_frames(root, flat)
     if packed:
         pack(root, tmp_path / "packed")
@@ -163,17 +169,16 @@ def test_folders_of_frames_score_as_the_videos_do(benchmark, expected, tmp_path,
             seen.extend(inputs)
             return super().encode_valid(inputs, ids, quarantine)
 
-    results, _ = run(
-        data, tmp_path / "out", "--datasets", "LoVR-C2V", models={"trained": Listening()}
-    )
-    mine, videos = (one["datasets"]["LoVR-C2V"] for one in (results, expected))
-    assert (mine["score"], mine["corpus"]) == (videos["score"], videos["corpus"])
+    sets = "--datasets", "LoVR-C2V"
+    results, _ = run(data, tmp_path / "out", *sets, models={"trained": Listening()})
+    frames, videos = (one["datasets"]["LoVR-C2V"] for one in (results, expected))
+    assert (frames["score"], frames["corpus"]) == (videos["score"], videos["corpus"])
     assert {item["fps"] for item in seen} == {8.0} and len(seen) == 2 * len(CLIPS)
-    _, models = run(data, tmp_path / "out", "--datasets", "LoVR-C2V")
+    _, models = run(data, tmp_path / "out", *sets)
     assert models["trained"].asked == []
 
 
-def test_frames_that_two_videos_share_are_refused(benchmark, tmp_path):
+def test_refuses_frames_of_two_videos(benchmark, tmp_path):
     root = tmp_path / "UVRB/LoVR-C2V"
     shutil.copytree(benchmark / "UVRB/LoVR-C2V", root)
     as_frames(root, flat=True)
@@ -186,7 +191,7 @@ def test_frames_that_two_videos_share_are_refused(benchmark, tmp_path):
         read_set(tmp_path, choose("LoVR-C2V")[0])
 
 
-def test_digests_follow_content_not_names(tmp_path):
+def test_digests_depend_on_content(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames/0.png").write_bytes(b"one")
@@ -195,7 +200,7 @@ def test_digests_follow_content_not_names(tmp_path):
     first = files.digest(tmp_path.resolve() / "a")
     frames = files.digest(tmp_path.resolve() / "frames")
     files.save()
-    kept = json.loads(record.read_text())
+    stored = json.loads(record.read_text())
     again = Folder(tmp_path, record)
     assert again.digest(tmp_path.resolve() / "a") == first
     (tmp_path / "a").write_bytes(b"two!")
@@ -203,7 +208,7 @@ def test_digests_follow_content_not_names(tmp_path):
     assert again.digest(tmp_path.resolve() / "a") != first
     assert again.digest(tmp_path.resolve() / "frames") != frames
     again.save()
-    assert json.loads(record.read_text()) != kept
+    assert json.loads(record.read_text()) != stored
     record.write_text("[]")
     with pytest.raises(UserError, match="digests.json: not a list of files"):
         Folder(tmp_path, record)
@@ -214,7 +219,7 @@ def test_digests_follow_content_not_names(tmp_path):
 
 @pytest.fixture
 def pooled(tmp_path):
-    """MS-TV with the candidates of q0 listed whole, and what the others add to their positives."""
+    """MS-TV with `candidates` for q0, and `neg` for the other queries."""
     make_benchmark(tmp_path, ("MS-TV", "MSRVTT"))
     lines = [{"qid": "q0", "pos": ["v0"], "candidates": ["v3", "v0"]}]
     lines += [{"qid": f"q{n}", "pos": [f"v{n}"], "neg": [f"v{n - 1}"]} for n in range(1, 5)]
@@ -223,17 +228,16 @@ def pooled(tmp_path):
 
 
 def write_instances(data, lines, name="MS-TV"):
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (data / f"UVRB/{name}/jsonl/instances.jsonl").write_text(text)
+    write_jsonl(data / f"UVRB/{name}/jsonl/instances.jsonl", lines)
 
 
-def test_both_readings_of_the_moments_pool(pooled):
+def test_reads_both_pools(pooled):
     task, other = choose("MS-TV")[0], choose("MSRVTT")[0]
     whole = read_set(pooled, task)
     assert whole.pool == "whole" and whole.candidates is None
-    own = read_set(pooled, task, moment_pool="candidates")
-    assert own.pool == "candidates"
-    assert own.candidates[:2] == (("v3", "v0"), ("v1", "v0")) and len(own.candidates) == 5
+    pool = read_set(pooled, task, moment_pool="candidates")
+    assert pool.pool == "candidates"
+    assert pool.candidates[:2] == (("v3", "v0"), ("v1", "v0")) and len(pool.candidates) == 5
     assert read_set(pooled, other, moment_pool="candidates").pool == "whole"
 
 
@@ -249,18 +253,18 @@ def test_both_readings_of_the_moments_pool(pooled):
         ({"negatives": ["x"]}, "negative 'x' of query 'q0' is not in the corpus"),
     ],
 )
-def test_candidates_that_do_not_fit_are_refused(pooled, line, message):
+def test_refuses_invalid_candidates(pooled, line, message):
     write_instances(pooled, [{"qid": "q0", "pos": ["v0"]} | line])
     with pytest.raises(UserError, match=message):
         read_set(pooled, choose("MS-TV")[0], moment_pool="candidates")
 
 
-# ---- the check of a copy ----------------------------------------------------------------------
+# ---- checks of a copy ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def full(tmp_path):
-    """MSRVTT with the table's thousand queries and documents, of five clips."""
+    """MSRVTT with a thousand queries and documents, as in the paper, of five clips."""
     make_benchmark(tmp_path, ("MSRVTT", "MS-TV"))
     root = tmp_path / "UVRB/MSRVTT/jsonl"
     names = sorted(path.name for path in (tmp_path / "clips").iterdir())
@@ -270,13 +274,12 @@ def full(tmp_path):
         ("instances", lambda n: {"qid": n, "pos": [n]}),
         ("corpus", lambda n: {"id": n, "video": f"videos/{names[n % 5]}"}),
     ):
-        lines = "".join(json.dumps(line(n)) + "\n" for n in range(1000))
-        (root / f"{table}.jsonl").write_text(lines)
+        write_jsonl(root / f"{table}.jsonl", map(line, range(1000)))
     return tmp_path
 
 
 def check(data, *more):
-    """(exit status, what is wrong)"""
+    """The exit status of `python -m data.uvrb.verify`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
         try:
@@ -286,14 +289,14 @@ def check(data, *more):
     return 0
 
 
-def test_a_sound_copy_is_recorded_and_compared(full, capsys):
+def test_records_and_compares_a_valid_copy(full, capsys):
     sets = ("--datasets", "MSRVTT")
     assert check(full, *sets) == 0
     out = capsys.readouterr().out
     assert "1,000 of 1,000" in out and "recorded" in out and "none are published" in out
     recorded = json.loads((full / "hashes.json").read_text())["sets"]["MSRVTT"]
     assert len(recorded) == 3 + 5
-    # The same set as an archive has the same hashes.
+    # The archive of the set has equal hashes.
     pack(full / "UVRB/MSRVTT", full / "packed", 3)
     assert check(full / "packed", *sets, "--record", str(full / "hashes.json")) == 0
     assert "the same" in capsys.readouterr().out
@@ -303,7 +306,7 @@ def test_a_sound_copy_is_recorded_and_compared(full, capsys):
     assert f"MSRVTT: videos/{clip.name} has changed since its hash" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_told(full, capsys):
+def test_names_missing_media(full, capsys):
     for clip in sorted((full / "UVRB/MSRVTT/videos").iterdir())[1:]:
         clip.unlink()
     path = full / "UVRB/MSRVTT/jsonl/corpus.jsonl"
@@ -323,18 +326,18 @@ def test_what_is_missing_is_told(full, capsys):
     assert "wrong: CMRB: neither" in wrong
 
 
-def test_the_check_says_which_pools_there_are(full, capsys):
-    assert check(full, "--datasets", "MS-TV") == 1  # five queries are not the table's 400
-    told = capsys.readouterr()
-    assert "MS-TV: the paper prints a corpus of 10; no candidates" in told.out
-    assert "MS-TV: queries 5, the paper has 400" in told.err and "corpus" not in told.err
+def test_reports_available_pools(full, capsys):
+    assert check(full, "--datasets", "MS-TV") == 1  # five queries instead of 400
+    printed = capsys.readouterr()
+    assert "MS-TV: the paper prints a corpus of 10; no candidates" in printed.out
+    assert "MS-TV: queries 5, the paper has 400" in printed.err and "corpus" not in printed.err
     lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "neg": [f"v{n - 1}"]} for n in range(1, 5)]
     write_instances(full, [{"qid": "q0", "pos": ["v0"], "candidates": ["v0"]}, *lines])
     check(full, "--datasets", "MS-TV")
     assert "each query has 1 to 2 candidates: --moment-pool" in capsys.readouterr().out
 
 
-def test_the_table_is_the_papers():
+def test_table_matches_the_paper():
     assert len(TASKS) == len(set(NAMES)) == 16
     more = {task.name: task.corpus - task.queries for task in TASKS if task.kind != "CMP"}
     assert {name: count for name, count in more.items() if count} == {

@@ -1,4 +1,4 @@
-"""The client against a server that fails in every way: reasons, retries, deadlines, the cache."""
+"""The client and a server with faults: reasons, retries, deadlines, the cache."""
 
 import asyncio
 import threading
@@ -21,7 +21,7 @@ PROMPT = prompts.load("video_captions")
 
 def settings(**fields) -> Settings:
     config = get_config("world")
-    config.calls.seconds = 60.0  # a busy machine may take its time
+    config.calls.seconds = 60.0  # for a busy machine
     config.calls.most_failures = 1.0
     config.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
     return Settings.of(config)
@@ -39,40 +39,36 @@ def shown(raw) -> list[bytes]:
 
 
 def ask(raw, cache, images, *, faults=(), count=1, **fields):
-    """What `count` equal calls give, the server, and the pauses; `faults` meet the first calls."""
-    pauses, made = [], settings(**fields)
+    """Results of `count` calls, the client, the server and the pauses; `faults` by call."""
+    pauses, checked = [], settings(**fields)
 
     async def sleep(seconds):
         pauses.append(seconds)
 
+    def why_invalid(value):
+        return fault(PROMPT.name, value, checked)
+
     async def run(url):
-        async with ModelClient(url, MODEL, made, cache, sleep) as server:
-            jobs = [
-                server.ask(
-                    PROMPT,
-                    SLOTS | {"seconds": n},
-                    images,
-                    lambda value: fault(PROMPT.name, value, made),
-                )
-                for n in range(count)
-            ]
-            return await asyncio.gather(*jobs, return_exceptions=True), server
+        async with ModelClient(url, MODEL, checked, cache, sleep) as client:
+            slots = [SLOTS | {"seconds": n} for n in range(count)]
+            calls = [client.ask(PROMPT, each, images, why_invalid) for each in slots]
+            return await asyncio.gather(*calls, return_exceptions=True), client
 
-    where = dict(enumerate(faults))
-    with Responder(raw, fault=lambda number: where.get(number, "")) as responder:
-        results, server = asyncio.run(run(responder.url))
-    return results, server, responder, pauses
+    by_call = dict(enumerate(faults))
+    with Responder(raw, fault=lambda number: by_call.get(number, "")) as responder:
+        results, client = asyncio.run(run(responder.url))
+    return results, client, responder, pauses
 
 
-def test_an_answer_is_valid_cached_and_counted(raw, tmp_path, shown):
-    (first,), server, responder, _ = ask(raw, tmp_path, shown)
+def test_valid_answer_is_cached_and_counted(raw, tmp_path, shown):
+    (first,), client, responder, _ = ask(raw, tmp_path, shown)
     assert set(first.value) == set(PROMPT.schema["required"])
-    assert (server.usage.calls, server.usage.cached, server.usage.attempts) == (1, 0, 1)
-    assert server.usage.prompt_tokens == 1000 and server.usage.cost(2.0, 0.0) == 0.002
-    (again,), server, responder, _ = ask(raw, tmp_path, shown)
+    assert (client.usage.calls, client.usage.cached, client.usage.attempts) == (1, 0, 1)
+    assert client.usage.prompt_tokens == 1000 and client.usage.cost(2.0, 0.0) == 0.002
+    (again,), client, responder, _ = ask(raw, tmp_path, shown)
     assert again == first and responder.requests == []
-    assert (server.usage.calls, server.usage.cached) == (0, 1) and not server.usage.prompt_tokens
-    # Another sampling, another picture: another question.
+    assert (client.usage.calls, client.usage.cached) == (0, 1) and not client.usage.prompt_tokens
+    # Another sampling or image is another request.
     for images, more in ((shown, {"server__temperature": 0.1}), (shown[:2], {})):
         _, _, responder, _ = ask(raw, tmp_path, images, **more)
         assert len(responder.requests) == 1
@@ -89,14 +85,14 @@ def test_an_answer_is_valid_cached_and_counted(raw, tmp_path, shown):
         ("language", "answer: another language"),
     ],
 )
-def test_an_invalid_answer_is_asked_again_then_rejected(raw, tmp_path, shown, kind, reason):
+def test_invalid_answer_is_retried_then_rejected(raw, tmp_path, shown, kind, reason):
     lengths = {"lengths__keywords": (1, 30)}  # the language fault has one
-    (good,), server, _, _ = ask(raw, tmp_path / "a", shown, faults=[kind, kind], **lengths)
-    assert good.tries == 3 and server.faults == {reason: 2}
-    (bad,), server, responder, _ = ask(raw, tmp_path / "b", shown, faults=[kind] * 3, **lengths)
+    (good,), client, _, _ = ask(raw, tmp_path / "a", shown, faults=[kind, kind], **lengths)
+    assert good.tries == 3 and client.faults == {reason: 2}
+    (bad,), client, responder, _ = ask(raw, tmp_path / "b", shown, faults=[kind] * 3, **lengths)
     assert isinstance(bad, Reject) and bad.reason == reason
     assert [body["seed"] for body in responder.requests] == [0, 1, 2]
-    # The verdict is remembered: no call at all.
+    # Rejected answers are cached as well.
     (bad,), _, responder, _ = ask(raw, tmp_path / "b", shown, **lengths)
     assert bad.reason == reason and responder.requests == []
 
@@ -108,33 +104,34 @@ def test_an_invalid_answer_is_asked_again_then_rejected(raw, tmp_path, shown, ki
         ("slow", "no answer in time"),
         ("error", "status 500"),
         ("busy", "status 429"),
+        ("malformed", "malformed response"),
     ],
 )
-def test_a_failed_call_is_repeated_after_a_pause(raw, tmp_path, shown, kind, why):
-    # The slow are given up after 4 s, which the third call, answered at once, does not need.
-    patience = {"calls__seconds": 4.0} if kind == "slow" else {}
-    (good,), server, _, pauses = ask(raw, tmp_path, shown, faults=[kind, kind], **patience)
-    assert good.tries == 1 and server.usage.attempts == 3
-    assert server.faults == {f"call: {why}": 2}
-    if kind == "busy":  # as the server wishes
+def test_failed_call_is_retried_with_backoff(raw, tmp_path, shown, kind, why):
+    # A deadline that the third call, which is answered at once, does not reach.
+    patience = {"calls__seconds": 2.5} if kind == "slow" else {}
+    (good,), client, _, pauses = ask(raw, tmp_path, shown, faults=[kind, kind], **patience)
+    assert good.tries == 1 and client.usage.attempts == 3
+    assert client.faults == {f"call: {why}": 2}
+    if kind == "busy":  # Retry-After
         assert pauses == [3.0, 3.0]
-    else:  # doubled, less up to half of it
+    else:  # doubled, minus up to half of it
         assert 0.5 <= pauses[0] <= 1.0 <= pauses[1] <= 2.0
     faults = ["error"] * 2
-    (bad,), server, responder, _ = ask(raw, tmp_path / "x", shown, faults=faults, calls__attempts=2)
+    (bad,), client, responder, _ = ask(raw, tmp_path / "x", shown, faults=faults, calls__attempts=2)
     assert isinstance(bad, Reject) and bad.reason == "server: status 500"
-    # No verdict on the question: it is not remembered.
+    # Failed calls are not cached.
     (good,), _, _, _ = ask(raw, tmp_path / "x", shown)
     assert good.tries == 1
 
 
-def test_an_answer_without_end_is_cut_off(raw, tmp_path, shown):
-    (bad,), server, _, _ = ask(raw, tmp_path, shown, faults=["huge"], calls__attempts=1)
+def test_response_size_is_limited(raw, tmp_path, shown):
+    (bad,), client, _, _ = ask(raw, tmp_path, shown, faults=["huge"], calls__attempts=1)
     assert isinstance(bad, Reject) and "above" in bad.reason
 
 
-def test_a_server_that_fails_or_denies_stops_the_run(raw, tmp_path, shown):
-    results, server, responder, _ = ask(
+def test_too_many_failures_or_a_refusal_stop_the_run(raw, tmp_path, shown):
+    results, client, responder, _ = ask(
         raw,
         tmp_path,
         shown,
@@ -144,15 +141,15 @@ def test_a_server_that_fails_or_denies_stops_the_run(raw, tmp_path, shown):
         calls__most_failures=0.1,
     )
     assert any(isinstance(one, UserError) and "calls failed" in str(one) for one in results)
-    assert len(responder.requests) < 60  # the others did not go on asking
+    assert len(responder.requests) < 60  # the other calls stopped
     (denied,), _, _, _ = ask(raw, tmp_path, shown, faults=["denied"])
     assert isinstance(denied, UserError) and "401" in str(denied) and "no key" in str(denied)
 
 
-def test_no_server_and_no_model_are_one_line(raw, tmp_path):
+def test_missing_server_or_model_is_one_line(raw, tmp_path):
     async def check(url, model):
-        async with ModelClient(url, model, settings(), tmp_path) as server:
-            await server.check()
+        async with ModelClient(url, model, settings(), tmp_path) as client:
+            await client.check()
 
     with Responder(raw) as responder:
         asyncio.run(check(responder.url, MODEL))
@@ -161,12 +158,12 @@ def test_no_server_and_no_model_are_one_line(raw, tmp_path):
         with pytest.raises(UserError, match="without a list of models"):
             asyncio.run(check(responder.url + "/v2", MODEL))
     with pytest.raises(UserError, match="no answer"):
-        asyncio.run(check(responder.url, MODEL))  # it is closed
+        asyncio.run(check(responder.url, MODEL))  # closed
     with pytest.raises(UserError, match="must be an http"):
         ModelClient("file:///etc/passwd", MODEL, settings(), tmp_path)
 
 
-def test_calls_at_once_are_bounded(raw, tmp_path, shown, monkeypatch):
+def test_concurrency_is_limited(raw, tmp_path, shown):
     at_once, most, lock = 0, 0, threading.Lock()
 
     def slowly(number):
@@ -180,10 +177,9 @@ def test_calls_at_once_are_bounded(raw, tmp_path, shown, monkeypatch):
         return ""
 
     async def run(url):
-        made = settings(calls__concurrency=3, calls__seconds=60.0)
-        async with ModelClient(url, MODEL, made, tmp_path) as server:
+        async with ModelClient(url, MODEL, settings(calls__concurrency=3), tmp_path) as client:
             await asyncio.gather(
-                *(server.ask(PROMPT, SLOTS | {"seconds": n}, shown) for n in range(9))
+                *(client.ask(PROMPT, SLOTS | {"seconds": n}, shown) for n in range(9))
             )
 
     with Responder(raw, fault=slowly) as responder:
@@ -191,7 +187,7 @@ def test_calls_at_once_are_bounded(raw, tmp_path, shown, monkeypatch):
     assert most == 3
 
 
-def test_a_key_is_sent_and_is_in_no_cache(raw, tmp_path, shown, monkeypatch):
+def test_api_key_is_sent_and_not_cached(raw, tmp_path, shown, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     ask(raw, tmp_path, shown)
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
@@ -202,24 +198,16 @@ def test_a_key_is_sent_and_is_in_no_cache(raw, tmp_path, shown, monkeypatch):
     "said",
     ['{"query": "q"}', '```json\n{"query": "q"}\n```', '<think>hm {</think>\n {"query": "q"} '],
 )
-def test_fences_and_thoughts_are_taken_off(said):
+def test_fences_and_reasoning_are_removed(said):
     assert parse(said, "stop", prompts.load("image_query")) == {"query": "q"}
 
 
 @pytest.mark.parametrize(
     "said",
-    [
-        "",
-        "null",
-        "[1]",
-        "9" * 5000,
-        "[" * 100_000,
-        '{"query": 1}',
-        '{"query": "a", "more": 1}',
-        '{"query": ""}',
-    ],
+    ["", "null", "[1]", "9" * 5000, "[" * 100_000]
+    + ['{"query": 1}', '{"query": "a", "more": 1}', '{"query": ""}'],
 )
-def test_whatever_else_is_a_reject(said):
+def test_other_answers_are_rejected(said):
     with pytest.raises(Reject):
         parse(said, "stop", prompts.load("image_query"))
 

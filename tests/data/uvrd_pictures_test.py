@@ -1,4 +1,4 @@
-"""Frames as they are decoded, motion, clips, and similarity with its cache."""
+"""Decoded frames, motion, clips, and similarity with its cache."""
 
 import io
 
@@ -17,14 +17,14 @@ from gve_jax.media.sandbox import Failure
 
 @pytest.fixture(scope="module")
 def decoder():
-    with_one = get_config("world")
-    with_one.run.decoders = 1
-    made = pictures.Decoder(Settings.of(with_one))
-    yield made
-    made.close()
+    config = get_config("world")
+    config.run.decoders = 1
+    decoder = pictures.Decoder(Settings.of(config))
+    yield decoder
+    decoder.close()
 
 
-def test_frames_are_those_of_the_file(decoder, raw):
+def test_frames_equal_those_of_the_file(decoder, raw):
     data = (raw / "videos" / "00000.mp4").read_bytes()
     clip = decoder.decode(data)
     frames = decode_mp4(data)
@@ -34,18 +34,18 @@ def test_frames_are_those_of_the_file(decoder, raw):
     np.testing.assert_array_equal(span.frames, frames[[4, 5, 7, 8]])
 
 
-def test_a_wide_video_keeps_its_places(decoder):
-    # A frame with a mark in each corner, 2 : 1, of which no side is a multiple of 28.
+def test_wide_video_keeps_its_layout(decoder):
+    # A 2:1 frame with marks in three corners, whose sides are not multiples of 28.
     frames = np.zeros((4, 60, 120, 3), np.uint8)
     frames[:, :20, :20, 0], frames[:, -20:, -20:, 1], frames[:, :20, -20:, 2] = 255, 255, 255
     seen = decoder.decode(encode_mp4(frames)).frames
     height, width = seen.shape[1:3]
     assert (height % 28, width % 28) == (0, 0) and width == 2 * height
-    for place, channel in (((5, 5), 0), ((-5, -5), 1), ((5, -5), 2)):
-        assert seen[0][place].argmax() == channel and seen[0][place].max() > 180
+    for pixel, channel in (((5, 5), 0), ((-5, -5), 1), ((5, -5), 2)):
+        assert seen[0][pixel].argmax() == channel and seen[0][pixel].max() > 180
 
 
-def test_bad_videos_are_failures(decoder, raw):
+def test_unreadable_videos_are_failures(decoder, raw):
     rows = [row.split('"')[3] for row in (raw / world.CAPTIONS).read_text().splitlines()]
     assert len(rows) == 26
     cut, none = (raw / "videos" / f"{n:05}.mp4" for n in (23, 25))
@@ -62,7 +62,7 @@ def test_motion_is_the_mean_change():
     assert pictures.motion(noise) < 0.01  # noise of 8 % of the range, averaged away
 
 
-def test_a_clip_is_written_as_it_is():
+def test_encoded_clip_has_the_same_frames():
     frames = np.zeros((6, 56, 84, 3), np.uint8)
     frames[:, :, :, 1] = np.arange(6)[:, None, None] * 40
     data = pictures.encode_clip(pictures.Clip(frames, 4.0), crf=18)
@@ -70,16 +70,16 @@ def test_a_clip_is_written_as_it_is():
     assert np.abs(decode_mp4(data).astype(int) - frames).max() < 12
 
 
-def test_the_world_is_known_again_by_its_pictures(raw):
-    known = SceneIndex(raw)
-    for index in (0, 4, 8):  # good ones
+def test_scenes_are_found_by_their_frames(raw):
+    scenes = SceneIndex(raw)
+    for index in (0, 4, 8):  # good videos
         frames = decode_mp4((raw / "videos" / f"{index:05}.mp4").read_bytes())
         shown = [frames[2], frames[7], frames[13]]
         jpegs = [pictures.encode_image(frame, "jpeg", 60) for frame in shown]
-        scene, places = known.find([_decode(jpeg) for jpeg in jpegs])
+        scene, numbers = scenes.find([_decode(jpeg) for jpeg in jpegs])
         assert scene == world.sample(3, index)
-        again = known._small[index][places]
-        np.testing.assert_array_equal(again, known._small[index][[2, 7, 13]])
+        found = scenes._small[index][numbers]
+        np.testing.assert_array_equal(found, scenes._small[index][[2, 7, 13]])
 
 
 def _decode(jpeg: bytes) -> np.ndarray:
@@ -87,7 +87,7 @@ def _decode(jpeg: bytes) -> np.ndarray:
 
 
 class _Model:
-    """Unit vectors by the first byte of what is encoded; cannot read what begins with `?`."""
+    """Unit vectors by the first byte of an input; inputs that start with `?` are unreadable."""
 
     fingerprint = {"weights": "1"}
 
@@ -102,7 +102,7 @@ class _Model:
         return vectors, np.array([data[:1] != b"?" for data in given])
 
 
-def test_similarities_are_cosines_and_computed_once(tmp_path):
+def test_similarities_are_cosines_and_cached(tmp_path):
     model = _Model()
     similar = Similarity(model, tmp_path)
     texts, videos = ["\x01a", "\x02b", "\x01a", "\x04d"], [b"\x01", b"\x05", b"?", b"\x01"]
@@ -111,7 +111,7 @@ def test_similarities_are_cosines_and_computed_once(tmp_path):
     assert np.isnan(cosines[2]) and model.seen == 6  # three texts, three files
     again = Similarity(model, tmp_path)(texts, videos)
     np.testing.assert_array_equal(again, cosines)
-    assert model.seen == 7  # only what could not be read is tried again
+    assert model.seen == 7  # only unreadable inputs are tried again
     model.fingerprint = {"weights": "2"}
     Similarity(model, tmp_path)(texts, videos)
-    assert model.seen == 13  # another model has vectors of its own
+    assert model.seen == 13  # another model has other vectors

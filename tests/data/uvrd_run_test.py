@@ -1,4 +1,4 @@
-"""From raw videos to a directory that training reads: every stage, bad input, kills, repeats."""
+"""Synthesis from raw videos to a directory for training: stages, bad input, resuming."""
 
 import dataclasses
 import io
@@ -25,23 +25,7 @@ from gve_jax.errors import UserError
 from gve_jax.streams.pairs import PairSources
 from tests.conftest import ROOT
 
-RATES = {
-    "pairs__T2T": 1.0,
-    "pairs__T2I": 1.0,
-    "pairs__TI2V": 1.0,
-    "pairs__TV2V": 1.0,
-    "pairs__I2V": 1.0,
-    "pairs__V2V": 1.0,
-}
-SIDES = {
-    "T2T": ("T", "T"),
-    "T2I": ("T", "I"),
-    "T2V": ("T", "V"),
-    "TI2V": ("TI", "V"),
-    "TV2V": ("TV", "V"),
-    "I2V": ("I", "V"),
-    "V2V": ("V", "V"),
-}
+RATES = {f"pairs__{name}": 1.0 for name in TYPES if name != "T2V"}  # that of T2V is 1.0
 
 
 def job(raw, output, server, **fields) -> Job:
@@ -60,7 +44,7 @@ def job(raw, output, server, **fields) -> Job:
 
 
 class ByColour:
-    """Cosine 1 where caption and video agree: it knows which captions are true."""
+    """Embeds captions and videos with cosine 1 if the caption describes the video, else 0."""
 
     fingerprint = {"weights": "colour"}
 
@@ -70,7 +54,6 @@ class ByColour:
 
     def encode_valid(self, items, ids, quarantine):
         texts = [item.text or self.of[item.video] for item in items]
-        # The unlike caption points elsewhere; a video points where its true caption would.
         unlike = [item.text is not None and "elephant" in item.text for item in items]
         vectors = np.array([[0, 1] if one else [1, 0] for one in unlike], np.float32)
         return vectors, np.ones(len(texts), bool)
@@ -87,7 +70,7 @@ def content(directory) -> dict[str, list]:
 
 @pytest.fixture(scope="module")
 def whole(raw, tmp_path_factory):
-    """(directory, the server's requests) of an uninterrupted synthesis."""
+    """(directory, the server's requests) of a complete synthesis."""
     folder = tmp_path_factory.mktemp("whole")
     embedder = Similarity(ByColour(raw), folder / "vectors")
     with Responder(raw) as server:
@@ -95,9 +78,9 @@ def whole(raw, tmp_path_factory):
         return folder / "pairs", list(server.requests)
 
 
-def test_the_funnel_and_the_rejects_are_those_of_the_world(whole):
-    told = json.loads((whole[0] / "synthesis.json").read_text())["tally"]
-    assert told["funnel"] == {
+def test_funnel_and_rejects_match_the_world(whole):
+    tally = json.loads((whole[0] / "synthesis.json").read_text())["tally"]
+    assert tally["funnel"] == {
         "videos": 26,
         "captions": 17,
         "decoded": 15,
@@ -105,7 +88,7 @@ def test_the_funnel_and_the_rejects_are_those_of_the_world(whole):
         "similar": 13,
         "enriched": 13,
     }
-    assert told["rejects"] == {
+    assert tally["rejects"] == {
         "captions: caption empty": 1,
         "captions: caption is spam": 2,
         "captions: caption not descriptive": 1,
@@ -116,16 +99,16 @@ def test_the_funnel_and_the_rejects_are_those_of_the_world(whole):
         "moving: static video": 1,
         "similar: caption unlike its video": 1,
     }
-    assert told["pairs"] == told["asked"] == dict.fromkeys(TYPES, 13)
+    assert tally["pairs"] == tally["asked"] == dict.fromkeys(TYPES, 13)
     rejects = lines(whole[0] / "rejects.jsonl")
-    assert Counter(f"{r['stage']}: {r['reason']}" for r in rejects) == told["rejects"]
-    assert max(len(r["detail"]) for r in rejects) <= 200  # the caption of 100 kB is not in it
+    assert Counter(f"{r['stage']}: {r['reason']}" for r in rejects) == tally["rejects"]
+    assert max(len(r["detail"]) for r in rejects) <= 200  # although a caption has 100 kB
     quarantined = lines(whole[0] / "quarantine.jsonl")
     assert [line["id"] for line in quarantined] == ["v00023", "v00025"]
     assert all(line["path"].endswith(f"{line['id'][1:]}.mp4") for line in quarantined)
 
 
-def test_training_reads_every_pair_and_its_history_is_there(whole, raw):
+def test_training_reads_every_pair_with_its_history(whole, raw):
     pairs = content(whole[0])
     assert set(pairs) == {f"{name}_uvrd" for name in TYPES}
     PairSources(whole[0]).check(dict.fromkeys(pairs, 13))
@@ -133,7 +116,7 @@ def test_training_reads_every_pair_and_its_history_is_there(whole, raw):
     assert len(history) == sum(map(len, pairs.values()))
     for name, found in pairs.items():
         for pair in found:
-            kind, told = name.split("_")[0], history[pair["id"]]
+            kind, record = name.split("_")[0], history[pair["id"]]
             sides = tuple(
                 "".join(
                     key
@@ -142,18 +125,18 @@ def test_training_reads_every_pair_and_its_history_is_there(whole, raw):
                 )
                 for one in (pair["query"], pair["positive"])
             )
-            assert sides == SIDES[kind] and pair["query"].instruction and not pair["negatives"]
-            assert told["type"] == kind and told["scores"]["similarity"] == 1.0
-            assert told["scores"]["motion"] > 0.0004
-            if pair["positive"].video:  # the very file
-                path = raw / "videos" / f"{told['video'][1:]}.mp4"
+            assert sides == tuple(kind.split("2")) and not pair["negatives"]
+            assert pair["query"].instruction and record["type"] == kind
+            assert record["scores"]["similarity"] == 1.0 and record["scores"]["motion"] > 0.0004
+            if pair["positive"].video:  # the original file
+                path = raw / "videos" / f"{record['video'][1:]}.mp4"
                 assert pair["positive"].video == path.read_bytes()
             if "T" in kind.split("2")[0]:
-                assert told["model"] == MODEL and told["sampling"]["temperature"] == 0.7
-                assert told["prompt"]["version"] and told["request"] and told["original"]
+                assert record["model"] == MODEL and record["sampling"]["temperature"] == 0.7
+                assert record["prompt"]["version"] and record["request"] and record["original"]
 
 
-def test_frames_and_clips_are_of_their_videos(whole):
+def test_frames_and_clips_come_from_their_videos(whole):
     history = {line["id"]: line for line in lines(whole[0] / "history.jsonl")}
     pairs = content(whole[0])
     for name in ("TI2V_uvrd", "I2V_uvrd"):
@@ -176,8 +159,8 @@ def _same(png: bytes, frame: np.ndarray) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), frame)
 
 
-def test_texts_are_true_of_their_videos(whole):
-    """What the server says, judged by the scenes themselves: the right video was looked at."""
+def test_texts_describe_their_videos(whole):
+    """Compares the texts with the scenes: the requests had the images of the right video."""
     history = {line["id"]: line for line in lines(whole[0] / "history.jsonl")}
     for name in ("T2V_uvrd", "TI2V_uvrd", "TV2V_uvrd"):
         for pair in content(whole[0])[name]:
@@ -187,7 +170,7 @@ def test_texts_are_true_of_their_videos(whole):
             assert not said & ({"circle", "square", "triangle", "star", "ring"} - shapes)
 
 
-def test_captions_reach_the_model_as_quoted_data_only(whole, raw):
+def test_captions_are_sent_as_quoted_data_only(whole, raw):
     for request in whole[1]:
         system, question = request["messages"]
         assert "never changes these rules" in system
@@ -198,9 +181,9 @@ def test_captions_reach_the_model_as_quoted_data_only(whole, raw):
         assert world.BAD[name][:24] not in sent
 
 
-def test_a_repeat_asks_nothing_and_another_command_is_refused(whole, raw, tmp_path):
+def test_repeated_command_sends_nothing_and_other_settings_are_refused(whole, raw, tmp_path):
     directory = whole[0]
-    nobody = "http://127.0.0.1:9/v1"  # no server is needed
+    nobody = "http://127.0.0.1:9/v1"  # no server
     before = sorted((p.name, p.stat().st_mtime_ns) for p in directory.iterdir())
     synthesize(job(raw, directory, nobody))
     assert sorted((p.name, p.stat().st_mtime_ns) for p in directory.iterdir()) == before
@@ -212,8 +195,8 @@ def test_a_repeat_asks_nothing_and_another_command_is_refused(whole, raw, tmp_pa
         synthesize(job(raw, tmp_path / "other", nobody))
 
 
-def test_the_same_videos_elsewhere_cost_no_call(whole, raw, tmp_path):
-    """The cache of answers alone, without the finished parts."""
+def test_shared_cache_answers_all_calls(whole, raw, tmp_path):
+    """The cache of answers without the finished parts."""
     directory, requests = whole
     cache = directory.with_name("pairs.work") / "cache"
     with Responder(raw) as server:
@@ -226,11 +209,11 @@ def test_the_same_videos_elsewhere_cost_no_call(whole, raw, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_the_same(whole, raw, tmp_path):
-    """Killed with one part finished, by the command line; without captions compared."""
+def test_resumes_after_kill(whole, raw, tmp_path):
+    """Killed after one part; without a comparison of captions."""
     output, work = tmp_path / "pairs", tmp_path / "pairs.work"
     with Responder(raw, latency=0.02) as server:
-        asked = job(raw, output, server.url)
+        resumed = job(raw, output, server.url)
         command = [
             *(sys.executable, "-m", "data.uvrd", "--config=configs/uvrd.py:world"),
             *(f"--input={raw / world.CAPTIONS}", f"--output={output}"),
@@ -255,29 +238,26 @@ def test_a_killed_run_goes_on_and_ends_the_same(whole, raw, tmp_path):
         before = len(server.requests)
         first = list((work / "parts").glob("*/part.json"))
         assert not output.exists() and len(first) < 5
-        synthesize(asked)
+        synthesize(resumed)
         bodies = [json.dumps(body, sort_keys=True) for body in server.requests]
         twice = len(bodies) - len(set(bodies))
-        assert before < len(bodies) and twice <= asked.settings.calls.concurrency  # in flight
-    # The comparison of captions aside, the same pairs as without a kill.
-    kept, known = content(output), content(whole[0])
-    for name in known:
-        found = {pair["id"]: pair for pair in kept[name]}
-        assert all(found[pair["id"]] == pair for pair in known[name])
-        assert len(found) == len(known[name]) + 1  # the caption unlike its video
+        assert before < len(bodies) and twice <= resumed.settings.calls.concurrency  # in flight
+    # The pairs of the complete run, and those of the video with an unlike caption.
+    resumed, expected = content(output), content(whole[0])
+    for name in expected:
+        pairs = {pair["id"]: pair for pair in resumed[name]}
+        assert all(pairs[pair["id"]] == pair for pair in expected[name])
+        assert len(pairs) == len(expected[name]) + 1
 
 
-def test_too_many_bad_videos_or_a_folder_without_captions_stop(raw, tmp_path):
+def test_too_many_unreadable_videos_and_missing_captions_are_refused(raw, tmp_path):
     with Responder(raw) as server:
         strict = job(
             raw,
             tmp_path / "out",
             server.url,
             run__max_bad_share=0.05,
-            pairs__T2V=0.0,
-            **dict.fromkeys(
-                ("pairs__T2T", "pairs__T2I", "pairs__TI2V", "pairs__TV2V", "pairs__V2V"), 0.0
-            ),
+            **{f"pairs__{name}": 0.0 for name in TYPES if name != "I2V"},
         )
         with pytest.raises(UserError, match="2 of 26 items could not be read"):
             synthesize(strict)
@@ -286,20 +266,22 @@ def test_too_many_bad_videos_or_a_folder_without_captions_stop(raw, tmp_path):
             synthesize(folder)
 
 
-def test_a_model_that_never_answers_well_makes_no_pair_of_texts(raw, tmp_path):
+def test_invalid_answers_give_no_pairs_with_texts(raw, tmp_path):
     rules = ("prose", "half", "refusal")
     with Responder(raw, fault=lambda number: rules[number % 3]) as server:
         synthesize(job(raw, tmp_path / "out", server.url, server__tries=1))
     pairs = content(tmp_path / "out")
     assert set(pairs) == {"I2V_uvrd", "V2V_uvrd"}
-    told = json.loads((tmp_path / "out" / "synthesis.json").read_text())["tally"]["rejects"]
+    rejects = json.loads((tmp_path / "out" / "synthesis.json").read_text())["tally"]["rejects"]
     for name in ("T2T", "T2I", "T2V", "TI2V", "TV2V"):
-        made = {reason: n for reason, n in told.items() if reason.startswith(f"{name}: ")}
-        assert sum(made.values()) == 14
-        assert set(made) <= {f"{name}: answer: {why}" for why in ("prose", "half JSON", "refusal")}
+        of_type = {reason: n for reason, n in rejects.items() if reason.startswith(f"{name}: ")}
+        assert sum(of_type.values()) == 14
+        assert set(of_type) <= {
+            f"{name}: answer: {why}" for why in ("prose", "half JSON", "refusal")
+        }
 
 
-def test_the_page_is_whole_and_loads_nothing(whole):
+def test_page_is_complete_and_has_no_external_resources(whole):
     page = (whole[0] / "samples.html").read_text()
     for name in TYPES:
         assert f"<h3>{name}_uvrd · 13 pairs</h3>" in page

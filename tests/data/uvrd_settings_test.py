@@ -1,4 +1,4 @@
-"""Every field of configs/uvrd.py is checked by name and documented; shares are exact."""
+"""Fields of configs/uvrd.py: checks, documentation, proportions of pairs, prompts."""
 
 import re
 import subprocess
@@ -34,7 +34,7 @@ from tests.conftest import ROOT
         ("run.part", 0),
     ],
 )
-def test_a_field_that_cannot_be_is_named(field, value):
+def test_invalid_field_is_named(field, value):
     config = get_config()
     config.update_from_flattened_dict({field: value})
     section = field.split(".")[0]
@@ -53,7 +53,7 @@ def test_a_field_that_cannot_be_is_named(field, value):
         ("--colour=7", "Unknown command line flag 'colour'"),
     ],
 )
-def test_a_refused_argument_is_one_line(argument, said):
+def test_invalid_argument_is_one_line(argument, said):
     command = [sys.executable, "-m", "data.uvrd", "--config=configs/uvrd.py", argument]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {said}")
@@ -72,26 +72,16 @@ def test_unknown_and_missing_fields_are_named():
 
 
 def test_every_field_is_documented():
-    told = (ROOT / "docs" / "uvrd.md").read_text()
+    page = (ROOT / "docs" / "uvrd.md").read_text()
     fields = set(re.findall(r"config\.([a-z_.]+) = ", (ROOT / "configs" / "uvrd.py").read_text()))
-    fields -= {
-        "limits",
-        "pairs",
-        "profiles",
-        "lengths",
-        "text",
-        "video",
-        "frame",
-        "clip",
-        "server",
-        "calls",
-        "run",
-    }
+    fields -= set(
+        "limits pairs profiles lengths text video frame clip server calls run".split()
+    )  # sections
     assert len(fields) > 40
-    assert not [field for field in sorted(fields) if f"`{field}`" not in told]
+    assert not [field for field in sorted(fields) if f"`{field}`" not in page]
 
 
-def test_pairs_are_shared_out_exactly():
+def test_consecutive_videos_get_exact_proportions():
     for rate in (0.0, 0.1, 89 / 879, 0.5, 1.0, 2.5):
         counts = np.array([count_at(rate, index, 0.37) for index in range(2000)])
         for length in (7, 100, 2000):  # any videos in a row
@@ -99,7 +89,7 @@ def test_pairs_are_shared_out_exactly():
             assert np.abs(sums - rate * length).max() < 1 + 1e-9
 
 
-def test_the_default_proportions_are_the_papers():
+def test_default_proportions_are_those_of_the_paper():
     settings = Settings.of(get_config())
     counts = dict.fromkeys(TYPES, 0)
     for index in range(8790):
@@ -108,8 +98,8 @@ def test_the_default_proportions_are_the_papers():
     assert all(abs(counts[name] - 10 * PAPER[name]) <= 1 for name in TYPES)
 
 
-def test_a_changed_prompt_is_a_new_version():
-    # Whoever changes a prompt or its schema raises its version and records the digest here.
+def test_changed_prompt_needs_a_new_version():
+    # To change a prompt or its schema, raise its version and record the digest here.
     known = {
         "video_captions": ("1", "34ed235b681d"),
         "frame_captions": ("1", "1a2ba075c3f0"),

@@ -198,7 +198,7 @@ def test_flags_are_compared_in_any_order_without_where_they_write(monkeypatch):
 
 _FAILS = """
 import sys, jax
-from gve_jax import hosts
+from gve_jax.distributed import hosts
 from gve_jax.errors import UserError, run_cli
 def command():
     hosts.set_location("after shard 7")

@@ -1,5 +1,6 @@
-"""Two models compared from what their evaluations wrote."""
+"""Comparisons of two models from the files of their evaluations."""
 
+import functools
 import json
 
 import numpy as np
@@ -7,27 +8,24 @@ import pytest
 
 from data.uvrb.tasks import NAMES
 from evals.uvrb import compare
-from evals.uvrb.__main__ import main
 from evals.uvrb.per_query import PerQuery
 from gve_jax.errors import UserError
-from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.evals.small_uvrb import ColourEncoder, evaluate, make_benchmark
 from tests.situations import situation
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """OUTPUT of a model that reads colours and of one that does not, on all sets."""
+    """OUTPUT of a trained and of an untrained encoder, on all sets."""
     folder = tmp_path_factory.mktemp("compare")
     data = make_benchmark(folder / "data")
     for name, trained in (("good", True), ("bad", False)):
-        main(
-            ["--model", name, "--data", str(data), "--output", str(folder / name)],
-            load=lambda _, trained=trained: ColourEncoder(trained),
-        )
+        load = functools.partial(lambda trained, _: ColourEncoder(trained), trained)
+        evaluate(data, folder / name, "--model", name, load=load)
     return folder
 
 
-def test_scores_of_queries_have_the_set_s_score_as_their_mean(outputs):
+def test_mean_score_of_queries_is_the_score_of_the_set(outputs):
     results = json.loads((outputs / "good/results.json").read_text())
     for name in NAMES:
         one = PerQuery.read(outputs / f"good/per_query/{name}.npz")
@@ -46,10 +44,10 @@ def test_command_compares_two_outputs(outputs, capsys):
     found = json.loads((outputs / "c.json").read_text())
     assert (found["a"], found["b"]) == ("good", "bad") and list(found["datasets"]) == list(NAMES)
     one = found["datasets"]["MSRVTT"]
-    # All equal vectors: the largest id is first, so one query of five is right for both.
+    # With equal vectors the largest id is first, so one query of five is a hit for both.
     assert (one["better"], one["worse"], one["difference"]) == (4, 0, pytest.approx(0.8))
     assert one["p"] == pytest.approx(2 / 2**4) and one["exact"]
-    # Holm's factor is the number of sets not yet passed: all sixteen for the smallest p.
+    # Holm's factor for the smallest p is the number of sets.
     smallest = min(found["datasets"].values(), key=lambda one: one["p"])
     assert smallest["p_holm"] == pytest.approx(min(1, 16 * smallest["p"]))
     scores = [
@@ -62,20 +60,11 @@ def test_command_compares_two_outputs(outputs, capsys):
 
 
 def test_flag_compares_with_another_output(outputs, tmp_path, capsys):
-    arguments = ["--model", "again", "--data", str(outputs / "data"), "--output", str(tmp_path)]
-    arguments += ["--compare", str(outputs / "good"), "--datasets", "MSRVTT,CRB-T"]
-    main(arguments, load=lambda _: ColourEncoder())
-    found = json.loads((tmp_path / "results.json").read_text())["compared"]
+    options = "--compare", outputs / "good", "--datasets", "MSRVTT,CRB-T"
+    found = evaluate(outputs / "data", tmp_path, *options)["compared"]
     assert found["b"] == "good" and list(found["datasets"]) == ["MSRVTT", "CRB-T"]
-    assert found["datasets"]["CRB-T"] == {
-        "difference": 0,
-        "interval": [0, 0],
-        "p": 1,
-        "exact": True,
-        "better": 0,
-        "worse": 0,
-        "p_holm": 1,
-    }
+    equal = {"difference": 0, "interval": [0, 0], "p": 1, "exact": True}
+    assert found["datasets"]["CRB-T"] == equal | {"better": 0, "worse": 0, "p_holm": 1}
     assert "good" in capsys.readouterr().out
 
 
@@ -93,7 +82,7 @@ def scores(ids, values, metric="hit_rate@1"):
         ({"MSRVTT": scores(["a", "b"], [1, 0], "mrr")}, "scored by hit_rate@1 and by mrr"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(other, message):
+def test_refuses_different_queries_and_metrics(other, message):
     with pytest.raises(UserError, match=message):
         compare.compare({"MSRVTT": scores(["a", "b"], [1, 0])}, other)
 
@@ -112,7 +101,7 @@ def test_what_cannot_be_compared_is_refused(other, message):
     "refused; the line names the file",
     since="0.1.0",
 )
-def test_damaged_scores_are_refused(tmp_path, content, message):
+def test_refuses_damaged_scores(tmp_path, content, message):
     path = tmp_path / "per_query/MSRVTT.npz"
     path.parent.mkdir()
     (tmp_path / "results.json").write_text('{"model": "m", "datasets": {"MSRVTT": {}}}')
@@ -125,7 +114,7 @@ def test_damaged_scores_are_refused(tmp_path, content, message):
         compare.load(tmp_path)
 
 
-def test_damaged_results_are_refused(tmp_path):
+def test_refuses_damaged_results(tmp_path):
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(UserError, match="results.json: not the results of an evaluation"):
         compare.load(tmp_path)
@@ -145,7 +134,7 @@ def test_damaged_results_are_refused(tmp_path):
         ({"datasets": {"CRB-T": {"corpus": 5}}}, "no set in common"),
     ],
 )
-def test_other_rankings_are_not_compared(change, message):
+def test_refuses_different_rankings(change, message):
     one = {"datasets": {"MS-TI": {"corpus": 5}}, "pools": {"MS-TI": "whole"}}
     one["digests"] = {"MS-TI": {"queries": "0"}}
     compare.check_same_ranking(one, one)
@@ -153,18 +142,17 @@ def test_other_rankings_are_not_compared(change, message):
         compare.check_same_ranking(one, one | change)
 
 
-def test_results_are_written_even_if_the_comparison_is_refused(outputs, tmp_path):
+def test_writes_results_even_if_the_comparison_is_refused(outputs, tmp_path):
     theirs = tmp_path / "theirs"
     (theirs / "per_query").mkdir(parents=True)
     one = PerQuery.read(outputs / "good/per_query/MSRVTT.npz")
     one.write(theirs / "per_query/MSRVTT.npz")
     record = {"model": "x", "datasets": {"MSRVTT": {"corpus": 500}}}
     (theirs / "results.json").write_text(json.dumps(record))
-    arguments = ["--model", "a", "--data", str(outputs / "data"), "--output", str(tmp_path / "o")]
+    options = outputs / "data", tmp_path / "o", "--compare", theirs, "--datasets"
     with pytest.raises(UserError, match="has none of these sets"):
-        main([*arguments, "--datasets", "CRB-T", "--compare", str(theirs)])
-    arguments += ["--datasets", "MSRVTT", "--compare", str(theirs)]
+        evaluate(*options, "CRB-T")
     with pytest.raises(UserError, match="ranked among 5 documents, the other among 500"):
-        main(arguments, load=lambda _: ColourEncoder())
+        evaluate(*options, "MSRVTT")
     results = json.loads((tmp_path / "o/results.json").read_text())
     assert results["datasets"]["MSRVTT"]["score"] == one.score.mean()

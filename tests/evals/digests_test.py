@@ -1,5 +1,5 @@
-"""Two scores are compared on the same set only: queries, documents, positives, pools, media, and
-what was left out."""
+"""Scores are compared only on equal sets: queries, documents, positives, pools, media, and
+unreadable items."""
 
 import json
 import shutil
@@ -10,15 +10,21 @@ import pytest
 from data.uvrb.reader import read_set
 from data.uvrb.tasks import TASKS
 from evals.uvrb import compare
-from evals.uvrb.__main__ import main
 from evals.uvrb.check import failures
 from evals.uvrb.digests import set_digests
 from evals.uvrb.published import comparison
 from gve_jax.errors import UserError
 from gve_jax.media.errors import MediaError
+from tests.evals import small_uvrb
 from tests.evals.evaluate_test import scores as results_with_scores
-from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark
-from tests.evals.trec_test import score, write_set
+from tests.evals.small_uvrb import (
+    Settings,
+    make_benchmark,
+    read_jsonl,
+    score_vectors,
+    write_jsonl,
+    write_set,
+)
 from tests.situations import situation
 
 QUERIES = [f"q{n}" for n in range(40)]
@@ -31,7 +37,7 @@ def unit(rows):
 
 @pytest.fixture(scope="module")
 def vectors():
-    """Documents, and queries that are nearer to the last four documents than to their own."""
+    """Documents, and queries that are nearer to the last four documents than to their positives."""
     corpus = unit(np.random.default_rng(0).normal(size=(100, 8)))
     return unit(corpus[:40] + 1.2 * corpus[[96 + n % 4 for n in range(40)]]), corpus
 
@@ -48,15 +54,14 @@ def evaluate(
     candidates=None,
     more=(),
 ):
-    """Scores vectors of a set of these ids; OUTPUT."""
+    """Scores vectors of a set with these ids; returns OUTPUT."""
     positives = positives or [[corpus[n]] for n in range(40)]
     write_set(folder, task, QUERIES, positives, corpus, candidates)
     if texts is not None:
         path = folder / f"data/UVRB/{task}/jsonl/queries.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        lines = [line | {"text": text} for line, text in zip(lines, texts, strict=True)]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    score(folder, task, QUERIES, vectors[0], corpus[:kept], vectors[1][:kept], *more)
+        lines = zip(read_jsonl(path), texts, strict=True)
+        write_jsonl(path, [line | {"text": text} for line, text in lines])
+    score_vectors(folder, task, QUERIES, vectors[0], corpus[:kept], vectors[1][:kept], *more)
     return folder / "out"
 
 
@@ -65,9 +70,9 @@ POOL = [[f"d{n}", f"d{n + 1}", "d99"] for n in range(40)]
 
 @situation(
     "Evaluation",
-    "two models compared that were scored on other documents, queries, "
+    "a comparison of models that were scored on other documents, queries, "
     "positives or pools of equal counts",
-    "refused, by the set and what differs in it",
+    "refused, with the set and its difference",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -95,51 +100,39 @@ POOL = [[f"d{n}", f"d{n + 1}", "d99"] for n in range(40)]
         ({"kept": 99}, {"kept": 98}, "without 1 documents .* without 2; 'd98' is missing in one"),
     ],
 )
-def test_other_sets_are_refused(tmp_path, vectors, one, other, message, capsys):
-    def go(folder, options):
+def test_refuses_different_sets(tmp_path, vectors, one, other, message, capsys):
+    def score(folder, options):
         pool = ("--moment-pool", "candidates") if "candidates" in options else ()
         return evaluate(folder, vectors, **{"more": pool} | options)
 
-    a, b = go(tmp_path / "a", one), go(tmp_path / "b", other)
+    a, b = score(tmp_path / "a", one), score(tmp_path / "b", other)
     for first, second in ((a, b), (b, a)):
         with pytest.raises(UserError) as refused:
             compare.main([str(first / "results.json"), str(second)])
         if first == a:
             assert refused.match(message)
         assert "not comparable" in str(refused.value) and "\n" not in str(refused.value)
-    # The same by --compare, which leaves the results as they are.
-    folder, task = tmp_path / "a", one.get("task", "MSRVTT")
+    # `--compare` refuses too, and leaves the results unchanged.
+    task, kept = one.get("task", "MSRVTT"), one.get("kept", 100)
     before = json.loads((a / "results.json").read_text())
-    kept = one.get("kept", 100)
-    pool = ("--moment-pool", "candidates") if "candidates" in one else ()
+    options = ("--moment-pool", "candidates") if "candidates" in one else ()
+    sides = QUERIES, vectors[0], CORPUS[:kept], vectors[1][:kept]
     with pytest.raises(UserError, match=message):
-        score(
-            folder,
-            task,
-            QUERIES,
-            vectors[0],
-            CORPUS[:kept],
-            vectors[1][:kept],
-            *pool,
-            "--compare",
-            str(b),
-        )
+        score_vectors(tmp_path / "a", task, *sides, *options, "--compare", b)
     after = json.loads((a / "results.json").read_text())
     assert after["datasets"][task]["score"] == before["datasets"][task]["score"]
     assert "compared" not in after
 
 
-def test_other_orders_of_the_files_are_the_same_set(tmp_path, vectors):
+def test_order_of_files_does_not_matter(tmp_path, vectors):
     a = evaluate(tmp_path / "a", vectors, task="MS-TI", candidates=POOL)
-    path = tmp_path / "a/data/UVRB/MS-TI/jsonl/instances.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    turned = [line | {"candidates": line["candidates"][::-1]} for line in lines[::-1]]
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     path = tmp_path / "b/data/UVRB/MS-TI/jsonl/instances.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in turned))
+    lines = read_jsonl(path)[::-1]
+    write_jsonl(path, [line | {"candidates": line["candidates"][::-1]} for line in lines])
     corpus = path.with_name("corpus.jsonl")
     corpus.write_text("\n".join(corpus.read_text().splitlines()[::-1]))
-    score(tmp_path / "b", "MS-TI", QUERIES, vectors[0], CORPUS, vectors[1])
+    score_vectors(tmp_path / "b", "MS-TI", QUERIES, vectors[0], CORPUS, vectors[1])
     compare.main([str(a), str(tmp_path / "b/out"), "--output", str(tmp_path / "c.json")])
     assert json.loads((tmp_path / "c.json").read_text())["datasets"]["MS-TI"]["difference"] == 0
 
@@ -147,10 +140,10 @@ def test_other_orders_of_the_files_are_the_same_set(tmp_path, vectors):
 @situation(
     "Evaluation",
     "a comparison with results of a version before 0.2.0",
-    "refused: they have no digests; the line says how to make them",
+    "refused, since they lack digests; the line says how to create them",
     since="0.2.0",
 )
-def test_older_results_are_named_with_what_to_do(tmp_path, vectors):
+def test_names_older_results_with_a_remedy(tmp_path, vectors):
     a = evaluate(tmp_path / "a", vectors)
     shutil.copytree(a, tmp_path / "b")
     old = json.loads((a / "results.json").read_text())
@@ -168,7 +161,7 @@ def test_older_results_are_named_with_what_to_do(tmp_path, vectors):
             compare.main([*map(str, pair)])
 
 
-def test_scores_of_queries_of_another_evaluation_are_refused(tmp_path, vectors):
+def test_refuses_scores_of_queries_of_another_evaluation(tmp_path, vectors):
     a = evaluate(tmp_path / "a", vectors)
     b = evaluate(tmp_path / "b", (vectors[1][:40], vectors[1]))
     shutil.copy(b / "per_query/MSRVTT.npz", a / "per_query/MSRVTT.npz")
@@ -186,15 +179,11 @@ def data(tmp_path_factory):
     return make_benchmark(tmp_path_factory.mktemp("digests"), ("MSRVTT", "CRB-T"))
 
 
-def run(data, output, *more, load=lambda _: ColourEncoder(), task="MSRVTT"):
-    main(
-        ["--model", "m", "--data", str(data), "--output", str(output), "--datasets", task, *more],
-        load=load,
-    )
-    return json.loads((output / "results.json").read_text())
+def run(data, output, *options, task="MSRVTT", **more):
+    return small_uvrb.evaluate(data, output, "--datasets", task, *options, **more)
 
 
-def test_media_of_other_content_are_refused(data, tmp_path, capsys):
+def test_refuses_media_of_other_content(data, tmp_path, capsys):
     run(data, tmp_path / "a")
     other = tmp_path / "other/UVRB/MSRVTT"
     shutil.copytree(data / "UVRB/MSRVTT", other)
@@ -206,30 +195,16 @@ def test_media_of_other_content_are_refused(data, tmp_path, capsys):
         compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
-def test_digests_of_vectors_and_of_media_agree_but_for_the_content(data, tmp_path, capsys):
-    """Vectors made elsewhere can be compared with a model: the line says what was not compared."""
+def test_digests_of_imported_vectors_lack_media_only(data, tmp_path, capsys):
+    """Imported vectors can be compared with a model; a line says that media were not compared."""
     results = run(data, tmp_path / "a")
     folder = tmp_path / "vectors/MSRVTT"
     folder.mkdir(parents=True)
     for side, letter in (("queries", "q"), ("corpus", "v")):
         np.save(folder / f"{side}.npy", np.eye(5, dtype=np.float32))
         (folder / f"{side}.ids.json").write_text(json.dumps([f"{letter}{n}" for n in range(5)]))
-    main(
-        [
-            "--embeddings",
-            str(folder.parent),
-            "--data",
-            str(data),
-            "--output",
-            str(tmp_path / "b"),
-            "--datasets",
-            "MSRVTT",
-        ]
-    )
-    ours, theirs = (
-        results["digests"]["MSRVTT"],
-        json.loads((tmp_path / "b/results.json").read_text())["digests"]["MSRVTT"],
-    )
+    theirs = run(data, tmp_path / "b", "--embeddings", folder.parent)["digests"]["MSRVTT"]
+    ours = results["digests"]["MSRVTT"]
     assert ours["media"] and theirs == ours | {"media": None}
     capsys.readouterr()
     compare.main([str(tmp_path / "a"), str(tmp_path / "b")])
@@ -238,7 +213,7 @@ def test_digests_of_vectors_and_of_media_agree_but_for_the_content(data, tmp_pat
     )
 
 
-def test_digests_depend_on_what_they_are_of(data):
+def test_digests_depend_on_their_content(data):
     task = next(task for task in TASKS if task.name == "MSRVTT")
     found = read_set(data, task)
     one = set_digests(found, str)
@@ -255,7 +230,7 @@ def test_digests_depend_on_what_they_are_of(data):
 
 
 class Blinking(Settings):
-    """Cannot read one clip in a variant: shuffled, of other frames, or as the baseline."""
+    """Cannot read one clip in a variant: shuffled, with other frames, or as the baseline."""
 
     def __init__(self, blinks=False, **inputs):
         super().__init__(**inputs)
@@ -271,11 +246,11 @@ class Blinking(Settings):
 @situation(
     "Evaluation",
     "a document that only the untrained model, the control or the re-encoded run cannot read",
-    "that set is left out of the comparison, named with the reason",
+    "that set is excluded from the comparison, with the reason",
     since="0.2.0",
 )
 @pytest.mark.parametrize("variant", ["untrained", "shuffled", "re-encoded"])
-def test_variants_that_left_something_out_are_not_compared(
+def test_does_not_compare_variants_with_unreadable_items(
     data, tmp_path, variant, capsys, monkeypatch
 ):
     options = {
@@ -285,57 +260,45 @@ def test_variants_that_left_something_out_are_not_compared(
     }[variant]
     if variant == "re-encoded":
         monkeypatch.setattr("evals.uvrb.reencode.Reencoder._copy", fail_to_copy)
-    results = run(
-        data,
-        tmp_path / "o",
-        *options,
-        "--max-bad-share",
-        "0.5",
-        task="CRB-T",
-        load=lambda name: Blinking(name == "b"),
-    )
+    options += ["--max-bad-share", "0.5"]
+    blinking = dict(task="CRB-T", load=lambda name: Blinking(name == "b"))
+    results = run(data, tmp_path / "o", *options, **blinking)
     found = {
         "untrained": lambda: results["untrained"],
         "re-encoded": lambda: results["reencoded"],
         "shuffled": lambda: results["controls"]["shuffled"],
     }[variant]()
     assert found["datasets"]["CRB-T"]["left_out"]["documents"] == ["v0"]
-    why = found["paired"]["refused"]["CRB-T"]
-    assert "one was scored without 0 documents that could not be read, the other without 1" in why
+    reason = found["paired"]["refused"]["CRB-T"]
+    assert (
+        "one was scored without 0 documents that could not be read, the other without 1" in reason
+    )
     assert found["paired"]["datasets"] == {} and found["paired"]["averages"] == {}
     printed = " ".join(capsys.readouterr().out.split())
     assert f"CRB-T: not compared, {variant}: one was scored without 0 documents" in printed
 
 
-def test_points_of_a_sweep_that_left_something_out_have_no_difference(data, tmp_path, capsys):
+def test_sweep_points_with_unreadable_items_have_no_difference(data, tmp_path, capsys):
     class Short(Blinking):
         def with_inputs(self, **changes):
             return Short(changes["num_frames"] == 4, num_frames=changes["num_frames"])
 
-    results = run(
-        data,
-        tmp_path / "o",
-        "--frames",
-        "4,16",
-        "--max-bad-share",
-        "0.5",
-        task="CRB-T",
-        load=lambda _: Short(),
-    )
+    options = "--frames", "4,16", "--max-bad-share", "0.5"
+    results = run(data, tmp_path / "o", *options, task="CRB-T", load=lambda _: Short())
     refused = [point["refused"] for point in results["sweeps"]["frames"]]
     assert list(refused[0]) == ["CRB-T"] and refused[1] == {}
     assert "CRB-T: not compared, 4 frames: one was scored without 0" in capsys.readouterr().out
 
 
 def fail_to_copy(self, digest, video):
-    """In the place of an encoder that fails on one video."""
+    """Replaces `Reencoder._copy`; fails on one video."""
     copy = self.folder / f"{digest}.mp4"
     failed = "red_blue" in video.name
     copy.write_bytes(b"" if failed else video.read_bytes())
     return f"{video}: damaged" if failed else ""
 
 
-def test_a_check_fails_where_it_could_not_compare():
+def test_check_fails_without_a_comparison():
     refused = {"datasets": {}, "refused": {"CRB-T": "one was scored without 1 documents"}}
     results = results_with_scores(0.5)
     results["untrained"]["paired"] = refused
@@ -346,9 +309,9 @@ def test_a_check_fails_where_it_could_not_compare():
     ]
 
 
-def test_a_set_that_lost_something_does_not_stand_beside_the_paper():
-    whole = {t.name: {"queries": t.queries, "corpus": t.corpus} for t in TASKS}
-    lost = whole["PEV-K"] | {"quarantined": {"queries": 0, "documents": 600}}
-    found = comparison(whole | {"PEV-K": lost})
+def test_set_with_unreadable_items_is_not_compared_with_the_paper():
+    complete = {t.name: {"queries": t.queries, "corpus": t.corpus} for t in TASKS}
+    lost = complete["PEV-K"] | {"quarantined": {"queries": 0, "documents": 600}}
+    found = comparison(complete | {"PEV-K": lost})
     assert list(found["differing"]) == ["PEV-K"] and "PEV-K" not in found["comparable"]
     assert found["differing"]["PEV-K"] == "0 queries and 600 documents that could not be read"

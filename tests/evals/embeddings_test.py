@@ -1,4 +1,4 @@
-"""Embeddings that are made once: killed in the middle, on two hosts, in another order of sets."""
+"""Contents are embedded once: after kills, on two hosts, in another order of sets."""
 
 import json
 import os
@@ -16,17 +16,18 @@ from gve_jax.checkpoints.digests import weights_digest
 from gve_jax.errors import UserError
 from tests.conftest import ROOT
 from tests.evals.evaluate_test import run
-from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.evals.small_uvrb import ColourEncoder, evaluate, make_benchmark, read_jsonl
 
 SETS = ("MSRVTT", "CRB-T", "LoVR-C2V")
 
-# One process that scores with the colour encoder; arguments as of `python -m evals.uvrb`. The
-# environment says after how many items it dies as if the machine had lost its power.
+# A process that scores with the colour encoder; arguments as for `python -m evals.uvrb`. It kills
+# itself after DIES_AFTER items, an environment variable.
 PROGRAM = """
 import os, signal, sys
 from evals.uvrb import embeddings
 from gve_jax.errors import run_cli
-from tests.evals.embeddings_test import Hashed, main
+from evals.uvrb.__main__ import main
+from tests.evals.embeddings_test import Hashed
 
 embeddings.SHARD = 2
 DIES = int(os.environ.get("DIES_AFTER", 1000))
@@ -51,12 +52,11 @@ class Hashed(ColourEncoder):
 
 
 def score(data: str, out: str) -> list[str]:
-    """What a host of the pair does, in shards of two; what its model was asked for."""
+    """Scores on one of two hosts, in shards of two; returns the ids that its model embedded."""
     model, embeddings.SHARD = Hashed(), 2
-    main(
-        ["--model", "m", "--data", data, "--output", out, *options()],
-        load=lambda name: model.hashed(),
-    )
+    # Not `evaluate`: only the first host writes the results.
+    arguments = ["--model", "m", "--data", data, "--output", out, *options()]
+    main(arguments, load=lambda _: model.hashed())
     return model.asked
 
 
@@ -67,7 +67,7 @@ def benchmark(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(benchmark, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole")
+    out = tmp_path_factory.mktemp("expected")
     run(benchmark, out, *options())
     return scores(out)
 
@@ -85,18 +85,8 @@ def scores(out):
 
 
 def start(data, out, **environment):
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM,
-        "--model",
-        "m",
-        "--data",
-        str(data),
-        "--output",
-        str(out),
-        *options(),
-    ]
+    command = [sys.executable, "-c", PROGRAM, "--model", "m", "--data", str(data)]
+    command += ["--output", str(out), *options()]
     devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     return subprocess.Popen(
         command,
@@ -113,7 +103,7 @@ def asked(out):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_embeds_what_is_missing(benchmark, expected, tmp_path):
+def test_resumes_after_kill(benchmark, expected, tmp_path):
     process = start(benchmark, tmp_path / "out", DIES_AFTER="7")
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, err
@@ -133,7 +123,7 @@ def test_killed_in_the_middle_it_embeds_what_is_missing(benchmark, expected, tmp
     assert scores(tmp_path / "out") == expected
 
 
-def test_a_shard_without_its_seal_is_made_again(benchmark, expected, tmp_path, monkeypatch):
+def test_embeds_an_unsealed_shard_again(benchmark, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(embeddings, "SHARD", 2)
     calls = []
 
@@ -160,32 +150,32 @@ def test_a_shard_without_its_seal_is_made_again(benchmark, expected, tmp_path, m
     assert scores(tmp_path / "out") == expected
 
 
-def test_two_commands_in_one_folder_keep_their_own_vectors(tmp_path):
-    """Both write their first shard: a seal must not be of the other's vectors."""
+def test_concurrent_commands_do_not_mix_vectors(tmp_path):
+    """Both write their first shard: a seal must not belong to the other's vectors."""
     rows = np.eye(3, dtype=np.float32)
     one, other = (embeddings.Store(tmp_path, {}, 3) for _ in range(2))
     one.write(["a", "b"], rows[:2], [True, True])
-    other._read |= {path.name for path in tmp_path.glob("vectors-*")}  # it looked before that
+    other._read |= {path.name for path in tmp_path.glob("vectors-*")}  # read before that
     other.write(["c", "a"], rows[[2, 0]], [True, True])
-    for path in tmp_path.glob("vectors-00-00001-*"):  # and so has the same number
+    for path in tmp_path.glob("vectors-00-00001-*"):  # so it has the same number
         path.rename(str(path).replace("-00001-", "-00000-"))
     both = embeddings.Store(tmp_path, {}, 3).side(["c", "b", "a"])
     assert (both.vectors == rows[[2, 1, 0]]).all()
 
 
-def test_content_is_embedded_once_after_a_restart_too(benchmark, tmp_path):
+def test_embeds_content_once_over_commands(benchmark, tmp_path):
     run(benchmark, tmp_path / "out", "--datasets", "CRB-T")
     _, models = run(benchmark, tmp_path / "out", "--datasets", "MSRVTT")
     assert models["trained"].asked == [f"MSRVTT.queries/q{n}" for n in range(5)]
-    # The control shows other videos, and asks with the same texts.
+    # The control has other videos and the same texts.
     _, models = run(benchmark, tmp_path / "out", "--datasets", "CRB-T", "--control")
     assert models["trained"].asked == [f"CRB-T.corpus/v{n}" for n in range(5)]
 
 
-def test_two_hosts_share_the_work_and_get_the_same_scores(two_hosts, tmp_path):
+def test_two_hosts_share_the_work_and_get_equal_scores(two_hosts, tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
     make_benchmark(data, SETS)
-    for name in SETS:  # the second of five: the second host's
+    for name in SETS:  # the second of five, on the second host
         (data / f"UVRB/{name}/videos/blue_red.mp4").write_bytes(b"not a video")
     run(data, tmp_path / "alone", *options())
     first, second = two_hosts.run("tests.evals.embeddings_test:score", str(data), str(out))
@@ -201,12 +191,12 @@ def test_two_hosts_share_the_work_and_get_the_same_scores(two_hosts, tmp_path):
     ]
     assert len(second) == 2 * 4 and not set(first) & set(second)
     assert scores(out) == scores(tmp_path / "alone")
-    for name in SETS:  # the order that was counted, however many hosts there are
+    for name in SETS:  # equal order on any number of hosts
         run_file = f"trec/{name}.run"
         assert (out / run_file).read_bytes() == (tmp_path / "alone" / run_file).read_bytes()
-    assert not list(out.glob("quarantine-*"))  # host 0 writes what all know
-    lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-    assert sorted(line["id"] for line in lines) == [  # one content, four items
+    assert not list(out.glob("quarantine-*"))  # host 0 writes for all
+    lines = read_jsonl(out / "quarantine.jsonl")
+    assert sorted(line["id"] for line in lines) == [  # four items of one content
         "CRB-T.corpus/v1",
         "LoVR-C2V.corpus/v1",
         "LoVR-C2V.queries/q1",
@@ -214,29 +204,28 @@ def test_two_hosts_share_the_work_and_get_the_same_scores(two_hosts, tmp_path):
     ]
     results = json.loads((out / "results.json").read_text())
     assert results["quarantined"] == len(lines) == 4
-    # The digest of weights is that of one host, though each holds them all.
+    # The digest of weights equals that of one host.
     assert results["fingerprint"]["digest"] == weights_digest({"a": jnp.arange(12.0).reshape(3, 4)})
-    # One host resumes what two began: nothing is left.
-    _, models = run(data, out, *options(), models={"trained": Told(results["fingerprint"])})
-    assert models["trained"].asked == []
+    # One host resumes the work of two: nothing is left.
+    model = WithFingerprint(results["fingerprint"])
+    run(data, out, *options(), models={"trained": model})
+    assert model.asked == []
 
 
-class Told(ColourEncoder):
+class WithFingerprint(ColourEncoder):
     def __init__(self, fingerprint):
         super().__init__()
         self.fingerprint = fingerprint
 
 
-def test_media_mended_after_a_refusal_are_scored(tmp_path):
+def test_scores_media_repaired_after_a_refusal(tmp_path):
     data = make_benchmark(tmp_path, ("CRB-T",))
     video = sorted((data / "UVRB/CRB-T/videos").iterdir())[0]
-    sound = video.read_bytes()
+    intact = video.read_bytes()
     video.write_bytes(b"junk")
-    arguments = ["--model", "m", "--data", str(data), "--output", str(tmp_path / "out")]
-    arguments += ["--datasets", "CRB-T", "--max-bad-share", "0"]
+    options = "--datasets", "CRB-T", "--max-bad-share", "0"
     with pytest.raises(UserError, match="1 of 10 items could not be read"):
-        main(arguments, load=lambda _: ColourEncoder())
-    video.write_bytes(sound)
-    main(arguments, load=lambda _: ColourEncoder())
-    results = json.loads((tmp_path / "out/results.json").read_text())
+        evaluate(data, tmp_path / "out", *options)
+    video.write_bytes(intact)
+    results = evaluate(data, tmp_path / "out", *options)
     assert results["quarantined"] == 0 and results["datasets"]["CRB-T"]["score"] == 1

@@ -24,14 +24,14 @@ def benchmark(tmp_path_factory):
 
 @pytest.fixture
 def data(benchmark, tmp_path):
-    """A private copy of two sets, to be damaged."""
+    """A copy of two sets that a test may damage."""
     for name in ("MSRVTT", "CRB-T"):
         shutil.copytree(benchmark / "UVRB" / name, tmp_path / "data" / "UVRB" / name)
     return tmp_path / "data"
 
 
 def run(data, output, *more, models=None):
-    """Runs the command line with colour encoders; the results and the encoders by name."""
+    """Runs the command with colour encoders; returns the results and the encoders by name."""
     models = models or {"trained": ColourEncoder(), "none": ColourEncoder(trained=False)}
     arguments = ["--model", "trained", "--data", str(data), "--output", str(output), *more]
     main(arguments, load=models.__getitem__)
@@ -41,25 +41,15 @@ def run(data, output, *more, models=None):
 @situation(
     "Evaluation",
     "a model whose vectors are all equal",
-    "scores chance, not 1: equal scores are ordered by id, as trec_eval does",
+    "scores chance, not 1: equal scores are ordered by id, as in trec_eval",
     since="0.1.0",
 )
-def test_whole_benchmark_with_baseline_control_and_check(benchmark, tmp_path, capsys):
-    results, models = run(
-        benchmark,
-        tmp_path / "out",
-        "--baseline",
-        "none",
-        "--control",
-    )
+def test_all_sets_with_baseline_and_control(benchmark, tmp_path, capsys):
+    results, models = run(benchmark, tmp_path / "out", "--baseline", "none", "--control")
     assert list(results["datasets"]) == list(NAMES)
     record = results["datasets"]["MSRVTT"]
-    assert (record["metric"], record["score"], record["queries"], record["corpus"]) == (
-        "R@1",
-        1.0,
-        5,
-        5,
-    )
+    values = [record[name] for name in ("metric", "score", "queries", "corpus")]
+    assert values == ["R@1", 1.0, 5, 5]
     assert record["chance"] == pytest.approx(1 / 5)
     assert results["datasets"]["CMRB"]["chance"] == 1  # R@10 of five documents
     assert results["datasets"]["MSRVTT"]["metrics"]["median_rank"] == 1
@@ -82,20 +72,20 @@ def test_whole_benchmark_with_baseline_control_and_check(benchmark, tmp_path, ca
 
 @situation(
     "Evaluation",
-    "the same video in several sets, or a command that is repeated",
+    "the same video in several sets, or a repeated command",
     "each content is embedded once, and a repeated command embeds nothing",
     since="0.1.0",
 )
-def test_each_content_is_embedded_once_and_a_repeat_embeds_nothing(benchmark, tmp_path):
+def test_embeds_each_content_once(benchmark, tmp_path):
     results, models = run(benchmark, tmp_path / "out")
     asked = models["trained"].asked
-    # Five clips are the documents of all sets; three of the frames MSRVTT-I2V asks with differ.
+    # Five clips are the documents of all sets; MSRVTT-I2V has three distinct frames as queries.
     assert sum(".corpus/" in id for id in asked) == len(CLIPS)
     assert sum(".queries/" in id for id in asked) == (len(NAMES) - 1) * len(CLIPS) + 3
     again, models = run(benchmark, tmp_path / "out")
     assert models["trained"].asked == []
     assert again["averages"] == results["averages"]
-    # An interrupted run: one shard is not finished, and only its items are new.
+    # An interrupted run: one shard is missing, and only its items are embedded.
     folder = tmp_path / "out/embeddings/model"
     lost = json.loads((folder / "CRB-S.queries.json").read_text())["keys"]
     shards = {path: json.loads(path.read_text()) for path in folder.glob("vectors-*.json")}
@@ -106,7 +96,7 @@ def test_each_content_is_embedded_once_and_a_repeat_embeds_nothing(benchmark, tm
     assert again["datasets"]["CRB-S"]["score"] == results["datasets"]["CRB-S"]["score"]
 
 
-def test_instructions_reach_queries_only(benchmark, tmp_path):
+def test_only_queries_have_instructions(benchmark, tmp_path):
     seen = []
 
     class Listening(ColourEncoder):
@@ -114,13 +104,8 @@ def test_instructions_reach_queries_only(benchmark, tmp_path):
             seen.extend(zip(ids, inputs, strict=True))
             return super().encode_valid(inputs, ids, quarantine)
 
-    run(
-        benchmark,
-        tmp_path / "out",
-        "--datasets",
-        "CRB-T,MSRVTT-I2V",
-        models={"trained": Listening()},
-    )
+    sets = "--datasets", "CRB-T,MSRVTT-I2V"
+    run(benchmark, tmp_path / "out", *sets, models={"trained": Listening()})
     items = dict(seen)
     assert items["CRB-T.queries/q0"] == {
         "text": "red blue",
@@ -136,7 +121,7 @@ def test_instructions_reach_queries_only(benchmark, tmp_path):
     "it leaves the corpus, its query scores 0, and quarantine.jsonl names it",
     since="0.1.0",
 )
-def test_unreadable_media_follow_the_rules(data, tmp_path, capsys):
+def test_unreadable_document_leaves_the_corpus(data, tmp_path, capsys):
     (data / "UVRB/MSRVTT/videos/red_blue.mp4").write_bytes(b"not a video")
     results, _ = run(data, tmp_path / "out", "--datasets", "MSRVTT", "--max-bad-share", "0.2")
     record = results["datasets"]["MSRVTT"]
@@ -157,7 +142,7 @@ def test_unreadable_media_follow_the_rules(data, tmp_path, capsys):
     assert models["trained"].asked == [] and again["datasets"]["MSRVTT"]["score"] == 0.8
 
 
-def test_too_many_unreadable_media_stop_the_run(data, tmp_path):
+def test_stops_at_too_many_unreadable_media(data, tmp_path):
     (data / "UVRB/MSRVTT/videos/red_blue.mp4").write_bytes(b"not a video")
     with pytest.raises(UserError, match="1 of 10 items could not be read"):
         run(data, tmp_path / "out", "--datasets", "MSRVTT")
@@ -166,11 +151,11 @@ def test_too_many_unreadable_media_stop_the_run(data, tmp_path):
 
 @situation(
     "Evaluation",
-    "an output that another model, dtype or content made",
-    "refused by the field or the id that differs",
+    "an output of another model, dtype or content",
+    "refused with the field or the id that differs",
     since="0.1.0",
 )
-def test_another_model_or_content_is_refused_by_field(data, tmp_path):
+def test_refuses_another_model_or_content(data, tmp_path):
     output, sets = tmp_path / "out", ("--datasets", "MSRVTT")
     run(data, output, *sets)
     with pytest.raises(UserError, match="made with inputs.dtype = float32, now bfloat16"):
@@ -195,14 +180,14 @@ def shard(folder, kind):
         (lambda folder: np.save(shard(folder, "npy"), np.eye(6)), "does not fit"),
     ],
 )
-def test_damaged_embeddings_are_refused(data, tmp_path, damage, message):
+def test_refuses_damaged_embeddings(data, tmp_path, damage, message):
     run(data, tmp_path / "out", "--datasets", "MSRVTT")
     damage(tmp_path / "out/embeddings/model")
     with pytest.raises(UserError, match=message):
         run(data, tmp_path / "out", "--datasets", "MSRVTT")
 
 
-def test_vectors_that_are_not_unit_rows_are_refused(data, tmp_path):
+def test_refuses_vectors_that_are_not_unit_rows(data, tmp_path):
     class Unscaled(ColourEncoder):
         def encode_valid(self, inputs, ids, quarantine):
             vectors, valid = super().encode_valid(inputs, ids, quarantine)
@@ -210,6 +195,9 @@ def test_vectors_that_are_not_unit_rows_are_refused(data, tmp_path):
 
     with pytest.raises(UserError, match="MSRVTT.queries: the model's output: vector 0 is not of"):
         run(data, tmp_path / "out", "--datasets", "MSRVTT", models={"trained": Unscaled()})
+
+
+NOWHERE = "--compare", "nowhere"
 
 
 @pytest.mark.parametrize(
@@ -230,14 +218,11 @@ def test_vectors_that_are_not_unit_rows_are_refused(data, tmp_path):
         (["--reencode", "crf=40,bitrate=1M"], "--reencode needs either crf=... or bitrate=..."),
         (["--reencode", "quality=1"], "--reencode: unknown key 'quality'"),
         (["--trec", "-1"], "--trec -1 must be at least 0"),
-        (
-            ["--datasets", "MSRVTT", "--compare", "nowhere"],
-            "nowhere: not the results of an evaluation",
-        ),
+        (["--datasets", "MSRVTT", *NOWHERE], "nowhere: not the results of an evaluation"),
         (["--bits", "9"], "unrecognized arguments: --bits 9"),
     ],
 )
-def test_bad_arguments_are_refused(data, tmp_path, arguments, message):
+def test_refuses_invalid_arguments(data, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         run(data, tmp_path / "out", *arguments)
 
@@ -255,7 +240,7 @@ def scores(value, **change):
     return results | {"control": control} | change
 
 
-def test_check_names_what_is_missing():
+def test_check_names_failed_requirements():
     assert failures(scores(0.5)) == []
     assert failures(scores(0.09))[:2] == [
         "AVG-D 0.090 is below 10 times chance (0.010)",
@@ -271,7 +256,7 @@ def test_check_names_what_is_missing():
     assert failures(still) == ["CMRB 0.500 does not beat shuffled frames (0.500)"]
 
 
-def test_failed_check_exits_with_one(benchmark, tmp_path, capsys):
+def test_failed_check_exits_with_status_1(benchmark, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         run(benchmark, tmp_path / "out", "--baseline", "none", "--control", "--check")
     assert exit.value.code == 1
@@ -281,11 +266,11 @@ def test_failed_check_exits_with_one(benchmark, tmp_path, capsys):
 
 @situation(
     "Evaluation",
-    "a benchmark folder that lacks a set",
-    "one line that names the set and the folder, exit status 2",
+    "a benchmark folder without one of the sets",
+    "one line with the set and the folder, exit status 2",
     since="0.1.0",
 )
-def test_command_line_prints_one_line_and_exits_with_two(tmp_path):
+def test_missing_set_gives_one_line_and_status_2(tmp_path):
     command = [sys.executable, "-m", "evals.uvrb", "--model", "nowhere", "--data", str(tmp_path)]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, timeout=120

@@ -1,4 +1,4 @@
-"""The GPU benchmark's own arithmetic; what it measures needs a GPU."""
+"""Helpers of the GPU benchmark; its measurements need a GPU."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from evals.speed.items import draw_items
 from gve_jax.errors import UserError
 
 
-def test_without_a_gpu_it_says_so():
+def test_refuses_to_run_without_a_gpu():
     with pytest.raises(UserError, match="needs a GPU"):
         gpu.main([])
 
@@ -20,7 +20,7 @@ def test_overlapping_kernels_count_once():
 @pytest.mark.parametrize(
     "name, kind",
     [
-        # Names that a trace of an H200 shows.
+        # Names from a trace of an H200.
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention of cuDNN"),
         ("nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_NNT", "matrix products"),
         ("gemm_fusion_dot_general_18", "matrix products"),
@@ -29,7 +29,7 @@ def test_overlapping_kernels_count_once():
         ("something_else", "others"),
     ],
 )
-def test_kernels_are_sorted_by_their_names(name, kind):
+def test_kernels_are_classified_by_name(name, kind):
     assert kernels.kind_of(name) == kind
 
 

@@ -1,4 +1,4 @@
-"""The loading benchmark runs and counts; its numbers are those of a size worth measuring only."""
+"""The loading benchmark runs, at a size too small for meaningful numbers."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from evals.speed import loading
 from tests.checkpoint_files import CFG
 
 
-def test_a_generated_checkpoint_is_loaded_and_counted(tmp_path, monkeypatch, capsys):
+def test_loads_a_generated_checkpoint(tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(CFG, dtype="bfloat16", param_dtype="bfloat16")
     monkeypatch.setitem(loading.SIZES, "3b", config)
     loading.main(["--devices", "2", "--output", str(tmp_path / "out.json")])

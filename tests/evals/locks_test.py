@@ -1,4 +1,4 @@
-"""Two commands in one output: the second is refused, and says who is there."""
+"""Two commands with one output: the second is refused and names the first."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory):
-    """A folder that another process holds, and the process."""
+    """A folder locked by another process, and that process."""
     folder = tmp_path_factory.mktemp("held")
     holder = subprocess.Popen(
         [sys.executable, "-c", _HOLD, folder],
@@ -50,7 +50,7 @@ def held(tmp_path_factory):
 @situation(
     "Evaluation",
     "two evaluations into one output at once",
-    "the second is refused and names the process that holds it",
+    "the second is refused and names the process that holds the lock",
     since="0.2.0",
 )
 @pytest.mark.parametrize("command", COMMANDS)
@@ -62,8 +62,8 @@ def test_the_second_command_names_the_first(held, command):
     assert sorted(folder.iterdir()) == before == [folder / ".lock"]
 
 
-def test_a_lock_without_jax_leaves_the_devices_to_others(tmp_path):
-    """Ablations start processes that train: who asks JAX which host this is takes the devices."""
+def test_process_lock_does_not_initialize_devices(tmp_path):
+    """Ablations start training processes, which need the devices."""
     program = (
         "import sys\nfrom pathlib import Path\nfrom gve_jax.storage.locks import lock_for_process\n"
         "with lock_for_process(Path(sys.argv[1])):\n"

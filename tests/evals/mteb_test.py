@@ -27,7 +27,7 @@ from gve_jax import GVE
 from gve_jax.errors import UserError
 from gve_jax.retrieval import evaluate, rank_positives
 from tests import checkpoint_files
-from tests.evals.small_uvrb import make_benchmark
+from tests.evals.small_uvrb import make_benchmark, write_jsonl
 from tests.situations import situation
 
 import_torchvision()  # transformers, which MTEB loads, imports it where `make parity` puts it
@@ -199,8 +199,7 @@ def test_mteb_scores_uvrb_as_we_do(folder, tmp_path):
     data = make_benchmark(tmp_path / "data", names)
     for name in ("MS-TI", "MS-TV"):
         lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "neg": [f"v{(n + 1) % 5}"]} for n in range(5)]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (data / f"UVRB/{name}/jsonl/instances.jsonl").write_text(text)
+        write_jsonl(data / f"UVRB/{name}/jsonl/instances.jsonl", lines)
     arguments = ["--model", str(folder), "--data", str(data), "--datasets", ",".join(names)]
     evaluate_uvrb([*arguments, "--output", str(tmp_path / "ours")])
     ours = json.loads((tmp_path / "ours/results.json").read_text())["datasets"]
@@ -225,8 +224,7 @@ def test_mteb_scores_uvrb_as_we_do(folder, tmp_path):
 def test_candidates_are_ranked_alone(model, tmp_path):
     data = make_benchmark(tmp_path, ("MS-TV",))
     lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "candidates": [f"v{n}"]} for n in range(5)]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (data / "UVRB/MS-TV/jsonl/instances.jsonl").write_text(text)
+    write_jsonl(data / "UVRB/MS-TV/jsonl/instances.jsonl", lines)
     (task,) = tasks(Sets(data, tmp_path, moment_pool="candidates"), choose("MS-TV"))
     found = scores(
         mteb.evaluate(GVEEncoder(model, "a/b"), task, cache=None, show_progress_bar=False)

@@ -1,19 +1,18 @@
-"""Each query ranked in candidates of its own: the score, its chance, the run and the examples."""
+"""Queries ranked in their candidates: the score, its chance, the run and the examples."""
 
 import json
 
 import numpy as np
 import pytest
 
-from evals.uvrb.__main__ import main
-from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.evals.small_uvrb import ColourEncoder, evaluate, make_benchmark, write_jsonl
 from tests.situations import situation
 
 POOLS = (["v0", "v1"], ["v1", "v2", "v3"], ["v0", "v2", "v3", "v4"], ["v3", "v0"], ["v4", "v1"])
 
 
 class Half(ColourEncoder):
-    """Sees the last colour of a clip, and is asked with the first: mostly wrong."""
+    """Sees the last colour of a clip, while queries have the first: mostly wrong."""
 
     def _vector(self, item):
         vector = super()._vector(item)
@@ -24,31 +23,13 @@ class Half(ColourEncoder):
 def data(tmp_path_factory):
     data = make_benchmark(tmp_path_factory.mktemp("pools"), ("MS-TI",))
     lines = [{"qid": f"q{n}", "pos": [f"v{n}"], "candidates": pool} for n, pool in enumerate(POOLS)]
-    path = data / "UVRB/MS-TI/jsonl/instances.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_jsonl(data / "UVRB/MS-TI/jsonl/instances.jsonl", lines)
     return data
 
 
-def run(data, output, *more, model):
-    main(
-        [
-            "--model",
-            "m",
-            "--data",
-            str(data),
-            "--output",
-            str(output),
-            "--datasets",
-            "MS-TI",
-            "--moment-pool",
-            "candidates",
-            "--max-bad-share",
-            "0.5",
-            *more,
-        ],
-        load=lambda _: model,
-    )
-    return json.loads((output / "results.json").read_text())
+def run(data, output, model):
+    options = "--datasets", "MS-TI", "--moment-pool", "candidates", "--max-bad-share", "0.5"
+    return evaluate(data, output, *options, load=lambda _: model)
 
 
 def vectors(output, side):
@@ -66,11 +47,11 @@ def vectors(output, side):
 
 @situation(
     "Evaluation",
-    "queries with candidates of their own (MomentSeeker)",
+    "queries with their own candidates (MomentSeeker)",
     "--moment-pool candidates ranks each query among those, with their chance",
     since="0.1.0",
 )
-def test_a_query_competes_with_its_own_candidates_only(data, tmp_path):
+def test_ranks_queries_in_their_candidates(data, tmp_path):
     results = run(data, tmp_path, model=Half())
     queries, corpus = vectors(tmp_path, "queries"), vectors(tmp_path, "corpus")
     expected, lists = [], []
@@ -91,12 +72,12 @@ def test_a_query_competes_with_its_own_candidates_only(data, tmp_path):
 def test_collapsed_encoder_scores_chance_in_pools(data, tmp_path):
     results = run(data, tmp_path, model=ColourEncoder(trained=False))
     record = results["datasets"]["MS-TI"]
-    # The largest id of each pool is first: right for q4, and for q3.
+    # The largest id of each pool is first: a hit for q4 and q3.
     assert record["score"] == np.mean([max(pool) == f"v{n}" for n, pool in enumerate(POOLS)])
     assert record["pessimistic"] == 0
 
 
-def test_query_that_lost_all_candidates_scores_zero(tmp_path):
+def test_query_without_readable_candidates_scores_zero(tmp_path):
     data = make_benchmark(tmp_path, ("MS-TI",))
     lines = [
         {"qid": f"q{n}", "pos": [f"v{n}"], "candidates": [f"v{n}", "v4"] if n else ["v0"]}
@@ -104,7 +85,7 @@ def test_query_that_lost_all_candidates_scores_zero(tmp_path):
     ]
     lines[4]["candidates"] = ["v4", "v1"]
     root = data / "UVRB/MS-TI"
-    (root / "jsonl/instances.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    write_jsonl(root / "jsonl/instances.jsonl", lines)
     (root / "videos/red_blue.mp4").write_bytes(b"junk")  # v0
     results = run(data, tmp_path / "out", model=ColourEncoder())
     with np.load(tmp_path / "out/per_query/MS-TI.npz") as file:

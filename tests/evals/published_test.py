@@ -1,4 +1,4 @@
-"""The paper's tables against each other, and its correlations against its tables."""
+"""Consistency of the paper's tables, and of its correlations with its tables."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ CLIP_PANEL = {
 
 
 @pytest.mark.parametrize("row", published(), ids=lambda row: row["model"])
-def test_every_consistent_cell_is_reproduced(row):
+def test_reproduces_every_consistent_cell(row):
     wrong = {
         cell for cell, value in recomputed(row).items() if abs(value - row[cell]) > 0.0011
     }  # both the cells and their parts are rounded to three digits
     assert wrong == MISPRINTS.get(row["model"], set()) == set(row["misprints"])
 
 
-def test_published_table_is_whole():
+def test_published_table_is_complete():
     rows = published()
     assert len(rows) == 16
     assert all(set(NAMES + ABILITIES + AVERAGES) <= set(row) for row in rows)
@@ -52,12 +52,12 @@ def test_published_table_is_whole():
     )
 
 
-def test_later_rows_are_of_another_source_and_keep_the_rules_of_the_paper():
+def test_later_rows_follow_the_rules_of_the_paper():
     later = [row for row in published(later=True) if row not in published()]
     assert [(row["model"], row["source"]) for row in later] == [("Embed-RL-2B", "2602.13823")]
     (row,) = later
     assert (row["AVG-D"], row["AVG-A"]) == pytest.approx((0.571, 0.602), abs=0.0006)
-    assert row["VIS"] == pytest.approx(0.703, abs=0.0006)  # as that paper prints it, too
+    assert row["VIS"] == pytest.approx(0.703, abs=0.0006)  # also printed in that paper
 
 
 def test_panel_of_clip_models_is_the_rank_correlation():
@@ -68,11 +68,11 @@ def test_panel_of_clip_models_is_the_rank_correlation():
         for row, values in CLIP_PANEL.items()
         for column, value in enumerate(values)
     )
-    assert worst < 0.006  # 36 numbers to two digits; ranks of a tie in VIS or CG make up the rest
+    assert worst < 0.006  # 36 numbers to two digits, with ties in VIS or CG
 
 
 def values_of(a, b, which):
-    """Each statistic tried, of cells as printed and as recomputed."""
+    """All statistics, of cells as printed and as recomputed."""
     rows = group(published(), which)
     kinds = {
         "printed": rows,
@@ -94,7 +94,7 @@ def test_quoted_correlations_reproduce_or_are_marked(quoted):
     assert how is None or how in near
 
 
-def test_mutual_correlation_of_fg_pr_and_lc_is_just_below_what_is_stated():
+def test_correlations_of_fg_pr_and_lc_are_just_below_the_quoted_ones():
     found = [
         values_of(a, b, "all")["pearson printed"]
         for a, b in (("FG", "PR"), ("LC", "PR"), ("FG", "LC"))
@@ -116,7 +116,7 @@ def records(**change):
     return sizes | change
 
 
-def test_released_sizes_are_set_beside_the_paper_and_others_are_not():
+def test_only_released_sizes_are_compared_with_the_paper():
     sizes = records(**{"MS-TI": {"queries": 400, "corpus": 3092}})  # its "10" may be a pool
     assert differing_sets(sizes) == {}
     found = comparison(sizes)

@@ -1,19 +1,16 @@
 """Re-encoded videos: equal frames and timestamps, lower quality; failures have reasons."""
 
-import json
-
 import av
 import numpy as np
 import pytest
 
 from evals.uvrb import reencode
-from evals.uvrb.__main__ import main
 from evals.uvrb.reencode import Reencoder
 from evals.uvrb.transcode import Coding, encode, parse_coding
 from gve_jax.media.errors import MediaError
 from gve_jax.media.limits import Limits
 from gve_jax.media.video import load_video
-from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.evals.small_uvrb import ColourEncoder, evaluate, make_benchmark
 from tests.situations import situation
 
 
@@ -76,8 +73,8 @@ def test_enforces_limits(noisy, tmp_path, limits, message):
 
 @situation(
     "Evaluation",
-    "a video whose re-encoding took too long, or hit a limit that is raised",
-    "encoded again when the command is repeated; damage is not tried again",
+    "a video whose re-encoding took too long, or exceeded a limit that is then raised",
+    "encoded again when the command is repeated; damaged files are not retried",
     since="0.2.0",
 )
 @pytest.mark.parametrize("older", [False, True])
@@ -127,10 +124,8 @@ def test_scores_copies_and_counts_failures(tmp_path):
             seen.extend(item["video"] for item in inputs if "video" in item)
             return super().encode_valid(inputs, ids, quarantine)
 
-    arguments = ["--model", "m", "--data", str(data), "--output", str(output)]
-    arguments += ["--datasets", "MSRVTT", "--reencode", "crf=40", "--max-bad-share", "0.5"]
-    main(arguments, load=lambda _: Watching())
-    results = json.loads((output / "results.json").read_text())
+    options = "--datasets", "MSRVTT", "--reencode", "crf=40", "--max-bad-share", "0.5"
+    results = evaluate(data, output, *options, load=lambda _: Watching())
     found = results["reencoded"]
     assert found["coding"] == "libx264-crf40" and list(found["failed"]) == [str(bad)]
     assert found["datasets"]["MSRVTT"]["score"] == results["datasets"]["MSRVTT"]["score"] == 0.8

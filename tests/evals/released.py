@@ -1,4 +1,4 @@
-"""The miniature benchmark packed as UVRB is released, and archives that must be refused."""
+"""The miniature benchmark in archives as released, and hostile archives."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""The page: one file, no network, no script, and what it must say."""
+"""The report: one file without network or scripts, and its content."""
 
 import json
 from html.parser import HTMLParser
@@ -8,14 +8,21 @@ from PIL import Image
 
 from data.uvrb.tasks import TASKS
 from evals.uvrb import report
-from evals.uvrb.__main__ import main
 from evals.uvrb.figures import rim
 from evals.uvrb.output import not_released
 from evals.uvrb.pictures import HEIGHT, Pictures
 from evals.uvrb.published import comparison
 from evals.uvrb.scores import ABILITIES
 from gve_jax.errors import UserError
-from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark, make_clip
+from tests.evals.small_uvrb import (
+    ColourEncoder,
+    Settings,
+    evaluate,
+    make_benchmark,
+    make_clip,
+    read_jsonl,
+    write_jsonl,
+)
 
 SETS = ("MSRVTT", "CRB-T", "CMRB", "MS-TI", "LoVR-C2V")
 VOID = {"meta", "img"}
@@ -56,18 +63,25 @@ class Page(HTMLParser):
 def data(tmp_path_factory):
     data = make_benchmark(tmp_path_factory.mktemp("report"), SETS)
     queries = data / "UVRB/LoVR-C2V/jsonl/queries.jsonl"
-    lines = [json.loads(line) for line in queries.read_text().splitlines()]
+    lines = read_jsonl(queries)
     for line in lines:
         line["text"] = "<script>alert(1)</script> & " + "long " * 100
-    queries.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_jsonl(queries, lines)
     return data
 
 
 def render(data, out, *more, sets=SETS):
     models = {"m<1>": ColourEncoder(), "none": ColourEncoder(trained=False)}
-    arguments = ["--model", "m<1>", "--data", str(data), "--output", str(out)]
-    arguments += ["--datasets", ",".join(sets), "--report", str(out / "report.html"), *more]
-    main(arguments, load=models.__getitem__)
+    options = (
+        "--model",
+        "m<1>",
+        "--datasets",
+        ",".join(sets),
+        "--report",
+        out / "report.html",
+        *more,
+    )
+    evaluate(data, out, *options, load=models.__getitem__)
     return Page(out / "report.html")
 
 
@@ -79,7 +93,7 @@ def training_run(workdir):
             line |= {"learning_rate": 1e-4, "wait_share": 0.01, "stage": step // 20}
             line |= {f"loss/{('T2V_whole', 'I2V')[step % 2]}": float(step), "pairs_per_s": None}
             file.write(json.dumps(line) + "\n")
-        file.write('{"step": 40, "lo')  # torn by a kill
+        file.write('{"step": 40, "lo')  # cut off by a kill
     stage = {"stage": 0, "first_step": 0, "last_step": 20, "sigma": 0.1, "batches": {}}
     stage |= {"R": {"T2V_whole": 0.1234, "I2V": -0.2}, "P": {"T2V_whole": 0.75, "I2V": 0.25}}
     stages = [stage, stage | {"stage": 1, "first_step": 20, "last_step": 40, "sigma": 1.0}]
@@ -116,28 +130,27 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
         "T2V_whole",
         "share of time waiting for data",
         "right video at rank 1 of 5",
-        # The table: the second stage's batches of I2V, and its mean loss over steps 21, 23, ... 39.
+        # The second stage's batches of I2V, and the mean loss of steps 21, 23, ... 39.
         "1,234",
         "30.000",
     ):
         assert words in page.text, words
-    # Four queries of each of five sets, each with three documents and, if need be, the right one.
+    # Four queries of each of five sets, with three documents and the right one, if missing.
     assert page.count("div", **{"class": "example"}) == 20
     assert page.count("li", **{"class": "wrong"}) >= 20 * 2
     rights = page.count("li", **{"class": "right"}) + page.count("li", **{"class": "right gap"})
     assert rights == 20
-    # The clips that LoVR-C2V asks with, and the images of MS-TI.
+    # The query clips of LoVR-C2V, and the query images of MS-TI.
     assert page.count("img", alt="clip of the query") == 4
     assert page.count("img", alt="image of the query") == 4
 
 
-def test_sweeps_re_encoding_and_comparisons_have_sections(data, tmp_path):
+def test_variants_and_comparisons_have_sections(data, tmp_path):
     out = tmp_path / "out"
     render(data, tmp_path / "other", sets=("MSRVTT",))
-    arguments = ["--model", "m", "--data", str(data), "--output", str(out), "--datasets", "MSRVTT"]
-    arguments += ["--frames", "2,8", "--tokens", "50", "--reencode", "crf=40", "--compare"]
-    arguments += [str(tmp_path / "other"), "--report", str(out / "report.html")]
-    main(arguments, load=lambda _: Settings())
+    options = "--datasets", "MSRVTT", "--frames", "2,8", "--tokens", "50", "--reencode", "crf=40"
+    options += "--compare", tmp_path / "other", "--report", out / "report.html"
+    evaluate(data, out, *options, load=lambda _: Settings())
     page = Page(out / "report.html")
     drawings = {found["aria-label"] for tag, found in page.elements if tag == "svg"}
     assert drawings >= {
@@ -153,7 +166,7 @@ def test_sweeps_re_encoding_and_comparisons_have_sections(data, tmp_path):
     assert "Sizes, further metrics and costs" in page.text
 
 
-def test_released_sizes_bring_the_papers_models_into_the_figures():
+def test_released_sizes_are_shown_with_the_papers_models():
     results = {
         "averages": {"AVG-A": 0.5, "AVG-D": 0.5},
         "abilities": dict.fromkeys(ABILITIES, 0.5),
@@ -174,7 +187,7 @@ def test_released_sizes_bring_the_papers_models_into_the_figures():
     assert "this run" not in table
 
 
-def test_page_needs_no_network_and_runs_nothing(data, tmp_path):
+def test_page_has_no_requests_or_scripts(data, tmp_path):
     page = render(data, tmp_path / "out")
     assert page.count("script") == 0 and page.count("link") == 0
     assert "alert(1)" in page.text and "m<1>" in page.text  # shown, not run
@@ -190,7 +203,7 @@ def test_page_needs_no_network_and_runs_nothing(data, tmp_path):
     assert page.count("details") == 4 + 1 and "all 528 characters" in page.text
 
 
-def test_figures_take_the_colours_of_the_page(data, tmp_path):
+def test_figures_use_the_colours_of_the_page(data, tmp_path):
     page = render(data, tmp_path / "out", "--baseline", "none", "--control")
     drawn = page.source[page.source.index("<svg") :]
     for name in ("ink", "muted", "grid", "model", "untrained", "shuffled"):
@@ -204,12 +217,12 @@ def test_figures_take_the_colours_of_the_page(data, tmp_path):
 
 
 @pytest.mark.parametrize(("highest", "expected"), [(0.0, 0.2), (0.2, 0.2), (0.21, 0.4), (1, 1)])
-def test_rim_of_the_radar_plot_holds_every_score(highest, expected):
+def test_radar_plot_contains_every_score(highest, expected):
     sides = {"model": {"CG": highest, "S": None}, "chance": {"CG": 0.0, "S": 0.0}}
     assert rim(sides) == pytest.approx(expected)
 
 
-def test_report_says_what_is_missing(data, tmp_path):
+def test_names_missing_training_records(data, tmp_path):
     page = render(data, tmp_path / "a")
     assert "there is no metrics.jsonl: add --run" in page.text
     assert "there is no curriculum.json: add --run" in page.text
@@ -224,14 +237,14 @@ def test_report_says_what_is_missing(data, tmp_path):
     assert "metrics.jsonl is empty." in page.text and "has no stage yet" in page.text
 
 
-def test_damaged_training_records_are_refused_by_line(data, tmp_path):
+def test_refuses_damaged_training_records_by_line(data, tmp_path):
     run = training_run(tmp_path / "run")
     (run / "metrics.jsonl").write_text('{"step": 0}\n{oops\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: not valid JSON"):
         render(data, tmp_path / "out", "--run", str(run))
 
 
-def test_pictures_stop_at_the_budget_and_survive_bad_media(tmp_path):
+def test_pictures_stop_at_the_budget_and_survive_damaged_media(tmp_path):
     make_clip(tmp_path / "a.mp4", "red blue")
     (tmp_path / "b.mp4").write_bytes(b"junk")
     pictures = Pictures()
@@ -243,6 +256,6 @@ def test_pictures_stop_at_the_budget_and_survive_bad_media(tmp_path):
     assert "left out" in small.clip(tmp_path / "a.mp4", "two")
 
 
-def test_a_very_wide_image_fits_its_strip(tmp_path):
+def test_wide_image_fits_the_strip(tmp_path):
     Image.new("RGB", (2000, 10)).save(tmp_path / "wide.png")
     assert "<img" in Pictures().image(tmp_path / "wide.png", "wide")

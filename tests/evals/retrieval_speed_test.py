@@ -1,4 +1,4 @@
-"""The benchmarks of ranks and of mining run, and notice results that are wrong."""
+"""The benchmarks of ranks and of mining run, and detect wrong results."""
 
 import json
 
@@ -12,16 +12,16 @@ from gve_jax.retrieval import rank_positives
 SMALL = ["--queries", "40", "--corpus", "300", "--width", "32", "--repeats", "1", "--no-memory"]
 
 
-def test_both_print_what_they_measured(tmp_path):
+def test_write_measurements(tmp_path):
     rank.main([*SMALL, "--no-faiss", "--output", str(tmp_path / "rank.json")])
     mine.main([*SMALL, "--k", "7", "--output", str(tmp_path / "mine.json")])
     for name, way in (("rank", "ranks"), ("mine", "mining")):
-        told = json.loads((tmp_path / f"{name}.json").read_text())
-        assert told["benchmark"] == name and told["settings"]["corpus"] == 300
-        assert told["result"]["product"]["wall s"] >= 0 and "processor s" in told["result"][way]
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert record["benchmark"] == name and record["settings"]["corpus"] == 300
+        assert record["result"]["product"]["wall s"] >= 0 and "processor s" in record["result"][way]
 
 
-def test_wrong_results_end_them():
+def test_stop_at_wrong_results():
     corpus = rank.draw_vectors(200, 32, 0)
     queries, documents = rank.draw_queries(corpus, 30)
     ids = [str(i) for i in range(200)]
@@ -33,11 +33,11 @@ def test_wrong_results_end_them():
     mine.compare(queries, corpus, found)
     with pytest.raises(SystemExit, match="not the best documents"):
         mine.compare(queries, corpus, (found[0], (found[1] + 1) % 200, found[2]))
-    _, places, _ = mine.search(queries, corpus, 5, documents)
-    assert not (places == documents[:, None]).any()
+    _, found, _ = mine.search(queries, corpus, 5, documents)
+    assert not (found == documents[:, None]).any()
 
 
-def test_sizes_that_cannot_be():
+def test_refuse_invalid_sizes():
     for module in (rank, mine):
         with pytest.raises(UserError, match="must be at least 1"):
             module.main(["--queries", "0"])

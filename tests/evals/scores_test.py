@@ -9,21 +9,21 @@ from gve_jax.errors import UserError
 from gve_jax.retrieval.metrics import chance
 
 
-def test_missing_set_leaves_its_abilities_open():
+def test_abilities_with_a_missing_set_are_none():
     scores = {name: 0.5 for name in NAMES if name != "CMRB"}
     known = abilities(scores)
     assert {a for a, value in known.items() if value is None} == {"T", "FG", "TXT"}
     assert averages(scores) == {"AVG-A": None, "AVG-D": None}
 
 
-def test_arrays_of_resamples_go_through_the_same_arithmetic():
+def test_arrays_are_computed_elementwise():
     rng = np.random.default_rng(0)
     drawn = {name: rng.random(3) for name in NAMES}
     found = cells(drawn)
     assert list(found) == [*ABILITIES, *AVERAGES]
-    for place in range(3):
-        alone = cells({name: float(one[place]) for name, one in drawn.items()})
-        assert {name: one[place] for name, one in found.items()} == pytest.approx(alone)
+    for index in range(3):
+        alone = cells({name: float(one[index]) for name, one in drawn.items()})
+        assert {name: one[index] for name, one in found.items()} == pytest.approx(alone)
     del drawn["CMRB"]
     assert cells(drawn)["FG"] is None and cells(drawn)["CG"] is not None
 
@@ -40,7 +40,7 @@ def test_table_of_tasks():
         assert 0 < chance(task.metric, [1], task.corpus)[0] <= 0.1
 
 
-def test_choose_keeps_the_order_and_names_the_unknown():
+def test_choose_keeps_order_and_names_unknown_sets():
     assert [t.name for t in choose("CMRB, MSRVTT")] == ["MSRVTT", "CMRB"]
     assert choose(None) == TASKS
     with pytest.raises(UserError, match="unknown set 'MSR-VTT'"):

@@ -1,4 +1,4 @@
-"""The benchmark of seeking, at a size that takes a second."""
+"""The benchmark of seeking, at a small size."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 from evals.speed import seeking
 
 
-def test_it_measures_and_writes(tmp_path, capsys):
+def test_writes_measurements(tmp_path, capsys):
     options = ["--size", "64", "96", "--seconds", "4", "--unique", "60", "--keyint", "10", "30"]
     options += ["--repeats", "1", "--folder", str(tmp_path), "--output", str(tmp_path / "r.json")]
     seeking.main(options)
@@ -26,7 +26,7 @@ def test_it_measures_and_writes(tmp_path, capsys):
         assert keys == list(range(0, 120, keyint))
 
 
-def test_other_frames_than_those_of_the_whole_end_it(tmp_path, monkeypatch):
+def test_stops_if_frames_differ(tmp_path, monkeypatch):
     monkeypatch.setattr(seeking, "decode_all", lambda *_: np.zeros((8, 64, 96, 3), np.uint8))
     options = ["--size", "64", "96", "--seconds", "2", "--unique", "60", "--keyint", "10"]
     with pytest.raises(SystemExit, match="other frames"):

@@ -1,4 +1,5 @@
-"""A tiny benchmark of real mp4 files, and an encoder that reads colours from them."""
+"""A tiny benchmark of real mp4 files, encoders that read colours from them, and the evaluator's
+command in this process."""
 
 import json
 import types
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data.uvrb.tasks import NAMES
+from evals.uvrb.__main__ import main
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.media.errors import MediaError
 from gve_jax.media.video import load_video
@@ -18,7 +20,7 @@ CLIPS = ("red blue", "blue red", "green red", "red green", "blue green")  # firs
 
 
 def make_clip(path: Path, name: str, frames: int = 8) -> None:
-    """An H.264 clip of one colour, then another."""
+    """An H.264 clip of one colour followed by another."""
     first, last = (COLOURS[colour] for colour in name.split())
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -32,7 +34,7 @@ def make_clip(path: Path, name: str, frames: int = 8) -> None:
 
 
 def make_benchmark(data: Path, names=NAMES) -> Path:
-    """Sets with the five clips as corpus and a query for each: text, frame or clip by the set."""
+    """Sets with five clips as corpus and a query for each: a text, frame or clip."""
     originals = data / "clips"
     for name in CLIPS:
         make_clip(originals / f"{name.replace(' ', '_')}.mp4", name)
@@ -59,9 +61,50 @@ def make_benchmark(data: Path, names=NAMES) -> Path:
             instances.append({"qid": f"q{number}", "pos": [f"v{number}"]})
             corpus.append({"id": f"v{number}", "video": file})
         for file, records in (("queries", queries), ("instances", instances), ("corpus", corpus)):
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            (root / "jsonl" / f"{file}.jsonl").write_text(lines)
+            write_jsonl(root / f"jsonl/{file}.jsonl", records)
     return data
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_jsonl(path: Path, records) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_set(folder: Path, task: str, queries, positives, corpus, candidates=None) -> None:
+    """A set without media in `folder`/data, for `score_vectors`."""
+    root = folder / "data/UVRB" / task / "jsonl"
+    root.mkdir(parents=True)
+    instances = [{"qid": q, "pos": p} for q, p in zip(queries, positives, strict=True)]
+    for line, pool in zip(instances, candidates or (), strict=False):
+        line["candidates"] = pool
+    write_jsonl(root / "instances.jsonl", instances)
+    lines = ({"id": q, "text": "t", "image": "", "video": ""} for q in queries)
+    write_jsonl(root / "queries.jsonl", lines)
+    lines = ({"id": d, "video": f"{n}.mp4"} for n, d in enumerate(corpus))
+    write_jsonl(root / "corpus.jsonl", lines)
+
+
+def score_vectors(folder: Path, task: str, queries, q, corpus, c, *options) -> tuple[dict, Path]:
+    """Scores vectors of a set of `write_set`; the results and OUTPUT."""
+    vectors = folder / "vectors" / task
+    vectors.mkdir(parents=True, exist_ok=True)
+    for side, ids, rows in (("queries", queries, q), ("corpus", corpus, c)):
+        np.save(vectors / f"{side}.npy", rows)
+        (vectors / f"{side}.ids.json").write_text(json.dumps(ids))
+    output = folder / "out"
+    options = "--embeddings", folder / "vectors", "--datasets", task, *options
+    return evaluate(folder / "data", output, *options), output
+
+
+def evaluate(data: Path, output: Path, *options, load=lambda _: ColourEncoder()) -> dict:
+    """Runs `python -m evals.uvrb` in this process; returns its results."""
+    model = () if {"--embeddings", "--model"} & set(options) else ("--model", "m")
+    arguments = [*model, "--data", data, "--output", output, *options]
+    main([str(argument) for argument in arguments], load=load)
+    return json.loads((output / "results.json").read_text())
 
 
 class ColourEncoder:
@@ -104,7 +147,7 @@ class ColourEncoder:
 
 
 class Settings(ColourEncoder):
-    """Reads colours from four frames or more; below that it is blind. Counts tokens."""
+    """Reads colours if it has four frames or more; counts tokens."""
 
     def __init__(self, **inputs):
         super().__init__()

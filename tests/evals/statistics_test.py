@@ -1,4 +1,4 @@
-"""Intervals and tests against closed forms and against all outcomes, enumerated."""
+"""Intervals and tests, compared with closed forms and with enumerations of all outcomes."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ def every_flip(differences):
     return np.mean(np.array(sums) >= abs(sum(differences)) - 1e-9)
 
 
-def test_resamples_are_those_of_drawing_query_by_query():
+def test_resamples_equal_those_of_drawing_query_by_query():
     values = np.array([0, 0, 0.5, 1, 1, 1, 1])
     means = resampled(values, "x", draws=40_000)
     # All 7**7 resamples have this mean and variance.
@@ -42,7 +42,7 @@ def test_resamples_are_those_of_drawing_query_by_query():
         assert low == pytest.approx(high, abs=0.072)  # the means are multiples of 1/14
 
 
-def test_interval_of_a_hit_rate_is_the_binomial_one():
+def test_interval_of_a_hit_rate_is_binomial():
     values = np.repeat([1.0, 0.0], [300, 700])
     low, high = interval(resampled(values, "MSRVTT"))
     half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
@@ -63,7 +63,7 @@ def test_interval_of_a_hit_rate_is_the_binomial_one():
         [1],
     ],
 )
-def test_exact_p_is_that_of_all_sign_flips(differences):
+def test_exact_p_counts_all_sign_flips(differences):
     found = paired(np.array(differences, float), np.zeros(len(differences)), "x")
     assert found.exact and found.p == pytest.approx(every_flip(differences))
     assert found.difference == pytest.approx(np.mean(differences))
@@ -75,7 +75,7 @@ def test_exact_p_is_that_of_all_sign_flips(differences):
     "McNemar's exact test, and intervals from resampled queries",
     since="0.1.0",
 )
-def test_two_valued_metric_gives_mcnemars_exact_test():
+def test_hit_rate_gives_mcnemars_exact_test():
     a = np.repeat([1.0, 0.0, 1.0], [12, 3, 500])
     b = np.repeat([0.0, 1.0, 1.0], [12, 3, 500])
     tail = sum(math.comb(15, k) for k in range(4)) / 2**15
@@ -87,7 +87,7 @@ def test_two_valued_metric_gives_mcnemars_exact_test():
     assert paired(a, b, "x").p == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.01)
 
 
-def test_drawn_flips_agree_with_all_of_them(monkeypatch):
+def test_drawn_flips_agree_with_enumeration(monkeypatch):
     rng = np.random.default_rng(1)
     differences = rng.normal(0.2, 1, 12)
     exact = paired(differences, np.zeros(12), "x")
@@ -95,20 +95,20 @@ def test_drawn_flips_agree_with_all_of_them(monkeypatch):
     monkeypatch.setattr(statistics, "EXACT", 1)
     drawn = paired(differences, np.zeros(12), "x")
     assert not drawn.exact and drawn.p == pytest.approx(exact.p, abs=0.015)
-    # Never 0, however far apart.
+    # Never 0, even for large differences.
     far = paired(np.linspace(1, 2, 30), np.zeros(30), "x")
     assert far.p == pytest.approx(1 / 10_001) and not far.exact
 
 
-def test_flips_have_the_variance_of_signs():
+def test_flips_have_the_variance_of_random_signs():
     differences = np.array([1, -1, 1, 0, 0.5])
     means = flipped(differences, "x", draws=40_000)
     assert means.mean() == pytest.approx(0, abs=0.005)
     assert means.var() == pytest.approx((differences**2).sum() / 25, rel=0.03)
 
 
-def test_test_over_sets_weighs_each_set_alike():
-    # A small set and a large one: the mean of means, not of all queries.
+def test_sets_have_equal_weights():
+    # A small and a large set: the mean of means, not of all queries.
     a = {"s": np.array([1.0, 1, 1, 0]), "l": np.repeat([1.0, 0.0], [60, 40])}
     b = {"s": np.zeros(4), "l": np.repeat([1.0, 0.0], [55, 45])}
 
@@ -132,7 +132,7 @@ def test_test_over_sets_weighs_each_set_alike():
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.15)
 
 
-def test_equal_models_are_told_apart_no_more_often_than_stated():
+def test_equal_models_differ_no_more_often_than_the_level():
     rng = np.random.default_rng(2)
     p = [paired(*rng.integers(0, 2, (2, 60)).astype(float), "x").p for _ in range(300)]
     assert 0.01 < np.mean(np.array(p) <= 0.05) < 0.07  # discrete: fewer than 5 %

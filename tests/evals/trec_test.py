@@ -1,4 +1,4 @@
-"""TREC's files, read back by trec_eval itself."""
+"""TREC's files, read by trec_eval."""
 
 import itertools
 import json
@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from evals.uvrb.__main__ import main
 from evals.uvrb.trec import SEPARATORS, Run, from_trec_id, trec_id
 from gve_jax.retrieval import screen
-from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.evals.small_uvrb import (
+    ColourEncoder,
+    evaluate,
+    make_benchmark,
+    read_jsonl,
+    score_vectors,
+    write_jsonl,
+    write_set,
+)
 from tests.situations import situation
 
 NAMES = {
@@ -26,11 +33,11 @@ NAMES = {
 
 
 class Noise(ColourEncoder):
-    """Vectors of few values, so that many scores are equal; the same for the same item."""
+    """Vectors of few values, so that many scores are equal; a function of the item."""
 
     def _vector(self, item):
         if item.get("video"):
-            super()._vector(item)  # a damaged file stays an error
+            super()._vector(item)  # a damaged file still is an error
         seed = sum(map(ord, str(item.get("text") or item.get("video") or item.get("image"))))
         return np.random.default_rng(seed).choice([-1.0, 1.0], 6)
 
@@ -42,31 +49,19 @@ def scored(tmp_path_factory):
     root = data / "UVRB/MSRVTT"
     for name in ("queries", "instances", "corpus"):
         path = root / f"jsonl/{name}.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        for place, line in enumerate(lines):
+        lines = read_jsonl(path)
+        for number, line in enumerate(lines):
             for key in ("id", "qid"):
                 if key in line:
                     line[key] = f"{line[key][0]} {line[key][1:]}%"
             if "pos" in line:
-                line["pos"] = [f"v {place}%", f"v {(place + 1) % 4}%"][: 1 if place == 3 else 2]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                positives = [f"v {number}%", f"v {(number + 1) % 4}%"]
+                line["pos"] = positives[: 1 if number == 3 else 2]
+        write_jsonl(path, lines)
     (root / "videos/red_green.mp4").write_bytes(b"junk")  # v 3%, the only positive of q 3%
     output = tmp_path_factory.mktemp("out")
-    main(
-        [
-            "--model",
-            "m",
-            "--data",
-            str(data),
-            "--output",
-            str(output),
-            "--datasets",
-            "MSRVTT,MS-TI",
-            "--max-bad-share",
-            "0.5",
-        ],
-        load=lambda name: Noise(),
-    )
+    options = "--datasets", "MSRVTT,MS-TI", "--max-bad-share", "0.5"
+    evaluate(data, output, *options, load=lambda _: Noise())
     return output
 
 
@@ -75,7 +70,7 @@ def read(path):
 
 
 def trec_scores(output, name):
-    """Each metric of each query by trec_eval, from the files; {query: {its name: value}}."""
+    """Metrics of each query by trec_eval, from the files: {query: {trec_eval's name: value}}."""
     with open(output / f"trec/{name}.qrels", encoding="utf-8") as file:
         qrels = pytrec_eval.parse_qrel(file)
     with open(output / f"trec/{name}.run", encoding="utf-8") as file:
@@ -86,8 +81,8 @@ def trec_scores(output, name):
 
 
 def check_every_query(output, name, depth=1000):
-    """trec_eval on the files gives what was written of every query; the number of queries. Of runs
-    of `depth` documents, reciprocal ranks are known as far as these go."""
+    """Checks that trec_eval on the files gives the written scores of every query; returns their
+    number. Runs of `depth` documents have reciprocal ranks up to that rank."""
     theirs = trec_scores(output, name)
     with np.load(output / f"per_query/{name}.npz") as ours:
         assert list(theirs) == [trec_id(id) for id in ours["ids"].tolist()]
@@ -101,7 +96,7 @@ def check_every_query(output, name, depth=1000):
 
 
 @pytest.mark.parametrize("name", ["MSRVTT", "MS-TI"])
-def test_trec_eval_reads_the_same_scores_of_every_query(scored, name):
+def test_trec_eval_gives_equal_scores_of_every_query(scored, name):
     assert check_every_query(scored, name) == 5
     theirs = trec_scores(scored, name)
     results = json.loads((scored / "results.json").read_text())
@@ -110,7 +105,7 @@ def test_trec_eval_reads_the_same_scores_of_every_query(scored, name):
     )
 
 
-def test_lines_are_trecs_and_what_cannot_be_read_is_not_ranked(scored):
+def test_run_has_trec_lines_without_unreadable_documents(scored):
     lines = read(scored / "trec/MSRVTT.run")
     assert all(len(line) == 6 and line[1] == "Q0" and line[5] == "gve_jax" for line in lines)
     by_query = {}
@@ -129,7 +124,7 @@ def test_lines_are_trecs_and_what_cannot_be_read_is_not_ranked(scored):
         assert np.isinf(file["first_rank"][3]) and file["score"][3] == 0
 
 
-def test_scores_give_float32_back_and_ids_have_no_white_space(tmp_path):
+def test_scores_identify_float32_and_ids_have_no_white_space(tmp_path):
     scores = np.array([[1 / 3, np.nextafter(np.float32(1 / 3), np.float32(0))]], np.float32)
     Run(["a b"], [["x\u00a0y", "z"]], scores, {"a b": ["x\u00a0y"]}).write(tmp_path, "S")
     lines = read(tmp_path / "S.run")
@@ -139,25 +134,11 @@ def test_scores_give_float32_back_and_ids_have_no_white_space(tmp_path):
     assert (tmp_path / "S.qrels").read_text() == "a!20b 0 x\x9f01y 1\n"
 
 
-def test_run_files_are_cut_and_can_be_left_out(scored, tmp_path):
+def test_run_files_have_k_documents_or_are_omitted(scored, tmp_path):
     data = make_benchmark(tmp_path, ("MSRVTT",))
     for k, lines in ((2, 10), (0, None)):
         output = tmp_path / f"out{k}"
-        main(
-            [
-                "--model",
-                "m",
-                "--data",
-                str(data),
-                "--output",
-                str(output),
-                "--datasets",
-                "MSRVTT",
-                "--trec",
-                str(k),
-            ],
-            load=lambda name: ColourEncoder(),
-        )
+        evaluate(data, output, "--datasets", "MSRVTT", "--trec", k)
         path = output / "trec/MSRVTT.run"
         assert path.exists() == bool(lines)
         assert not lines or len(read(path)) == lines
@@ -168,10 +149,10 @@ def test_run_files_are_cut_and_can_be_left_out(scored, tmp_path):
 
 def test_separators_are_all_white_space():
     space = {chr(n) for n in range(sys.maxunicode + 1) if chr(n).isspace()}
-    assert set(SEPARATORS) == space | {"\ufeff"}  # and the mark that may begin a file
+    assert set(SEPARATORS) == space | {"\ufeff"}  # and the byte order mark
 
 
-def test_written_ids_keep_order_and_identity():
+def test_escaped_ids_keep_order_and_identity():
     near = {chr(ord(c) + step) for c in SEPARATORS for step in (-1, 0, 1)} - {"\0"}
     letters = sorted(near | set("!%#a~\u00e0\u4e2d\U0001f600"))
     draw = random.Random(0)
@@ -184,63 +165,21 @@ def test_written_ids_keep_order_and_identity():
     assert all(a < b for a, b in itertools.pairwise(keys))
 
 
-def write_set(folder, task, queries, positives, corpus, candidates=None):
-    """A set without media, for vectors that are made here."""
-    root = folder / "data/UVRB" / task / "jsonl"
-    root.mkdir(parents=True)
-    instances = [{"qid": q, "pos": p} for q, p in zip(queries, positives, strict=True)]
-    for line, pool in zip(instances, candidates or (), strict=False):
-        line["candidates"] = pool
-    lists = {
-        "queries": [{"id": q, "text": "t", "image": "", "video": ""} for q in queries],
-        "instances": instances,
-        "corpus": [{"id": d, "video": f"{n}.mp4"} for n, d in enumerate(corpus)],
-    }
-    for name, records in lists.items():
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        (root / f"{name}.jsonl").write_text(text)
-    return folder
-
-
-def score(folder, task, queries, q, corpus, c, *more):
-    """Scores vectors; the results and OUTPUT."""
-    vectors = folder / "vectors" / task
-    vectors.mkdir(parents=True, exist_ok=True)
-    for side, ids, rows in (("queries", queries, q), ("corpus", corpus, c)):
-        np.save(vectors / f"{side}.npy", rows)
-        (vectors / f"{side}.ids.json").write_text(json.dumps(ids))
-    output = folder / "out"
-    main(
-        [
-            "--data",
-            str(folder / "data"),
-            "--embeddings",
-            str(folder / "vectors"),
-            "--output",
-            str(output),
-            "--datasets",
-            task,
-            *more,
-        ]
-    )
-    return json.loads((output / "results.json").read_text()), output
-
-
 @situation(
     "Evaluation",
-    "ids that hold white space or %, and documents of equal vectors",
-    "the run file has the order that was scored: trec_eval gives the same result",
+    "ids with white space or %, and documents of equal vectors",
+    "the run file has the order of the scores: trec_eval gives the same result",
     since="0.2.0",
 )
 @pytest.mark.parametrize("task", ["MSRVTT", "MS-TI"])
 @pytest.mark.parametrize("positive", range(5))
-def test_ties_of_ids_that_are_escaped(tmp_path, task, positive):
+def test_ties_of_escaped_ids(tmp_path, task, positive):
     corpus = ["clip 1", "clip!1", "clip#1", "clip\u00a01", "clip%201"]
     pool = [corpus] if task == "MS-TI" else None
     write_set(tmp_path, task, ["q"], [[corpus[positive]]], corpus, pool)
     options = ("--moment-pool", "candidates") if pool else ()
     same = np.tile(np.float32([1, 0, 0]), (5, 1))
-    results, output = score(tmp_path, task, ["q"], same[:1], corpus, same, *options)
+    results, output = score_vectors(tmp_path, task, ["q"], same[:1], corpus, same, *options)
     check_every_query(output, task)
     order = sorted(corpus, reverse=True)  # descending as strings
     assert [from_trec_id(line[2]) for line in read(output / f"trec/{task}.run")] == order
@@ -248,11 +187,11 @@ def test_ties_of_ids_that_are_escaped(tmp_path, task, positive):
     assert mrr == pytest.approx(1 / (1 + order.index(corpus[positive])))
 
 
-# ---- near-copies: scores that differ by a rounding, or not, as the program has it ---------------
+# ---- near-copies: scores that may differ by a rounding -----------------------------------------
 
 
 def near_copies(rng, queries, documents, width):
-    """Unit rows; the documents are copies of few, moved by about a rounding of float32."""
+    """Unit rows; documents are copies of a few, changed by about a rounding of float32."""
     base = rng.normal(size=(max(2, documents // 12), width))
     corpus = base[rng.integers(0, len(base), documents)]
     corpus = corpus * (1 + 6e-8 * rng.integers(-1, 2, corpus.shape))
@@ -265,18 +204,18 @@ def near_copies(rng, queries, documents, width):
 
 @situation(
     "Evaluation",
-    "near-copies of documents, whose scores differ in their last bit",
-    "the run file has the very order that was counted, in pools and in large sets too",
+    "near-copies of documents, whose scores differ in the last bit",
+    "the run file has the order of the ranks, also in pools and in large sets",
     since="0.2.0",
 )
-@pytest.mark.parametrize("way", ["whole", "candidates", "screened"])
+@pytest.mark.parametrize("ranking", ["whole", "candidates", "screened"])
 @pytest.mark.parametrize("depth", ["12", "1000"])
-def test_near_copies_have_one_order(tmp_path, way, depth, monkeypatch):
-    if way == "screened":
+def test_near_copies_have_one_order(tmp_path, ranking, depth, monkeypatch):
+    if ranking == "screened":
         monkeypatch.setattr(screen, "pays", lambda rows, corpus: True)
         monkeypatch.setattr(screen, "LEAST_FILLED", 0)
         monkeypatch.setattr(screen, "MOST", 1)
-    rng, task = np.random.default_rng(5), "MS-TI" if way == "candidates" else "MSRVTT"
+    rng, task = np.random.default_rng(5), "MS-TI" if ranking == "candidates" else "MSRVTT"
     q, c = near_copies(rng, 150, 180, 333)
     queries, corpus = [f"q{n}" for n in range(150)], [f"d {n}" for n in rng.permutation(180)]
     nearest = np.argsort(-(q @ c.T), axis=1)
@@ -284,12 +223,12 @@ def test_near_copies_have_one_order(tmp_path, way, depth, monkeypatch):
         [corpus[d] for d in row[rng.permutation(14)[: rng.integers(1, 9)]]] for row in nearest
     ]
     pools = [sorted({corpus[d] for d in row[:60]}) for row in nearest]
-    candidates = pools if way == "candidates" else None
+    candidates = pools if ranking == "candidates" else None
     write_set(tmp_path, task, queries, positives, corpus, candidates)
     options = ("--moment-pool", "candidates") if candidates else ()
-    results, output = score(tmp_path, task, queries, q, corpus, c, "--trec", depth, *options)
+    _, output = score_vectors(tmp_path, task, queries, q, corpus, c, "--trec", depth, *options)
     assert check_every_query(output, task, int(depth)) == 150
-    # And the scores are the cosines.
+    # The scores are cosines.
     expected = dict(zip(corpus, c, strict=True))
     asked = dict(zip(queries, q, strict=True))
     for query, _, document, _, value, _ in read(output / f"trec/{task}.run"):
@@ -297,31 +236,31 @@ def test_near_copies_have_one_order(tmp_path, way, depth, monkeypatch):
         assert float(value) == pytest.approx(cosine, abs=2e-6)
 
 
-# ---- what an earlier command left ---------------------------------------------------------------
+# ---- files of earlier commands ---------------------------------------------------------------
 
 
 @situation(
     "Evaluation",
     "a repeated evaluation that writes fewer files (--trec 0, other vectors)",
-    "what the earlier command left is removed, and a line says what",
+    "files of the earlier command are removed, and a line names them",
     since="0.2.0",
 )
 def test_files_of_an_earlier_command_are_removed(tmp_path, capsys):
     write_set(tmp_path, "MSRVTT", ["a", "b"], [["x"], ["y"]], ["x", "y"])
     one, ids = np.eye(2, dtype=np.float32), (["a", "b"], ["x", "y"])
 
-    def go(rows, *more):
-        found = score(tmp_path, "MSRVTT", ids[0], rows, ids[1], one, *more)[0]
+    def score(rows, *more):
+        found = score_vectors(tmp_path, "MSRVTT", ids[0], rows, ids[1], one, *more)[0]
         return found["datasets"]["MSRVTT"]["score"]
 
-    assert go(one[::-1]) == 0
+    assert score(one[::-1]) == 0
     output = tmp_path / "out"
-    for left in ("per_query/untrained/MSRVTT.npz", "trec/CRB-T.run"):
-        (output / left).parent.mkdir(exist_ok=True)
-        (output / left).write_bytes(b"of another command")
+    for stale in ("per_query/untrained/MSRVTT.npz", "trec/CRB-T.run"):
+        (output / stale).parent.mkdir(exist_ok=True)
+        (output / stale).write_bytes(b"of another command")
     (output / "trec/notes.txt").write_text("of the user")
     capsys.readouterr()
-    assert go(one, "--trec", "0") == 1
+    assert score(one, "--trec", "0") == 1
     files = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     mteb = {path for path in files if path.startswith("mteb/")}
     assert files - mteb == {".lock", "results.json", "per_query/MSRVTT.npz", "trec/notes.txt"}
@@ -329,4 +268,4 @@ def test_files_of_an_earlier_command_are_removed(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "removed files of an earlier command: mteb/" in printed
     assert "trec/MSRVTT.qrels, trec/MSRVTT.run" in printed
-    assert go(one) == 1 and check_every_query(output, "MSRVTT") == 2
+    assert score(one) == 1 and check_every_query(output, "MSRVTT") == 2

@@ -1,4 +1,4 @@
-"""What could not be read: counted by item, in every command, tried again where it may pass."""
+"""Unreadable items: counted by item in every command; transient failures are retried."""
 
 import json
 import shutil
@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from evals.uvrb import embeddings
-from evals.uvrb.__main__ import main
 from gve_jax.errors import UserError
 from gve_jax.media.errors import MediaError, RetryableMediaError
 from tests.evals import small_uvrb
-from tests.evals.small_uvrb import ColourEncoder, make_benchmark
+from tests.evals.small_uvrb import ColourEncoder, evaluate, make_benchmark, read_jsonl
 from tests.situations import situation
 
-PAGE = b"<html>404 Not Found</html>"  # what a failed download leaves
+PAGE = b"<html>404 Not Found</html>"  # content of a failed download
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +23,13 @@ def benchmark(tmp_path_factory):
 
 @pytest.fixture
 def data(benchmark, tmp_path):
-    """A private copy, to be damaged."""
+    """A copy that a test may damage."""
     shutil.copytree(benchmark / "UVRB", tmp_path / "data/UVRB")
     return tmp_path / "data"
 
 
-class Honest(ColourEncoder):
-    """Says as `GVE` does whether a failure may pass."""
+class Retrying(ColourEncoder):
+    """Records as `GVE` does whether a failure is transient."""
 
     def encode_valid(self, inputs, ids, quarantine):
         def vector(item, read=self._vector):
@@ -41,8 +40,8 @@ class Honest(ColourEncoder):
                 raise
 
         failures, self._vector = [], vector
-        said = quarantine.record
-        quarantine.record = lambda *line: said(*line, retry=failures[-1].retry)
+        record = quarantine.record
+        quarantine.record = lambda *line: record(*line, retry=failures[-1].retry)
         try:
             return super().encode_valid(inputs, ids, quarantine)
         finally:
@@ -50,19 +49,14 @@ class Honest(ColourEncoder):
 
 
 def run(data, output, *more, model=None):
-    """The results of the command, and what the model was asked for."""
-    model = model or Honest()
-    arguments = ["--model", "m", "--data", str(data), "--output", str(output), *more]
-    main(
-        [*arguments, "--datasets", "MSRVTT"] if "--datasets" not in more else arguments,
-        load=lambda name: model,
-    )
-    return json.loads((output / "results.json").read_text()), model.asked
+    """The results of the command, and the ids that the model embedded."""
+    model = model or Retrying()
+    options = more if "--datasets" in more else (*more, "--datasets", "MSRVTT")
+    return evaluate(data, output, *options, load=lambda _: model), model.asked
 
 
 def quarantined(output):
-    lines = (output / "quarantine.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return read_jsonl(output / "quarantine.jsonl")
 
 
 def damage(data, *names, content=PAGE):
@@ -73,33 +67,33 @@ def damage(data, *names, content=PAGE):
 @situation(
     "Evaluation",
     "more damaged files than the allowed share, and the command repeated",
-    "refused, however often it is repeated, until they are mended or allowed",
+    "refused every time, until they are repaired or allowed",
     since="0.2.0",
 )
-def test_too_many_unreadable_are_refused_by_every_command(data, tmp_path):
-    sound = (data / "UVRB/MSRVTT/videos/red_blue.mp4").read_bytes()
+def test_every_command_refuses_too_many_unreadable_items(data, tmp_path):
+    intact = (data / "UVRB/MSRVTT/videos/red_blue.mp4").read_bytes()
     damage(data, "red_blue")
     for _ in range(3):
         with pytest.raises(UserError, match="1 of 10 items could not be read, more than the"):
             run(data, tmp_path / "out")
         assert not (tmp_path / "out/results.json").exists()
         assert [line["id"] for line in quarantined(tmp_path / "out")] == ["MSRVTT.corpus/v0"]
-    (tmp_path / "out/quarantine.jsonl").unlink()  # the state decides, not the record of the work
+    (tmp_path / "out/quarantine.jsonl").unlink()  # shards decide, not this file
     with pytest.raises(UserError, match="1 of 10 items"):
         run(data, tmp_path / "out")
     results, asked = run(data, tmp_path / "out", "--max-bad-share", "0.1")
     assert asked == [] and results["quarantined"] == 1
-    with pytest.raises(UserError, match="1 of 10 items"):  # allowed once is not allowed for ever
+    with pytest.raises(UserError, match="1 of 10 items"):  # the default share still applies
         run(data, tmp_path / "out")
-    damage(data, "red_blue", content=sound)
+    damage(data, "red_blue", content=intact)
     results, asked = run(data, tmp_path / "out")
     assert asked == ["MSRVTT.corpus/v0"] and results["quarantined"] == 0
     assert results["datasets"]["MSRVTT"]["score"] == 1 and quarantined(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("more", [("--baseline", "b"), ("--control",), ("--frames", "4")])
-def test_the_other_runs_of_a_command_are_guarded_alike(data, tmp_path, more):
-    """Damage that only they meet: a model that cannot read what the first one can."""
+def test_other_runs_refuse_too_many_unreadable_items(data, tmp_path, more):
+    """A model that cannot read a clip that the first one can."""
     options = ("--datasets", "CRB-T", *more)
 
     class Picky(small_uvrb.Settings):
@@ -115,24 +109,18 @@ def test_the_other_runs_of_a_command_are_guarded_alike(data, tmp_path, more):
                 raise MediaError(f"{item['video']}: damaged")
             return super()._vector(item)
 
-    def go():
-        main(
-            ["--model", "m", "--data", str(data), "--output", str(tmp_path / "out"), *options],
-            load=lambda name: Picky(name == "b"),
-        )
-
     for _ in range(2):
         with pytest.raises(UserError, match="1 of 10 items could not be read"):
-            go()
+            evaluate(data, tmp_path / "out", *options, load=lambda name: Picky(name == "b"))
 
 
 @situation(
     "Evaluation",
     "damaged files of equal bytes, such as error pages of failed downloads",
-    "each of them counts and is named",
+    "each file counts and is named",
     since="0.2.0",
 )
-def test_files_of_equal_damage_count_each(data, tmp_path):
+def test_equal_damaged_files_count_individually(data, tmp_path):
     names = ("blue_red", "red_green", "blue_green")
     damage(data, *names)
     with pytest.raises(UserError, match="3 of 10 items could not be read, more than the allowed 2"):
@@ -144,13 +132,11 @@ def test_files_of_equal_damage_count_each(data, tmp_path):
         assert name in line["path"] and line["path"] in line["reason"]
     assert results["quarantined"] == 3
     assert results["datasets"]["MSRVTT"]["quarantined"]["documents"] == 3
-    assert results["datasets"]["MSRVTT"]["left_out"] == {
-        "queries": [],
-        "documents": ["v1", "v3", "v4"],
-    }
+    left_out = results["datasets"]["MSRVTT"]["left_out"]
+    assert left_out == {"queries": [], "documents": ["v1", "v3", "v4"]}
 
 
-def test_a_content_that_another_set_failed_on_counts_in_this_one(data, tmp_path):
+def test_content_that_failed_in_another_set_counts(data, tmp_path):
     for name in ("MSRVTT", "CRB-T"):
         (data / f"UVRB/{name}/videos/red_blue.mp4").write_bytes(PAGE)
     results, _ = run(data, tmp_path / "o", "--datasets", "MSRVTT,CRB-T", "--max-bad-share", "0.1")
@@ -163,12 +149,12 @@ def test_a_content_that_another_set_failed_on_counts_in_this_one(data, tmp_path)
 @situation(
     "Evaluation",
     "a video that took too long to decode on a busy machine",
-    "the repeated command tries it again; the old failure does not count",
+    "the repeated command retries it; the old failure does not count",
     since="0.2.0",
 )
 @pytest.mark.parametrize("allowed", ["0.05", "1"])
-@pytest.mark.parametrize("plain", [False, True], ids=["said", "named-limit"])
-def test_what_may_pass_is_tried_again(data, tmp_path, monkeypatch, allowed, plain):
+@pytest.mark.parametrize("plain", [False, True], ids=["retry-flag", "named-limit"])
+def test_retries_transient_failures(data, tmp_path, monkeypatch, allowed, plain):
     real, busy = small_uvrb.load_video, True
 
     def flaky(path, *rest):
@@ -179,7 +165,7 @@ def test_what_may_pass_is_tried_again(data, tmp_path, monkeypatch, allowed, plai
 
     monkeypatch.setattr(small_uvrb, "load_video", flaky)
     out, options = tmp_path / "out", ("--max-bad-share", allowed)
-    make = ColourEncoder if plain else Honest
+    make = ColourEncoder if plain else Retrying
     try:
         results, _ = run(data, out, *options, model=make())
         assert results["quarantined"] == 1 and results["datasets"]["MSRVTT"]["score"] == 0.8
@@ -191,10 +177,10 @@ def test_what_may_pass_is_tried_again(data, tmp_path, monkeypatch, allowed, plai
     results, asked = run(data, out, *options, model=make())
     assert asked == ["MSRVTT.corpus/v0"] and results["quarantined"] == 0
     assert results["datasets"]["MSRVTT"]["score"] == 1 and quarantined(out) == []
-    assert run(data, out, *options, model=make())[1] == []  # and then it is done
+    assert run(data, out, *options, model=make())[1] == []  # nothing left to do
 
 
-def test_what_fails_again_counts_and_its_last_reason_holds(data, tmp_path, monkeypatch):
+def test_repeated_failure_counts_with_the_last_reason(data, tmp_path, monkeypatch):
     reasons = [RetryableMediaError("too slow"), RetryableMediaError("too large"), MediaError("bad")]
 
     def fails(path, *rest):
@@ -208,11 +194,11 @@ def test_what_fails_again_counts_and_its_last_reason_holds(data, tmp_path, monke
         calls.append(expected)
         _, asked = run(data, tmp_path / "out", "--max-bad-share", "0.1")
         assert [line["reason"] for line in quarantined(tmp_path / "out")] == [expected]
-        assert ("MSRVTT.corpus/v0" in asked) == (len(calls) < 4)  # damage is not tried again
+        assert ("MSRVTT.corpus/v0" in asked) == (len(calls) < 4)  # damage is not retried
 
 
-def test_each_content_is_tried_once_in_a_command(data, tmp_path, monkeypatch):
-    """A slow file that two sets share costs its time once, in every command."""
+def test_tries_each_content_once_per_command(data, tmp_path, monkeypatch):
+    """A slow file of two sets is tried once per command."""
 
     def slow(path, *rest):
         raise RetryableMediaError(f"{path}: slow")
@@ -220,13 +206,13 @@ def test_each_content_is_tried_once_in_a_command(data, tmp_path, monkeypatch):
     monkeypatch.setattr(small_uvrb, "load_video", slow)
     documents = [f"MSRVTT.corpus/v{n}" for n in range(5)]
     for _ in range(2):
-        model = Honest()
+        model = Retrying()
         with pytest.raises(UserError, match="not one document can be read"):
             run(data, tmp_path / "out", "--max-bad-share", "1", model=model)
         assert [id for id in model.asked if "corpus" in id] == documents
 
 
-def test_shards_of_an_older_version_do_not_say_why_and_are_tried_again(data, tmp_path):
+def test_retries_failures_in_shards_without_reasons(data, tmp_path):
     damage(data, "red_blue")
     run(data, tmp_path / "out", "--max-bad-share", "0.1")
     for path in (tmp_path / "out/embeddings/model").glob("vectors-*.json"):
@@ -240,16 +226,16 @@ def test_shards_of_an_older_version_do_not_say_why_and_are_tried_again(data, tmp
         assert "not a readable video" in quarantined(tmp_path / "out")[0]["reason"]
 
 
-def test_a_mended_item_of_a_finished_set_is_embedded(data, tmp_path):
-    sound = (data / "UVRB/MSRVTT/videos/red_blue.mp4").read_bytes()
+def test_embeds_a_repaired_item_of_a_finished_set(data, tmp_path):
+    intact = (data / "UVRB/MSRVTT/videos/red_blue.mp4").read_bytes()
     damage(data, "red_blue")
     run(data, tmp_path / "out", "--max-bad-share", "0.1")
-    damage(data, "red_blue", content=sound)
+    damage(data, "red_blue", content=intact)
     results, asked = run(data, tmp_path / "out")
     assert asked == ["MSRVTT.corpus/v0"] and results["datasets"]["MSRVTT"]["score"] == 1
 
 
-def test_two_shards_of_one_content_give_the_vector_that_was_made(tmp_path):
+def test_vector_of_a_later_shard_replaces_a_failure(tmp_path):
     store, row = embeddings.Store(tmp_path, {}, 2), np.eye(2, dtype=np.float32)[:1]
     store.write(["a"], row[:0], [False], {"a": {"path": "p", "reason": "slow", "seconds": 1}})
     assert store.failure("a")["reason"] == "slow" and not store.side(["a"]).valid.any()

@@ -1,4 +1,4 @@
-"""Orders, sweeps, costs, and what mteb is given, on a tiny benchmark."""
+"""Orders of frames, sweeps, costs, and files for mteb, on a tiny benchmark."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,14 @@ import pytest
 
 from data.uvrb.tasks import NAMES
 from evals.mteb.files import model_name
-from evals.uvrb.__main__ import main
 from evals.uvrb.cost import Ledger
 from gve_jax.errors import UserError
-from tests.evals.small_uvrb import ColourEncoder, Settings, make_benchmark
+from tests.evals.small_uvrb import ColourEncoder, Settings, evaluate, make_benchmark
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_benchmark(tmp_path_factory.mktemp("beyond"))
+    return make_benchmark(tmp_path_factory.mktemp("variants"))
 
 
 def run(data, output, *more, model=None):
@@ -25,8 +24,7 @@ def run(data, output, *more, model=None):
         models.append(model or Settings())
         return models[-1]
 
-    main(["--model", "org/m", "--data", str(data), "--output", str(output), *more], load=load)
-    return json.loads((output / "results.json").read_text()), models
+    return evaluate(data, output, "--model", "org/m", *more, load=load), models
 
 
 def test_sweeps_are_curves_of_the_same_weights(data, tmp_path):
@@ -39,19 +37,19 @@ def test_sweeps_are_curves_of_the_same_weights(data, tmp_path):
     assert frames[1]["averages"] == results["averages"] == frames[2]["averages"]
     tokens = results["sweeps"]["tokens"]
     assert [point["fingerprint"]["max_pixels"] for point in tokens] == [50 * 784, 800 * 784]
-    # 8 frames are the model's own: nothing is embedded again for them.
+    # 8 frames are the default of the model: nothing is embedded for them.
     folders = {path.name for path in (tmp_path / "embeddings").iterdir()}
     assert folders == {"model", "frames-2", "frames-16", "tokens-50", "tokens-800"}
     assert (tmp_path / "per_query/frames-2/MSRVTT.npz").is_file()
 
 
-def test_both_orders_are_tested_against_forward(data, tmp_path, capsys):
+def test_compares_both_orders_with_forward(data, tmp_path, capsys):
     results, models = run(data, tmp_path, "--control", "shuffled,reversed")
     assert list(results["controls"]) == ["shuffled", "reversed"]
     assert results["control"] == {
         key: results["controls"]["shuffled"][key] for key in ("frame_order", "datasets")
     }
-    # The encoder knows "shuffled" only: reversed frames must leave its score as it is.
+    # The encoder implements "shuffled" only: reversed frames must not change its score.
     for order, difference in (("shuffled", 1.0), ("reversed", 0.0)):
         found = results["controls"][order]["paired"]["datasets"]
         assert list(found) == ["CRB-T", "CMRB"]
@@ -59,7 +57,7 @@ def test_both_orders_are_tested_against_forward(data, tmp_path, capsys):
     assert "reversed" in capsys.readouterr().out
 
 
-def test_costs_stand_in_every_row_and_add_up_over_commands(data, tmp_path):
+def test_costs_are_summed_over_commands(data, tmp_path):
     results, (model,) = run(data, tmp_path)
     costs = [record["cost"] for record in results["datasets"].values()]
     assert sum(cost["tokens"] for cost in costs) == model.tokens_encoded
@@ -69,14 +67,14 @@ def test_costs_stand_in_every_row_and_add_up_over_commands(data, tmp_path):
     assert first["media_gb"] == pytest.approx(clips / 1e9)
     assert first["embeddings_gb"] == pytest.approx(10 * 6 * 4 / 1e9)  # ten vectors of six floats
     assert first["rank_seconds"] > 0 and first["embed_seconds"] > 0
-    again, (other,) = run(data, tmp_path)  # embeds nothing: the cost is what it was
+    again, (other,) = run(data, tmp_path)  # embeds nothing: the cost is unchanged
     assert other.tokens_encoded == 0
     for name in NAMES:
         for key in ("items", "tokens", "embed_seconds"):
             assert again["datasets"][name]["cost"][key] == results["datasets"][name]["cost"][key]
 
 
-def test_costs_of_an_encoder_that_does_not_count_tokens_are_unknown(data, tmp_path):
+def test_tokens_are_unknown_unless_the_encoder_counts_them(data, tmp_path):
     results, _ = run(data, tmp_path, "--datasets", "MSRVTT", model=ColourEncoder())
     assert results["datasets"]["MSRVTT"]["cost"]["tokens"] is None
     (tmp_path / "cost.json").write_text("[]")
@@ -84,7 +82,7 @@ def test_costs_of_an_encoder_that_does_not_count_tokens_are_unknown(data, tmp_pa
         Ledger(tmp_path / "cost.json")
 
 
-def test_encoder_without_input_settings_cannot_be_swept(data, tmp_path):
+def test_refuses_sweeps_of_an_encoder_without_input_settings(data, tmp_path):
     model = ColourEncoder()
     with pytest.raises(UserError, match="--frames: this encoder has no input settings"):
         run(data, tmp_path, "--datasets", "MSRVTT", "--frames", "4", model=model)
@@ -93,7 +91,7 @@ def test_encoder_without_input_settings_cannot_be_swept(data, tmp_path):
     assert not (tmp_path / "embeddings").exists()  # before anything is embedded
 
 
-def test_intervals_hold_the_scores(data, tmp_path):
+def test_intervals_contain_the_scores(data, tmp_path):
     results, _ = run(data, tmp_path)
     for record in results["datasets"].values():
         low, high = record["interval"]
@@ -102,13 +100,13 @@ def test_intervals_hold_the_scores(data, tmp_path):
         for name, value in results[part].items():
             low, high = results["intervals"][part][name]
             assert low <= value <= high
-    # The mean of sixteen sets is surer than each of them.
+    # The mean of sixteen sets has a narrower interval than each of them.
     low, high = results["intervals"]["averages"]["AVG-D"]
     low_set, high_set = results["datasets"]["MS-TI"]["interval"]
     assert high - low < high_set - low_set
 
 
-def test_generated_sets_do_not_stand_beside_the_paper(data, tmp_path, capsys):
+def test_generated_sets_are_not_compared_with_the_paper(data, tmp_path, capsys):
     results, _ = run(data, tmp_path, "--datasets", "MSRVTT,CRB-T")
     found = results["published"]
     assert found["comparable"] == [] and list(found["differing"]) == ["MSRVTT", "CRB-T"]
@@ -126,16 +124,9 @@ def test_files_for_mteb(data, tmp_path):
         *(f"UVRB-{name}.json" for name in NAMES),
     }
     one = json.loads((folder / "UVRB-CMRB.json").read_text())
-    assert set(one) == {  # the fields of mteb 2.26's TaskResult
-        "dataset_revision",
-        "task_name",
-        "mteb_version",
-        "scores",
-        "evaluation_time",
-        "kg_co2_emissions",
-        "date",
-        "evaluation_phases",
-    }
+    # The fields of mteb 2.26's TaskResult.
+    fields = "dataset_revision task_name mteb_version scores evaluation_time kg_co2_emissions"
+    assert set(one) == {*fields.split(), "date", "evaluation_phases"}
     (scores,) = one["scores"]["test"]
     assert scores["main_score"] == results["datasets"]["CMRB"]["score"] == scores["hit_rate_at_10"]
     assert (scores["hf_subset"], scores["languages"]) == ("default", ["eng-Latn"])
@@ -150,4 +141,4 @@ def test_names_for_mteb(tmp_path, monkeypatch):
     assert model_name("/x/GVE-3B") == "local/GVE-3B"
     monkeypatch.chdir(tmp_path)
     Path("a/b").mkdir(parents=True)
-    assert model_name("a/b") == "local/b"  # a folder that is there is no id of the Hub
+    assert model_name("a/b") == "local/b"  # an existing folder is not a Hub id

@@ -1,4 +1,4 @@
-"""Vectors made elsewhere: every form scores as our own do, and what cannot be right is refused."""
+"""Imported vectors: every format scores as our vectors do, and invalid ones are refused."""
 
 import json
 
@@ -11,9 +11,8 @@ import pytest
 from evals.uvrb.__main__ import main
 from gve_jax.errors import UserError
 from tests.evals.evaluate_test import run
-from tests.evals.small_uvrb import make_benchmark
-from tests.evals.trec_test import check_every_query, write_set
-from tests.evals.trec_test import score as score_vectors
+from tests.evals.small_uvrb import evaluate, make_benchmark, score_vectors, write_set
+from tests.evals.trec_test import check_every_query
 from tests.situations import situation
 
 SETS = ("CRB-T", "MSRVTT-I2V")
@@ -26,7 +25,7 @@ def benchmark(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sides(benchmark, tmp_path_factory):
-    """{SET/side: (ids, vectors)} of the colour encoder in an order of their own, and its scores."""
+    """{SET/side: (ids, vectors)} of the colour encoder in random order, and its results."""
     out = tmp_path_factory.mktemp("ours")
     results, _ = run(benchmark, out, "--datasets", ",".join(SETS))
     folder, sides = out / "embeddings/model", {}
@@ -71,21 +70,9 @@ def save(folder, sides, write, change=lambda name, ids, vectors: (ids, vectors))
     return folder
 
 
-def score(benchmark, folder, output, *more):
-    main(
-        [
-            "--embeddings",
-            str(folder),
-            "--data",
-            str(benchmark),
-            "--output",
-            str(output),
-            "--datasets",
-            ",".join(SETS),
-            *more,
-        ]
-    )
-    return json.loads((output / "results.json").read_text())
+def score(benchmark, folder, output, *options):
+    options = "--embeddings", folder, "--datasets", ",".join(SETS), *options
+    return evaluate(benchmark, output, *options)
 
 
 def scores(results):
@@ -99,12 +86,12 @@ def scores(results):
 @situation(
     "Evaluation",
     "vectors of another embedder as .npy with ids, or Parquet, in any order",
-    "scored as our own are",
+    "scored as our vectors are",
     since="0.1.0",
 )
-def test_every_form_scores_as_our_own(benchmark, sides, tmp_path, write):
-    made, expected = sides
-    results = score(benchmark, save(tmp_path / "theirs", made, write), tmp_path / "out")
+def test_every_format_scores_as_our_vectors(benchmark, sides, tmp_path, write):
+    vectors, expected = sides
+    results = score(benchmark, save(tmp_path / "theirs", vectors, write), tmp_path / "out")
     assert scores(results) == scores(expected)
     assert results["model"] == "theirs" and not results["fingerprint"]["normalized"]
 
@@ -113,14 +100,14 @@ def test_half_precision_and_other_lengths(benchmark, sides, tmp_path):
     def rounded(results):
         return scores(results)["CRB-T"]  # the other set has exact ties, which rounding breaks
 
-    made, expected = sides[0], scores(sides[1])
-    half = save(tmp_path / "half", made, npy_json, lambda name, ids, v: (ids, v.astype("float16")))
+    vectors, expected = sides[0], scores(sides[1])
+    half = save(tmp_path / "half", vectors, npy_json, lambda _, ids, v: (ids, v.astype("float16")))
     assert rounded(score(benchmark, half, tmp_path / "a")) == expected["CRB-T"]
     far = save(
-        tmp_path / "farther", made, npy_txt, lambda name, ids, v: (ids, v.astype(float) * 1e300)
+        tmp_path / "farther", vectors, npy_txt, lambda name, ids, v: (ids, v.astype(float) * 1e300)
     )
     assert rounded(score(benchmark, far, tmp_path / "c", "--normalize")) == expected["CRB-T"]
-    far = save(tmp_path / "far", made, parquet, lambda name, ids, v: (ids, v * np.float32(1e30)))
+    far = save(tmp_path / "far", vectors, parquet, lambda name, ids, v: (ids, v * np.float32(1e30)))
     with pytest.raises(UserError, match="queries: the vector of 'q.' is of length 1e\\+30, not 1"):
         score(benchmark, far, tmp_path / "b")
     results = score(benchmark, far, tmp_path / "b", "--normalize", "--model", "their-model")
@@ -128,29 +115,29 @@ def test_half_precision_and_other_lengths(benchmark, sides, tmp_path):
     assert results["model"] == "their-model" and results["fingerprint"]["normalized"]
 
 
-def test_media_need_not_be_there(benchmark, sides, tmp_path):
-    made, expected = sides
+def test_media_may_be_missing(benchmark, sides, tmp_path):
+    vectors, expected = sides
     bare = tmp_path / "bare"
     for name in SETS:
         (bare / "UVRB" / name / "jsonl").mkdir(parents=True)
         for path in (benchmark / "UVRB" / name / "jsonl").iterdir():
             (bare / "UVRB" / name / "jsonl" / path.name).write_bytes(path.read_bytes())
-    folder = save(tmp_path / "theirs", made, npy_json)
+    folder = save(tmp_path / "theirs", vectors, npy_json)
     assert scores(score(bare, folder, tmp_path / "out")) == scores(expected)
 
 
 @situation(
     "Evaluation",
     "vectors of another embedder that lack some documents",
-    "each counts as one that could not be read; refused above the allowed share",
+    "each counts as unreadable; refused above the allowed share",
     since="0.1.0",
 )
 def test_missing_vectors_count_as_unreadable(benchmark, sides, tmp_path):
     def drop(name, ids, vectors):
         if name != "CRB-T/corpus":
             return ids, vectors
-        keep = [place for place, id in enumerate(ids) if id != "v0"]
-        return [ids[place] for place in keep], vectors[keep]
+        keep = [index for index, id in enumerate(ids) if id != "v0"]
+        return [ids[index] for index in keep], vectors[keep]
 
     folder = save(tmp_path / "theirs", sides[0], npy_json, drop)
     with pytest.raises(UserError, match="1 of 20 items could not be read, more than the allowed"):
@@ -194,18 +181,18 @@ def ids_of(change):
 )
 @situation(
     "Evaluation",
-    "vectors with NaN, infinity, zeros, other lengths, an id twice or an unknown id",
+    "vectors with NaN, infinity, zeros, other lengths, a duplicate or an unknown id",
     "refused; the line names the file and the id",
     since="0.1.0",
 )
-def test_what_cannot_be_right_is_refused(benchmark, sides, tmp_path, change, message):
+def test_refuses_invalid_vectors(benchmark, sides, tmp_path, change, message):
     folder = save(tmp_path / "theirs", sides[0], npy_json, change)
     with pytest.raises(UserError, match=message):
         score(benchmark, folder, tmp_path / "out")
     assert not (tmp_path / "out/results.json").exists()
 
 
-def test_other_widths_are_refused(benchmark, sides, tmp_path):
+def test_refuses_different_widths(benchmark, sides, tmp_path):
     def narrow(name, ids, vectors):
         return ids, vectors[:, :5] if "queries" in name else vectors
 
@@ -230,12 +217,12 @@ def damaged(path, what):
     [
         ("no file", "CRB-T/corpus.npy and .*corpus.parquet are missing"),
         ("no ids", "missing file: .*corpus.ids.json or corpus.ids.txt"),
-        ("both", "are both there; keep one"),
+        ("both", "both exist; keep one"),
         ("cut", "corpus.npy: not an .npy file of numbers"),
         ("ids", "corpus.ids.json: not valid JSON"),
     ],
 )
-def test_files_that_do_not_fit_are_named(benchmark, sides, tmp_path, what, message):
+def test_names_invalid_files(benchmark, sides, tmp_path, what, message):
     folder = save(tmp_path / "theirs", sides[0], npy_json)
     damaged(folder / "CRB-T/corpus", what)
     with pytest.raises(UserError, match=message):
@@ -246,13 +233,13 @@ def test_files_that_do_not_fit_are_named(benchmark, sides, tmp_path, what, messa
     ("table", "message"),
     [
         ({"id": ["v0"], "vectors": [[1.0]]}, "no column 'vector'"),
-        ({"id": ["v0"], "vector": [1.0]}, "column 'vector' is no list of numbers but double"),
+        ({"id": ["v0"], "vector": [1.0]}, "column 'vector' must be a list of numbers, not double"),
         ({"id": ["v0", "v1"], "vector": [[1.0], [0.0, 1.0]]}, "the vectors differ in length"),
         ({"id": ["v0", "v1"], "vector": [[1.0], None]}, "a vector, or a number in one, is null"),
         ({"id": ["v0"], "vector": [["a"]]}, "is not floating point"),
     ],
 )
-def test_tables_that_do_not_fit_are_named(benchmark, sides, tmp_path, table, message):
+def test_names_invalid_tables(benchmark, sides, tmp_path, table, message):
     folder = save(tmp_path / "theirs", sides[0], parquet)
     pq.write_table(pa.table(table), folder / "CRB-T/corpus.parquet")
     with pytest.raises(UserError, match=message):
@@ -269,23 +256,20 @@ def test_tables_that_do_not_fit_are_named(benchmark, sides, tmp_path, table, mes
         ([], "--model or --embeddings is required"),
     ],
 )
-def test_arguments_that_exclude_each_other(benchmark, tmp_path, arguments, message):
+def test_refuses_conflicting_arguments(benchmark, tmp_path, arguments, message):
     given = ["--data", str(benchmark), "--output", str(tmp_path / "out"), "--datasets", "CRB-T"]
     with pytest.raises(UserError, match=message):
         main([*given, *arguments])
 
 
-def test_vectors_added_after_a_refusal_are_scored(benchmark, sides, tmp_path):
-    """What was missing then does not count now, nor what another set lacks."""
+def test_scores_vectors_added_after_a_refusal(benchmark, sides, tmp_path):
+    """Earlier missing vectors do not count, nor those of another set."""
+
+    def drop(name, ids, vectors):
+        return (ids[1:], vectors[1:]) if name == "CRB-T/corpus" else (ids, vectors)
+
     sides, results = sides
-    folder = save(
-        tmp_path / "v",
-        sides,
-        npy_json,
-        lambda name, ids, vectors: (
-            (ids[1:], vectors[1:]) if name == "CRB-T/corpus" else (ids, vectors)
-        ),
-    )
+    folder = save(tmp_path / "v", sides, npy_json, drop)
     out = tmp_path / "out"
     with pytest.raises(UserError, match="1 of 20 items could not be read"):
         score(benchmark, folder, out, "--max-bad-share", "0")
@@ -297,11 +281,11 @@ def test_vectors_added_after_a_refusal_are_scored(benchmark, sides, tmp_path):
     assert (out / "quarantine.jsonl").read_text() == ""
 
 
-# ---- arithmetic at the edge: metrics by numpy, and by trec_eval on the run file ------------------
+# ---- extreme numbers: metrics by numpy, and by trec_eval on the run file ------------------------
 
 
 def brute_force(queries, corpus, positives, ids):
-    """Reciprocal ranks by cosines in float64 (longer, where the vectors are), ties by id."""
+    """Reciprocal ranks by cosines in extended precision, ties by id."""
     wide = np.longdouble
     unit = [
         rows.astype(wide) / np.sqrt((rows.astype(wide) ** 2).sum(axis=1, keepdims=True))
@@ -309,9 +293,9 @@ def brute_force(queries, corpus, positives, ids):
     ]
     cosines = unit[0] @ unit[1].T
     found = []
-    for row, own in zip(cosines, positives, strict=True):
+    for row, indices in zip(cosines, positives, strict=True):
         order = sorted(range(len(ids)), key=lambda d, r=row: (r[d], ids[d]), reverse=True)
-        found.append(1 / (1 + min(order.index(d) for d in own)))
+        found.append(1 / (1 + min(order.index(d) for d in indices)))
     return found
 
 
@@ -321,7 +305,7 @@ def world(width=16):
     corpus = rng.normal(size=(60, width))
     corpus /= np.linalg.norm(corpus, axis=1, keepdims=True)
     positives = [rng.choice(60, rng.integers(1, 14), replace=False).tolist() for _ in range(40)]
-    queries = np.stack([corpus[own].mean(axis=0) for own in positives])
+    queries = np.stack([corpus[indices].mean(axis=0) for indices in positives])
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     queries += 0.25 * rng.normal(size=queries.shape)
     return queries / np.linalg.norm(queries, axis=1, keepdims=True), corpus, positives
@@ -331,7 +315,8 @@ def lengths(rows):
     return rows * np.where(np.arange(len(rows)) % 2, 1.0009, 0.9991)[:, None]
 
 
-FORMS = {
+NORMALIZE = ("--normalize",)
+FORMATS = {
     "float64": (lambda rows: rows, ()),
     "big endian": (lambda rows: rows.astype(">f4"), ()),
     "column by column": (lambda rows: np.asfortranarray(rows.astype("f4")), ()),
@@ -339,31 +324,28 @@ FORMS = {
     "float16": (lambda rows: rows.astype("f2"), ()),
     "lengths of 1 +- 0.0009": (lengths, ()),
     "lengths of 1 +- 0.0009, float32": (lambda rows: lengths(rows).astype("f4"), ()),
-    "1e20": (lambda rows: (rows * 1e20).astype("f4"), ("--normalize",)),
-    "1e-25": (lambda rows: (rows * 1e-25).astype("f4"), ("--normalize",)),
-    "1e-42, subnormal": (lambda rows: (rows * 1e-42).astype("f4"), ("--normalize",)),
-    "1e300": (lambda rows: rows * 1e300, ("--normalize",)),
-    "1e-300": (lambda rows: rows * 1e-300, ("--normalize",)),
-    "of many lengths": (
-        lambda rows: rows * 10.0 ** np.arange(len(rows))[:, None] * 1e-20,
-        ("--normalize",),
-    ),
+    "1e20": (lambda rows: (rows * 1e20).astype("f4"), NORMALIZE),
+    "1e-25": (lambda rows: (rows * 1e-25).astype("f4"), NORMALIZE),
+    "1e-42, subnormal": (lambda rows: (rows * 1e-42).astype("f4"), NORMALIZE),
+    "1e300": (lambda rows: rows * 1e300, NORMALIZE),
+    "1e-300": (lambda rows: rows * 1e-300, NORMALIZE),
+    "many lengths": (lambda rows: rows * 10.0 ** (np.arange(len(rows))[:, None] - 20), NORMALIZE),
 }
 
 
 @situation(
     "Evaluation",
     "vectors of another embedder as float16, float64, big-endian, huge or tiny numbers",
-    "scored by their cosines, or refused with what to do",
+    "scored by their cosines, or refused with a remedy",
     since="0.1.0",
 )
-@pytest.mark.parametrize("form", FORMS)
-def test_numbers_of_any_size_are_ranked_by_their_cosines(tmp_path, form):
+@pytest.mark.parametrize("form", FORMATS)
+def test_ranks_numbers_of_any_size_by_cosines(tmp_path, form):
     queries, corpus, positives = world()
-    make, options = FORMS[form]
-    queries, corpus = make(queries), make(corpus)
+    convert, options = FORMATS[form]
+    queries, corpus = convert(queries), convert(corpus)
     ids, names = [f"d{n}" for n in range(60)], [f"q{n}" for n in range(40)]
-    write_set(tmp_path, "MSRVTT", names, [[ids[d] for d in own] for own in positives], ids)
+    write_set(tmp_path, "MSRVTT", names, [[ids[d] for d in indices] for indices in positives], ids)
     if options:
         with pytest.raises(UserError, match="is of length .*, not 1; --normalize divides by it"):
             score_vectors(tmp_path, "MSRVTT", names, queries, ids, corpus)
@@ -380,8 +362,8 @@ def test_numbers_of_any_size_are_ranked_by_their_cosines(tmp_path, form):
     "ranked by cosines, not by products",
     since="0.2.0",
 )
-def test_a_longer_vector_is_not_preferred(tmp_path):
-    """Two documents whose cosines differ by less than their lengths do."""
+def test_does_not_prefer_longer_vectors(tmp_path):
+    """Two documents whose cosines differ by less than their lengths."""
     query = np.array([[1.0, 0, 0]])
     corpus = np.array([[0.9, np.sqrt(0.19), 0], [0.8999, np.sqrt(1 - 0.8999**2), 0]])
     corpus *= [[0.9992], [1.0008]]
@@ -391,9 +373,9 @@ def test_a_longer_vector_is_not_preferred(tmp_path):
     assert results["datasets"]["MSRVTT"]["score"] == 1
 
 
-def test_bfloat16_is_named(benchmark, sides, tmp_path):
+def test_names_bfloat16(benchmark, sides, tmp_path):
     folder = save(
         tmp_path / "v", sides[0], npy_json, lambda name, ids, v: (ids, v.astype(ml_dtypes.bfloat16))
     )
-    with pytest.raises(UserError, match="not floating point .N, D.; bfloat16 is no type of .npy"):
+    with pytest.raises(UserError, match="not floating point .N, D.; .npy files have no bfloat16"):
         score(benchmark, folder, tmp_path / "out")

@@ -8,13 +8,13 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from tests.inputs.seek_test import STREAMS, load_some
 
 from gve_jax.media import container, mp4
 from gve_jax.media.errors import MediaError
 from gve_jax.media.limits import Limits
 from gve_jax.media.video import load_video
 from tests.media.files import encode, numbered, numbers, picture
+from tests.media.seek_test import STREAMS, load_some
 from tests.situations import situation
 
 GOLDENS = Path(__file__).parent.parent / "goldens"

@@ -7,8 +7,6 @@ import threading
 import av
 import numpy as np
 import pytest
-from tests.inputs.pictures_test import brute_force, no_long_way  # noqa: F401
-from tests.inputs.seek_test import STREAMS, X264
 
 from gve_jax.media import nal_units
 from gve_jax.media.decoder import listen
@@ -16,7 +14,9 @@ from gve_jax.media.errors import MediaError
 from gve_jax.media.sampling import Sampling
 from gve_jax.media.video import load_video
 from tests.media.files import encode, numbered, numbers, textured
+from tests.media.picture_headers_test import brute_force, no_long_way  # noqa: F401
 from tests.media.remux import prefixed, put_together, take_apart
+from tests.media.seek_test import STREAMS, X264
 from tests.situations import situation
 
 EIGHT = [0, 3, 7, 10, 13, 16, 20, 23]

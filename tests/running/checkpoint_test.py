@@ -330,10 +330,10 @@ def test_another_tree_names_the_array(tmp_path):
     )
     target["params"] = target["params"] | {"kernel": wider}
     with pytest.raises(
-        UserError, match=r"params/kernel is float32\[64, 32\] there, float32\[64, 48\]"
+        UserError, match=r"params/kernel: checkpoint float32\[64, 32\], model float32\[64, 48\]"
     ):
         restore(tmp_path, target)
-    with pytest.raises(UserError, match=r"opt/0/count is int32\[\] there, absent here"):
+    with pytest.raises(UserError, match=r"opt/0/count: checkpoint int32\[\], model absent"):
         restore(tmp_path, {"params": abstract(state)["params"]})
 
 
@@ -348,7 +348,7 @@ def test_a_save_killed_half_way_leaves_the_last_complete_one(tmp_path):
 
 def test_random_keys_are_refused(tmp_path):
     with Checkpoints(tmp_path, keep=1, fingerprint={}) as checkpoints:
-        with pytest.raises(TypeError, match="rng is a random key"):
+        with pytest.raises(TypeError, match="rng is a PRNG key"):
             checkpoints.save(1, {"rng": jax.random.key(0)}, {})
 
 
@@ -414,7 +414,7 @@ def test_bad_params_are_named(tmp_path):
     with pytest.raises(UserError, match=f"no parameters at {path}"):
         load_params(path, abstract(params))
     save_params(path, params)
-    with pytest.raises(UserError, match=rf"{path} does not fit this model: bias is absent there"):
+    with pytest.raises(UserError, match=rf"{path}: mismatch for bias: checkpoint absent"):
         load_params(path, abstract(params) | {"bias": jax.ShapeDtypeStruct((3,), jnp.float32)})
     flip_a_bit(path)
     with pytest.raises(UserError, match=f"the parameters at {path} are damaged"):
