@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from data.pairs.media import is_medium
-from gve_jax.media.suffixes import IMAGES, VIDEOS
+from gve_jax.media.suffixes import possible_kinds
 from gve_jax.streams.rows import Reject
 
 Item = dict
@@ -204,12 +204,9 @@ def _column(value: object, key: str) -> Item:
     if is_medium(value):
         return {"medium": value}
     if isinstance(value, str):
-        ending = re.search(r"\.[A-Za-z0-9]+$", value)
-        suffix = ending[0].lower() if ending and not re.search(r"\s", value) else ""
-        if suffix == ".gif":  # an image or a video, as its content says
-            return {"medium": value}
-        if suffix in IMAGES or suffix in VIDEOS:
-            return {"image" if suffix in IMAGES else "video": value}
+        kinds = () if re.search(r"\s", value) else possible_kinds(value)
+        if kinds:
+            return {kinds[0] if len(kinds) == 1 else "medium": value}
         return {"text": value}
     if isinstance(value, dict):
         if value.get("audio") is not None:

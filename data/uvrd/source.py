@@ -11,7 +11,7 @@ from data.pairs.rows import input_files, read_rows
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import path_to_text
 from gve_jax.media.item import source_name
-from gve_jax.media.suffixes import VIDEOS, media_kind
+from gve_jax.media.suffixes import media_kind, possible_kinds
 from gve_jax.media.walk import File, Listing, list_folder, walk
 from gve_jax.streams.rows import Reject, parse_medium
 
@@ -101,7 +101,7 @@ def is_folder_of_videos(path: Path) -> bool:
 
 
 def _walk(folder: Path) -> Listing:
-    return walk(folder, lambda name: Path(name).suffix.lower() in {*VIDEOS, ".gif"})
+    return walk(folder, lambda name: "video" in possible_kinds(name))
 
 
 def _videos(folder: Path, listing: Listing) -> Iterator[File]:
