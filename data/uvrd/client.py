@@ -18,12 +18,12 @@ import jsonschema
 import openai
 from openai.types.chat import ChatCompletion
 
-from data.pairs.rows import Reject
 from data.uvrd import text
 from data.uvrd.prompts import Prompt
 from data.uvrd.settings import Settings
 from gve_jax.errors import UserError
 from gve_jax.storage.files import atomic_write
+from gve_jax.streams.rows import Reject
 
 API_KEY = "OPENAI_API_KEY"  # environment variable with the server's key; optional
 _MAX_RESPONSE_BYTES = 1 << 20

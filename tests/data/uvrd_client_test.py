@@ -7,7 +7,6 @@ import time
 import pytest
 
 from configs.uvrd import get_config
-from data.pairs.rows import Reject
 from data.shapes.render import decode_mp4, encode_png
 from data.uvrd import prompts
 from data.uvrd.client import ModelClient, parse
@@ -15,6 +14,7 @@ from data.uvrd.compose import fault
 from data.uvrd.responder import MODEL, Responder
 from data.uvrd.settings import Settings
 from gve_jax.errors import UserError
+from gve_jax.streams.rows import Reject
 
 PROMPT = prompts.load("video_captions")
 
