@@ -98,6 +98,7 @@ class ModelClient:
             http_client=openai.DefaultAsyncHttpxClient(
                 trust_env=not self._local,  # no proxy between this machine and itself
                 follow_redirects=False,
+                limits=httpx2.Limits(max_connections=calls.concurrency),
                 event_hooks={"response": [_limit_body]},
             ),
         )
