@@ -75,7 +75,7 @@ def main() -> None:
         except DeviceOutOfMemory as error:
             print(
                 f"it does not fit: {error} Try a smaller batch_size, or gradcache_chunk "
-                f"(batch_size is {config.batch_size} on {program.rows} rows of devices)",
+                f"(batch_size is {program.batch_size} on {program.rows} groups of devices)",
                 file=sys.stderr,
             )
             sys.exit(1)

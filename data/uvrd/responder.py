@@ -148,6 +148,7 @@ class Responder:
     ):
         self.scenes, self.latency, self.fault = SceneIndex(folder), latency, fault
         self.requests: list[dict] = []  # bodies without images, for tests
+        self.authorizations: set[str | None] = set()  # headers of the requests
         self.counts: Counter = Counter()
         self._lock, self.slots = threading.Lock(), threading.Semaphore(slots)
         self.closing = threading.Event()
@@ -201,6 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, {"error": {"message": "not found"}})
             return
         request = json.loads(self.rfile.read(size))
+        self.owner.authorizations.add(self.headers.get("Authorization"))
         parts = request["messages"][-1]["content"]
         images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         question = "".join(part["text"] for part in parts if part["type"] == "text")

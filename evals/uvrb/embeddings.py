@@ -1,20 +1,20 @@
-"""Embeds each distinct content once, and keeps what is finished on disk.
+"""Embeds each distinct content once, and stores finished vectors on disk.
 
-OUTPUT/embeddings/<label>/ holds
+OUTPUT/embeddings/<label>/ contains
 
     manifest.json            the model's fingerprint; another model or setting is refused by field
-    vectors-00-00000-*.npy   float32 [n, D]: what host 00 embedded, at most SHARD items
-    vectors-00-00000-*.json  keys of those items, which are valid, and why the others could not be
-                             read; written last, it is the seal
-    <SET>.<side>.json        ids, keys and validity of a side of a set that is finished
+    vectors-00-00000-*.npy   float32 [n, D]: vectors of host 00, at most SHARD items
+    vectors-00-00000-*.json  keys of those items, their validity, and reasons of failures; written
+                             last, as the seal of the shard
+    <SET>.<side>.json        ids, keys and validity of a finished side of a set
 
 A key hashes the content of an item (text, instruction, bytes of image and video, order of the
-frames), not its name, so a video that several sets ship (CRB ships its videos three times) is
-embedded once. Killed at any time, the same command embeds what no shard has, and tries again what
-could not be read for a reason that may pass, such as too little time. Every item that could not be
-read counts in every command, also one whose content an earlier item or command failed on.
+frames), not its name, so a video of several sets (CRB ships its videos three times) is embedded
+once. After a kill, the same command embeds what no shard contains, and retries transient failures
+such as too little time. Every unreadable item counts in every command, even if an earlier item or
+command failed on its content.
 
-On several hosts, each embeds its share of what is missing into shards of its own, in a folder that
+On several hosts, each embeds its share of the missing items into its own shards, in a folder that
 all share, and then all wait for each other.
 """
 
@@ -38,12 +38,12 @@ from gve_jax.retrieval import check_unit_vectors
 from gve_jax.storage.files import check_record, write_array, write_json
 
 FORMAT = "uvrb vectors 1"
-_UNKNOWN = {"path": "", "reason": "", "seconds": 0.0}  # of shards before version 0.2.0
-SHARD = 512  # items given to the model at once and written together; also how often a bar moves
+_UNKNOWN = {"path": "", "reason": "", "seconds": 0.0}  # failures in shards before version 0.2.0
+SHARD = 512  # items embedded and written together, and a step of the progress bar
 
 
 class Encoder(Protocol):
-    """What is scored: `gve_jax.GVE`, or anything with these three."""
+    """An embedder to score: `gve_jax.GVE`, or any object with these attributes."""
 
     fingerprint: Mapping
     embedding_dim: int
@@ -51,7 +51,7 @@ class Encoder(Protocol):
     def encode_valid(
         self, inputs: Sequence[dict], ids: Sequence[str], quarantine: Quarantine
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Unit rows float32 [N valid, D] and valid bool [N]; the rest is in the quarantine."""
+        """Unit rows float32 [N valid, D] and valid bool [N]; failures go to the quarantine."""
 
 
 @dataclass(frozen=True)
@@ -66,42 +66,42 @@ class Store:
     """Vectors by the key of their content, in shards in `folder`.
 
     Args:
-      fingerprint: of the model, as plain JSON.
+      fingerprint: fingerprint of the model, as JSON values.
       dim: D.
 
     Raises:
-      UserError: a folder of another model or setting, damaged shards.
+      UserError: the folder has another model or setting, or damaged shards.
     """
 
     def __init__(self, folder: Path, fingerprint: dict, dim: int):
         self.folder, self.dim = folder, dim
         self._rows: dict[str, tuple[int, int]] = {}  # shard and row
-        self._failures: dict[str, dict] = {}  # of keys without a row, the last one
-        self._attempts: dict[str, int] = {}  # shards that have the key
+        self._failures: dict[str, dict] = {}  # last failure of keys without a row
+        self._attempts: dict[str, int] = {}  # number of shards with the key
         self._shards: list[np.ndarray] = []
         self._read: set[str] = set()
         manifest = folder / "manifest.json"
         now = {"format": FORMAT, "dim": dim, "fingerprint": fingerprint}
         if manifest.exists():
             old = _json(manifest)
-            made, wanted = old.pop("fingerprint", None), now.pop("fingerprint")
-            for one, other in ((old, now), (made, wanted)):
+            stored, wanted = old.pop("fingerprint", None), now.pop("fingerprint")
+            for one, other in ((old, now), (stored, wanted)):
                 check_record(manifest, one, other, "choose another --output or delete its folder")
         elif jax.process_index() == 0:
             write_json(manifest, now)
         self.refresh()
 
     def attempts(self, key: str) -> int:
-        """How often the content was given to the model."""
+        """Number of attempts to embed the content."""
         return self._attempts.get(key, 0)
 
     def failure(self, key: str) -> dict | None:
-        """Why the content could not be read when it was last tried, as a quarantine's line without
-        the id; None where it was read, or never tried."""
+        """The last failure of the content, a line of a quarantine without the id; None if it has a
+        vector or was never tried."""
         return self._failures.get(key)
 
     def refresh(self) -> None:
-        """Reads the shards that were finished since the last time."""
+        """Reads shards that were finished since the last call."""
         for path in sorted(self.folder.glob("vectors-*.json"), key=_shard_number):
             if path.name not in self._read:
                 self._load(path)
@@ -114,11 +114,11 @@ class Store:
         valid: np.ndarray,
         failures: Mapping[str, dict] | None = None,
     ) -> None:
-        """A new shard; `vectors` has a row for each valid key, `failures` says why by other key."""
+        """Writes a shard: a row of `vectors` for each valid key, `failures` of the others."""
         self.refresh()
-        # Above those of all hosts: the shard with the largest number has the last attempt.
+        # Above the numbers of all hosts: the largest number has the last attempt.
         number = 1 + max((_shard_number(Path(name))[0] for name in self._read), default=-1)
-        # The digest keeps two commands in one folder from sealing each other's vectors.
+        # The digest prevents concurrent commands from sealing each other's vectors.
         digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
         path = self.folder / f"vectors-{jax.process_index():02}-{number:05}-{digest}.json"
         write_array(path.with_suffix(".npy"), np.asarray(vectors, np.float32))
@@ -127,14 +127,14 @@ class Store:
         self.refresh()
 
     def side(self, keys: Sequence[str]) -> Side:
-        """The vectors of keys that have all been tried."""
+        """The vectors of keys, all of which were tried."""
         valid = np.array([key in self._rows for key in keys], bool)
-        kept = [self._rows[key] for key in keys if key in self._rows]
-        vectors = np.empty((len(kept), self.dim), np.float32)
-        shards, rows = np.array(kept, np.int64).reshape(-1, 2).T
+        found = [self._rows[key] for key in keys if key in self._rows]
+        vectors = np.empty((len(found), self.dim), np.float32)
+        shards, rows = np.array(found, np.int64).reshape(-1, 2).T
         for shard in np.unique(shards):
-            own = shards == shard
-            vectors[own] = self._shards[shard][rows[own]]
+            mask = shards == shard
+            vectors[mask] = self._shards[shard][rows[mask]]
         return Side(vectors, valid)
 
     def _load(self, path: Path) -> None:
@@ -160,7 +160,7 @@ class Store:
 
 
 class Failures:
-    """Takes the lines that an encoder would put into a quarantine; by id."""
+    """Collects the lines that an encoder writes to a quarantine, by id."""
 
     def __init__(self):
         self.lines: dict[str, dict] = {}
@@ -169,13 +169,13 @@ class Failures:
         self.lines[id] = {"path": path, "reason": reason, "seconds": seconds, **more}
 
 
-def may_pass(line: Mapping | None) -> bool:
-    """Whether what failed so may be readable when the command is repeated; None did not fail."""
+def is_transient(line: Mapping | None) -> bool:
+    """Whether a failure may not recur when the command is repeated; None is no failure."""
     if line is None:
         return False
     if not line["reason"]:
-        return True  # of a shard that does not say why
-    # Encoders of others do not say it, but what reads the media names a limit that may be raised.
+        return True  # the shard has no reasons
+    # Other encoders do not set `retry`, but errors of our readers name limits that may be raised.
     return line.get("retry", "(limits." in line["reason"])
 
 
@@ -185,11 +185,11 @@ class Embedder:
     Args:
       model: the encoder.
       folder: OUTPUT/embeddings/<label>.
-      quarantine: where unreadable media are recorded.
-      total: the number of items of the whole command, for the quarantine's share.
+      quarantine: records unreadable media.
+      total: number of items of the command, for the quarantine's share.
 
-    files: those of the set at hand, to be set before `embed`: they know digests of media that are
-      not there any more, and which videos are folders of frames. None: whatever is on disk.
+    files: files of the current set, to be set before `embed`. They have digests of removed media,
+      and know which videos are folders of frames. None for the files on disk.
     """
 
     def __init__(self, model: Encoder, folder: Path, quarantine: Quarantine, total: int):
@@ -202,7 +202,7 @@ class Embedder:
         self.files: Folder | None = None
 
     def sibling(self, folder: Path) -> "Embedder":
-        """The same model and vectors, with the lists of its sides in another folder."""
+        """An embedder with the same model and vectors that writes its lists to another folder."""
         other = object.__new__(type(self))
         other.__dict__ = self.__dict__ | {"folder": folder}
         return other
@@ -214,28 +214,28 @@ class Embedder:
         items: Sequence[dict],
         advance: Callable[[int], None],
     ) -> Side:
-        """The vectors of one side: those that a shard has, the rest by the model.
+        """The vectors of one side, from shards or from the model.
 
-        Every host of a job calls it with the same arguments, and gets the same side. Every item
-        that could not be read is in the quarantine afterwards, whenever it was tried.
+        Every host of a job calls it with equal arguments and gets the same side. Afterwards the
+        quarantine has every unreadable item, also those of earlier commands.
 
         Args:
           name: `<SET>.<side>`, such as `CRB-T.corpus`.
           ids: N ids.
           items: N items; media are paths.
-          advance: called with a number of items whenever so many more are done.
+          advance: called with the number of items just finished.
 
         Raises:
-          UserError: a side that was made of other ids or content (the message names them), too
-            many unreadable items, vectors that are not unit rows.
+          UserError: the stored side has other ids or content (the message names them), too many
+            items are unreadable, or vectors are not unit rows.
         """
         items = [self._with_rate(item) for item in items]
         keys = [self._key(item) for item in items]
         self._compare(name, ids, keys)
         side = _Items(name, list(ids), items, keys, self._missing(keys))
         new = list(side.missing)
-        self._tried |= {keys[place] for place in new}
-        self._record_failures(side)  # before any work: those of earlier commands alone may be many
+        self._tried |= {keys[index] for index in new}
+        self._record_failures(side)  # before any work: earlier failures may be too many
         if new and self.files is not None:
             self.files.ensure()
         advance(len(ids) - len(new))
@@ -259,58 +259,57 @@ class Embedder:
         return found
 
     def content(self, path: Path) -> str:
-        """SHA-256 of a medium, by which its vector is found."""
+        """SHA-256 of a medium, a part of the key of its vector."""
         if path not in self._hashes:
-            own = self._of_set(path)
-            self._hashes[path] = self.files.digest(path) if own else file_sha256(path)
+            known = self._is_in_set(path)
+            self._hashes[path] = self.files.digest(path) if known else file_sha256(path)
         return self._hashes[path]
 
     def _missing(self, keys: Sequence[str]) -> dict[int, int]:
-        """The places of what is to be embedded, each content once, and how often it was tried."""
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        store = self._store
-        new = [
-            [place, store.attempts(key)]
-            for key, place in first.items()
-            if not store.attempts(key) or (key not in self._tried and may_pass(store.failure(key)))
-        ]
-        # Hosts may see a network's folder differently: what is missing is decided once.
+        """Indices of the items to embed, one for each content, with their previous attempts."""
+        store, new = self._store, []
+        for key, index in {key: index for index, key in reversed(list(enumerate(keys)))}.items():
+            attempts = store.attempts(key)
+            retry = key not in self._tried and is_transient(store.failure(key))
+            if not attempts or retry:
+                new.append([index, attempts])
+        # Decided on one host, since hosts may see different states of a network folder.
         return dict(map(tuple, hosts.gather(sorted(new) if jax.process_index() == 0 else None)[0]))
 
     def _encode(self, side: "_Items", chunk: Sequence[int]) -> None:
         failures = Failures()
         vectors, valid = self.model.encode_valid(
-            [side.items[place] for place in chunk],
-            ids=[f"{side.name}/{side.ids[place]}" for place in chunk],
+            [side.items[index] for index in chunk],
+            ids=[f"{side.name}/{side.ids[index]}" for index in chunk],
             quarantine=failures,
         )
         if len(vectors):
             check_unit_vectors(vectors, f"{side.name}: the model's output")
         vectors = np.reshape(vectors, (-1, self.model.embedding_dim))
         lines = {
-            side.keys[place]: failures.lines.get(f"{side.name}/{side.ids[place]}", {})
-            for place, there in zip(chunk, valid, strict=True)
-            if not there
+            side.keys[index]: failures.lines.get(f"{side.name}/{side.ids[index]}", {})
+            for index, is_valid in zip(chunk, valid, strict=True)
+            if not is_valid
         }
-        self._store.write([side.keys[place] for place in chunk], vectors, valid, lines)
+        self._store.write([side.keys[index] for index in chunk], vectors, valid, lines)
 
     def _record_failures(self, side: "_Items") -> None:
-        """Puts every item of a side that is known to be unreadable into the quarantine, and stops
-        where these are too many."""
-        for place, key in enumerate(side.keys):
+        """Puts every known unreadable item of a side into the quarantine, and stops at too many."""
+        for index, key in enumerate(side.keys):
             line = self._store.failure(key)
             if line is None or not self._is_tried(side, key):
                 continue
-            own = failure(side.ids[place], as_item(side.items[place]), "", 0.0)["path"]
+            path = failure(side.ids[index], as_item(side.items[index]), "", 0.0)["path"]
             reason = line["reason"] or "could not be read"
-            for theirs, name in zip(line["path"].split(" + "), own.split(" + "), strict=False):
-                reason = reason.replace(theirs, name) if theirs else reason
-            id = f"{side.name}/{side.ids[place]}"
-            self.quarantine.record(id, own, reason, line["seconds"], retry=may_pass(line))
+            # The failure may be of another item with the same content: name the files of this one.
+            for other, name in zip(line["path"].split(" + "), path.split(" + "), strict=False):
+                reason = reason.replace(other, name) if other else reason
+            id = f"{side.name}/{side.ids[index]}"
+            self.quarantine.record(id, path, reason, line["seconds"], retry=is_transient(line))
         self.quarantine.check(self.total)
 
     def _is_tried(self, side: "_Items", key: str) -> bool:
-        """Whether a content needs no further attempt, or has had it."""
+        """Whether a content needs no attempt of this command, or had it."""
         return self._store.attempts(key) > side.attempts.get(key, 0)
 
     def _is_done(self, side: "_Items") -> bool:
@@ -323,14 +322,14 @@ class Embedder:
             return
         record, remedy = _json(manifest), "choose another --output or delete it"
         if record.get("ids") != list(ids):
-            raise UserError(f"{manifest}: made for other ids; {remedy}")
-        made = zip(record.get("keys", ()), record.get("valid", ()), strict=False)
-        for id, (old, readable), new in zip(ids, made, keys, strict=False):
-            if readable and old != new:  # what could not be read may have been mended
+            raise UserError(f"{manifest}: written for other ids; {remedy}")
+        stored = zip(record.get("keys", ()), record.get("valid", ()), strict=False)
+        for id, (old, readable), new in zip(ids, stored, keys, strict=False):
+            if readable and old != new:  # unreadable files may have been repaired
                 raise UserError(f"{manifest}: the content of {id!r} has changed; {remedy}")
 
     def _with_rate(self, item: dict) -> dict:
-        rate = self._of_set(item.get("video")) and self.files.rate(Path(item["video"]))
+        rate = self._is_in_set(item.get("video")) and self.files.rate(Path(item["video"]))
         return item | {"fps": rate} if rate else item
 
     def _key(self, item: dict) -> str:
@@ -340,14 +339,14 @@ class Embedder:
                 content[medium] = self.content(Path(content[medium]))
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _of_set(self, path: str | Path | None) -> bool:
+    def _is_in_set(self, path: str | Path | None) -> bool:
         return bool(path and self.files and Path(path).is_relative_to(self.files.root))
 
 
 @dataclass(frozen=True)
 class _Items:
-    """The items of one side, in order; `missing` holds the places of those that are to be embedded,
-    with the number of attempts before."""
+    """The items of one side, in order; `missing` has the indices of those to embed, with the number
+    of earlier attempts."""
 
     name: str
     ids: list[str]
@@ -357,12 +356,12 @@ class _Items:
 
     @functools.cached_property
     def attempts(self) -> dict[str, int]:
-        """Attempts before, by the keys of what is to be embedded."""
-        return {self.keys[place]: count for place, count in self.missing.items()}
+        """Earlier attempts by the keys of the items to embed."""
+        return {self.keys[index]: count for index, count in self.missing.items()}
 
 
 def _shard_number(path: Path) -> tuple[int, int]:
-    """By which shards follow each other: the number, then the host."""
+    """Order of shards: by number, then by host."""
     _, host, number, _ = path.stem.split("-")
     return int(number), int(host)
 

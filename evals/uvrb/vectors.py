@@ -1,13 +1,12 @@
-"""Vectors that were made elsewhere, by any embedder:
+"""Imported vectors of any embedder:
 
     DIR/<SET>/queries.npy, corpus.npy           [N, D], floating point
-    DIR/<SET>/queries.ids.json, corpus.ids.json a list of N ids; or .ids.txt, an id a line
+    DIR/<SET>/queries.ids.json, corpus.ids.json a list of N ids; or .ids.txt, one id per line
     DIR/<SET>/queries.parquet, corpus.parquet   instead of both: columns `id` and `vector`
 
-Vectors that are not of unit length are refused, or normalised on request; those that are within
-0.001 of it, as in float16, are ranked by their cosines. NaN, infinity, zeros, an id twice and an id
-that the set has not are refused. A query or document without a vector counts as one that could not
-be read.
+Vectors that are not of unit length are refused, or normalized on request; those within 0.001 of it,
+as in float16, are ranked by their cosines. NaN, infinity, zero vectors, duplicate ids and ids that
+the set lacks are refused. A query or document without a vector counts as unreadable.
 """
 
 import hashlib
@@ -23,17 +22,17 @@ from gve_jax.media.quarantine import Quarantine
 from gve_jax.retrieval.tiles import NORM_TOLERANCE
 from gve_jax.storage.files import text_id
 
-_BLOCK = 65536  # rows looked at together
+_BLOCK = 65536  # rows checked together
 _SUFFIXES = (".parquet", ".npy")
 
 
 class Vectors:
-    """Stands in for an `Embedder`.
+    """Replaces an `Embedder`.
 
     Args:
       folder: DIR.
-      quarantine: where missing vectors are recorded.
-      total: the number of items of the whole command, for the quarantine's share.
+      quarantine: records missing vectors.
+      total: number of items of the command, for the quarantine's share.
       normalize: divides vectors by their length.
     """
 
@@ -42,12 +41,12 @@ class Vectors:
             raise UserError(f"--embeddings {folder}: no such folder")
         self.folder, self.quarantine, self.total = folder, quarantine, total
         self.normalize, self.files = normalize, None
-        self.content = None  # of the media, which are not read
+        self.content = None  # no digests of media, which are not read
         self._digest = hashlib.sha256()
 
     @property
     def fingerprint(self) -> dict:
-        """Of all that has been read so far."""
+        """Digest of all vectors read so far."""
         return {"embeddings": self._digest.hexdigest()[:16], "normalized": self.normalize}
 
     def embed(
@@ -56,26 +55,26 @@ class Vectors:
         """The vectors of one side in the order of `ids`; see `Embedder.embed`.
 
         Raises:
-          UserError: no file, or one that the rules above refuse; it names the file and the id.
+          UserError: no file, or one that is refused (see above), with the file and the id.
         """
         path = self.folder / name.replace(".", "/")
         found, vectors = _read(path)
-        place_of: dict[str, int] = {}
-        for place, id in enumerate(found):
-            if place_of.setdefault(id, place) != place:
+        index_of: dict[str, int] = {}
+        for index, id in enumerate(found):
+            if index_of.setdefault(id, index) != index:
                 raise UserError(f"{path}: id {id!r} occurs twice")
-        if unknown := sorted(place_of.keys() - set(ids)):
+        if unknown := sorted(index_of.keys() - set(ids)):
             raise UserError(f"{path}: id {unknown[0]!r} is not one of the set's")
-        valid = np.array([id in place_of for id in ids], bool)
-        for id in (id for id, there in zip(ids, valid, strict=True) if not there):
+        valid = np.array([id in index_of for id in ids], bool)
+        for id in (id for id in ids if id not in index_of):
             self.quarantine.record(f"{name}/{id}", str(path), "no vector", 0.0)
         self.quarantine.check(self.total)
-        kept = [id for id in ids if id in place_of]
-        rows = np.empty((len(kept), vectors.shape[1]), np.float32)
-        for start in range(0, len(kept), _BLOCK):
-            some = kept[start : start + _BLOCK]
-            block = vectors[[place_of[id] for id in some]].astype(np.float64)
-            rows[start : start + _BLOCK] = self._unit(path, some, block)
+        present = [id for id in ids if id in index_of]
+        rows = np.empty((len(present), vectors.shape[1]), np.float32)
+        for start in range(0, len(present), _BLOCK):
+            part = present[start : start + _BLOCK]
+            block = vectors[[index_of[id] for id in part]].astype(np.float64)
+            rows[start : start + _BLOCK] = self._unit(path, part, block)
         self._digest.update(name.encode() + rows.tobytes())
         advance(len(ids))
         return Side(rows, valid)
@@ -83,12 +82,12 @@ class Vectors:
     def _unit(self, path: Path, ids: Sequence[str], block: np.ndarray) -> np.ndarray:
         def refuse(bad: np.ndarray, what: Callable[[int], str]) -> None:
             if bad.any():
-                place = int(bad.argmax())
-                raise UserError(f"{path}: the vector of {ids[place]!r} {what(place)}")
+                index = int(bad.argmax())
+                raise UserError(f"{path}: the vector of {ids[index]!r} {what(index)}")
 
         refuse(~np.isfinite(block).all(axis=1), lambda _: "has NaN or infinite numbers")
         refuse(~block.any(axis=1), lambda _: "is all zeros and has no direction")
-        largest = np.abs(block).max(axis=1, keepdims=True)  # squares may leave float64
+        largest = np.abs(block).max(axis=1, keepdims=True)  # squares may overflow float64
         lengths = largest * np.linalg.norm(block / largest, axis=1, keepdims=True)
         if self.normalize:
             return block / largest / (lengths / largest)
@@ -99,14 +98,14 @@ class Vectors:
 
 def _read(path: Path) -> tuple[list[str], np.ndarray]:
     """Ids and vectors [N, D] of a side."""
-    there = [suffix for suffix in _SUFFIXES if path.with_name(path.name + suffix).is_file()]
-    if len(there) != 1:
-        what = "are both there; keep one" if there else "are missing"
+    suffixes = [suffix for suffix in _SUFFIXES if path.with_name(path.name + suffix).is_file()]
+    if len(suffixes) != 1:
+        what = "both exist; keep one" if suffixes else "are missing"
         raise UserError(f"{path}.npy and {path}.parquet {what}")
-    file = path.with_name(path.name + there[0])
-    ids, vectors = _parquet(file) if there[0] == ".parquet" else _npy(file)
+    file = path.with_name(path.name + suffixes[0])
+    ids, vectors = _parquet(file) if suffixes[0] == ".parquet" else _npy(file)
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        raw = "; bfloat16 is no type of .npy files: save float32" * (vectors.dtype.str == "|V2")
+        raw = "; .npy files have no bfloat16: save float32" * (vectors.dtype.str == "|V2")
         raise UserError(
             f"{file}: {vectors.dtype} {list(vectors.shape)} is not floating point [N, D]{raw}"
         )
@@ -155,7 +154,7 @@ def _parquet(file: Path) -> tuple[list[str], np.ndarray]:
     column = table["vector"].combine_chunks()
     lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
     if not (lists or pa.types.is_fixed_size_list(column.type)):
-        raise UserError(f"{file}: column 'vector' is no list of numbers but {column.type}")
+        raise UserError(f"{file}: column 'vector' must be a list of numbers, not {column.type}")
     if column.null_count or column.flatten().null_count:
         raise UserError(f"{file}: a vector, or a number in one, is null")
     values = column.flatten().to_numpy(zero_copy_only=False)

@@ -217,7 +217,7 @@ def damaged(path, what):
     [
         ("no file", "CRB-T/corpus.npy and .*corpus.parquet are missing"),
         ("no ids", "missing file: .*corpus.ids.json or corpus.ids.txt"),
-        ("both", "are both there; keep one"),
+        ("both", "both exist; keep one"),
         ("cut", "corpus.npy: not an .npy file of numbers"),
         ("ids", "corpus.ids.json: not valid JSON"),
     ],
@@ -233,7 +233,7 @@ def test_names_invalid_files(benchmark, sides, tmp_path, what, message):
     ("table", "message"),
     [
         ({"id": ["v0"], "vectors": [[1.0]]}, "no column 'vector'"),
-        ({"id": ["v0"], "vector": [1.0]}, "column 'vector' is no list of numbers but double"),
+        ({"id": ["v0"], "vector": [1.0]}, "column 'vector' must be a list of numbers, not double"),
         ({"id": ["v0", "v1"], "vector": [[1.0], [0.0, 1.0]]}, "the vectors differ in length"),
         ({"id": ["v0", "v1"], "vector": [[1.0], None]}, "a vector, or a number in one, is null"),
         ({"id": ["v0"], "vector": [["a"]]}, "is not floating point"),
@@ -377,5 +377,5 @@ def test_names_bfloat16(benchmark, sides, tmp_path):
     folder = save(
         tmp_path / "v", sides[0], npy_json, lambda name, ids, v: (ids, v.astype(ml_dtypes.bfloat16))
     )
-    with pytest.raises(UserError, match="not floating point .N, D.; bfloat16 is no type of .npy"):
+    with pytest.raises(UserError, match="not floating point .N, D.; .npy files have no bfloat16"):
         score(benchmark, folder, tmp_path / "out")

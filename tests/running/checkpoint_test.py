@@ -348,7 +348,7 @@ def test_a_save_killed_half_way_leaves_the_last_complete_one(tmp_path):
 
 def test_random_keys_are_refused(tmp_path):
     with Checkpoints(tmp_path, keep=1, fingerprint={}) as checkpoints:
-        with pytest.raises(TypeError, match="rng is a random key"):
+        with pytest.raises(TypeError, match="rng is a PRNG key"):
             checkpoints.save(1, {"rng": jax.random.key(0)}, {})
 
 
