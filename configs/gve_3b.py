@@ -32,7 +32,7 @@ def get_config(form: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 42  # Table 9
     config.steps = 12_000  # its curves end there: 12.55 M pairs, once (it also says: 3 epochs)
-    config.batch_size = 1024  # pairs of a global batch, 32 on each of 32 A100s; see batch_sizes
+    config.batch_size = 2048  # pairs of the largest global batches: 64 on each of 32 A100s
     config.pretrained = placeholder(str)  # so that it may be overridden with None, too
     config.pretrained = "Qwen/Qwen2.5-VL-3B-Instruct"  # directory or Hub id; brings the tokenizer
     config.quantize = placeholder(str)  # "nf4" or "int8": the frozen decoder in few bits, one GPU
@@ -97,7 +97,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.data.pairs = "data/gve/*"
     config.data.cache = "~/.cache/gve_jax/pairs"  # copies of gs:// and indices of JSONL; local
     config.data.sources = gve_mixture.names(mixture)  # patterns of whole names; (): all there are
-    # (pattern, pairs of a global batch), else batch_size; table 6: 32 or 64 a GPU by source.
+    # (pattern, share of batch_size), else 1; table 6: 32 or 64 pairs a GPU by source.
     config.data.batch_sizes = gve_mixture.batch_sizes(mixture)
     # (pattern, passes over a source at most), else any number. Not stated: "small, valuable" ones
     # were repeated.
@@ -161,6 +161,7 @@ def get_config(form: str = "") -> ConfigDict:
     if form in ("i", "s"):
         config.pyramid.schedule = "proportional"
     if form == "own":
+        config.batch_size = 1024
         config.data.sources = config.data.batch_sizes = ()
     if form == "smoke":
         make_small(config)

@@ -70,8 +70,9 @@ def names(sources: tuple[Source, ...]) -> tuple[str, ...]:
     return tuple(source.name for source in sources)
 
 
-def batch_sizes(sources: tuple[Source, ...]) -> tuple[tuple[str, int], ...]:
-    """For `config.data.batch_sizes`: one row a size, global."""
+def batch_sizes(sources: tuple[Source, ...]) -> tuple[tuple[str, float], ...]:
+    """For `config.data.batch_sizes`: shares of the largest batch, which is `config.batch_size`."""
+    largest = max(source.batch for source in sources)
     sizes = sorted({source.batch for source in sources})
     chosen = {size: [s.name for s in sources if s.batch == size] for size in sizes}
-    return tuple((f"^({'|'.join(found)})$", size * GPUS) for size, found in chosen.items())
+    return tuple((f"^({'|'.join(found)})$", size / largest) for size, found in chosen.items())

@@ -23,8 +23,8 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from gve_jax.cli import parse_arguments
-from gve_jax.errors import UserError, run_cli
+from gve_jax.cli import parse_arguments, run_cli
+from gve_jax.errors import UserError
 from gve_jax.hardware.plan import make_plan
 from gve_jax.hardware.program import DeviceOutOfMemory, Program
 from gve_jax.hardware.report import show
@@ -75,7 +75,7 @@ def main() -> None:
         except DeviceOutOfMemory as error:
             print(
                 f"it does not fit: {error} Try a smaller batch_size, or gradcache_chunk "
-                f"(batch_size is {config.batch_size} on {program.rows} rows of devices)",
+                f"(batch_size is {program.batch_size} on {program.rows} groups of devices)",
                 file=sys.stderr,
             )
             sys.exit(1)

@@ -103,7 +103,7 @@ def test_input_settings_are_kept_in_both_formats(released, tmp_path):
 @situation(
     "Models and checkpoints",
     "an adapter merged by `gve_jax.convert --adapter`",
-    "the vectors of base and adapter apart",
+    "the vectors of the unmerged adapter",
     since="0.1.0",
 )
 def test_adapter_is_loaded_and_merged_by_convert(released, model, vectors, tmp_path):
@@ -135,8 +135,8 @@ def test_unavailable_kernel_is_refused(released):
 
 @situation(
     "Models and checkpoints",
-    "a model saved into a folder that holds one of the other format",
-    "refused",
+    "a model saved into a directory with a model of the other format",
+    "an error",
     since="0.1.0",
 )
 def test_two_formats_are_not_mixed_in_one_directory(model, tmp_path):
@@ -188,7 +188,7 @@ def _config(directory, **fields):
 @situation(
     "Models and checkpoints",
     "a checkpoint of transformers with NaN or infinite numbers",
-    "refused when loaded; the parameter is named",
+    "an error that names the parameter",
     since="0.1.0",
 )
 def test_damaged_checkpoint_is_named(tmp_path, damage, named):

@@ -51,7 +51,7 @@ def cosine(a, b):
 @situation(
     "Python API",
     "texts, images, videos and mixtures in one list",
-    "unit rows float32 in the order given",
+    "float32 vectors of unit length in input order",
     since="0.1.0",
 )
 def test_vectors_are_unit_float32_in_input_order(model, inputs):
@@ -67,7 +67,7 @@ def test_vectors_are_unit_float32_in_input_order(model, inputs):
 
 @situation(
     "Python API",
-    "another batch_size, or other neighbours in the batch",
+    "another batch_size, or other items in the batch",
     "the same vectors (cosine above 0.999999)",
     since="0.1.0",
 )
@@ -79,8 +79,8 @@ def test_vectors_do_not_depend_on_batch_size(model, inputs, batch_size):
 
 @situation(
     "Python API",
-    "a prompt for a list of which some inputs have an instruction",
-    "it is for those without one",
+    "a prompt for a list in which some inputs have an instruction",
+    "applies to the inputs without one",
     since="0.1.0",
 )
 def test_prompt_applies_to_inputs_without_instruction(model, inputs):
@@ -105,8 +105,8 @@ def test_prompt_by_name(model, inputs):
 
 @situation(
     "Python API",
-    "truncate_dim, also 0 or more than the model has",
-    "cut, then normalized; a number out of range is refused",
+    "truncate_dim, also 0 or above the model's dimensions",
+    "truncated, then normalized; values out of range are errors",
     since="0.1.0",
 )
 def test_vectors_are_truncated_then_normalized(model, inputs):
@@ -142,7 +142,7 @@ def test_similarity_is_the_cosine_of_all_pairs(model):
 @situation(
     "Python API",
     "show_progress_bar, in a pipe or a notebook",
-    "drawn on standard error only; none where that is no terminal",
+    "shown on standard error only, by default only on a terminal",
     since="0.1.0",
 )
 def test_progress_bar_is_on_standard_error(model, inputs, capsys):
@@ -156,7 +156,7 @@ def test_progress_bar_is_on_standard_error(model, inputs, capsys):
 @situation(
     "Models and checkpoints",
     "two models that differ in a single weight",
-    "their fingerprints differ, so that vectors are not mixed",
+    "different fingerprints, so that their vectors are not mixed",
     since="0.1.0",
 )
 def test_fingerprint_distinguishes_weights(model):
@@ -178,7 +178,7 @@ def test_fingerprint_distinguishes_weights(model):
 @situation(
     "Python API",
     "the frames of a video in reversed order",
-    "a different vector; frame_order=reversed gives that of the mirrored video",
+    "another vector; frame_order=reversed gives that of the reversed video",
     since="0.1.0",
 )
 def test_order_of_frames_changes_the_vector(model, inputs):
@@ -230,8 +230,8 @@ def test_encode_valid_needs_a_list(model, tmp_path):
 
 @situation(
     "Python API",
-    "a damaged or missing video among good inputs",
-    "encode names it by its index; embed puts it into the quarantine",
+    "a damaged or missing video among readable inputs",
+    "encode raises an error with its index; embed records it in the quarantine",
     since="0.1.0",
 )
 def test_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
@@ -255,7 +255,7 @@ def test_unreadable_input_is_an_error_or_quarantined(model, inputs, tmp_path):
 @situation(
     "Python API",
     "a file that hangs, crashes or exhausts its decoder",
-    "it alone is lost, with the reason; the others get their vectors",
+    "only its own item fails, with the reason",
     since="0.1.0",
 )
 def test_hostile_files_affect_only_their_own_items(model, inputs, tmp_path, monkeypatch):
@@ -319,8 +319,8 @@ def test_bad_input_is_named(model, bad, named):
 
 @situation(
     "Python API",
-    "a text longer than the model takes",
-    "cut; the end token, which is pooled, stays",
+    "a text longer than max_length",
+    "truncated; the end token, which is pooled, is kept",
     since="0.1.0",
 )
 def test_long_text_is_truncated(model):
@@ -369,8 +369,8 @@ def test_dtype_and_mrope_can_be_overridden(model, inputs, tmp_path):
 
 @situation(
     "Models and checkpoints",
-    "a model of gve_jax's own format with NaN in its weights",
-    "refused when loaded; the parameter is named",
+    "a native model with NaN in its weights",
+    "an error that names the parameter",
     since="0.1.0",
 )
 def test_non_finite_weights_are_refused(model, tmp_path):

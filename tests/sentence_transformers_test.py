@@ -71,8 +71,8 @@ def test_page_lists_everything_that_is_refused():
 
 @situation(
     "Python API",
-    '`encode(texts, "MSRVTT")`: a prompt\'s name, or a prompt, by position',
-    "refused: prompt and prompt_name are keywords only",
+    '`encode(texts, "MSRVTT")`: a prompt or its name as a positional argument',
+    "an error: prompt and prompt_name are keyword-only",
     since="0.2.0",
 )
 def test_prompts_are_keywords_only(model):
@@ -131,8 +131,8 @@ def test_forms_of_an_input_give_the_same_vector(model, folder):
 
 @situation(
     "Python API",
-    "`encode_query` without a prompt, for a model whose `prompts` has a query",
-    "carries that prompt, as Sentence Transformers does; GVE's own prompts have none",
+    '`encode_query` without a prompt, if `prompts` has "query"',
+    "uses that prompt, as in Sentence Transformers; initially it is unset",
     since="0.2.0",
 )
 def test_prompts(model):
@@ -179,8 +179,8 @@ def test_text_that_is_a_path_warns_at_the_line_of_the_caller(model, folder):
 
 @situation(
     "Python API",
-    "convert_to_tensor, where torch reads the vectors next",
-    "a JAX array on the model's device, which torch.from_dlpack takes",
+    "convert_to_tensor",
+    "a JAX array on the model's device, for torch.from_dlpack",
     since="0.2.0",
 )
 def test_tensors(model):
@@ -214,7 +214,7 @@ def test_precision(model):
 @situation(
     "Python API",
     "arguments of Sentence Transformers that gve_jax does not have: device, pool, output_value",
-    "a TypeError that names the argument and what to use; None passes",
+    "a TypeError that names the alternative; None is accepted",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_arguments_without_effect_are_accepted(model):
 @situation(
     "Python API",
     'arguments of other loaders (trust_remote_code, device, torch_dtype), or GVE("directory")',
-    "refused by name, with the argument or the function to use",
+    "an error that names the alternative",
     since="0.2.0",
 )
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 
 from data.pairs.media import is_medium
-from data.pairs.rows import Reject
-from gve_jax.media.suffixes import IMAGES, VIDEOS
+from gve_jax.media.suffixes import possible_kinds
+from gve_jax.streams.rows import Reject
 
 Item = dict
 Draft = dict
@@ -59,30 +59,8 @@ def _draft(query: Item, positive: Item, negatives: list[Item], id=None, task=Non
 
 
 def pair(row: dict, lookup: Lookup | None = None) -> list[Draft]:
-    """`{"id", "task", "query", "positive", "negatives"}`; an item is a text or a mapping of
-    `text, instruction, image, video`. `id`, `task` and `negatives` may be absent."""
-    _needs(row, "query", "positive")
-    _known(row, {"id", "task", "query", "positive", "negatives"}, "a pair")
-    negatives = [_item(value, "negatives") for value in _list(row, "negatives")]
-    id = None if row.get("id") is None else _name(row["id"], "id")
-    query, positive = (_item(row[side], side) for side in ("query", "positive"))
-    return [_draft(query, positive, negatives, id, _text(row, "task") or None)]
-
-
-def _item(value: object, key: str) -> Item:
-    if isinstance(value, str):
-        return {"text": value}
-    if not isinstance(value, dict):
-        raise Reject("wrong type", f"{key} is {type(value).__name__}, not a text or a mapping")
-    _known(value, {"text", "instruction", "image", "video"}, key)
-    return value
-
-
-def _known(row: dict, keys: set[str], what: str) -> None:
-    # Parquet has a column for what any row has: an empty one says nothing.
-    unknown = sorted(key for key in row if key not in keys and row[key] is not None)
-    if unknown:
-        raise Reject("unknown key", f"{unknown[0]!r} in {what}")
+    """The format of drafts itself."""
+    return [row]
 
 
 # --- MMEB, VLM2Vec -----------------------------------------------------------------------------
@@ -226,17 +204,13 @@ def _column(value: object, key: str) -> Item:
     if is_medium(value):
         return {"medium": value}
     if isinstance(value, str):
-        ending = re.search(r"\.[A-Za-z0-9]+$", value)
-        suffix = ending[0].lower() if ending and not re.search(r"\s", value) else ""
-        if suffix == ".gif":  # an image or a video, as its content says
-            return {"medium": value}
-        if suffix in IMAGES or suffix in VIDEOS:
-            return {"image" if suffix in IMAGES else "video": value}
+        kinds = () if re.search(r"\s", value) else possible_kinds(value)
+        if kinds:
+            return {kinds[0] if len(kinds) == 1 else "medium": value}
         return {"text": value}
     if isinstance(value, dict):
         if value.get("audio") is not None:
             raise Reject("audio", key)
-        _known(value, {"text", "image", "video"}, key)
         return value
     raise Reject("wrong type", f"{key} is {type(value).__name__}, not a text or a mapping")
 

@@ -14,12 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from data.pairs import media
-from data.pairs.formats import FORMATS, Draft, Item
-from data.pairs.rows import Reject, input_files, read_rows
+from data.pairs.formats import FORMATS
+from data.pairs.rows import input_files, read_rows
 from gve_jax.errors import UserError
-from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES, is_blank
+from gve_jax.streams.rows import (
+    MODALITY_PAIR,
+    MOST_NEGATIVES,
+    Reject,
+    judge_pair,
+    modalities,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")  # of a split of TFDS
+_MEDIA = frozenset(("image", "video", "medium"))  # "medium": either, as its content says
 _ENDS = 2**16  # bytes of a file that are compared, from its beginning and to its end
 
 
@@ -49,43 +56,47 @@ class Source:
     def modality_pair(self) -> str:
         return self.name.split("_")[0]
 
-    def pairs(self, place: str, row: dict | Reject) -> Iterator[tuple[dict, int] | Reject]:
-        """The records (`gve_jax.streams.pairs.pair_features`), each with the number of negatives
-        that the row has, and the rejects that a row makes."""
+    def pairs(self, location: str, row: dict | Reject) -> Iterator[tuple[dict, int] | Reject]:
+        """The records of a row (`gve_jax.streams.pairs.pair_features`), each with the number of
+        negatives that the row has, and its rejects.
+
+        Args:
+          location: `file:number` of the row.
+        """
         try:
             drafts = [row] if isinstance(row, Reject) else self._drafts(row)
         except Reject as reject:
             drafts = [reject]
         for number, draft in enumerate(drafts):
-            if isinstance(draft, Reject):
-                yield draft
-                continue
             try:
-                record = self._record(draft, f"{place}/{number}" if number else place)
-                yield record, len(draft["negatives"])
+                if isinstance(draft, Reject):
+                    raise draft
+                yield self._record(draft, f"{location}/{number}" if number else location)
             except Reject as reject:
                 yield reject
 
-    def _drafts(self, row: dict) -> list[Draft]:
+    def _drafts(self, row: dict) -> list[dict]:
         lookup = None if self.corpus is None else (lambda id: find(self.corpus, id))
         return FORMATS[self.format](row, lookup)
 
-    def _record(self, draft: Draft, place: str) -> dict:
-        given = [draft["query"], draft["positive"], *draft["negatives"]]
-        if len(draft["negatives"]) < self.negatives:
-            raise Reject("too few negatives", f"{len(draft['negatives'])} of {self.negatives}")
-        query, positive, *negatives = [self._item(i) for i in given[: 2 + self.negatives]]
-        found = f"{_modalities(query)}2{_modalities(positive)}"
+    def _record(self, draft: dict, location: str) -> tuple[dict, int]:
+        id, task, items = judge_pair(draft, media=_MEDIA)
+        count = len(items) - 2
+        if count < self.negatives:
+            raise Reject("too few negatives", f"{count} of {self.negatives}")
+        query, positive, *negatives = [self._item(item) for item in items[: 2 + self.negatives]]
+        found = f"{modalities(query)}2{modalities(positive)}"
         if self.modality_pair and found != self.modality_pair:
             raise Reject("another modality pair", f"{found}, not {self.modality_pair}")
-        file, _, number = place.rpartition(":")
-        return {
-            "id": draft["id"] or f"{Path(file).name}:{number}",
-            "task": draft["task"] or self.name or found,
+        file, _, number = location.rpartition(":")
+        record = {
+            "id": id or f"{Path(file).name}:{number}",
+            "task": task or self.name or found,
             "query": query,
             "positive": positive,
             "negatives": negatives,
         }
+        return record, count
 
     def content(self, item: dict) -> int:
         """64 bits that two items of a record share when they hold the same text and the same files,
@@ -99,25 +110,14 @@ class Source:
             digest.update(hashlib.blake2b(medium).digest())
         return int.from_bytes(digest.digest())
 
-    def _item(self, given: Item) -> dict:
-        item = {}
-        for key in ("text", "instruction"):
-            value = given.get(key)
-            if not isinstance(value, str | None):
-                raise Reject("wrong type", f"{key} is {type(value).__name__}, not a text")
-            try:
-                item[key] = "" if is_blank(value or "") else value.encode().decode()
-            except UnicodeEncodeError as error:
-                raise Reject("not UTF-8", f"{key}: {error.reason}") from error
-        item |= {"image": b"", "video": b""}
-        for key in ("image", "video", "medium"):
-            if given.get(key) in (None, "", b""):
-                continue
-            found = media.locate(given[key], self.root)
-            kind = media.check(found, None if key == "medium" else key)
-            item[kind] = self._stored(found)
-        if not (item["text"] or item["image"] or item["video"]):
-            raise Reject("an empty item", "no text, image or video")
+    def _item(self, fields: dict) -> dict:
+        item = {"text": "", "instruction": "", "image": b"", "video": b""}
+        for key, value in fields.items():
+            if key in _MEDIA:
+                found = media.locate(value, self.root)
+                key = media.check(found, None if key == "medium" else key)
+                value = self._stored(found)
+            item[key] = value
         return item
 
     def _stored(self, found: bytes | Path) -> bytes:
@@ -135,10 +135,6 @@ def _ends(path: Path) -> bytes:
         head = file.read(_ENDS)
         file.seek(max(0, size - _ENDS))
         return size.to_bytes(8) + head + file.read(_ENDS)
-
-
-def _modalities(item: dict) -> str:
-    return "".join(key[0].upper() for key in ("text", "image", "video") if item[key])
 
 
 def open_source(
@@ -170,7 +166,7 @@ def open_source(
                 continue
             record, count = found
             if not known:
-                sides = (_modalities(record[side]) for side in ("query", "positive"))
+                sides = (modalities(record[side]) for side in ("query", "positive"))
                 name = f"{'2'.join(sides)}_{name}"
             if negatives is None:
                 negatives = min(MOST_NEGATIVES, count)

@@ -1,20 +1,15 @@
 """Locates the media of rows, keeps them inside their folder and reads their headers."""
 
-import base64
-import binascii
 import os
-import re
 from pathlib import Path
 
-from data.pairs.rows import Reject
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import inside
 from gve_jax.media.errors import MediaError
 from gve_jax.media.sandbox import Sandbox
+from gve_jax.streams.rows import Reject
 
 _SANDBOX = Sandbox(processes=os.cpu_count() or 1)  # as many as threads ask at once
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_DATA = re.compile(r"data:[\w/+.-]*;base64,")
 
 
 def is_medium(value: object) -> bool:
@@ -25,45 +20,22 @@ def is_medium(value: object) -> bool:
     )
 
 
-def locate(value: object, root: Path) -> bytes | Path:
-    """What a row gives as a medium -> its bytes, or the true path of a file inside `root`.
-
-    Args:
-      value: a path, absolute or from `root`; a `data:` URI in base64; bytes; `{"bytes", "path"}`,
-        where bytes (in JSON: their base64) come before the path.
-      root: the folder that no path may leave.
+def locate(medium: str | bytes, root: Path) -> bytes | Path:
+    """The true path, inside `root`, of a medium of a row; bytes are returned as they are.
 
     Raises:
-      Reject: another type, a URL, bad base64, a path that leaves `root`, no such file.
+      Reject: a path that leaves `root`, no such file.
     """
-    if isinstance(value, dict) and is_medium(value):
-        data = value.get("bytes")
-        if data is None:
-            return locate(value.get("path"), root)
-        return _decode(data) if isinstance(data, str) else locate(data, root)
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise Reject("wrong type", f"a medium is a path or bytes, not {type(value).__name__}")
-    if match := _DATA.match(value):
-        return _decode(value[match.end() :])
-    if _URL.match(value):
-        raise Reject("a URL", f"{value}: download it and name the file")
+    if isinstance(medium, bytes):
+        return medium
     try:
-        path = inside(root, value, "path")
+        path = inside(root, medium, "path")
     except UserError as error:
         raise Reject("path outside the media root", error) from error
     if not path.is_file():
         what = "a folder, not a file" if path.is_dir() else "no such file"
-        raise Reject("no such media file", f"{value}: {what}")
+        raise Reject("no such media file", f"{medium}: {what}")
     return path
-
-
-def _decode(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Reject("bad base64", error) from error
 
 
 def check(medium: bytes | Path, kind: str | None = None) -> str:

@@ -18,12 +18,12 @@ import jsonschema
 import openai
 from openai.types.chat import ChatCompletion
 
-from data.pairs.rows import Reject
 from data.uvrd import text
 from data.uvrd.prompts import Prompt
 from data.uvrd.settings import Settings
 from gve_jax.errors import UserError
 from gve_jax.storage.files import atomic_write
+from gve_jax.streams.rows import Reject
 
 API_KEY = "OPENAI_API_KEY"  # environment variable with the server's key; optional
 _MAX_RESPONSE_BYTES = 1 << 20
@@ -98,6 +98,7 @@ class ModelClient:
             http_client=openai.DefaultAsyncHttpxClient(
                 trust_env=not self._local,  # no proxy between this machine and itself
                 follow_redirects=False,
+                limits=httpx2.Limits(max_connections=calls.concurrency),
                 event_hooks={"response": [_limit_body]},
             ),
         )

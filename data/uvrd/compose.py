@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 
-from data.pairs.rows import Reject
 from data.uvrd import pictures, prompts, text
 from data.uvrd.client import Answer, ModelClient
 from data.uvrd.pictures import Clip, Decoder
@@ -14,6 +13,7 @@ from data.uvrd.settings import KINDS, PROFILES, TYPES, Settings
 from data.uvrd.source import Entry
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.media.sandbox import Failure
+from gve_jax.streams.rows import Reject
 
 SOURCE = "uvrd"  # suffix of split names: T2V_uvrd
 _JPEG_QUALITY = 85  # of the frames sent to the model

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from data.pairs.rows import Reject
 from data.uvrd import pictures, text
 from data.uvrd.client import ModelClient
 from data.uvrd.compose import Composed, Video, compose
@@ -29,6 +28,7 @@ from gve_jax.media.quarantine import failure
 from gve_jax.media.sandbox import Failure
 from gve_jax.storage.files import write_json
 from gve_jax.streams.pairs import pair_features
+from gve_jax.streams.rows import Reject
 from gve_jax.streams.writing import encoder
 
 STAGES = ("videos", "captions", "decoded", "moving", "similar", "enriched")

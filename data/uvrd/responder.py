@@ -29,7 +29,7 @@ from PIL import Image
 from data.shapes import captions
 from data.shapes.scene import PHASE_FRAMES, Scene, make_rng
 from data.uvrd import world
-from gve_jax.errors import Parser, run_cli
+from gve_jax.cli import Parser, run_cli
 from gve_jax.storage.filesystem import local_path
 
 MODEL = "shapes"
@@ -148,6 +148,7 @@ class Responder:
     ):
         self.scenes, self.latency, self.fault = SceneIndex(folder), latency, fault
         self.requests: list[dict] = []  # bodies without images, for tests
+        self.authorizations: set[str | None] = set()  # headers of the requests
         self.counts: Counter = Counter()
         self._lock, self.slots = threading.Lock(), threading.Semaphore(slots)
         self.closing = threading.Event()
@@ -201,6 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, {"error": {"message": "not found"}})
             return
         request = json.loads(self.rfile.read(size))
+        self.owner.authorizations.add(self.headers.get("Authorization"))
         parts = request["messages"][-1]["content"]
         images = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         question = "".join(part["text"] for part in parts if part["type"] == "text")
@@ -285,11 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main(argv=None) -> None:
-    parser = Parser(
-        prog="python -m data.uvrd.responder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m data.uvrd.responder", __doc__)
     parser.add_argument(
         "--world", type=local_path, required=True, help="folder written by data.uvrd.world"
     )

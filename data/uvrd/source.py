@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.pairs import media
-from data.pairs.rows import Reject, input_files, read_rows
+from data.pairs.rows import input_files, read_rows
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import path_to_text
 from gve_jax.media.item import source_name
-from gve_jax.media.suffixes import VIDEOS, media_kind
+from gve_jax.media.suffixes import media_kind, possible_kinds
 from gve_jax.media.walk import File, Listing, list_folder, walk
+from gve_jax.streams.rows import Reject, parse_medium
 
 _VIDEO, _CAPTION, _ID = ("video", "path"), ("caption", "text"), ("id", "video_id")
 
@@ -100,7 +101,7 @@ def is_folder_of_videos(path: Path) -> bool:
 
 
 def _walk(folder: Path) -> Listing:
-    return walk(folder, lambda name: Path(name).suffix.lower() in {*VIDEOS, ".gif"})
+    return walk(folder, lambda name: "video" in possible_kinds(name))
 
 
 def _videos(folder: Path, listing: Listing) -> Iterator[File]:
@@ -144,7 +145,7 @@ def _entry(index: int, location: str, row: dict | Reject, home: Path) -> Entry:
     video = _first(row, _VIDEO)
     if video in (None, "", b""):
         raise Reject("missing field", "video")
-    video = media.locate(video, home)
+    video = media.locate(parse_medium(video, "video"), home)
     video = video if isinstance(video, bytes) else str(video)
     source = row.get("source")
     source = source if isinstance(source, str) else Path(file).stem

@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections import Counter
 
-from data.pairs.rows import Reject
 from data.uvrd.settings import Text
+from gve_jax.streams.rows import Reject
 
 _LINK = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\w+")
 _TAG = re.compile(r"<[^<>]{0,200}>")

@@ -3,7 +3,8 @@
 import sys
 
 from evals.speed.harness import run
-from gve_jax.errors import UserError, run_cli
+from gve_jax.cli import run_cli
+from gve_jax.errors import UserError
 
 NAMES = {
     "train": "a LoRA training step, compared with transformers + peft + torch; GradCache",

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from gve_jax import __version__
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 
@@ -43,11 +44,7 @@ def parse_options(name: str, description: str, argv, options: Mapping) -> argpar
         a tuple as many as it has, False is a switch, and a function is the type of an option
         without a default.
     """
-    parser = Parser(
-        prog=f"python -m evals.speed {name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(f"python -m evals.speed {name}", description)
     options = dict(options) | {"output": (local_path, "JSON file to write the result to")}
     for option, (default, text, *choices) in options.items():
         kind: dict[str, Any] = {"default": default, "type": type(default)}

@@ -18,7 +18,7 @@ def make_plan(program: Program, shapes: Shapes, quick: bool, note: Callable[[str
       note: told what is being done.
     """
     config, topology = program.config, program.topology
-    batch, chunk = config.batch_size, config.gradcache_chunk
+    batch, chunk = program.batch_size, config.gradcache_chunk
     note(f"compiling {batch} pairs for {len(topology.devices)} devices")
     compiled = program.compile(shapes, batch, chunk)
     note("reading the programs")

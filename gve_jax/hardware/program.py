@@ -16,11 +16,11 @@ from gve_jax.errors import UserError
 from gve_jax.hardware.topology import Topology
 from gve_jax.inputs.batch import Bucket
 from gve_jax.learning import state
-from gve_jax.learning.gradcache import check_chunk
+from gve_jax.learning.gradcache import check_batch_size, check_chunk
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.step import make_train_step
 from gve_jax.model.batch import Batch, batch_sizes
-from gve_jax.running.sections import model_config, read_settings
+from gve_jax.running.sections import largest_batch_size, model_config, read_settings
 
 
 class DeviceOutOfMemory(Exception):
@@ -84,13 +84,11 @@ class Program:
             self.model, self.tx, self.mesh, config.optimizer.rates, self.loss
         )
         self.rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        self.check(config.batch_size, config.gradcache_chunk)
+        self.batch_size = largest_batch_size(config)
+        self.check(self.batch_size, config.gradcache_chunk)
 
     def check(self, batch_size: int, chunk: int) -> None:
-        if batch_size % self.rows:
-            raise UserError(
-                f"config.batch_size {batch_size} is no multiple of data x fsdp, {self.rows}"
-            )
+        check_batch_size(batch_size, self.rows)
         check_chunk(chunk, batch_size, self.mesh)
 
     def shapes(

@@ -10,7 +10,7 @@ from pathlib import Path
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import inside, path_to_text
 from gve_jax.media.item import Item, as_item
-from gve_jax.media.suffixes import IMAGES, VIDEOS, media_kind
+from gve_jax.media.suffixes import media_kind, possible_kinds
 from gve_jax.media.walk import REMEDY, list_folder, walk
 from gve_jax.storage.files import read_records, unique_id
 
@@ -79,7 +79,7 @@ def _read_list(path: Path, follow_links: bool) -> Iterator[Entry]:
 def _read_folder(folder: Path, follow_links: bool, remedy: str, tell: Callable) -> Iterator[Entry]:
     """The videos and images, in the order of their paths, which are their ids (see
     `path_to_text`)."""
-    listing = walk(folder, _is_medium, follow_links=follow_links, remedy=remedy)
+    listing = walk(folder, possible_kinds, follow_links=follow_links, remedy=remedy)
     for file in listing.files:
         kind = media_kind(os.path.join(folder, file.name))
         item = Item(video=file.path) if kind == "video" else Item(image=file.path)
@@ -88,10 +88,6 @@ def _read_folder(folder: Path, follow_links: bool, remedy: str, tell: Callable) 
         tell(f"{folder}: {listing.others:,} files are neither videos nor images by their names")
     if passed_over := listing.passed_over():
         tell(f"{folder}: {passed_over}")
-
-
-def _is_medium(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEOS | IMAGES
 
 
 def stamp(file: str, root: str | os.PathLike) -> list:

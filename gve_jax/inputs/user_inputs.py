@@ -12,7 +12,7 @@ from gve_jax.errors import UserError, warn_user
 from gve_jax.inputs.media_values import as_array, as_medium, is_array, video_fields
 from gve_jax.inputs.messages import is_message, is_part, read_content, read_conversation
 from gve_jax.media.item import Item, as_item
-from gve_jax.media.suffixes import IMAGES, VIDEOS, media_kind
+from gve_jax.media.suffixes import media_kind, possible_kinds
 
 Input = str | os.PathLike | np.ndarray | Image.Image | Mapping | Item | Sequence[Mapping]
 Inputs = Input | Sequence[Input]
@@ -104,10 +104,8 @@ def _medium_named_by(text: str) -> str | None:
     url = text.startswith(("http://", "https://", "file://"))
     try:
         path = urlsplit(text).path if url else text
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix not in VIDEOS | IMAGES or not (os.path.isfile(path) or url and " " not in text):
-            return None
-        return "video" if suffix in VIDEOS else "image"
+        kinds = possible_kinds(path)
+        return kinds[0] if kinds and (os.path.isfile(path) or url and " " not in text) else None
     except ValueError:  # half of a surrogate pair, a malformed address
         return None
 

@@ -18,6 +18,12 @@ from gve_jax.errors import UserError
 from gve_jax.model.batch import Batch
 
 
+def check_batch_size(size: int, rows: int) -> None:
+    """Raises UserError if a batch cannot be split over `rows` = data * fsdp groups of devices."""
+    if size % rows:
+        raise UserError(f"batch_size {size} must be a multiple of data * fsdp = {rows}")
+
+
 def check_chunk(chunk: int, batch_size: int, mesh: Mesh) -> None:
     """Raises UserError if a batch of `batch_size` pairs does not fall into chunks of `chunk`."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]

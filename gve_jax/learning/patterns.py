@@ -1,4 +1,4 @@
-"""Policies as tables of (pattern, value): the first pattern that is found in a name decides."""
+"""Tables of (pattern, value): the first pattern that matches a name decides its value."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,8 +10,12 @@ from gve_jax.errors import UserError
 def decide(
     patterns: Sequence[re.Pattern], names: Iterable[str]
 ) -> tuple[dict[str, int | None], list[int]]:
-    """(number of the first pattern found in each name, None where there is none; numbers of the
-    patterns that decide no name)."""
+    """Matches names with patterns.
+
+    Returns:
+      by name the index of the first pattern that matches it, or None; and the indices of the
+      patterns that are the first match of no name.
+    """
     found = {
         name: next((n for n, pattern in enumerate(patterns) if pattern.search(name)), None)
         for name in names
@@ -22,24 +26,26 @@ def decide(
 def assign(
     field: str, table: Sequence[tuple[str, Any]], names: Iterable[str], default: Any = None
 ) -> dict[str, Any]:
-    """The value of each name; `default` where no pattern is found in it.
+    """The value of each name; `default` where no pattern matches.
 
     Raises:
-      UserError: naming `field`, for a table that is none, a malformed pattern, or one that decides
-        no name: a typing mistake, mostly.
+      UserError: naming `field`, for a malformed row or pattern, or a pattern that decides no name
+        (usually a typing mistake).
     """
     patterns = []
     for row in table:
         if not isinstance(row, tuple | list) or len(row) != 2 or not isinstance(row[0], str):
-            raise UserError(f"{field}: {row!r} is not (pattern, value)")
+            raise UserError(f"{field}: {row!r} must be (pattern, value)")
         try:
             patterns.append(re.compile(row[0]))
         except re.error as error:
-            raise UserError(f"{field}: {row[0]!r} is not a regular expression: {error}") from error
+            raise UserError(
+                f"{field}: {row[0]!r} is not a valid regular expression: {error}"
+            ) from error
     found, idle = decide(patterns, names)
     for number in idle:
         raise UserError(
-            f"{field}: pattern {table[number][0]!r} decides no source "
-            f"(there are {', '.join(found)})"
+            f"{field}: pattern {table[number][0]!r} matches no source that is left; "
+            f"sources: {', '.join(found)}"
         )
     return {name: default if n is None else table[n][1] for name, n in found.items()}

@@ -9,7 +9,7 @@ from gve_jax.media.errors import LimitError, MediaError
 from gve_jax.media.limits import Limits
 from gve_jax.media.pixels import load_image
 from gve_jax.media.sampling import Sampling, Timeline, sample
-from gve_jax.media.suffixes import IMAGES
+from gve_jax.media.suffixes import possible_kinds
 from gve_jax.media.walk import list_folder
 
 
@@ -59,7 +59,7 @@ def in_order(folder, name: str) -> list[str]:
     """
     paths = list_folder(folder)
     for path in paths:
-        if os.path.splitext(path)[1].lower() not in IMAGES or not os.path.isfile(path):
+        if "image" not in possible_kinds(path) or not os.path.isfile(path):
             raise MediaError(f"{name}: holds {os.path.basename(path)!r}, which is not an image")
     return sorted(paths, key=lambda path: _natural(os.path.basename(path)))
 

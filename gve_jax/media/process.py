@@ -77,6 +77,9 @@ class WorkerProcess:
             env=os.environ | _ENVIRONMENT,
         )
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._writable, self._readable = select.poll(), select.poll()
+        self._writable.register(self._in, select.POLLOUT)
+        self._readable.register(self._out, select.POLLIN)
         for pipe in (self._in, self._out):
             os.set_blocking(pipe, False)
             if hasattr(fcntl, "F_SETPIPE_SZ"):
@@ -144,7 +147,7 @@ class WorkerProcess:
         for buffer in buffers:
             left = memoryview(buffer)
             while left:
-                self._wait(self._in, select.POLLOUT, deadline)
+                self._wait(self._writable, deadline)
                 try:
                     left = left[os.write(self._in, left) :]
                 except BlockingIOError:
@@ -168,7 +171,7 @@ class WorkerProcess:
         data = np.empty(size, np.uint8)
         left = memoryview(data)
         while left:
-            self._wait(self._out, select.POLLIN, deadline)
+            self._wait(self._readable, deadline)
             try:
                 count = os.readv(self._out, [left])
             except BlockingIOError:
@@ -178,9 +181,7 @@ class WorkerProcess:
             left = left[count:]
         return data
 
-    def _wait(self, pipe: int, event: int, deadline: float) -> None:
-        poll = select.poll()
-        poll.register(pipe, event)
+    def _wait(self, poll: select.poll, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             raise self._too_slow()

@@ -4,7 +4,6 @@ No pickle: an answer may come from a process that a hostile file has taken over.
 lengths of its two parts, a JSON header, and a body that the header describes.
 """
 
-import dataclasses
 import json
 import os
 import struct
@@ -38,23 +37,24 @@ def pack_item(item: Item, exif: bool = False) -> tuple[dict, list]:
       MediaError: a PIL image that cannot be read.
     """
     fields, buffers = {}, []
-    for field in dataclasses.fields(item):
-        value = getattr(item, field.name)
-        if field.name in _MEDIA and value is not None:
+    for key, value in vars(item).items():
+        if value is None:
+            continue
+        if key in _MEDIA:
             value = _pack_medium(value, buffers, exif)
         elif isinstance(value, Integral) and not isinstance(value, bool):
             value = int(value)  # JSON does not take numpy's numbers
-        elif not isinstance(value, str | bool | None):
+        elif not isinstance(value, str | bool):
             value = float(value)
-        fields[field.name] = value
+        fields[key] = value
     return fields, buffers
 
 
 def _pack_medium(value, buffers: list, exif: bool) -> dict:
-    if isinstance(value, list | tuple):
-        return {"list": [_pack_medium(entry, buffers, exif) for entry in value]}
     if isinstance(value, str | os.PathLike):
         return {"path": os.fspath(value)}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack_medium(entry, buffers, exif) for entry in value]}
     if isinstance(value, Image.Image):
         value = load_image(value, exif=exif)
     if isinstance(value, bytes):
@@ -66,8 +66,8 @@ def _pack_medium(value, buffers: list, exif: bool) -> dict:
 
 def paths(fields: dict) -> list[str]:
     """The files and folders that a packed item names."""
-    media = [fields["image"], fields["video"]]
-    media = [entry for medium in media if medium for entry in medium.get("list", [medium])]
+    media = [fields[key] for key in _MEDIA if key in fields]
+    media = [entry for medium in media for entry in medium.get("list", [medium])]
     return [entry["path"] for entry in media if "path" in entry]
 
 
@@ -88,5 +88,5 @@ def unpack_item(fields: dict, body: memoryview) -> Item:
             return bytes(part)
         return np.frombuffer(part, np.uint8).reshape(value["array"])
 
-    media = {key: medium(fields[key]) for key in _MEDIA if fields[key] is not None}
+    media = {key: medium(fields[key]) for key in _MEDIA if key in fields}
     return Item(**(fields | media))

@@ -29,7 +29,7 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.learning import state
 from gve_jax.learning.curriculum import Curriculum
-from gve_jax.learning.gradcache import check_chunk
+from gve_jax.learning.gradcache import check_batch_size, check_chunk
 from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.patterns import assign
 from gve_jax.media.isolation import Isolated
@@ -45,6 +45,7 @@ from gve_jax.running.sections import (
     model_config,
     read_settings,
     shared_fields,
+    source_batch_sizes,
 )
 from gve_jax.storage.files import differences, read_json, write_json
 from gve_jax.storage.filesystem import (
@@ -76,7 +77,7 @@ class Experiment:
         self.sources = Sources(
             parse(config.data.pairs, config.data.cache, workdir), config.data.sources
         )
-        self.batch_sizes = self._batch_sizes()
+        self.batch_sizes = source_batch_sizes(config, self.sources.sizes)
         vision = self.model.vision
         self.buckets = config.buckets
         try:
@@ -142,8 +143,7 @@ class Experiment:
         config = self.config
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         for size in sorted({config.batch_size, *self.batch_sizes.values()}):
-            if size % rows:
-                raise UserError(f"batch_size {size} is no multiple of data x fsdp, {rows}")
+            check_batch_size(size, rows)
             check_chunk(config.gradcache_chunk, size, self.mesh)
         try:
             self.loss.check(self.model.text.hidden_size)
@@ -185,12 +185,6 @@ class Experiment:
             self.base.check_tokenizer(Path(prompt.path))
         if "peft" in config.export and self.model.lora is None:
             raise UserError("export 'peft' needs adapters: config.model.lora")
-
-    def _batch_sizes(self) -> dict[str, int]:
-        """Pairs of a global batch of each source."""
-        table, default = self.config.data.batch_sizes, self.config.batch_size
-        found = assign("data.batch_sizes", table, self.sources.sizes, default)
-        return found
 
     def _epochs(self) -> dict[str, int]:
         """Batches of one pass over each source."""

@@ -6,8 +6,9 @@ sections that describe a part of the library are that part's own dataclasses. Th
 """
 
 import dataclasses
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.learning.curriculum import PyramidConfig
 from gve_jax.learning.loss import LossConfig
+from gve_jax.learning.patterns import assign
 from gve_jax.media.limits import Limits
 from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
 from gve_jax.model.quantize import KINDS
@@ -76,7 +78,8 @@ class DataConfig:
       cache: folder of copies of gs:// and indices of JSONL; local.
       sources: patterns of whole names of the sources that train; (): all.
       tokenizer: file; None: that of `config.pretrained`.
-      batch_sizes: (pattern of a source, pairs of a global batch); else `config.batch_size`.
+      batch_sizes: (pattern of a source, its share of `config.batch_size`, up to 1, or pairs of a
+        global batch, above 1); else `config.batch_size`.
       repeat: (pattern of a source, passes over it at most, 0: any number).
       siblings: by source, records side by side that share a batch.
       workers: decoding processes of a host; 0 decodes in threads.
@@ -87,7 +90,7 @@ class DataConfig:
     cache: str = setting(resume=True, per_host=True)
     sources: tuple[str, ...] = setting()
     tokenizer: str | None = setting(resume=True, per_host=True)
-    batch_sizes: tuple[tuple[str, int], ...] = setting(least=1)
+    batch_sizes: tuple[tuple[str, int | float], ...] = setting(above=0)
     repeat: tuple[tuple[str, int], ...] = setting(least=0, most=10**6)
     siblings: Mapping[str, int] = setting(least=1)
     workers: int = setting(least=0, most=1024, resume=True, per_host=True)
@@ -191,6 +194,35 @@ def read_settings(config: object) -> Settings:
         except ValueError as error:  # a placeholder that must be given and is not
             raise UserError(f"config: {' '.join(str(error).split())}") from error
     return build(Settings, config, "config")
+
+
+def source_batch_sizes(settings: Settings, names: Iterable[str]) -> dict[str, int]:
+    """Pairs in a global batch of each source.
+
+    Raises:
+      UserError: `data.batch_sizes` gives no whole number, or has a pattern that matches no source.
+    """
+    values = assign("data.batch_sizes", settings.data.batch_sizes, names, 1)
+    return {name: _pairs(value, settings.batch_size) for name, value in values.items()}
+
+
+def largest_batch_size(settings: Settings) -> int:
+    """Pairs in the largest global batch that any source may have: what a planner plans."""
+    names = settings.data.sources
+    if names and all(re.fullmatch(r"\w+", name) for name in names):
+        return max(source_batch_sizes(settings, names).values())
+    values = [1, *(value for _, value in settings.data.batch_sizes)]  # patterns: sources unknown
+    return max(_pairs(value, settings.batch_size) for value in values)
+
+
+def _pairs(value: float, batch_size: int) -> int:
+    pairs = value * batch_size if value <= 1 else value
+    if abs(pairs - round(pairs)) > 1e-6:
+        raise UserError(
+            f"data.batch_sizes: {value} must give a whole number of pairs, not {pairs:g}; "
+            f"batch_size is {batch_size}"
+        )
+    return round(pairs)
 
 
 def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfig:

@@ -5,25 +5,30 @@ import hashlib
 import json
 import os
 import re
-import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gve_jax.errors import UserError
+from gve_jax.progress import progress_bar
 from gve_jax.storage.files import (
-    LONGEST_LINE,
     check_encoding,
     check_lfs_pointer,
     write_array,
     write_json,
 )
-from gve_jax.streams.rows import MODALITY_PAIR, MOST_NEGATIVES, BadRow, modalities, parse_row
+from gve_jax.streams.rows import (
+    MODALITY_PAIR,
+    MOST_NEGATIVES,
+    Reject,
+    judge_pair,
+    modalities,
+    parse_line,
+    read_lines,
+)
 
 VERSION = 2  # of what an index holds and of what is checked
 SHOWN = 64 * 2**20  # bytes from which on progress is shown
@@ -149,16 +154,7 @@ class _Rows:
 
 def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarray]:
     found: dict[str, _Rows] = {}
-    shown = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        transient=True,
-        disable=total < SHOWN,
-    )
-    with shown as progress:
+    with progress_bar("bytes", transient=True, disable=total < SHOWN) as progress:
         bar = progress.add_task("rows", total=total)
         for number, file in enumerate(files):
             with open(file.path, "rb") as opened:
@@ -179,14 +175,12 @@ def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarr
 def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], tick) -> None:
     roots, at, told = file.roots(), 0, 0
     known: dict[tuple[str, ...], _Rows] = {}
-    for count, line in enumerate(_lines(opened), 1):
+    for count, line in enumerate(read_lines(opened), 1):
         start, at = at, at + len(line)
         if line.isspace():
             continue
         try:
-            if len(line) >= LONGEST_LINE:
-                raise BadRow(f"a line of more than {LONGEST_LINE} bytes")
-            _, task, items = parse_row(line, roots)
+            _, task, items = judge_pair(parse_line(line), roots)
             key = task, *items[0], "", *items[1]  # names of keys: few different ones
             rows = known.get(key)
             if rows is None:
@@ -196,11 +190,12 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
                 rows = found.setdefault(name, _Rows(least, f"{file.called}:{count}"))
                 known[key] = rows
             if len(items) - 2 < rows.negatives:
-                raise BadRow(
+                raise Reject(
+                    "too few negatives",
                     f"{len(items) - 2} negatives; the first pair of its source, "
-                    f"{rows.place}, has {rows.negatives}"
+                    f"{rows.place}, has {rows.negatives}",
                 )
-        except BadRow as error:
+        except Reject as error:
             raise UserError(f"{file.called}:{count}: {error}") from error
         rows.columns.extend((number, start, len(line), count))
         rows.size += 1
@@ -220,10 +215,6 @@ def _duplicates(items: list[dict]) -> int:
     return sum(one in contents[:2] for one in contents[2:])
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: file.readline(LONGEST_LINE), b"")
-
-
 def _source_name(task: str, file: File, pair: str) -> str:
     """The source of a row: its task, else its file's name without the number of a shard; with the
     row's modality pair before it where it begins with none."""
@@ -232,10 +223,11 @@ def _source_name(task: str, file: File, pair: str) -> str:
         stem = _SHARD.sub("", Path(file.path).stem)
         name = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_") or "rows"
     if not _NAME.fullmatch(name):
-        raise BadRow(f"task {task!r} names no source: letters, digits and _")
+        detail = f"task {task!r} names no source: letters, digits and _"
+        raise Reject("wrong type", detail)
     told = name.split("_")[0]
     if not MODALITY_PAIR.fullmatch(told):
         return f"{pair}_{name}"
     if told != pair:
-        raise BadRow(f"a pair of {pair} in the source {name}")
+        raise Reject("another modality pair", f"row is {pair} but its source is named {name}")
     return name

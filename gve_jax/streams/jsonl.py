@@ -9,9 +9,7 @@ import numpy as np
 from gve_jax.errors import UserError
 from gve_jax.streams.index import File, Index, open_index, stamp
 from gve_jax.streams.pairs import too_small
-from gve_jax.streams.rows import BadRow, as_pair_item, parse_row
-
-_ANYWHERE = ("/",)  # where a path leads is judged with its links, by `as_pair_item`
+from gve_jax.streams.rows import ANYWHERE, Reject, as_pair_item, judge_pair, parse_line
 
 
 class JsonlSources:
@@ -75,8 +73,9 @@ class JsonlSources:
                 data = os.pread(opened, length, start)
             finally:
                 os.close(opened)
-            id, task, items = parse_row(data, _ANYWHERE if of.media else None)
-        except (OSError, BadRow) as error:
+            row = parse_line(data)
+            id, task, items = judge_pair(row, ANYWHERE if of.media else None)
+        except (OSError, Reject) as error:
             raise UserError(f"{place}: cannot be read any more ({error})") from error
         query, positive, *negatives = [
             as_pair_item(item, of.folder, place) for item in items[: 2 + count]

@@ -1,5 +1,8 @@
-"""A line of JSONL as a training pair: the format `pair` of docs/pairs.md, in two steps. `parse_row`
-checks all of a row but its files, fast enough for millions; `as_pair_item` then names these files.
+"""The one judge of a row of training pairs, for the trainer and for the importers.
+
+`parse_line` reads a line of JSONL and `judge_pair` checks a row of the format `pair` of
+docs/pairs.md. Both are fast enough for millions of rows and open no file; `as_pair_item` then
+resolves the paths.
 """
 
 import base64
@@ -7,79 +10,133 @@ import binascii
 import json
 import os
 import re
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from gve_jax.media.dataset_paths import inside
 from gve_jax.media.item import Item, as_item
-from gve_jax.storage.files import parse_json
+from gve_jax.storage.files import LONGEST_LINE, parse_json
 
-MOST_NEGATIVES = 3  # what a step takes
+MOST_NEGATIVES = 3  # that a training step takes
 MODALITY_PAIR = re.compile(r"(?:T|I|V|TI|TV|IV|TIV)2(?:T|I|V|TI|TV|IV|TIV)")
+ANYWHERE = ("/",)  # where links are followed later, paths are checked then
 _PAIR = frozenset(("id", "task", "query", "positive", "negatives"))
 _ITEM = frozenset(("text", "instruction", "image", "video"))
-_LETTERS = {"text": "T", "image": "I", "video": "V"}
+_MEDIA = frozenset(("image", "video"))
 _MEDIUM = frozenset(("bytes", "path"))
+_ABSENT = (None, "", b"")
+_LETTERS = {"text": "T", "image": "I", "video": "V"}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DATA = re.compile(r"data:[\w/+.-]*;base64,")
-_decode_json = json.JSONDecoder().decode
 _SURROGATE = re.compile(rb"\\u[dD]")
+_decode_json = json.JSONDecoder().decode
 
 
-class BadRow(ValueError):
-    """Why a line is no pair."""
+class Reject(Exception):
+    """A row, or a pair of it, that is not a training pair.
+
+    Attributes:
+      reason: one of few phrases, for counting.
+      detail: what exactly is wrong; the text of the exception.
+    """
+
+    def __init__(self, reason: str, detail: object = ""):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, str(detail)
+
+    def __str__(self) -> str:
+        return self.detail or self.reason
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text is absent: every format takes white space alone for no text."""
+    """Whether a text counts as absent: every format takes white space alone for no text."""
     return not text or text.isspace()
 
 
-def parse_row(
-    line: bytes, roots: tuple[str, ...] | None
-) -> tuple[str, str, list[dict[str, str | bytes]]]:
-    """(id, task, items) of a row: query, positive, negatives, each a mapping of what it has of
-    `text, instruction, image, video`. Media are paths as they stand, or bytes. An id and a task
-    that are absent are "".
+def read_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long for `parse_line` only the beginning."""
+    while line := file.readline(LONGEST_LINE):
+        yield line
+        while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE)
 
-    Args:
-      line: UTF-8, a JSON object.
-      roots: the forms, each with a `/` at its end, of the folder that paths start from and may not
-        leave; links are followed later. None: rows may not name files.
+
+def parse_line(line: bytes) -> dict:
+    """The JSON object of a line of `read_lines`.
 
     Raises:
-      BadRow: whatever the importer rejects without opening a file.
+      Reject: a line that is too long or not a JSON object in UTF-8, or that gives a key twice.
     """
+    if len(line) >= LONGEST_LINE:
+        raise Reject("line too long", f"a line of more than {LONGEST_LINE} bytes")
     try:
         row = _decode_json(line.decode())
+        if type(row) is not dict:
+            raise Reject("not an object", f"expected a JSON object, got {type(row).__name__}")
+        # Programs differ in which value of a repeated key they take. To look for one takes as long
+        # as to parse the line, so first the keys are counted: a line has more than were kept, or
+        # a text that looks like a key.
+        if line.count(b'":') != _count_keys(row) or b" :" in line or b"\t:" in line:
+            row = parse_json(line.decode())
+        if b"\\u" in line and _SURROGATE.search(line):  # rare, and checking all texts takes long
+            json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8: {error.reason}") from error
+        raise Reject("not UTF-8", f"not UTF-8: {error.reason}") from error
+    except UnicodeEncodeError as error:
+        raise Reject("not UTF-8", "half a surrogate pair, such as \\ud800, is no text") from error
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"not valid JSON: {error}") from error
-    if type(row) is not dict:
-        raise BadRow(f"expected a JSON object, got {type(row).__name__}")
-    if line.count(b'":') != _count_keys(row) or b" :" in line or b"\t:" in line:
-        _check_twice(line)  # more keys than were kept, or a text that looks like a key
-    if b"\\u" in line and _SURROGATE.search(line):  # rare, and the check of all texts is not cheap
-        _check_unicode(row)
+        raise Reject("not JSON", f"not valid JSON: {error}") from error
+    return row
+
+
+def _count_keys(value: dict | list) -> int:
+    if type(value) is dict:
+        count, value = len(value), value.values()
+    else:
+        count = 0
+    for entry in value:
+        kind = type(entry)
+        if kind is dict or kind is list:
+            count += _count_keys(entry)
+    return count
+
+
+def judge_pair(
+    row: dict, roots: tuple[str, ...] | None = ANYWHERE, media: frozenset[str] = _MEDIA
+) -> tuple[str, str, list[dict[str, str | bytes]]]:
+    """Checks a pair and returns (id, task, items): query, positive, negatives.
+
+    Items are mappings of what they have of `text, instruction, image, video`; media are paths as
+    they stand, or bytes. An absent id or task is "".
+
+    Args:
+      roots: the folder that paths start from and may not leave, in all its forms, each with a `/`
+        at its end; links are followed later. None: rows may not name files.
+      media: the keys of an item that hold media.
+
+    Raises:
+      Reject: whatever can be judged without opening a file.
+    """
     if not row.keys() <= _PAIR:
         _check_keys(row, _PAIR, "a pair")
     for side in ("query", "positive"):
         if side not in row:
-            raise BadRow(f"no {side!r}")
+            raise Reject("missing field", f"no {side!r}")
     id, task, negatives = row.get("id"), row.get("task"), row.get("negatives")
     if id is not None and (isinstance(id, bool) or not isinstance(id, str | int)):
-        raise BadRow(f"{id!r} is not an id")
+        raise Reject("wrong type", f"{id!r} is not an id")
     if not isinstance(task, str | None):
-        raise BadRow(f"task must be a text, not {type(task).__name__}")
+        raise Reject("wrong type", f"task must be a text, not {type(task).__name__}")
     if not isinstance(negatives, list | None):
-        raise BadRow(f"negatives must be a list, not {type(negatives).__name__}")
-    items = [_item(row["query"], "query", roots), _item(row["positive"], "positive", roots)]
-    items += [_item(value, "a negative", roots) for value in negatives or ()]
+        raise Reject("wrong type", f"negatives must be a list, not {type(negatives).__name__}")
+    items = [_item(row[side], side, roots, media) for side in ("query", "positive")]
+    items += [_item(value, "a negative", roots, media) for value in negatives or ()]
     return "" if id is None else str(id), task or "", items
 
 
 def modalities(item: dict) -> str:
-    """The modalities of an item that `parse_row` gave, as in the names of sources: `TV`."""
-    return "".join(letter for key, letter in _LETTERS.items() if key in item)
+    """The modalities that an item has, as in the names of sources: `TV`."""
+    return "".join(letter for key, letter in _LETTERS.items() if item.get(key))
 
 
 def as_pair_item(fields: dict, folder: str, place: str) -> Item:
@@ -97,91 +154,83 @@ def as_pair_item(fields: dict, folder: str, place: str) -> Item:
     return as_item(fields | media)
 
 
-def _count_keys(row: dict) -> int:
-    """Keys of a pair, its items and their media."""
-    negatives = row.get("negatives")
-    items = [row.get("query"), row.get("positive")]
-    items += negatives if type(negatives) is list else ()
-    count = len(row)
-    for item in items:
-        if type(item) is dict:
-            count += len(item)
-            count += sum(len(value) for value in item.values() if type(value) is dict)
-    return count
-
-
-def _check_twice(line: bytes) -> None:
-    """Raises BadRow for a key given twice: programs differ in which value they take. This takes as
-    long as reading the row, so keys are counted before."""
-    try:
-        parse_json(line.decode())
-    except ValueError as error:
-        raise BadRow(str(error)) from error
-
-
 def _check_keys(given: dict, known: frozenset, what: str) -> None:
-    # A key without a value says nothing: tables have a column for what any of their rows has.
+    # Tables have a column for each key of any row, so a key without a value says nothing.
     unknown = sorted(key for key in given if key not in known and given[key] is not None)
     if unknown:
-        raise BadRow(f"unknown key {unknown[0]!r} in {what}")
+        raise Reject("unknown key", f"unknown key {unknown[0]!r} in {what}")
 
 
-def _check_unicode(row: dict) -> None:
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise BadRow("half a surrogate pair, such as \\ud800, is no text") from error
-
-
-def _item(value: object, side: str, roots: tuple[str, ...] | None) -> dict:
+def _item(value: object, side: str, roots: tuple[str, ...] | None, media: frozenset[str]) -> dict:
     if type(value) is str:
-        value = {"text": value}
+        if value and not value.isspace():
+            return {"text": value}
+        value = {}
     if type(value) is not dict:
-        raise BadRow(f"{side} must be a text or a mapping, not {type(value).__name__}")
+        kind = type(value).__name__
+        raise Reject("wrong type", f"{side} must be a text or a mapping, not {kind}")
     if not value.keys() <= _ITEM:
-        _check_keys(value, _ITEM, side)
+        _check_keys(value, _ITEM | media, side)
     item = {}
     for key, given in value.items():
-        if given is None or given == "":
+        if not given and given in _ABSENT:
             continue
-        if key == "image" or key == "video":
-            given = _medium(given, f"{side}: {key}", roots)
+        if key in media:
+            given = parse_medium(given, f"{side}: {key}", roots)
         elif type(given) is not str:
-            raise BadRow(f"{side}: {key} must be a text, not {type(given).__name__}")
+            kind = type(given).__name__
+            raise Reject("wrong type", f"{side}: {key} must be a text, not {kind}")
         elif is_blank(given):
             continue
         item[key] = given
     if not item or (len(item) == 1 and "instruction" in item):
-        raise BadRow(f"{side} has nothing to embed: give text, image or video")
+        raise Reject("an empty item", f"{side} has nothing to embed: give text, image or video")
     return item
 
 
-def _medium(value: object, what: str, roots: tuple[str, ...] | None) -> str | bytes:
+def parse_medium(value: object, what: str, roots: tuple[str, ...] | None = ANYWHERE) -> str | bytes:
+    """The bytes of a medium, or its path as it stands.
+
+    Args:
+      value: a path, absolute or from the folder; a `data:` URI in base64; bytes; or the
+        `{"bytes", "path"}` of Hugging Face `datasets`, where bytes (in JSON: their base64) come
+        before the path.
+      what: names the medium in messages.
+      roots: as of `judge_pair`.
+
+    Raises:
+      Reject: another type, a URL, bad base64, a path that leaves the folder.
+    """
     if type(value) is dict and value and value.keys() <= _MEDIUM:
         data = value.get("bytes")
         if type(data) is str:
             return _decode(data, what)
         value = value.get("path") if data is None else data
+    if type(value) is bytes:
+        return value
     if type(value) is not str:
-        raise BadRow(f"{what} must be a path or base64, not {type(value).__name__}")
+        raise Reject("wrong type", f"{what} must be a path or base64, not {type(value).__name__}")
     if ":" in value:
         if match := _DATA.match(value):
             return _decode(value[match.end() :], what)
         if _URL.match(value):
-            raise BadRow(
-                f"{what} {value!r} is a URL: mount its bucket or download it, and name the file"
+            raise Reject(
+                "a URL",
+                f"{what} {value!r} is a URL: mount its bucket or download it, and name the file",
             )
     if not value or "\0" in value:
-        raise BadRow(f"{what} {value!r} is not a path")
+        raise Reject("no such media file", f"{what} {value!r} is not a path")
     if roots is None:
-        raise BadRow(
-            f"{what} {value!r}: files beside rows in a bucket are not read; mount the "
-            "bucket, or import the pairs with their media"
+        raise Reject(
+            "no such media file",
+            f"{what} {value!r}: files beside rows in a bucket are not read; mount the bucket, or "
+            "import the pairs with their media",
         )
     if value[0] == "/" or ".." in value:
         path = os.path.normpath(os.path.join(roots[0], value))
         if not path.startswith(roots):
-            raise BadRow(f"{what} {value!r} leaves the folder {roots[0]}")
+            detail = f"{what} {value!r} leaves the folder {roots[0]}"
+            raise Reject("path outside the media root", detail)
     return value
 
 
@@ -189,7 +238,7 @@ def _decode(text: str, what: str) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRow(f"{what} is not base64: {error}") from error
+        raise Reject("bad base64", f"{what} is not base64: {error}") from error
     if not data:
-        raise BadRow(f"{what} is empty")
+        raise Reject("bad base64", f"{what} is empty")
     return data

@@ -139,9 +139,9 @@ VARIANTS = r"""
 @pytest.mark.parametrize("line", VARIANTS.strip().splitlines())
 @situation(
     "Models and checkpoints",
-    "config.json of a variant (yarn, sliding windows, another "
-    "activation, no causal mask) or with an unknown field that is on",
-    "refused; the field is named",
+    "config.json of an unsupported variant (yarn, sliding windows, another activation, no "
+    "causal mask) or with an unknown field that is set",
+    "an error that names the field",
     since="0.2.0",
 )
 def test_variants_are_refused_by_field(line):
@@ -189,13 +189,13 @@ INERT = json.loads(
 @situation(
     "Models and checkpoints",
     '`"quantization_config": null` in config.json',
-    "loads; any other value is refused",
+    "loads; any other value is an error",
     since="0.2.0",
 )
 @situation(
     "Models and checkpoints",
-    "config.json as transformers 4.49 to 5.23 writes it in full, "
-    "with the settings of generation and unknown fields that are off",
+    "a complete config.json of transformers 4.49 to 5.23, with generation settings and "
+    "unknown fields that are unset",
     "loads",
     since="0.1.0",
 )

@@ -70,9 +70,8 @@ def test_revision_is_found_in_the_cache(cache, name, options, commit):
 
 @situation(
     "Models and checkpoints",
-    "a model of the Hub, later the same weights from a directory",
-    "`GVE.source` names repository and commit, exports carry it along; the fingerprint of "
-    "vectors is that of the weights",
+    "the same weights loaded from the Hub and from a directory",
+    "the same fingerprint; `GVE.source` and exports record repository and commit",
     since="0.2.0",
 )
 def test_commit_is_recorded_but_not_in_the_fingerprint(cache, tmp_path):
@@ -90,7 +89,7 @@ def test_commit_is_recorded_but_not_in_the_fingerprint(cache, tmp_path):
 @situation(
     "Models and checkpoints",
     "a mistyped Hub id, a private or gated repository, an unknown revision, no network",
-    "one line with the reason and what to do",
+    "one line with the reason and the remedy",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -164,8 +163,8 @@ def test_path_that_is_not_an_id_is_not_downloaded(monkeypatch, name):
 
 @situation(
     "Models and checkpoints",
-    "a model's path that begins with `~`",
-    "read from the home directory",
+    "a model path that starts with `~`",
+    "expanded to the home directory",
     since="0.1.0",
 )
 def test_home_directory_is_expanded(tmp_path, monkeypatch):
@@ -185,15 +184,14 @@ def _run(directory):
 
 @situation(
     "Models and checkpoints",
-    "an adapter's directory given as the model",
-    "refused; the line names its base model and `adapter=`",
+    "the directory of an adapter as the model",
+    "an error that names the base model and `adapter=`",
     since="0.2.0",
 )
 @situation(
     "Models and checkpoints",
-    "a training run's folder, a folder of the Hub's cache, "
-    "`params/` or a GGUF folder given as the model",
-    "refused; the line says what to give instead",
+    "the folder of a training run or of the Hub's cache, `params/`, or a GGUF folder as the model",
+    "an error that names the right path",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -222,8 +220,8 @@ def test_directory_of_another_kind_is_named(tmp_path, make, named):
 
 @situation(
     "Models and checkpoints",
-    "a file (`.gguf`, `.safetensors`, `.bin`) given as the model",
-    "refused: the directory is asked for",
+    "a file (`.gguf`, `.safetensors`, `.bin`) as the model",
+    "an error that asks for the directory",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -243,14 +241,14 @@ def test_file_is_not_a_model(tmp_path, name, named):
 
 @situation(
     "Models and checkpoints",
-    "a checkpoint of pickles alone (`pytorch_model.bin`)",
-    "refused; how to save it as safetensors is said",
+    "a checkpoint with pickles only (`pytorch_model.bin`)",
+    "an error that says how to save it as safetensors",
     since="0.2.0",
 )
 @situation(
     "Models and checkpoints",
-    "shards of safetensors without their index",
-    "refused: the index is asked for",
+    "sharded safetensors without their index",
+    "an error that names the index",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -283,9 +281,8 @@ def test_broken_link_is_named(tmp_path):
 
 @situation(
     "Models and checkpoints",
-    "a directory that holds a full model and an adapter beside it "
-    "(transformers would apply the adapter)",
-    "refused until `adapter=` names it too",
+    "an adapter beside a full model in one directory, which transformers would apply",
+    "an error unless `adapter=` names it too",
     since="0.2.0",
 )
 def test_adapter_beside_a_model_is_refused(tmp_path):

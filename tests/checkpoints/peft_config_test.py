@@ -89,15 +89,15 @@ def test_every_field_of_peft_is_covered():
 
 @situation(
     "Models and checkpoints",
-    "a PEFT adapter with DoRA, aLoRA, rank or alpha patterns, "
-    "some layers only, trained biases, tokens or whole modules",
-    "refused; every field that is on is named",
+    "a PEFT adapter with DoRA, aLoRA, rank or alpha patterns, some layers only, trained "
+    "biases, tokens or full modules",
+    "an error that names every unsupported field",
     since="0.1.0",
 )
 @situation(
     "Models and checkpoints",
-    "a PEFT adapter whose config has an option that this version does not know",
-    "accepted while it is off, refused by name when it is on",
+    "a PEFT adapter with an option unknown to this version",
+    "accepted if unset, otherwise an error that names it",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -146,9 +146,8 @@ def test_fields_without_effect_are_accepted(pefts, fields):
 
 @situation(
     "Models and checkpoints",
-    "adapter_config.json with a number in quotes, a null, NaN, a "
-    "list or an object where another type belongs",
-    "one line that names the file, the field and what it must be",
+    "adapter_config.json with values of wrong types (a number in quotes, null, NaN, a list)",
+    "a one-line error with file, field and expected type",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -210,7 +209,7 @@ def test_unmatched_modules_name_their_field(pefts, fields, named):
 @situation(
     "Models and checkpoints",
     '`target_modules: "all-linear"` in adapter_config.json',
-    "the modules that PEFT adapts, and its vectors",
+    "adapts the same modules as PEFT, with the same vectors",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -254,9 +253,9 @@ WRAPPED = {
 
 @situation(
     "Models and checkpoints",
-    "an adapter whose tensors carry the prefixes of DDP, FSDP, "
-    "torch.compile, Fabric or of a raw state dict (`module.`, `_orig_mod.`, `.default.`)",
-    "read as the adapter that it is",
+    "an adapter with the prefixes of DDP, FSDP, torch.compile, Fabric or a raw state dict "
+    "(`module.`, `_orig_mod.`, `.default.`)",
+    "loads",
     since="0.2.0",
 )
 @pytest.mark.parametrize("rename", WRAPPED.values(), ids=WRAPPED.keys())
@@ -272,7 +271,7 @@ def test_prefixes_of_wrappers_are_removed(pefts, rename):
 @situation(
     "Models and checkpoints",
     "an adapter whose tensors have an unknown prefix, or belong to another model",
-    "refused; the prefix and PEFT's name are shown",
+    "an error that shows the prefix and the name in PEFT",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -317,8 +316,8 @@ def test_duplicate_tensors_and_several_adapters_are_refused(pefts):
 
 @situation(
     "Models and checkpoints",
-    "an adapter that also holds whole tensors (resized embeddings, a trained head)",
-    "refused; they are named",
+    "an adapter with full tensors (resized embeddings, a trained head)",
+    "an error that names them",
     since="0.1.0",
 )
 def test_full_tensors_in_an_adapter_are_named(pefts):

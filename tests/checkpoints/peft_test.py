@@ -64,8 +64,8 @@ def edit(directory, **fields):
 @pytest.mark.parametrize("case", golden.CASES)
 @situation(
     "Models and checkpoints",
-    "a LoRA adapter that PEFT saved",
-    "PEFT's own vectors, merged or apart",
+    "a LoRA adapter saved by PEFT",
+    "the vectors of PEFT, merged or not",
     since="0.1.0",
 )
 def test_adapter_gives_vectors_of_peft(pefts, base_params, case):
@@ -121,7 +121,7 @@ def test_written_adapter_equals_that_of_peft(pefts, tmp_path, case):
 @situation(
     "Models and checkpoints",
     "an adapter trained with transformers 4.49, or with 4.52 and later",
-    "read by either naming of the modules, and written in either",
+    "loads; can be written with the names of either",
     since="0.1.0",
 )
 def test_every_layout_is_read_back(pefts, tmp_path, layout, case):
@@ -139,7 +139,10 @@ def test_every_layout_is_read_back(pefts, tmp_path, layout, case):
 
 
 @situation(
-    "Models and checkpoints", "an adapter trained on AutoModel (no head)", "read", since="0.1.0"
+    "Models and checkpoints",
+    "an adapter trained on AutoModel, which has no head",
+    "loads",
+    since="0.1.0",
 )
 def test_adapter_of_automodel_is_read(pefts):
     """Without a head, and without the prefix `model.` in names."""
@@ -200,8 +203,8 @@ def test_unusable_config_is_refused(pefts, fields, message):
 
 @situation(
     "Models and checkpoints",
-    "an adapter of another rank, or with tensors missing or left over",
-    "refused; the tensors are listed",
+    "an adapter of another rank, or with missing or additional tensors",
+    "an error that lists the tensors",
     since="0.1.0",
 )
 def test_all_tensors_that_do_not_fit_are_listed(pefts):
@@ -249,7 +252,7 @@ def test_missing_or_damaged_files_are_refused(pefts, tmp_path):
 @situation(
     "Models and checkpoints",
     "an adapter saved in bfloat16",
-    "read, and kept in float32",
+    "loads as float32",
     since="0.1.0",
 )
 def test_bfloat16_adapter_is_read_as_float32(pefts):

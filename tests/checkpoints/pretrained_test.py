@@ -45,9 +45,8 @@ def load(base):
 
 @situation(
     "Models and checkpoints",
-    "a model of gve_jax's own format, or exported for "
-    "transformers, beside another tokenizer.json with the same special tokens",
-    "refused by the recorded digest",
+    "a native or exported model beside another tokenizer.json with the same special tokens",
+    "an error: the recorded digest differs",
     since="0.2.0",
 )
 @pytest.mark.parametrize("form", ["ours", "hf"])
@@ -86,7 +85,7 @@ def test_records_of_gve_jax_0_1_are_compared(folder):
 @situation(
     "Models and checkpoints",
     "the `params/` of one model beside the config.json of another",
-    "refused by the recorded digest, whatever the dtype",
+    "an error: the recorded digest differs, in any dtype",
     since="0.2.0",
 )
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
@@ -116,7 +115,7 @@ def test_missing_records_are_refused(folder, change, named):
 @situation(
     "Models and checkpoints",
     "a checkpoint in float32, bfloat16 or float16 loaded without `dtype=`",
-    "the dtype that its config.json records (`dtype` or `torch_dtype`); an explicit `dtype=` wins",
+    "the dtype recorded in config.json (`dtype` or `torch_dtype`), unless `dtype=` is set",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -152,8 +151,8 @@ def test_unsupported_dtype_is_named(tmp_path, value):
 
 @situation(
     "Models and checkpoints",
-    "an `hf` export of a float32 model loaded again",
-    "float32, and the same vectors",
+    "an `hf` export of a float32 model",
+    "loads as float32 with the same vectors",
     since="0.2.0",
 )
 @pytest.mark.parametrize("layout", ["4.49", "5"])
@@ -179,9 +178,9 @@ def test_byte_order_mark_is_skipped(exported, tmp_path):
 
 @situation(
     "Models and checkpoints",
-    "config.json, an index or a companion that is empty, cut, a "
-    "Git LFS pointer, not UTF-8, not an object, or gives a key twice",
-    "one line that names the file and the reason",
+    "config.json, an index or a tokenizer file that is empty, truncated, a Git LFS pointer,"
+    " not UTF-8, not an object, or has duplicate keys",
+    "one line with the file and the reason",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -218,8 +217,8 @@ def test_damaged_json_is_named(tmp_path, file, data, named):
 
 @situation(
     "Models and checkpoints",
-    "the settings of an export edited to odd types (numbers in quotes, null, lists)",
-    "one line that names the file and the field",
+    "edited settings of an export with wrong types (numbers in quotes, null, lists)",
+    "one line with the file and the field",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -267,7 +266,7 @@ PREPROCESSOR = json.loads(
 @situation(
     "Models and checkpoints",
     "a preprocessor_config.json with other means, patch sizes or resampling than Qwen2.5-VL's",
-    "refused by the field (pixel budgets are gve_jax's own)",
+    "an error that names the field; pixel budgets are gve_jax's own",
     since="0.2.0",
 )
 @pytest.mark.parametrize(

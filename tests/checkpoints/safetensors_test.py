@@ -138,14 +138,14 @@ def _header(path, **changes):
 )
 @situation(
     "Models and checkpoints",
-    "a .safetensors that is empty, cut, a Git LFS pointer, a pickle, GGUF or a web page",
-    "one line that names the file and what it is",
+    "a .safetensors that is empty, truncated, a Git LFS pointer, a pickle, GGUF or a web page",
+    "one line with the file and its actual format",
     since="0.2.0",
 )
 @situation(
     "Models and checkpoints",
-    "a .safetensors cut off in its tensors, or with bytes after them",
-    "refused before anything is read",
+    "a .safetensors that is truncated or has additional bytes",
+    "an error before any tensor is read",
     since="0.1.0",
 )
 def test_damaged_file_is_named(path, damage, named):

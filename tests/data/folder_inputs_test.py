@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from data.pairs.builder import run_import
-from data.pairs.rows import Reject, input_files, read_rows
+from data.pairs.rows import input_files, read_rows
 from data.shapes.generate import generate
 from data.uvrd.part import Parts
 from data.uvrd.source import read_entries, stamps
 from gve_jax.errors import UserError
 from gve_jax.storage.locks import lock_for_process, lock_scratch
+from gve_jax.streams.rows import Reject
 from tests.situations import situation
 from tests.storage.files_test import POINTER
 

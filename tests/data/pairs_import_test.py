@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from data.pairs import importer, media
-from data.pairs import rows as rows_module
 from data.pairs.__main__ import main
 from gve_jax.errors import UserError
 from gve_jax.media import sandbox
 from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
+from gve_jax.streams import rows as rows_module
 from gve_jax.streams import writing
 from gve_jax.streams.pairs import PairSources
-from gve_jax.streams.rows import BadRow, parse_row
+from gve_jax.streams.rows import Reject, judge_pair
 from tests.media.files import clip, picture
 from tests.situations import situation
 
@@ -371,8 +371,8 @@ def test_white_space_alone_is_no_text_in_any_format(run, format, row):
     with pytest.raises(UserError, match="no pair of format .*an empty item"):
         run(*importing(format, f"x={lines('rows.jsonl', row)}"))
     if format == "pair":
-        with pytest.raises(BadRow, match="nothing to embed"):
-            parse_row(json.dumps(row).encode(), ("/",))
+        with pytest.raises(Reject, match="nothing to embed"):
+            judge_pair(row)
 
 
 PAIR = {"query": "q", "positive": {"video": "a.mp4"}}
@@ -573,7 +573,7 @@ def test_show_and_check(run):
 def test_without_beam_the_option_says_so_in_one_line(run):
     code = (
         "import sys; sys.modules['apache_beam'] = None; sys.argv[1:] = sys.argv[1:];"
-        "from data.pairs.__main__ import main; from gve_jax.errors import run_cli; run_cli(main)"
+        "from data.pairs.__main__ import main; from gve_jax.cli import run_cli; run_cli(main)"
     )
     asked = importing("pair", f"T2V_x={lines('rows.jsonl', PAIR)}", options=("--beam",))
     done = subprocess.run(

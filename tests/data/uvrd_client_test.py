@@ -7,7 +7,6 @@ import time
 import pytest
 
 from configs.uvrd import get_config
-from data.pairs.rows import Reject
 from data.shapes.render import decode_mp4, encode_png
 from data.uvrd import prompts
 from data.uvrd.client import ModelClient, parse
@@ -15,6 +14,7 @@ from data.uvrd.compose import fault
 from data.uvrd.responder import MODEL, Responder
 from data.uvrd.settings import Settings
 from gve_jax.errors import UserError
+from gve_jax.streams.rows import Reject
 
 PROMPT = prompts.load("video_captions")
 
@@ -188,10 +188,14 @@ def test_concurrency_is_limited(raw, tmp_path, shown):
 
 
 def test_api_key_is_sent_and_not_cached(raw, tmp_path, shown, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    _, _, responder, _ = ask(raw, tmp_path / "none", shown)
+    assert responder.authorizations == {None}
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    ask(raw, tmp_path, shown)
-    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
-    assert kept and b"sk-secret" not in kept
+    _, _, responder, _ = ask(raw, tmp_path / "key", shown)
+    assert responder.authorizations == {"Bearer sk-secret"}
+    cached = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
+    assert cached and b"sk-secret" not in cached
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from configs.uvrd import get_config
-from data.pairs.rows import Reject
 from data.uvrd import text
 from data.uvrd.settings import Settings
+from gve_jax.streams.rows import Reject
 
 RULES = Settings.of(get_config()).text
 

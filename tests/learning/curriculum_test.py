@@ -152,7 +152,10 @@ NAN = float("nan")
         (dict(unit="epoch", steps=60), "pyramid.stages 3 of an epoch, 30 steps each, do not fit"),
         (dict(stages=91), r"pyramid.stages 91 is not in 1..90"),
         (dict(schedule="manual", weights=(("T2V", 1),)), "no pattern is found in source 'T2T_a'"),
-        (dict(schedule="manual", weights=((".*", 1), ("TI", 2))), "pattern 'TI' decides no source"),
+        (
+            dict(schedule="manual", weights=((".*", 1), ("TI", 2))),
+            "pattern 'TI' matches no source",
+        ),
         (dict(schedule="manual", weights=((".*", (1, 2)),)), "'T2T_a' has 2 for 3 stages"),
         *(
             (

@@ -58,13 +58,10 @@ def forge(header: dict, body: bytes = b"") -> bytes:
 
 
 NO_SENSE = "an answer that cannot be"
+# Of what isolation_test.py sends back from one operation: all of them share its reading.
 GARBAGE = {
-    b"FORGE" + b"x" * 12: "more than any item has",
-    b"FORGE" + pack({}, 1 << 40): "more than any item has",
     b"FORGE" + (MAX_HEADER + 1).to_bytes(4, "little") + bytes(8): "more than any item has",
-    b"FORGE" + b"\x05" + bytes(11) + b"[" * 5: "sent no JSON object",
     b"FORGE" + b"\x04" + bytes(11) + b"null": "sent no JSON object",
-    b"FORGE" + (60_000).to_bytes(4, "little") + bytes(8) + b"[" * 60_000: "sent no JSON object",
     forge({}): NO_SENSE,
     b"CRASH": r"<5 bytes>: its process died of SIGSEGV: heap corrupted\?\[2J in ff_nowhere",
     b"BOMB": r"needs more memory than 1073741824 bytes \(limits.memory\)",

@@ -8,8 +8,14 @@ from PIL import Image
 
 from data.pairs.formats import _column
 from data.pairs.media import check
+from data.uvrd.source import is_folder_of_videos
+from data.uvrd.source import read_entries as uvrd_entries
+from gve_jax.errors import UserError
 from gve_jax.inputs.entries import read_entries
-from gve_jax.media.suffixes import IMAGES, VIDEOS, is_animated_gif, media_kind
+from gve_jax.inputs.user_inputs import _medium_named_by
+from gve_jax.media.errors import MediaError
+from gve_jax.media.frames import in_order
+from gve_jax.media.suffixes import KINDS, is_animated_gif, media_kind
 from tests.media.files import numbered, picture
 from tests.situations import situation
 
@@ -43,9 +49,34 @@ def test_kinds_by_name(name, kind):
     assert media_kind(name) == kind
 
 
-def test_the_tables_are_suffixes_and_share_none():
-    assert not VIDEOS & IMAGES
-    assert all(s.startswith(".") and s == s.lower() and " " not in s for s in VIDEOS | IMAGES)
+def test_suffixes_are_lower_case():
+    assert all(s.startswith(".") and s == s.lower() and " " not in s for s in KINDS)
+
+
+@pytest.mark.parametrize("suffix, frames", [*((s, 1) for s in [*KINDS, ".txt"]), (".gif", 2)])
+def test_a_suffix_is_of_one_kind_everywhere(tmp_path, suffix, frames):
+    """A folder to embed, texts that name files, frames, imported columns, videos to synthesize."""
+    name = f"a{suffix.upper()}"
+    (tmp_path / name).write_bytes(gif(frames) if suffix == ".gif" else b"x")
+    kind = media_kind(tmp_path / name)
+    assert kind == KINDS.get(suffix, (None,))[frames - 1]
+    if kind is None:
+        with pytest.raises(UserError, match="nothing to embed"):
+            read_entries(tmp_path)
+    else:
+        (item,) = [entry.item for entry in read_entries(tmp_path)]
+        assert (item.video is None, item.image is None) == (kind == "image", kind == "video")
+    named = KINDS.get(suffix, (None,))
+    assert _medium_named_by(str(tmp_path / name)) == named[0]
+    column = {(None,): "text", ("image", "video"): "medium"}.get(named, named[0])
+    assert list(_column(name, "x")) == [column]
+    if "image" in named:
+        assert in_order(tmp_path, "x") == [str(tmp_path / name)]
+    else:
+        with pytest.raises(MediaError, match="which is not an image"):
+            in_order(tmp_path, "x")
+    videos = [entry.id for entry in uvrd_entries(tmp_path)] if kind == "video" else []
+    assert videos == [name] * (kind == "video") and is_folder_of_videos(tmp_path) == bool(videos)
 
 
 @situation(

@@ -10,11 +10,15 @@ from configs import gve_3b, gve_7b, gve_mixture, quickstart
 from evals.parity.reference import SIZES
 from gve_jax.errors import UserError
 from gve_jax.learning.curriculum import PyramidConfig
-from gve_jax.learning.patterns import assign
 from gve_jax.learning.pyramid import modality
 from gve_jax.model.embedder import init_params
 from gve_jax.running.experiment import Experiment
-from gve_jax.running.sections import model_config, read_settings
+from gve_jax.running.sections import (
+    largest_batch_size,
+    model_config,
+    read_settings,
+    source_batch_sizes,
+)
 from tests.situations import situation
 from tests.train_test import make_config
 
@@ -56,7 +60,7 @@ MISTAKES = [
     (dict(optimizer__b2=1.0), r"optimizer.b2 1.0 must be in \[0, 1\)"),
     (dict(loss__temperature=0.0), "loss.temperature 0.0 must be above 0"),
     (dict(steps=0), r"steps 0 must be in \[1, 2147483647\]"),
-    (dict(batch_size=12), "batch_size 12 is no multiple of data x fsdp, 8"),
+    (dict(batch_size=12), "batch_size 12 must be a multiple of data . fsdp = 8"),
     (dict(gradcache_chunk=3), "gradcache_chunk 3 must divide batch_size 8"),
     (dict(checkpoint__every=0), "checkpoint.every 0 must be at least 1"),
     (dict(log_every=0), "log_every 0 must be at least 1"),
@@ -68,9 +72,10 @@ MISTAKES = [
     (dict(mesh__data=3), r"mesh \(data=3, .*does not divide 8 devices"),
     (dict(data__tokenizer=None), "data.tokenizer is missing"),
     (dict(inputs__num_frames=3), "num_frames must be an even number"),
-    (dict(data__batch_sizes=(("T2V", 12),)), "batch_size 12 is no multiple of data x fsdp, 8"),
-    (dict(data__batch_sizes=(("X2X", 8),)), "data.batch_sizes: pattern 'X2X' decides no source"),
-    (dict(data__batch_sizes=((".*", 0),)), r"data.batch_sizes\[0\]\[1\] 0 must be at least 1"),
+    (dict(data__batch_sizes=(("T2V", 12),)), "batch_size 12 must be a multiple of data . fsdp = 8"),
+    (dict(data__batch_sizes=(("X2X", 8),)), "data.batch_sizes: pattern 'X2X' matches no source"),
+    (dict(data__batch_sizes=((".*", 0),)), r"data.batch_sizes\[0\]\[1\] 0.0 must be above 0"),
+    (dict(data__batch_sizes=(("I2I", 0.3),)), "0.3 must give a whole number of pairs"),
     (dict(data__batch_sizes=(("I2I", 1024),)), "'I2I' has 8 pairs, fewer than batch_size 1024"),
     (dict(data__batch_sizes=(("I2I", 8), "x")), r"data.batch_sizes\[1\] 'x' must be a tuple"),
     (dict(data__repeat=((".*", -1),)), r"data.repeat\[0\]\[1\] -1 must be in \[0, 1000000\]"),
@@ -291,6 +296,29 @@ def test_the_quickstart_states_every_field():
         assert set(config.pyramid) == {field.name for field in dataclasses.fields(PyramidConfig)}
 
 
+def batches_of(config) -> dict[str, int]:
+    return source_batch_sizes(read_settings(config), config.data.sources)
+
+
+def test_batch_size_decides_the_batches_of_every_source():
+    """Of the paper's mixture, in training and in the planner, which plans the largest."""
+    config = gve_3b.get_config()
+    before = batches_of(config)
+    assert set(before.values()) == {1024, 2048}
+    config.batch_size = 512
+    assert batches_of(config) == {name: size // 4 for name, size in before.items()}
+    assert largest_batch_size(read_settings(config)) == 512
+    config.data.batch_sizes = (("^T2T_", 0.5), ("^T2V_", 1024))
+    found = batches_of(config)
+    assert (found["T2T_webqa"], found["T2V_vast"], found["I2T_cc3m"]) == (256, 1024, 512)
+    assert largest_batch_size(read_settings(config)) == 1024
+    config.data.sources = ("T2T_.*",)  # a pattern: the planner does not know which sources match
+    assert largest_batch_size(read_settings(config)) == 1024
+    config.data.sources = ("T2T_webqa", "I2T_cc3m")
+    config.data.batch_sizes = ((".*", 0.25),)
+    assert largest_batch_size(read_settings(config)) == 128
+
+
 def test_the_recipes_name_the_papers_mixture():
     """Sums of tables 6 to 8, and what the ablations leave out."""
     full, plain, collected = (gve_3b.get_config(form) for form in ("", "s", "i"))
@@ -309,7 +337,7 @@ def test_the_recipes_name_the_papers_mixture():
     }
     assert sizes == {"text": 380 + 100, "to video": 8804 + 879 + 89 + 35 + 200 + 36}
     assert sum(s.size_3b for s in gve_mixture.SYNTHESIZED) == 1549
-    found = assign("batch_sizes", full.data.batch_sizes, full.data.sources)
+    found = batches_of(full)
     assert found["T2V_webvid"] == 1024 and found["T2V_pevideo"] == found["TV2V_uvrd"] == 2048
     own = gve_7b.get_config("own")
     assert own.data.sources == own.data.batch_sizes == () and own.pyramid == full.pyramid

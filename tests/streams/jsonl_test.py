@@ -12,6 +12,7 @@ from data.pairs.builder import run_import
 from data.shapes.render import encode_mp4, encode_png
 from gve_jax.errors import UserError
 from gve_jax.streams import index
+from gve_jax.streams import rows as rows_module
 from gve_jax.streams.sources import Sources, parse
 from tests.situations import situation
 
@@ -136,7 +137,10 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
         (b'{"query": "q", "positive": "p", "id": true}', "True is not an id"),
         (b'{"query": "q", "positive": "p", "task": 3}', "task must be a text"),
         (b'{"query": "q", "positive": "p", "task": "T2T/x"}', "'T2T/x' names no source"),
-        (b'{"query": "q", "positive": "p", "task": "T2V_x"}', "a pair of T2T in the source T2V_x"),
+        (
+            b'{"query": "q", "positive": "p", "task": "T2V_x"}',
+            "row is T2T but its source is named T2V_x",
+        ),
         (b'{"query": "q", "positive": "p", "negatives": "n"}', "negatives must be a list"),
         (b'{"query": "q", "positive": "p", "negatives": [""]}', "a negative has nothing to embed"),
         (
@@ -200,7 +204,7 @@ def test_files_that_begin_with_something_else_are_named(tmp_path, start, named):
 
 
 def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(rows_module, "LONGEST_LINE", 1000)
     write(tmp_path / "x.jsonl", [row(), row(query="q" * 1000)])
     with pytest.raises(UserError, match="x.jsonl:2: a line of more than 1000 bytes"):
         opened(f"{tmp_path}/x.jsonl", tmp_path)
@@ -226,7 +230,7 @@ def test_a_mistake_is_named(tmp_path, given, named):
 def test_an_index_is_made_once_and_shared(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jsonl", [row(n) for n in range(5)])
     first = opened(path, tmp_path / "cache")
-    monkeypatch.setattr(index, "parse_row", None)  # nobody reads the rows again
+    monkeypatch.setattr(index, "parse_line", None)  # nobody reads the rows again
     again = opened(path, tmp_path / "cache")
     assert (again.sizes, again.bytes, again.digests) == (first.sizes, first.bytes, first.digests)
     assert told(again, "T2T_x") == [f"q{n}" for n in range(5)]
