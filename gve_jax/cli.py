@@ -1,37 +1,90 @@
-"""Command lines with a configuration: `--config FILE[:FORM]` and overrides `--config.FIELD=VALUE`.
+"""Command lines: argument parser, `--config` with overrides, one-line errors, exit statuses.
 
-The file is Python with `get_config(form="")`, which returns an `ml_collections.ConfigDict`.
+A config file is Python with `get_config(form="")`, which returns an `ml_collections.ConfigDict`. It
+is selected by `--config FILE[:FORM]`; `--config.FIELD=VALUE` overrides a field.
 """
 
+import argparse
+import difflib
 import importlib.machinery
 import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gve_jax.distributed.sharding import local_mesh
-from gve_jax.errors import UserError
-from gve_jax.media.limits import Limits
-from gve_jax.retrieval.embedding import Encoder
+from gve_jax.errors import StoppedError, UserError, report_error
+from gve_jax.fields import describe
 from gve_jax.storage.filesystem import as_local_path
+
+if TYPE_CHECKING:
+    from gve_jax.media.limits import Limits
+    from gve_jax.retrieval.embedding import Encoder
 
 _MODULE = "gve_jax_configuration"
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `UserError`.
+
+    Args:
+      prog: the command, `python -m gve_jax.embed`.
+      doc: text of `--help`, printed as it is.
+    """
+
+    def __init__(self, prog: str, doc: str | None = None, **options):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog=prog, description=doc, **options)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see --help)")
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Runs `main`; exits with one line and a status on errors that are not bugs.
+
+    2: a `UserError` or an error of the operating system, such as a full disk; 143: SIGTERM; 130:
+    interrupted.
+    """
+    # File names may contain bytes that the terminal's encoding cannot represent.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:
+        sys.exit(report_error(error))
+
+
+def help_requested(argv: Sequence[str], doc: str, sections: type) -> bool:
+    """Prints `doc` where `argv` contains `-h` or `--help`, and every field of the config where it
+    contains `--config` as well; returns whether it did.
+
+    Args:
+      sections: the dataclass of the config.
+    """
+    if not {"-h", "--help"} & set(argv[1:]):
+        return False
+    print(doc.strip())
+    name, _ = _take_config(argv)
+    if name is not None:
+        print(f"\nFields of {name}, with --config.FIELD=VALUE:\n")
+        print("\n".join(describe(sections, load_config(name).to_dict())))
+    return True
+
+
 def parse_arguments(argv: Sequence[str], values: flags.FlagValues, command: str) -> ConfigDict:
-    """Parses a command line: the configuration with its overrides; other flags go into `values`.
+    """Parses `--config` with its overrides; returns the config. Other flags are set in `values`.
 
     Args:
       argv: the program's name, then its arguments.
-      values: the command's own flags.
-      command: what messages refer to: `python -m gve_jax.train`.
+      values: the other flags of the command.
+      command: the command as messages name it: `python -m gve_jax.train`.
 
     Raises:
-      UserError: any mistake, in one line: no file, a file that fails, an unknown field.
+      UserError: any mistake, in one line: a missing or failing file, an unknown form or field.
     """
     given, rest = _take_config(argv)
     if given is None:
@@ -40,24 +93,24 @@ def parse_arguments(argv: Sequence[str], values: flags.FlagValues, command: str)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
         extra = values(rest)[1:]
-    except Exception as error:  # absl's and ml_collections' have no base in common
-        raise UserError(_describe(error, rest)) from error
+    except Exception as error:  # those of absl and ml_collections have no common base
+        raise UserError(_describe(error, rest, config)) from error
     if extra:
         raise UserError(f"unknown argument {extra[0]!r}; see {command} --help")
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # TFDS asks them
+        flags.FLAGS.mark_as_parsed()  # TFDS reads them
     return config
 
 
 def load_config(given: str) -> ConfigDict:
-    """What `get_config` of the file returns.
+    """Returns the locked config of a file.
 
     Args:
       given: FILE, or FILE:FORM; the form is the argument of `get_config`.
 
     Raises:
-      UserError: no such file, no such form, an error in the file with its line, or a `get_config`
-        that returns something else than a ConfigDict.
+      UserError: no such file or form, an error in the file, with its line, or a `get_config` that
+        does not return a ConfigDict.
     """
     path, form = _split(given)
     loader = importlib.machinery.SourceFileLoader(_MODULE, path)
@@ -80,9 +133,10 @@ def load_config(given: str) -> ConfigDict:
     return config.lock()
 
 
-def load_encoder(name: str, limits: Limits) -> Encoder:
-    """The model of a command, on all devices of this host; see `GVE.from_pretrained`."""
-    from gve_jax import GVE  # not above: most mistakes are found before JAX is loaded
+def load_encoder(name: str, limits: "Limits") -> "Encoder":
+    """Loads a model on all devices of this host; see `GVE.from_pretrained`."""
+    from gve_jax import GVE  # imported late: most mistakes are reported before JAX is loaded
+    from gve_jax.distributed.sharding import local_mesh
 
     return GVE.from_pretrained(name, mesh=local_mesh(), limits=limits, show_progress_bar=True)
 
@@ -138,14 +192,31 @@ def _text(error: Exception) -> str:
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
-def _describe(error: Exception, argv: Sequence[str]) -> str:
-    """A refused argument in one line. A field that is unknown comes as a bare name: its argument is
-    put before it."""
-    while error.args and isinstance(error.args[0], Exception):  # ml_collections' in absl's
-        error = error.args[0]
-    text = " ".join(str(error.args[0] if error.args else error).split())
+def _describe(error: Exception, argv: Sequence[str], config: ConfigDict) -> str:
+    """The reason why the arguments were rejected, in one line."""
     for argument in argv[1:]:
-        field = argument.split("=")[0]
-        if text.startswith(f"'{field.split('.')[-1]}'"):
-            return f"{field}: unknown field {text}"
-    return text
+        name = argument.split("=")[0].lstrip("-")
+        if (
+            argument.startswith("-")
+            and name.startswith("config.")
+            and (why := _unknown(name, config))
+        ):
+            return f"--{name}: {why}"
+    while error.args and isinstance(error.args[0], Exception):  # absl wraps ml_collections' errors
+        error = error.args[0]
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def _unknown(name: str, config: ConfigDict) -> str | None:
+    """Why no field `config.SECTION.FIELD` exists, with the nearest name; None if it exists."""
+    section, path = config, "config"
+    for part in name.split(".")[1:]:
+        key = part.partition("[")[0]
+        if not isinstance(section, ConfigDict):
+            return None if "[" in name else f"{path} has no fields"
+        if key not in section:
+            near = difflib.get_close_matches(key, section.keys(), n=1)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"known: {', '.join(section)}"
+            return f"unknown field {key!r}; {hint}"
+        section, path = section[key], f"{path}.{key}"
+    return None

@@ -16,7 +16,8 @@ import jax
 from gve_jax.checkpoints.huggingface import stored_dtype
 from gve_jax.checkpoints.pretrained import open_pretrained
 from gve_jax.checkpoints.weight_names import LAYOUTS
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.gve import FORMATS, GVE
 from gve_jax.storage.filesystem import any_path
 
@@ -38,11 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m gve_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m gve_jax.convert", __doc__)
     parser.add_argument(
         "--input",
         required=True,

@@ -28,9 +28,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from gve_jax.cli import load_encoder
+from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.distributed import hosts
-from gve_jax.errors import Parser, run_cli
 from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.instructions import choose_instruction
@@ -80,11 +79,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m gve_jax.embed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m gve_jax.embed", __doc__)
     parser.add_argument(
         "--model",
         required=True,

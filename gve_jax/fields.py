@@ -47,10 +47,14 @@ class Rule:
         )
 
     def __str__(self) -> str:
+        if self == Rule():
+            return ""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         low = (self.least, "[") if self.above is None else (self.above, "(")
         high = (self.most, "]") if self.below is None else (self.below, ")")
+        if low[0] is None:
+            return f"at most {self.most}" if self.below is None else f"below {self.below}"
         if high[0] is None:
             return f"at least {self.least}" if self.above is None else f"above {self.above}"
         return f"in {low[1]}{low[0]}, {high[0]}{high[1]}"
@@ -58,6 +62,7 @@ class Rule:
 
 def setting(
     default: Any = _NO_DEFAULT,
+    help: str = "",
     *,
     resume: bool = False,
     per_host: bool = False,
@@ -66,13 +71,14 @@ def setting(
     """A field of a section.
 
     Args:
-      default: none where a configuration must state the field.
+      default: left out where a config must state the field.
+      help: what the field means.
       resume: whether it may change when a run is resumed: it affects where and how the run
         executes, not its result.
       per_host: whether the hosts of a job may have different values.
       rule: as of `Rule`; holds for the value, or for each number or text within it.
     """
-    metadata = {"rule": Rule(**rule), "resume": resume, "per_host": per_host}
+    metadata = {"help": help, "rule": Rule(**rule), "resume": resume, "per_host": per_host}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -228,3 +234,49 @@ def as_json(value: Any, leave_out: str | None = None) -> Any:
     if isinstance(value, tuple | list):
         return [as_json(one, leave_out) for one in value]
     return value
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """Documentation of one field: `path` within the config, such as `loss.temperature`."""
+
+    path: str
+    type: str
+    default: Any  # dataclasses.MISSING: required
+    range: str
+    resume: bool
+    help: str
+
+
+def field_infos(kind: type, prefix: str = "", resume: bool = False) -> list[FieldInfo]:
+    """The fields of a dataclass and of those nested in it, in order."""
+    found = []
+    for field in dataclasses.fields(kind):
+        hint, metadata = _hints(kind)[field.name], field.metadata
+        path, may_change = prefix + field.name, resume or bool(metadata.get("resume"))
+        inner = [one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)]
+        if inner:
+            found += field_infos(inner[0], f"{path}.", may_change)
+            continue
+        name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+        name = name.replace("collections.abc.", "").replace("typing.", "")
+        default = field.default
+        if default is _NO_DEFAULT and field.default_factory is not _NO_DEFAULT:
+            default = field.default_factory()
+        rule, text = str(metadata.get("rule", "")), metadata.get("help", "")
+        found.append(FieldInfo(path, name, default, rule, may_change, text))
+    return found
+
+
+def describe(kind: type, values: Mapping) -> list[str]:
+    """Two lines for each field of a config: its value, then its comment, default and range."""
+    lines = []
+    for field in field_infos(kind):
+        value: Any = values
+        for name in field.path.split("."):
+            value = value.get(name, _NO_DEFAULT) if isinstance(value, Mapping) else _NO_DEFAULT
+        default = "required" if field.default is _NO_DEFAULT else f"default: {field.default!r}"
+        shown = "not set" if value is _NO_DEFAULT else _shown(value)
+        notes = [default, *filter(None, [field.range]), *(["may change on resume"] * field.resume)]
+        lines += [f"{field.path} = {shown}", f"    {field.help} ({'; '.join(notes)})"]
+    return lines

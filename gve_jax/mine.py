@@ -28,12 +28,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gve_jax.cli import load_encoder
+from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.distributed import hosts
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.inputs.entries import size_and_time
 from gve_jax.media import limits
@@ -41,6 +39,7 @@ from gve_jax.media.walk import walk
 from gve_jax.mining.corpus import WITHIN, World, read_world
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.write import LOST, MANIFEST, check_few, number, write_mined
+from gve_jax.progress import progress_bar
 from gve_jax.retrieval.embedding import Encoder
 from gve_jax.retrieval.negatives import Rule
 from gve_jax.storage.files import check_record
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
 
 def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Encoder]) -> None:
     rule = Rule(args.ranks, args.share, args.margin, args.negatives, args.choose, args.seed)
-    with _progress() as progress:
+    with progress_bar("percent") as progress:
         bar = progress.add_task("reading pairs", total=None)
         world = hosts.run_on_all_hosts(
             lambda: read_world(args.pairs, args.corpus, lambda count: progress.advance(bar, count))
@@ -90,7 +89,7 @@ def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Enc
         args.ranks[1],
         args.duplicate_cosine,
     )
-    with _progress() as progress:
+    with progress_bar("percent") as progress:
         groups = world.groups(args.within)
         products = sum(len(group.queries) * len(group.documents) for group in groups)
         bar = progress.add_task("comparing", total=products)
@@ -229,11 +228,6 @@ def _model(args, load: Callable[[str], Encoder]) -> Encoder:
     return hosts.run_on_all_hosts(lambda: load(args.model))
 
 
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-
-
 def _ranks(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)-(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -246,11 +240,7 @@ def _limit(text: str) -> float | None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m gve_jax.mine",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m gve_jax.mine", __doc__)
     add = parser.add_argument
     add("--pairs", required=True, type=local_path, help="a directory of training pairs")
     add("--output", required=True, type=local_path, help="the directory of pairs to make")

@@ -23,8 +23,8 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from gve_jax.cli import parse_arguments
-from gve_jax.errors import UserError, run_cli
+from gve_jax.cli import parse_arguments, run_cli
+from gve_jax.errors import UserError
 from gve_jax.hardware.plan import make_plan
 from gve_jax.hardware.program import DeviceOutOfMemory, Program
 from gve_jax.hardware.report import show

@@ -29,10 +29,10 @@ from jax.experimental import multihost_utils
 from jax.profiler import StepTraceAnnotation
 from ml_collections import ConfigDict
 
-from gve_jax.cli import parse_arguments
+from gve_jax.cli import parse_arguments, run_cli
 from gve_jax.distributed import hosts, work
 from gve_jax.distributed.preemption import Preemption
-from gve_jax.errors import UserError, run_cli
+from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.learning import pyramid
 from gve_jax.learning.optimizer import make_schedule

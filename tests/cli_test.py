@@ -86,8 +86,11 @@ def test_fields_are_overridden_and_flags_parsed(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.rat=1", "--config.rat: unknown field 'rat'"),
+        ("--config.rat=1", "^--config.rat: unknown field 'rat'; did you mean config.rate[?]$"),
         ("--config.rate=None", "--config.rate=None: could not convert"),
+        ("--config.foo=1", "^--config.foo: unknown field 'foo'; known: form, part, rate$"),
+        ("--config.part.sizes=1", "unknown field 'sizes'; did you mean config.part.size[?]$"),
+        ("--config.rate.x=1", "^--config.rate.x: config.rate has no fields$"),
         ("--config.part=3", "Failed to parse '3' as a ConfigDict"),
         ("--config.part.size=1.5", "invalid literal for int"),
         ("--nope", "Unknown command line flag 'nope'"),

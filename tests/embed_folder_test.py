@@ -127,7 +127,7 @@ def test_folders_whose_own_name_is_not_utf8(clips, tmp_path):
     source, output = (os.fsencode(tmp_path) + name for name in (b"/in\xe9", b"/out\xe9"))
     shutil.copytree(clips, os.fsdecode(source))
     code = (
-        "import sys; from gve_jax.errors import run_cli; from gve_jax.embed import main; "
+        "import sys; from gve_jax.cli import run_cli; from gve_jax.embed import main; "
         "from tests.embed_test import Lengths; run_cli(lambda: main(load=lambda _: Lengths()))"
     )
     command = [sys.executable, "-c", code, "--model", "m", "--input", source, "--output", output]

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 # From the bottom up. The last tier holds commands, which no library code imports.
 TIERS = """
-    errors fields
+    errors fields progress
     storage distributed
     model media inputs
     learning streams retrieval checkpoints

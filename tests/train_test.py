@@ -16,8 +16,8 @@ import pytest
 
 from configs.quickstart import get_config
 from gve_jax import train as train_module
+from gve_jax.cli import run_cli as run_command
 from gve_jax.errors import UserError
-from gve_jax.errors import run_cli as run_command
 from gve_jax.gve import GVE
 from gve_jax.learning.pyramid import mean_alignment
 from gve_jax.media import sandbox
@@ -48,7 +48,7 @@ def losses(workdir: Path) -> dict[int, tuple[str, float]]:
 # The trainer, which dies at the moment when the checkpoint of step 4, written, would get its name.
 DIES_SAVING = """
 import os, signal
-from gve_jax.errors import run_cli
+from gve_jax.cli import run_cli
 from gve_jax.train import main
 def guarded(rename):
     def wrapped(source, target, *rest, **more):

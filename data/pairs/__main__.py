@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from data.pairs.formats import FORMATS
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.storage.filesystem import as_local_path, local_path
 from gve_jax.streams.rows import MOST_NEGATIVES
 
 
 def main() -> None:
-    parser = Parser(prog="python -m data.pairs", description=__doc__)
+    parser = Parser("python -m data.pairs", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     imports = commands.add_parser("import", help="rows of another toolkit -> a directory of pairs")

@@ -4,20 +4,18 @@ import contextlib
 import io
 import json
 import os
-import sys
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data.pairs import card, importer
 from data.pairs.importer import Source, Tally
 from data.pairs.rows import input_files
 from gve_jax.errors import UserError
+from gve_jax.progress import progress_bar
 from gve_jax.storage.locks import lock_scratch
 from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
 from gve_jax.streams.writing import write_sources
@@ -180,7 +178,7 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
             raise UserError(f"two inputs are named {max(names, key=names.count)!r}")
         if by_reference and len({source.root.resolve() for source in sources}) > 1:
             raise UserError("--by-reference needs one --media-root for all inputs")
-        with _progress() as progress:
+        with progress_bar("percent", redirect_stdout=False) as progress:
             total = sum(path.stat().st_size for source in sources for path in source.files)
             bar = progress.add_task("rows", total=total if pipeline is None else None)
 
@@ -229,14 +227,3 @@ def _write_by_beam(building: Path, sources: list[Source], pipeline) -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes, for now
         builder.download_and_prepare(download_config=config)
     os.rename(builder.data_dir, building / "pairs")
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=False)

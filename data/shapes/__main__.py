@@ -1,15 +1,14 @@
 """`python -m data.shapes --output DIR [--seed 0] [--scale 1.0] [--preview FILE.png]`."""
 
-import argparse
-
-from gve_jax.errors import UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.storage.filesystem import local_path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.shapes",
-        description="Generates the video world: training pairs, a miniature UVRB and a tokenizer.",
+    parser = Parser(
+        "python -m data.shapes",
+        "Generates the video world: training pairs, a miniature UVRB and a tokenizer.",
     )
     parser.add_argument(
         "--output",

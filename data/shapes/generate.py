@@ -9,19 +9,10 @@ import shutil
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from data.shapes import benchmark_files, pairs, tokenizer
 from data.shapes.builder import Shapes, ShapesConfig
 from gve_jax.errors import UserError
+from gve_jax.progress import progress_bar
 from gve_jax.storage.locks import lock_scratch
 
 VERSION = "4"  # raised when the written bytes change
@@ -82,16 +73,7 @@ def _build(building: Path, seed: int, scale: float, processes: int | None) -> di
     rendered = sum(max(pairs.family_sizes(f, scale).values()) for f in families)
     # spawn: a fork after JAX or grain threads have started can deadlock.
     pool = multiprocessing.get_context("spawn").Pool(processes or os.cpu_count())
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    shown = Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), redirect_stdout=False
-    )
-    with pool, shown as progress:
+    with pool, progress_bar(redirect_stdout=False) as progress:
         bar = progress.add_task("training pairs", total=rendered)
         config = ShapesConfig(name="generated", seed=seed, scale=scale)
         builder = Shapes(

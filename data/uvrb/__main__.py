@@ -11,13 +11,12 @@ import argparse
 from collections.abc import Sequence
 
 from absl import logging
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.uvrb.builder import build
 from data.uvrb.sets import Sets
 from data.uvrb.tasks import POOLS, choose
-from gve_jax.errors import Parser, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.progress import progress_bar
 from gve_jax.storage.filesystem import local_path
 
 
@@ -32,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         one_at_a_time=not args.by_reference,
     )
     source.check(tasks)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         for found in source.each(tasks):
             bar = progress.add_task(found.task.name, total=source.size([found.task]))
             target = build(
@@ -47,11 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m data.uvrb",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m data.uvrb", __doc__)
     add = parser.add_argument
     text = "directory that contains UVRB/, or the archives"
     add("--data", required=True, type=local_path, help=text)

@@ -25,7 +25,8 @@ from data.uvrb.archives import find_parts, scan
 from data.uvrb.files import Folder, Listed, file_sha256
 from data.uvrb.reader import read_set
 from data.uvrb.tasks import MOMENT, Task, choose
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 
@@ -211,11 +212,7 @@ def _known(record: Path) -> dict[str, dict[str, str]]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m data.uvrb.verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m data.uvrb.verify", __doc__)
     add = parser.add_argument
     text = "directory that contains UVRB/, or the archives"
     add("--data", required=True, type=local_path, help=text)

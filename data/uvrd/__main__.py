@@ -11,18 +11,10 @@ import shlex
 import sys
 
 from absl import flags
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from gve_jax.cli import parse_arguments
-from gve_jax.errors import UserError, run_cli
+from gve_jax.cli import parse_arguments, run_cli
+from gve_jax.errors import UserError
+from gve_jax.progress import progress_bar
 from gve_jax.storage.filesystem import as_local_path
 
 _COMMAND = "python -m data.uvrd"
@@ -74,22 +66,11 @@ def main() -> None:
         license=values.license,
         command=shlex.join(["python", "-m", "data.uvrd", *sys.argv[1:]]),
     )
-    with _progress() as progress:
+    with progress_bar(redirect_stdout=False) as progress:
         bar = progress.add_task("videos", total=None)
         manifest = synthesize(job, lambda count: progress.advance(bar, count), beam=beam)
     print("\n".join(card.lines(manifest)))
     print(f"{output}: {sum(manifest['tally']['pairs'].values())} pairs; {output / page.FILE}")
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(file=sys.stderr), redirect_stdout=False)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from PIL import Image
 from data.shapes import captions
 from data.shapes.scene import PHASE_FRAMES, Scene, make_rng
 from data.uvrd import world
-from gve_jax.errors import Parser, run_cli
+from gve_jax.cli import Parser, run_cli
 from gve_jax.storage.filesystem import local_path
 
 MODEL = "shapes"
@@ -287,11 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main(argv=None) -> None:
-    parser = Parser(
-        prog="python -m data.uvrd.responder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m data.uvrd.responder", __doc__)
     parser.add_argument(
         "--world", type=local_path, required=True, help="folder written by data.uvrd.world"
     )

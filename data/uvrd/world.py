@@ -6,7 +6,6 @@ DIR receives videos/, captions.jsonl, and scenes.npz, with which `data.uvrd.resp
 videos. A share of the videos or captions is bad in one of the ways of BAD.
 """
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from data.shapes.scene import (
     make_rng,
     pick,
 )
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.storage.files import atomic_write, write_json
 from gve_jax.storage.filesystem import local_path
 
@@ -154,11 +154,7 @@ def visible(scene: Scene, frame: int) -> Scene:
 
 
 def main(argv=None) -> None:
-    parser = Parser(
-        prog="python -m data.uvrd.world",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m data.uvrd.world", __doc__)
     parser.add_argument("--output", type=local_path, required=True, help="folder to write")
     parser.add_argument("--videos", type=int, default=200, help="number of videos (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")

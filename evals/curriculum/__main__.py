@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from evals.ablation import check_comparable, run_python, train_and_score
 from evals.curriculum import summary
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_for_process
@@ -77,11 +78,7 @@ def _pairs(arm: str, pairs: str, sources: str | None) -> dict[str, str]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m evals.curriculum",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m evals.curriculum", __doc__)
     add = parser.add_argument
     add("--output", required=True, type=local_path, help="directory for runs and results")
     text = "folder written by data.shapes (default: generated in OUTPUT/data)"

@@ -14,7 +14,8 @@ from rich.table import Table
 from data.uvrb.sets import Sets
 from data.uvrb.tasks import POOLS, choose
 from evals.mteb.files import model_name
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.media import limits
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_folder
@@ -60,11 +61,7 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m evals.mteb",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m evals.mteb", __doc__)
     add = parser.add_argument
     text = "directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION"
     add("--model", required=True, help=text)

@@ -9,7 +9,6 @@ loads the released ones. Inputs are also compared with qwen-vl-utils, on third-p
 `make parity` downloads. Exits with status 1 if a limit is exceeded.
 """
 
-import argparse
 import platform
 import sys
 import tempfile
@@ -23,16 +22,12 @@ from evals.parity.compare import Line, compare
 from evals.parity.inputs import compare_inputs, page
 from evals.parity.reference import SIZES
 from evals.parity.regimes import check_regimes
-from gve_jax.errors import run_cli
+from gve_jax.cli import Parser, run_cli
 from gve_jax.storage.filesystem import local_path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m evals.parity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m evals.parity", __doc__)
     text = f"sizes of {', '.join(SIZES)} (default: small,3b,7b)"
     parser.add_argument("--sizes", default="small,3b,7b", help=text)
     parser.add_argument(

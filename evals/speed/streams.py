@@ -11,7 +11,6 @@ starting  in a child process, over ArrayRecord files: open and check them, build
 
 import dataclasses
 import json
-import tempfile
 import time
 from pathlib import Path
 
@@ -239,27 +238,24 @@ def starting(folder: Path, cases: list[tuple[int, int]]) -> dict:
     return result
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "streams",
-        __doc__,
-        argv,
-        parts=("feed,mixing,starting", "what to measure"),
-        records=([10**4, 10**6], "records of each start"),
-        files=(10, "files of the records; the last start has 1,000 times as many"),
-        repeats=(7, "runs of each variant"),
-    )
+OPTIONS = dict(
+    parts=("feed,mixing,starting", "what to measure"),
+    records=([10**4, 10**6], "records of each start"),
+    files=(10, "files of the records; the last start has 1,000 times as many"),
+    repeats=(7, "runs of each variant"),
+)
+
+
+def measure(folder: Path, args) -> dict:
     harness.require_proc("streams")
     flags.FLAGS.mark_as_parsed()  # grain reads absl's
     result, parts = {}, args.parts.split(",")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        if "feed" in parts:
-            result["feed"] = feed(folder, args.repeats)
-        if "mixing" in parts:
-            result["mixing"] = mixing(folder, args.repeats)
-        if "starting" in parts:
-            cases = [(records, args.files) for records in args.records]
-            cases.append((max(args.records), 1000 * args.files))
-            result["starting"] = starting(folder, cases)
-    harness.write_result("streams", vars(args), result, args.output)
+    if "feed" in parts:
+        result["feed"] = feed(folder, args.repeats)
+    if "mixing" in parts:
+        result["mixing"] = mixing(folder, args.repeats)
+    if "starting" in parts:
+        cases = [(records, args.files) for records in args.records]
+        cases.append((max(args.records), 1000 * args.files))
+        result["starting"] = starting(folder, cases)
+    return result

@@ -29,7 +29,7 @@ from data.uvrd.responder import MODEL, Responder
 from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
 from evals.ablation import check_comparable, mean_and_deviation, read_results, train_and_score
-from gve_jax.errors import Parser, run_cli
+from gve_jax.cli import Parser, run_cli
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_for_process
@@ -171,11 +171,7 @@ def show(results: Mapping, console: Console) -> None:
 
 
 def _parse(argv) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m evals.synthesis",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m evals.synthesis", __doc__)
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, help="directory for data, runs and results")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")

@@ -22,12 +22,8 @@ from pathlib import Path
 import jax
 from rich.console import Console
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
-    TextColumn,
-    TimeRemainingColumn,
 )
 
 from data.uvrb.reader import RetrievalSet
@@ -44,12 +40,14 @@ from evals.uvrb.per_query import PerQuery
 from evals.uvrb.pictures import Pictures
 from evals.uvrb.variants import Scorer, add_arguments, check_arguments, paired, per_query
 from evals.uvrb.vectors import Vectors
+from gve_jax.cli import Parser, run_cli
 from gve_jax.distributed import hosts
 from gve_jax.distributed.sharding import local_mesh
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.media import limits
 from gve_jax.media.quarantine import Quarantine
+from gve_jax.progress import progress_bar
 from gve_jax.storage.filesystem import any_path, local_path
 from gve_jax.storage.locks import lock_folder
 
@@ -88,7 +86,7 @@ def _score(
     opened: dict[str, RetrievalSet] = {}
     shown = {}  # examples of each set for the report, read while its media are available
     pictures = Pictures()
-    progress = _progress()
+    progress = progress_bar()
     source = _source(args, progress)
     source.check(tasks)
     with progress:
@@ -207,16 +205,6 @@ def _check(results: Mapping) -> None:
     print("check passed")
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
 def _load_gve(name: str, limits: limits.Limits) -> Encoder:
     from gve_jax import GVE
 
@@ -224,11 +212,7 @@ def _load_gve(name: str, limits: limits.Limits) -> Encoder:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m evals.uvrb",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m evals.uvrb", __doc__)
     add = parser.add_argument
     add("--model", help="directory of the model; with --embeddings, its name")
     text = "directory that contains UVRB/, or the archives"

@@ -9,7 +9,6 @@ evals.uvrb` writes next to results.json. Refuses sets whose queries, documents, 
 candidates or unreadable items differ.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,8 @@ from evals.uvrb.digests import difference, left_out, unknown_media
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.scores import ABILITIES, AVERAGES, cells
 from evals.uvrb.statistics import holm, paired, paired_over_sets
-from gve_jax.errors import Parser, UserError, run_cli
+from gve_jax.cli import Parser, run_cli
+from gve_jax.errors import UserError
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 
@@ -177,11 +177,7 @@ def _first_difference(one: np.ndarray, other: np.ndarray) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m evals.uvrb.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m evals.uvrb.compare", __doc__)
     parser.add_argument("a", type=local_path, metavar="A", help="results.json of one model")
     parser.add_argument("b", type=local_path, metavar="B", help="results.json of the other")
     parser.add_argument("--output", type=local_path, help="JSON file to write")

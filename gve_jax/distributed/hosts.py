@@ -24,7 +24,7 @@ import jax
 from jax._src import distributed  # the key-value store has no public name; Orbax does the same
 
 from gve_jax import __version__
-from gve_jax.errors import UserError, tell
+from gve_jax.errors import UserError, report_error
 from gve_jax.storage.files import differences
 
 VARIABLES = ("GVE_JAX_COORDINATOR", "GVE_JAX_HOSTS", "GVE_JAX_HOST")
@@ -290,10 +290,10 @@ def _all_leave() -> bool:
 
 
 def _end(error: BaseException, status: int | None = None) -> None:
-    told = tell(error)
+    code = report_error(error)
     _say("end")
     # JAX would wait at exit for the other hosts, and then end this one with lines of its own.
-    os._exit(told if status is None else status)
+    os._exit(code if status is None else status)
 
 
 @contextlib.contextmanager

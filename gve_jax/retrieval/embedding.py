@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gve_jax.distributed import hosts, work
 from gve_jax.errors import UserError
 from gve_jax.media.item import Item
 from gve_jax.media.quarantine import Quarantine, merge_quarantines
+from gve_jax.progress import progress_bar
 from gve_jax.storage import files
 from gve_jax.storage.files import atomic_write, read_records, write_array, write_json
 from gve_jax.storage.locks import is_free
@@ -139,7 +138,7 @@ def embed_all(
     embed = functools.partial(
         model.encode_valid, quarantine=quarantine, prompt=prompt, batch_size=batch_size
     )
-    with _progress() as progress:
+    with progress_bar() as progress:
         others = sum(len(rows) for _, rows in wanted) - sum(len(rows) for _, rows in mine)
         bar = progress.add_task(label, total=len(ids) - others)
         progress.advance(bar, len(ids) - sum(len(rows) for _, rows in wanted))
@@ -297,8 +296,3 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         run = [number for _, number in run]
         yield run[0], run[-1] + 1
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))

@@ -17,17 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from gve_jax.errors import UserError
+from gve_jax.progress import progress_bar
 from gve_jax.storage.files import atomic_write
 from gve_jax.storage.filesystem import as_local_path, as_path
 
@@ -170,16 +161,7 @@ def _check_room(left: Sequence) -> None:
 
 def _copy_all(pool: ThreadPoolExecutor, left: Sequence) -> None:
     stop, total = threading.Event(), sum(size for _, (size, _) in left)
-    shown = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        disable=total < PROGRESS_MIN_BYTES,
-    )
-    with shown as progress:
+    with progress_bar("bytes", disable=total < PROGRESS_MIN_BYTES) as progress:
         bar = progress.add_task(f"copying {len(left):,} files", total=total)
         try:
             _all(pool, functools.partial(_copy_one, stop, lambda n: progress.advance(bar, n)), left)

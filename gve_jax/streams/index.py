@@ -5,17 +5,15 @@ import hashlib
 import json
 import os
 import re
-import sys
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gve_jax.errors import UserError
+from gve_jax.progress import progress_bar
 from gve_jax.storage.files import (
     check_encoding,
     check_lfs_pointer,
@@ -157,16 +155,7 @@ class _Rows:
 
 def _build(files: Sequence[File], total: int) -> tuple[dict[str, SourceRows], np.ndarray]:
     found: dict[str, _Rows] = {}
-    shown = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        transient=True,
-        disable=total < PROGRESS_MIN_BYTES,
-    )
-    with shown as progress:
+    with progress_bar("bytes", transient=True, disable=total < PROGRESS_MIN_BYTES) as progress:
         bar = progress.add_task("rows", total=total)
         for number, file in enumerate(files):
             with open(file.path, "rb") as opened:

@@ -573,7 +573,7 @@ def test_show_and_check(run):
 def test_without_beam_the_option_says_so_in_one_line(run):
     code = (
         "import sys; sys.modules['apache_beam'] = None; sys.argv[1:] = sys.argv[1:];"
-        "from data.pairs.__main__ import main; from gve_jax.errors import run_cli; run_cli(main)"
+        "from data.pairs.__main__ import main; from gve_jax.cli import run_cli; run_cli(main)"
     )
     asked = importing("pair", f"T2V_x={lines('rows.jsonl', PAIR)}", options=("--beam",))
     done = subprocess.run(

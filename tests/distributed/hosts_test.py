@@ -199,7 +199,8 @@ def test_flags_are_compared_in_any_order_without_where_they_write(monkeypatch):
 _FAILS = """
 import sys, jax
 from gve_jax.distributed import hosts
-from gve_jax.errors import UserError, run_cli
+from gve_jax.cli import run_cli
+from gve_jax.errors import UserError
 def command():
     hosts.set_location("after shard 7")
     if jax.process_index() in map(int, sys.argv[1:]):

@@ -25,7 +25,7 @@ SETS = ("MSRVTT", "CRB-T", "LoVR-C2V")
 PROGRAM = """
 import os, signal, sys
 from evals.uvrb import embeddings
-from gve_jax.errors import run_cli
+from gve_jax.cli import run_cli
 from evals.uvrb.__main__ import main
 from tests.evals.embeddings_test import Hashed
 

@@ -363,7 +363,7 @@ def test_full_disk_names_the_directory_and_keeps_the_earlier_ones(tmp_path, then
     done = run_python(
         f"""
         import jax, resource, signal
-        from gve_jax.errors import run_cli
+        from gve_jax.cli import run_cli
         from gve_jax.running.checkpoint import Checkpoints
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
