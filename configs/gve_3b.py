@@ -92,7 +92,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.buckets.windows = 50  # of any frame pair: a strip touches the most
 
     config.data = ConfigDict()
-    # TFDS directories or names, files of JSONL, also gs://: PLACE, or NAME=PLACE to add a name to
+    # TFDS directories or names, files of JSONL, also gs://. NAME=LOCATION adds a name to
     # its sources', several by commas, with * for many; 0 to 3 hard negatives a pair.
     config.data.pairs = "data/gve/*"
     config.data.cache = "~/.cache/gve_jax/pairs"  # copies of gs:// and indices of JSONL; local

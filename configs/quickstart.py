@@ -74,7 +74,7 @@ def get_config(form: str = "") -> ConfigDict:
     config.buckets.windows = 4  # attention windows of a frame pair
 
     config.data = ConfigDict()
-    # TFDS directories or names, files of JSONL, also gs://: PLACE, or NAME=PLACE to add a name to
+    # TFDS directories or names, files of JSONL, also gs://. NAME=LOCATION adds a name to
     # its sources', several by commas, with * for many.
     config.data.pairs = "{workdir}/data/pairs"
     config.data.cache = "~/.cache/gve_jax/pairs"  # copies of gs:// and indices of JSONL; local

@@ -36,7 +36,7 @@ from gve_jax.learning.step import make_train_step
 from gve_jax.media.isolation import Isolated
 from gve_jax.media.item import Item
 from gve_jax.running.sections import model_config, read_settings
-from gve_jax.streams.loader import LoadPairs, place, placed, read_ahead
+from gve_jax.streams.loader import LoadPairs, device_batches, read_ahead, to_device
 from gve_jax.streams.mixture import Stage, StageSelection, batches
 from gve_jax.streams.sources import Sources, parse
 
@@ -102,7 +102,7 @@ def feed(folder: Path, repeats: int) -> dict:
     tx = make_optimizer(config.optimizer, config.steps)
     state, frozen = init_state(model, tx, mesh, 0)
     step = make_train_step(model, tx, LossConfig(duplicate_cosine=None), mesh, seed=0)
-    arrays = place(load.agree(load.map(("T2V", None))), mesh).arrays
+    arrays = to_device(load.sync_across_hosts(load.map(("T2V", None))), mesh).arrays
     pairs = config.batch_size
 
     def train():
@@ -114,7 +114,7 @@ def feed(folder: Path, repeats: int) -> dict:
         seconds = harness.take_turns({"step": train}, 2 + repeats)["step"][2:]
     rates = {"step": pairs / float(np.median(seconds))}
     for workers in (0, 1):
-        stream = placed(read_ahead(order(1000, 10**6, pairs), load, workers), mesh, load)
+        stream = device_batches(read_ahead(order(1000, 10**6, pairs), load, workers), mesh, load)
 
         def draw(count: int, stream=stream):
             for _ in range(count):
@@ -155,7 +155,9 @@ def mixing(folder: Path, repeats: int) -> dict:
         for step in range(first, first + BATCHES):
             element = orders[count][step]
             if deliver:
-                jax.block_until_ready(place(load.agree(load.map(element)), mesh).arrays)
+                jax.block_until_ready(
+                    to_device(load.sync_across_hosts(load.map(element)), mesh).arrays
+                )
 
     seconds = {}
     for part, deliver in (("whole", True), ("order", False)):
