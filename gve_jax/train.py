@@ -7,7 +7,7 @@ seconds. `--workdir`, a directory or gs://bucket/run, receives checkpoints, metr
 tensorboard/, curriculum.json, quarantine.jsonl, and the model before and after training (initial/,
 model/).
 
-  --pairs PLACE   training pairs in place of config.data.pairs; may be repeated
+  --pairs LOCATION   training pairs in place of config.data.pairs; may be repeated
 
 Repeating the command resumes from the newest whole checkpoint of the workdir, and returns at once
 when the run is complete. A field is overridden as `--config.optimizer.learning_rate=1e-4`;
@@ -48,7 +48,7 @@ from gve_jax.running.sections import Settings
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import as_path
 from gve_jax.storage.locks import lock_folder
-from gve_jax.streams.loader import PairBatch, placed
+from gve_jax.streams.loader import PairBatch, device_batches
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def _train(run: Experiment) -> None:
         # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) the pretrained
         # model's weights, new adapters from the seed, (3) scratch, from the seed ----------------
         restored = checkpoints.restore(run.abstract)
-        run.seal()
+        run.write_run_record()
         if restored:
             step, state, curriculum = restored.step, restored.state, restored.meta["curriculum"]
             print(f"resuming at step {step}", flush=True)
@@ -142,7 +142,9 @@ def _train(run: Experiment) -> None:
                         write_json(workdir / "curriculum.json", {"stages": curriculum})
                     log.progress.note(f"stage {number}: {describe(curriculum[-1])}")
                 log.restart_warmup()
-                for batch in placed(run.stream(curriculum, step, last), run.mesh, run.loader()):
+                for batch in device_batches(
+                    run.stream(curriculum, step, last), run.mesh, run.loader()
+                ):
                     admit(batch, quarantine, run)
                     log.before_step(step)
                     with jax.set_mesh(run.mesh), StepTraceAnnotation("train", step_num=step):
@@ -204,7 +206,7 @@ def own_cosines(
 ) -> dict[str, list[np.ndarray]]:
     """Cosines of the probed pairs by source, by the model as it stands."""
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in run.sources.sizes}
-    for batch in placed(run.probes(), run.mesh, run.loader()):
+    for batch in device_batches(run.probes(), run.mesh, run.loader()):
         admit(batch, quarantine, run)
         with jax.set_mesh(run.mesh):
             values = probe(params, batch.arrays)

@@ -1,8 +1,8 @@
 """Benchmarks by name: `python -m evals.speed NAME [options]`."""
 
-import importlib
 import sys
 
+from evals.speed.harness import run
 from gve_jax.cli import run_cli
 from gve_jax.errors import UserError
 
@@ -29,7 +29,7 @@ def main() -> None:
         return
     if name not in NAMES:
         raise UserError(f"unknown benchmark {name!r}; known: {', '.join(NAMES)}")
-    importlib.import_module(f"evals.speed.{name}").main(options)
+    run(name, options)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,10 @@ def make_compile(config: ModelConfig):
     return compile_embed
 
 
-def main(argv=None) -> None:
-    repeats = 3, "compilations of each model"
-    args = harness.parse_options("compile", __doc__, argv, repeats=repeats)
+OPTIONS = {"repeats": (3, "compilations of each model")}
+
+
+def measure(_folder, args) -> dict:
     jax.config.update("jax_enable_compilation_cache", False)
     variants = {
         f"{tower} + {decoder} layers": make_compile(with_layers(GVE_3B, tower, decoder))
@@ -68,8 +69,7 @@ def main(argv=None) -> None:
     }
     taken = harness.take_turns(variants, args.repeats)
     shallow, deep = (np.median(values) for values in taken.values())
-    result = {
+    return {
         "seconds": {name: values[:, 0].round(2).tolist() for name, values in taken.items()},
         "ratio of medians": round(float(deep / shallow), 2),
     }
-    harness.write_result("compile", vars(args), result, args.output)

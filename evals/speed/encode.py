@@ -6,7 +6,6 @@ right-padded batches in the given order, sorted by length, and one by one; the b
 counts. Compilation is reported separately: it is paid once per shape, and JAX can cache it.
 """
 
-import tempfile
 from pathlib import Path
 from time import perf_counter
 
@@ -24,25 +23,18 @@ def draw_side(largest: int):
     return lambda rng: tuple(28 * int(rng.integers(4, largest + 1)) for _ in range(2))
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "encode",
-        __doc__,
-        argv,
-        size=("3b", "widths of the model", SIZES),
-        layers=(2, "layers of tower and decoder each"),
-        items=(64, "items to encode"),
-        batch_size=(8, "items of a batch"),
-        repeats=(3, "runs of each variant"),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "model"
-        write_checkpoint(source, args.size, args.layers, args.layers)
-        result = measure(source, args)
-    harness.write_result("encode", vars(args), result, args.output)
+OPTIONS = dict(
+    size=("3b", "widths of the model", SIZES),
+    layers=(2, "layers of tower and decoder each"),
+    items=(64, "items to encode"),
+    batch_size=(8, "items of a batch"),
+    repeats=(3, "runs of each variant"),
+)
 
 
-def measure(source: Path, args) -> dict:
+def measure(folder: Path, args) -> dict:
+    source = folder / "model"
+    write_checkpoint(source, args.size, args.layers, args.layers)
     items = draw_items(args.items, draw_side(14), draw_side(9))
     model = GVE.from_pretrained(source, dtype="float32")
     examples = [make_example(item, model.preprocess) for item in items]

@@ -63,29 +63,27 @@ SMALL_FRAME = (56, 56)
 STEPS = "32:full:xla 32:full:cudnn 32:dots:cudnn 64:full:cudnn"
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "gpu",
-        __doc__,
-        argv,
-        parts=(list(PARTS), "what to measure", PARTS),
-        kernels=(list(KERNELS), "attention kernels", KERNELS),
-        items=(256, "items of the mixed set"),
-        batch_size=(32, "items of an encoded batch"),
-        steps=(STEPS.split(), f"training steps, PAIRS:REMAT:KERNEL, REMAT of {', '.join(REMAT)}"),
-        repeats=(5, "runs of each variant"),
-        small=(False, "tiny float32 model on any device, as a smoke test"),
-    )
+OPTIONS = dict(
+    parts=(list(PARTS), "what to measure", PARTS),
+    kernels=(list(KERNELS), "attention kernels", KERNELS),
+    items=(256, "items of the mixed set"),
+    batch_size=(32, "items of an encoded batch"),
+    steps=(STEPS.split(), f"training steps, PAIRS:REMAT:KERNEL, REMAT of {', '.join(REMAT)}"),
+    repeats=(5, "runs of each variant"),
+    small=(False, "tiny float32 model on any device, as a smoke test"),
+)
+
+
+def measure(folder: Path, args) -> dict:
     if not args.small and target_platform() != "gpu":
         backend = jax.default_backend()
         raise UserError(f"gpu needs a GPU, not {backend}; --small runs a tiny model on any device")
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), args)
-        bench.machine()
-        for part in args.parts:
-            getattr(bench, part)()
-            gc.collect()
-        harness.write_result("gpu", vars(args), bench.result, args.output)
+    bench = Bench(folder, args)
+    bench.machine()
+    for part in args.parts:
+        getattr(bench, part)()
+        gc.collect()
+    return bench.result
 
 
 class Bench:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,16 @@ WALL = (time.perf_counter,)
 WALL_AND_PROCESSOR = (time.perf_counter, time.process_time)
 
 
-def parse_options(name: str, description: str, argv, **options) -> argparse.Namespace:
+def run(name: str, argv: Sequence[str]) -> None:
+    """Runs the `measure(folder, args)` of a benchmark with its `OPTIONS` and a temporary folder."""
+    module = importlib.import_module(f"evals.speed.{name}")
+    args = parse_options(name, module.__doc__, argv, module.OPTIONS)
+    with tempfile.TemporaryDirectory(dir=getattr(args, "folder", None)) as folder:
+        result = module.measure(Path(folder), args)
+    write_result(name, vars(args), result, args.output)
+
+
+def parse_options(name: str, description: str, argv, options: Mapping) -> argparse.Namespace:
     """Parses the options of a benchmark, and `--output`.
 
     Args:
@@ -35,7 +45,7 @@ def parse_options(name: str, description: str, argv, **options) -> argparse.Name
         without a default.
     """
     parser = Parser(f"python -m evals.speed {name}", description)
-    options = options | {"output": (local_path, "JSON file to write the result to")}
+    options = dict(options) | {"output": (local_path, "JSON file to write the result to")}
     for option, (default, text, *choices) in options.items():
         kind: dict[str, Any] = {"default": default, "type": type(default)}
         if default is False:
@@ -168,7 +178,7 @@ def write_result(name: str, settings: Mapping, result: Mapping, output: Path | N
     versions = {"gve_jax": __version__, "jax": jax.__version__}
     record = {
         "benchmark": name,
-        "settings": {k: v for k, v in settings.items() if k != "output"},
+        "settings": {k: v for k, v in settings.items() if k not in ("output", "folder")},
         "machine": f"{os.cpu_count()} x {platform.machine()} CPU, {device.device_kind}",
         "versions": versions | {k: module.__version__ for k, module in peers.items() if module},
         "result": dict(result),

@@ -11,7 +11,6 @@ processes as there are cores.
 import multiprocessing
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -190,38 +189,36 @@ def throughput(cores: list[int], tokenizer: Path, paths: list[Path], seconds: fl
     return float(rates[:, 0].sum()), float(rates[:, 1].mean())
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "inputs",
-        __doc__,
-        argv,
-        repeats=(9, "runs of each variant"),
-        seconds=(8.0, "duration of each round of throughput"),
-        real=(local_path, "folder of additional clips, .mp4"),
-        assets=(local_path, "folder of tokenizer and template, instead of that of `make parity`"),
-    )
+OPTIONS = dict(
+    repeats=(9, "runs of each variant"),
+    seconds=(8.0, "duration of each round of throughput"),
+    real=(local_path, "folder of additional clips, .mp4"),
+    assets=(local_path, "folder of tokenizer and template, instead of that of `make parity`"),
+)
+
+
+def measure(folder: Path, args) -> dict:
     args.assets = args.assets or Path(sys.prefix, "share", "parity")
     assets = Assets(args.assets)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer, template = assets.tokenizer(Path(folder)), assets.template()
-        if not tokenizer or not template:
-            raise UserError(f"{args.assets}: tokenizer or template missing; run `make parity`")
-        paths = []
-        for width, height, frames in CLIPS:
-            paths.append(Path(folder, f"{width}x{height}, {frames} frames.mp4"))
-            write_clip(paths[-1], width, height, frames)
-        paths += sorted(args.real.glob("*.mp4")) if args.real else []
-        cores = sorted(os.sched_getaffinity(0))
-        arguments = str(tokenizer), template, [str(path) for path in paths], args.repeats
-        result: dict = {
-            "one core": time_clips_on({cores[0]}, *arguments),
-            "all cores": time_clips_on(set(cores), *arguments),
-        }
-        counts = sorted({1, len(cores) // 2 or 1, len(cores)})
-        rounds = [
-            {n: throughput(cores[:n], tokenizer, paths, args.seconds) for n in counts}
-            for _ in range(ROUNDS)  # in turns: the machine's speed drifts
-        ]
+    tokenizer, template = assets.tokenizer(folder), assets.template()
+    if not tokenizer or not template:
+        raise UserError(f"{args.assets}: tokenizer or template missing; run `make parity`")
+    paths = []
+    for width, height, frames in CLIPS:
+        paths.append(Path(folder, f"{width}x{height}, {frames} frames.mp4"))
+        write_clip(paths[-1], width, height, frames)
+    paths += sorted(args.real.glob("*.mp4")) if args.real else []
+    cores = sorted(os.sched_getaffinity(0))
+    arguments = str(tokenizer), template, [str(path) for path in paths], args.repeats
+    result: dict = {
+        "one core": time_clips_on({cores[0]}, *arguments),
+        "all cores": time_clips_on(set(cores), *arguments),
+    }
+    counts = sorted({1, len(cores) // 2 or 1, len(cores)})
+    rounds = [
+        {n: throughput(cores[:n], tokenizer, paths, args.seconds) for n in counts}
+        for _ in range(ROUNDS)  # in turns: the machine's speed drifts
+    ]
     rates = {n: np.median([rate[n] for rate in rounds], axis=0) for n in counts}
     result["clips/s by processes"] = {n: round(rates[n][0], 1) for n in counts}
     result["clips/s of a processor"] = {n: round(rates[n][1], 1) for n in counts}
@@ -245,7 +242,7 @@ def main(argv=None) -> None:
     }
     for name in ("one core", "all cores"):
         _print(name, result[name])
-    harness.write_result("inputs", vars(args), result, args.output)
+    return result
 
 
 def _print(title: str, clips: dict) -> None:

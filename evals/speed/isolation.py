@@ -8,7 +8,6 @@ clips and after `--clips`.
 import io
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -88,23 +87,17 @@ def check_rows(results: Iterable) -> None:
             raise UserError(f"isolation: {result.reason}")
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "isolation",
-        __doc__,
-        argv,
-        clips=(1000, "clips until memory is read"),
-        processes=([1, 2], "workers of each throughput"),
-        repeats=(5, "runs of each variant"),
-    )
+OPTIONS = dict(
+    clips=(1000, "clips until memory is read"),
+    processes=([1, 2], "workers of each throughput"),
+    repeats=(5, "runs of each variant"),
+)
+
+
+def measure(folder: Path, args) -> dict:
     harness.require_proc("isolation")
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder) / "tokenizer.json")
-        result = measure(Path(folder) / "tokenizer.json", args)
-    harness.write_result("isolation", vars(args), result, args.output)
-
-
-def measure(tokenizer: Path, args) -> dict:
+    tokenizer = folder / "tokenizer.json"
+    write_tokenizer(tokenizer)
     preprocess = Preprocessor(Prompt(tokenizer, 8192), InputSpec())
     items = [Item("what is it?", video=clip) for clip in make_clips()]
     one = Isolated(preprocess, 1)
@@ -127,13 +120,13 @@ def measure(tokenizer: Path, args) -> dict:
     clocks = time.perf_counter, lambda: cpu_seconds(one)
     taken = harness.take_turns(variants, args.repeats, clocks)
     best = {name: float(seconds[:, 0].min()) for name, seconds in taken.items()}
-    here, isolated = (taken[name][:, 1].mean() for name in ("in this process", "isolated"))
+    direct, isolated = (taken[name][:, 1].mean() for name in ("in this process", "isolated"))
     return {
         "clips": len(items),
         "seconds to start a process and decode a clip": first,
         "ms a clip": {name: round(1000 * s / len(items), 2) for name, s in best.items()},
         "clips/s": {name: round(len(items) / s, 1) for name, s in best.items()},
-        "overhead, ms of CPU a clip": round(1000 * (isolated - here) / len(items), 2),
-        "overhead, share of the CPU of decoding": round(isolated / here - 1, 4),
+        "overhead, ms of CPU a clip": round(1000 * (isolated - direct) / len(items), 2),
+        "overhead, share of the CPU of decoding": round(isolated / direct - 1, 4),
         **memory_over(one, items, args.clips),
     }

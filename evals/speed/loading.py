@@ -6,7 +6,6 @@ of all its read calls. Both are multiples of the checkpoint's size.
 """
 
 import resource
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,28 +87,25 @@ def _bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])  # rchar
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "loading",
-        __doc__,
-        argv,
-        size=("3b", "shapes of the model", SIZES),
-        files=(2, "files of the checkpoint"),
-        devices=([1, 8], "virtual CPU devices of each run"),
-        folder=(local_path, "folder for the checkpoint, instead of a temporary one"),
-    )
+OPTIONS = dict(
+    size=("3b", "shapes of the model", SIZES),
+    files=(2, "files of the checkpoint"),
+    devices=([1, 8], "virtual CPU devices of each run"),
+    folder=(local_path, "folder for the checkpoint, instead of a temporary one"),
+)
+
+
+def measure(folder: Path, args) -> dict:
     harness.require_proc("loading")
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        total = generate(Path(folder), args.size, args.files)
-        result = {"checkpoint bytes": total}
-        for devices in args.devices:
-            child = f"{__name__}:load", folder, devices
-            measured = harness.run_in_child(*child, env={"JAX_PLATFORMS": "cpu"})
-            result[f"{devices} devices"] = {
-                "peak memory / checkpoint": round(measured["peak"] / total, 3),
-                "bytes read / checkpoint": round(measured["read"] / total, 3),
-                "parameters held / checkpoint": round(measured["held"] / total, 3),
-                "seconds": round(measured["seconds"], 1),
-            }
-    settings = {k: v for k, v in vars(args).items() if k != "folder"}
-    harness.write_result("loading", settings, result, args.output)
+    total = generate(folder, args.size, args.files)
+    result = {"checkpoint bytes": total}
+    for devices in args.devices:
+        child = f"{__name__}:load", str(folder), devices
+        measured = harness.run_in_child(*child, env={"JAX_PLATFORMS": "cpu"})
+        result[f"{devices} devices"] = {
+            "peak memory / checkpoint": round(measured["peak"] / total, 3),
+            "bytes read / checkpoint": round(measured["read"] / total, 3),
+            "parameters held / checkpoint": round(measured["held"] / total, 3),
+            "seconds": round(measured["seconds"], 1),
+        }
+    return result

@@ -62,18 +62,17 @@ def compare(queries: np.ndarray, corpus: np.ndarray, last: tuple, count: int = 1
             raise SystemExit(f"query {query}: scores differ")
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "mine",
-        __doc__,
-        argv,
-        queries=(4096, "queries"),
-        corpus=(32768, "documents"),
-        width=(1024, "dimensions"),
-        k=(100, "documents of a query"),
-        repeats=(3, "runs of each variant"),
-        no_memory=(False, "do not measure peak memory"),
-    )
+OPTIONS = dict(
+    queries=(4096, "queries"),
+    corpus=(32768, "documents"),
+    width=(1024, "dimensions"),
+    k=(100, "documents of a query"),
+    repeats=(3, "runs of each variant"),
+    no_memory=(False, "do not measure peak memory"),
+)
+
+
+def measure(_folder, args) -> dict:
     check_sizes(args, "k")
     corpus = draw_vectors(args.corpus, args.width, 0)
     queries, positives = draw_queries(corpus, args.queries)
@@ -86,7 +85,7 @@ def main(argv=None) -> None:
     result = measure_rates(variants, args)
     if not args.no_memory:
         result["memory, MiB"] = measure_memory(f"{__name__}:measure_peak", args)
-    harness.write_result("mine", vars(args), result, args.output)
+    return result
 
 
 def measure_peak(count: int, path: str) -> int:

@@ -94,19 +94,18 @@ def check_sizes(args, *names: str) -> None:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "rank",
-        __doc__,
-        argv,
-        queries=(2048, "queries"),
-        corpus=(16384, "documents"),
-        width=(2048, "dimensions"),
-        cosines=((0.0, 0.2), "least and largest cosine of a query to its positive; 0 0 is chance"),
-        repeats=(3, "runs of each variant"),
-        no_faiss=(False, "leave faiss out"),
-        no_memory=(False, "do not measure peak memory"),
-    )
+OPTIONS = dict(
+    queries=(2048, "queries"),
+    corpus=(16384, "documents"),
+    width=(2048, "dimensions"),
+    cosines=((0.0, 0.2), "least and largest cosine of a query to its positive; 0 0 is chance"),
+    repeats=(3, "runs of each variant"),
+    no_faiss=(False, "leave faiss out"),
+    no_memory=(False, "do not measure peak memory"),
+)
+
+
+def measure(_folder, args) -> dict:
     check_sizes(args)
     if not -1 < args.cosines[0] <= args.cosines[1] < 1:
         raise UserError("--cosines must be two numbers in order, between -1 and 1")
@@ -131,7 +130,7 @@ def main(argv=None) -> None:
     result["ranks that float32 and float64 count differently, of 64"] = differ
     if not args.no_memory:
         result["memory, MiB"] = measure_memory(f"{__name__}:measure_peak", args)
-    harness.write_result("rank", vars(args), result, args.output)
+    return result
 
 
 def measure_rates(variants: dict, args) -> dict:

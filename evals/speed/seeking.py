@@ -8,7 +8,6 @@ before it) with a pyramid of B-frames. Pixels are compared first. Both variants 
 processor seconds count, since they hardly depend on other load of a shared machine.
 """
 
-import tempfile
 from pathlib import Path
 
 import av
@@ -92,7 +91,7 @@ def decode_all(path: Path, count: int, threads: str) -> np.ndarray:
     return np.stack(frames)
 
 
-def measure(path: Path, args) -> dict:
+def measure_clip(path: Path, args) -> dict:
     frames: dict[str, list[np.ndarray]] = {"seeking": [], "all": [], "threads": []}
 
     def seconds(name: str, repeats: int, decode) -> tuple[float, float]:
@@ -116,31 +115,28 @@ def measure(path: Path, args) -> dict:
     }
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "seeking",
-        __doc__,
-        argv,
-        keyint=([60, 150, 250], "frames between keyframes, of each clip"),
-        seconds=(600, "duration of a clip"),
-        unique=(1500, "frames until they repeat"),
-        size=((720, 1280), "height and width of a clip"),
-        frames=(8, "frames to read"),
-        repeats=(5, "runs of seeking"),
-        folder=(local_path, "folder that keeps the clips, instead of a temporary one"),
-    )
+OPTIONS = dict(
+    keyint=([60, 150, 250], "frames between keyframes, of each clip"),
+    seconds=(600, "duration of a clip"),
+    unique=(1500, "frames until they repeat"),
+    size=((720, 1280), "height and width of a clip"),
+    frames=(8, "frames to read"),
+    repeats=(5, "runs of seeking"),
+    folder=(local_path, "folder that keeps the clips, instead of a temporary one"),
+)
+
+
+def measure(folder: Path, args) -> dict:
     height, width = args.size
     result = {}
-    with tempfile.TemporaryDirectory() as folder:
-        clips = [(keyint, "", "") for keyint in args.keyint]
-        for keyint, title, groups in [*clips, (args.keyint[0], "open groups, ", OPEN_GROUPS)]:
-            kind = "-open" if groups else ""
-            name = f"{args.seconds}s-{height}x{width}-k{keyint}-u{args.unique}{kind}.mp4"
-            path = (args.folder or Path(folder)) / name
-            if not path.exists():
-                partial = path.with_suffix(".part")
-                write_clip(partial, keyint, args.seconds, args.unique, (height, width), groups)
-                partial.rename(path)
-            result[f"{title}a keyframe every {keyint}"] = measure(path, args)
-    settings = {k: v for k, v in vars(args).items() if k != "folder"}
-    harness.write_result("seeking", settings, result, args.output)
+    clips = [(keyint, "", "") for keyint in args.keyint]
+    for keyint, title, groups in [*clips, (args.keyint[0], "open groups, ", OPEN_GROUPS)]:
+        kind = "-open" if groups else ""
+        name = f"{args.seconds}s-{height}x{width}-k{keyint}-u{args.unique}{kind}.mp4"
+        path = (args.folder or folder) / name
+        if not path.exists():
+            partial = path.with_suffix(".part")
+            write_clip(partial, keyint, args.seconds, args.unique, (height, width), groups)
+            partial.rename(path)
+        result[f"{title}a keyframe every {keyint}"] = measure_clip(path, args)
+    return result

@@ -11,7 +11,6 @@ starting  in a child process, over ArrayRecord files: open and check them, build
 
 import dataclasses
 import json
-import tempfile
 import time
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from gve_jax.learning.step import make_train_step
 from gve_jax.media.isolation import Isolated
 from gve_jax.media.item import Item
 from gve_jax.running.sections import model_config, read_settings
-from gve_jax.streams.loader import LoadPairs, place, placed, read_ahead
+from gve_jax.streams.loader import LoadPairs, device_batches, read_ahead, to_device
 from gve_jax.streams.mixture import Stage, StageSelection, batches
 from gve_jax.streams.sources import Sources, parse
 
@@ -103,7 +102,7 @@ def feed(folder: Path, repeats: int) -> dict:
     tx = make_optimizer(config.optimizer, config.steps)
     state, frozen = init_state(model, tx, mesh, 0)
     step = make_train_step(model, tx, LossConfig(duplicate_cosine=None), mesh, seed=0)
-    arrays = place(load.agree(load.map(("T2V", None))), mesh).arrays
+    arrays = to_device(load.sync_across_hosts(load.map(("T2V", None))), mesh).arrays
     pairs = config.batch_size
 
     def train():
@@ -115,7 +114,7 @@ def feed(folder: Path, repeats: int) -> dict:
         seconds = harness.take_turns({"step": train}, 2 + repeats)["step"][2:]
     rates = {"step": pairs / float(np.median(seconds))}
     for workers in (0, 1):
-        stream = placed(read_ahead(order(1000, 10**6, pairs), load, workers), mesh, load)
+        stream = device_batches(read_ahead(order(1000, 10**6, pairs), load, workers), mesh, load)
 
         def draw(count: int, stream=stream):
             for _ in range(count):
@@ -156,7 +155,9 @@ def mixing(folder: Path, repeats: int) -> dict:
         for step in range(first, first + BATCHES):
             element = orders[count][step]
             if deliver:
-                jax.block_until_ready(place(load.agree(load.map(element)), mesh).arrays)
+                jax.block_until_ready(
+                    to_device(load.sync_across_hosts(load.map(element)), mesh).arrays
+                )
 
     seconds = {}
     for part, deliver in (("whole", True), ("order", False)):
@@ -237,27 +238,24 @@ def starting(folder: Path, cases: list[tuple[int, int]]) -> dict:
     return result
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "streams",
-        __doc__,
-        argv,
-        parts=("feed,mixing,starting", "what to measure"),
-        records=([10**4, 10**6], "records of each start"),
-        files=(10, "files of the records; the last start has 1,000 times as many"),
-        repeats=(7, "runs of each variant"),
-    )
+OPTIONS = dict(
+    parts=("feed,mixing,starting", "what to measure"),
+    records=([10**4, 10**6], "records of each start"),
+    files=(10, "files of the records; the last start has 1,000 times as many"),
+    repeats=(7, "runs of each variant"),
+)
+
+
+def measure(folder: Path, args) -> dict:
     harness.require_proc("streams")
     flags.FLAGS.mark_as_parsed()  # grain reads absl's
     result, parts = {}, args.parts.split(",")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        if "feed" in parts:
-            result["feed"] = feed(folder, args.repeats)
-        if "mixing" in parts:
-            result["mixing"] = mixing(folder, args.repeats)
-        if "starting" in parts:
-            cases = [(records, args.files) for records in args.records]
-            cases.append((max(args.records), 1000 * args.files))
-            result["starting"] = starting(folder, cases)
-    harness.write_result("streams", vars(args), result, args.output)
+    if "feed" in parts:
+        result["feed"] = feed(folder, args.repeats)
+    if "mixing" in parts:
+        result["mixing"] = mixing(folder, args.repeats)
+    if "starting" in parts:
+        cases = [(records, args.files) for records in args.records]
+        cases.append((max(args.records), 1000 * args.files))
+        result["starting"] = starting(folder, cases)
+    return result

@@ -12,7 +12,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -27,21 +26,14 @@ from data.uvrd.settings import Settings
 from evals.speed import harness
 from gve_jax.errors import UserError
 
-
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "synth",
-        __doc__,
-        argv,
-        videos=(200, "videos to synthesize from"),
-        concurrency=([1, 2, 4, 8, 16, 32], "requests at once, of each run"),
-        latency=(0.25, "seconds of an answer"),
-        slots=(16, "requests that the server answers at once"),
-        decoders=(2, "decoding processes"),
-        enlarge=(1, "factor on 112 pixels a side"),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        harness.write_result("synth", vars(args), measure(Path(folder), args), args.output)
+OPTIONS = dict(
+    videos=(200, "videos to synthesize from"),
+    concurrency=([1, 2, 4, 8, 16, 32], "requests at once, of each run"),
+    latency=(0.25, "seconds of an answer"),
+    slots=(16, "requests that the server answers at once"),
+    decoders=(2, "decoding processes"),
+    enlarge=(1, "factor on 112 pixels a side"),
+)
 
 
 def settings(concurrency: int, decoders: int, enlarge: int) -> Settings:

@@ -12,7 +12,6 @@ retains freed memory (gve_jax/hardware/malloc.py), with `--same-heap` the refere
 
 import dataclasses
 import multiprocessing
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -67,27 +66,20 @@ def draw_pairs(
     return texts, [Item(video=video, fps=2.0) for video in videos]
 
 
-def main(argv=None) -> None:
-    args = harness.parse_options(
-        "train",
-        __doc__,
-        argv,
-        size=("small", "widths of the model", SIZES),
-        layers=(4, "layers of tower and decoder each"),
-        pairs=(16, "pairs of a batch"),
-        side=(168, "side of a frame in pixels, a multiple of 28"),
-        remat=("full", "what our step recomputes", REMAT),
-        repeats=(3, "steps of each variant"),
-        gradcache=(int, "pairs of a chunk; compares our plain step with one in chunks"),
-        same_heap=(False, "the reference retains freed memory, too"),
-    )
-    retain_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), args)
-    harness.write_result("train", vars(args), result, args.output)
+OPTIONS = dict(
+    size=("small", "widths of the model", SIZES),
+    layers=(4, "layers of tower and decoder each"),
+    pairs=(16, "pairs of a batch"),
+    side=(168, "side of a frame in pixels, a multiple of 28"),
+    remat=("full", "what our step recomputes", REMAT),
+    repeats=(3, "steps of each variant"),
+    gradcache=(int, "pairs of a chunk; compares our plain step with one in chunks"),
+    same_heap=(False, "the reference retains freed memory, too"),
+)
 
 
 def measure(folder: Path, args) -> dict:
+    retain_freed_memory()
     write_checkpoint(folder / "model", args.size, args.layers, args.layers)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, _start_reference, (folder, args)) as child:

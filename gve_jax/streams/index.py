@@ -1,4 +1,4 @@
-"""Where each row of JSONL files lies, by source: one pass checks every row; then it is kept."""
+"""The index of the rows of JSONL files by source: one pass checks every row, then it is stored."""
 
 import dataclasses
 import hashlib
@@ -30,8 +30,8 @@ from gve_jax.streams.rows import (
     read_lines,
 )
 
-VERSION = 2  # of what an index holds and of what is checked
-SHOWN = 64 * 2**20  # bytes from which on progress is shown
+VERSION = 2  # of the stored index and of the checks
+PROGRESS_MIN_BYTES = 64 * 2**20  # less is read without a progress bar
 _COLUMNS = ("file", "start", "length", "line")  # int64 each
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _SHARD = re.compile(r"[-_.](\d+-of-\d+|\d{3,})$")
@@ -43,8 +43,8 @@ class File:
 
     Attributes:
       path: absolute.
-      called: what messages name it: as it was given.
-      media: whether its rows may name files, in its folder; not beside the copy of one in a bucket.
+      called: the name in messages, as the user wrote it.
+      media: whether rows may name files in its folder; False for a copy of a file on GCS.
     """
 
     path: str
@@ -63,15 +63,15 @@ class File:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A source's rows [first, first + size) of an index, in the order of files and lines."""
+class SourceRows:
+    """The rows [first, first + size) of an index, in the order of files and lines."""
 
     first: int
     size: int
-    bytes: int  # of its lines
-    digest: str  # of its lines
-    negatives: int  # of every row
-    duplicates: int  # negatives that are their own pair's query or positive, as far as rows show
+    bytes: int  # of the lines
+    digest: str  # of the lines
+    negatives: int  # that every row has
+    duplicates: int  # negatives equal to their pair's query or positive, judged by the rows alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +79,15 @@ class Index:
     """Pickles by its path where it has one, so that workers share its pages.
 
     Attributes:
-      files: that hold the rows.
       stamps: (bytes, nanoseconds of the last change) of each file, when it was read.
-      parts: the sources, by sorted name.
+      parts: the rows of each source, by sorted name.
       rows: int64 [rows, 4] in the order of `_COLUMNS`; lines count from 1.
-      path: where it is kept; None: in memory alone.
+      path: of the stored index; None if it is only in memory.
     """
 
     files: tuple[File, ...]
     stamps: tuple[tuple[int, int], ...]
-    parts: dict[str, Part]
+    parts: dict[str, SourceRows]
     rows: np.ndarray
     path: str | None = None
 
@@ -104,39 +103,41 @@ def stamp(file: int | str) -> tuple[int, int]:
 
 
 def open_index(files: Sequence[File], folder: Path) -> Index:
-    """The index of all files together; read from `folder` where their sizes and times of change
-    are those of one that was made before. It is kept in memory where `folder` cannot be written.
+    """The index of all files together.
+
+    It is read from `folder` if an index of files with the same sizes and times of change is stored
+    there, and stays in memory if `folder` cannot be written.
 
     Raises:
-      UserError: no such file, a row that is no pair, or other than its source's: in one line that
-        names file and line; no pair at all.
+      UserError: no such file; a row that is not a pair or does not fit its source, with file and
+        line; no pair at all.
     """
     files = tuple(files)
     try:
         stamps = tuple(stamp(file.path) for file in files)
     except OSError as error:
         raise UserError(f"data.pairs: {error.filename}: {error.strerror}") from error
-    told = json.dumps([VERSION, [(file.path, file.media) for file in files], stamps])
-    path = str(folder / hashlib.sha256(told.encode()).hexdigest()[:24])
+    key = json.dumps([VERSION, [(file.path, file.media) for file in files], stamps])
+    path = str(folder / hashlib.sha256(key.encode()).hexdigest()[:24])
     try:
         return _load(files, stamps, path)
-    except (OSError, ValueError, EOFError, KeyError, TypeError):  # none, or damaged
+    except (OSError, ValueError, EOFError, KeyError, TypeError):  # missing or damaged
         pass
     parts, rows = _build(files, sum(size for size, _ in stamps))
     if tuple(stamp(file.path) for file in files) != stamps:
-        raise UserError(f"data.pairs: {files[0].called}: rows were added while they were read")
+        raise UserError(f"data.pairs: {files[0].called}: changed while it was read")
     try:
         write_array(Path(f"{path}.npy"), rows)
-        told = {name: dataclasses.asdict(part) for name, part in parts.items()}
-        write_json(Path(f"{path}.json"), {"files": [file.path for file in files], "parts": told})
+        fields = {name: dataclasses.asdict(part) for name, part in parts.items()}
+        write_json(Path(f"{path}.json"), {"files": [file.path for file in files], "parts": fields})
     except OSError:
         return Index(files, stamps, parts, rows)
     return _load(files, stamps, path)
 
 
 def _load(files, stamps, path: str) -> Index:
-    told = json.loads(Path(f"{path}.json").read_text())["parts"]
-    parts = {name: Part(**fields) for name, fields in told.items()}
+    stored = json.loads(Path(f"{path}.json").read_text())["parts"]
+    parts = {name: SourceRows(**fields) for name, fields in stored.items()}
     rows = np.load(f"{path}.npy", mmap_mode="r", allow_pickle=False)
     if rows.shape != (sum(part.size for part in parts.values()), len(_COLUMNS)):
         raise ValueError(path)
@@ -144,17 +145,17 @@ def _load(files, stamps, path: str) -> Index:
 
 
 class _Rows:
-    """One source's rows, while they are found."""
+    """The rows of one source while the files are scanned."""
 
-    def __init__(self, negatives: int, place: str):
-        self.negatives, self.place = negatives, place
+    def __init__(self, negatives: int, location: str):
+        self.negatives, self.location = negatives, location
         self.columns, self.size, self.bytes, self.duplicates = array("q"), 0, 0, 0
         self.digest = hashlib.sha256()
 
 
-def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarray]:
+def _build(files: Sequence[File], total: int) -> tuple[dict[str, SourceRows], np.ndarray]:
     found: dict[str, _Rows] = {}
-    with progress_bar("bytes", transient=True, disable=total < SHOWN) as progress:
+    with progress_bar("bytes", transient=True, disable=total < PROGRESS_MIN_BYTES) as progress:
         bar = progress.add_task("rows", total=total)
         for number, file in enumerate(files):
             with open(file.path, "rb") as opened:
@@ -162,26 +163,28 @@ def _build(files: Sequence[File], total: int) -> tuple[dict[str, Part], np.ndarr
                 check_encoding(f"{file.called}:1", opened.peek(64))
                 _scan(opened, number, file, found, lambda read: progress.advance(bar, read))
     if not found:
-        raise UserError(f"data.pairs: {files[0].called}: holds no pair")
+        raise UserError(f"data.pairs: {files[0].called}: contains no pair")
     parts, first = {}, 0
     for name, rows in sorted(found.items()):
         digest = rows.digest.hexdigest()[:16]
-        parts[name] = Part(first, rows.size, rows.bytes, digest, rows.negatives, rows.duplicates)
+        parts[name] = SourceRows(
+            first, rows.size, rows.bytes, digest, rows.negatives, rows.duplicates
+        )
         first += rows.size
     columns = [np.frombuffer(rows.columns, np.int64) for _, rows in sorted(found.items())]
     return parts, np.concatenate(columns).reshape(-1, len(_COLUMNS))
 
 
 def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], tick) -> None:
-    roots, at, told = file.roots(), 0, 0
+    roots, offset, reported = file.roots(), 0, 0
     known: dict[tuple[str, ...], _Rows] = {}
     for count, line in enumerate(read_lines(opened), 1):
-        start, at = at, at + len(line)
+        start, offset = offset, offset + len(line)
         if line.isspace():
             continue
         try:
             _, task, items = judge_pair(parse_line(line), roots)
-            key = task, *items[0], "", *items[1]  # names of keys: few different ones
+            key = task, *items[0], "", *items[1]  # the modalities, without computing them
             rows = known.get(key)
             if rows is None:
                 pair = f"{modalities(items[0])}2{modalities(items[1])}"
@@ -193,7 +196,7 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
                 raise Reject(
                     "too few negatives",
                     f"{len(items) - 2} negatives; the first pair of its source, "
-                    f"{rows.place}, has {rows.negatives}",
+                    f"{rows.location}, has {rows.negatives}",
                 )
         except Reject as error:
             raise UserError(f"{file.called}:{count}: {error}") from error
@@ -203,31 +206,31 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
         if rows.negatives:
             rows.duplicates += _duplicates(items[: 2 + rows.negatives])
         rows.digest.update(line)
-        if at - told > 2**22:
-            tick(at - told)
-            told = at
-    tick(at - told)
+        if offset - reported > 2**22:
+            tick(offset - reported)
+            reported = offset
+    tick(offset - reported)
 
 
 def _duplicates(items: list[dict]) -> int:
-    """Negatives whose text and media are given as those of the query or of the positive."""
+    """Negatives with the text and media of the query or of the positive."""
     contents = [{key: item[key] for key in item if key != "instruction"} for item in items]
-    return sum(one in contents[:2] for one in contents[2:])
+    return sum(content in contents[:2] for content in contents[2:])
 
 
 def _source_name(task: str, file: File, pair: str) -> str:
-    """The source of a row: its task, else its file's name without the number of a shard; with the
-    row's modality pair before it where it begins with none."""
+    """The source of a row: its task, or the name of its file without the number of a shard. The
+    modality pair of the row is put before a name that begins with none."""
     name = task
     if not task:
         stem = _SHARD.sub("", Path(file.path).stem)
         name = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_") or "rows"
     if not _NAME.fullmatch(name):
-        detail = f"task {task!r} names no source: letters, digits and _"
+        detail = f"task {task!r} is not a source name: use letters, digits and _"
         raise Reject("wrong type", detail)
-    told = name.split("_")[0]
-    if not MODALITY_PAIR.fullmatch(told):
+    named = name.split("_")[0]
+    if not MODALITY_PAIR.fullmatch(named):
         return f"{pair}_{name}"
-    if told != pair:
+    if named != pair:
         raise Reject("another modality pair", f"row is {pair} but its source is named {name}")
     return name

@@ -1,4 +1,4 @@
-"""Training pairs in JSONL files, read at random without being imported; media lie beside them."""
+"""Training pairs in JSONL files, with random access and without an import."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ from gve_jax.streams.rows import ANYWHERE, Reject, as_pair_item, judge_pair, par
 class JsonlSources:
     """The sources of JSONL files that belong together; reads records by (source, index).
 
-    A source is all rows of one `task`, in the order of files and lines; the name of one without
-    a modality pair gets that of its rows, and rows without a task are of their file's name. Every
-    row was checked by `open_index`; a file that changes afterwards is refused.
+    A source is all rows of one `task`, in the order of files and lines. A name without a modality
+    pair gets that of its rows; rows without a task belong to a source named after their file.
+    `open_index` has checked every row; a file that changes afterwards is refused.
 
     Attributes:
-      place: what messages call them.
+      location: the name in messages.
       sizes, bytes, digests: by source; digests are of the lines that hold its rows.
       duplicates: by source, negatives that are their own pair's query or positive.
     """
@@ -28,7 +28,7 @@ class JsonlSources:
     def __init__(self, index: Index):
         self._index = index
         named, others = index.files[0].called, len(index.files) - 1
-        self.place = f"{named} and {others:,} more" if others else named
+        self.location = f"{named} and {others:,} more" if others else named
         self.sizes = {name: part.size for name, part in index.parts.items()}
         self.bytes = {name: part.bytes for name, part in index.parts.items()}
         self.digests = {name: part.digest for name, part in index.parts.items()}
@@ -38,16 +38,16 @@ class JsonlSources:
         return JsonlSources, (self._index,)
 
     def check(self, batch_sizes: Mapping[str, int]) -> None:
-        """Whether each source of `batch_sizes` can fill one global batch of that many pairs.
+        """Checks that each source of `batch_sizes` fills one global batch of that many pairs.
 
         Raises:
           UserError: in one line, every source that cannot.
         """
         if problems := too_small(self.sizes, batch_sizes):
-            raise UserError(f"{self.place}: {'; '.join(problems)}")
+            raise UserError(f"{self.location}: {'; '.join(problems)}")
 
-    def remote(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
-        """Nothing: what lies in a bucket was copied before its rows were counted."""
+    def downloads(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
+        """Nothing: files of GCS were copied before their rows were counted."""
         return []
 
     def read(self, source: str, indices: np.ndarray) -> list[dict]:
@@ -63,22 +63,22 @@ class JsonlSources:
         return [self._pair(source, part.negatives, *row) for row in rows.tolist()]
 
     def _pair(self, source: str, count: int, file: int, start: int, length: int, line: int) -> dict:
-        of, place = self._index.files[file], f"{self._index.files[file].called}:{line}"
+        of, location = self._index.files[file], f"{self._index.files[file].called}:{line}"
         try:
-            # Opened each time: there may be more files than a process may hold open.
+            # Opened for each row: there may be more files than a process may hold open.
             opened = os.open(of.path, os.O_RDONLY)
             try:
                 if stamp(opened) != self._index.stamps[file]:
-                    raise UserError(f"{place}: the file has changed; repeat the command")
+                    raise UserError(f"{location}: the file has changed; repeat the command")
                 data = os.pread(opened, length, start)
             finally:
                 os.close(opened)
             row = parse_line(data)
             id, task, items = judge_pair(row, ANYWHERE if of.media else None)
         except (OSError, Reject) as error:
-            raise UserError(f"{place}: cannot be read any more ({error})") from error
+            raise UserError(f"{location}: can no longer be read ({error})") from error
         query, positive, *negatives = [
-            as_pair_item(item, of.folder, place) for item in items[: 2 + count]
+            as_pair_item(item, of.folder, location) for item in items[: 2 + count]
         ]
         return {
             "id": id or f"{os.path.basename(of.path)}:{line}",
@@ -90,5 +90,5 @@ class JsonlSources:
 
 
 def open_jsonl(files: Sequence[File], cache: Path) -> JsonlSources:
-    """Errors as of `open_index`, whose file is put into a folder of `cache`."""
+    """The sources of files. The index is stored below `cache`; errors as of `open_index`."""
     return JsonlSources(open_index(files, cache / "index"))

@@ -1,4 +1,4 @@
-"""(source, record indices) -> decoded, padded arrays in workers -> batches on the mesh."""
+"""Reads, decodes and pads pairs in workers and puts batches on the mesh."""
 
 import dataclasses
 import os
@@ -31,15 +31,15 @@ _DIED = re.compile(r"Worker process was terminated .* exit code (-?\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class LoadPairs(grain.transforms.Map):
-    """Reads, decodes and pads one global batch's local part; runs in workers, numpy only.
+    """Reads, decodes and pads the local part of a global batch; runs in workers, in numpy only.
 
-    A worker decodes in a process of its own, which a hostile file may take down instead of it.
+    Media are decoded in a sandbox (`gve_jax.media.sandbox`).
     """
 
     sources: Sources
     preprocess: Isolated
     buckets: Buckets
-    # By the size of a global batch, the rows of it that are this process's; None: all.
+    # Rows of a global batch that this process loads, by the size of the batch; None: all.
     rows: Mapping[int, tuple[int, ...]] | None = None
 
     def map(self, element) -> dict:
@@ -49,7 +49,7 @@ class LoadPairs(grain.transforms.Map):
         pairs = self.sources.read(source, indices)
         sides = ["query", "positive"] + [f"negative{k}" for k in range(len(pairs[0]["negatives"]))]
         items = [_side(pair, side) for pair in pairs for side in sides]
-        # Pairs' own ids may occur twice; a source and a number in it do not.
+        # Ids of pairs may repeat; a source with an index is unique.
         names = [f"{source}#{i}:{pair['id']}" for i, pair in zip(indices, pairs, strict=True)]
         ids = [f"{name}/{side}" for name in names for side in sides]
         results = list(self.preprocess.map(items, self.buckets.fit))
@@ -59,11 +59,11 @@ class LoadPairs(grain.transforms.Map):
             if isinstance(result, Failure)
         ]
         rows = [results[at : at + len(sides)] for at in range(0, len(results), len(sides))]
-        # A pair with an unreadable side keeps its place, so that shapes stay static, but takes no
-        # part in the loss: skipped, never replaced.
+        # A pair with an unreadable side stays in the batch, so that shapes are static, and the loss
+        # skips it. It is never replaced.
         valid = np.array([all(isinstance(row, Row) for row in pair) for pair in rows])
         contents = np.array(
-            [content_id(*one) for one in zip(items, results, strict=True)], np.int32
+            [content_id(*pair) for pair in zip(items, results, strict=True)], np.int32
         )
         contents = contents.reshape(len(pairs), len(sides))
         blank = _blank(self.preprocess)
@@ -85,35 +85,36 @@ class LoadPairs(grain.transforms.Map):
             used.update(tokens=int(counts[side].tokens), patches=int(counts[side].patches))
         return batch | {"used": dict(used), "needs": needs, "counts": counts}
 
-    def agree(self, batch: dict) -> dict:
-        """A decoded batch with what all hosts know of it: one shape, whoever has the largest row,
-        and one list of failures, so that what follows from them follows everywhere.
+    def sync_across_hosts(self, batch: dict) -> dict:
+        """Gives all hosts the same shapes, those of the largest row, and the same failures.
 
-        Every host calls it for every batch, in the main thread, while the step before is under way.
+        Every host calls it for every batch, in the main thread, while the previous step runs.
         """
-        told = {key: batch[key] for key in ("ids", "failures", "used", "counts")}
-        told["needs"] = {side: dataclasses.astuple(size) for side, size in batch["needs"].items()}
-        told, sides = hosts.gather(told), list(batch["needs"])
+        local = {key: batch[key] for key in ("ids", "failures", "used", "counts")}
+        local["needs"] = {side: dataclasses.astuple(size) for side, size in batch["needs"].items()}
+        gathered, sides = hosts.gather(local), list(batch["needs"])
         batch, slots = dict(batch), Counter()
         for side in batch.pop("needs"):
-            size = self.buckets.hold(join([Bucket(*other["needs"][side]) for other in told]))
+            size = self.buckets.hold(join([Bucket(*other["needs"][side]) for other in gathered]))
             batch[side] = widen(batch[side], size, self.preprocess.spec)
             slots.update(tokens=batch[side]["tokens"].size, patches=batch[side]["patch_mask"].size)
-        used = sum((Counter(other["used"]) for other in told), Counter())
-        # Hosts that share rows, as parts of one tensor axis, have told of the same ones.
-        ids = dict.fromkeys(id for other in told for id in other["ids"])
-        failures = {one["id"]: one for other in told for one in other["failures"]}
+        used = sum((Counter(other["used"]) for other in gathered), Counter())
+        # Hosts that share rows, along the tensor axis, report the same ids.
+        ids = dict.fromkeys(id for other in gathered for id in other["ids"])
+        failures = {line["id"]: line for other in gathered for line in other["failures"]}
         return batch | {
             "ids": list(ids),
             "failures": list(failures.values()),
             "used": dict(used),
-            "counts": {side: Counts.sum(other["counts"][side] for other in told) for side in sides},
-            "slots": {name: count * len(told) for name, count in slots.items()},
+            "counts": {
+                side: Counts.sum(other["counts"][side] for other in gathered) for side in sides
+            },
+            "slots": {name: count * len(gathered) for name, count in slots.items()},
         }
 
 
 def local_rows(mesh: jax.sharding.Mesh, size: int) -> tuple[int, ...]:
-    """The rows of a global batch of `size` that this process's devices hold."""
+    """The rows of a global batch of `size` on the devices of this process."""
     sharding = jax.sharding.NamedSharding(mesh, ROWS)
     held = sharding.addressable_devices_indices_map((size,)).values()
     return tuple(sorted({row for (rows,) in held for row in range(*rows.indices(size))}))
@@ -126,9 +127,10 @@ def _side(pair: dict, side: str) -> Item:
 
 
 def content_id(item: Item, row: Row | Failure) -> int:
-    """An int32 that items share when they hold the same text, pixels and timing, wherever their
-    files are and whatever their instruction: the loss must not call a pair's twin its negative.
-    Media that could not be read do not count."""
+    """An int32 that is equal for items with the same text, pixels and timing, so that the loss does
+    not take a duplicate of a positive for a negative.
+
+    Paths, instructions and media that could not be read do not count."""
     digest = zlib.crc32((item.text or "").encode())
     if isinstance(row, Row) and len(row.visual_tokens):
         for patches in row.patches:
@@ -147,10 +149,10 @@ class PairBatch:
     """A global batch of one source on the mesh; `negatives` holds K batches of B items."""
 
     source: str
-    ids: list[str]  # of the pairs, each once: source#number:id
+    ids: list[str]  # of the pairs, unique: source#number:id
     failures: list[dict]
-    used: dict[str, int]  # tokens and patches that are no padding,
-    slots: dict[str, int]  # and those that the arrays have room for
+    used: dict[str, int]  # tokens and patches without padding
+    slots: dict[str, int]  # tokens and patches with padding
     counts: dict[str, Counts]  # by side
     # What the step takes: query, positive, negatives, valid, query_id, positive_id, negative_id.
     arrays: dict
@@ -159,7 +161,7 @@ class PairBatch:
 def read_ahead(
     dataset: grain.MapDataset, load: LoadPairs, workers: int, buffer: int = 16
 ) -> grain.IterDataset:
-    """Decodes ahead of the step: in `workers` processes, or in threads when that is 0."""
+    """Decodes batches ahead of the step in `workers` processes; in threads if that is 0."""
     threads = 1 if workers else 2
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     stream = dataset.map(load).to_iter_dataset(options)
@@ -172,12 +174,12 @@ def read_ahead(
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Lets a worker yield to the step, and end with its parent.
+    """Lowers the priority of a worker and ends it with its parent.
 
-    Nobody else ends the workers of a killed run; they would hold their memory for ever.
+    Nothing else ends the workers of a killed run; they would keep their memory.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a scheduler tells all; the parent acts
-    os.nice(3)  # batches are decoded ahead: on a machine short of cores the step comes first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes
+    os.nice(3)  # on a machine short of cores the step goes first
     parent = os.getppid()
 
     def watch():
@@ -188,10 +190,9 @@ def _start_worker(index: int, count: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
-    """Puts a decoded batch on the mesh, rows over (data, fsdp)."""
-    # Workers hand over shared memory. Device arrays on a CPU would alias it, and keep it from being
-    # released.
+def to_device(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
+    """Puts a decoded batch on the mesh, its rows sharded over (data, fsdp)."""
+    # Workers pass shared memory. Arrays on a CPU device would alias it and prevent its release.
     batch = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, dict(batch))
     negatives = [f"negative{number}" for number in range(batch["negative_id"].shape[1])]
     arrays = {
@@ -200,15 +201,15 @@ def place(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
         "negatives": [Batch(**batch[key]) for key in negatives],
         **{key: batch[key] for key in ("valid", "query_id", "positive_id", "negative_id")},
     }
-    told = {key: batch[key] for key in ("source", "ids", "failures", "used", "slots", "counts")}
-    return PairBatch(**told, arrays=place_batch(arrays, mesh))
+    fields = {key: batch[key] for key in ("source", "ids", "failures", "used", "slots", "counts")}
+    return PairBatch(**fields, arrays=place_batch(arrays, mesh))
 
 
 def _next(iterator: Iterator[dict]) -> dict | None:
     """The next decoded batch; None after the last."""
     try:
         return next(iterator, None)
-    except RuntimeError as error:  # grain's, of no class of its own
+    except RuntimeError as error:  # grain raises no class of its own
         if found := _DIED.search(str(error)):
             raise UserError(_describe_death(int(found[1]))) from error
         raise
@@ -220,31 +221,31 @@ def _describe_death(code: int) -> str:
     except ValueError:  # a real-time signal has no name
         how = f"was killed by signal {-code}"
     return (
-        f"a decoding process of data.workers {how}; where memory ran out, fewer data.workers "
-        "need less; repeat the command to resume"
+        f"a decoding process of data.workers {how}; if memory ran out, reduce data.workers; "
+        "repeat the command to resume"
     )
 
 
-def placed(
+def device_batches(
     stream: grain.IterDataset, mesh: jax.sharding.Mesh, load: LoadPairs
 ) -> Iterator[PairBatch]:
-    """The stream's batches on the mesh; ends its workers when it ends, whatever the reason.
+    """Yields the batches of a stream on the mesh; ends the workers when it ends for any reason.
 
     Raises:
-      UserError: a worker was killed, or ended by itself.
+      UserError: a worker was killed or exited.
     """
     iterator = iter(stream)
     try:
-        # Workers start with the first batch and inherit the mask: they are to ignore the signal,
-        # which a scheduler may send to all processes, from their first moment on.
+        # Workers start with the first batch and inherit the mask, so that from their start they
+        # ignore SIGTERM, which a scheduler may send to all processes.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             batch = _next(iterator)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while batch is not None:
-            yield place(load.agree(batch), mesh)
+            yield to_device(load.sync_across_hosts(batch), mesh)
             batch = _next(iterator)
     finally:
-        # Left to the garbage collector, workers leak their shared memory.
+        # The garbage collector would leak the shared memory of workers.
         iterator.close()

@@ -1,4 +1,4 @@
-"""Which source each global batch comes from: a pure function of the step."""
+"""The source of each global batch, as a pure function of the step."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
-UNLIMITED = np.iinfo(np.int64).max  # batches of a source that may repeat for ever
+UNLIMITED = np.iinfo(np.int64).max  # batches of a source that may repeat without end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +23,16 @@ class Stage:
 
 
 class SpentError(ValueError):
-    """No source may repeat any more, and steps are left."""
+    """All sources are used up before the last step."""
 
 
 def apportion(weights: Sequence[float], steps: int, room: np.ndarray | None = None) -> np.ndarray:
-    """int64 batches a source: `steps` shared out in proportion to the weights by largest
-    remainders, so that a stage keeps its probabilities exactly and not only on average.
+    """Divides `steps` among sources in proportion to their weights, by largest remainders, so that
+    a stage has its probabilities exactly and not only on average. Returns int64 [K].
 
-    What a source has no `room` for, int64 [K], goes to the others, by their weights.
+    Args:
+      room: int64 [K], the batches that each source has left; the excess of a source goes to the
+        others by their weights. None: no limit.
 
     Raises:
       SpentError: there is no room for so many steps.
@@ -48,7 +50,7 @@ def apportion(weights: Sequence[float], steps: int, room: np.ndarray | None = No
 
 
 def _shares(weights: np.ndarray, steps: int) -> np.ndarray:
-    if not weights.any():  # too small for a float
+    if not weights.any():  # all underflowed
         weights = np.ones_like(weights)
     shares = weights / np.sum(weights) * steps
     counts = np.floor(shares).astype(np.int64)
@@ -58,15 +60,15 @@ def _shares(weights: np.ndarray, steps: int) -> np.ndarray:
 
 
 def choose(stages: Sequence[Stage], seed: int, room: np.ndarray | None = None) -> list[np.ndarray]:
-    """The source of each step, int32, by stage; a stage does not change what is before it.
+    """The source of each step, int32, by stage. Later stages do not change earlier ones.
 
     Args:
-      stages: from the first on.
-      seed: with a stage's number, of its order.
-      room: int64 [K], the batches that a source may give in the whole run; None: no limit.
+      stages: all stages from the first on.
+      seed: seeds the order of each stage, together with the number of the stage.
+      room: int64 [K], the batches that each source has for the complete run; None: no limit.
 
     Raises:
-      SpentError: all sources are spent before the last stage's end.
+      SpentError: all sources are used up before the end of the last stage.
     """
     chosen = []
     for number, stage in enumerate(stages):
@@ -86,48 +88,48 @@ def choose(stages: Sequence[Stage], seed: int, room: np.ndarray | None = None) -
 
 
 def _drawn(weights: np.ndarray, uniform: np.ndarray, room: np.ndarray | None) -> np.ndarray:
-    """A source a step, each from its own weights, int64 [steps]; a spent one is drawn no more."""
-    order, at = np.empty(len(uniform), np.int64), 0
+    """Draws an available source for each step, by the weights of that step; int64 [steps]."""
+    order, done = np.empty(len(uniform), np.int64), 0
     left = None if room is None else room.copy()
-    while at < len(uniform):
-        rows = weights[at:] if left is None else np.where(left > 0, weights[at:], 0)
+    while done < len(uniform):
+        rows = weights[done:] if left is None else np.where(left > 0, weights[done:], 0)
         edges = np.cumsum(rows, axis=1)
         if not edges[:, -1].all():
             raise SpentError
-        found = (edges <= (uniform[at:] * edges[:, -1])[:, None]).sum(axis=1)
-        found = np.minimum(found, edges.shape[1] - 1)  # a product that was rounded up
-        order[at:] = found
+        found = (edges <= (uniform[done:] * edges[:, -1])[:, None]).sum(axis=1)
+        found = np.minimum(found, edges.shape[1] - 1)  # a product may be rounded up
+        order[done:] = found
         if left is None:
             return order
-        # Up to the first step that asks for more than there is, the draws stand.
-        counts = _places(found)
+        # Draws are valid up to the first one from a source that is used up.
+        counts = _occurrences(found)
         over = np.flatnonzero(counts >= left[found])
         end = len(found) if not len(over) else int(over[0])
         left -= np.bincount(found[:end], minlength=len(left))
-        at += end
+        done += end
     return order
 
 
-def _places(order: np.ndarray) -> np.ndarray:
-    """How often each entry of an order came before, int64."""
+def _occurrences(order: np.ndarray) -> np.ndarray:
+    """How often each entry occurred earlier in an order, int64."""
     by_source = np.argsort(order, kind="stable")
     starts = np.searchsorted(order[by_source], order[by_source])
-    places = np.empty(len(order), np.int64)
-    places[by_source] = np.arange(len(order)) - starts
-    return places
+    counts = np.empty(len(order), np.int64)
+    counts[by_source] = np.arange(len(order)) - starts
+    return counts
 
 
 class StageSelection(grain.transforms.DatasetSelectionMap):
     """Global batch index -> (source index, batch index within that source).
 
-    A source's own batch index counts on over stages, so nothing is repeated before the source is
-    exhausted, whatever the stages' weights are. The order within a stage is seeded by (seed,
-    stage). Arguments and errors as of `choose`.
+    The batch index of a source continues over stages, so that no record repeats before the source
+    is exhausted. The order within a stage is seeded by (seed, stage). Arguments and errors as of
+    `choose`.
     """
 
     def __init__(self, stages: Sequence[Stage], seed: int, room: np.ndarray | None = None):
         self._source = np.concatenate(choose(stages, seed, room))
-        self._key = _places(self._source)
+        self._key = _occurrences(self._source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -137,7 +139,7 @@ class StageSelection(grain.transforms.DatasetSelectionMap):
 
 
 def epoch_batches(size: int, batch_size: int, together: int = 1) -> int:
-    """Batches of one pass over a source; records that fill none are left for another pass."""
+    """Batches of one pass over a source, without a last partial one."""
     return size // together // (batch_size // together)
 
 
@@ -149,15 +151,15 @@ def batches(
     siblings: Mapping[str, int] | None = None,
     room: np.ndarray | None = None,
 ) -> grain.MapDataset:
-    """MapDataset of (source name, int64 [B] record indices): every global batch of one source.
+    """MapDataset of (source name, int64 [B] record indices), a global batch of one source each.
 
     Args:
       sizes: records of each source; its order names the sources of `Stage.weights`.
       batch_sizes: pairs of a global batch, by source.
-      stages: what is drawn when.
-      seed: every source is shuffled by a seed of its own, anew each epoch.
-      siblings: by source, how many records side by side are shuffled as one and share a batch
-        (they are each other's hard negatives); divides that source's size and batch size.
+      stages: the weights of sources by step.
+      seed: of the order of stages, and of each source in each epoch.
+      siblings: by source, how many consecutive records are shuffled as one and share a batch (they
+        are hard negatives of each other); divides the size and the batch size of the source.
       room: as of `choose`.
     """
     siblings = siblings or {}

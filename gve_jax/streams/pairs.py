@@ -1,4 +1,4 @@
-"""Training pairs on disk (ArrayRecord through TFDS), one split a source, read at random."""
+"""Training pairs stored by TFDS in ArrayRecord files, one split per source, with random access."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -11,13 +11,13 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import inside
 from gve_jax.media.item import Item, as_item
-from gve_jax.streams.gcs_cache import Bucket
+from gve_jax.streams.gcs_cache import RemoteDirectory
 
 MEDIA_ROOT = "media_root"  # in a directory's metadata: media are stored as paths below this folder
 
 
 def pair_features() -> tfds.features.FeaturesDict:
-    """The schema of a stored pair; media are encoded files, or paths (see MEDIA_ROOT)."""
+    """The schema of a stored pair. Media are encoded files, or paths (see MEDIA_ROOT)."""
     text = tfds.features.Text()
     item = {"text": text, "instruction": text, "image": text, "video": text}
     pair = {"id": text, "task": text, "query": item, "positive": item}
@@ -28,48 +28,47 @@ class PairSources:
     """The sources of one TFDS directory; reads records by (source, index). Pickles by its path.
 
     Args:
-      directory: where a TFDS builder wrote ArrayRecord splits, one a source. The part of a name
+      directory: with ArrayRecord splits of a TFDS builder, one per source. The part of a name
         before `_` is its modality pair (`T2V_whole` is of `T2V`).
-      bucket: where its shards are that are not in `directory` yet; not pickled.
+      remote: the GCS directory of the shards that are not in `directory` yet; not pickled.
 
     Attributes:
-      place: what messages call it.
+      location: the name in messages.
       sizes, bytes: by source.
-      digests, duplicates: of none: no row is read to open a directory.
+      digests, duplicates: empty, since opening a directory reads no row.
 
     Raises:
-      UserError: no such directory, not of TFDS, of another schema, without a source, or of files
-        that cannot be read at random.
+      UserError: no such directory, not a TFDS directory, another schema, no source, or files
+        without random access.
     """
 
-    def __init__(self, directory: str | os.PathLike, bucket: Bucket | None = None):
-        self.directory, self._bucket = os.fspath(directory), bucket
-        self.place = bucket.url if bucket else self.directory
+    def __init__(self, directory: str | os.PathLike, remote: RemoteDirectory | None = None):
+        self.directory, self._remote = os.fspath(directory), remote
+        self.location = remote.url if remote else self.directory
         self.digests: dict[str, str] = {}
         self.duplicates: dict[str, int] = {}
         if not os.path.isdir(self.directory):
-            raise UserError(f"{self.place}: no such directory of training pairs")
+            raise UserError(f"{self.location}: no such directory of training pairs")
         try:
             self._builder = tfds.builder_from_directory(self.directory)
         except Exception as error:
-            told = " ".join(str(error).split())
-            raise UserError(f"{self.place}: not a TFDS directory ({told})") from error
-        self.sizes = {
-            name: split.num_examples for name, split in sorted(self._builder.info.splits.items())
-        }
-        self.bytes = {
-            name: split.num_bytes for name, split in sorted(self._builder.info.splits.items())
-        }
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.location}: not a TFDS directory ({reason})") from error
+        splits = sorted(self._builder.info.splits.items())
+        self.sizes = {name: split.num_examples for name, split in splits}
+        self.bytes = {name: split.num_bytes for name, split in splits}
         if not self.sizes:
-            raise UserError(f"{self.place}: holds no source")
+            raise UserError(f"{self.location}: contains no source")
         found, wanted = (_schema(f) for f in (self._builder.info.features, pair_features()))
         if found != wanted:
             fields = sorted(key for key in found | wanted if found.get(key) != wanted.get(key))
-            raise UserError(f"{self.place}: not of the schema of pairs: {', '.join(fields)}")
+            raise UserError(
+                f"{self.location}: does not have the schema of pairs: {', '.join(fields)}"
+            )
         formats = self._builder.info.available_file_formats()
         if not formats & FileFormat.with_random_access():
             stored = ", ".join(sorted(str(one.value) for one in formats)) or "no known format"
-            raise UserError(f"{self.place}: stored as {stored}, not as array_record")
+            raise UserError(f"{self.location}: stored as {stored}, not as array_record")
         self._root = (self._builder.info.metadata or {}).get(MEDIA_ROOT)
         self._open: dict[str, object] = {}
 
@@ -77,31 +76,31 @@ class PairSources:
         return PairSources, (self.directory,)
 
     def check(self, batch_sizes: Mapping[str, int]) -> None:
-        """Whether each source of `batch_sizes` can fill one global batch of that many pairs.
+        """Checks that each source of `batch_sizes` fills one global batch of that many pairs.
 
         Raises:
           UserError: in one line, every source that is unknown, empty, smaller than its batch, or
-            misses a shard.
+            lacks a shard.
         """
         problems = too_small(self.sizes, batch_sizes)
         for source in filter(self.sizes.__contains__, batch_sizes):
-            if lost := [path.name for path in self._shards(source) if not self._has(path)]:
-                problems.append(f"source {source!r} misses the shard {lost[0]}")
+            if missing := [path.name for path in self._shards(source) if not self._has(path)]:
+                problems.append(f"source {source!r} lacks the shard {missing[0]}")
         if problems:
-            raise UserError(f"{self.place}: {'; '.join(problems)}")
+            raise UserError(f"{self.location}: {'; '.join(problems)}")
 
     def _shards(self, source: str) -> list[Path]:
         return [Path(path) for path in self._builder.info.splits[source].filepaths]
 
     def _has(self, shard: Path) -> bool:
-        return shard.name in self._bucket.names if self._bucket else os.path.isfile(shard)
+        return shard.name in self._remote.names if self._remote else os.path.isfile(shard)
 
-    def remote(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
-        """(URL, path) of the files that hold these sources and are copied from a bucket."""
-        if self._bucket is None:
+    def downloads(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
+        """(URL, path) of the shards of these sources that have to be copied from GCS."""
+        if self._remote is None:
             return []
         shards = [shard for source in sources for shard in self._shards(source)]
-        return [(f"{self._bucket.url}/{shard.name}", shard) for shard in shards]
+        return [(f"{self._remote.url}/{shard.name}", shard) for shard in shards]
 
     def read(self, source: str, indices: np.ndarray) -> list[dict]:
         """Records as `{"id", "task", "query", "positive", "negatives"}` of items."""
@@ -112,12 +111,12 @@ class PairSources:
 
 
 def too_small(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> list[str]:
-    """A phrase about each source of `batch_sizes` that has too few pairs for a global batch."""
+    """A phrase for each source of `batch_sizes` that has too few pairs for a global batch."""
     problems = []
     for source, batch in batch_sizes.items():
         size = sizes.get(source)
         if size is None:
-            problems.append(f"no source {source!r} (there are {', '.join(sizes)})")
+            problems.append(f"no source {source!r} (sources: {', '.join(sizes)})")
         elif size == 0:
             problems.append(f"source {source!r} is empty")
         elif size < batch:
@@ -148,11 +147,9 @@ def _item(fields, root: str | None) -> Item:
     item = {key: _text(fields[key]) for key in ("text", "instruction")}
     for key in ("image", "video"):
         medium = bytes(fields[key])
-        # A path is judged again when it is read: the files may have changed, or the record.
+        # Paths are checked again: the files or the record may have changed since the import.
         item[key] = medium if root is None or not medium else str(inside(root, _text(medium), key))
-    return as_item(
-        item, allow_empty=True
-    )  # what the record may hold was judged when it was written
+    return as_item(item, allow_empty=True)  # the record was checked when it was written
 
 
 def _text(value) -> str:

@@ -139,15 +139,15 @@ def modalities(item: dict) -> str:
     return "".join(letter for key, letter in _LETTERS.items() if item.get(key))
 
 
-def as_pair_item(fields: dict, folder: str, place: str) -> Item:
+def as_pair_item(fields: dict, folder: str, location: str) -> Item:
     """What is embedded, with the true path of its file, which need not exist: that is for the
     quarantine.
 
     Raises:
-      UserError: a path that leaves `folder` by a link; it begins with `place`.
+      UserError: a path that leaves `folder` by a link; it begins with `location`.
     """
     media = {
-        key: str(inside(folder, fields[key], f"{place}: {key}"))
+        key: str(inside(folder, fields[key], f"{location}: {key}"))
         for key in ("image", "video")
         if isinstance(fields.get(key), str)
     }

@@ -1,4 +1,4 @@
-"""The sources of an experiment: those of one or of many places, whatever their form."""
+"""The sources of an experiment, from one or many locations of any form."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ from gve_jax.streams.index import File
 from gve_jax.streams.jsonl import JsonlSources, open_jsonl
 from gve_jax.streams.pairs import PairSources
 
-Part = PairSources | JsonlSources
+Dataset = PairSources | JsonlSources
 METADATA = ("dataset_info.json", "features.json", "metadata.json")
 _TFDS = "tfds:"
 _SUFFIX = re.compile(r"\w+")
@@ -24,50 +24,50 @@ _NAME = re.compile(r"[A-Za-z]\w*(/[\w.+-]+)?(:[\d*]+\.[\d*]+\.[\d*]+)?")
 
 
 class Sources:
-    """Sources by name, wherever they lie; reads records by (source, index). Pickles by its paths.
+    """Sources by name; reads records by (source, index). Pickles by its paths.
 
     Args:
-      parts: (suffix, sources) as of `parse`. The suffix, unless empty, is added to their names:
+      datasets: (suffix, sources) as of `parse`. The suffix, unless empty, is added to their names:
         `T2V_whole` of ("synth", ...) is `T2V_whole_synth`.
       chosen: patterns that match whole names; (): all sources.
 
     Attributes:
       sizes, bytes: of each chosen source, by sorted name.
-      digests: of those chosen sources whose rows were all read to find them.
+      digests: of the chosen sources whose rows were all read when they were opened.
       known: all names, chosen or not.
 
     Raises:
-      UserError: two sources of one name; a pattern that matches none.
+      UserError: two sources of the same name; a pattern that matches no source.
     """
 
-    def __init__(self, parts: Sequence[tuple[str, Part]], chosen: Sequence[str] = ()):
-        self.parts, self.chosen = tuple(parts), tuple(chosen)
-        found: dict[str, tuple[Part, str]] = {}
-        for suffix, part in self.parts:
-            for name in part.sizes:
+    def __init__(self, datasets: Sequence[tuple[str, Dataset]], chosen: Sequence[str] = ()):
+        self.datasets, self.chosen = tuple(datasets), tuple(chosen)
+        found: dict[str, tuple[Dataset, str]] = {}
+        for suffix, dataset in self.datasets:
+            for name in dataset.sizes:
                 known = f"{name}_{suffix}" if suffix else name
                 if known in found:
                     raise UserError(
-                        f"data.pairs: source {known!r} is in {found[known][0].place} and in "
-                        f"{part.place}; give one of them a name, as NAME={part.place}"
+                        f"data.pairs: source {known!r} is in {found[known][0].location} and in "
+                        f"{dataset.location}; give one of them a name, as NAME={dataset.location}"
                     )
-                found[known] = part, name
+                found[known] = dataset, name
         self.known = sorted(found)
         self._found = {name: found[name] for name in self._choose()}
-        self.sizes = {name: part.sizes[own] for name, (part, own) in self._found.items()}
-        self.bytes = {name: part.bytes[own] for name, (part, own) in self._found.items()}
+        self.sizes = {name: dataset.sizes[own] for name, (dataset, own) in self._found.items()}
+        self.bytes = {name: dataset.bytes[own] for name, (dataset, own) in self._found.items()}
         self.digests = {
-            name: part.digests[own]
-            for name, (part, own) in self._found.items()
-            if own in part.digests
+            name: dataset.digests[own]
+            for name, (dataset, own) in self._found.items()
+            if own in dataset.digests
         }
         self._duplicates = {
-            name: part.duplicates.get(own, 0) for name, (part, own) in self._found.items()
+            name: dataset.duplicates.get(own, 0) for name, (dataset, own) in self._found.items()
         }
         self._fetched = False
 
     def __reduce__(self):
-        return Sources, (self.parts, self.chosen)
+        return Sources, (self.datasets, self.chosen)
 
     def _choose(self) -> list[str]:
         if not self.chosen:
@@ -81,27 +81,27 @@ class Sources:
                     f"data.sources: {pattern!r} is not a regular expression: {error}"
                 ) from error
             if not matched:
-                where = ", ".join(part.place for _, part in self.parts)
+                where = ", ".join(dataset.location for _, dataset in self.datasets)
                 raise UserError(
-                    f"data.sources: no source {pattern!r} in {where} (there are {', '.join(names)})"
+                    f"data.sources: no source {pattern!r} in {where} (sources: {', '.join(names)})"
                 )
             kept.update(matched)
         return [name for name in names if name in kept]
 
-    def _by_part(self) -> dict[Part, dict[str, str]]:
-        """The names of the chosen sources of each part, by their own names there."""
-        parts: dict[Part, dict[str, str]] = {}
-        for name, (part, own) in self._found.items():
-            parts.setdefault(part, {})[own] = name
-        return parts
+    def _by_dataset(self) -> dict[Dataset, dict[str, str]]:
+        """The names of the chosen sources of each dataset, by their names in it."""
+        datasets: dict[Dataset, dict[str, str]] = {}
+        for name, (dataset, own) in self._found.items():
+            datasets.setdefault(dataset, {})[own] = name
+        return datasets
 
     def check(self, batch_sizes: Mapping[str, int]) -> None:
-        """As `PairSources.check`, of every part in turn."""
-        for part, names in self._by_part().items():
-            part.check({own: batch_sizes[name] for own, name in names.items()})
+        """As `PairSources.check`, for every dataset in turn."""
+        for dataset, names in self._by_dataset().items():
+            dataset.check({own: batch_sizes[name] for own, name in names.items()})
 
     def warnings(self) -> list[str]:
-        """A line about each source whose rows give negatives with the content of their own pair."""
+        """A line for each source with negatives that have the content of their own pair."""
         return [
             f"source {name}: {count:,} negatives are their own pair's query or positive; they are "
             "left out of the loss"
@@ -110,64 +110,72 @@ class Sources:
         ]
 
     def fetch(self) -> None:
-        """Copies the records of chosen sources that lie in buckets and are not here; before they
-        are read, in every process that starts workers or reads, and not in its workers.
+        """Copies the records of chosen sources from GCS unless the cache has them. Must be called
+        before records are read, in every process that reads or starts workers, not in workers.
 
         Raises:
           UserError: as `gcs_cache.copy`.
         """
         if self._fetched:
             return
-        wanted = [one for part, names in self._by_part().items() for one in part.remote(names)]
+        wanted = [
+            file
+            for dataset, names in self._by_dataset().items()
+            for file in dataset.downloads(names)
+        ]
         if wanted:
             gcs_cache.copy(wanted)
         self._fetched = True
 
     def read(self, source: str, indices: np.ndarray) -> list[dict]:
         """Records as `{"id", "task", "query", "positive", "negatives"}` of items."""
-        part, own = self._found[source]
-        return part.read(own, indices)
+        dataset, own = self._found[source]
+        return dataset.read(own, indices)
 
 
 def parse(
     given: str | Sequence[str] | Mapping[str, str],
     cache: str = gcs_cache.CACHE,
     workdir: str | os.PathLike = ".",
-) -> list[tuple[str, Part]]:
-    """(suffix, sources) of each entry of `config.data.pairs`. A mapping gives a suffix and a place
-    each, `{"": place}` a place alone; a sequence entries; a text one entry or several by commas. An
-    entry is `PLACE` or `NAME=PLACE`. A place is
+) -> list[tuple[str, Dataset]]:
+    """(suffix, sources) of each entry of `config.data.pairs`.
+
+    A mapping holds suffixes and locations (`{"": location}`: without a suffix), a sequence holds
+    entries, and a text one entry or several with commas. An entry is `LOCATION` or
+    `NAME=LOCATION`. A location is
 
     - a directory of TFDS with ArrayRecord files, or with `*` several,
-    - a file of JSONL, or with `*` several, which then belong together,
+    - a JSONL file, or with `*` several, which then belong together,
     - `NAME[/CONFIG][:VERSION]` of TFDS, also as `tfds:NAME`, in TFDS_DATA_DIR.
 
-    A file or folder that exists under the whole text of an entry is that entry, whatever commas,
-    `=`, `*` or brackets its name has. `{workdir}` stands for `workdir`, which is never searched
-    for such characters. Directories and files may be in a bucket, `gs://...`: files of JSONL and
-    what describes a directory are copied into `cache` here, records by `Sources.fetch`.
+    If a file or folder exists under the complete text of an entry, the entry means that path, even
+    if it contains commas, `=`, `*` or brackets. `{workdir}` stands for `workdir`, in which such
+    characters have no meaning. Directories and files may be `gs://` paths: JSONL files and the
+    descriptions of directories are copied into `cache` here, records by `Sources.fetch`.
 
     Raises:
-      UserError: an entry that is none of these, matches nothing, may be read in two ways, or is
+      UserError: an entry that is not one of these, matches nothing, has two readings, or is
         damaged.
     """
-    folder, parts = gcs_cache.cache_folder(in_workdir(cache, workdir)), []
-    for suffix, place in _entries(given, workdir):
-        if not place.strip():
-            raise UserError(f"data.pairs: {place!r} is neither PLACE nor NAME=PLACE")
-        if place.endswith(".jsonl"):
-            parts.append((suffix, _files(place, folder, workdir)))
+    folder, datasets = gcs_cache.cache_folder(in_workdir(cache, workdir)), []
+    for suffix, location in _entries(given, workdir):
+        if not location.strip():
+            raise UserError(f"data.pairs: {location!r} is neither LOCATION nor NAME=LOCATION")
+        if location.endswith(".jsonl"):
+            datasets.append((suffix, _files(location, folder, workdir)))
         else:
-            parts += [(suffix, _directory(found, folder)) for found in _directories(place, workdir)]
-    if not parts:
+            datasets += [
+                (suffix, _directory(found, folder)) for found in _directories(location, workdir)
+            ]
+    if not datasets:
         raise UserError("data.pairs names no pairs")
-    return parts
+    return datasets
 
 
 def _entries(
     given: str | Sequence[str] | Mapping[str, str], workdir: str | os.PathLike
 ) -> list[tuple[str, str]]:
-    """(suffix, place) of each entry; places are not filled in yet."""
+    """(suffix, location) of each entry, before `{workdir}` is replaced."""
     if isinstance(given, Mapping):
         for suffix in given:
             if suffix and not _SUFFIX.fullmatch(suffix):
@@ -176,7 +184,7 @@ def _entries(
     if isinstance(given, str):
         pieces = [piece.strip() for piece in given.split(",")]
         whole = (given, _named_entry(given)[1])
-        if len(pieces) > 1 and any(_exists(place, workdir) for place in whole):
+        if len(pieces) > 1 and any(_exists(location, workdir) for location in whole):
             if all(_exists(_named_entry(piece)[1], workdir) for piece in pieces):
                 raise UserError(
                     f"data.pairs: {given!r} is the name of one path and also a list of "
@@ -188,49 +196,49 @@ def _entries(
 
 
 def _entry(text: str, workdir: str | os.PathLike) -> tuple[str, str]:
-    suffix, place = _named_entry(text)
+    suffix, location = _named_entry(text)
     if suffix and _exists(text, workdir):
-        if _exists(place, workdir):
+        if _exists(location, workdir):
             raise UserError(
-                f"data.pairs: {text!r} is the name of a path and also {place!r} with a "
+                f"data.pairs: {text!r} is the name of a path and also {location!r} with a "
                 f"name; write ./{text} for the path"
             )
         return "", text
-    return suffix, place
+    return suffix, location
 
 
 def _named_entry(text: str) -> tuple[str, str]:
-    """`NAME=PLACE` as (NAME, PLACE); ("", text) where what precedes the first `=` is not a name."""
-    suffix, equals, place = text.partition("=")
-    return (suffix, place) if equals and _SUFFIX.fullmatch(suffix) else ("", text)
+    """Splits `NAME=LOCATION`; ("", text) if no name precedes the first `=`."""
+    suffix, equals, location = text.partition("=")
+    return (suffix, location) if equals and _SUFFIX.fullmatch(suffix) else ("", text)
 
 
-def _exists(place: str, workdir: str | os.PathLike) -> bool:
-    """Whether a local file or folder has this name, as it stands."""
-    place = in_workdir(place, workdir)
-    return not is_bucket(place) and os.path.exists(os.path.expanduser(place))
+def _exists(location: str, workdir: str | os.PathLike) -> bool:
+    """Whether a local file or folder has exactly this name."""
+    location = in_workdir(location, workdir)
+    return not is_bucket(location) and os.path.exists(os.path.expanduser(location))
 
 
-def _fill(place: str, workdir: str | os.PathLike) -> str:
-    """A place without patterns: `{workdir}` and `~` replaced."""
-    place = in_workdir(place, workdir)
-    return place if is_bucket(place) else os.fspath(as_path(place))
+def _fill(location: str, workdir: str | os.PathLike) -> str:
+    """Replaces `{workdir}` and `~`."""
+    location = in_workdir(location, workdir)
+    return location if is_bucket(location) else os.fspath(as_path(location))
 
 
-def _matched(place: str, workdir: str | os.PathLike) -> list[str]:
-    """The paths that a place names; patterns of a workdir's own name match nothing but it."""
-    if not glob.has_magic(place) or _exists(place, workdir):
-        return [_fill(place, workdir)]
-    pattern = in_workdir(place, glob.escape(os.fspath(workdir)))
+def _matched(location: str, workdir: str | os.PathLike) -> list[str]:
+    """The paths that a location names; characters of patterns in `workdir` stand for themselves."""
+    if not glob.has_magic(location) or _exists(location, workdir):
+        return [_fill(location, workdir)]
+    pattern = in_workdir(location, glob.escape(os.fspath(workdir)))
     if is_bucket(pattern):
         return gcs_cache.expand(pattern)
     return sorted(glob.glob(os.path.expanduser(pattern)))
 
 
-def _files(place: str, cache: Path, workdir: str | os.PathLike) -> JsonlSources:
-    matched = _matched(place, workdir)
+def _files(location: str, cache: Path, workdir: str | os.PathLike) -> JsonlSources:
+    matched = _matched(location, workdir)
     if not matched:
-        raise UserError(f"data.pairs: no file matches {place}")
+        raise UserError(f"data.pairs: no file matches {location}")
     if not is_bucket(matched[0]):
         return open_jsonl([File(os.path.abspath(path), path) for path in matched], cache)
     copies = [(url, gcs_cache.local_path(url, cache)) for url in matched]
@@ -238,40 +246,39 @@ def _files(place: str, cache: Path, workdir: str | os.PathLike) -> JsonlSources:
     return open_jsonl([File(str(path), url, media=False) for url, path in copies], cache)
 
 
-def _directories(place: str, workdir: str | os.PathLike) -> list[str]:
-    if place.startswith(_TFDS):
-        return [_named(place.removeprefix(_TFDS))]
-    found = _matched(place, workdir)
-    if len(found) != 1 or glob.has_magic(place):
+def _directories(location: str, workdir: str | os.PathLike) -> list[str]:
+    if location.startswith(_TFDS):
+        return [_named(location.removeprefix(_TFDS))]
+    found = _matched(location, workdir)
+    if len(found) != 1 or glob.has_magic(location):
         found = [path for path in found if is_bucket(path) or os.path.isdir(path)]
         if not found:
-            raise UserError(f"data.pairs: no directory matches {place}")
+            raise UserError(f"data.pairs: no directory matches {location}")
         return found
-    if not is_bucket(found[0]) and not os.path.isdir(found[0]) and _NAME.fullmatch(place):
-        return [_named(place)]
+    if not is_bucket(found[0]) and not os.path.isdir(found[0]) and _NAME.fullmatch(location):
+        return [_named(location)]
     return found
 
 
-def _directory(place: str, cache: Path) -> PairSources:
-    if not is_bucket(place):
-        return PairSources(place)
-    folder, bucket = gcs_cache.local_path(place, cache), gcs_cache.list_bucket(place)
+def _directory(location: str, cache: Path) -> PairSources:
+    if not is_bucket(location):
+        return PairSources(location)
+    folder, remote = gcs_cache.local_path(location, cache), gcs_cache.list_directory(location)
     gcs_cache.copy(
-        [(f"{bucket.url}/{name}", folder / name) for name in METADATA if name in bucket.names]
+        [(f"{remote.url}/{name}", folder / name) for name in METADATA if name in remote.names]
     )
-    return PairSources(folder, bucket)
+    return PairSources(folder, remote)
 
 
 def _named(name: str) -> str:
-    """The directory of a dataset that TFDS prepared, by its name; found by its files, without the
-    code that made them."""
+    """The directory of a dataset that TFDS prepared, found without the code of its builder."""
     data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS looks at it once, when it is imported
     where = data_dir or tfds.core.constants.DATA_DIR
     if not _NAME.fullmatch(name):
         raise UserError(f"data.pairs: {name!r} is not NAME, NAME/CONFIG or NAME:VERSION of TFDS")
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except Exception as error:  # TFDS explains in many lines, and by many classes
+    except Exception as error:  # TFDS raises many classes, with messages of many lines
         raise UserError(
             f"data.pairs: {name}: no such directory, and no dataset of that name in {where} "
             "(TFDS_DATA_DIR)"

@@ -1,4 +1,4 @@
-"""Writes pairs as `PairSources` reads them: what a TFDS builder would, record by record."""
+"""Writes pairs as a TFDS builder would, record by record; `PairSources` reads them."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ SHARD_BYTES = 512 * 2**20
 
 
 def pair_info(name: str, description: str, directory: Path) -> tfds.core.DatasetInfo:
-    """What TFDS is to know of a directory of pairs whose media are in the records."""
+    """The description for TFDS of a directory of pairs with media in the records."""
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version("1.0.0"), data_dir=str(directory), module_name=__name__
     )
@@ -26,12 +26,12 @@ def pair_info(name: str, description: str, directory: Path) -> tfds.core.Dataset
 
 
 def encoder(features: tfds.features.FeaturesDict) -> Callable[[dict], bytes]:
-    """Records -> what a record file holds; the same records give the same bytes."""
+    """A function from records to bytes of a record file; equal records give equal bytes."""
     serializer = ExampleSerializer(features.get_serialized_info())
 
     def encode(record: dict) -> bytes:
         example = serializer.get_tf_example(features.encode_example(record))
-        # Else the order of fields differs from process to process.
+        # Otherwise the order of fields differs between processes.
         return example.SerializeToString(deterministic=True)
 
     return encode
@@ -40,7 +40,7 @@ def encoder(features: tfds.features.FeaturesDict) -> Callable[[dict], bytes]:
 def write_sources(
     directory: Path, info: tfds.core.DatasetInfo, sources: Mapping[str, Iterable[dict]]
 ) -> dict[str, int]:
-    """`write_encoded`, of records of `pair_features`."""
+    """`write_encoded` for records of `pair_features`."""
     encode = encoder(info.features)
     return write_encoded(directory, info, {name: map(encode, of) for name, of in sources.items()})
 
@@ -48,12 +48,12 @@ def write_sources(
 def write_encoded(
     directory: Path, info: tfds.core.DatasetInfo, sources: Mapping[str, Iterable[bytes]]
 ) -> dict[str, int]:
-    """Writes what `encoder` gave, source by source in order; how many records each has.
+    """Writes the output of `encoder`, source by source, in order, and returns their sizes.
 
-    Memory does not grow with a source. One without a record leaves nothing.
+    Memory does not grow with a source. A source without records leaves no file.
 
     Args:
-      directory: made here; a part of it may be left when the process ends: rename a whole one.
+      directory: is created, and may be incomplete when the process ends: rename a complete one.
     """
     directory.mkdir()
     splits, counts = [], {}
@@ -75,7 +75,7 @@ def write_encoded(
         template = tfds.core.ShardedFileTemplate(
             data_dir=directory, dataset_name=info.name, split=source, filetype_suffix="array_record"
         )
-        for number in range(len(lengths)):  # their names tell how many there are
+        for number in range(len(lengths)):  # file names contain the number of shards
             named = template.sharded_filepath(shard_index=number, num_shards=len(lengths))
             os.rename(directory / f"{source}.{number}", named)
         splits.append(

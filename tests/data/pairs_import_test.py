@@ -562,11 +562,11 @@ def test_show_and_check(run):
         run("check", "out", "--batch-size", "4")
     (shard,) = Path("out").glob("*T2V_x*array_record*")
     shard.unlink()
-    with pytest.raises(UserError, match=f"'T2V_x' misses the shard {shard.name}$"):
+    with pytest.raises(UserError, match=f"'T2V_x' lacks the shard {shard.name}$"):
         run("check", "out")
     features = Path("out/features.json")
     features.write_text(features.read_text().replace('"instruction"', '"prompt"'))
-    with pytest.raises(UserError, match="not of the schema of pairs: negatives, positive, query"):
+    with pytest.raises(UserError, match="not have the schema of pairs: negatives, positive, query"):
         run("check", "out")
 
 

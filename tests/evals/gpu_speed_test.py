@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from evals.speed import gpu, kernels
+from evals.speed import gpu, harness, kernels
 from evals.speed.items import draw_items
 from gve_jax.errors import UserError
 
 
 def test_refuses_to_run_without_a_gpu():
     with pytest.raises(UserError, match="needs a GPU"):
-        gpu.main([])
+        harness.run("gpu", [])
 
 
 def test_overlapping_kernels_count_once():

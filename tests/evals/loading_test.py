@@ -3,14 +3,14 @@
 import dataclasses
 import json
 
-from evals.speed import loading
+from evals.speed import harness, loading
 from tests.checkpoint_files import CFG
 
 
 def test_loads_a_generated_checkpoint(tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(CFG, dtype="bfloat16", param_dtype="bfloat16")
     monkeypatch.setitem(loading.SIZES, "3b", config)
-    loading.main(["--devices", "2", "--output", str(tmp_path / "out.json")])
+    harness.run("loading", ["--devices", "2", "--output", str(tmp_path / "out.json")])
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out.json").read_text())
     result = json.loads((tmp_path / "out.json").read_text())["result"]
     found = result["2 devices"]

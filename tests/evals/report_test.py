@@ -102,16 +102,27 @@ def training_run(workdir):
     return workdir
 
 
-def test_report_with_curves_baseline_and_control(data, tmp_path):
-    run = training_run(tmp_path / "run")
-    page = render(data, tmp_path / "out", "--run", str(run), "--baseline", "none", "--control")
+@pytest.fixture(scope="module")
+def plain(data, tmp_path_factory):
+    return render(data, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def full(data, tmp_path_factory):
+    """With curves, an untrained model and shuffled frames."""
+    folder = tmp_path_factory.mktemp("full")
+    run = training_run(folder / "run")
+    return render(data, folder / "out", "--run", str(run), "--baseline", "none", "--control")
+
+
+def test_report_with_curves_baseline_and_control(full):
     for anchor in ("sets", "abilities", "training", "curriculum", "examples", "method"):
-        assert page.count("section", id=anchor) == 1 and page.count("a", href=f"#{anchor}") == 1
+        assert full.count("section", id=anchor) == 1 and full.count("a", href=f"#{anchor}") == 1
     for name in SETS:
-        assert page.count("h3", id=name) == 1
-    drawings = {found["aria-label"] for tag, found in page.elements if tag == "svg"}
+        assert full.count("h3", id=name) == 1
+    drawings = {found["aria-label"] for tag, found in full.elements if tag == "svg"}
     assert drawings == {
-        "Score of each set beside chance and controls",
+        "Score of each set with chance and controls",
         "Radar plot of the nine abilities",
         "Training curves",
         "Loss by source",
@@ -134,15 +145,15 @@ def test_report_with_curves_baseline_and_control(data, tmp_path):
         "1,234",
         "30.000",
     ):
-        assert words in page.text, words
+        assert words in full.text, words
     # Four queries of each of five sets, with three documents and the right one, if missing.
-    assert page.count("div", **{"class": "example"}) == 20
-    assert page.count("li", **{"class": "wrong"}) >= 20 * 2
-    rights = page.count("li", **{"class": "right"}) + page.count("li", **{"class": "right gap"})
+    assert full.count("div", **{"class": "example"}) == 20
+    assert full.count("li", **{"class": "wrong"}) >= 20 * 2
+    rights = full.count("li", **{"class": "right"}) + full.count("li", **{"class": "right gap"})
     assert rights == 20
     # The query clips of LoVR-C2V, and the query images of MS-TI.
-    assert page.count("img", alt="clip of the query") == 4
-    assert page.count("img", alt="image of the query") == 4
+    assert full.count("img", alt="clip of the query") == 4
+    assert full.count("img", alt="image of the query") == 4
 
 
 def test_variants_and_comparisons_have_sections(data, tmp_path):
@@ -187,29 +198,27 @@ def test_released_sizes_are_shown_with_the_papers_models():
     assert "this run" not in table
 
 
-def test_page_has_no_requests_or_scripts(data, tmp_path):
-    page = render(data, tmp_path / "out")
-    assert page.count("script") == 0 and page.count("link") == 0
-    assert "alert(1)" in page.text and "m<1>" in page.text  # shown, not run
-    for tag, found in page.elements:
+def test_page_has_no_requests_or_scripts(plain):
+    assert plain.count("script") == 0 and plain.count("link") == 0
+    assert "alert(1)" in plain.text and "m<1>" in plain.text  # shown, not run
+    for tag, found in plain.elements:
         for attribute in ("src", "href", "xlink:href", "srcset"):
             value = found.get(attribute, "#")
             assert value.startswith(("#", "data:image/jpeg;base64,")), (tag, value[:50])
     assert "default-src 'none'" in next(
-        found["content"] for tag, found in page.elements if "http-equiv" in found
+        found["content"] for tag, found in plain.elements if "http-equiv" in found
     )
-    style = page.source[page.source.index("<style>") : page.source.index("</style>")]
+    style = plain.source[plain.source.index("<style>") : plain.source.index("</style>")]
     assert "url(" not in style and "@import" not in style and "color-scheme: dark" in style
-    assert page.count("details") == 4 + 1 and "all 528 characters" in page.text
+    assert plain.count("details") == 4 + 1 and "all 528 characters" in plain.text
 
 
-def test_figures_use_the_colours_of_the_page(data, tmp_path):
-    page = render(data, tmp_path / "out", "--baseline", "none", "--control")
-    drawn = page.source[page.source.index("<svg") :]
+def test_figures_use_the_colours_of_the_page(full):
+    drawn = full.source[full.source.index("<svg") :]
     for name in ("ink", "muted", "grid", "model", "untrained", "shuffled"):
         assert f"var(--{name})" in drawn, name
     assert "#000000" not in drawn and "<text" in drawn
-    ids = [found["id"] for _, found in page.elements if "id" in found]
+    ids = [found["id"] for _, found in full.elements if "id" in found]
     for used in {part.split(")")[0] for part in drawn.split("url(#")[1:]}:
         assert used in ids
     named = [name for name in ids if not name.startswith(("m", "p"))]
@@ -222,10 +231,9 @@ def test_radar_plot_contains_every_score(highest, expected):
     assert rim(sides) == pytest.approx(expected)
 
 
-def test_names_missing_training_records(data, tmp_path):
-    page = render(data, tmp_path / "a")
-    assert "there is no metrics.jsonl: add --run" in page.text
-    assert "there is no curriculum.json: add --run" in page.text
+def test_names_missing_training_records(data, plain, tmp_path):
+    assert "there is no metrics.jsonl: add --run" in plain.text
+    assert "there is no curriculum.json: add --run" in plain.text
     (tmp_path / "run").mkdir()
     page = render(data, tmp_path / "b", "--run", str(tmp_path / "run"), sets=("MSRVTT",))
     assert f"{tmp_path}/run/metrics.jsonl is missing." in page.text

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from evals.speed import mine, rank
+from evals.speed import harness, mine, rank
 from gve_jax.errors import UserError
 from gve_jax.retrieval import rank_positives
 
@@ -13,8 +13,8 @@ SMALL = ["--queries", "40", "--corpus", "300", "--width", "32", "--repeats", "1"
 
 
 def test_write_measurements(tmp_path):
-    rank.main([*SMALL, "--no-faiss", "--output", str(tmp_path / "rank.json")])
-    mine.main([*SMALL, "--k", "7", "--output", str(tmp_path / "mine.json")])
+    harness.run("rank", [*SMALL, "--no-faiss", "--output", str(tmp_path / "rank.json")])
+    harness.run("mine", [*SMALL, "--k", "7", "--output", str(tmp_path / "mine.json")])
     for name, way in (("rank", "ranks"), ("mine", "mining")):
         record = json.loads((tmp_path / f"{name}.json").read_text())
         assert record["benchmark"] == name and record["settings"]["corpus"] == 300
@@ -38,6 +38,6 @@ def test_stop_at_wrong_results():
 
 
 def test_refuse_invalid_sizes():
-    for module in (rank, mine):
+    for name in ("rank", "mine"):
         with pytest.raises(UserError, match="must be at least 1"):
-            module.main(["--queries", "0"])
+            harness.run(name, ["--queries", "0"])

@@ -6,13 +6,13 @@ import av
 import numpy as np
 import pytest
 
-from evals.speed import seeking
+from evals.speed import harness, seeking
 
 
 def test_writes_measurements(tmp_path, capsys):
     options = ["--size", "64", "96", "--seconds", "4", "--unique", "60", "--keyint", "10", "30"]
     options += ["--repeats", "1", "--folder", str(tmp_path), "--output", str(tmp_path / "r.json")]
-    seeking.main(options)
+    harness.run("seeking", options)
     result = json.loads((tmp_path / "r.json").read_text())["result"]
     assert set(result) == {
         "a keyframe every 10",
@@ -30,4 +30,4 @@ def test_stops_if_frames_differ(tmp_path, monkeypatch):
     monkeypatch.setattr(seeking, "decode_all", lambda *_: np.zeros((8, 64, 96, 3), np.uint8))
     options = ["--size", "64", "96", "--seconds", "2", "--unique", "60", "--keyint", "10"]
     with pytest.raises(SystemExit, match="other frames"):
-        seeking.main([*options, "--repeats", "1", "--folder", str(tmp_path)])
+        harness.run("seeking", [*options, "--repeats", "1", "--folder", str(tmp_path)])

@@ -114,7 +114,7 @@ def test_a_missing_shard_is_named_before_training(bucket, tmp_path):
     (bucket.folder / "pairs" / name).unlink()
     opened("gs://b/pairs", tmp_path, ["T2T_x"]).check({"T2T_x": 1})
     sources = opened("gs://b/pairs", tmp_path)
-    with pytest.raises(UserError, match=f"gs://b/pairs: source 'T2T_y' misses the shard {name}"):
+    with pytest.raises(UserError, match=f"gs://b/pairs: source 'T2T_y' lacks the shard {name}"):
         sources.check({"T2T_x": 1, "T2T_y": 1})
 
 
@@ -134,7 +134,7 @@ def test_patterns_and_rows_of_a_bucket(bucket, tmp_path):
         ("gs://b/none*", "no directory matches gs://b/none"),
         ("gs://b/none.jsonl", "^gs://b/none.jsonl: no such file"),
         ("gs://*/pairs", "has a pattern in the bucket's name"),
-        ("gs://b/../pairs", "gs://b/../pairs is no path in a bucket"),
+        ("gs://b/../pairs", "gs://b/../pairs is not a path in a bucket"),
     ],
 )
 def test_a_mistake_is_named(bucket, tmp_path, given, named):
@@ -174,7 +174,8 @@ def test_a_copy_that_breaks_off_leaves_what_is_whole_and_goes_on(bucket, tmp_pat
     one, two = shards(bucket.folder)
     bucket.spoil[two] = lambda file: io.BytesIO(file.read()[:-1])
     sources = opened("gs://b/pairs", tmp_path)
-    with pytest.raises(UserError, match=f"^gs://b/pairs/{two}: .* of .* bytes came; repeat the"):
+    message = f"^gs://b/pairs/{two}: only .* of .* bytes arrived; repeat the"
+    with pytest.raises(UserError, match=message):
         sources.fetch()
     folder = tmp_path / "cache" / "gs" / "b" / "pairs"
     assert shards(folder) == [one] and not list(folder.glob("*.part"))
@@ -204,7 +205,7 @@ def test_a_full_disk_is_named(bucket, tmp_path, monkeypatch):
     sources = opened("gs://b/pairs", tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
-        with pytest.raises(UserError, match="^data.cache: .* GiB are to be copied to .*cache/gs/b"):
+        with pytest.raises(UserError, match="^data.cache: .* GiB do not fit into .*cache/gs/b"):
             sources.fetch()
 
     class Full(io.BytesIO):

@@ -136,7 +136,7 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
         (b'{"query": {"text": ["q"]}, "positive": "p"}', "query: text must be a text, not list"),
         (b'{"query": "q", "positive": "p", "id": true}', "True is not an id"),
         (b'{"query": "q", "positive": "p", "task": 3}', "task must be a text"),
-        (b'{"query": "q", "positive": "p", "task": "T2T/x"}', "'T2T/x' names no source"),
+        (b'{"query": "q", "positive": "p", "task": "T2T/x"}', "'T2T/x' is not a source name"),
         (
             b'{"query": "q", "positive": "p", "task": "T2V_x"}',
             "row is T2T but its source is named T2V_x",
@@ -215,7 +215,7 @@ def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
     [
         ("none.jsonl", "none.jsonl: No such file"),
         ("none*.jsonl", "no file matches .*none"),
-        ("empty.jsonl", "empty.jsonl: holds no pair"),
+        ("empty.jsonl", "empty.jsonl: contains no pair"),
         ("a.jsonl,{0}/b/a.jsonl", "source 'T2T_a' is in .*/a.jsonl and in .*/b/a.jsonl; give one"),
     ],
 )

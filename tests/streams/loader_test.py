@@ -20,7 +20,7 @@ from gve_jax.media.isolation import Isolated
 from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
 from gve_jax.media.quarantine import Quarantine
-from gve_jax.streams.loader import LoadPairs, content_id, placed, read_ahead
+from gve_jax.streams.loader import LoadPairs, content_id, device_batches, read_ahead
 from gve_jax.streams.sources import Sources, parse
 from tests.situations import situation
 
@@ -106,7 +106,7 @@ def test_a_killed_worker_is_one_line():
     with pytest.raises(
         UserError, match="^a decoding process of data.workers was killed by SIGKILL"
     ):
-        next(placed(stream, None, None))
+        next(device_batches(stream, None, None))
 
 
 def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):

@@ -34,7 +34,7 @@ def test_every_source_that_cannot_fill_its_batch_is_named(directory):
         sources.check({"T2T_small": 3, "T2T_large": 5, "T2T_none": 1, "T2V_other": 1})
     assert str(caught.value) == (
         f"{directory}: source 'T2T_small' has 2 pairs, fewer than batch_size 3; source 'T2T_none'"
-        " is empty; no source 'T2V_other' (there are T2T_large, T2T_none, T2T_small)"
+        " is empty; no source 'T2V_other' (sources: T2T_large, T2T_none, T2T_small)"
     )
 
 

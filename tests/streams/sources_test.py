@@ -113,11 +113,11 @@ def test_what_exists_is_a_path_and_what_has_two_readings_is_refused(folder, tmp_
         (
             "{0}/a",
             ("T2T_z",),
-            r"data.sources: no source 'T2T_z' in .*/a \(there are T2T_x, T2T_y\)",
+            r"data.sources: no source 'T2T_z' in .*/a \(sources: T2T_x, T2T_y\)",
         ),
         ("{0}/a", ("T2T_(",), "is not a regular expression"),
         ("{0}/c*", (), "no directory matches .*/c"),
-        ("{0}/a,", (), "'' is neither PLACE nor NAME=PLACE"),
+        ("{0}/a,", (), "'' is neither LOCATION nor NAME=LOCATION"),
         ("{0}/none", (), "none: no such directory"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     run_import(tmp_path / "a", [f"T2T_x={folder}/ax.jsonl"], "pair")
     (shard,) = (tmp_path / "a").glob("*array_record*")
     shard.unlink()
-    with pytest.raises(UserError, match=f"source 'T2T_x' misses the shard {shard.name}"):
+    with pytest.raises(UserError, match=f"source 'T2T_x' lacks the shard {shard.name}"):
         Sources(parse(f"{tmp_path}/a")).check({"T2T_x": 1})
 
 
@@ -145,7 +145,7 @@ from gve_jax.streams.sources import Sources, parse
 for given in sys.argv[1:]:
     try:
         parts = parse(given)
-        print(parts[0][1].place, Sources(parts).read("T2T_x", [1])[0]["query"].text)
+        print(parts[0][1].location, Sources(parts).read("T2T_x", [1])[0]["query"].text)
     except UserError as error:
         print(error)
 assert "tensorflow" not in sys.modules, "TensorFlow was imported"
