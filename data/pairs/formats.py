@@ -1,8 +1,8 @@
 """Converts rows of other toolkits to the format `pair`, which `gve_jax.streams.rows` checks.
 
 A draft is `{"id", "task", "query", "positive", "negatives"}`; an item may also hold a `medium`,
-whose content decides its kind. A row makes one pair per positive. All functions raise `Reject` for a row
-that cannot be a pair.
+whose content decides its kind. A row makes one pair per positive. All functions raise `Reject` for
+a row that cannot be a pair.
 """
 
 import re

@@ -53,7 +53,7 @@ def allowed_folders(root: str | os.PathLike) -> list[str]:
     """The real paths of the folders that links below `root` may lead to: `root` itself, and `blobs`
     if `root` is a snapshot in a cache of the Hugging Face Hub.
 
-    In such a cache, `datasets--NAME/snapshots/REVISION/clip.mp4` is a link to `datasets--NAME/blobs/HASH`:
+    There, `datasets--NAME/snapshots/REVISION/clip.mp4` is a link to `datasets--NAME/blobs/HASH`:
     `blobs` contains only files of the same repository.
     """
     home = os.path.realpath(root)

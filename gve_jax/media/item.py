@@ -26,7 +26,7 @@ class Item:
       instruction: the system turn (default: that of the model).
       fps: frames per second at which a file is sampled, or of given frames (default: 2).
       num_frames: frames sampled from a video, an even number (default: that of the model). "all"
-        takes every frame of an array, a list or a folder, and repeats the last one of an odd number.
+        takes every frame of an array, a list or a folder; an odd last one is repeated.
       min_frames, max_frames: bounds of the number of frames if sampling by frames per second.
       video_start, video_end: seconds between which frames are sampled.
       min_pixels, max_pixels: bounds of the pixels of a frame or an image after resizing.
