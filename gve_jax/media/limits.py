@@ -1,4 +1,4 @@
-"""What one medium may cost. A medium is untrusted: past a limit it is refused, never cut short."""
+"""Limits for one medium. A medium that exceeds one is refused, never truncated."""
 
 import argparse
 import dataclasses
@@ -9,12 +9,12 @@ from gve_jax.fields import setting
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds on one item; what exceeds one becomes a `MediaError` that names it.
+    """Limits for one item; an item that exceeds one raises a `MediaError` that names the limit.
 
-    None of them changes what a medium within them becomes, so they are no part of a fingerprint.
+    They do not change the result for media within them, so they are not part of a fingerprint.
 
     Raises:
-      UserError: a number that is not above 0; it names the field.
+      UserError: a limit that is not above 0 or is too large; it names the field.
     """
 
     frame_pixels: int = setting(8192 * 8192, "pixels of a decoded frame or image")
@@ -35,7 +35,7 @@ class Limits:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options `--limits.seconds 20` and so on, one a field."""
+    """Adds an option per field: `--limits.seconds 20`, ..."""
     group = parser.add_argument_group("limits of one file (gve_jax/media/limits.py)")
     for field in dataclasses.fields(Limits):
         group.add_argument(
@@ -48,6 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> Limits:
-    """The limits that a command line asks for; raises UserError as `Limits` does."""
+    """The limits of a command line; raises UserError as `Limits` does."""
     names = [field.name for field in dataclasses.fields(Limits)]
     return Limits(**{name: getattr(args, f"limits.{name}") for name in names})
