@@ -1,1 +1,1 @@
-"""What is measured: `evals.uvrb` scores embedders on UVRB."""
+"""Measurements: UVRB scores, parity, speed, and the benefit of curricula and synthesized pairs."""

@@ -1,1 +1,1 @@
-"""Inputs and encoder beside the references, live: see `python -m evals.parity --help`."""
+"""Compares inputs and encoder with the references: see `python -m evals.parity --help`."""

@@ -1,1 +1,1 @@
-"""Benchmarks beside the best known other way, outputs compared before times."""
+"""Benchmarks that compare with the best alternative; outputs are compared before times."""

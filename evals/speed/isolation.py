@@ -120,13 +120,13 @@ def measure(folder: Path, args) -> dict:
     clocks = time.perf_counter, lambda: cpu_seconds(one)
     taken = harness.take_turns(variants, args.repeats, clocks)
     best = {name: float(seconds[:, 0].min()) for name, seconds in taken.items()}
-    here, isolated = (taken[name][:, 1].mean() for name in ("in this process", "isolated"))
+    direct, isolated = (taken[name][:, 1].mean() for name in ("in this process", "isolated"))
     return {
         "clips": len(items),
         "seconds to start a process and decode a clip": first,
         "ms a clip": {name: round(1000 * s / len(items), 2) for name, s in best.items()},
         "clips/s": {name: round(len(items) / s, 1) for name, s in best.items()},
-        "overhead, ms of CPU a clip": round(1000 * (isolated - here) / len(items), 2),
-        "overhead, share of the CPU of decoding": round(isolated / here - 1, 4),
+        "overhead, ms of CPU a clip": round(1000 * (isolated - direct) / len(items), 2),
+        "overhead, share of the CPU of decoding": round(isolated / direct - 1, 4),
         **memory_over(one, items, args.clips),
     }

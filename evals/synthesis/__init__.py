@@ -1,1 +1,1 @@
-"""Whether synthesized pairs help: training with and without them, on the generated world."""
+"""Training with and without synthesized pairs, on the generated world."""

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
 
     rival = load_scores(args.compare) if args.compare else None
     if rival is not None and not any(task.name in rival[1] for task in tasks):
-        raise UserError(f"--compare: {args.compare} has none of these sets")
+        raise UserError(f"--compare: {args.compare} lacks all of these sets")
 
     with lock_folder(args.output):
         _score(args, tasks, motion, load, rival)

@@ -170,7 +170,7 @@ class Failures:
 
 
 def is_transient(line: Mapping | None) -> bool:
-    """Whether a failure may not recur when the command is repeated; None is no failure."""
+    """Whether a failure may not recur when the command is repeated; False for None, a success."""
     if line is None:
         return False
     if not line["reason"]:

@@ -116,8 +116,8 @@ def score_set(
     if widths[0] != widths[1]:
         raise UserError(f"{task.name}: queries have {widths[0]} dimensions, documents {widths[1]}")
 
-    valid, kept = np.flatnonzero(queries.valid), np.flatnonzero(corpus.valid)
-    ids = [found.corpus[index].id for index in kept]
+    valid, readable = np.flatnonzero(queries.valid), np.flatnonzero(corpus.valid)
+    ids = [found.corpus[index].id for index in readable]
     index_of = {id: index for index, id in enumerate(ids)}
 
     def indices(documents: Sequence[str]) -> list[int]:
@@ -144,9 +144,9 @@ def score_set(
     picked = tuple(
         Example(
             query=int(valid[query]),
-            documents=tuple(kept[best[row][:SHOWN]].tolist()),
+            documents=tuple(readable[best[row][:SHOWN]].tolist()),
             rank=int(first[query]),
-            right=int(kept[_best_positive(ranks, query)]),
+            right=int(readable[_best_positive(ranks, query)]),
             success=bool(success[query]),
         )
         for query, row in zip(shown, shown if depth else range(len(shown)), strict=True)

@@ -97,7 +97,7 @@ def scores_by_set(
         for entries in (handles, labels):
             entries.insert(0, entries.pop(first))
         figure.legend(handles, labels, loc="outside upper left", ncols=6)
-        return _svg(figure, "Score of each set beside chance and controls")
+        return _svg(figure, "Score of each set with chance and controls")
 
 
 def differences(datasets: Mapping[str, Mapping], title: str) -> str:

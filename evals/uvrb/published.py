@@ -1,6 +1,6 @@
 """Published UVRB scores, whether they are comparable with a run, and correlations of abilities.
 
-`published.csv` holds tables 1 and 2 of the paper (arXiv 2510.27571), the sixteen models with all
+`published.csv` contains tables 1 and 2 of the paper (arXiv 2510.27571), the sixteen models with all
 cells as printed; `misprints` names the cells that contradict the model's own other cells. The
 abilities of a row with another `source` are computed here from that later paper's table of sets,
 since that paper computes them by other rules.

@@ -150,7 +150,7 @@ def test_writes_results_even_if_the_comparison_is_refused(outputs, tmp_path):
     record = {"model": "x", "datasets": {"MSRVTT": {"corpus": 500}}}
     (theirs / "results.json").write_text(json.dumps(record))
     options = outputs / "data", tmp_path / "o", "--compare", theirs, "--datasets"
-    with pytest.raises(UserError, match="has none of these sets"):
+    with pytest.raises(UserError, match="lacks all of these sets"):
         evaluate(*options, "CRB-T")
     with pytest.raises(UserError, match="ranked among 5 documents, the other among 500"):
         evaluate(*options, "MSRVTT")

@@ -122,7 +122,7 @@ def test_report_with_curves_baseline_and_control(full):
         assert full.count("h3", id=name) == 1
     drawings = {found["aria-label"] for tag, found in full.elements if tag == "svg"}
     assert drawings == {
-        "Score of each set beside chance and controls",
+        "Score of each set with chance and controls",
         "Radar plot of the nine abilities",
         "Training curves",
         "Loss by source",
