@@ -13,24 +13,16 @@ class Limits:
 
     They do not change the result for media within them, so they are not part of a fingerprint.
 
-    Attributes:
-      frame_pixels: pixels of one decoded frame or image.
-      frames: frames of a video.
-      streams: streams of a container, of any kind.
-      duration: seconds of a video.
-      seconds: wall-clock seconds for reading and decoding one item; then its process is killed.
-      memory: bytes that one item may add to the memory of its process.
-
     Raises:
       UserError: a limit that is not above 0 or is too large; it names the field.
     """
 
-    frame_pixels: int = 8192 * 8192
-    frames: int = 2_000_000
-    streams: int = 64
-    duration: float = 24 * 3600.0
-    seconds: float = setting(60.0, most=1e6)
-    memory: int = setting(4 << 30, most=2**62)
+    frame_pixels: int = setting(8192 * 8192, "pixels of a decoded frame or image")
+    frames: int = setting(2_000_000, "frames of a video")
+    streams: int = setting(64, "streams of a container")
+    duration: float = setting(24 * 3600.0, "seconds of a video")
+    seconds: float = setting(60.0, "seconds to read and decode an item; then killed", most=1e6)
+    memory: int = setting(4 << 30, "bytes that reading an item may add to its process", most=2**62)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -51,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=field.type if isinstance(field.type, type) else float,
             default=field.default,
             metavar="N",
-            help=f"{field.default:,}",
+            help=f"{field.metadata['help']} (default: {field.default:,})",
         )
 
 
