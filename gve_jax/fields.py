@@ -15,6 +15,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
 from gve_jax.errors import UserError
 
 _NO_DEFAULT = dataclasses.MISSING
@@ -79,6 +82,8 @@ def setting(
       rule: as of `Rule`; holds for the value, or for each number or text within it.
     """
     metadata = {"help": help, "rule": Rule(**rule), "resume": resume, "per_host": per_host}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -280,3 +285,27 @@ def describe(kind: type, values: Mapping) -> list[str]:
         notes = [default, *filter(None, [field.range]), *(["may change on resume"] * field.resume)]
         lines += [f"{field.path} = {shown}", f"    {field.help} ({'; '.join(notes)})"]
     return lines
+
+
+def default_config(kind: type) -> ConfigDict:
+    """The defaults of a dataclass and of those nested in it, without its required fields.
+
+    Optional fields hold a typed placeholder, so that a command line can override a None.
+    """
+    config = ConfigDict()
+    for field in dataclasses.fields(kind):
+        hint, default = _hints(kind)[field.name], field.default
+        if dataclasses.is_dataclass(hint):
+            config[field.name] = default_config(hint)
+            continue
+        if field.default_factory is not _NO_DEFAULT:
+            default = field.default_factory()
+        inner = [one for one in typing.get_args(hint) if one is not type(None)]
+        optional = type(None) in typing.get_args(hint)
+        if default is _NO_DEFAULT or (optional and dataclasses.is_dataclass(inner[0])):
+            continue
+        if optional:
+            config[field.name] = placeholder(inner[0])
+        if default is not None:
+            config[field.name] = ConfigDict(default) if isinstance(default, dict) else default
+    return config

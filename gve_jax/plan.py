@@ -23,12 +23,13 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from gve_jax.cli import parse_arguments, run_cli
+from gve_jax.cli import help_requested, parse_arguments, run_cli
 from gve_jax.errors import UserError
 from gve_jax.hardware.plan import make_plan
 from gve_jax.hardware.program import DeviceOutOfMemory, Program
 from gve_jax.hardware.report import show
 from gve_jax.hardware.topology import open_topology, parse
+from gve_jax.running.sections import Settings
 from gve_jax.storage.filesystem import as_local_path
 
 _LIBTPU = {
@@ -42,8 +43,7 @@ _LIBTPU = {
 
 
 def main() -> None:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__.strip())
+    if help_requested(sys.argv, __doc__, Settings):
         return
     values = flags.FlagValues()
     text = {

@@ -10,7 +10,8 @@ model/).
   --pairs LOCATION   training pairs in place of config.data.pairs; may be repeated
 
 Repeating the command resumes from the newest whole checkpoint of the workdir, and returns at once
-when the run is complete. A field is overridden as `--config.optimizer.learning_rate=1e-4`.
+when the run is complete. A field is overridden as `--config.optimizer.learning_rate=1e-4`;
+`--config FILE --help` lists all fields.
 
 Exit status: 0 done; 2 a mistake or a full disk, named in a line; 143 told to end (SIGTERM), after
 saving: repeat the command to go on.
@@ -29,7 +30,7 @@ from jax.experimental import multihost_utils
 from jax.profiler import StepTraceAnnotation
 from ml_collections import ConfigDict
 
-from gve_jax.cli import parse_arguments, run_cli
+from gve_jax.cli import help_requested, parse_arguments, run_cli
 from gve_jax.distributed import hosts, work
 from gve_jax.distributed.preemption import Preemption
 from gve_jax.errors import UserError
@@ -43,6 +44,7 @@ from gve_jax.running.checkpoint import Checkpoints
 from gve_jax.running.experiment import EXPORTS, Experiment
 from gve_jax.running.records import Records
 from gve_jax.running.runlog import RunLog
+from gve_jax.running.sections import Settings
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import as_path
 from gve_jax.storage.locks import lock_folder
@@ -50,8 +52,7 @@ from gve_jax.streams.loader import PairBatch, device_batches
 
 
 def main() -> None:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__.strip())
+    if help_requested(sys.argv, __doc__, Settings):
         return
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     values = flags.FlagValues()
@@ -108,7 +109,7 @@ def _train(run: Experiment) -> None:
         # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) the pretrained
         # model's weights, new adapters from the seed, (3) scratch, from the seed ----------------
         restored = checkpoints.restore(run.abstract)
-        run.seal()
+        run.write_run_record()
         if restored:
             step, state, curriculum = restored.step, restored.state, restored.meta["curriculum"]
             print(f"resuming at step {step}", flush=True)

@@ -70,10 +70,10 @@ def _local(text: str) -> str:
     return os.fspath(local_path(text))
 
 
-def _input(given: str) -> str:
+def _input(text: str) -> str:
     """`NAME=PATH` with `~` expanded in the path; the name is what precedes the first `=`."""
-    name, equals, path = given.partition("=")
-    return f"{name}={as_local_path(path)}" if equals else given
+    name, equals, path = text.partition("=")
+    return f"{name}={as_local_path(path)}" if equals else text
 
 
 def _import(args) -> None:
@@ -88,7 +88,7 @@ def _import(args) -> None:
         raise UserError(f"--media-root {args.media_root}: no such folder")
     if args.corpus and args.format != "tevatron":
         raise UserError("--corpus is for --format tevatron")
-    args.input = [_input(given) for given in args.input]
+    args.input = [_input(text) for text in args.input]
     tallies = run_import(
         args.output,
         args.input,
@@ -113,7 +113,7 @@ def _show(args) -> None:
     from gve_jax.media.item import source_name
     from gve_jax.streams.sources import Sources, parse
 
-    def told(item) -> str:
+    def describe(item) -> str:
         text = (item.text or "")[:60]
         media = [
             f"{key} {source_name(getattr(item, key))}"
@@ -131,7 +131,7 @@ def _show(args) -> None:
     for name, size in sources.sizes.items():
         for number, pair in enumerate(sources.read(name, range(min(size, args.rows)))):
             first = (name, f"{size:,}") if number == 0 else ("", "")
-            sides = told(pair["query"]), told(pair["positive"])
+            sides = describe(pair["query"]), describe(pair["positive"])
             table.add_row(*first, pair["id"], *sides, str(len(pair["negatives"])))
     Console().print(table)
 
@@ -143,8 +143,8 @@ def _check(args) -> None:
     sources.check(dict.fromkeys(sources.sizes, args.batch_size))
     sources.fetch()
     for name, size in sources.sizes.items():
-        places = sorted({number * (size - 1) // 15 for number in range(16)})
-        counts = {len(pair["negatives"]) for pair in sources.read(name, places)}
+        indices = sorted({number * (size - 1) // 15 for number in range(16)})
+        counts = {len(pair["negatives"]) for pair in sources.read(name, indices)}
         if len(counts) > 1:
             raise UserError(
                 f"{args.pairs}: source {name!r} has pairs of {sorted(counts)} "

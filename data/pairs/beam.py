@@ -1,4 +1,4 @@
-"""The same import as a pipeline of Apache Beam: many files at once, on one machine or many."""
+"""The import as an Apache Beam pipeline: many files at once, on one machine or many."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ RUNNER = "DirectRunner"
 
 
 class Rows(beam.PTransform):
-    """A source's (key, record); a line of JSON about every row goes into files at `log`."""
+    """The (key, record) of a source; a line of JSON per pair goes into files at `log`."""
 
     def __init__(self, source: Source, log: str):
         super().__init__()
@@ -42,9 +42,9 @@ def _read(file: str) -> Iterator[tuple]:
     return read_rows(Path(file))
 
 
-def _convert(placed: tuple, source: Source) -> Iterator:
-    place, row = placed
-    for number, (record, line) in enumerate(outcomes(source, place, row)):
+def _convert(located: tuple, source: Source) -> Iterator:
+    location, row = located
+    for number, (record, line) in enumerate(outcomes(source, location, row)):
         yield beam.pvalue.TaggedOutput("log", json.dumps(line))
         if record is not None:
-            yield f"{place}/{number}", record
+            yield f"{location}/{number}", record

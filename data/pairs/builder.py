@@ -1,4 +1,4 @@
-"""The TFDS builder of imported pairs, and an import from files to a whole directory."""
+"""The TFDS builder of imported pairs, and the import from files into a directory."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ class Imported(tfds.core.GeneratorBasedBuilder):
     """Imported pairs, one split a source.
 
     Without Beam it only describes the directory: above 1 GB of a split, TFDS sorts what a generator
-    yields in files that it opens with TensorFlow, which is not there (see `_write_in_order`).
+    yields with TensorFlow, which is not installed (see `_write_in_order`).
 
     Args:
       sources: whose rows are read.
@@ -84,7 +84,7 @@ def run_import(
         rejects than the share: they are then in `OUTPUT.rejects.jsonl`.
     """
     output = output.resolve()
-    asked = {
+    config = {
         "version": VERSION,
         "inputs": inputs,
         "format": format,
@@ -93,16 +93,16 @@ def run_import(
         "by_reference": by_reference,
         "corpus": corpus or [],
         "license": license,
-        "files": _stamps([given.partition("=")[2] for given in inputs] + (corpus or [])),
+        "files": _stamps([text.partition("=")[2] for text in inputs] + (corpus or [])),
     }
-    if (done := _done(output, asked)) is not None:
+    if (done := _done(output, config)) is not None:
         return done
     pipeline = None
     if beam:
         from data.pairs import beam as pipeline  # says in one line when Beam is not installed
     building = output.with_name(output.name + ".building")
     with lock_scratch(building):
-        if (done := _done(output, asked)) is not None:  # by a command that ended just now
+        if (done := _done(output, config)) is not None:  # by a command that has just ended
             return done
         try:
             tallies = _build(
@@ -116,9 +116,9 @@ def run_import(
             )
         finally:
             importer.close_corpus()
-        told = {name: vars(tally) for name, tally in tallies.items()}
+        fields = {name: vars(tally) for name, tally in tallies.items()}
         (building / "pairs" / MANIFEST).write_text(
-            json.dumps(asked | {"sources": told}, indent=1) + "\n"
+            json.dumps(config | {"sources": fields}, indent=1) + "\n"
         )
         text = card.text(output.name, format, tallies, license, command, by_reference)
         (building / "pairs" / "README.md").write_text(text)
@@ -126,23 +126,23 @@ def run_import(
     return tallies
 
 
-def _done(output: Path, asked: dict) -> dict[str, Tally] | None:
+def _done(output: Path, config: dict) -> dict[str, Tally] | None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     try:
         found = json.loads((output / MANIFEST).read_text())
     except (OSError, ValueError):
         found = {}
-    told = found.pop("sources", None)
-    if not isinstance(told, dict):
-        raise UserError(f"{output} exists and is no import; use another --output")
-    changed = [key for key in asked if found.get(key) != asked[key]]
+    tallies = found.pop("sources", None)
+    if not isinstance(tallies, dict):
+        raise UserError(f"{output} exists and is not an import; use another --output")
+    changed = [key for key in config if found.get(key) != config[key]]
     if changed:
         raise UserError(
             f"{output} was imported with other {', '.join(changed)}; remove it or use "
             "another --output"
         )
-    return {name: card.tally(value) for name, value in told.items()}
+    return {name: card.tally(value) for name, value in tallies.items()}
 
 
 def _stamps(paths: list[str]) -> dict[str, list[int]]:
@@ -170,8 +170,8 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
 
         index = importer.index_corpus(corpus, building / "corpus.db", log) if corpus else None
         sources = [
-            importer.open_source(given, format, media_root, negatives, by_reference, index)
-            for given in inputs
+            importer.open_source(text, format, media_root, negatives, by_reference, index)
+            for text in inputs
         ]
         names = [source.name for source in sources]
         if len(set(names)) < len(names):
@@ -195,12 +195,12 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
         tally.crossed = importer.count_crossed(contents.get(source.name, ()))
         lost, total = sum(tally.rejects.values()), tally.pairs + sum(tally.rejects.values())
         if lost > max_share * total:
-            kept = output.with_name(f"{output.name}.{REJECTS}")
-            os.replace(rejects, kept)
+            saved = output.with_name(f"{output.name}.{REJECTS}")
+            os.replace(rejects, saved)
             raise UserError(
                 f"source {source.name!r}: {lost} of {total} pairs are rejects, above "
                 f"--max-reject-share {max_share:g}; most: {tally.rejects.most_common(1)[0][0]!r}; "
-                f"all are in {kept}"
+                f"all are in {saved}"
             )
     os.replace(rejects, building / "pairs" / REJECTS)
     return tallies

@@ -5,10 +5,10 @@ from collections import Counter
 from data.pairs.importer import Tally
 
 
-def tally(told: dict) -> Tally:
+def tally(fields: dict) -> Tally:
     """A tally read back from JSON, where numbers are no keys."""
-    negatives = Counter({int(number): count for number, count in told["negatives"].items()})
-    return Tally(**told | {"negatives": negatives, "rejects": Counter(told["rejects"])})
+    negatives = Counter({int(number): count for number, count in fields["negatives"].items()})
+    return Tally(**fields | {"negatives": negatives, "rejects": Counter(fields["rejects"])})
 
 
 def line(name: str, tally: Tally) -> str:
@@ -20,7 +20,7 @@ def line(name: str, tally: Tally) -> str:
 
 
 def warnings(name: str, tally: Tally) -> list[str]:
-    """Lines about what the loss will leave out because of its content."""
+    """Lines about negatives and pairs that the loss leaves out because of their content."""
     lines = []
     if tally.duplicates:
         lines.append(
@@ -36,8 +36,8 @@ def warnings(name: str, tally: Tally) -> list[str]:
 
 
 def _most(tally: Tally) -> str:
-    told = ", ".join(f"{count} {reason!r}" for reason, count in tally.rejects.most_common())
-    return f" ({told})" if told else ""
+    reasons = ", ".join(f"{count} {reason!r}" for reason, count in tally.rejects.most_common())
+    return f" ({reasons})" if reasons else ""
 
 
 def text(
@@ -48,7 +48,7 @@ def text(
     command: str,
     by_reference: bool,
 ) -> str:
-    """The README.md of a directory; its head is what dataset hubs read."""
+    """The README.md of a directory, with the front matter that dataset hubs read."""
     rows, rejects = [], []
     for source, tally in sorted(tallies.items()):
         counts = ", ".join(f"{n}: {count}" for n, count in sorted(tally.negatives.items()))

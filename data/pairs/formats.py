@@ -1,8 +1,8 @@
-"""What a row of each format says: other toolkits' rows -> drafts of pairs.
+"""Converts rows of other toolkits to the format `pair`, which `gve_jax.streams.rows` checks.
 
-A draft is `{"id" (or None), "task" (or None), "query", "positive", "negatives"}` of items that hold
-any of `text, instruction, image, video`, media still as the row gives them. A row makes as many
-pairs as it has positives. All raise `Reject` for what cannot be a pair.
+A draft is `{"id", "task", "query", "positive", "negatives"}`; an item may also hold a `medium`,
+whose content decides its kind. A row makes one pair per positive. All functions raise `Reject` for
+a row that cannot be a pair.
 """
 
 import re
@@ -69,10 +69,10 @@ def pair(row: dict, lookup: Lookup | None = None) -> list[Draft]:
 def mmeb(row: dict, lookup: Lookup | None = None) -> list[Draft]:
     """Rows of MMEB-train as VLM2Vec reads them (TIGER-AI-Lab/VLM2Vec, src/data/dataset/
     mmeb_dataset.py and mmeb_neg_dataset.py, read 2026-11): `qry, qry_image_path, pos_text,
-    pos_image_path`, and `neg_text, neg_image_path`, one or a list. An empty text or path is none.
+    pos_image_path`, and `neg_text, neg_image_path`, one or a list. Empty means absent.
 
     `<|image_1|>` in a text marks where Phi-3.5 has the image; VLM2Vec puts the backbone's own token
-    in its place. The prompt here puts the image before the text, so the mark is taken out; also
+    there. Our prompt puts the image before the text, so the mark is removed, also
     where there is no image (queries of MMEB's WebQA have the mark and no path).
     """
     _needs(row, "qry", "pos_text")
@@ -224,7 +224,7 @@ def swift(row: dict, lookup: Lookup | None = None) -> list[Draft]:
     `negative_messages` are lists of messages, and their media lists of lists. Each `<image>` and
     `<video>` tag stands for one medium, in order. A system message is the instruction.
 
-    A `label` other than 1 belongs to its cosine and contrastive losses: no positive.
+    A `label` other than 1 belongs to its cosine and contrastive losses; it marks no positive.
     """
     _needs(row, "messages", "positive_messages")
     if row.get("label") not in (None, 1):
@@ -257,15 +257,15 @@ def _group(row: dict, side: str) -> list[Item]:
 def _messages(messages: object, files: dict[str, list], key: str) -> Item:
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise Reject("wrong type", f"{key} is not a list of messages")
-    told: dict[str, str] = {}
+    turns: dict[str, str] = {}
     for message in messages:
         role, content = message.get("role"), _text(message, "content")
         if role not in ("system", "user"):
             raise Reject("a role", f"{role!r} in {key}: an item is a user's turn")
-        if role in told:
+        if role in turns:
             raise Reject("several turns", f"two of {role!r} in {key}")
-        told[role] = content
-    item, text = {"instruction": told.get("system", "")}, told.get("user", "")
+        turns[role] = content
+    item, text = {"instruction": turns.get("system", "")}, turns.get("user", "")
     for kind, media in files.items():
         tags = text.count(f"<{kind}>")
         if tags != len(media):

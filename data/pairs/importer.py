@@ -1,4 +1,4 @@
-"""Rows -> stored pairs: one source's rules, and what became of its rows."""
+"""Turns the rows of a source into stored pairs, by the rules of the source, and counts them."""
 
 import dataclasses
 import hashlib
@@ -26,8 +26,8 @@ from gve_jax.streams.rows import (
 )
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")  # of a split of TFDS
-_MEDIA = frozenset(("image", "video", "medium"))  # "medium": either, as its content says
-_ENDS = 2**16  # bytes of a file that are compared, from its beginning and to its end
+_MEDIA = frozenset(("image", "video", "medium"))  # "medium": either, by its content
+_ENDS = 2**16  # bytes at each end of a file that are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Source:
     """One source's rules; pickles, for workers elsewhere.
 
     Attributes:
-      name: of the split, its modality pair first: `T2V_mine`.
-      files: that hold its rows.
+      name: of the split; begins with the modality pair: `T2V_mine`.
+      files: the files of rows.
       format: a key of FORMATS.
       root: the folder that no path in a row may leave.
       negatives: how many each pair has: a batch has one shape. Further ones are left out.
@@ -138,31 +138,33 @@ def _ends(path: Path) -> bytes:
 
 
 def open_source(
-    given: str,
+    text: str,
     format: str,
     media_root: Path | None = None,
     negatives: int | None = None,
     by_reference: bool = False,
     corpus: Path | None = None,
 ) -> Source:
-    """The source of `NAME=PATH`, after a look at its first pair: its modality pair, put before the
-    name that lacks one, and where `negatives` is None, its negatives (MOST_NEGATIVES at most).
+    """The source of `NAME=PATH`.
+
+    Its first pair decides the modality pair of a name without one, and the number of negatives (at
+    most MOST_NEGATIVES) where `negatives` is None.
 
     Raises:
-      UserError: no `NAME=PATH`, a name that is none of a split, no pair in all of the files.
+      UserError: not `NAME=PATH`, not a name of a split, no pair in all files.
     """
-    name, _, path = given.partition("=")
+    name, _, path = text.partition("=")
     if not path or not _NAME.fullmatch(name):
-        raise UserError(f"--input {given!r} is not NAME=PATH, NAME of letters, digits and _")
+        raise UserError(f"--input {text!r} is not NAME=PATH, NAME of letters, digits and _")
     files = tuple(input_files(path))
     root = media_root or (Path(path) if Path(path).is_dir() else files[0].parent)
     known = MODALITY_PAIR.fullmatch(name.split("_")[0])
     probe = Source(name if known else "", files, format, root, negatives or 0, by_reference, corpus)
     first: Counter = Counter()
-    for place, row in _rows(files):
-        for found in probe.pairs(place, row):
+    for location, row in _rows(files):
+        for found in probe.pairs(location, row):
             if isinstance(found, Reject):
-                first[f"{found.reason} ({place}: {found.detail})"] += 1
+                first[f"{found.reason} ({location}: {found.detail})"] += 1
                 continue
             record, count = found
             if not known:
@@ -190,7 +192,7 @@ class Tally:
     bytes: int = 0  # of texts and media, as they are stored
     kept: int = 0  # negatives of each pair, as they are stored
     negatives: Counter = dataclasses.field(default_factory=Counter)  # as the rows have them
-    # What the loss leaves out because its content is that of a query or positive:
+    # Left out of the loss because their content is that of a query or positive:
     duplicates: int = 0  # negatives with the content of their pair's own query or positive
     crossed: int = 0  # pairs whose query has the content of another pair's positive
     rejects: Counter = dataclasses.field(default_factory=Counter)  # by reason
@@ -206,12 +208,14 @@ class Tally:
             self.kept = line["kept"]
 
 
-def outcomes(source: Source, place: str, row: dict | Reject) -> Iterator[tuple[dict | None, dict]]:
+def outcomes(
+    source: Source, location: str, row: dict | Reject
+) -> Iterator[tuple[dict | None, dict]]:
     """(record, what the tally counts) of each pair of a row; the record is None for a reject."""
-    for found in source.pairs(place, row):
+    for found in source.pairs(location, row):
         if isinstance(found, Reject):
-            told = {"place": place, "reason": found.reason, "detail": found.detail}
-            yield None, {"source": source.name} | told
+            reject = {"place": location, "reason": found.reason, "detail": found.detail}
+            yield None, {"source": source.name} | reject
         else:
             record, negatives = found
             items = [record["query"], record["positive"], *record["negatives"]]
@@ -242,9 +246,9 @@ def count_crossed(contents: Sequence[int]) -> int:
 def run(
     source: Source, log: Callable[[dict], object], tick: Callable[[int], object]
 ) -> Iterator[dict]:
-    """The source's records in the order of its rows; `log` is told of every row."""
-    for place, row in _rows(source.files, tick):
-        for record, line in outcomes(source, place, row):
+    """The records of the source in the order of its rows; `log` is called for every pair."""
+    for location, row in _rows(source.files, tick):
+        for record, line in outcomes(source, location, row):
             log(line)
             if record is not None:
                 yield record
@@ -263,13 +267,13 @@ def index_corpus(paths: list[str], index: Path, log: Callable[[dict], object]) -
     count = 0
     with sqlite3.connect(index) as table:
         table.execute("CREATE TABLE docs(id TEXT PRIMARY KEY, row BLOB) WITHOUT ROWID")
-        for place, row in _rows([file for path in paths for file in input_files(path)]):
-            told = _index(table, row)
-            if told is None:
+        for location, row in _rows([file for path in paths for file in input_files(path)]):
+            reject = _index(table, row)
+            if reject is None:
                 count += 1
             else:
-                reason = {"reason": told.reason, "detail": told.detail}
-                log({"source": "(corpus)", "place": place} | reason)
+                reason = {"reason": reject.reason, "detail": reject.detail}
+                log({"source": "(corpus)", "place": location} | reason)
     table.close()
     if not count:
         raise UserError(f"{', '.join(paths)}: no document with a 'docid'")

@@ -70,7 +70,7 @@ def seconds(one: Collective, topology: Topology, order: Sequence) -> float:
     """Of one execution."""
     if len(one.group) < 2:
         return 0.0
-    rate, hops = reach(one.group, topology, order)
+    rate, hops = group_bandwidth(one.group, topology, order)
     both = 2 if one.kind == "all-reduce" else 1
     if one.kind == "collective-permute":
         # To a neighbour over one link, whatever else the torus has.
@@ -78,7 +78,7 @@ def seconds(one: Collective, topology: Topology, order: Sequence) -> float:
     return one.sent / (rate * LINK) + both * hops * HOP
 
 
-def reach(group: Sequence[int], topology: Topology, order: Sequence) -> tuple[float, int]:
+def group_bandwidth(group: Sequence[int], topology: Topology, order: Sequence) -> tuple[float, int]:
     """(bytes/s out of one chip towards the rest of its group, hops to the farthest)."""
     chip = topology.chip
     if chip.platform == "gpu":

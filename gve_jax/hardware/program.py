@@ -28,7 +28,7 @@ class DeviceOutOfMemory(Exception):
 
 
 @contextlib.contextmanager
-def refused() -> Iterator[None]:
+def catch_compile_oom() -> Iterator[None]:
     """`DeviceOutOfMemory`, in one line, of what TPU's compiler raises instead of a program."""
     try:
         yield
@@ -128,7 +128,7 @@ class Program:
           DeviceOutOfMemory: they need more memory than a device has, and the compiler says so.
         """
         began = time.perf_counter()
-        with jax.set_mesh(self.mesh), refused():
+        with jax.set_mesh(self.mesh), catch_compile_oom():
             step = make_train_step(
                 self.model, self.tx, self.loss, self.mesh, chunk=chunk, seed=self.config.seed
             )

@@ -26,18 +26,18 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """The declared shapes: a batch gets the first that holds it, so compiles are bounded.
+    """The declared static shapes (`config.buckets`), which bound the number of compilations."""
 
-    Attributes:
-      shapes: (frame pairs, tokens) each; 0 frame pairs are a batch without visuals.
-      patches: patches of a frame pair, and `windows` its windows, at the largest frame allowed.
-      frames: smaller frames, (patches, windows) each: where all of a batch fit in, they are used.
-    """
-
-    shapes: tuple[tuple[int, int], ...] = setting(least=0)
-    patches: int = setting(least=1)
-    windows: int = setting(least=1)
-    frames: tuple[tuple[int, int], ...] = setting((), least=1)
+    shapes: tuple[tuple[int, int], ...] = setting(
+        help="(frame pairs, tokens) of each shape; a batch takes the first that holds it; 0 frame "
+        "pairs: text; longer texts are cut",
+        least=0,
+    )
+    patches: int = setting(help="patches of a frame pair of the largest frame", least=1)
+    windows: int = setting(help="attention windows of a frame pair of the largest frame", least=1)
+    frames: tuple[tuple[int, int], ...] = setting(
+        (), "(patches, windows) of smaller frames, used where all of a batch fit", least=1
+    )
 
     def __post_init__(self):
         if not self.shapes or min(length for _, length in self.shapes) < 1:

@@ -7,6 +7,7 @@ import random
 import numpy as np
 
 from gve_jax.errors import UserError
+from gve_jax.fields import setting
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.positions import REGIMES, mrope_positions
 from gve_jax.inputs.prompt import Prompt
@@ -27,17 +28,19 @@ class InputSpec:
       UserError: a number that cannot be, or an unknown M-RoPE regime; it names the field.
     """
 
-    num_frames: int = 8  # of a video, uniformly; without effect where fps is set
-    fps: float | None = None  # frames a second, between min_frames and max_frames
-    min_frames: int = 4
-    max_frames: int = 768
-    min_pixels: int = 4 * 28 * 28  # of a frame or an image
-    max_pixels: int = 200 * 28 * 28  # under 200 merged tokens a frame, the paper's protocol
-    total_pixels: int | None = None  # of all frames of a video together
-    exif_orientation: bool = False  # turn images as their EXIF says; qwen-vl-utils does not
-    resize: str = "exact"  # a mode of gve_jax.media.resize
+    num_frames: int = setting(8, "frames of a video, uniformly sampled; ignored with fps")
+    fps: float | None = setting(None, "frames per second, within min_frames and max_frames")
+    min_frames: int = setting(4, "minimum frames of a video, with fps")
+    max_frames: int = setting(768, "maximum frames of a video, with fps")
+    min_pixels: int = setting(4 * 28 * 28, "minimum pixels of a frame or image")
+    max_pixels: int = setting(
+        200 * 28 * 28, "maximum pixels of a frame or image; the paper: 200 tokens per frame"
+    )
+    total_pixels: int | None = setting(None, "maximum pixels of all frames of a video together")
+    exif_orientation: bool = setting(False, "rotate images by EXIF; qwen-vl-utils does not")
+    resize: str = setting("exact", "resize mode, see gve_jax/media/resize.py")
     max_length: int = 8192  # tokens
-    mrope: str = "qwen_train"
+    mrope: str = setting("qwen_train", "M-RoPE position regime; qwen_train: released weights")
     patch_size: int = 14
     merge: int = 2  # patches a side of a merged token
     temporal: int = 2  # frames of a patch

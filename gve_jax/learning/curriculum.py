@@ -16,46 +16,48 @@ SCHEDULES = ("pyramid", "uniform", "proportional", "manual")
 
 @dataclasses.dataclass(frozen=True)
 class PyramidConfig:
-    """`config.pyramid`. Where the paper (section 3.3) leaves something open, the default says what
-    is done; all of it may be compared by `python -m evals.curriculum`.
-
-    Attributes:
-      stages: how many times R is probed and the mixture decided.
-      unit: "steps": stages are equal parts of the run; "epoch": a stage is one pass over all
-        records, the last one takes the rest (the paper: one an epoch).
-      bounds: the steps at which the stages after the first begin; (): as `unit` says.
-      schedule: what P follows. "pyramid": exp(R / sigma); "uniform": all tasks alike;
-        "proportional": the number of pairs; "manual": `weights`. R is probed and shown in each.
-      weights: of "manual": (pattern, weight, or one a stage), the first pattern found in a
-        source's name.
-      task: what R and P are of: a "source", or a "modality" pair, whose R is the mean of its
-        sources' by size, and whose share they divide by size. The paper does not say.
-      by_size: P ~ size * exp(R / sigma), else exp(R / sigma). The paper does not say.
-      sigma: its way from `sigma_first` to `sigma_last`: "linear" as in the paper, "cosine",
-        "step" (the last one from half way on) or "constant" (the first one).
-      sigma_per: "stage", or "step": each step is drawn with its own. The paper does not say.
-      prober: whose R decides the first stage. None: the run's own start; a directory or Hub id of
-        any GVE or Qwen2.5-VL checkpoint; or a JSON file {task: R}. Later stages are probed by the
-        run's own weights.
-      pairs: probed of each source; the paper does not say.
+    """`config.pyramid`. Where the paper (section 3.3) leaves a choice open, the default is ours;
+    `python -m evals.curriculum` compares them.
 
     Raises:
-      ValueError: a value that is none of those.
+      ValueError: an invalid value or combination.
     """
 
-    stages: int = setting(3, least=1)
-    unit: str = setting("steps", choices=("steps", "epoch"))
-    bounds: tuple[int, ...] = setting((), least=1)
-    schedule: str = setting("pyramid", choices=SCHEDULES)
-    weights: tuple[tuple[str, float | tuple[float, ...]], ...] = ()
-    task: str = setting("source", choices=("source", "modality"))
-    by_size: bool = True
-    sigma: str = setting("linear", choices=tuple(SIGMAS))
-    sigma_per: str = setting("stage", choices=("stage", "step"))
-    sigma_first: float = setting(0.1, least=1e-6)
-    sigma_last: float = setting(1.0, least=1e-6)
-    prober: str | None = None
-    pairs: int = setting(1024, least=1)
+    stages: int = setting(3, "stages; alignment R is measured when each starts", least=1)
+    unit: str = setting(
+        "steps",
+        "length of a stage: equal parts of the steps, or one pass over all pairs",
+        choices=("steps", "epoch"),
+    )
+    bounds: tuple[int, ...] = setting(
+        (), "first steps of the stages after the first; (): by unit", least=1
+    )
+    schedule: str = setting(
+        "pyramid",
+        "sampling: exp(R / sigma), all tasks equally, by number of pairs, or by weights",
+        choices=SCHEDULES,
+    )
+    weights: tuple[tuple[str, float | tuple[float, ...]], ...] = setting(
+        (), "for schedule manual: (source pattern, weight or one weight per stage)"
+    )
+    task: str = setting(
+        "source",
+        "unit of R and P; modality: pairs of modalities, divided among sources by size",
+        choices=("source", "modality"),
+    )
+    by_size: bool = setting(True, "P ~ size * exp(R / sigma); False: without the size")
+    sigma: str = setting("linear", "schedule from sigma_first to sigma_last", choices=tuple(SIGMAS))
+    sigma_per: str = setting(
+        "stage", "whether sigma changes per stage or per step", choices=("stage", "step")
+    )
+    sigma_first: float = setting(0.1, "first sigma", least=1e-6)
+    sigma_last: float = setting(1.0, "last sigma", least=1e-6)
+    prober: str | None = setting(
+        None,
+        "source of R for the first stage: directory or Hub id of a model, or a JSON file "
+        "{task: R}; None: the initial weights",
+    )
+    pairs: int = setting(1024, "pairs per source from which R is measured", least=1)
 
     def __post_init__(self):
         check_rules(self)

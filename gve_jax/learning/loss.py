@@ -22,30 +22,37 @@ _MASKED = -1e30  # finite, so that a block of columns without a candidate has a 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What of the loss a configuration decides (`config.loss`).
+    """`config.loss`.
 
-    Attributes:
-      temperature: divides the cosines; 0.03 in the paper.
-      learned_temperature: it trains, from there, within `TEMPERATURES`.
-      form: "plain" leaves the layout to the compiler; "all_gather" has each device compare its rows
-        with all; "ring" passes blocks of rows around and never holds more than one.
-      duplicate_cosine: pairs whose positives (or whose queries) have a cosine within this of 1 are
-        not negatives of each other, and neither is a hard negative this close to its positive.
-        None: only content ids decide. (1e-5 in the class that the authors built on. An untrained
-        model may put everything that close: then nothing is a negative.)
-      false_negative_margin: a candidate that scores this much above the positive is no negative
-        (0.1 in that class); None: off.
-      matryoshka: the loss is a mean over vectors cut to these lengths, and made unit vectors again.
-      matryoshka_weights: of that mean; empty: equal.
+    An untrained model may place all vectors within `duplicate_cosine` of each other, which leaves
+    no negatives: None then. 1e-5 and a margin of 0.1 are defaults of classes the authors built on.
     """
 
-    temperature: float = setting(0.03, above=0)
-    learned_temperature: bool = False
-    form: str = setting("plain", choices=FORMS, resume=True)
-    duplicate_cosine: float | None = setting(1e-5, least=0)
-    false_negative_margin: float | None = setting(None, least=0)
-    matryoshka: tuple[int, ...] = setting((), least=1)
-    matryoshka_weights: tuple[float, ...] = setting((), least=0)
+    temperature: float = setting(0.03, "divisor of the cosines; the paper's is 0.03", above=0)
+    learned_temperature: bool = setting(False, "train the temperature, within 0.01 to 1")
+    form: str = setting(
+        "plain",
+        "layout of the cosines: left to the compiler, rows against all, or blocks in a ring",
+        choices=FORMS,
+        resume=True,
+    )
+    duplicate_cosine: float | None = setting(
+        1e-5,
+        "pairs whose queries or positives have a cosine within this of 1 are not negatives of "
+        "each other; None: only equal content is excluded",
+        least=0,
+    )
+    false_negative_margin: float | None = setting(
+        None,
+        "candidates that score this much above the positive are not negatives; None: off",
+        least=0,
+    )
+    matryoshka: tuple[int, ...] = setting(
+        (), "lengths of truncated vectors that the loss averages over; (): full vectors", least=1
+    )
+    matryoshka_weights: tuple[float, ...] = setting(
+        (), "weights of that average; (): equal", least=0
+    )
 
     def __post_init__(self):
         def require(fits, field, what):

@@ -1,6 +1,6 @@
-"""Where the paths that a dataset names may lead: nowhere outside of the dataset's own folder.
+"""Keeps the paths that a dataset names inside the folder of the dataset.
 
-Also how a path becomes text: a file's name is bytes, and need not be UTF-8.
+Also converts paths to text: a file name is bytes and need not be UTF-8.
 """
 
 import os
@@ -14,23 +14,22 @@ _ESCAPE = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))")
 
 
 def inside(root: str | os.PathLike, path: object, what: str, *, follow_links: bool = False) -> Path:
-    """The true path, free of links, of what a dataset calls `path`; it need not exist.
+    """The real path, without links, of a `path` in a dataset; it need not exist.
 
-    A manifest is somebody else's text: were it followed anywhere, vectors of private files would
-    be made, or a device be read. Links are followed first and judged by where they end, in each
-    part of the path, and in the files of a folder that is a video's frames. What is returned has no
-    link left that could be pointed elsewhere before the file is opened. A hard link is a file like
-    any other: who can make one can read the file.
+    A dataset is untrusted: without this check it could make vectors of private files or read a
+    device. Links are resolved first and judged by their targets, in each part of the path and in
+    the files of a folder of frames. The result contains no link that could be redirected before the
+    file is opened. A hard link is a file like any other: whoever can create one can read the file.
 
     Args:
-      root: the folder that must not be left; may itself be a link.
+      root: the folder that contains all files of the dataset; may be a link.
       path: relative to `root`, or absolute.
       what: names the path in errors, `data.jsonl:7: video`.
-      follow_links: links below `root` are the user's own and may lead anywhere; the path itself
-        may not.
+      follow_links: links below `root` are the user's and may lead anywhere; the path itself may
+        not.
 
     Raises:
-      UserError: no text, an empty one or one with a NUL; a path that leads outside of `root`.
+      UserError: not a text, an empty one or one with a NUL; a path that leaves `root`.
     """
     if not isinstance(path, str) or not path or "\0" in path:
         raise UserError(f"{what} {path!r} is not a path")
@@ -51,11 +50,11 @@ def inside(root: str | os.PathLike, path: object, what: str, *, follow_links: bo
 
 
 def allowed_folders(root: str | os.PathLike) -> list[str]:
-    """The true paths of the folders that links below `root` may end in: `root` itself, and `blobs`
-    where `root` is a snapshot in a cache of the Hugging Face Hub.
+    """The real paths of the folders that links below `root` may lead to: `root` itself, and `blobs`
+    if `root` is a snapshot in a cache of the Hugging Face Hub.
 
     There, `datasets--NAME/snapshots/REVISION/clip.mp4` is a link to `datasets--NAME/blobs/HASH`:
-    all of `blobs` are files of the same repository.
+    `blobs` contains only files of the same repository.
     """
     home = os.path.realpath(root)
     parts = Path(home).parts
@@ -66,7 +65,7 @@ def allowed_folders(root: str | os.PathLike) -> list[str]:
 
 
 def is_within(path: str, folders: list[str]) -> bool:
-    """Whether a path without links is one of the folders or below one."""
+    """Whether a path without links is one of the folders or lies below one."""
     return any(os.path.commonpath([folder, path]) == folder for folder in folders)
 
 
@@ -78,7 +77,7 @@ def path_to_text(path: str) -> str:
 
 
 def text_to_path(text: str) -> str:
-    """The path of which `path_to_text` gives `text`."""
+    """The inverse of `path_to_text`."""
     data = _ESCAPE.sub(
         lambda match: bytes.fromhex(match[1].decode()) if match[1] else b"\\", text.encode()
     )

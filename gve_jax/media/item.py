@@ -1,4 +1,4 @@
-"""One thing to embed: any of text, image, video, with an instruction and sampling options."""
+"""An item to embed: any of text, image, video, with an instruction and sampling options."""
 
 import dataclasses
 import math
@@ -16,26 +16,25 @@ FRAME_ORDERS = ("forward", "reversed", "shuffled")
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What is embedded. A text that is a path is still a text: media go under their own keys.
+    """An item to embed. A text that is a path is still a text: media have keys of their own.
 
     Attributes:
       text: the text of the user turn.
       image: a path, encoded bytes, a PIL image, or uint8 [H, W, 3].
       video: a path, encoded bytes, uint8 [T, H, W, 3], a list of images, or a folder of them (the
         last three are frames: with `fps`).
-      instruction: the system turn; the model's default one when absent.
-      fps: frames a second: at which a file is sampled, or which frames have (2 when absent).
-      num_frames: frames sampled from a video, an even number; the model's own when absent. "all"
-        takes every one of an array, a list or a folder; the last one stands twice where their
-        number is odd.
-      min_frames, max_frames: bounds where sampling goes by frames a second.
-      video_start, video_end: seconds; only what lies between them is sampled.
-      min_pixels, max_pixels: bounds of the pixels of a frame or an image after resizing. The
-        second can only lower the model's own number, and the first cannot be above that.
-      total_pixels: pixels of all frames of a video together, a pair of frames counted as one.
-      exif_orientation: whether images are turned as their EXIF says; the model's own setting, which
-        is False as in qwen-vl-utils, when absent.
-      frame_order: "reversed" and "shuffled" are controls that measure what time contributes.
+      instruction: the system turn (default: that of the model).
+      fps: frames per second at which a file is sampled, or of given frames (default: 2).
+      num_frames: frames sampled from a video, an even number (default: that of the model). "all"
+        takes every frame of an array, a list or a folder; an odd last one is repeated.
+      min_frames, max_frames: bounds of the number of frames if sampling by frames per second.
+      video_start, video_end: seconds between which frames are sampled.
+      min_pixels, max_pixels: bounds of the pixels of a frame or an image after resizing.
+        `max_pixels` can only lower the model's, and `min_pixels` must not exceed it.
+      total_pixels: pixels of all frames of a video together; a pair of frames counts once.
+      exif_orientation: whether images are rotated as their EXIF says (default: that of the model,
+        False as in qwen-vl-utils).
+      frame_order: "reversed" and "shuffled" are controls that measure the effect of time.
     """
 
     text: str | None = None
@@ -56,7 +55,7 @@ class Item:
 
 
 _FIELDS = {field.name for field in dataclasses.fields(Item)}
-# What qwen-vl-utils and its users write, and how it is said here.
+# Keys of qwen-vl-utils and their equivalents.
 _ELSEWHERE = {
     "nframes": "num_frames",
     "sample_fps": "fps",
@@ -133,7 +132,7 @@ def _check_numbers(item: Item) -> None:
     ):
         value = getattr(item, key)
         real = isinstance(value, Real) and not isinstance(value, bool)
-        # By float's largest number: an integer may be beyond it.
+        # Integers may exceed the largest float.
         if value is not None and not (real and least <= value <= sys.float_info.max):
             raise UserError(f"{key} must be {kind}, not {value!r}")
     start, end = item.video_start, item.video_end
@@ -149,7 +148,7 @@ def _check_frames(item: Item) -> None:
     if count is None:
         return
     if isinstance(count, str) and count == ALL_FRAMES:
-        # A folder that is missing is no mistake of the options: reading it will say so.
+        # A missing folder is reported when it is read.
         missing = isinstance(item.video, str | os.PathLike) and not os.path.exists(item.video)
         if not (item.video is None or is_frames(item.video) or missing):
             raise UserError(
@@ -179,7 +178,7 @@ def is_whole(value) -> bool:
 
 
 def is_frames(video) -> bool:
-    """Whether a video is given as frames (then `fps` is their rate) and not as a file."""
+    """Whether a video consists of frames (then `fps` is their rate) and is not a file."""
     if isinstance(video, str | os.PathLike):
         return os.path.isdir(video)
     return not isinstance(video, bytes)
@@ -188,7 +187,7 @@ def is_frames(video) -> bool:
 def _has_content(item: Item) -> bool:
     if _present(item.image) or _present(item.video):
         return True
-    # White space alone says nothing.
+    # White space alone counts as absent.
     return not (item.text is None or (isinstance(item.text, str) and not item.text.strip()))
 
 
@@ -199,7 +198,7 @@ def _present(entry) -> bool:
 
 
 def source_name(media) -> str:
-    """How a message names a medium: its path, or its type and size."""
+    """The name of a medium in messages: its path, or its type and size."""
     if isinstance(media, str | os.PathLike):
         return os.fspath(media)
     if isinstance(media, bytes):

@@ -1,4 +1,4 @@
-"""What one medium may cost. A medium is untrusted: past a limit it is refused, never cut short."""
+"""Limits for one medium. A medium that exceeds one is refused, never truncated."""
 
 import argparse
 import dataclasses
@@ -9,28 +9,20 @@ from gve_jax.fields import setting
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds on one item; what exceeds one becomes a `MediaError` that names it.
+    """Limits for one item; an item that exceeds one raises a `MediaError` that names the limit.
 
-    None of them changes what a medium within them becomes, so they are no part of a fingerprint.
-
-    Attributes:
-      frame_pixels: pixels of one decoded frame or image.
-      frames: frames of a video.
-      streams: streams of a container, of any kind.
-      duration: seconds of a video.
-      seconds: wall-clock seconds of reading and decoding one item; its process is killed then.
-      memory: bytes that reading one item may add to its process.
+    They do not change the result for media within them, so they are not part of a fingerprint.
 
     Raises:
-      UserError: a number that is not above 0; it names the field.
+      UserError: a limit that is not above 0 or is too large; it names the field.
     """
 
-    frame_pixels: int = 8192 * 8192
-    frames: int = 2_000_000
-    streams: int = 64
-    duration: float = 24 * 3600.0
-    seconds: float = setting(60.0, most=1e6)
-    memory: int = setting(4 << 30, most=2**62)
+    frame_pixels: int = setting(8192 * 8192, "pixels of a decoded frame or image")
+    frames: int = setting(2_000_000, "frames of a video")
+    streams: int = setting(64, "streams of a container")
+    duration: float = setting(24 * 3600.0, "seconds of a video")
+    seconds: float = setting(60.0, "seconds to read and decode an item; then killed", most=1e6)
+    memory: int = setting(4 << 30, "bytes that reading an item may add to its process", most=2**62)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -43,7 +35,7 @@ class Limits:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options `--limits.seconds 20` and so on, one a field."""
+    """Adds an option per field: `--limits.seconds 20`, ..."""
     group = parser.add_argument_group("limits of one file (gve_jax/media/limits.py)")
     for field in dataclasses.fields(Limits):
         group.add_argument(
@@ -51,11 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=field.type if isinstance(field.type, type) else float,
             default=field.default,
             metavar="N",
-            help=f"{field.default:,}",
+            help=f"{field.metadata['help']} (default: {field.default:,})",
         )
 
 
 def from_arguments(args: argparse.Namespace) -> Limits:
-    """The limits that a command line asks for; raises UserError as `Limits` does."""
+    """The limits of a command line; raises UserError as `Limits` does."""
     names = [field.name for field in dataclasses.fields(Limits)]
     return Limits(**{name: getattr(args, f"limits.{name}") for name in names})

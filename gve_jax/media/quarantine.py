@@ -1,4 +1,4 @@
-"""What could not be read: recorded, counted, and past a share a reason to stop."""
+"""Records and counts items that could not be read; stops a run above a share of them."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """What is kept of a line in memory."""
+    """The part of a line that stays in memory."""
 
     kind: str
     retry: bool
@@ -34,8 +34,8 @@ class _Line:
 class Quarantine:
     """Appends `{"id", "path", "reason", "seconds"}` lines to a JSONL file; each id once.
 
-    A line has `"retry": true` where trying again may succeed (see `MediaError`), and `"stamp"`
-    where the caller gives one, which says for which content of the item the line holds.
+    A line has `"retry": true` if trying again may succeed (see `MediaError`), and the `"stamp"` of
+    the caller, if any, which identifies the content of the item.
 
     Args:
       path: the file; lines of an earlier run of the same command are kept and count.
@@ -167,7 +167,7 @@ def _utf8(text: str) -> str:
 
 
 def _kind(record: Mapping) -> str:
-    """What many reasons have in common: no names, no numbers."""
+    """A reason without names and numbers, to count similar ones together."""
     kind = record["reason"]
     for name in record["path"].split(" + "):
         kind = kind.removeprefix(f"{name}: ")

@@ -1,4 +1,4 @@
-"""The one walk through a folder: what is passed over, how links are followed, what is an error."""
+"""Walks a folder: what is passed over, how links are followed, what is an error."""
 
 import dataclasses
 import errno
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import allowed_folders, is_within
 
-# Folders that systems and file servers leave beside their users' own, in lower case.
+# Folders that operating systems and file servers create, in lower case.
 _SYSTEM = frozenset(
     (
         "@eadir",
@@ -32,7 +32,7 @@ REMEDY = "name what it leads to as an input of its own, or copy it"
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file below a folder: its name from there, with `/`, and its true path, free of links."""
+    """A file below a folder: its name relative to the folder, with `/`, and its real path."""
 
     name: str
     path: str
@@ -40,14 +40,14 @@ class File:
 
 @dataclasses.dataclass
 class Listing:
-    """What a walk found.
+    """The result of a walk.
 
     Attributes:
-      files: those that were wanted, by name; a link to nothing is one, too.
-      others: how many files were not wanted.
-      hidden: names of hidden and system files and folders, which were not looked into.
-      loops: names of links to a folder that they are in.
-      dangling: names of links to nothing, of which nobody knows whether they were wanted.
+      files: the wanted files, by name, including links to nothing with such a name.
+      others: number of files that were not wanted.
+      hidden: names of hidden and system files and folders, which are not walked.
+      loops: names of links to a folder that contains them.
+      dangling: names of links to nothing that are not in `files`.
       special: names of pipes, sockets and devices.
     """
 
@@ -59,7 +59,7 @@ class Listing:
     special: list[str] = dataclasses.field(default_factory=list)
 
     def passed_over(self) -> str:
-        """In a line what is not among the files, but for `others`; "" where that is nothing."""
+        """A line about what is not in `files`, except `others`; "" if there is nothing."""
         kinds = (
             (self.hidden, "hidden or system file or folder", "hidden or system files and folders"),
             (self.loops, "link to a folder that it is in", "links to folders that they are in"),
@@ -77,13 +77,13 @@ class Listing:
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or a system's own, and so nobody's data:
+    """Whether a file or folder of this name is hidden or of the system, and so not data:
     `._clip.mp4` (macOS), `.Trash-1000`, `.ipynb_checkpoints`, `@eaDir`, `__MACOSX`, ..."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def list_folder(folder: str | os.PathLike) -> list[str]:
-    """The paths in a folder but for those that are passed over, by name."""
+    """The paths in a folder, by name, without those that are passed over."""
     names = sorted(name for name in os.listdir(folder) if not is_passed_over(name))
     return [os.path.join(folder, name) for name in names]
 
@@ -95,16 +95,16 @@ def walk(
     follow_links: bool = False,
     remedy: str = REMEDY,
 ) -> Listing:
-    """The files below a folder, in the order of their names from there.
+    """The files below a folder, in the order of their names.
 
-    Links to files and to folders are followed, each under its own name, and a folder that several
-    links lead to is walked for each; only a link to a folder that it is in is not.
+    Links to files and folders are followed under their own names, and a folder is walked once for
+    each link to it. A link to a folder that contains the link is not followed.
 
     Args:
       folder: may itself be hidden, or a link.
-      wanted: whether a file is, by its name.
+      wanted: whether a file is wanted, by its name.
       follow_links: links may leave `folder` (see `allowed_folders`).
-      remedy: what the error about a link that leaves it says to do.
+      remedy: the advice in the error about a link that leaves `folder`.
 
     Raises:
       UserError: a folder that cannot be listed; a link, to a folder or to a wanted file, that

@@ -20,21 +20,22 @@ DTYPES = ("float32", "bfloat16", "float16")
 class VisionConfig:
     """The vision tower (`vision_config`)."""
 
-    depth: int = setting(least=1)
-    hidden_size: int = setting(least=1)
-    intermediate_size: int = setting(least=1)
-    num_heads: int = setting(least=1)
-    out_hidden_size: int = setting(least=1)  # of the language model that reads the merged tokens
-    # These blocks see a whole frame pair, the others a window.
-    fullatt_block_indexes: tuple[int, ...] = setting(least=0)
-    window_size: int = setting(112, least=1)  # pixels
-    patch_size: int = setting(14, least=1)  # pixels
-    spatial_merge_size: int = setting(2, least=1)  # patches a side of a merged token
-    temporal_patch_size: int = setting(2, least=1)  # frames of a patch
-    in_channels: int = setting(3, least=3, most=3)
-    tokens_per_second: int = setting(2, least=1)  # M-RoPE steps a second
-    rope_theta: float = setting(10_000.0, above=0)
-    rms_norm_eps: float = setting(1e-6, above=0)
+    depth: int = setting(help="blocks", least=1)
+    hidden_size: int = setting(help="width", least=1)
+    intermediate_size: int = setting(help="width of the MLP", least=1)
+    num_heads: int = setting(help="attention heads", least=1)
+    out_hidden_size: int = setting(help="width of merged tokens: that of the decoder", least=1)
+    fullatt_block_indexes: tuple[int, ...] = setting(
+        help="blocks that attend to the full frame pair, others within windows", least=0
+    )
+    window_size: int = setting(112, "side of an attention window, in pixels", least=1)
+    patch_size: int = setting(14, "side of a patch, in pixels", least=1)
+    spatial_merge_size: int = setting(2, "side of a merged token, in patches", least=1)
+    temporal_patch_size: int = setting(2, "frames of a patch", least=1)
+    in_channels: int = setting(3, "color channels", least=3, most=3)
+    tokens_per_second: int = setting(2, "M-RoPE positions per second", least=1)
+    rope_theta: float = setting(10_000.0, "base of the rotary frequencies", above=0)
+    rms_norm_eps: float = setting(1e-6, "epsilon of RMSNorm", above=0)
 
     @property
     def patch_dim(self) -> int:
@@ -62,15 +63,17 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 class TextConfig:
     """The causal decoder (`text_config`, or the top level of a released config.json)."""
 
-    vocab_size: int = setting(least=1)
-    hidden_size: int = setting(least=1)
-    intermediate_size: int = setting(least=1)
-    num_hidden_layers: int = setting(least=1)
-    num_attention_heads: int = setting(least=1)
-    num_key_value_heads: int = setting(least=1)
-    mrope_section: tuple[int, int, int] = setting(least=0)  # frequencies: time, row, column
-    rope_theta: float = setting(1_000_000.0, above=0)
-    rms_norm_eps: float = setting(1e-6, above=0)
+    vocab_size: int = setting(help="tokens, at least those of the tokenizer", least=1)
+    hidden_size: int = setting(help="width", least=1)
+    intermediate_size: int = setting(help="width of the MLP", least=1)
+    num_hidden_layers: int = setting(help="layers", least=1)
+    num_attention_heads: int = setting(help="attention heads", least=1)
+    num_key_value_heads: int = setting(help="key and value heads", least=1)
+    mrope_section: tuple[int, int, int] = setting(
+        help="rotary frequencies for time, row and column", least=0
+    )
+    rope_theta: float = setting(1_000_000.0, "base of the rotary frequencies", above=0)
+    rms_norm_eps: float = setting(1e-6, "epsilon of RMSNorm", above=0)
 
     @property
     def head_dim(self) -> int:
@@ -86,10 +89,10 @@ class LoraConfig:
     `visual/merger/mlp_0`. It holds for all layers of a stack.
     """
 
-    rank: int = setting(16, least=1)
-    alpha: float = setting(32.0, above=0)
-    dropout: float = setting(0.1, least=0, below=1)  # of an adapter's input, in training only
-    targets: str = LORA_TARGETS
+    rank: int = setting(16, "rank", least=1)
+    alpha: float = setting(32.0, "scale times rank", above=0)
+    dropout: float = setting(0.1, "dropout of the adapters' inputs in training", least=0, below=1)
+    targets: str = setting(LORA_TARGETS, "regular expression of the paths of adapted projections")
 
     def __post_init__(self):
         _require(self.rank > 0, "lora.rank", "positive")
@@ -107,20 +110,26 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A General Video Embedder: tower, decoder, and how they are run.
-
-    `dtype` is the dtype of activations; parameters are stored in `param_dtype`, adapters always in
-    float32. `remat_*` name what of a layer the backward pass computes again, see `REMAT`.
-    `attention` names a kernel of `gve_jax.model.attention`.
-    """
+    """A General Video Embedder: tower, decoder, and how they are run."""
 
     vision: VisionConfig
     text: TextConfig
-    dtype: str = setting("float32", choices=DTYPES)
-    param_dtype: str = setting("float32", choices=DTYPES)
-    remat_vision: str = setting("none", choices=REMAT, resume=True)
-    remat_text: str = setting("none", choices=REMAT, resume=True)
-    attention: str = setting("xla", choices=ATTENTION, resume=True)
+    dtype: str = setting("float32", "dtype of activations", choices=DTYPES)
+    param_dtype: str = setting(
+        "float32", "dtype of parameters; adapters are float32", choices=DTYPES
+    )
+    remat_vision: str = setting(
+        "none",
+        "recomputation in the tower's backward pass: nothing, all but projections, everything",
+        choices=REMAT,
+        resume=True,
+    )
+    remat_text: str = setting(
+        "none", "recomputation in the decoder's backward pass", choices=REMAT, resume=True
+    )
+    attention: str = setting(
+        "xla", "attention kernel: cudnn for NVIDIA, splash for TPU", choices=ATTENTION, resume=True
+    )
     lora: LoraConfig | None = None
 
     def __post_init__(self):

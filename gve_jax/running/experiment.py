@@ -98,7 +98,7 @@ class Experiment:
         self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
         self._check(prompt)
         epochs = self._epochs()
-        self.room = self._room(epochs)
+        self.batch_budget = self._batch_budget(epochs)
         policy = config.pyramid
         self.curriculum = Curriculum(
             policy, self.sources.sizes, self.batch_sizes, config.steps, sum(epochs.values())
@@ -195,7 +195,7 @@ class Experiment:
             for name, size in self.sources.sizes.items()
         }
 
-    def _room(self, epochs: dict[str, int]) -> np.ndarray | None:
+    def _batch_budget(self, epochs: dict[str, int]) -> np.ndarray | None:
         """int64 [K], the batches that each source may give: its passes by `data.repeat`."""
         table = self.config.data.repeat
         passes = assign("data.repeat", table, self.sources.sizes, 0)
@@ -327,7 +327,7 @@ class Experiment:
             raise UserError(f"{self.base.directory}: NaN or infinite numbers in {', '.join(bad)}")
         return found
 
-    def seal(self) -> None:
+    def write_run_record(self) -> None:
         """Writes what this run is into its workdir."""
         if jax.process_index() == 0:
             write_json(self.workdir / "run.json", json.loads(json.dumps(self.fingerprint)))
@@ -342,7 +342,7 @@ class Experiment:
     def stage(self, number: int, alignment: Mapping[str, float], before: list[dict]) -> dict:
         """The record of a stage by R of each source, after those `before`: what it will sample."""
         record = self.curriculum.record(number, alignment)
-        chosen = choose(self._stages([*before, record]), self.config.seed, self.room)[-1]
+        chosen = choose(self._stages([*before, record]), self.config.seed, self.batch_budget)[-1]
         counts = np.bincount(chosen, minlength=len(self.sources.sizes)).tolist()
         return record | {"batches": dict(zip(self.sources.sizes, counts, strict=True))}
 
@@ -360,7 +360,7 @@ class Experiment:
             self._stages(curriculum),
             self.config.seed,
             self.config.data.siblings,
-            self.room,
+            self.batch_budget,
         )
         return read_ahead(order[step:last], self.loader(), self.config.data.workers)
 

@@ -1,8 +1,8 @@
-"""The configuration of a training run as dataclasses, checked before anything else happens.
+"""The configuration of a training run as dataclasses.
 
-Each field's line holds its type, default, range and resume rule (`gve_jax.fields.setting`); the
-sections that describe a part of the library are that part's own dataclasses. The files in
-`configs/` state every field without a default.
+Each field states its type, default, comment, range and resume rule (`gve_jax.fields.setting`);
+sections of other rooms are their dataclasses. The files in `configs/` state differences from the
+defaults; docs/configuration.md lists all fields.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from gve_jax.checkpoints.pretrained import PretrainedModel
 from gve_jax.errors import UserError
-from gve_jax.fields import as_json, build, setting
+from gve_jax.fields import as_json, build, default_config, setting
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.learning.curriculum import PyramidConfig
@@ -69,94 +69,134 @@ ModelFields = _select(
 InputFields = _select("InputFields", InputSpec, DERIVED_INPUTS)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """`config.data`.
+    """`config.data`."""
 
-    Attributes:
-      pairs: where the training pairs are: see `gve_jax.streams.sources.parse`.
-      cache: folder of copies of gs:// and indices of JSONL; local.
-      sources: patterns of whole names of the sources that train; (): all.
-      tokenizer: file; None: that of `config.pretrained`.
-      batch_sizes: (pattern of a source, its share of `config.batch_size`, up to 1, or pairs of a
-        global batch, above 1); else `config.batch_size`.
-      repeat: (pattern of a source, passes over it at most, 0: any number).
-      siblings: by source, records side by side that share a batch.
-      workers: decoding processes of a host; 0 decodes in threads.
-      max_bad_share: share of unreadable pairs above which the run stops.
-    """
+    pairs: Mapping[str, str] | tuple[str, ...] | str = setting(
+        help="training pairs: TFDS directories or names, or JSONL files, local or gs://; LOCATION "
+        "or NAME=LOCATION, which prefixes the source names; several by commas, * as wildcard",
+        resume=True,
+        per_host=True,
+    )
+    cache: str = setting(
+        "~/.cache/gve_jax/pairs",
+        "local folder for copies of gs:// files and indices of JSONL",
+        resume=True,
+        per_host=True,
+    )
+    sources: tuple[str, ...] = setting((), "patterns of full names of sources to train on; (): all")
+    tokenizer: str | None = setting(
+        None, "tokenizer file; None: that of config.pretrained", resume=True, per_host=True
+    )
+    batch_sizes: tuple[tuple[str, int | float], ...] = setting(
+        (),
+        "(source pattern, share of batch_size up to 1, or pairs above 1); the first pattern that "
+        "matches a source decides; no match: batch_size",
+        above=0,
+    )
+    repeat: tuple[tuple[str, int], ...] = setting(
+        (),
+        "(source pattern, maximum passes over it); 0 or no match: unlimited",
+        least=0,
+        most=10**6,
+    )
+    siblings: Mapping[str, int] = setting(
+        {}, "consecutive records that share a batch as hard negatives, by source", least=1
+    )
+    workers: int = setting(
+        8, "decoding processes per host; 0: threads", least=0, most=1024, resume=True, per_host=True
+    )
+    max_bad_share: float = setting(
+        0.01, "share of unreadable pairs above which the run stops", least=0, most=1, resume=True
+    )
 
-    pairs: Mapping[str, str] | tuple[str, ...] | str = setting(resume=True, per_host=True)
-    cache: str = setting(resume=True, per_host=True)
-    sources: tuple[str, ...] = setting()
-    tokenizer: str | None = setting(resume=True, per_host=True)
-    batch_sizes: tuple[tuple[str, int | float], ...] = setting(above=0)
-    repeat: tuple[tuple[str, int], ...] = setting(least=0, most=10**6)
-    siblings: Mapping[str, int] = setting(least=1)
-    workers: int = setting(least=0, most=1024, resume=True, per_host=True)
-    max_bad_share: float = setting(least=0, most=1, resume=True)
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """`config.optimizer`: AdamW, see `gve_jax.learning.optimizer`. `rates` are (pattern of a
-    parameter's path, factor of the learning rate)."""
+    """`config.optimizer`: AdamW with a cosine schedule, see `gve_jax.learning.optimizer`."""
 
-    learning_rate: float = setting(above=0)
-    warmup_steps: int = setting(least=0)
-    b1: float = setting(least=0, below=1)
-    b2: float = setting(least=0, below=1)
-    weight_decay: float = setting(least=0)
-    clip_norm: float = setting(above=0)
-    rates: tuple[tuple[str, float], ...] = setting(least=0)
+    learning_rate: float = setting(help="peak learning rate", above=0)
+    warmup_steps: int = setting(100, "steps of linear warm-up", least=0)
+    b1: float = setting(0.9, "decay of the first moment", least=0, below=1)
+    b2: float = setting(0.999, "decay of the second moment", least=0, below=1)
+    weight_decay: float = setting(0.1, "decoupled weight decay", least=0)
+    clip_norm: float = setting(1.0, "maximum global norm of the gradients", above=0)
+    rates: tuple[tuple[str, float], ...] = setting(
+        help="(parameter pattern, factor of the learning rate): the first pattern that matches a "
+        "parameter's path; 0 freezes it",
+        least=0,
+    )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """`config.checkpoint`: steps between checkpoints, and how many of the newest are kept."""
+    """`config.checkpoint`."""
 
-    every: int = setting(least=1)
-    keep: int = setting(least=1)
+    every: int = setting(200, "steps between checkpoints", least=1)
+    keep: int = setting(3, "newest checkpoints that are retained", least=1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """`config.mesh`: devices along each axis; one may be -1, the devices left."""
+    """`config.mesh`: devices along each axis; -1 for one axis: all remaining devices."""
 
-    data: int = setting(1, least=-1)
-    fsdp: int = setting(1, least=-1)
-    tensor: int = setting(1, least=-1)
+    data: int = setting(1, "devices along the data axis; -1: all remaining", least=-1)
+    fsdp: int = setting(1, "devices that shard parameters and data", least=-1)
+    tensor: int = setting(1, "devices that shard each layer", least=-1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All of a configuration. `configs/gve_3b.py` has a comment for every field.
+    """A complete training config.
 
-    `resume=True` marks what may change when a run is resumed: it affects where and how the run
-    executes, not its result. `pretrained` is only where the weights are: a
-    digest of them is compared.
+    `resume=True` allows a field to change when a run is resumed: it affects where and how the run
+    executes, not its result. `pretrained` may move because the digest of its weights is compared.
     """
 
-    seed: int = setting(least=0, most=2**32 - 1)  # of random keys, which have 32 bits
-    steps: int = setting(least=1, most=MAX_STEPS)
-    batch_size: int = setting(least=1)
-    pretrained: str | None = setting(resume=True, per_host=True)
-    quantize: str | None = setting(choices=KINDS)
+    seed: int = setting(42, "seed of all random numbers", least=0, most=2**32 - 1)
+    steps: int = setting(help="optimizer steps of the run", least=1, most=MAX_STEPS)
+    batch_size: int = setting(
+        help="pairs of a global batch; data.batch_sizes sets it by source", least=1
+    )
+    pretrained: str | None = setting(
+        None,
+        "directory or Hub id of the initial weights, with their tokenizer; None: random",
+        resume=True,
+        per_host=True,
+    )
+    quantize: str | None = setting(
+        None, "quantization of the frozen decoder (QLoRA), on one device; None: off", choices=KINDS
+    )
     model: ModelFields = setting()
     inputs: InputFields = setting()
     buckets: Buckets = setting()
     data: DataConfig = setting()
     limits: Limits = setting(resume=True)
-    gradcache_chunk: int = setting(least=0, resume=True)
+    gradcache_chunk: int = setting(
+        0, "pairs encoded at a time (GradCache); 0: all at once", least=0, resume=True
+    )
     loss: LossConfig = setting()
     optimizer: OptimizerConfig = setting()
     pyramid: PyramidConfig = setting()
     mesh: MeshConfig = setting(resume=True)
     checkpoint: CheckpointConfig = setting(resume=True)
-    log_every: int = setting(least=1, resume=True)
-    export: tuple[str, ...] = setting(choices=tuple(EXPORTS), resume=True)
-    profile: tuple[int, ...] = setting(least=0, resume=True)
-    wandb: str | None = setting(resume=True)
+    log_every: int = setting(1, "steps between lines of metrics.jsonl", least=1, resume=True)
+    export: tuple[str, ...] = setting(
+        ("gve_jax",),
+        "formats of the trained model; hf: merged",
+        choices=tuple(EXPORTS),
+        resume=True,
+    )
+    profile: tuple[int, ...] = setting(
+        (),
+        "(first step, steps) to trace for XProf in WORKDIR/profile; (): none",
+        least=0,
+        resume=True,
+    )
+    wandb: str | None = setting(
+        None, "Weights & Biases project that receives metrics; None: off", resume=True
+    )
 
     def __post_init__(self):
         if not 0 <= self.optimizer.warmup_steps < self.steps:
@@ -180,6 +220,11 @@ class Settings:
         ):
             if value == "":
                 raise UserError(f"config.{name} is empty; None leaves it out")
+
+
+def base_config() -> ConfigDict:
+    """The default of every field that has one: config files state the differences from it."""
+    return default_config(Settings)
 
 
 def read_settings(config: object) -> Settings:

@@ -494,7 +494,7 @@ def test_an_import_is_repeated_only_if_something_changed(run):
     with pytest.raises(UserError, match="imported with other files"):
         run(*asked)
     Path("out/import.json").unlink()
-    with pytest.raises(UserError, match="exists and is no import"):
+    with pytest.raises(UserError, match="exists and is not an import"):
         run(*asked)
 
 

@@ -14,7 +14,7 @@ from gve_jax.hardware import estimate
 from gve_jax.hardware.chips import CHIPS
 from gve_jax.hardware.gpus import usable_fraction
 from gve_jax.hardware.hlo import Collective, Part
-from gve_jax.hardware.program import DeviceOutOfMemory, largest, refused
+from gve_jax.hardware.program import DeviceOutOfMemory, catch_compile_oom, largest
 from gve_jax.hardware.topology import Topology, parse
 from tests.situations import situation
 
@@ -83,8 +83,8 @@ def test_a_step_must_fit_into_the_memory_that_jax_takes(monkeypatch):
 
 def test_a_grid_that_does_not_close_has_one_link_an_axis():
     topology, order = torus("v5e", (4, 4))
-    assert estimate.reach(range(16), topology, order) == (2 * 50e9, 6)
-    assert estimate.reach(range(4), topology, order) == (50e9, 3)
+    assert estimate.group_bandwidth(range(16), topology, order) == (2 * 50e9, 6)
+    assert estimate.group_bandwidth(range(4), topology, order) == (50e9, 3)
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess:
@@ -141,10 +141,10 @@ def test_what_the_compiler_refuses_does_not_fit():
     with pytest.raises(
         DeviceOutOfMemory, match=r"^Ran out of memory on HBM, 51.27G exceeds 15.75G\.$"
     ):
-        with refused():
+        with catch_compile_oom():
             raise jax.errors.JaxRuntimeError(told)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        with refused():
+        with catch_compile_oom():
             raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
 
