@@ -106,6 +106,7 @@ def test_input_settings_are_kept_in_both_formats(released, tmp_path):
     "the vectors of the unmerged adapter",
     since="0.1.0",
 )
+@pytest.mark.slow
 def test_adapter_is_loaded_and_merged_by_convert(released, model, vectors, tmp_path):
     config = dataclasses.replace(model.config, lora=LoraConfig(rank=2, alpha=3.0))
     adapters = lora.split(init_params(config, 1)[1])[1]

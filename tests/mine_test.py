@@ -287,6 +287,7 @@ mine.main(sys.argv[1:], load=lambda name: Prober())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["positives/settings.json", ".building"])
 @situation(
     "Training data",

@@ -92,6 +92,7 @@ def test_an_evaluation_is_read_and_complete(folder, expected, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_a_run_resumes(folder, expected, monkeypatch):
     monkeypatch.chdir(folder)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])

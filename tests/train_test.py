@@ -409,6 +409,7 @@ def damage(monkeypatch, ids):
     monkeypatch.setattr(PairSources, "read", broken)
 
 
+@pytest.mark.slow
 @situation(
     "Training",
     "a damaged video among the pairs",

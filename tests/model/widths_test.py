@@ -15,6 +15,7 @@ from tests.model.embedder_test import ROWS, cosine, make_batch, reference_params
 NUMBERS = np.load(Path(golden.__file__).with_suffix(".npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", golden.SIZES)
 def test_vectors_equal_the_reference_at_real_widths(size):
     fields = {k: dict(v) for k, v in golden.SIZES[size].items()}
