@@ -36,7 +36,7 @@ from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.inputs.entries import size_and_time
 from gve_jax.media import limits
 from gve_jax.media.walk import walk
-from gve_jax.mining.corpus import WITHIN, World, read_world
+from gve_jax.mining.corpus import WITHIN, MiningCorpus, read_mining_corpus
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
 from gve_jax.mining.write import LOST, MANIFEST, check_few, number, write_mined
 from gve_jax.progress import progress_bar
@@ -78,7 +78,9 @@ def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Enc
     with progress_bar("percent") as progress:
         bar = progress.add_task("reading pairs", total=None)
         world = hosts.run_on_all_hosts(
-            lambda: read_world(args.pairs, args.corpus, lambda count: progress.advance(bar, count))
+            lambda: read_mining_corpus(
+                args.pairs, args.corpus, lambda count: progress.advance(bar, count)
+            )
         )
     found = _vectors(args, world, work, functools.cache(lambda: _model(args, load)))
     queries, positives = found["queries"], found["positives"]
@@ -134,9 +136,9 @@ def _tell(line: str) -> None:
         print(line)
 
 
-def _vectors(args, world: World, work: Path, model: Callable) -> dict[str, Found]:
+def _vectors(args, world: MiningCorpus, work: Path, model: Callable) -> dict[str, Found]:
     found = {}
-    for name, things in {
+    for name, items in {
         "queries": world.queries,
         "positives": world.positives,
         "corpus": world.corpus,
@@ -146,7 +148,7 @@ def _vectors(args, world: World, work: Path, model: Callable) -> dict[str, Found
             continue
         found[name] = vectors_of(
             name,
-            things,
+            items,
             work / name,
             getattr(args, f"{name}_vectors"),
             model,

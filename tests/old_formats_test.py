@@ -96,7 +96,7 @@ def test_an_evaluation_is_read_and_complete(folder, expected, monkeypatch):
 def test_a_run_resumes(folder, expected, monkeypatch):
     monkeypatch.chdir(folder)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    monkeypatch.setattr("gve_jax.running.experiment.make_mesh", lambda axes: mesh)
+    monkeypatch.setattr("gve_jax.running.setup.make_mesh", lambda axes, devices: mesh)
     config = load_config("config.py:smoke")
     config.update_from_flattened_dict(OVERRIDES)
     train(config, folder / "run")

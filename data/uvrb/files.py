@@ -18,6 +18,7 @@ from data.uvrb import archives
 from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
 from gve_jax.media.walk import is_passed_over
+from gve_jax.storage.digests import file_sha256, json_sha256
 from gve_jax.storage.files import atomic_write, write_json
 
 SEAL = "files.json"  # in an extracted folder: {"parts": [[name, bytes]], "files": {path: [...]}}
@@ -48,7 +49,7 @@ class Folder:
     def digest(self, path: Path) -> str:
         """SHA-256 of a file, or of the names and digests in a folder of frames."""
         if self.has_folder(path):
-            return _folder_digest((entry, self.digest(path / entry)) for entry in self._list(path))
+            return json_sha256([(entry, self.digest(path / entry)) for entry in self._list(path)])
         name, stat = self._name(path), path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
         if self._known.get(name, [])[:2] != stamp:
@@ -222,15 +223,6 @@ def extract(
         os.rename(building, root)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _folder_digest(entries: Iterable[tuple[str, str]]) -> str:
-    return hashlib.sha256(json.dumps(list(entries)).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, list]:

@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data.uvrb.archives import find_parts, scan
-from data.uvrb.files import Folder, Listed, file_sha256
+from data.uvrb.files import Folder, Listed
 from data.uvrb.reader import read_set
 from data.uvrb.tasks import MOMENT, Task, choose
 from gve_jax.cli import Parser, run_cli
 from gve_jax.errors import UserError
+from gve_jax.storage.digests import file_sha256
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import dataclasses
-import hashlib
 import json
 import os
 import random
@@ -22,6 +21,7 @@ from data.uvrd import text
 from data.uvrd.prompts import Prompt
 from data.uvrd.settings import Settings
 from gve_jax.errors import UserError
+from gve_jax.storage.digests import json_sha256
 from gve_jax.storage.files import atomic_write
 from gve_jax.streams.rows import Reject
 
@@ -148,7 +148,7 @@ class ModelClient:
         """
         for seed_offset in range(self.settings.server.tries):
             body = self._body(prompt, slots, images, seed_offset)
-            key = hashlib.sha256(json.dumps(body).encode()).hexdigest()[:32]
+            key = json_sha256(body)[:32]
             response = self._read(key)
             if response is None:
                 async with self._slots:

@@ -29,12 +29,13 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from data.uvrb.files import Folder, file_sha256
+from data.uvrb.files import Folder
 from gve_jax.distributed import hosts, work
 from gve_jax.errors import UserError
 from gve_jax.media.item import as_item
 from gve_jax.media.quarantine import Quarantine, failure
 from gve_jax.retrieval import check_unit_vectors
+from gve_jax.storage.digests import file_sha256, json_sha256
 from gve_jax.storage.files import check_record, write_array, write_json
 
 FORMAT = "uvrb vectors 1"
@@ -337,7 +338,7 @@ class Embedder:
         for medium in ("image", "video"):
             if medium in content:
                 content[medium] = self.content(Path(content[medium]))
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return json_sha256(content, sort_keys=True)
 
     def _is_in_set(self, path: str | Path | None) -> bool:
         return bool(path and self.files and Path(path).is_relative_to(self.files.root))

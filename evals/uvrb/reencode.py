@@ -20,11 +20,11 @@ from pathlib import Path
 
 import jax
 
-from data.uvrb.files import file_sha256
 from evals.uvrb.transcode import RETRY, Coding
 from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
 from gve_jax.media.limits import Limits
+from gve_jax.storage.digests import file_sha256
 from gve_jax.storage.files import write_json
 
 WORKER = "evals.uvrb.transcode"

@@ -15,13 +15,14 @@ from jax.experimental import multihost_utils
 
 from gve_jax.distributed.sharding import path_name
 from gve_jax.model.hashing import mixed
+from gve_jax.storage.digests import file_sha256
 
 _CHUNK = 1 << 21  # numbers hashed at a time
 _SAMPLES, _SAMPLE = 64, 1 << 16  # blocks read of each file, and bytes of a block
 
 
 def file_digest(path: str | os.PathLike) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return file_sha256(path)[:16]
 
 
 def sampled_digest(folder: str | os.PathLike) -> str:

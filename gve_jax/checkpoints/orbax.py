@@ -7,8 +7,6 @@ reported in one line.
 import atexit
 import contextlib
 import functools
-import hashlib
-import json
 import logging
 import os
 import re
@@ -26,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from gve_jax.checkpoints.digests import is_finite
 from gve_jax.errors import UserError
+from gve_jax.storage.digests import json_sha256
 from gve_jax.storage.filesystem import is_bucket
 
 
@@ -67,7 +66,7 @@ def save_params(directory: epath.PathLike, params: Any) -> str:
                     part.rmtree()
         raise UserError(f"cannot save parameters in {target}: {last_reason(error)}") from error
     multihost_utils.sync_global_devices("gve_jax: parameters saved")
-    return _digest(sums)
+    return json_sha256(sums, sort_keys=True)[:16]
 
 
 def load_params(directory: epath.PathLike, abstract_params: Any, digest: str | None = None) -> Any:
@@ -88,7 +87,7 @@ def load_params(directory: epath.PathLike, abstract_params: Any, digest: str | N
         sums = (metadata.custom_metadata or {}).get("checksums")
         if metadata.metadata is None or sums is None:
             raise DamagedError("unreadable metadata")
-        if digest is not None and _digest(sums) != digest:
+        if digest is not None and json_sha256(sums, sort_keys=True)[:16] != digest:
             raise UserError(f"the parameters at {path} are of another model than its config.json")
         saved, wanted = check_arrays(path, metadata.metadata, abstract_params, dtypes=False)
         with damage_on_error():
@@ -175,10 +174,6 @@ def survey(tree: Any) -> tuple[dict[str, int], list[str]]:
 def describe_not_finite(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"NaN or infinite numbers in {', '.join(names[:3])}{more}"
-
-
-def _digest(sums: dict[str, int]) -> str:
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @jax.jit

@@ -72,7 +72,7 @@ def make_plan(program: Program, shapes: Shapes, quick: bool, note: Callable[[str
 
 
 def trained_names(program: Program) -> list[str]:
-    flat = jax.tree_util.tree_flatten_with_path(program.state["params"])[0]
+    flat = jax.tree_util.tree_flatten_with_path(program.abstract["params"])[0]
     return [path_name(path) for path, _ in flat]
 
 

@@ -11,16 +11,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from gve_jax.distributed.sharding import ROWS, make_mesh
+from gve_jax.distributed.sharding import ROWS
 from gve_jax.errors import UserError
 from gve_jax.hardware.topology import Topology
 from gve_jax.inputs.batch import Bucket
-from gve_jax.learning import state
-from gve_jax.learning.gradcache import check_batch_size, check_chunk
-from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.step import make_train_step
 from gve_jax.model.batch import Batch, batch_sizes
-from gve_jax.running.sections import largest_batch_size, model_config, read_settings
+from gve_jax.running.sections import largest_batch_size, read_settings
+from gve_jax.running.setup import StepSetup
 
 
 class DeviceOutOfMemory(Exception):
@@ -63,7 +61,7 @@ class Compiled:
     seconds: float
 
 
-class Program:
+class Program(StepSetup):
     """Model, optimizer, loss and mesh of a configuration, as training makes them; no data, no
     weights.
 
@@ -75,21 +73,10 @@ class Program:
         config = read_settings(config)
         if config.quantize is not None:
             raise UserError("config.quantize is for one device; plan without it")
-        self.config, self.topology = config, topology
-        self.mesh = make_mesh(dataclasses.asdict(config.mesh), topology.devices)
-        self.model = model_config(config, None)
-        self.loss, self.buckets = config.loss, config.buckets
-        self.tx = make_optimizer(config.optimizer, config.steps)
-        self.state, self.frozen = state.abstract_state(
-            self.model, self.tx, self.mesh, config.optimizer.rates, self.loss
-        )
-        self.rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        super().__init__(config, devices=topology.devices)
+        self.topology = topology
         self.batch_size = largest_batch_size(config)
-        self.check(self.batch_size, config.gradcache_chunk)
-
-    def check(self, batch_size: int, chunk: int) -> None:
-        check_batch_size(batch_size, self.rows)
-        check_chunk(chunk, batch_size, self.mesh)
+        self.check_batch(self.batch_size, config.gradcache_chunk)
 
     def shapes(
         self, query: str | None = None, positive: str | None = None, negatives: int = 0
@@ -133,7 +120,9 @@ class Program:
                 self.model, self.tx, self.loss, self.mesh, chunk=chunk, seed=self.config.seed
             )
             arrays, number = self.arrays(shapes, batch_size), jax.ShapeDtypeStruct((), np.int32)
-            lowered = step.gradients.lower(self.state["params"], self.frozen, arrays, number)
+            lowered = step.gradients.lower(
+                self.abstract["params"], self.abstract_frozen, arrays, number
+            )
             gradients = lowered.compile()
             grads = jax.tree.map(
                 lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -142,7 +131,7 @@ class Program:
                 lowered.out_info[0],
                 gradients.output_shardings[0],
             )
-            update = step.update.lower(self.state, grads).compile()
+            update = step.update.lower(self.abstract, grads).compile()
         return Compiled(batch_size, chunk, gradients, update, time.perf_counter() - began)
 
     def arrays(self, shapes: Shapes, size: int) -> dict:
@@ -167,9 +156,9 @@ class Program:
 def memory(program: Program, compiled: Compiled, shapes: Shapes) -> dict[str, int]:
     """Bytes of one device at the fullest moment of a step, by what holds them."""
     held = {
-        "weights that train": _held(program.state["params"]),
-        "frozen weights": _held(program.frozen),
-        "moments": _held(program.state["opt"]),
+        "weights that train": _held(program.abstract["params"]),
+        "frozen weights": _held(program.abstract_frozen),
+        "moments": _held(program.abstract["opt"]),
         "batch": _held(program.arrays(shapes, compiled.batch_size)),
     }
     stats = compiled.gradients.memory_analysis(), compiled.update.memory_analysis()

@@ -1,7 +1,5 @@
 """The items of a folder of media or of a JSONL file, each with an id and a stamp of its content."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from gve_jax.media.dataset_paths import inside, path_to_text
 from gve_jax.media.item import Item, as_item
 from gve_jax.media.suffixes import media_kind, possible_kinds
 from gve_jax.media.walk import REMEDY, list_folder, walk
+from gve_jax.storage.digests import json_sha256
 from gve_jax.storage.files import read_records, unique_id
 
 
@@ -110,4 +109,4 @@ def size_and_time(file: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return json_sha256(content)[:16]

@@ -5,8 +5,6 @@ and without meaning. What is known of the right one is compared before a model i
 config.json, the digest that our own exports record, and the files that transformers wrote beside.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from gve_jax.errors import UserError
+from gve_jax.storage.digests import json_sha256
 from gve_jax.storage.files import check_encoding, check_lfs_pointer, read_json
 
 TOKENS = {  # fields of config.json whose ids the tokenizer decides
@@ -58,8 +57,7 @@ def tokenizer_digest(path: Path) -> str:
         # Written as "a b" until tokenizers 0.20, then as ["a", "b"].
         merges = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
         kept["model"] = model | {"merges": merges}
-    text = json.dumps(kept, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return json_sha256(kept, sort_keys=True)[:16]
 
 
 def check_tokenizer(path: Path, vocab_size: int, fields: Mapping) -> None:

@@ -1,2 +1,2 @@
-"""Hard negatives for training pairs: world.py reads what asks and what may be found, search.py
-finds the best documents of each query and keeps them, write.py chooses and writes pairs."""
+"""Hard negatives for training pairs: corpus.py reads the distinct queries and documents, search.py
+finds and stores the best documents of each query, write.py selects negatives and writes pairs."""

@@ -1,4 +1,4 @@
-"""What asks and what may be found: each distinct query and document of pairs, once."""
+"""The distinct queries and documents of training pairs, and the corpus searched for negatives."""
 
 import hashlib
 import os
@@ -19,13 +19,13 @@ WITHIN = ("modality", "source", "all")
 
 
 @dataclass
-class Things:
-    """Distinct items in the order they were met; N of them. Items are read when they are needed.
+class UniqueItems:
+    """N distinct items in order of first occurrence. Items are read when they are needed.
 
     Attributes:
       ids: unique.
-      others: of each one, the ids of the further items that are the same.
-      contents: a hash of each one's text and media.
+      others: for each item, the ids of its duplicates.
+      contents: a hash of the text and media of each item.
       kinds: modalities, `TV`.
     """
 
@@ -41,7 +41,7 @@ class Things:
         return len(self.ids)
 
     def add(self, id: str, key: bytes, item: Item, content: bytes, read: Callable) -> int:
-        """The number of the thing with this key; `read` gives its item again."""
+        """Returns the number of the item with this key; `read` loads the item again."""
         if key in self._number:
             self.others[self._number[key]].append(id)
         else:
@@ -61,8 +61,8 @@ class Things:
         return self._number[key]
 
     @property
-    def items(self) -> int:
-        """How many items there are, those that are the same counted each."""
+    def total(self) -> int:
+        """The number of items, duplicates included."""
         return len(self.ids) + sum(map(len, self.others))
 
     def find(self, key: bytes) -> int | None:
@@ -73,11 +73,11 @@ class Things:
 
     @property
     def stamps(self) -> list[str]:
-        """Of each thing, a digest of its content."""
+        """The content digest of each item."""
         return [content.hex() for content in self.contents]
 
     def digest(self) -> str:
-        """Tells these things, and their content, from others."""
+        """Digest of the ids and contents."""
         digest = hashlib.sha256()
         for id, content in zip(self.ids, self.contents, strict=True):
             digest.update(f"{len(id)} {id} ".encode() + content)
@@ -85,7 +85,7 @@ class Things:
 
 
 @dataclass
-class World:
+class MiningCorpus:
     """Pairs by the numbers of their query and positive, and the corpus their negatives come from.
 
     Attributes:
@@ -97,9 +97,9 @@ class World:
     """
 
     sources: PairSources
-    queries: Things
-    positives: Things
-    corpus: Things
+    queries: UniqueItems
+    positives: UniqueItems
+    corpus: UniqueItems
     query: dict[str, np.ndarray]
     positive: dict[str, np.ndarray]
     pair_ids: dict[str, list[str]]
@@ -109,10 +109,10 @@ class World:
         return self.corpus is self.positives
 
     def digest(self) -> str:
-        """Of all pairs and of the corpus."""
+        """Digest of all pairs and the corpus."""
         digest = hashlib.sha256()
-        for things in (self.queries, self.positives, self.corpus):
-            digest.update(things.digest().encode())
+        for items in (self.queries, self.positives, self.corpus):
+            digest.update(items.digest().encode())
         for name in self.query:
             digest.update(f"{name} {len(self.query[name])} ".encode())
             digest.update(self.query[name].tobytes() + self.positive[name].tobytes())
@@ -152,16 +152,16 @@ class World:
             return self.positives.kinds[self.positive[source][index]]
         return source if within == "source" else "all"
 
-    def right(self) -> dict[bytes, set[int]]:
-        """By the content of a query, the positives of all pairs that ask it."""
+    def positives_by_query(self) -> dict[bytes, set[int]]:
+        """Maps the content of each query to the positives of all pairs with that query."""
         found: dict[bytes, set[int]] = {}
         for name, query in self.query.items():
             for q, p in zip(query.tolist(), self.positive[name].tolist(), strict=True):
                 found.setdefault(self.queries.contents[q], set()).add(p)
         return found
 
-    def names(self) -> dict[int, set[str]]:
-        """By query, the ids under which a corpus may hold its pairs' positives."""
+    def positive_ids(self) -> dict[int, set[str]]:
+        """Maps each query to the ids under which a corpus may list its positives."""
         found: dict[int, set[str]] = {}
         for name, query in self.query.items():
             for q, id in zip(query.tolist(), self.pair_ids[name], strict=True):
@@ -178,7 +178,9 @@ class Group:
     documents: np.ndarray
 
 
-def read_world(pairs: Path, corpus: Path | None, advance: Callable[[int], None]) -> World:
+def read_mining_corpus(
+    pairs: Path, corpus: Path | None, advance: Callable[[int], None]
+) -> MiningCorpus:
     """Reads all pairs once, to know which of their items are the same.
 
     Raises:
@@ -186,8 +188,8 @@ def read_world(pairs: Path, corpus: Path | None, advance: Callable[[int], None])
     """
     sources = PairSources(pairs)
     sources.check({name: 1 for name, size in sources.sizes.items() if size})
-    queries, positives = Things(), Things()
-    world = World(sources, queries, positives, positives, {}, {}, {})
+    queries, positives = UniqueItems(), UniqueItems()
+    world = MiningCorpus(sources, queries, positives, positives, {}, {}, {})
     for name, size in sources.sizes.items():
         query, positive, ids = np.zeros(size, np.int64), np.zeros(size, np.int64), []
         for index, pair in _records(sources, name):
@@ -206,26 +208,26 @@ def read_world(pairs: Path, corpus: Path | None, advance: Callable[[int], None])
     return world
 
 
-def _read_corpus(path: Path) -> Things:
-    things = Things()
+def _read_corpus(path: Path) -> UniqueItems:
+    items = UniqueItems()
     if path.is_dir() and (path / "dataset_info.json").is_file():
         sources = PairSources(path)
         for name in sources.sizes:
             for index, pair in _records(sources, name):
-                _add(things, sources, name, index, pair)
+                _add(items, sources, name, index, pair)
     else:
         for entry in read_entries(path):
             inside = content(entry.item)
-            things.add(entry.id, inside, entry.item, inside, lambda item=entry.item: item)
-    if not len(things):
+            items.add(entry.id, inside, entry.item, inside, lambda item=entry.item: item)
+    if not len(items):
         raise UserError(f"{path}: no documents")
-    return things
+    return items
 
 
-def _add(things: Things, sources: PairSources, name: str, index: int, pair: dict) -> int:
+def _add(items: UniqueItems, sources: PairSources, name: str, index: int, pair: dict) -> int:
     inside = content(pair["positive"])
     read = _reader(sources, name, index, "positive")
-    return things.add(f"{name}/{pair['id']}", inside, pair["positive"], inside, read)
+    return items.add(f"{name}/{pair['id']}", inside, pair["positive"], inside, read)
 
 
 def _records(sources: PairSources, name: str) -> Iterator[tuple[int, dict]]:

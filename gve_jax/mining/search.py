@@ -19,7 +19,7 @@ import numpy as np
 from gve_jax.distributed import hosts, work
 from gve_jax.errors import UserError
 from gve_jax.media.quarantine import Quarantine, open_quarantine
-from gve_jax.mining.corpus import Group, Things, World
+from gve_jax.mining.corpus import Group, MiningCorpus, UniqueItems
 from gve_jax.retrieval.embedding import Encoder, check_or_write_settings, embed_all
 from gve_jax.retrieval.negatives import query_tile, stream_neighbours
 from gve_jax.retrieval.tiles import UnitRows, cosine_rows
@@ -29,7 +29,7 @@ from gve_jax.storage.files import atomic_write, differences, read_records
 
 @dataclass
 class Found:
-    """The vectors of things: `row` int64 [N] of each in `vectors`, unit rows, -1 where it is not
+    """The vectors of items: `row` int64 [N] of each in `vectors`, unit rows, -1 where it is not
     there; and the manifest that came with them."""
 
     vectors: StoredVectors | UnitRows
@@ -39,7 +39,7 @@ class Found:
 
 def vectors_of(
     name: str,
-    things: Things,
+    items: UniqueItems,
     folder: Path,
     given: Path | None,
     model: Callable[[], Encoder],
@@ -58,9 +58,9 @@ def vectors_of(
         quarantine = open_quarantine(folder, max_bad_share)
         embed_all(
             folder,
-            things.ids,
-            things.stamps,
-            things.read,
+            items.ids,
+            items.stamps,
+            items.read,
             model(),
             quarantine,
             batch_size=batch_size,
@@ -72,24 +72,29 @@ def vectors_of(
     places = {id: row for row, id in enumerate(stored.ids)}
     if len(places) < len(stored.ids):
         raise UserError(f"{given}: an id occurs twice")
-    row = np.array([places.get(id, -1) for id in things.ids], np.int64)
-    hosts.run_on_host0(lambda: _check_lost(name, things, row, folder, given, max_bad_share))
+    row = np.array([places.get(id, -1) for id in items.ids], np.int64)
+    hosts.run_on_host0(lambda: _check_lost(name, items, row, folder, given, max_bad_share))
     return Found(vectors, row, stored.manifest)
 
 
 def _check_lost(
-    name: str, things: Things, row: np.ndarray, folder: Path, given: Path | None, max_share: float
+    name: str,
+    items: UniqueItems,
+    row: np.ndarray,
+    folder: Path,
+    given: Path | None,
+    max_share: float,
 ) -> None:
     """Records in WORK/quarantine.jsonl every item of pairs or corpus that has no vector, also those
     that are the same as another, and raises UserError where they are more than `max_share`."""
     lost = [
-        (things.ids[n], id)
+        (items.ids[n], id)
         for n in np.flatnonzero(row < 0).tolist()
-        for id in (things.ids[n], *things.others[n])
+        for id in (items.ids[n], *items.others[n])
     ]
-    if given and len(lost) > max_share * things.items:
+    if given and len(lost) > max_share * items.total:
         raise UserError(
-            f"{given}: no vector of {len(lost)} of {things.items} {name}, the first {lost[0][1]!r}"
+            f"{given}: no vector of {len(lost)} of {items.total} {name}, the first {lost[0][1]!r}"
         )
     reasons = folder / "quarantine.jsonl"
     known = (
@@ -102,7 +107,7 @@ def _check_lost(
     for first, id in lost:
         line = known.get(first, {"path": str(given or folder), "reason": "no vector"})
         quarantine.record(f"{name}/{id}", line["path"], line["reason"], line.get("seconds", 0.0))
-    quarantine.check(things.items)
+    quarantine.check(items.total)
 
 
 def check_same(found: dict[str, Found]) -> None:
@@ -147,7 +152,7 @@ class Neighbours:
     def __init__(
         self,
         folder: Path,
-        world: World,
+        world: MiningCorpus,
         queries: Found,
         positives: Found,
         corpus: Found,
@@ -179,7 +184,10 @@ class Neighbours:
             )
         )
         work.check_shared(folder)
-        self._right, self._names = world.right(), world.names()
+        self._positives_by_query, self._positive_ids = (
+            world.positives_by_query(),
+            world.positive_ids(),
+        )
         self._content = {inside: n for n, inside in enumerate(world.corpus.contents)}
         self._id = {id: n for n, id in enumerate(world.corpus.ids)}
 
@@ -227,7 +235,10 @@ class Neighbours:
             return owner[document >= 0], document[document >= 0]
 
         def positives(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            its = [sorted(self._right[self.world.queries.contents[q]]) for q in asked[numbers]]
+            its = [
+                sorted(self._positives_by_query[self.world.queries.contents[q]])
+                for q in asked[numbers]
+            ]
             owner = np.repeat(np.arange(len(its)), [len(one) for one in its])
             row = self.positives.row[np.array([n for one in its for n in one], np.int64)]
             return owner[row >= 0], self.positives.vectors[row[row >= 0]]
@@ -275,8 +286,10 @@ class Neighbours:
     def _excluded(self, query: int) -> set[int]:
         """Documents that are the query itself or a positive of it, by content or by id."""
         inside = self.world.queries.contents[query]
-        same = {inside} | {self.world.positives.contents[p] for p in self._right[inside]}
+        same = {inside} | {
+            self.world.positives.contents[p] for p in self._positives_by_query[inside]
+        }
         found = {self._content[one] for one in same if one in self._content}
         if not self.world.own_corpus:  # whose ids are those of contents
-            found |= {self._id[id] for id in self._names[query] if id in self._id}
+            found |= {self._id[id] for id in self._positive_ids[query] if id in self._id}
         return found

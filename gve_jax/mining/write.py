@@ -12,7 +12,7 @@ import numpy as np
 
 from gve_jax.errors import UserError
 from gve_jax.media.item import Item
-from gve_jax.mining.corpus import World
+from gve_jax.mining.corpus import MiningCorpus
 from gve_jax.mining.search import Found
 from gve_jax.retrieval.negatives import Rule
 from gve_jax.storage.files import write_json
@@ -58,7 +58,7 @@ class Tally:
 
 def write_mined(
     output: Path,
-    world: World,
+    world: MiningCorpus,
     queries: Found,
     positives: Found,
     look: Callable[[str, int], tuple[np.ndarray, np.ndarray]],

@@ -105,15 +105,15 @@ def rank_positives(
     c_tile = tiles.tile_size(len(corpus), corpus_tile)
     # Rows with neighbouring positives go together: few corpus tiles then hold their positives.
     rows = np.argsort(position[:, 0], kind="stable")
-    if screen.pays(len(rows), corpus):
-        own = rows[tiles.own_rows(len(rows))]
+    if screen.worth_screening(len(rows), corpus):
+        own = rows[tiles.host_rows(len(rows))]
         q_tile = tiles.tile_size(len(rows), query_tile, mesh.size)
         done = np.zeros(len(rows), np.int32)
         score[own], counts[own], done[own] = screen.count_rows(
             mesh, queries, corpus, row_query[own], position[own], order, q_tile, c_tile
         )
         for each in (score, counts, done):
-            each[rows] = tiles.of_all_hosts(each[rows], len(rows))
+            each[rows] = tiles.allgather_rows(each[rows], len(rows))
         # All rows of a query: its positives may tie, and are compared within one program only.
         left = np.zeros(len(queries), bool)
         left[row_query[done == 0]] = True
@@ -166,7 +166,7 @@ def rank_candidates(
     mesh = tiles.choose_mesh(mesh)
     score = np.zeros(len(query), np.float32)
     counts = np.zeros((len(query), 2), np.int32)
-    own = tiles.own_rows(len(query))
+    own = tiles.host_rows(len(query))
     step = -(-LIST_TILE[0] // mesh.size) * mesh.size
     # Queries with as many candidates go together: little padding.
     asked = np.unique(query[own])
@@ -185,8 +185,8 @@ def rank_candidates(
             ahead = (scores > found[:, None]) | (same & later)
             counts[mine, 0] = ahead.sum(axis=1)
             counts[mine, 1] = (scores >= found[:, None]).sum(axis=1)
-    score = tiles.of_all_hosts(score, len(query))
-    counts = tiles.of_all_hosts(counts, len(query))
+    score = tiles.allgather_rows(score, len(query))
+    counts = tiles.allgather_rows(counts, len(query))
     ranks = _ranks(query, document, score, *counts.T, order, len(queries), len(corpus))
     return replace(ranks, candidates=sizes)
 
@@ -203,17 +203,17 @@ def _count_rows(
     """
     tile_orders = tiles.padded(order, -(-len(order) // c_tile) * c_tile, -1).reshape(-1, c_tile)
     fetch, product, count = tiles.fetcher(mesh, corpus, c_tile), tiles.product(mesh), _count(mesh)
-    own = tiles.own_rows(len(rows))
+    own = tiles.host_rows(len(rows))
     for start in range(own.start, min(own.stop, len(rows)), q_tile):
         chosen = rows[start : min(start + q_tile, own.stop)]
         tile_position = tiles.padded(position[chosen], q_tile, -1)
         vectors = tiles.padded(np.asarray(queries[row_query[chosen]], np.float32), q_tile, 0)
-        vectors = tiles.split(mesh, vectors)
+        vectors = tiles.shard_rows(mesh, vectors)
         held, tile_score = _positive_scores(mesh, vectors, tile_position, corpus, c_tile, fetch)
-        known = tiles.split(mesh, tile_score)
+        known = tiles.shard_rows(mesh, tile_score)
         known_order = np.where(tile_position >= 0, order[tile_position], -1).astype(np.int32)
-        known_order = tiles.split(mesh, known_order)
-        state = tiles.split(mesh, np.zeros((*tile_position.shape, 2), np.int32))
+        known_order = tiles.shard_rows(mesh, known_order)
+        state = tiles.shard_rows(mesh, np.zeros((*tile_position.shape, 2), np.int32))
         for tile, tile_order in enumerate(tile_orders):
             scores = held.pop(tile, None)
             if scores is None:
@@ -223,8 +223,8 @@ def _count_rows(
             jax.block_until_ready(last)  # else every tile of the corpus is queued on the device
         score[chosen] = tile_score[: len(chosen)]
         counts[chosen] = np.asarray(state)[: len(chosen)]
-    score[rows] = tiles.of_all_hosts(score[rows], len(rows))
-    counts[rows] = tiles.of_all_hosts(counts[rows], len(rows))
+    score[rows] = tiles.allgather_rows(score[rows], len(rows))
+    counts[rows] = tiles.allgather_rows(counts[rows], len(rows))
 
 
 @functools.lru_cache(maxsize=8)
@@ -294,14 +294,14 @@ def _positive_scores(
         held = {}
         chunks = [wanted[at : at + c_tile] for at in range(0, len(wanted), c_tile)]
         parts = [
-            (product(rows, tiles.whole(mesh, corpus[chunk], c_tile)), chunk) for chunk in chunks
+            (product(rows, tiles.replicate(mesh, corpus[chunk], c_tile)), chunk) for chunk in chunks
         ]
     score = np.full(position.shape, np.inf, np.float32)
     for scores, documents in parts:
         columns = np.searchsorted(documents, position)
         at = np.minimum(columns, len(documents) - 1)
         here = documents[at] == position
-        found = take(scores, tiles.split(mesh, np.where(here, at, -1).astype(np.int32)))
+        found = take(scores, tiles.shard_rows(mesh, np.where(here, at, -1).astype(np.int32)))
         score = np.where(here, np.asarray(found), score)
     return held, score
 
@@ -328,13 +328,13 @@ def _list_scores(
     """Scores float32 [its candidates] of each query of a group of at most `step`."""
     longest, chunk = max(map(len, lists)), LIST_TILE[1]
     found = np.zeros((len(group), -(-longest // chunk) * chunk), np.float32)
-    rows = tiles.split(mesh, tiles.padded(np.asarray(queries[group], np.float32), step, 0))
+    rows = tiles.shard_rows(mesh, tiles.padded(np.asarray(queries[group], np.float32), step, 0))
     for start in range(0, longest, chunk):
         block = np.zeros((step, chunk, corpus.shape[1]), np.float32)
         for number, its in enumerate(lists):
             part = its[start : start + chunk]
             block[number, : len(part)] = corpus[part]
-        scores = _list_product(mesh)(rows, tiles.split(mesh, block))
+        scores = _list_product(mesh)(rows, tiles.shard_rows(mesh, block))
         found[:, start : start + chunk] = np.asarray(scores)[: len(group)]
     return (scores[: len(its)] for scores, its in zip(found, lists, strict=True))
 

@@ -7,7 +7,7 @@ on accelerators. For a query q, a document d, their roundings q', d' and e(x) = 
 
 is about 0.0035 for unit vectors. A document whose bfloat16 score is further from the positive's
 float32 score than that (and than the rounding of the sums) is certainly before or certainly behind
-it. The others, few unless the positive lies in the thick of the scores, get a float32 score.
+it. The others get a float32 score: few, unless many scores are close to the positive's.
 
 What is compared in float32, the positives and those few, comes out of one program in one shape
 (`pair_scores`): equal documents score the same wherever they stand, so ties stay ties. The counts
@@ -53,8 +53,8 @@ SUMS = 4
 SLACK = 1.02
 
 
-def pays(rows: int, corpus: np.ndarray) -> bool:
-    """Whether the filter is faster than float32 tiles for so many rows of queries."""
+def worth_screening(rows: int, corpus: np.ndarray) -> bool:
+    """Returns whether screening is faster than float32 tiles for this many queries."""
     width = corpus.shape[1]
     enough = rows >= LEAST_ROWS and len(corpus) >= LEAST_CORPUS
     return enough and LEAST_WIDTH <= width <= LARGEST_WIDTH and rows * corpus.size >= LEAST_WORK
@@ -109,7 +109,7 @@ def count_rows(
         _count(mesh, parts, corpus, order, corpus_tile)
         for part in parts:
             counts[part.rows] = part.counts[: len(part.rows)]
-            done[part.rows] = ~part.gone[: len(part.rows)]
+            done[part.rows] = ~part.too_many_undecided[: len(part.rows)]
     return score, counts, done
 
 
@@ -122,7 +122,7 @@ class _Part:
     position, own, own_order: [Q, M] of the positives: index, score, id's order.
     counts: int32 [Q, M, 2].
     seen: int [Q], undecided documents so far.
-    gone: bool [Q], rows with too many of them.
+    too_many_undecided: bool [Q], rows with too many of them.
     """
 
     rows: np.ndarray
@@ -134,7 +134,7 @@ class _Part:
     own_order: np.ndarray
     counts: np.ndarray
     seen: np.ndarray
-    gone: np.ndarray
+    too_many_undecided: np.ndarray
 
 
 def _parts(
@@ -146,8 +146,8 @@ def _parts(
         for first in range(start, min(start + GROUP * query_tile, len(rows)), query_tile):
             chosen = rows[first : first + query_tile]
             vectors = np.asarray(queries[row_query[chosen]], np.float32)
-            vectors = tiles.split(mesh, tiles.padded(vectors, query_tile, 0))
-            half, error = _halve(mesh, split=True)(vectors)
+            vectors = tiles.shard_rows(mesh, tiles.padded(vectors, query_tile, 0))
+            half, error = _to_bfloat16(mesh, split=True)(vectors)
             its = tiles.padded(position[chosen], query_tile, -1)
             own = tiles.padded(score[chosen], query_tile, np.inf)
             own_order = np.where(its >= 0, order[its], -1)
@@ -175,7 +175,7 @@ def _score_own(mesh: Mesh, parts: list[_Part], corpus: np.ndarray, corpus_tile: 
     wanted = wanted[wanted >= 0]
     for at in range(0, len(wanted), corpus_tile):
         these = wanted[at : at + corpus_tile]
-        documents = tiles.whole(mesh, corpus[these], corpus_tile)
+        documents = tiles.replicate(mesh, corpus[these], corpus_tile)
         for part in parts:
             column = np.minimum(np.searchsorted(these, part.position), len(these) - 1)
             row, slot = np.nonzero(these[column] == part.position)
@@ -186,9 +186,9 @@ def _sample(mesh: Mesh, parts: list[_Part], corpus: np.ndarray, done: np.ndarray
     """Sets `done` [R] for rows of which few documents of a sample are undecided."""
     size = tiles.tile_size(len(corpus), SAMPLE)
     sampled = np.linspace(0, len(corpus) - 1, min(size, len(corpus))).astype(np.int64)
-    halves = _halve(mesh)(tiles.whole(mesh, corpus[sampled], size))
+    halves = _to_bfloat16(mesh)(tiles.replicate(mesh, corpus[sampled], size))
     for part in parts:
-        screened = _screen(mesh)(part.half, part.error, tiles.split(mesh, part.own), *halves)
+        screened = _screen(mesh)(part.half, part.error, tiles.shard_rows(mesh, part.own), *halves)
         undecided = _undecided(screened, size - len(sampled))[: len(part.rows)]
         done[part.rows] = undecided <= MOST * len(sampled)
 
@@ -198,17 +198,17 @@ def _count(
 ) -> None:
     """Counts all documents for the parts of a group."""
     fetch, waiting = tiles.fetcher(mesh, corpus, corpus_tile), None
-    known = [tiles.split(mesh, part.own) for part in parts]
+    known = [tiles.shard_rows(mesh, part.own) for part in parts]
     for first in range(0, len(corpus), corpus_tile):
         documents = fetch(first // corpus_tile)
-        halves = _halve(mesh)(documents)
+        halves = _to_bfloat16(mesh)(documents)
         its = order[first : first + corpus_tile]
         for part, own in zip(parts, known, strict=True):
             screened = _screen(mesh)(part.half, part.error, own, *halves)
             if waiting:  # the host looks at one while the devices screen the next
-                _settle(mesh, *waiting)
+                _resolve_undecided(mesh, *waiting)
             waiting = part, documents, its, first + len(its), screened
-    _settle(mesh, *waiting)
+    _resolve_undecided(mesh, *waiting)
 
 
 def _undecided(screened: tuple, padding: int) -> np.ndarray:
@@ -218,7 +218,9 @@ def _undecided(screened: tuple, padding: int) -> np.ndarray:
     return np.asarray(undecided).sum(axis=(1, 2)) - padding * inside.sum(axis=1)
 
 
-def _settle(mesh: Mesh, part: _Part, documents, order, seen: int, screened: tuple) -> None:
+def _resolve_undecided(
+    mesh: Mesh, part: _Part, documents, order, seen: int, screened: tuple
+) -> None:
     """Adds a screened tile of documents to a part's counts.
 
     Args:
@@ -231,15 +233,15 @@ def _settle(mesh: Mesh, part: _Part, documents, order, seen: int, screened: tupl
     above = np.asarray(above) - padding * (np.asarray(high) < 0)
     part.counts += above[:, :, None]
     part.seen += _undecided(screened, padding)
-    part.gone |= part.seen > SPARE + MOST * seen
-    waiting = np.where(part.gone[:, None, None], 0, np.asarray(undecided))
+    part.too_many_undecided |= part.seen > SPARE + MOST * seen
+    waiting = np.where(part.too_many_undecided[:, None, None], 0, np.asarray(undecided))
     blocks = waiting.shape[2]
     row, slot, block = np.nonzero(waiting)
     if not len(row):
         return
     found = np.empty((len(row), documents.shape[0] // blocks), bool)
     for here, place, at, _ in _pieces(mesh, row, slot * blocks + block, len(scores)):
-        found[here] = np.asarray(_look(mesh)(scores, low, high, at))[place]
+        found[here] = np.asarray(_find_undecided(mesh)(scores, low, high, at))[place]
     pair, within = np.nonzero(found)
     row, slot, column = row[pair], slot[pair], block[pair] * found.shape[1] + within
     there = column < len(order)
@@ -273,7 +275,7 @@ def _pieces(
         at = np.zeros((mesh.size * size, 2), np.int32)
         at[place, 0], at[place, 1] = row[here] % local, column[here]
         number = np.clip(total - start, 0, size).astype(np.int32)
-        yield here, place, tiles.split(mesh, at), tiles.split(mesh, number)
+        yield here, place, tiles.shard_rows(mesh, at), tiles.shard_rows(mesh, number)
 
 
 def _score(mesh: Mesh, queries, documents, row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -314,7 +316,7 @@ def pair_scores(mesh: Mesh) -> Callable:
 
 
 @functools.lru_cache(maxsize=8)
-def _halve(mesh: Mesh, split: bool = False) -> Callable:
+def _to_bfloat16(mesh: Mesh, split: bool = False) -> Callable:
     """[N, D] -> bfloat16 [N, D] and the length of what each row lost, float32 [N]."""
 
     def lost(vectors, half):
@@ -367,7 +369,7 @@ def _screen(mesh: Mesh) -> Callable:
 
 
 @functools.lru_cache(maxsize=8)
-def _look(mesh: Mesh) -> Callable:
+def _find_undecided(mesh: Mesh) -> Callable:
     """Which documents of blocks are undecided, bool [P, documents of a block].
 
     Takes `scores, low, high` of `_screen` and int32 [P, 2], rows and slot * blocks + block.

@@ -142,21 +142,21 @@ def fetcher(
     @functools.lru_cache(maxsize=RESIDENT_TILES)
     def fetch(tile: int) -> jax.Array:
         window = slice(tile * tile_size, (tile + 1) * tile_size)
-        return whole(
+        return replicate(
             mesh, corpus[window if permutation is None else permutation[window]], tile_size
         )
 
     return fetch
 
 
-def whole(mesh: Mesh, vectors: np.ndarray, rows: int) -> jax.Array:
-    """`vectors`, padded by zeros to `rows`, on every device."""
+def replicate(mesh: Mesh, vectors: np.ndarray, rows: int) -> jax.Array:
+    """Replicates `vectors`, padded with zeros to `rows` rows, on every device."""
     vectors = np.asarray(vectors, np.float32)
     return jax.device_put(padded(vectors, rows, 0), NamedSharding(mesh, P()))
 
 
-def split(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """`array`, its rows divided among all devices."""
+def shard_rows(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """Shards the rows of `array` over all devices of the mesh."""
     return jax.device_put(array, NamedSharding(mesh, P(mesh.axis_names)))
 
 
@@ -175,7 +175,7 @@ def padded(array: np.ndarray, rows: int, value: float) -> np.ndarray:
 
 
 def id_order(ids: Sequence[str]) -> np.ndarray:
-    """int32 [C], the place of each id among all sorted as strings: the larger wins a tie.
+    """Returns int32 [C], the rank of each id in string order; the larger wins a tie.
 
     Raises:
       UserError: an id that occurs twice; it is named.
@@ -205,16 +205,16 @@ def choose_mesh(mesh: Mesh | None) -> Mesh:
     return mesh if len(own) == mesh.size else Mesh(np.array(own), ("data",))
 
 
-def own_rows(rows: int) -> slice:
-    """The rows that this host works on: hosts divide them in order, as evenly as can be."""
+def host_rows(rows: int) -> slice:
+    """Returns the contiguous block of rows that this host computes."""
     share = math.ceil(rows / jax.process_count())
     return slice(share * jax.process_index(), share * (jax.process_index() + 1))
 
 
-def of_all_hosts(array: np.ndarray, rows: int) -> np.ndarray:
-    """`array` [rows, ...], of which each host knows its own rows, whole on every host."""
+def allgather_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """Gathers `array` [rows, ...], of which each host computed its `host_rows`, on every host."""
     if jax.process_count() == 1:
         return array
     share = math.ceil(rows / jax.process_count())
-    told = multihost_utils.process_allgather(padded(array[own_rows(rows)], share, 0))
-    return np.asarray(told).reshape(-1, *array.shape[1:])[:rows]
+    gathered = multihost_utils.process_allgather(padded(array[host_rows(rows)], share, 0))
+    return np.asarray(gathered).reshape(-1, *array.shape[1:])[:rows]

@@ -43,7 +43,7 @@ def top_k(
     width = min(k, len(corpus)) if k > 0 else 0
     places = np.zeros((len(queries), width), np.int32)
     scores = np.zeros((len(queries), width), np.float32)
-    mine = tiles.own_rows(len(queries))
+    mine = tiles.host_rows(len(queries))
     found = stream_top_k(
         queries,
         corpus,
@@ -57,8 +57,8 @@ def top_k(
     for rows, its_places, its_scores in found:
         places[rows], scores[rows] = its_places, its_scores
     return (
-        tiles.of_all_hosts(places, len(queries)).astype(np.int64),
-        tiles.of_all_hosts(scores, len(queries)),
+        tiles.allgather_rows(places, len(queries)).astype(np.int64),
+        tiles.allgather_rows(scores, len(queries)),
     )
 
 
@@ -98,7 +98,9 @@ def stream_top_k(
         for start in range(first, stop, q_tile):
             chosen = slice(start, min(start + q_tile, stop))
             asked = np.asarray(queries[chosen], np.float32)
-            places, scores = answer(tiles.split(mesh, tiles.padded(asked, q_tile, 0)), len(asked))
+            places, scores = answer(
+                tiles.shard_rows(mesh, tiles.padded(asked, q_tile, 0)), len(asked)
+            )
             yield chosen, places, scores
 
 
@@ -213,8 +215,8 @@ def _on_devices(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
     def answer(queries: jax.Array, count: int) -> tuple[np.ndarray, np.ndarray]:
         shape = (len(queries), k)
         state = (
-            tiles.split(mesh, np.full(shape, -np.inf, np.float32)),
-            tiles.split(mesh, np.full(shape, -1, np.int32)),
+            tiles.shard_rows(mesh, np.full(shape, -np.inf, np.float32)),
+            tiles.shard_rows(mesh, np.full(shape, -1, np.int32)),
         )
         for tile in range(-(-len(corpus) // c_tile)):
             there = np.int32(tile * c_tile), np.int32(len(corpus))

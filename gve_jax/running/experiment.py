@@ -20,7 +20,7 @@ from gve_jax.checkpoints.huggingface import COMPANIONS
 from gve_jax.checkpoints.peft import write_adapter
 from gve_jax.checkpoints.pretrained import open_pretrained
 from gve_jax.distributed import hosts
-from gve_jax.distributed.sharding import make_mesh, replicated
+from gve_jax.distributed.sharding import replicated
 from gve_jax.errors import UserError
 from gve_jax.gve import GVE
 from gve_jax.hardware import flops
@@ -29,8 +29,6 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.learning import state
 from gve_jax.learning.curriculum import Curriculum
-from gve_jax.learning.gradcache import check_batch_size, check_chunk
-from gve_jax.learning.optimizer import make_optimizer
 from gve_jax.learning.patterns import assign
 from gve_jax.media.isolation import Isolated
 from gve_jax.media.quarantine import Quarantine
@@ -40,13 +38,12 @@ from gve_jax.model.quantize import DECODER, quantize
 from gve_jax.running.prober import is_scores, measure, read_scores
 from gve_jax.running.sections import (
     EXPORTS,
-    Settings,
     kept_fields,
-    model_config,
     read_settings,
     shared_fields,
     source_batch_sizes,
 )
+from gve_jax.running.setup import StepSetup
 from gve_jax.storage.files import differences, read_json, write_json
 from gve_jax.storage.filesystem import (
     as_path,
@@ -60,7 +57,7 @@ from gve_jax.streams.mixture import UNLIMITED, Stage, batches, choose, epoch_bat
 from gve_jax.streams.sources import Sources, parse
 
 
-class Experiment:
+class Experiment(StepSetup):
     """One configuration in one workdir.
 
     Raises UserError, naming the field, for whatever of it cannot work: before anything compiles.
@@ -68,18 +65,14 @@ class Experiment:
 
     def __init__(self, config: ConfigDict, workdir: Path):
         self.workdir = workdir
-        self.config: Settings = read_settings(config)
-        config = self.config
-        self.mesh = make_mesh(dataclasses.asdict(config.mesh))
+        config = read_settings(config)
         self.base = None if config.pretrained is None else open_pretrained(config.pretrained)
-        self.model = model_config(config, self.base)
-        self.loss = config.loss
+        super().__init__(config, self.base)
         self.sources = Sources(
             parse(config.data.pairs, config.data.cache, workdir), config.data.sources
         )
         self.batch_sizes = source_batch_sizes(config, self.sources.sizes)
         vision = self.model.vision
-        self.buckets = config.buckets
         try:
             spec = InputSpec(
                 **vars(config.inputs),
@@ -106,11 +99,6 @@ class Experiment:
         self.scores = None  # R of the first stage, where a file tells it
         if policy.prober is not None and is_scores(policy.prober):
             self.scores = read_scores(policy.prober, self.curriculum.tasks)
-        self.rates = config.optimizer.rates
-        self.tx = make_optimizer(config.optimizer, config.steps)
-        self.abstract, self._frozen = state.abstract_state(
-            self.model, self.tx, self.mesh, self.rates, self.loss
-        )
         self._check_quantize()
         kept = kept_fields(config, self.model)
         if self.scores is not None:  # not where they are, but what they are
@@ -141,10 +129,8 @@ class Experiment:
 
     def _check(self, prompt: Prompt) -> None:
         config = self.config
-        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         for size in sorted({config.batch_size, *self.batch_sizes.values()}):
-            check_batch_size(size, rows)
-            check_chunk(config.gradcache_chunk, size, self.mesh)
+            self.check_batch(size, config.gradcache_chunk)
         try:
             self.loss.check(self.model.text.hidden_size)
         except ValueError as error:
@@ -298,8 +284,8 @@ class Experiment:
         """The leaves that do not train, which no checkpoint holds: of the base, else random. Those
         of a base become part of the fingerprint."""
         if self.base is None:
-            return state.draw(self.model, self.config.seed, self._frozen, self.loss)
-        frozen = self._of_base(self._frozen)
+            return state.draw(self.model, self.config.seed, self.abstract_frozen, self.loss)
+        frozen = self._of_base(self.abstract_frozen)
         if frozen:
             self.fingerprint["frozen_weights"] = weights_digest(frozen)
         return quantize(frozen, self.config.quantize) if self.config.quantize else frozen
@@ -414,7 +400,7 @@ class Experiment:
                 write_adapter(directory, whole, self.model, base_model=base)
             return directory
         if self.config.quantize:  # adapters go with the base as it was
-            frozen = self._of_base(self._frozen)
+            frozen = self._of_base(self.abstract_frozen)
         whole = state.join(params, frozen)
         model = GVE(self.model, whole, self.preprocess, self.buckets, self.mesh)
         model.save_pretrained(directory, format=name)

@@ -10,8 +10,6 @@ import contextlib
 import errno
 import fnmatch
 import functools
-import hashlib
-import json
 import logging
 import os
 import re
@@ -24,6 +22,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from gve_jax.errors import UserError
+from gve_jax.storage.digests import json_sha256
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -143,7 +142,7 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
     }
     if not found:
         raise UserError(f"{folder}: no such directory")
-    key = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    key = json_sha256(found)[:16]
     copy = _cache() / place / key
     if copy.is_dir():
         return copy

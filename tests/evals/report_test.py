@@ -14,6 +14,7 @@ from evals.uvrb.pictures import HEIGHT, Pictures
 from evals.uvrb.published import comparison
 from evals.uvrb.scores import ABILITIES
 from gve_jax.errors import UserError
+from gve_jax.media import sandbox
 from tests.evals.small_uvrb import (
     ColourEncoder,
     Settings,
@@ -267,3 +268,12 @@ def test_pictures_stop_at_the_budget_and_survive_damaged_media(tmp_path):
 def test_wide_image_fits_the_strip(tmp_path):
     Image.new("RGB", (2000, 10)).save(tmp_path / "wide.png")
     assert "<img" in Pictures().image(tmp_path / "wide.png", "wide")
+
+
+def test_a_file_that_crashes_its_decoder_costs_one_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
+    (tmp_path / "bad.mp4").write_bytes(b"CRASH")
+    make_clip(tmp_path / "good.mp4", "red blue")
+    pictures = Pictures()
+    assert "cannot be read" in pictures.clip(tmp_path / "bad.mp4", "bad")
+    assert "<img" in pictures.clip(tmp_path / "good.mp4", "good")

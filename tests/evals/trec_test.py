@@ -212,7 +212,7 @@ def near_copies(rng, queries, documents, width):
 @pytest.mark.parametrize("depth", ["12", "1000"])
 def test_near_copies_have_one_order(tmp_path, ranking, depth, monkeypatch):
     if ranking == "screened":
-        monkeypatch.setattr(screen, "pays", lambda rows, corpus: True)
+        monkeypatch.setattr(screen, "worth_screening", lambda rows, corpus: True)
         monkeypatch.setattr(screen, "LEAST_FILLED", 0)
         monkeypatch.setattr(screen, "MOST", 1)
     rng, task = np.random.default_rng(5), "MS-TI" if ranking == "candidates" else "MSRVTT"

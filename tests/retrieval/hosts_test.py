@@ -26,7 +26,7 @@ def find(mesh) -> dict[str, np.ndarray]:
     places, scores = top_k(queries, corpus, ids, 5, mesh=mesh)
     found = {"places": places, "scores": scores}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screen, "pays", lambda rows, corpus: True)
+        patch.setattr(screen, "worth_screening", lambda rows, corpus: True)
         patch.setattr(screen, "LEAST_FILLED", 0)
         patch.setattr(screen, "MOST", 0.05)  # some rows are left to float32
         screened = rank_positives(queries, corpus, positives, ids, mesh=mesh)

@@ -30,7 +30,7 @@ def screened(monkeypatch):
         done.append(found[2])
         return found
 
-    monkeypatch.setattr(screen, "pays", lambda rows, corpus: True)
+    monkeypatch.setattr(screen, "worth_screening", lambda rows, corpus: True)
     monkeypatch.setattr(screen, "LEAST_FILLED", 0)
     monkeypatch.setattr(screen, "count_rows", count_rows)
     return done
@@ -164,8 +164,8 @@ def test_margin_holds(one, make):
     rng = np.random.default_rng(6)
     queries, corpus = (make(rng, rows, 250).astype(np.float32) for rows in (128, 512))
     true = exact(queries, corpus)
-    half, error = screen._halve(one)(jax.device_put(queries))
-    halves, errors = screen._halve(one)(jax.device_put(corpus))
+    half, error = screen._to_bfloat16(one)(jax.device_put(queries))
+    halves, errors = screen._to_bfloat16(one)(jax.device_put(corpus))
     lost = corpus - np.asarray(halves).astype(np.float64)
     np.testing.assert_allclose(errors, np.linalg.norm(lost, axis=1), rtol=1e-5)
     own = true[:, :4].astype(np.float32)
@@ -244,7 +244,7 @@ def test_a_pair_scores_the_same_anywhere(mesh, width):
     corpus[:] = corpus[rng.integers(0, 5, 384)]
     row, column = rng.integers(0, 256, 3000), rng.integers(0, 384, 3000)
     scores = screen._score(
-        mesh, tiles.split(mesh, queries), tiles.whole(mesh, corpus, 384), row, column
+        mesh, tiles.shard_rows(mesh, queries), tiles.replicate(mesh, corpus, 384), row, column
     )
     np.testing.assert_allclose(scores, exact(queries, corpus)[row, column], atol=1e-6)
     pairs = np.concatenate([queries[row], corpus[column]], axis=1)
@@ -254,7 +254,7 @@ def test_a_pair_scores_the_same_anywhere(mesh, width):
 
 
 def test_small_sets_are_not_screened():
-    assert screen.pays(2048, np.empty((16384, 2048), np.float16))
+    assert screen.worth_screening(2048, np.empty((16384, 2048), np.float16))
     for rows, corpus in (
         (100, (16384, 2048)),
         (2048, (4096, 2048)),
@@ -262,4 +262,4 @@ def test_small_sets_are_not_screened():
         (2048, (16384, 1 << 15)),
         (1024, (8192, 256)),
     ):
-        assert not screen.pays(rows, np.broadcast_to(np.float16(0), corpus))
+        assert not screen.worth_screening(rows, np.broadcast_to(np.float16(0), corpus))
