@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     args = _parse(argv)
     prompt = choose_instruction(args.prompt, args.prompt_name)
     load = load or functools.partial(load_encoder, limits=limits.from_arguments(args))
-    tell = (lambda line: None) if jax.process_index() else print
+    report = (lambda line: None) if jax.process_index() else print
     entries = hosts.run_on_all_hosts(
         lambda: read_entries(
             args.input,
             follow_links=args.follow_links,
-            tell=tell,
+            report=report,
             remedy=f"{REMEDY}, or give --follow-links if such links are your own",
         )
     )

@@ -34,7 +34,7 @@ from gve_jax.inputs.batch import Bucket, collate, need
 from gve_jax.inputs.counts import Counts
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.optimizer import ADAPTERS, make_optimizer
-from gve_jax.learning.state import abstract_state, split, start
+from gve_jax.learning.state import abstract_state, init_train_state, split
 from gve_jax.learning.step import make_train_step
 from gve_jax.media.item import Item
 from gve_jax.model.batch import Batch
@@ -146,7 +146,7 @@ class Ours:
         params, self.frozen = split(model.params, ADAPTERS)
         params = jax.tree.map(lambda leaf: leaf.copy(), params)  # the step donates them
         abstract, _ = abstract_state(cfg, self.tx, mesh, ADAPTERS)
-        self.state = start(params, self.tx, abstract)
+        self.state = init_train_state(params, self.tx, abstract)
         count = np.arange(len(rows[0]), dtype=np.int32)
         query, positive = (
             Batch(**collate(side, bucket_of(side), model.preprocess.spec)) for side in rows

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gve_jax.distributed.sharding import path_name
-from gve_jax.model.hashing import mixed
+from gve_jax.model.hashing import murmur3_mix32
 from gve_jax.storage.digests import file_sha256
 
 _CHUNK = 1 << 21  # numbers hashed at a time
@@ -104,4 +104,4 @@ def _hash_sum(shard: jax.Array, start, indices: jax.Array) -> jax.Array:
     rows = jax.lax.dynamic_slice_in_dim(shard, start, len(indices))
     bits = jax.lax.bitcast_convert_type(rows, f"uint{8 * rows.dtype.itemsize}").astype(jnp.uint32)
     index = indices[:, None] + jnp.arange(rows.shape[1], dtype=jnp.uint32)
-    return jnp.sum(mixed(bits + index * np.uint32(0x9E3779B9)), dtype=jnp.uint32)
+    return jnp.sum(murmur3_mix32(bits + index * np.uint32(0x9E3779B9)), dtype=jnp.uint32)

@@ -1,4 +1,4 @@
-"""Rows -> one batch of a declared static shape (numpy)."""
+"""Collates rows into a batch of a declared static shape (numpy)."""
 
 import dataclasses
 from collections.abc import Sequence

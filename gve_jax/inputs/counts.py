@@ -1,4 +1,4 @@
-"""What a batch holds, in the numbers that its arithmetic depends on."""
+"""Counts of tokens and patches in a batch, from which its arithmetic follows."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

@@ -28,21 +28,21 @@ def read_entries(
     *,
     follow_links: bool = False,
     remedy: str = REMEDY,
-    tell: Callable[[str], object] = print,
+    report: Callable[[str], object] = print,
 ) -> list[Entry]:
     """The items of a folder or a JSONL file, at least one.
 
     Args:
       follow_links: links below the folder, or that of the file, may lead out of it.
       remedy: what the error about a link that leaves the folder says to do.
-      tell: gets a line about the files of a folder that are no items.
+      report: called with a line about files of a folder that are skipped.
 
     Raises:
       UserError: a file of the list, or a link, that leads out of the folder; a line that is no
         item, by its number; nothing to embed.
     """
     if path.is_dir():
-        entries = list(_read_folder(path, follow_links, remedy, tell))
+        entries = list(_read_folder(path, follow_links, remedy, report))
     else:
         entries = list(_read_list(path, follow_links))
     if not entries:
@@ -75,7 +75,9 @@ def _read_list(path: Path, follow_links: bool) -> Iterator[Entry]:
         yield Entry(id, item, _digest([record, [stamp(file, path.parent) for file in files]]))
 
 
-def _read_folder(folder: Path, follow_links: bool, remedy: str, tell: Callable) -> Iterator[Entry]:
+def _read_folder(
+    folder: Path, follow_links: bool, remedy: str, report: Callable
+) -> Iterator[Entry]:
     """The videos and images, in the order of their paths, which are their ids (see
     `path_to_text`)."""
     listing = walk(folder, possible_kinds, follow_links=follow_links, remedy=remedy)
@@ -84,9 +86,9 @@ def _read_folder(folder: Path, follow_links: bool, remedy: str, tell: Callable) 
         item = Item(video=file.path) if kind == "video" else Item(image=file.path)
         yield Entry(path_to_text(file.name), item, _digest([file.name, stamp(file.path, folder)]))
     if listing.others:
-        tell(f"{folder}: {listing.others:,} files are neither videos nor images by their names")
+        report(f"{folder}: {listing.others:,} files are neither videos nor images by their names")
     if passed_over := listing.passed_over():
-        tell(f"{folder}: {passed_over}")
+        report(f"{folder}: {passed_over}")
 
 
 def stamp(file: str, root: str | os.PathLike) -> list:

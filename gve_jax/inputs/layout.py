@@ -1,4 +1,4 @@
-"""Where each patch of a frame goes: window order, coordinates, and the way back (numpy)."""
+"""Patch layout of a frame: window order, coordinates and inverse (numpy)."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Media as other libraries' users write them: URIs, tensors, frames with their metadata."""
+"""Media in the forms of other libraries: URIs, tensors, frames with metadata."""
 
 import base64
 import binascii

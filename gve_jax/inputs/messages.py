@@ -1,4 +1,4 @@
-"""Chat messages and their content, as transformers and qwen-vl-utils have them, as items.
+"""Converts chat messages of transformers and qwen-vl-utils to items.
 
 An item has one user turn: a video, an image and a text, in this order, and a system turn. What a
 chat can say beyond that is refused by name.

@@ -1,4 +1,4 @@
-"""Rows -> few static shapes with little padding, for encoding (numpy).
+"""Packs rows into few static shapes with little padding, for encoding (numpy).
 
 Training pads each item to a bucket (`gve_jax.inputs.batch`). An encoder may do better: frame pairs
 of all items go through the tower together, sorted by size, and the decoder takes several items side

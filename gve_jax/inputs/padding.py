@@ -1,4 +1,4 @@
-"""How much of what is computed is padding."""
+"""Measures the share of padding in batches."""
 
 from collections import Counter
 from collections.abc import Mapping

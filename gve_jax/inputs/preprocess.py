@@ -1,4 +1,4 @@
-"""One item -> the arrays of one row, before padding (numpy only; runs in worker processes)."""
+"""Converts an item to the arrays of a row, before padding (numpy only; also in the sandbox)."""
 
 import dataclasses
 import math

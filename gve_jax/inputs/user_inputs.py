@@ -1,4 +1,4 @@
-"""What `GVE.encode` is given, one input or many in any accepted form, as items."""
+"""Converts the inputs of `GVE.encode`, one or many in any accepted form, to items."""
 
 import os
 from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set, Sized

@@ -1,1 +1,1 @@
-"""What a step learns and what is kept of it: loss, optimizer, curriculum, checkpoints, metrics."""
+"""What a training step learns: loss, optimizer, state, curriculum."""

@@ -1,4 +1,4 @@
-"""What each stage of a run samples, by its configuration: host side, numpy only."""
+"""The sampling of each stage of a run, by its configuration: on the host, numpy only."""
 
 import dataclasses
 import math
@@ -157,13 +157,13 @@ class Curriculum:
         """Stage `number` by R of each source: plain JSON, kept in the checkpoint."""
         first, last = self.bounds[number]
         sigma = self._sigma(number)
-        told = {"stage": number, "first_step": first, "last_step": last, "sigma": sigma[0]}
+        record = {"stage": number, "first_step": first, "last_step": last, "sigma": sigma[0]}
         if self.config.sigma_per == "step":
-            told["sigma_end"] = sigma[-1]
-        told["R"] = {name: float(alignment[name]) for name in self.sizes}
-        weights = self._rows(number, told["R"], sigma)
+            record["sigma_end"] = sigma[-1]
+        record["R"] = {name: float(alignment[name]) for name in self.sizes}
+        weights = self._rows(number, record["R"], sigma)
         mean = np.mean(weights, axis=0)
-        return told | {"P": dict(zip(self.sizes, mean.tolist(), strict=True))}
+        return record | {"P": dict(zip(self.sizes, mean.tolist(), strict=True))}
 
     def weights(self, record: Mapping) -> Sequence[float] | np.ndarray:
         """What `streams.mixture.Stage` takes, shares of batches, of a stage decided before."""

@@ -154,23 +154,23 @@ def info_nce(
     }
     tau = jnp.float32(cfg.temperature if temperature is None else temperature)
     if cfg.form == "plain":
-        columns = _columns(rows, rows, cfg, tau)
+        columns = _block_stats(rows, rows, cfg, tau)
         return _mean(_sums(rows, list(negatives), columns, cfg, tau))
 
     def local(rows, negatives, tau):
-        compare = functools.partial(_columns, cfg=cfg, tau=tau)
+        compare = functools.partial(_block_stats, cfg=cfg, tau=tau)
         if cfg.form == "all_gather":
             everything = jax.tree.map(lambda x: jax.lax.all_gather(x, ROW_AXES, tiled=True), rows)
             columns = compare(rows, everything)
         else:
-            columns = _around(rows, compare)
+            columns = _ring(rows, compare)
         return jax.lax.psum(_sums(rows, negatives, columns, cfg, tau), ROW_AXES)
 
     split = jax.shard_map(local, mesh=mesh, in_specs=(P(ROW_AXES), P(ROW_AXES), P()), out_specs=P())
     return _mean(split(rows, list(negatives), tau))
 
 
-def _around(rows: dict, compare) -> dict:
+def _ring(rows: dict, compare) -> dict:
     """`compare(rows, all rows)`, a block of columns at a time, each from the neighbour before."""
     size = jax.lax.axis_size(ROW_AXES)
     onward = [(at, (at + 1) % size) for at in range(size)]
@@ -198,7 +198,7 @@ _JOIN = {
 }
 
 
-def _columns(rows: dict, columns: dict, cfg: LossConfig, tau) -> dict[str, Array]:
+def _block_stats(rows: dict, columns: dict, cfg: LossConfig, tau) -> dict[str, Array]:
     """What a block of columns adds to each row: logsumexps of candidates' logits by cut [M, R], the
     best of their cosines, the cosine of the row's own positive by cut (0 if it is in another
     block), sum and number of the negatives' cosines, and which of the row's hard negatives have the

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine, its moments in float32; which parameters train is a table."""
+"""AdamW with warm-up and cosine decay, moments in float32; which parameters train is a table."""
 
 import re
 from collections.abc import Iterable, Sequence

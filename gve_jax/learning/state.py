@@ -1,4 +1,4 @@
-"""What of a model trains and what is frozen: trees of both, their shardings, their first values.
+"""Splits a model into trained and frozen parameters: trees, shardings, initial values.
 
 `params` (trained) and `frozen` are nested dicts without a leaf in common; together they are the
 encoder's tree. A learned temperature is one more trained leaf, `loss/log_temperature`.
@@ -89,19 +89,21 @@ def abstract_state(
     )
 
 
-def draw(cfg: ModelConfig, seed: int, abstract: dict, loss: LossConfig | None = None) -> dict:
-    """The leaves of a random start that `abstract` names: the same whenever they are asked for."""
+def random_params(
+    cfg: ModelConfig, seed: int, abstract: dict, loss: LossConfig | None = None
+) -> dict:
+    """The leaves in `abstract` of the random initial parameters: the same at every call."""
     names = flatten_dict(abstract)
 
-    def chosen():
+    def selected():
         flat = flatten_dict(make_params(cfg, loss, seed))
         return unflatten_dict({name: flat[name] for name in names})
 
-    return jax.jit(chosen, out_shardings=_shardings(abstract))()
+    return jax.jit(selected, out_shardings=_shardings(abstract))()
 
 
-def start(params: dict, tx: optax.GradientTransformation, abstract: dict) -> dict:
-    """The state before the first step, of trained parameters that lie on the mesh."""
+def init_train_state(params: dict, tx: optax.GradientTransformation, abstract: dict) -> dict:
+    """The state before the first step, from trained parameters on the mesh."""
     opt = jax.jit(tx.init, out_shardings=_shardings(abstract["opt"]))(params)
     return {"params": params, "opt": opt}
 
@@ -116,8 +118,8 @@ def init_state(
 ) -> tuple[dict, dict]:
     """(state, frozen) on the mesh, all of it random from `seed`."""
     abstract, frozen = abstract_state(cfg, tx, mesh, rates, loss)
-    params = draw(cfg, seed, abstract["params"], loss)
-    return start(params, tx, abstract), draw(cfg, seed, frozen, loss)
+    params = random_params(cfg, seed, abstract["params"], loss)
+    return init_train_state(params, tx, abstract), random_params(cfg, seed, frozen, loss)
 
 
 def _shardings(abstract):

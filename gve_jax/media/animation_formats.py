@@ -1,5 +1,5 @@
-"""GIF, APNG and animated WebP taken apart: each frame as a still picture of its own, and what it
-does to the canvas. `gve_jax.media.animation` puts them together again.
+"""Parsers of GIF, APNG and animated WebP: each frame as a still picture, and how it is drawn on the
+canvas. `gve_jax.media.animation` composes the frames.
 
 Pillow decodes the stills and nothing else. Its own composition differs from the specifications and
 from FFmpeg (Pillow 13: APNG's "previous" after a blended frame, alpha blended onto transparency, a

@@ -1,4 +1,4 @@
-"""The one thing that FFmpeg does not pass on of an AVI file: empty chunks at its end."""
+"""Counts the empty chunks at the end of an AVI file, which FFmpeg does not report."""
 
 
 def chunks(file, stream: int, limit: int) -> int:

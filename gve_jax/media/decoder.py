@@ -1,4 +1,4 @@
-"""A decoder that says which packet each frame comes from, and distinguishes damage from noise.
+"""A decoder that tracks the packet of each frame and distinguishes damage from harmless errors.
 
 FFmpeg's decoders go on after an error and conceal it. Asked to stop at errors they are strict
 (`err_detect=explode`): what they accept then is accepted here. But those of H.264 and HEVC also

@@ -1,4 +1,4 @@
-"""Videos given as frames: an array, a list of images, a folder of them."""
+"""Videos given as frames: an array, a list of images, or a folder of images."""
 
 import os
 import re

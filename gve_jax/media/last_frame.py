@@ -1,4 +1,4 @@
-"""How long frames last where the container states it: what FFmpeg makes up is left out.
+"""Durations of frames as the container states them, without those that FFmpeg makes up.
 
 Most frames last until the next one. These numbers are needed for the last frame, which may be held
 much longer than the others (a slide, the end of a GIF).

@@ -1,4 +1,4 @@
-"""What an MP4 file says of each frame and FFmpeg does not pass on (ISO/IEC 14496-12)."""
+"""The tables of an MP4 file that FFmpeg does not expose, frame by frame (ISO/IEC 14496-12)."""
 
 import dataclasses
 from collections.abc import Iterator

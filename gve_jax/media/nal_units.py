@@ -1,4 +1,4 @@
-"""NAL units, of which H.264 and HEVC streams consist, and the bits in them."""
+"""Parsers of NAL units, the units of H.264 and HEVC streams."""
 
 from collections.abc import Iterator
 

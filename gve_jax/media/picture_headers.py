@@ -1,5 +1,5 @@
-"""What the packets of a stream hold, read from the headers of their pictures: most hold a frame,
-some the second field of one, some none that is ever shown.
+"""Classifies packets by their picture headers: most hold a frame, some the second field of one,
+some nothing that is ever shown.
 
 Headers are read only so far as that takes, and no picture is decoded. What cannot be read counts as
 a frame: if it is not one, decoding finds out.

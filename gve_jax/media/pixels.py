@@ -175,7 +175,7 @@ def _unknown_format(source) -> str:
         return "a Git LFS pointer (git lfs pull fetches the file)"
     if b"<html" in head.lower():
         return "an HTML page, perhaps of a failed download"
-    return f"cannot identify it: none of {', '.join(IMAGE_FORMATS)}, or damaged at its beginning"
+    return f"cannot identify it: not one of {', '.join(IMAGE_FORMATS)}, or damaged at its beginning"
 
 
 def exif_orientation(image: Image.Image) -> int:

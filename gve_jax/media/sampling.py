@@ -1,4 +1,4 @@
-"""Which frames of a video are taken: the rules of qwen-vl-utils 0.0.14, in numpy."""
+"""Frame sampling by the rules of qwen-vl-utils 0.0.14, in numpy."""
 
 import dataclasses
 import math

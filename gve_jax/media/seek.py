@@ -1,4 +1,4 @@
-"""Decoding the wanted frames of a video and as little else as gives the very same pixels."""
+"""Seeking: decodes the wanted frames and as few others as exact pixels allow."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""When the frames of a video file are shown, by the times and durations that the file states."""
+"""Presentation times of the frames of a video file, from the times and durations it states."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Files that were cut off, found by the length that their header states.
+"""Detects truncated files by the length in their header.
 
 FFmpeg reads such a file as if it were whole. A fragmented MP4, MPEG-TS, MPEG program streams and
 live recordings state no length.

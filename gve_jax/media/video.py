@@ -1,4 +1,4 @@
-"""A video of any kind -> sampled frames."""
+"""Sampled frames of a video of any kind."""
 
 import contextlib
 import dataclasses

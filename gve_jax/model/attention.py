@@ -83,8 +83,8 @@ def attend(
     *batch, length, heads, size = query.shape
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
     keys, segments = (None if x is None else x.reshape(-1, x.shape[-1]) for x in (keys, segments))
-    mixed = {"cudnn": _cudnn, "splash": _splash}[kernel](*flat, keys, causal, segments)
-    return mixed.reshape(*batch, length, heads, size)
+    attended = {"cudnn": _cudnn, "splash": _splash}[kernel](*flat, keys, causal, segments)
+    return attended.reshape(*batch, length, heads, size)
 
 
 def _mask(query, key, keys, causal, query_positions, segments) -> Bool[Array, "*B L S"] | None:
@@ -123,9 +123,9 @@ def _xla(query, key, value, mask):
         lowest = jnp.finfo(jnp.float32).min
         scores = jnp.where(mask[..., None, None, :, :], scores, lowest)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.matmul(weights.reshape(*batch, groups, shared * length, count), v)
-    mixed = mixed.reshape(*batch, groups, shared, length, size)
-    return jnp.moveaxis(mixed, -2, -4).reshape(*batch, length, heads, size)
+    attended = jnp.matmul(weights.reshape(*batch, groups, shared * length, count), v)
+    attended = attended.reshape(*batch, groups, shared, length, size)
+    return jnp.moveaxis(attended, -2, -4).reshape(*batch, length, heads, size)
 
 
 def _cudnn(query, key, value, keys, causal, segments):
@@ -170,10 +170,10 @@ def _splash(query, key, value, keys, causal, segments=None, interpret=False):
         return jax.vmap(kernel)(q, k, v, segment_ids=segments)
 
     q = padded(query * size**-0.5, rows)
-    mixed = _per_device(local, heads, groups)(
+    attended = _per_device(local, heads, groups)(
         q.astype(query.dtype), padded(key, columns), padded(value, columns), asks, seen
     )
-    return jnp.moveaxis(mixed, 1, 2)[:, :length]
+    return jnp.moveaxis(attended, 1, 2)[:, :length]
 
 
 def _block_sizes(splash, rows: int, columns: int):

@@ -1,10 +1,10 @@
-"""Bits that depend on every bit of a counter."""
+"""Murmur3's finalizer as a counter-based hash."""
 
 import jax
 import numpy as np
 
 
-def mixed(bits: jax.Array) -> jax.Array:
+def murmur3_mix32(bits: jax.Array) -> jax.Array:
     """murmur3's finalizer, a bijection of uint32, element by element."""
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)

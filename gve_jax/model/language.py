@@ -38,7 +38,7 @@ class Attention(nnx.Module):
         key = self.k_proj(x).reshape(batch, length, self.groups, self.size)
         value = self.v_proj(x).reshape(batch, length, self.groups, self.size)
         query, key = rope.rotate(query, query_cos_sin), rope.rotate(key, cos_sin)
-        mixed = attend(
+        attended = attend(
             query,
             key,
             value,
@@ -47,7 +47,7 @@ class Attention(nnx.Module):
             segments=segments,
             kernel=kernel,
         )
-        return self.o_proj(mixed.reshape(batch, -1, self.heads * self.size))
+        return self.o_proj(attended.reshape(batch, -1, self.heads * self.size))
 
 
 class Layer(nnx.Module):
@@ -59,8 +59,8 @@ class Layer(nnx.Module):
         self.mlp = SwiGLU(width, cfg.intermediate_size, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, cos_sin, segments=None, query_positions=None):
-        mixed = self.self_attn(self.input_layernorm(x), cos_sin, segments, query_positions)
-        x = (x if query_positions is None else _take(x, query_positions)) + mixed
+        attended = self.self_attn(self.input_layernorm(x), cos_sin, segments, query_positions)
+        x = (x if query_positions is None else _take(x, query_positions)) + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -1,5 +1,5 @@
-"""What tower and decoder share: unit rows, RMSNorm, projections, SwiGLU, a scanned stack, a
-permutation, and how activations are split over devices."""
+"""Layers of tower and decoder: unit rows, RMSNorm, projections, SwiGLU, a scanned stack, a
+permutation, and the sharding of activations."""
 
 from collections.abc import Callable
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from gve_jax.errors import UserError
 from gve_jax.model.config import LoraConfig, ModelConfig
-from gve_jax.model.hashing import mixed
+from gve_jax.model.hashing import murmur3_mix32
 from gve_jax.model.layers import Linear
 from gve_jax.model.quantize import Quantized
 
@@ -47,7 +47,9 @@ class Adapter(nnx.Module):
 
     def __call__(self, x: Float[Array, "R I"]) -> Float[Array, "R O"]:
         if self.seeds is not None:
-            x = jnp.where(_kept(self.seeds[...], x.shape, self.dropout), x / (1 - self.dropout), 0)
+            x = jnp.where(
+                _keep_mask(self.seeds[...], x.shape, self.dropout), x / (1 - self.dropout), 0
+            )
         low = x @ self.a[...].astype(x.dtype)
         return (low * self.scale) @ self.b[...].astype(x.dtype)
 
@@ -82,7 +84,7 @@ def enable_dropout(model: nnx.Module, keys: Array) -> None:
         adapter.seeds = nnx.Variable(jnp.moveaxis(bits, 0, -2))  # [layers, B, 2]
 
 
-def _kept(seeds: Array, shape: tuple[int, int], rate: float) -> Array:
+def _keep_mask(seeds: Array, shape: tuple[int, int], rate: float) -> Array:
     """Booleans [R, I] that are true with chance 1 - `rate`, from two words for each of the B items
     whose rows follow one another: counters through murmur3's finalizer, twice.
 
@@ -91,7 +93,9 @@ def _kept(seeds: Array, shape: tuple[int, int], rate: float) -> Array:
     rows, inputs = shape
     items = len(seeds)
     counter = jnp.arange(rows // items * inputs, dtype=jnp.uint32)
-    bits = mixed(mixed(counter * np.uint32(0x9E3779B9) + seeds[:, :1]) ^ seeds[:, 1:])
+    bits = murmur3_mix32(
+        murmur3_mix32(counter * np.uint32(0x9E3779B9) + seeds[:, :1]) ^ seeds[:, 1:]
+    )
     return (bits >= np.uint32(min(round(rate * 2**32), 2**32 - 1))).reshape(shape)
 
 

@@ -48,7 +48,7 @@ def quantize(params: dict[str, Any], kind: str, targets: str = DECODER) -> dict[
       UserError: no such kind, no qwix, no kernel matches, or one with rows that 64 does not divide.
     """
     if kind not in KINDS:
-        raise UserError(f"quantization {kind!r} is none of {', '.join(KINDS)}")
+        raise UserError(f"unknown quantization {kind!r}; known: {', '.join(KINDS)}")
     try:
         import qwix
     except ImportError as error:

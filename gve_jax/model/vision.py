@@ -34,14 +34,14 @@ class Attention(nnx.Module):
         query, key = rope.rotate(query, cos_sin), rope.rotate(key, cos_sin)
 
         def full(q, k, v):
-            mixed = attend(q, k, v, keys=mask, kernel=self.kernel)
-            return mixed.reshape(pairs, patches, width)
+            attended = attend(q, k, v, keys=mask, kernel=self.kernel)
+            return attended.reshape(pairs, patches, width)
 
         def windowed(q, k, v):
             return _windowed_attend(q, k, v, windows)
 
-        mixed = jax.lax.cond(is_full, full, windowed, query, key, value)
-        return self.proj(mixed)
+        attended = jax.lax.cond(is_full, full, windowed, query, key, value)
+        return self.proj(attended)
 
 
 def _windowed_attend(query, key, value, windows):
@@ -51,8 +51,8 @@ def _windowed_attend(query, key, value, windows):
     packed = jnp.stack([query, key, value], axis=2).reshape(pairs, patches, -1)
     packed = permute(packed, slots, inverse).reshape(pairs, -1, size, 3, heads, dim)
     keys = (slots >= 0).reshape(pairs, -1, size)
-    mixed = attend(packed[..., 0, :, :], packed[..., 1, :, :], packed[..., 2, :, :], keys=keys)
-    return permute(mixed.reshape(pairs, -1, heads * dim), inverse, slots)
+    attended = attend(packed[..., 0, :, :], packed[..., 1, :, :], packed[..., 2, :, :], keys=keys)
+    return permute(attended.reshape(pairs, -1, heads * dim), inverse, slots)
 
 
 class Block(nnx.Module):

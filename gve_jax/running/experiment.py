@@ -284,7 +284,9 @@ class Experiment(StepSetup):
         """The leaves that do not train, which no checkpoint holds: of the base, else random. Those
         of a base become part of the fingerprint."""
         if self.base is None:
-            return state.draw(self.model, self.config.seed, self.abstract_frozen, self.loss)
+            return state.random_params(
+                self.model, self.config.seed, self.abstract_frozen, self.loss
+            )
         frozen = self._of_base(self.abstract_frozen)
         if frozen:
             self.fingerprint["frozen_weights"] = weights_digest(frozen)
@@ -294,15 +296,15 @@ class Experiment(StepSetup):
         """The state before the first step: trained leaves of the base, or random ones."""
         wanted = self.abstract["params"]
         if self.base is None:
-            return state.start(self._drawn(wanted), self.tx, self.abstract)
+            return state.init_train_state(self._drawn(wanted), self.tx, self.abstract)
         params = self._of_base(wanted)
         missing = flatten_dict(wanted).keys() - flatten_dict(params).keys()
         new = {name: leaf for name, leaf in flatten_dict(wanted).items() if name in missing}
         params = lora.join(params, self._drawn(unflatten_dict(new)))
-        return state.start(params, self.tx, self.abstract)
+        return state.init_train_state(params, self.tx, self.abstract)
 
     def _drawn(self, abstract: dict) -> dict:
-        return state.draw(self.model, self.config.seed, abstract, self.loss)
+        return state.random_params(self.model, self.config.seed, abstract, self.loss)
 
     def _of_base(self, abstract: dict) -> dict:
         """The leaves that `abstract` names and the base has."""

@@ -386,7 +386,7 @@ def test_a_bomb_is_refused_before_it_goes_off(side):
     "source, names",
     [
         (b"", "<0 bytes>"),
-        (b"no image", "<8 bytes>: not a readable image .cannot identify it: none of PNG, JPEG,"),
+        (b"no image", "<8 bytes>: not a readable image .cannot identify it: not one of PNG, JPEG,"),
         (b"", "the file is empty"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported; convert it to JPEG or PNG"),
         (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG is a drawing"),
