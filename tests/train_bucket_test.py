@@ -36,7 +36,7 @@ def surroundings(tmp_path_factory):
         (1, 1, 1), AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gve_jax.running.experiment.make_mesh", lambda axes: mesh)
+        patch.setattr("gve_jax.running.setup.make_mesh", lambda axes, devices: mesh)
         patch.setattr("gve_jax.gve.make_mesh", lambda axes: mesh)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -186,7 +186,7 @@ def test_a_base_of_few_bits_is_exported_as_it_was(world, monkeypatch, tmp_path):
     one = jax.make_mesh(
         (1, 1, 1), AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
     )
-    monkeypatch.setattr("gve_jax.running.experiment.make_mesh", lambda axes: one)
+    monkeypatch.setattr("gve_jax.running.setup.make_mesh", lambda axes, devices: one)
     wide = make_config(world)  # widths that 64 divides
     wide.model.vision.out_hidden_size = wide.model.text.hidden_size = 64
     wide.model.text.update(num_attention_heads=4)
