@@ -329,7 +329,7 @@ def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished
     "argument, named",
     [
         ("--config.optimizer.lr=1", "--config.optimizer.lr: unknown field"),
-        ("--config.loss.temprature=1", 'Did you mean "temperature"'),
+        ("--config.loss.temprature=1", "did you mean config.loss.temperature?"),
         ("--config.steps=many", "steps"),
         ("--config=configs/none.py", "configs/none.py"),
         ("--config=configs/quickstart.py:fast", "fast"),

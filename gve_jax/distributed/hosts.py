@@ -246,7 +246,7 @@ def set_location(description: str) -> None:
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # a witness that was killed says nothing
+    with contextlib.suppress(OSError):  # the reporter may have been killed
         _exit_reporter.stdin.write(f"{line}\n")
         _exit_reporter.stdin.flush()
 
@@ -314,5 +314,5 @@ def _exit_reporter_running() -> Iterator[None]:
         _say("end")
         with contextlib.suppress(OSError):
             _exit_reporter.stdin.close()
-        _exit_reporter.barrier()
+        _exit_reporter.wait()
         _exit_reporter = None

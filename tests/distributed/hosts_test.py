@@ -169,7 +169,9 @@ def compare_environment(name: str, value: str) -> None:
 def test_hosts_that_differ_are_refused_before_anything_compiles(
     two_hosts, world, tmp_path, case, message
 ):
-    answers = two_hosts.run("tests.hosts_test:start_run", str(world), str(tmp_path), case)
+    answers = two_hosts.run(
+        "tests.distributed.hosts_test:start_run", str(world), str(tmp_path), case
+    )
     assert all(message in answer for answer in answers), answers
     assert not list(tmp_path.rglob("run.json"))
 
@@ -182,10 +184,12 @@ def test_hosts_that_differ_are_refused_before_anything_compiles(
 )
 def test_hosts_compare_their_environment(two_hosts):
     name = "JAX_DEFAULT_MATMUL_PRECISION"
-    answers = two_hosts.run("tests.hosts_test:compare_environment", name, "float32")
+    answers = two_hosts.run("tests.distributed.hosts_test:compare_environment", name, "float32")
     expected = f"host 1 was started with variables.{name} = float32, host 0 with "
     assert answers == [expected, expected]
-    same = two_hosts.run("tests.hosts_test:compare_environment", "XLA_FLAGS_OF_NOBODY", "1")
+    same = two_hosts.run(
+        "tests.distributed.hosts_test:compare_environment", "XLA_FLAGS_OF_NOBODY", "1"
+    )
     assert same == [None, None]
     found = hosts.environment()
     assert found["code"]["version"] and found["libraries"]["jax"] == jax.__version__
