@@ -48,8 +48,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 
 # Every feature, without what takes long: process kills, two hosts, full runs of commands, long fuzzing.
+# Programs are compiled without optimizing: compiling takes longer than running them. test-all runs them as users do.
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
