@@ -38,11 +38,11 @@ from gve_jax.media import limits
 from gve_jax.media.walk import walk
 from gve_jax.mining.corpus import WITHIN, MiningCorpus, read_mining_corpus
 from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
-from gve_jax.mining.write import LOST, MANIFEST, check_few, number, write_mined
+from gve_jax.mining.write import LOST, MANIFEST, check_few, format_mean, write_mined
 from gve_jax.progress import progress_bar
 from gve_jax.retrieval.embedding import Encoder
 from gve_jax.retrieval.negatives import Rule
-from gve_jax.storage.files import check_record
+from gve_jax.storage.artifacts import read_manifest
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_folder
 
@@ -125,8 +125,8 @@ def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Enc
         lost = "".join(f"; {its['lost'][why]:,} {why}" for why in LOST if its["lost"][why])
         _tell(
             f"{name}: {its['mined']:,} of {its['pairs']:,} pairs, mean score of positives "
-            f"{number(its['means']['positive score'])}, of negatives "
-            f"{number(its['means']['negative score'])}{lost}"
+            f"{format_mean(its['means']['positive score'])}, of negatives "
+            f"{format_mean(its['means']['negative score'])}{lost}"
         )
     _tell(f"wrote {output}")
 
@@ -193,23 +193,17 @@ def _asked(args) -> dict:
 
 
 def _done(output: Path, asked: dict, args) -> bool:
-    """Whether OUTPUT is there, with what is asked for, and with no more lost than is allowed now.
+    """Returns whether OUTPUT was mined with these options.
 
     Raises:
-      UserError: it is something else, or has lost more.
+      UserError: OUTPUT holds something else, or has lost a larger share than is allowed now.
     """
-    if not output.exists():
+    manifest = read_manifest(output, MANIFEST, "mined pairs", asked, section="asked")
+    if manifest is None:
         return False
-    try:
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        old, sources = manifest["asked"], list(manifest["sources"].values())
-        pairs = sum(one["pairs"] for one in sources)
-        lost = {why: sum(one["lost"][why] for one in sources) for why in LOST}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{output} exists and holds no mined pairs; choose another --output") from (
-            error
-        )
-    check_record(output, old, asked, "choose another --output")
+    tallies = manifest["sources"].values()
+    pairs = sum(tally["pairs"] for tally in tallies)
+    lost = {why: sum(tally["lost"][why] for tally in tallies) for why in LOST}
     *unreadable, few = LOST
     for why in unreadable:
         if lost[why] > args.max_bad_share * pairs:

@@ -366,7 +366,7 @@ def test_two_hosts_divide_the_work_and_give_the_bytes_of_one(two_hosts, pairs, t
     assert {path.name: path.read_bytes() for path in out.iterdir()} == every
     options[1] = "1-21"
     assert set(run(most, most)) == {
-        f"{out}: made with ranks = [1, 20], now [1, 21]; choose another --output"
+        f"{out}: made with ranks = [1, 20], now [1, 21]; remove it or choose another --output"
     }
 
 
@@ -486,7 +486,8 @@ def test_a_changed_model_or_rule_is_named(pairs, tmp_path):
             pairs, tmp_path / "new", *options, "--work", tmp_path / "out.mining", model=Prober("b")
         )
     (tmp_path / "other").mkdir()
-    with pytest.raises(UserError, match="exists and holds no mined pairs"):
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not mined pairs"):
         mine(pairs, tmp_path / "other", *options)
 
 

@@ -16,7 +16,8 @@ from data.pairs.importer import Source, Tally
 from data.pairs.rows import input_files
 from gve_jax.errors import UserError
 from gve_jax.progress import progress_bar
-from gve_jax.storage.locks import lock_scratch
+from gve_jax.storage.artifacts import build_folder, read_manifest
+from gve_jax.storage.files import write_json
 from gve_jax.streams.pairs import MEDIA_ROOT, pair_features
 from gve_jax.streams.writing import write_sources
 
@@ -76,8 +77,7 @@ def run_import(
 ) -> dict[str, Tally]:
     """Imports `NAME=PATH` inputs into `output`; what became of each source's rows.
 
-    All is written beside `output` and renamed at the end: a killed import leaves nothing that looks
-    whole. An import that was done before is not done again, if its files have not changed.
+    An import that was done before is not repeated unless its files have changed.
 
     Raises:
       UserError: an input that is no source; two of one name; `output` holds something else; more
@@ -95,54 +95,30 @@ def run_import(
         "license": license,
         "files": _stamps([text.partition("=")[2] for text in inputs] + (corpus or [])),
     }
-    if (done := _done(output, config)) is not None:
-        return done
     pipeline = None
     if beam:
         from data.pairs import beam as pipeline  # says in one line when Beam is not installed
-    building = output.with_name(output.name + ".building")
-    with lock_scratch(building):
-        if (done := _done(output, config)) is not None:  # by a command that has just ended
-            return done
+
+    def build(pairs: Path) -> dict[str, Tally]:
+        rules = format, media_root, negatives, by_reference
         try:
-            tallies = _build(
-                building,
-                inputs,
-                corpus,
-                pipeline,
-                max_reject_share,
-                output,
-                (format, media_root, negatives, by_reference),
-            )
+            tallies = _build(pairs, inputs, corpus, pipeline, max_reject_share, output, rules)
         finally:
             importer.close_corpus()
         fields = {name: vars(tally) for name, tally in tallies.items()}
-        (building / "pairs" / MANIFEST).write_text(
-            json.dumps(config | {"sources": fields}, indent=1) + "\n"
-        )
+        write_json(pairs / MANIFEST, config | {"sources": fields})
         text = card.text(output.name, format, tallies, license, command, by_reference)
-        (building / "pairs" / "README.md").write_text(text)
-        os.rename(building / "pairs", output)
-    return tallies
+        (pairs / "README.md").write_text(text)
+        return tallies
+
+    return build_folder(output, build, lambda: _read_import(output, config))
 
 
-def _done(output: Path, config: dict) -> dict[str, Tally] | None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+def _read_import(output: Path, config: dict) -> dict[str, Tally] | None:
+    manifest = read_manifest(output, MANIFEST, "an import", config)
+    if manifest is None:
         return None
-    try:
-        found = json.loads((output / MANIFEST).read_text())
-    except (OSError, ValueError):
-        found = {}
-    tallies = found.pop("sources", None)
-    if not isinstance(tallies, dict):
-        raise UserError(f"{output} exists and is not an import; use another --output")
-    changed = [key for key in config if found.get(key) != config[key]]
-    if changed:
-        raise UserError(
-            f"{output} was imported with other {', '.join(changed)}; remove it or use "
-            "another --output"
-        )
-    return {name: card.tally(value) for name, value in tallies.items()}
+    return {name: card.tally(value) for name, value in manifest["sources"].items()}
 
 
 def _stamps(paths: list[str]) -> dict[str, list[int]]:
@@ -154,9 +130,11 @@ def _stamps(paths: list[str]) -> dict[str, list[int]]:
     return stamps
 
 
-def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict[str, Tally]:
+def _build(pairs: Path, inputs, corpus, pipeline, max_share, output, rules) -> dict[str, Tally]:
+    """Writes the directory `pairs` and its rejects, with temporary files beside it."""
     format, media_root, negatives, by_reference = rules
-    rejects = building / REJECTS
+    scratch = pairs.parent
+    rejects = scratch / REJECTS
     tallies: dict[str, Tally] = {}
     contents: dict[str, array] = {}
     with open(rejects, "w", encoding="utf-8") as file:
@@ -168,7 +146,7 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
             if "reason" in line:
                 file.write(json.dumps(line, ensure_ascii=True) + "\n")
 
-        index = importer.index_corpus(corpus, building / "corpus.db", log) if corpus else None
+        index = importer.index_corpus(corpus, scratch / "corpus.db", log) if corpus else None
         sources = [
             importer.open_source(text, format, media_root, negatives, by_reference, index)
             for text in inputs
@@ -183,11 +161,11 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
             bar = progress.add_task("rows", total=total if pipeline is None else None)
 
             if pipeline is None:
-                _write_in_order(building, sources, log, lambda read: progress.advance(bar, read))
+                _write_in_order(pairs, sources, log, lambda read: progress.advance(bar, read))
             else:
-                _write_by_beam(building, sources, pipeline)
+                _write_by_beam(pairs, sources, pipeline)
         if pipeline is not None:
-            for path in sorted((building / "log").glob("*")):
+            for path in sorted((scratch / "log").glob("*")):
                 for line in open(path, encoding="utf-8"):
                     log(json.loads(line))
     for source in sources:
@@ -202,28 +180,28 @@ def _build(building, inputs, corpus, pipeline, max_share, output, rules) -> dict
                 f"--max-reject-share {max_share:g}; most: {tally.rejects.most_common(1)[0][0]!r}; "
                 f"all are in {saved}"
             )
-    os.replace(rejects, building / "pairs" / REJECTS)
+    os.replace(rejects, pairs / REJECTS)
     return tallies
 
 
-def _write_in_order(building: Path, sources: list[Source], log, tick) -> None:
+def _write_in_order(pairs: Path, sources: list[Source], log, tick) -> None:
     """Writes what TFDS would, record by record: memory does not grow with a source."""
-    info = Imported(sources=sources, data_dir=str(building / "tfds")).info
+    info = Imported(sources=sources, data_dir=str(pairs.parent)).info
     records = {source.name: importer.run(source, log, tick) for source in sources}
-    for name, count in write_sources(building / "pairs", info, records).items():
+    for name, count in write_sources(pairs, info, records).items():
         if not count:
             raise UserError(f"source {name!r}: its files changed, no pair is left in them")
 
 
-def _write_by_beam(building: Path, sources: list[Source], pipeline) -> None:
+def _write_by_beam(pairs: Path, sources: list[Source], pipeline) -> None:
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()  # ours counts all sources
     builder = Imported(
         sources=sources,
-        generate=lambda source: pipeline.Rows(source, str(building / "log" / source.name)),
-        data_dir=str(building / "tfds"),
+        generate=lambda source: pipeline.Rows(source, str(pairs.parent / "log" / source.name)),
+        data_dir=str(pairs.parent / "tfds"),
     )
     config = tfds.download.DownloadConfig(beam_runner=pipeline.RUNNER, try_download_gcs=False)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints where it writes, for now
         builder.download_and_prepare(download_config=config)
-    os.rename(builder.data_dir, building / "pairs")
+    os.rename(builder.data_dir, pairs)

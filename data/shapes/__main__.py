@@ -41,9 +41,9 @@ def main() -> None:
     import tensorflow_datasets as tfds
     from absl import logging
 
-    from data.shapes.generate import generate, is_ready
+    from data.shapes.generate import generate, read_world
 
-    if is_ready(args.output, args.seed, args.scale):
+    if read_world(args.output, args.seed, args.scale) is not None:
         print(f"{args.output} is ready (seed {args.seed}, scale {args.scale:g})")
         return
     tfds.disable_progress_bar()  # we show our own

@@ -1,8 +1,7 @@
-"""Builds the generated world in one folder, atomically."""
+"""Builds the generated world in one folder."""
 
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import shutil
@@ -11,62 +10,38 @@ from pathlib import Path
 
 from data.shapes import benchmark_files, pairs, tokenizer
 from data.shapes.builder import Shapes, ShapesConfig
-from gve_jax.errors import UserError
 from gve_jax.progress import progress_bar
-from gve_jax.storage.locks import lock_scratch
+from gve_jax.storage.artifacts import build_folder, read_manifest
+from gve_jax.storage.files import write_json
 
 VERSION = "4"  # raised when the written bytes change
+MANIFEST = "manifest.json"
 
 
-def is_ready(output: Path, seed: int, scale: float) -> bool:
-    """Whether `output` holds this world.
+def read_world(output: Path, seed: int, scale: float) -> dict | None:
+    """Returns the manifest of a generated world; None where `output` is absent or empty.
 
     Raises:
         UserError: `output` holds another world or other files.
     """
-    if not output.exists():
-        return False
-    manifest = output / "manifest.json"
-    if not manifest.is_file():
-        if output.is_dir() and not any(output.iterdir()):
-            return False
-        raise UserError(
-            f"{output} exists and is not a generated world (no manifest.json); use another --output"
-        )
-    try:
-        found = json.loads(manifest.read_text())
-    except ValueError as error:
-        raise UserError(f"{manifest} is not readable: {error}") from error
-    wanted = {"seed": seed, "scale": scale, "version": VERSION}
-    for field, value in wanted.items():
-        if found.get(field) != value:
-            raise UserError(
-                f"{output} was made with {field} {found.get(field)}, not {value};"
-                " remove it or use another --output"
-            )
-    return True
+    expected = {"seed": seed, "scale": scale, "version": VERSION}
+    return read_manifest(output, MANIFEST, "a generated world", expected)
 
 
 def generate(output: Path, seed: int, scale: float, processes: int | None = None) -> dict:
-    """Writes pairs/, UVRB/, tokenizer.json and manifest.json to `output`; returns the manifest.
+    """Writes pairs/, UVRB/, tokenizer.json and manifest.json to `output`, unless they exist.
 
-    The world is built beside `output` and renamed at the end.
+    Returns the manifest.
     """
-    output = output.resolve()  # "." has no name
-    scratch = output.with_name(output.name + ".building")
-    with lock_scratch(scratch):
-        if is_ready(output, seed, scale):  # by a command that has just finished
-            return json.loads((output / "manifest.json").read_text())
-        building = scratch / "world"
-        building.mkdir()
-        manifest = _build(building, seed, scale, processes)
-        if output.exists():
-            output.rmdir()  # empty: `is_ready` has checked
-        os.rename(building, output)
-    return manifest
+    return build_folder(
+        output,
+        lambda building: _build(building, seed, scale, processes),
+        lambda: read_world(output, seed, scale),
+    )
 
 
 def _build(building: Path, seed: int, scale: float, processes: int | None) -> dict:
+    building.mkdir()
     started = time.perf_counter()
     counts = pairs.sizes(scale)
     families = dict.fromkeys(pairs.SOURCES.values())
@@ -105,5 +80,5 @@ def _build(building: Path, seed: int, scale: float, processes: int | None) -> di
         "vocabulary": vocabulary,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    (building / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(building / MANIFEST, manifest)
     return manifest

@@ -10,7 +10,6 @@ Records have the same fields in both splits; unused ones are empty:
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from data.uvrb.tasks import TASKS, Task
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import inside
 from gve_jax.media.frames import in_order
+from gve_jax.storage.artifacts import build_folder
 from gve_jax.streams.pairs import MEDIA_ROOT
 from gve_jax.streams.writing import write_sources
 
@@ -106,22 +106,27 @@ def build(
       UserError: an invalid set, or one that was written with other settings.
     """
     target = output / "uvrb" / task.name / VERSION
-    if target.exists():
+
+    def written() -> Path | None:
+        if not target.exists():
+            return None
         _compare(target, source.moment_pool if task.kind == "CMP" else "whole", by_reference)
         return target
-    building = target.with_name(VERSION + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.parent.mkdir(parents=True, exist_ok=True)
-    builder = UVRB(source=source, by_reference=by_reference, config=task.name, data_dir=str(output))
 
-    def counted(split: str) -> Iterator[dict]:
-        for record in builder.records(split):
-            yield record
-            tick(1)
+    def write(building: Path) -> Path:
+        builder = UVRB(
+            source=source, by_reference=by_reference, config=task.name, data_dir=str(output)
+        )
 
-    write_sources(building, builder.info, {split: counted(split) for split in SPLITS})
-    os.rename(building, target)
-    return target
+        def counted(split: str) -> Iterator[dict]:
+            for record in builder.records(split):
+                yield record
+                tick(1)
+
+        write_sources(building, builder.info, {split: counted(split) for split in SPLITS})
+        return target
+
+    return build_folder(target, write, written)
 
 
 def read(directory: str | os.PathLike, split: str) -> Iterator[dict]:

@@ -18,6 +18,7 @@ from data.uvrb import archives
 from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
 from gve_jax.media.walk import is_passed_over
+from gve_jax.storage.artifacts import build_folder
 from gve_jax.storage.digests import file_sha256, json_sha256
 from gve_jax.storage.files import atomic_write, write_json
 
@@ -186,10 +187,12 @@ def extract(
     limits: archives.Limits | None = None,
 ) -> None:
     """Extracts an archive into `root` atomically, with the digests of all its files."""
+    build_folder(root, lambda building: _extract(parts, name, root, building, tick, limits))
+
+
+def _extract(parts, name, root, building: Path, tick, limits) -> None:
     total = sum(part.stat().st_size for part in parts)
-    building = root.with_name(root.name + ".part")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    building.mkdir()
     free = shutil.disk_usage(building).free
     if free < total:  # gzip does not shrink video
         raise UserError(
@@ -211,18 +214,13 @@ def extract(
             raise UserError(f"{name}: {path!r} is both a file and a folder") from error
         found[path] = [size, digest.hexdigest()]
 
-    try:
-        archives.scan(parts, name, take, limits, lambda done: tick(done, total))
-        files = {
-            path: [size, (building / path).stat().st_mtime_ns, digest]
-            for path, (size, digest) in found.items()
-        }
-        sizes = [[part.name, part.stat().st_size] for part in parts]
-        write_json(building / SEAL, {"parts": sizes, "files": files})
-        shutil.rmtree(root, ignore_errors=True)
-        os.rename(building, root)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    archives.scan(parts, name, take, limits, lambda done: tick(done, total))
+    files = {
+        path: [size, (building / path).stat().st_mtime_ns, digest]
+        for path, (size, digest) in found.items()
+    }
+    sizes = [[part.name, part.stat().st_size] for part in parts]
+    write_json(building / SEAL, {"parts": sizes, "files": files})
 
 
 def _read(path: Path) -> dict[str, list]:

@@ -68,17 +68,17 @@ class _MakePart(beam.DoFn):
 
 
 def write_splits(
-    building: Path, parts: Parts, names: list[str], total: int, arguments: list[str]
+    pairs: Path, parts: Parts, names: list[str], total: int, arguments: list[str]
 ) -> None:
-    """Writes the parts' records to BUILDING/pairs, shuffled by TFDS."""
+    """Writes the parts' records to the directory `pairs`, shuffled by TFDS."""
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()
     generate = {split_name(name): lambda name=name: _read(parts, name, total) for name in names}
-    builder = Synthesized(generate=generate, data_dir=str(building / "tfds"))
+    builder = Synthesized(generate=generate, data_dir=str(pairs.parent / "tfds"))
     config = tfds.download.DownloadConfig(beam_options=_options(arguments), try_download_gcs=False)
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints the temporary directory
         builder.download_and_prepare(download_config=config)
-    Path(builder.data_dir).rename(building / "pairs")
+    Path(builder.data_dir).rename(pairs)
 
 
 class Synthesized(tfds.core.GeneratorBasedBuilder):

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from data.uvrd.source import Entry
 from gve_jax.media.item import Item, source_name
 from gve_jax.media.quarantine import failure
 from gve_jax.media.sandbox import Failure
+from gve_jax.storage.artifacts import build_folder
 from gve_jax.storage.files import write_json
 from gve_jax.streams.pairs import pair_features
 from gve_jax.streams.rows import Reject
@@ -125,10 +125,19 @@ class Parts:
         tally: Tally,
         quarantined: Sequence[dict],
     ) -> None:
-        """Orders pairs (type, record, history) by type; the order within a type is kept."""
-        building = self.folder / f"{number:06}.{os.getpid()}.building"
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
+        """Orders pairs (type, record, history) by type; the order within a type is kept.
+
+        Does nothing where another worker has written the same part.
+        """
+
+        def build(folder: Path) -> bool:
+            self._write(folder, pairs, rejects, tally, quarantined)
+            return True
+
+        build_folder(self.path(number), build, lambda: self.is_done(number))
+
+    def _write(self, building: Path, pairs, rejects, tally: Tally, quarantined) -> None:
+        building.mkdir()
         encode = encoder(pair_features())
         writer = ArrayRecordWriter(str(building / "pairs.array_record"), "group_size:1")
         runs = []
@@ -144,10 +153,6 @@ class Parts:
             file.writelines(json.dumps(line) + "\n" for line in rejects)
         summary = tally.to_json() | {"runs": runs, "quarantined": list(quarantined)}
         write_json(building / "part.json", summary)
-        if self.path(number).exists():  # another worker made the same part first
-            shutil.rmtree(building)
-        else:
-            os.rename(building, self.path(number))
 
 
 async def make_part(

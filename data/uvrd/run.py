@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +20,13 @@ from data.uvrd.similarity import Similarity
 from data.uvrd.source import Entry, is_folder_of_videos, read_entries, stamps
 from gve_jax.errors import UserError
 from gve_jax.media.quarantine import Quarantine
-from gve_jax.storage.files import check_or_write_manifest, check_record, write_json
+from gve_jax.storage.artifacts import REMEDY, build_folder, read_manifest
+from gve_jax.storage.files import check_or_write_manifest, write_json
 from gve_jax.storage.locks import lock_for_process
 from gve_jax.streams.writing import pair_info, write_encoded
 
 VERSION = "1"  # raised when the same answers give other pairs
 MANIFEST = "synthesis.json"
-REMEDY = "remove it or use another --output"
 DESCRIPTION = "Training pairs, synthesized by data.uvrd; see README.md beside this file."
 LOGS = ("history.jsonl", "rejects.jsonl")  # a line per pair, a line per reject
 
@@ -201,20 +200,21 @@ def read_usage(work: Path) -> tuple[Usage, dict[str, int]]:
 
 def _read_manifest(output: Path, identity: dict) -> dict | None:
     """The manifest of a finished output; None where there is none yet."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    try:
-        manifest = json.loads((output / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise UserError(
-            f"{output} exists and is not a synthesis (no {MANIFEST}); use another --output"
-        ) from None
-    check_record(output, manifest.get("asked"), identity, REMEDY)
-    return manifest
+    return read_manifest(output, MANIFEST, "a synthesis", identity, section="asked")
 
 
 def _assemble(job: Job, identity: dict, total: int, beam: list[str] | None) -> dict:
     """Joins the parts into a directory of pairs with logs, dataset card and page."""
+    manifest = build_folder(
+        job.output,
+        lambda pairs: _join_parts(job, pairs, identity, total, beam),
+        lambda: _read_manifest(job.output, identity),
+    )
+    shutil.rmtree(job.parts.folder)  # the cache stays
+    return manifest
+
+
+def _join_parts(job: Job, pairs: Path, identity: dict, total: int, beam: list[str] | None) -> dict:
     parts, tally, failures = job.parts, Tally(), []
     for number in range(total):
         summary = parts.summary(number)
@@ -229,18 +229,14 @@ def _assemble(job: Job, identity: dict, total: int, beam: list[str] | None) -> d
     if not names:
         rejects = ", ".join(f"{count} {why!r}" for why, count in tally.rejects.most_common(5))
         raise UserError(f"{job.source}: no pairs; rejected: {rejects}")
-    building = job.work / "building"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
     if beam is not None:
         from data.uvrd import beam as pipeline
 
-        pipeline.write_splits(building, parts, names, total, beam)
+        pipeline.write_splits(pairs, parts, names, total, beam)
     else:
-        info = pair_info("synthesized", DESCRIPTION, building)
+        info = pair_info("synthesized", DESCRIPTION, pairs)
         splits = {split_name(name): _records(parts, total, name) for name in names}
-        write_encoded(building / "pairs", info, splits)
-    pairs = building / "pairs"
+        write_encoded(pairs, info, splits)
     for name in LOGS:
         with open(pairs / name, "wb") as file:
             for number in range(total):
@@ -260,11 +256,6 @@ def _assemble(job: Job, identity: dict, total: int, beam: list[str] | None) -> d
     readme = card.text(job.output.name, manifest, job.license, job.command)
     (pairs / "README.md").write_text(readme, encoding="utf-8")
     page.write(pairs, manifest)
-    if job.output.exists():
-        job.output.rmdir()  # empty: `_read_manifest` has checked
-    os.rename(pairs, job.output)
-    shutil.rmtree(building)
-    shutil.rmtree(parts.folder)  # the cache stays
     return manifest
 
 

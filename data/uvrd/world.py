@@ -106,7 +106,7 @@ def write(
     manifest = output / "world.json"
     if manifest.exists():
         if json.loads(manifest.read_text()) != settings:
-            raise UserError(f"{output} holds another world; remove it or use another --output")
+            raise UserError(f"{output} holds another world; remove it or choose another --output")
         return
     (output / "videos").mkdir(parents=True, exist_ok=True)
     names, scenes, small, rows = tuple(BAD), [], [], []

@@ -11,7 +11,6 @@ for each run, and results.json. Repeating the command resumes.
 
 import argparse
 import os
-import shutil
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import uvrd
-from data.shapes.generate import generate, is_ready
+from data.shapes.generate import generate
 from data.uvrb.tasks import choose
 from data.uvrd import world
 from data.uvrd.responder import MODEL, Responder
@@ -30,6 +29,7 @@ from data.uvrd.run import Job, synthesize
 from data.uvrd.settings import Settings
 from evals.ablation import check_comparable, mean_and_deviation, read_results, train_and_score
 from gve_jax.cli import Parser, run_cli
+from gve_jax.storage.artifacts import build_folder
 from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_for_process
@@ -71,8 +71,7 @@ def _compare(args) -> None:
 def make_pairs(args) -> None:
     """Generates the world, WORKDIR/without/pairs and WORKDIR/with/pairs."""
     data, raw, synthesized = (args.workdir / name for name in ("data", "raw", "uvrd"))
-    if not is_ready(data, 0, args.scale):
-        generate(data, 0, args.scale)
+    generate(data, 0, args.scale)
     world.write(raw, args.videos, seed=1, bad=0.1)
     config = uvrd.get_config("world")
     config.pairs.update(RATES)  # the paper's proportions have a tenth of composed pairs
@@ -92,19 +91,17 @@ def make_pairs(args) -> None:
 
 def join(folders: Iterable[Path], output: Path) -> None:
     """Copies the COLLECTED splits of the world, and those of a synthesis, into one directory."""
-    if output.exists():
-        return
-    building = output.with_name("building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.parent.mkdir(parents=True, exist_ok=True)
+    build_folder(output, lambda building: _join(folders, building) or True, output.exists)
+
+
+def _join(folders: Iterable[Path], output: Path) -> None:
     splits = {}
     for folder in folders:
         builder = tfds.builder_from_directory(folder)
         for name, split in builder.info.splits.items():
             if name in COLLECTED or name.endswith("_uvrd"):
                 splits[name] = _read_records(split.filepaths)
-    write_encoded(building, pair_info("joined", "Two directories in one.", building), splits)
-    os.rename(building, output)
+    write_encoded(output, pair_info("joined", "Two directories in one.", output), splits)
 
 
 def _read_records(paths: Iterable) -> Iterator[bytes]:

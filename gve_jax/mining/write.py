@@ -1,8 +1,7 @@
-"""Chooses negatives by a rule and writes the pairs with them, in whole or not at all."""
+"""Chooses negatives by a rule and writes the pairs with them."""
 
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from gve_jax.media.item import Item
 from gve_jax.mining.corpus import MiningCorpus
 from gve_jax.mining.search import Found
 from gve_jax.retrieval.negatives import Rule
+from gve_jax.storage.artifacts import build_folder
 from gve_jax.storage.files import write_json
 from gve_jax.streams.writing import pair_info, write_sources
 
@@ -22,19 +22,26 @@ MANIFEST = "mining.json"
 NEGATIVES = "negatives.jsonl"
 EDGES = np.round(np.linspace(-1, 1, 41), 2)  # of the histograms of cosines
 _REMEDY = "widen --ranks, or raise --share or lower --margin (none: no limit)"
-LOST = ("query unreadable", "positive unreadable", "too few negatives")
+# Why a pair is left out.
+LOST = QUERY_UNREADABLE, POSITIVE_UNREADABLE, TOO_FEW = (
+    "query unreadable",
+    "positive unreadable",
+    "too few negatives",
+)
 
 
 @dataclass
 class Tally:
-    """What became of a source's pairs."""
+    """Counts of a source's pairs, and histograms of the scores of those that were mined."""
 
     pairs: int = 0
     mined: int = 0
     lost: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LOST, 0))
     positives: np.ndarray = field(default_factory=lambda: np.zeros(len(EDGES) - 1, np.int64))
     negatives: np.ndarray = field(default_factory=lambda: np.zeros(len(EDGES) - 1, np.int64))
-    sums: np.ndarray = field(default_factory=lambda: np.zeros(3))  # of both scores, and of ranks
+    sums: np.ndarray = field(
+        default_factory=lambda: np.zeros(3)
+    )  # of positive scores, mean negative scores and mean ranks
 
     def add(self, positive: float, scores: np.ndarray, ranks: np.ndarray) -> None:
         self.mined += 1
@@ -42,14 +49,14 @@ class Tally:
         self.negatives += np.histogram(np.clip(scores, -1, 1), EDGES)[0]
         self.sums += positive, scores.mean(), ranks.mean()
 
-    def told(self) -> dict:
+    def to_json(self) -> dict:
         names = ("positive score", "negative score", "rank")
         means = [round(float(s) / self.mined, 6) if self.mined else None for s in self.sums]
         return {
             "pairs": self.pairs,
             "mined": self.mined,
             "lost": self.lost,
-            "share with too few negatives": self.lost[LOST[2]] / max(1, self.pairs),
+            "share with too few negatives": self.lost[TOO_FEW] / max(1, self.pairs),
             "means": dict(zip(names, means, strict=True)),
             "positive scores": self.positives.tolist(),
             "negative scores": self.negatives.tolist(),
@@ -58,62 +65,56 @@ class Tally:
 
 def write_mined(
     output: Path,
-    world: MiningCorpus,
+    corpus: MiningCorpus,
     queries: Found,
     positives: Found,
-    look: Callable[[str, int], tuple[np.ndarray, np.ndarray]],
+    find: Callable[[str, int], tuple[np.ndarray, np.ndarray]],
     rule: Rule,
     settings: Mapping,
     advance: Callable[[int], None],
     max_lost_share: float,
 ) -> dict[str, dict]:
-    """Writes OUTPUT and returns what became of each source.
+    """Writes OUTPUT and returns each source's `Tally.to_json`.
 
     Args:
-      look: a pair, by source and index, to its documents (numbers in the corpus) and their scores.
-      settings: of the manifest, what was asked and what the vectors are of.
-      advance: called for every pair.
-      max_lost_share: of all pairs, those that may get too few negatives.
+      find: returns the ranked documents (numbers in the corpus) and their scores for a pair, given
+        by source and index.
+      settings: fields of the manifest.
+      advance: called with 1 for every pair.
+      max_lost_share: the share of all pairs that may get too few negatives.
 
     Raises:
-      UserError: more of them, or no pair that is left; a document that a pair cannot hold.
+      UserError: the share is exceeded; no pair got enough negatives; a document that a pair cannot
+        hold.
     """
-    building = output.with_name(output.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    tallies = {name: Tally() for name in world.query}
-    try:
-        with open(building / NEGATIVES, "w", encoding="utf-8") as told:
+
+    def build(pairs: Path) -> dict[str, dict]:
+        tallies = {name: Tally() for name in corpus.query}
+        negatives = pairs.parent / NEGATIVES
+        with open(negatives, "w", encoding="utf-8") as log:
             records = {
-                name: _records(
-                    world, name, queries, positives, look, rule, tallies[name], told, advance
-                )
-                for name in world.query
+                name: _records(corpus, name, queries, positives, find, rule, tally, log, advance)
+                for name, tally in tallies.items()
             }
-            info = pair_info(
-                "mined", "Training pairs with mined hard negatives; see README.md.", building
-            )
-            counts = write_sources(building / "pairs", info, records)
-        few, total = (
-            sum(part(tally) for tally in tallies.values())
-            for part in (lambda tally: tally.lost[LOST[2]], lambda tally: tally.pairs)
-        )
+            description = "Training pairs with mined hard negatives; see README.md."
+            counts = write_sources(pairs, pair_info("mined", description, pairs), records)
+        few = sum(tally.lost[TOO_FEW] for tally in tallies.values())
+        total = sum(tally.pairs for tally in tallies.values())
         check_few(few, total, rule.count, max_lost_share)
         if not any(counts.values()):
-            raise UserError(f"none of {total} pairs got {rule.count} negatives: {_REMEDY}")
-        os.replace(building / NEGATIVES, building / "pairs" / NEGATIVES)
-        sources = {name: tally.told() for name, tally in tallies.items()}
+            raise UserError(f"no pair of {total} got {rule.count} negatives: {_REMEDY}")
+        os.replace(negatives, pairs / NEGATIVES)
+        sources = {name: tally.to_json() for name, tally in tallies.items()}
         edges = {"edges of the histograms": EDGES.tolist()}
-        (building / "pairs" / "README.md").write_text(card(output.name, sources, settings))
-        write_json(building / "pairs" / MANIFEST, dict(settings) | edges | {"sources": sources})
-        os.rename(building / "pairs", output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return sources
+        (pairs / "README.md").write_text(card(output.name, sources, settings))
+        write_json(pairs / MANIFEST, dict(settings) | edges | {"sources": sources})
+        return sources
+
+    return build_folder(output, build, lambda: None)
 
 
 def check_few(few: int, pairs: int, negatives: int, max_lost_share: float) -> None:
-    """UserError where more than a share of the pairs got fewer negatives than were asked for."""
+    """Raises UserError where more than a share of the pairs got too few negatives."""
     if few > max_lost_share * pairs:
         raise UserError(
             f"{few} of {pairs} pairs got fewer than {negatives} negatives, above "
@@ -121,52 +122,52 @@ def check_few(few: int, pairs: int, negatives: int, max_lost_share: float) -> No
         )
 
 
-def _records(world, name, queries, positives, look, rule, tally, told, advance) -> Iterator[dict]:
+def _records(corpus, name, queries, positives, find, rule, tally, log, advance) -> Iterator[dict]:
     source = zlib.crc32(name.encode())
     for index, (query, positive) in enumerate(
-        zip(world.query[name], world.positive[name], strict=True)
+        zip(corpus.query[name], corpus.positive[name], strict=True)
     ):
         tally.pairs += 1
         advance(1)
         rows = queries.row[query], positives.row[positive]
         if min(rows) < 0:
-            tally.lost[LOST[0] if rows[0] < 0 else LOST[1]] += 1
+            tally.lost[QUERY_UNREADABLE if rows[0] < 0 else POSITIVE_UNREADABLE] += 1
             continue
-        own = float(queries.vectors[rows[:1]][0] @ positives.vectors[rows[1:]][0])
-        documents, scores = look(name, index)
-        at = rule.pick(scores, own, (source, index))
-        if len(at) < rule.count:
-            tally.lost[LOST[2]] += 1
+        score = float(queries.vectors[rows[:1]][0] @ positives.vectors[rows[1:]][0])
+        documents, scores = find(name, index)
+        picked = rule.pick(scores, score, (source, index))
+        if len(picked) < rule.count:
+            tally.lost[TOO_FEW] += 1
             continue
-        tally.add(own, scores[at], at + 1)
-        (pair,) = world.sources.read(name, np.array([index]))
-        chosen = [int(document) for document in documents[at]]
+        tally.add(score, scores[picked], picked + 1)
+        (pair,) = corpus.sources.read(name, np.array([index]))
+        chosen = [int(document) for document in documents[picked]]
         line = {
             "source": name,
             "id": pair["id"],
-            "positive_score": round(own, 6),
+            "positive_score": round(score, 6),
             "negatives": [
-                {"id": world.corpus.ids[d], "score": round(float(s), 6), "rank": int(r)}
-                for d, s, r in zip(chosen, scores[at], at + 1, strict=True)
+                {"id": corpus.corpus.ids[d], "score": round(float(s), 6), "rank": int(r)}
+                for d, s, r in zip(chosen, scores[picked], picked + 1, strict=True)
             ],
         }
-        told.write(json.dumps(line) + "\n")
+        log.write(json.dumps(line) + "\n")
         yield {
             "id": pair["id"],
             "task": pair["task"],
             "query": stored(pair["query"], pair["id"]),
             "positive": stored(pair["positive"], pair["id"]),
             "negatives": [
-                stored(world.corpus.read(d, d + 1)[0], world.corpus.ids[d]) for d in chosen
+                stored(corpus.corpus.read(d, d + 1)[0], corpus.corpus.ids[d]) for d in chosen
             ],
         }
 
 
 def stored(item: Item, id: str) -> dict:
-    """An item as records hold it, its media's bytes inside.
+    """Returns the fields of a record for an item, with the bytes of its media.
 
     Raises:
-      UserError: frames, or sampling options of its own, which a record has no field for.
+      UserError: frames or sampling options, for which a record has no field.
     """
     options = [
         key
@@ -187,9 +188,9 @@ def stored(item: Item, id: str) -> dict:
 
 
 def card(name: str, sources: Mapping[str, dict], settings: Mapping) -> str:
-    """The README.md of a directory."""
+    """The README.md of a directory of mined pairs."""
     asked = settings["asked"]
-    head = ["source", "pairs", "mined", *LOST, "positive's score", "negatives' score", "rank"]
+    head = ["source", "pairs", "mined", *LOST, "positive score", "negative score", "rank"]
     lines = [
         f"# {name}\n",
         f"Training pairs with {asked['negatives']} mined hard negatives each, as "
@@ -199,17 +200,17 @@ def card(name: str, sources: Mapping[str, dict], settings: Mapping) -> str:
         "| " + " | ".join(head) + " |",
         "| --- |" + " ---: |" * (len(head) - 1),
     ]
-    for source, told in sorted(sources.items()):
-        counts = [told["pairs"], told["mined"], *(told["lost"][why] for why in LOST)]
-        cells = [source, *(f"{n:,}" for n in counts), *map(number, told["means"].values())]
+    for source, tally in sorted(sources.items()):
+        counts = [tally["pairs"], tally["mined"], *(tally["lost"][why] for why in LOST)]
+        cells = [source, *(f"{n:,}" for n in counts), *map(format_mean, tally["means"].values())]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "What was asked:\n",
+        "Options:\n",
         *(f"    {key} = {value}" for key, value in asked.items() if key != "files"),
     ]
     return "\n".join(lines) + "\n"
 
 
-def number(mean: float | None) -> str:
+def format_mean(mean: float | None) -> str:
     return "-" if mean is None else f"{mean:.3f}"

@@ -52,9 +52,8 @@ def lock_for_process(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_scratch(folder: Path) -> Iterator[None]:
-    """Holds `folder`, in which a command of one process builds what it renames at the end: emptied
-    when it is entered, and removed when it is left.
+def lock_scratch(folder: Path) -> Iterator[Path]:
+    """Locks `folder` for temporary files of one process and yields it, emptied; removes it at exit.
 
     Raises:
       UserError: another process holds the folder; it names the process.
@@ -66,7 +65,7 @@ def lock_scratch(folder: Path) -> Iterator[None]:
             elif path.name != NAME:
                 path.unlink()
         try:
-            yield
+            yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data.shapes import instructions, pairs
-from data.shapes.generate import is_ready
+from data.shapes.generate import read_world
 from data.shapes.render import decode_mp4
 from data.shapes.scene import COLOURS, FRAME, HELD_OUT_PAIRS, SHAPES, make_rng
 from gve_jax.errors import UserError
@@ -151,7 +151,7 @@ def test_repeated_command_returns_and_other_arguments_are_refused(world, run_sha
     assert again.returncode == 0 and "ready" in again.stdout
     other = run_shapes("--output", str(world), "--scale", "0.01", "--seed", "1")
     assert other.returncode == 2 and other.stderr.count("\n") == 1
-    assert "seed 0, not 1" in other.stderr and str(world) in other.stderr
+    assert "seed = 0, now 1" in other.stderr and str(world) in other.stderr
     assert (world / "manifest.json").stat().st_mtime_ns == before
     assert not world.with_name(world.name + ".building").exists()
 
@@ -159,11 +159,11 @@ def test_repeated_command_returns_and_other_arguments_are_refused(world, run_sha
 def test_folder_with_other_files_is_refused(tmp_path, world):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="manifest"):
-        is_ready(tmp_path, 0, 1.0)
+        read_world(tmp_path, 0, 1.0)
     broken = tmp_path / "broken"
     broken.mkdir()
     shutil.copy(world / "manifest.json", broken)
     (broken / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="not readable"):
-        is_ready(broken, 0, 1.0)
-    assert not is_ready(tmp_path / "new", 0, 1.0)
+    with pytest.raises(UserError, match="manifest.json: damaged"):
+        read_world(broken, 0, 1.0)
+    assert read_world(tmp_path / "new", 0, 1.0) is None
