@@ -219,7 +219,7 @@ def test_a_run_that_is_told_to_end_saves_and_says_so(world, tmp_path):
     assert code == 143, err
     (line,) = err.strip().splitlines()[-1:]
     step = re.fullmatch(
-        r"told to end \(SIGTERM\): saved at step (\d+); repeat the command .*", line
+        r"received SIGTERM: checkpoint saved at step (\d+); repeat the command .*", line
     )
     assert step and (workdir / "checkpoints" / step[1] / "_CHECKPOINT_METADATA").is_file()
     assert "Traceback" not in err

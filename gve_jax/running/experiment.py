@@ -48,7 +48,7 @@ from gve_jax.storage.files import differences, read_json, write_json
 from gve_jax.storage.filesystem import (
     as_path,
     in_workdir,
-    is_bucket,
+    is_gcs_path,
     local_copy,
     translate_gcs_errors,
 )
@@ -120,7 +120,7 @@ class Experiment(StepSetup):
     def _tokenizer(self) -> str | Path:
         if self.config.data.tokenizer is not None:
             path = as_path(in_workdir(self.config.data.tokenizer, self.workdir))
-            if not is_bucket(path):
+            if not is_gcs_path(path):
                 return path
             return local_copy(path.parent, (path.name, *COMPANIONS)) / path.name
         if self.base is None:
@@ -245,7 +245,7 @@ class Experiment(StepSetup):
                 )
             return True
         try:
-            if not is_bucket(self.workdir):
+            if not is_gcs_path(self.workdir):
                 self.workdir.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 write_json(self.workdir / ".writable", None)
@@ -264,7 +264,7 @@ class Experiment(StepSetup):
     def _check_started(self) -> None:
         checkpoints = self.workdir / "checkpoints"
         with translate_gcs_errors(self.workdir):
-            if is_bucket(self.workdir):  # where a folder exists by its files alone
+            if is_gcs_path(self.workdir):  # where a folder exists by its files alone
                 gone = (self.workdir / "train.json").exists() and not checkpoints.is_dir()
             else:
                 gone = (self.workdir / "run.json").exists() and not checkpoints.is_dir()

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import jax
 
 from gve_jax.errors import UserError
-from gve_jax.storage.filesystem import is_bucket, translate_gcs_errors, write_object
+from gve_jax.storage.filesystem import is_gcs_path, translate_gcs_errors, write_object
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Records:
 
     def __init__(self, workdir: Path, *, every_s: float = 30.0):
         self.workdir, self.folder, self._every_s = workdir, workdir, every_s
-        self._remote = is_bucket(workdir)
+        self._remote = is_gcs_path(workdir)
         self._copies = self._remote and jax.process_index() == 0
         self._known: dict[str, tuple[int, int]] = {}  # (bytes, ns) of what has been copied
         self._lock, self._end = threading.Lock(), threading.Event()

@@ -69,7 +69,7 @@ MISTAKES = [
     (dict(export=("peft",)), "export 'peft' needs adapters"),
     (dict(pretrained="nowhere"), "nowhere: no such directory"),
     (dict(quantize="nf4"), "quantize needs config.pretrained"),
-    (dict(mesh__data=3), r"mesh \(data=3, .*does not divide 8 devices"),
+    (dict(mesh__data=3), r"mesh \(data=3, .*must multiply to the number of devices, 8"),
     (dict(data__tokenizer=None), "data.tokenizer is missing"),
     (dict(inputs__num_frames=3), "num_frames must be an even number"),
     (dict(data__batch_sizes=(("T2V", 12),)), "batch_size 12 must be a multiple of data . fsdp = 8"),
