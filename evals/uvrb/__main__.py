@@ -33,7 +33,6 @@ from evals.uvrb import check, published, report
 from evals.uvrb.compare import check_same_ranking, compare, media_note
 from evals.uvrb.compare import load as load_scores
 from evals.uvrb.cost import Meter
-from evals.uvrb.embeddings import Encoder
 from evals.uvrb.evaluate import RULES, Example, Scored, summary
 from evals.uvrb.output import print_results, remove_stale, write_results
 from evals.uvrb.per_query import PerQuery
@@ -48,6 +47,7 @@ from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.media import limits
 from gve_jax.media.quarantine import Quarantine
 from gve_jax.progress import progress_bar
+from gve_jax.retrieval.embedding import Encoder
 from gve_jax.storage.filesystem import any_path, local_path
 from gve_jax.storage.locks import lock_folder
 

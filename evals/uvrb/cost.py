@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from data.uvrb.reader import RetrievalSet
-from evals.uvrb.embeddings import Encoder, Side
 from gve_jax.errors import UserError
 from gve_jax.media.quarantine import Quarantine
+from gve_jax.retrieval.embedding import Encoder
+from gve_jax.retrieval.store import StoredRows
 from gve_jax.storage.files import write_json
 
 GB = 1e9
@@ -85,7 +86,7 @@ class Ledger:
         return {**sums, "embed_seconds": round(sums["embed_seconds"], 3)}
 
 
-def sizes(found: RetrievalSet, sides: Sequence[Side]) -> dict[str, float | None]:
+def sizes(found: RetrievalSet, sides: Sequence[StoredRows]) -> dict[str, float | None]:
     """GB of the distinct media of a set, and of its embeddings on disk.
 
     `media_gb` is None if media are no longer on disk, such as those of a removed extraction.

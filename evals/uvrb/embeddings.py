@@ -2,11 +2,8 @@
 
 OUTPUT/embeddings/<label>/ contains
 
-    manifest.json            the model's fingerprint; another model or setting is refused by field
-    vectors-00-00000-*.npy   float32 [n, D]: vectors of host 00, at most SHARD items
-    vectors-00-00000-*.json  keys of those items, their validity, and reasons of failures; written
-                             last, as the seal of the shard
-    <SET>.<side>.json        ids, keys and validity of a finished side of a set
+    manifest.json, vectors-*  the vectors, see `gve_jax.retrieval.store`; at most SHARD items each
+    <SET>.<side>.json         ids, keys and validity of a finished side of a set
 
 A key hashes the content of an item (text, instruction, bytes of image and video, order of the
 frames), not its name, so a video of several sets (CRB ships its videos three times) is embedded
@@ -19,12 +16,10 @@ all share, and then all wait for each other.
 """
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -35,129 +30,12 @@ from gve_jax.errors import UserError
 from gve_jax.media.item import as_item
 from gve_jax.media.quarantine import Quarantine, failure
 from gve_jax.retrieval import check_unit_vectors
+from gve_jax.retrieval.embedding import Encoder
+from gve_jax.retrieval.store import StoredRows, VectorStore
 from gve_jax.storage.digests import file_sha256, json_sha256
-from gve_jax.storage.files import check_record, write_array, write_json
+from gve_jax.storage.files import read_json, write_json
 
-FORMAT = "uvrb vectors 1"
-_UNKNOWN = {"path": "", "reason": "", "seconds": 0.0}  # failures in shards before version 0.2.0
 SHARD = 512  # items embedded and written together, and a step of the progress bar
-
-
-class Encoder(Protocol):
-    """An embedder to score: `gve_jax.GVE`, or any object with these attributes."""
-
-    fingerprint: Mapping
-    embedding_dim: int
-
-    def encode_valid(
-        self, inputs: Sequence[dict], ids: Sequence[str], quarantine: Quarantine
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Unit rows float32 [N valid, D] and valid bool [N]; failures go to the quarantine."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """The queries or the documents of a set: vectors [N valid, D] and valid bool [N]."""
-
-    vectors: np.ndarray
-    valid: np.ndarray
-
-
-class Store:
-    """Vectors by the key of their content, in shards in `folder`.
-
-    Args:
-      fingerprint: fingerprint of the model, as JSON values.
-      dim: D.
-
-    Raises:
-      UserError: the folder has another model or setting, or damaged shards.
-    """
-
-    def __init__(self, folder: Path, fingerprint: dict, dim: int):
-        self.folder, self.dim = folder, dim
-        self._rows: dict[str, tuple[int, int]] = {}  # shard and row
-        self._failures: dict[str, dict] = {}  # last failure of keys without a row
-        self._attempts: dict[str, int] = {}  # number of shards with the key
-        self._shards: list[np.ndarray] = []
-        self._read: set[str] = set()
-        manifest = folder / "manifest.json"
-        now = {"format": FORMAT, "dim": dim, "fingerprint": fingerprint}
-        if manifest.exists():
-            old = _json(manifest)
-            stored, wanted = old.pop("fingerprint", None), now.pop("fingerprint")
-            for one, other in ((old, now), (stored, wanted)):
-                check_record(manifest, one, other, "choose another --output or delete its folder")
-        elif jax.process_index() == 0:
-            write_json(manifest, now)
-        self.refresh()
-
-    def attempts(self, key: str) -> int:
-        """Number of attempts to embed the content."""
-        return self._attempts.get(key, 0)
-
-    def failure(self, key: str) -> dict | None:
-        """The last failure of the content, a line of a quarantine without the id; None if it has a
-        vector or was never tried."""
-        return self._failures.get(key)
-
-    def refresh(self) -> None:
-        """Reads shards that were finished since the last call."""
-        for path in sorted(self.folder.glob("vectors-*.json"), key=_shard_number):
-            if path.name not in self._read:
-                self._load(path)
-                self._read.add(path.name)
-
-    def write(
-        self,
-        keys: Sequence[str],
-        vectors: np.ndarray,
-        valid: np.ndarray,
-        failures: Mapping[str, dict] | None = None,
-    ) -> None:
-        """Writes a shard: a row of `vectors` for each valid key, `failures` of the others."""
-        self.refresh()
-        # Above the numbers of all hosts: the largest number has the last attempt.
-        number = 1 + max((_shard_number(Path(name))[0] for name in self._read), default=-1)
-        # The digest prevents concurrent commands from sealing each other's vectors.
-        digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:8]
-        path = self.folder / f"vectors-{jax.process_index():02}-{number:05}-{digest}.json"
-        write_array(path.with_suffix(".npy"), np.asarray(vectors, np.float32))
-        record = {"keys": list(keys), "valid": np.asarray(valid).tolist()}
-        write_json(path, record | {"failures": dict(failures or {})})
-        self.refresh()
-
-    def side(self, keys: Sequence[str]) -> Side:
-        """The vectors of keys, all of which were tried."""
-        valid = np.array([key in self._rows for key in keys], bool)
-        found = [self._rows[key] for key in keys if key in self._rows]
-        vectors = np.empty((len(found), self.dim), np.float32)
-        shards, rows = np.array(found, np.int64).reshape(-1, 2).T
-        for shard in np.unique(shards):
-            mask = shards == shard
-            vectors[mask] = self._shards[shard][rows[mask]]
-        return Side(vectors, valid)
-
-    def _load(self, path: Path) -> None:
-        record, array = _json(path), path.with_suffix(".npy")
-        try:
-            vectors = np.load(array, mmap_mode="r", allow_pickle=False)
-            keys, valid = record["keys"], [bool(value) for value in record["valid"]]
-            failures = {key: dict(line) for key, line in record.get("failures", {}).items()}
-        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{array}: unreadable embeddings ({error}); delete {path}") from error
-        if vectors.shape != (sum(valid), self.dim) or len(keys) != len(valid):
-            raise UserError(f"{array}: {list(vectors.shape)} does not fit its list; delete {path}")
-        row = 0
-        for key, readable in zip(keys, valid, strict=True):
-            self._attempts[key] = self._attempts.get(key, 0) + 1
-            if readable:
-                self._rows.setdefault(key, (len(self._shards), row))
-                self._failures.pop(key, None)
-            elif key not in self._rows:
-                self._failures[key] = _UNKNOWN | failures.get(key, {})
-            row += readable
-        self._shards.append(vectors)
 
 
 class Failures:
@@ -196,7 +74,7 @@ class Embedder:
     def __init__(self, model: Encoder, folder: Path, quarantine: Quarantine, total: int):
         self.model, self.folder, self.quarantine, self.total = model, folder, quarantine, total
         fingerprint = json.loads(json.dumps(dict(model.fingerprint)))
-        self._store = Store(folder, fingerprint, model.embedding_dim)
+        self._store = VectorStore(folder, fingerprint, model.embedding_dim)
         work.check_shared(folder)
         self._hashes: dict[Path, str] = {}
         self._tried: set[str] = set()  # keys, in this command
@@ -214,7 +92,7 @@ class Embedder:
         ids: Sequence[str],
         items: Sequence[dict],
         advance: Callable[[int], None],
-    ) -> Side:
+    ) -> StoredRows:
         """The vectors of one side, from shards or from the model.
 
         Every host of a job calls it with equal arguments and gets the same side. Afterwards the
@@ -251,7 +129,7 @@ class Embedder:
             raise UserError(f"{name}: embeddings of another host do not appear in {self.folder}")
         self._record_failures(side)
         advance(len(new) - len(mine))
-        found = self._store.side(keys)
+        found = self._store.read(keys)
         if jax.process_index() == 0:
             record = {"ids": list(ids), "keys": keys, "valid": found.valid.tolist()}
             write_json(self.folder / f"{name}.json", record)
@@ -321,7 +199,7 @@ class Embedder:
         manifest = self.folder / f"{name}.json"
         if not manifest.exists():
             return
-        record, remedy = _json(manifest), "choose another --output or delete it"
+        record, remedy = read_json(manifest), "choose another --output or delete it"
         if record.get("ids") != list(ids):
             raise UserError(f"{manifest}: written for other ids; {remedy}")
         stored = zip(record.get("keys", ()), record.get("valid", ()), strict=False)
@@ -359,19 +237,3 @@ class _Items:
     def attempts(self) -> dict[str, int]:
         """Earlier attempts by the keys of the items to embed."""
         return {self.keys[index]: count for index, count in self.missing.items()}
-
-
-def _shard_number(path: Path) -> tuple[int, int]:
-    """Order of shards: by number, then by host."""
-    _, host, number, _ = path.stem.split("-")
-    return int(number), int(host)
-
-
-def _json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable embeddings ({error}); delete it") from error
-    return value

@@ -12,7 +12,7 @@ from data.uvrb.reader import Document, Query, RetrievalSet
 from data.uvrb.tasks import Task
 from evals.uvrb import cost
 from evals.uvrb.digests import set_digests
-from evals.uvrb.embeddings import Embedder, Side
+from evals.uvrb.embeddings import Embedder
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.scores import ABILITIES, AVERAGES, abilities, averages, cells
 from evals.uvrb.statistics import interval, resampled
@@ -29,6 +29,7 @@ from gve_jax.retrieval import (
     top_k,
 )
 from gve_jax.retrieval.metrics import first_rank, median_rank
+from gve_jax.retrieval.store import StoredRows
 from gve_jax.retrieval.tiles import cosine_rows, id_order
 
 RULES = (
@@ -298,7 +299,7 @@ def _best_positive(ranks: Ranks, query: int) -> int:
     return int(ranks.document[rows[np.argmin(ranks.rank[rows])]])
 
 
-def _unreadable(entries: Sequence[Query | Document], side: Side) -> list[str]:
+def _unreadable(entries: Sequence[Query | Document], side: StoredRows) -> list[str]:
     return [entry.id for entry, valid in zip(entries, side.valid, strict=True) if not valid]
 
 

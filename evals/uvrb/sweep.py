@@ -1,7 +1,7 @@
 """A model with other numbers of frames and of tokens of a frame."""
 
-from evals.uvrb.embeddings import Encoder
 from gve_jax.errors import UserError
+from gve_jax.retrieval.embedding import Encoder
 
 KINDS = {"frames": "frames of a video", "tokens": "tokens of a frame, at most"}
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.uvrb.embeddings import Side
 from gve_jax.errors import UserError
 from gve_jax.media.quarantine import Quarantine
+from gve_jax.retrieval.store import StoredRows
 from gve_jax.retrieval.tiles import NORM_TOLERANCE
 from gve_jax.storage.files import text_id
 
@@ -51,7 +51,7 @@ class Vectors:
 
     def embed(
         self, name: str, ids: Sequence[str], items: Sequence[dict], advance: Callable[[int], None]
-    ) -> Side:
+    ) -> StoredRows:
         """The vectors of one side in the order of `ids`; see `Embedder.embed`.
 
         Raises:
@@ -77,7 +77,7 @@ class Vectors:
             rows[start : start + _BLOCK] = self._unit(path, part, block)
         self._digest.update(name.encode() + rows.tobytes())
         advance(len(ids))
-        return Side(rows, valid)
+        return StoredRows(rows, valid)
 
     def _unit(self, path: Path, ids: Sequence[str], block: np.ndarray) -> np.ndarray:
         def refuse(bad: np.ndarray, what: Callable[[int], str]) -> None:

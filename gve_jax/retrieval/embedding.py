@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,12 +33,15 @@ SHARDS, LARGEST = 1024, 4096  # of an output, as long as they have at most so ma
 
 
 class Encoder(Protocol):
-    """What embeds: `gve_jax.GVE`, or anything with these three."""
+    """An embedder: `gve_jax.GVE`, or any object with these attributes."""
 
-    fingerprint: dict
+    fingerprint: Mapping
     embedding_dim: int
 
-    def encode_valid(self, inputs, ids, quarantine, prompt=None, batch_size=32): ...
+    def encode_valid(
+        self, inputs, ids: Sequence[str], quarantine: Quarantine, prompt=None, batch_size: int = 32
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns unit rows float32 [N valid, D] and valid bool [N]; quarantines the others."""
 
 
 def embed_all(
@@ -75,7 +78,7 @@ def embed_all(
     size, dim = shard_size or items_of_shard(len(ids)), model.embedding_dim
     settings = {
         "format": FORMAT,
-        "fingerprint": model.fingerprint,
+        "fingerprint": dict(model.fingerprint),
         "prompt": prompt,
         "shard_size": size,
         "input": {"items": len(ids), "digest": digest_rows(ids)},

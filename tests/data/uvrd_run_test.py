@@ -46,7 +46,7 @@ def job(raw, output, server, **fields) -> Job:
 class ByColour:
     """Embeds captions and videos with cosine 1 if the caption describes the video, else 0."""
 
-    fingerprint = {"weights": "colour"}
+    fingerprint, embedding_dim = {"weights": "colour"}, 2
 
     def __init__(self, raw):
         rows = [json.loads(line) for line in open(raw / world.CAPTIONS)]

@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from evals.uvrb import embeddings
 from evals.uvrb.__main__ import main
 from gve_jax.checkpoints.digests import weights_digest
 from gve_jax.errors import UserError
+from gve_jax.retrieval import store
 from tests.conftest import ROOT
 from tests.evals.evaluate_test import run
 from tests.evals.small_uvrb import ColourEncoder, evaluate, make_benchmark, read_jsonl
@@ -133,11 +133,11 @@ def test_embeds_an_unsealed_shard_again(benchmark, expected, tmp_path, monkeypat
             raise KeyboardInterrupt
         write(path, value)
 
-    write = embeddings.write_json
-    monkeypatch.setattr(embeddings, "write_json", stop)
+    write = store.write_json
+    monkeypatch.setattr(store, "write_json", stop)
     with pytest.raises(KeyboardInterrupt):
         run(benchmark, tmp_path / "out", *options())
-    monkeypatch.setattr(embeddings, "write_json", write)
+    monkeypatch.setattr(store, "write_json", write)
     folder = tmp_path / "out/embeddings/model"
     names = sorted(path.name for path in folder.iterdir())
     assert [(name.rsplit("-", 1)[0], name[-4:]) for name in names[1:]] == [
@@ -148,19 +148,6 @@ def test_embeds_an_unsealed_shard_again(benchmark, expected, tmp_path, monkeypat
     _, models = run(benchmark, tmp_path / "out", *options())
     assert models["trained"].asked[0] == "MSRVTT.queries/q2"
     assert scores(tmp_path / "out") == expected
-
-
-def test_concurrent_commands_do_not_mix_vectors(tmp_path):
-    """Both write their first shard: a seal must not belong to the other's vectors."""
-    rows = np.eye(3, dtype=np.float32)
-    one, other = (embeddings.Store(tmp_path, {}, 3) for _ in range(2))
-    one.write(["a", "b"], rows[:2], [True, True])
-    other._read |= {path.name for path in tmp_path.glob("vectors-*")}  # read before that
-    other.write(["c", "a"], rows[[2, 0]], [True, True])
-    for path in tmp_path.glob("vectors-00-00001-*"):  # so it has the same number
-        path.rename(str(path).replace("-00001-", "-00000-"))
-    both = embeddings.Store(tmp_path, {}, 3).side(["c", "b", "a"])
-    assert (both.vectors == rows[[2, 1, 0]]).all()
 
 
 def test_embeds_content_once_over_commands(benchmark, tmp_path):

@@ -3,10 +3,8 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
-from evals.uvrb import embeddings
 from gve_jax.errors import UserError
 from gve_jax.media.errors import MediaError, RetryableMediaError
 from tests.evals import small_uvrb
@@ -233,13 +231,3 @@ def test_embeds_a_repaired_item_of_a_finished_set(data, tmp_path):
     damage(data, "red_blue", content=intact)
     results, asked = run(data, tmp_path / "out")
     assert asked == ["MSRVTT.corpus/v0"] and results["datasets"]["MSRVTT"]["score"] == 1
-
-
-def test_vector_of_a_later_shard_replaces_a_failure(tmp_path):
-    store, row = embeddings.Store(tmp_path, {}, 2), np.eye(2, dtype=np.float32)[:1]
-    store.write(["a"], row[:0], [False], {"a": {"path": "p", "reason": "slow", "seconds": 1}})
-    assert store.failure("a")["reason"] == "slow" and not store.side(["a"]).valid.any()
-    store.write(["a"], row, [True])
-    for found in (store, embeddings.Store(tmp_path, {}, 2)):
-        assert found.failure("a") is None and (found.side(["a"]).vectors == row).all()
-        assert found.attempts("a") == 2 and found.attempts("b") == 0
