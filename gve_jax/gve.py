@@ -44,7 +44,7 @@ from gve_jax.retrieval.quantization import PRECISIONS, quantize_embeddings
 from gve_jax.retrieval.unit import unit_rows
 from gve_jax.sentence_transformers import SentenceTransformersInterface, refuse_arguments
 from gve_jax.storage.files import read_json, write_json
-from gve_jax.storage.filesystem import as_path, is_bucket
+from gve_jax.storage.filesystem import as_path, is_gcs_path
 
 FORMATS = ("gve_jax", "hf")
 CHUNK = 16  # batches that are decoded and planned together; bounds the memory
@@ -212,7 +212,7 @@ class GVE(SentenceTransformersInterface):
                 show=show_progress_bar,
             )
             return
-        if not is_bucket(directory):
+        if not is_gcs_path(directory):
             directory.mkdir(parents=True, exist_ok=True)
         elif jax.process_index() == 0:
             # The parameters are replaced in place: incomplete until config.json is written again.

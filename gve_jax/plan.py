@@ -1,18 +1,18 @@
-"""Compiles a configuration's training step for a machine that is not here, and tells what it needs:
+"""Compiles a configuration's training step for another machine and reports memory and speed:
 
     python -m gve_jax.plan --config configs/gve_7b.py --topology v5p:4x4x4
 
 `--topology` is CHIP:GRID: v5e:4x4, v5p:4x4x4, v6e:16x16 (needs `pip install 'gve_jax[tpu]'`), or
-h200:1x1x8, h100:1x1x8 (`gve_jax[cuda]`). No data and no weights are read. Fields are overridden as
+h200:1x1x8, h100:1x1x8 (`gve_jax[cuda]`). No data and no weights are read. Override fields as
 `--config.batch_size=256 --config.model.attention=splash`.
 
-  --query 0x128 --positive 4x896   declared shapes (frame pairs x tokens) to plan; by default the
-                                   shortest text, and the longest video of `inputs.num_frames`
-  --negatives N                    hard negatives of a pair, 0 to 3
-  --quick                          do not look for the largest batch that fits
-  --json FILE                      write everything there, too
+  --query 0x128 --positive 4x896   declared shapes (frame pairs x tokens) to plan (default: the
+                                   shortest text, and the longest video of `inputs.num_frames`)
+  --negatives N                    hard negatives per pair, 0 to 3 (default: 0)
+  --quick                          do not search for the largest batch that fits
+  --json FILE                      also write the plan to FILE
 
-Exit status: 0 it fits; 1 it does not fit in memory; 2 a mistake, named in a line.
+Exit status: 0 the step fits in memory; 1 it does not; 2 an error, in one line.
 """
 
 import json
@@ -33,9 +33,9 @@ from gve_jax.running.sections import Settings
 from gve_jax.storage.filesystem import as_local_path
 
 _LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",  # else it asks the cloud which machine this is
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is taken: two planners may run
-    "TPU_WORKER_HOSTNAMES": "localhost",  # else it complains that it found none
+    "TPU_SKIP_MDS_QUERY": "1",  # otherwise libtpu queries the cloud's metadata server
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip is used: two planners may run at once
+    "TPU_WORKER_HOSTNAMES": "localhost",  # otherwise libtpu warns that it is missing
     "TPU_WORKER_ID": "0",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -57,7 +57,7 @@ def main() -> None:
         raise UserError("--topology is missing; see python -m gve_jax.plan --help")
     parse(text["topology"].value)
     target = text["json"].value and as_local_path(text["json"].value)
-    # Whatever accelerator this machine has is left alone: compilers alone are at work.
+    # Do not occupy an accelerator of this machine: only compilers run.
     jax.config.update("jax_platforms", "cpu")
     os.environ.update(_LIBTPU)
     program = Program(config, open_topology(text["topology"].value))
@@ -65,17 +65,17 @@ def main() -> None:
     errors = Console(stderr=True)
     with errors.status("planning") as status:
 
-        def note(doing: str) -> None:
-            status.update(doing)
+        def note(message: str) -> None:
+            status.update(message)
             if not errors.is_terminal:
-                print(doing, file=sys.stderr, flush=True)
+                print(message, file=sys.stderr, flush=True)
 
         try:
             plan = make_plan(program, shapes, quick.value, note)
         except DeviceOutOfMemory as error:
             print(
-                f"it does not fit: {error} Try a smaller batch_size, or gradcache_chunk "
-                f"(batch_size is {program.batch_size} on {program.rows} groups of devices)",
+                f"the step does not fit: {error} Try a smaller batch_size, or gradcache_chunk "
+                f"(batch_size is {program.batch_size}, data * fsdp = {program.rows})",
                 file=sys.stderr,
             )
             sys.exit(1)

@@ -2,19 +2,19 @@
 
     python -m gve_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
-The config is a Python file with `get_config()`; `--config FILE:smoke` asks it for a form that takes
-seconds. `--workdir`, a directory or gs://bucket/run, receives checkpoints, metrics.jsonl,
+The config is a Python file with `get_config()`; `--config FILE:smoke` selects a variant that runs
+in seconds. `--workdir`, a directory or gs://bucket/run, receives checkpoints, metrics.jsonl,
 tensorboard/, curriculum.json, quarantine.jsonl, and the model before and after training (initial/,
 model/).
 
-  --pairs LOCATION   training pairs in place of config.data.pairs; may be repeated
+  --pairs LOCATION   training pairs instead of config.data.pairs; may be repeated
 
-Repeating the command resumes from the newest whole checkpoint of the workdir, and returns at once
-when the run is complete. A field is overridden as `--config.optimizer.learning_rate=1e-4`;
+Repeating the command resumes from the newest undamaged checkpoint in the workdir, and returns at
+once when the run is complete. Override a field as `--config.optimizer.learning_rate=1e-4`;
 `--config FILE --help` lists all fields.
 
-Exit status: 0 done; 2 a mistake or a full disk, named in a line; 143 told to end (SIGTERM), after
-saving: repeat the command to go on.
+Exit status: 0 success; 2 an error, such as an invalid field or a full disk, in one line; 143
+received SIGTERM and saved a checkpoint: repeat the command to resume.
 """
 
 import logging
@@ -69,23 +69,23 @@ def main() -> None:
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
-    """Runs the experiment `config` in `workdir` to its end, from where it stands."""
-    # --- what is trained, on what, where; another experiment in this workdir is refused -----------
+    """Runs the experiment `config` in `workdir` to its end, resuming if it was started before."""
+    # --- check the configuration; refuse a workdir that holds another experiment ------------------
     run = hosts.run_on_all_hosts(lambda: Experiment(config, workdir))
     hosts.check_same(run.shared_record())
     config = run.config
-    if run.complete():
+    if run.is_complete():
         where = ", ".join(str(workdir / EXPORTS[name][0]) for name in config.export)
         print(f"{workdir}: training is complete; its model is in {where}")
         return
-    with lock_folder(workdir):  # one command at a time
+    with lock_folder(workdir):
         work.check_shared(workdir)
         run.check_started()
         _train(run)
 
 
 def _train(run: Experiment) -> None:
-    """The run from where it stands to its end, alone in its workdir."""
+    """Trains from the last checkpoint or from step 0, while the workdir is locked."""
     config, workdir = run.config, run.workdir
     for warning in run.sources.warnings() if jax.process_index() == 0 else ():
         print(f"warning: {warning}", flush=True)
@@ -93,7 +93,7 @@ def _train(run: Experiment) -> None:
         run.model, run.tx, run.loss, run.mesh, chunk=config.gradcache_chunk, seed=config.seed
     )
     probe = make_probe(run.model)
-    frozen = run.frozen()  # what does not train is in no checkpoint
+    frozen = run.load_frozen()  # checkpoints hold trained weights only
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, fingerprint=run.fingerprint
     )
@@ -104,21 +104,21 @@ def _train(run: Experiment) -> None:
             writes=jax.process_index() == 0,
             shown=workdir / "quarantine.jsonl",
         )
-        # A mount may be back, a machine less busy: what failed so is counted when it fails again.
+        # Failures such as an absent mount or a busy machine count only if they occur again.
         quarantine.forget_retryable()
-        # --- start or resume: (1) the newest whole checkpoint of this workdir, (2) the pretrained
-        # model's weights, new adapters from the seed, (3) scratch, from the seed ----------------
+        # --- start or resume: (1) the newest undamaged checkpoint in the workdir, (2) the
+        # pretrained weights with new adapters from the seed, (3) random weights from the seed ----
         restored = checkpoints.restore(run.abstract)
         run.write_run_record()
         if restored:
             step, state, curriculum = restored.step, restored.state, restored.meta["curriculum"]
             print(f"resuming at step {step}", flush=True)
         else:
-            step, state, curriculum = 0, run.start(), []
-            if config.pretrained is None:  # else the start is there already
+            step, state, curriculum = 0, run.initial_state(), []
+            if config.pretrained is None:  # otherwise `pretrained` is the initial model
                 run.export("gve_jax", state["params"], frozen, workdir / "initial")
 
-        # --- stages: probe, decide what is sampled, train -----------------------------------------
+        # --- stages: probe, choose the sampling, train --------------------------------------------
         log = RunLog(
             records.folder,
             first_step=step,
@@ -136,8 +136,8 @@ def _train(run: Experiment) -> None:
                 if number == len(curriculum):
                     params = join(state["params"], frozen)
                     alignment = probe_stage(run, probe, number, params, quarantine)
-                    curriculum.append(run.stage(number, alignment, curriculum))
-                    log.stage(curriculum[-1])
+                    curriculum.append(run.stage_record(number, alignment, curriculum))
+                    log.start_stage(curriculum[-1])
                     if jax.process_index() == 0:
                         write_json(workdir / "curriculum.json", {"stages": curriculum})
                     log.progress.note(f"stage {number}: {describe(curriculum[-1])}")
@@ -145,17 +145,17 @@ def _train(run: Experiment) -> None:
                 for batch in device_batches(
                     run.stream(curriculum, step, last), run.mesh, run.loader()
                 ):
-                    admit(batch, quarantine, run)
+                    record_failures(batch, quarantine, run)
                     log.before_step(step)
                     with jax.set_mesh(run.mesh), StepTraceAnnotation("train", step_num=step):
                         state, scalars = train_step(state, frozen, batch.arrays, step)
-                    # Only now, with this step under way, are the last one's numbers waited for.
+                    # Waits for the previous step's results only now that this step is dispatched.
                     log.after_step(step, number, batch, scalars)
                     hosts.set_location(f"in step {step}")
                     step += 1
                     stop = preemption.reached(step)
                     if step < config.steps and (stop or step % config.checkpoint.every == 0):
-                        log.flush()  # a line of metrics.jsonl is never behind its checkpoint
+                        log.flush()  # metrics.jsonl must include every step of a checkpoint
                         records.flush()
                         checkpoints.save(step, state, {"curriculum": curriculum})
                     if step < config.steps and stop:
@@ -165,11 +165,11 @@ def _train(run: Experiment) -> None:
                 log.flush()
                 records.flush()
 
-        # --- the end: a last checkpoint, then the model, each of whose forms seals itself ---------
+        # --- last checkpoint, then the model; each export is complete with its last file ----------
         checkpoints.save(step, state, {"curriculum": curriculum})
         checkpoints.wait()
         record = log.close() | {"quarantined": quarantine.count}
-        if record["steps"] and jax.process_index() == 0:  # else finished before, but for an export
+        if record["steps"] and jax.process_index() == 0:  # no steps: only an export was missing
             write_json(workdir / "train.json", record)
         for name in config.export:
             run.export(name, state["params"], frozen)
@@ -183,34 +183,34 @@ def _train(run: Experiment) -> None:
 def probe_stage(
     run: Experiment, probe: Callable, number: int, params, quarantine: Quarantine
 ) -> dict[str, float]:
-    """R by source: of the first stage as `pyramid.prober` says, else by the model itself."""
+    """Returns R by source: of the first stage by `pyramid.prober`, if set, else by this model."""
     if number or run.curriculum.config.prober is None:
-        cosines = own_cosines(run, probe, params, quarantine)
+        cosines = probe_cosines(run, probe, params, quarantine)
     elif run.scores is not None:
         return run.scores
     else:
-        cosines = run.measured(quarantine)
+        cosines = run.external_cosines(quarantine)
         quarantine.check(sum(run.sources.sizes.values()))
     for name, values in cosines.items():
         if not sum(map(len, values)):
-            raise UserError(f"source {name}: not one of its probed pairs can be read")
-    found = {name: pyramid.mean_alignment(values) for name, values in cosines.items()}
-    for name, value in found.items():
+            raise UserError(f"source {name}: none of its probed pairs can be read")
+    alignment = {name: pyramid.mean_alignment(values) for name, values in cosines.items()}
+    for name, value in alignment.items():
         if not math.isfinite(value):
             raise UserError(f"source {name}: the mean cosine of its probed pairs is {value}")
-    return found
+    return alignment
 
 
-def own_cosines(
+def probe_cosines(
     run: Experiment, probe: Callable, params, quarantine: Quarantine
 ) -> dict[str, list[np.ndarray]]:
-    """Cosines of the probed pairs by source, by the model as it stands."""
+    """Cosines of the probed pairs by source, by the model in training."""
     cosines: dict[str, list[np.ndarray]] = {name: [] for name in run.sources.sizes}
-    for batch in device_batches(run.probes(), run.mesh, run.loader()):
-        admit(batch, quarantine, run)
+    for batch in device_batches(run.probe_stream(), run.mesh, run.loader()):
+        record_failures(batch, quarantine, run)
         with jax.set_mesh(run.mesh):
             values = probe(params, batch.arrays)
-        # Whole on every host, so that all draw the same curriculum from them.
+        # Gathered on every host, so that all compute the same curriculum.
         values, valid = multihost_utils.process_allgather(
             (values, batch.arrays["valid"]), tiled=True
         )
@@ -219,17 +219,17 @@ def own_cosines(
 
 
 def describe(stage: Mapping) -> str:
-    """A stage in a line: the sources drawn most and least."""
-    drawn = sorted(stage["P"].items(), key=lambda entry: -entry[1])
-    (most, high), (least, low) = drawn[0], drawn[-1]
+    """One line about a stage, with the sources sampled most and least."""
+    sampled = sorted(stage["P"].items(), key=lambda entry: -entry[1])
+    (most, high), (least, low) = sampled[0], sampled[-1]
     return (
         f"sigma {stage['sigma']:.2f}, steps {stage['first_step']} to {stage['last_step']}, "
-        f"most drawn {most} ({high:.1%}), least {least} ({low:.1%})"
+        f"most sampled {most} ({high:.1%}), least {least} ({low:.1%})"
     )
 
 
-def admit(batch: PairBatch, quarantine: Quarantine, run: Experiment) -> None:
-    """Records what of a batch could not be read; stops the run past the stated share."""
+def record_failures(batch: PairBatch, quarantine: Quarantine, run: Experiment) -> None:
+    """Records the unreadable pairs of a batch; raises UserError above `data.max_bad_share`."""
     for failure in batch.failures:
         quarantine.record(**failure)
     if batch.failures:

@@ -213,7 +213,7 @@ def test_an_output_of_0_1_is_refused_by_its_format(source, tmp_path):
     settings = json.loads((output / "settings.json").read_text())
     settings["format"] = "gve_jax vectors 1"
     (output / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="made with format = gve_jax vectors 1, now .* 2; choose"):
+    with pytest.raises(UserError, match="with format = gve_jax vectors 1, now .* 2; choose"):
         embed(source, output)
 
 

@@ -198,7 +198,7 @@ def one_more(folder):
         file.write('{"id": "new", "text": "x"}\n')
 
 
-MADE = "settings.json: made with "
+MADE = "settings.json: created with "
 CHANGED = "ids-00002.jsonl: the content of 'v2' has changed"
 
 
@@ -431,7 +431,7 @@ def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
     [
         (
             {"weights": "b"},
-            "settings.json: made with fingerprint.weights = a, now b; choose another",
+            "settings.json: created with fingerprint.weights = a, now b; choose another",
         ),
         (
             {"host 1": {"weights": "b"}},

@@ -1,7 +1,7 @@
-"""A stand-in for Google Cloud Storage on the loopback: what gcsfs, tensorstore and Google's client
-ask of its JSON API, with objects in memory and a journal of all that was written, in order.
+"""A fake Google Cloud Storage server on loopback: the part of the JSON API that gcsfs, tensorstore
+and Google's client use, with objects in memory and a journal of all writes in order.
 
-A process that is killed leaves in a bucket what the journal says up to a point: `replay` makes it.
+A killed process leaves in a bucket a prefix of the journal; `replay` recreates that state.
 """
 
 import base64
@@ -21,7 +21,7 @@ class Object(NamedTuple):
 
 
 class Write(NamedTuple):
-    """A change of a bucket; `data` is None where the object was removed."""
+    """A change of a bucket; `data` is None if the object was removed."""
 
     bucket: str
     name: str
@@ -29,7 +29,7 @@ class Write(NamedTuple):
 
 
 class FakeGcs:
-    """Use as a context; `url` is where it listens."""
+    """The server; use it as a context manager. `url` is its address."""
 
     def __init__(self):
         self.buckets: dict[str, dict[str, Object]] = {}
@@ -58,9 +58,9 @@ class FakeGcs:
     def put(self, bucket: str, name: str, data: bytes) -> Object:
         with self.lock:
             self._generation += 1
-            made = self.buckets[bucket][name] = Object(data, self._generation)
+            created = self.buckets[bucket][name] = Object(data, self._generation)
             self.journal.append(Write(bucket, name, data))
-            return made
+            return created
 
     def remove(self, bucket: str, name: str) -> None:
         with self.lock:
@@ -68,7 +68,7 @@ class FakeGcs:
             self.journal.append(Write(bucket, name, None))
 
     def replay(self, writes: list[Write], bucket: str) -> None:
-        """Makes `bucket` what `writes`, all of one bucket, had made of theirs."""
+        """Applies `writes`, all from the journal of one bucket, to `bucket`."""
         self.make(bucket)
         for write in writes:
             if write.data is None:
@@ -79,10 +79,10 @@ class FakeGcs:
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # tensorstore comes with many at once
+    request_queue_size = 128  # tensorstore sends many requests at once
 
     def handle_error(self, request, client_address) -> None:
-        # gcsfs asks two questions at once, and hangs up when the first answer will do.
+        # gcsfs sends two requests at once and closes the second when the first is sufficient.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -108,18 +108,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _fail(self, status: int, why: str) -> None:
         self._answer(status, {"error": {"code": status, "message": why}})
 
-    def _resource(self, bucket: str, name: str, found: Object) -> dict:
+    def _resource(self, bucket: str, name: str, stored: Object) -> dict:
         time = "2026-01-01T00:00:00.000Z"
         return {
             "kind": "storage#object",
             "bucket": bucket,
             "name": name,
             "metageneration": "1",
-            "size": str(len(found.data)),
-            "generation": str(found.generation),
+            "size": str(len(stored.data)),
+            "generation": str(stored.generation),
             "updated": time,
             "timeCreated": time,
-            "md5Hash": base64.b64encode(hashlib.md5(found.data).digest()).decode(),
+            "md5Hash": base64.b64encode(hashlib.md5(stored.data).digest()).decode(),
         }
 
     def do_any(self) -> None:
@@ -154,59 +154,58 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
         start, end = self.query.get("startOffset", ""), self.query.get("endOffset")
         items, prefixes = [], set()
-        for name, found in sorted(self.gcs.buckets[bucket].items()):
+        for name, stored in sorted(self.gcs.buckets[bucket].items()):
             if not name.startswith(prefix) or name < start or (end and name >= end):
                 continue
             inner, cut, _ = name[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
             if cut:
                 prefixes.add(prefix + inner + cut)
             else:
-                items.append(self._resource(bucket, name, found))
-        # Pages of one kind, then of the other: their order is not part of what clients rely on.
-        entries = [("prefixes", one) for one in sorted(prefixes)]
-        entries += [("items", one) for one in items]
-        at = int(self.query.get("pageToken", 0))
-        stop = at + int(self.query.get("maxResults", 1000))
+                items.append(self._resource(bucket, name, stored))
+        # Prefixes come before items: clients do not rely on the order across pages.
+        entries = [("prefixes", entry) for entry in sorted(prefixes)]
+        entries += [("items", entry) for entry in items]
+        first = int(self.query.get("pageToken", 0))
+        stop = first + int(self.query.get("maxResults", 1000))
         page = {"kind": "storage#objects", "items": [], "prefixes": []}
-        for kind, one in entries[at:stop]:
-            page[kind].append(one)
+        for kind, entry in entries[first:stop]:
+            page[kind].append(entry)
         if stop < len(entries):
             page["nextPageToken"] = str(stop)
         self._answer(200, page)
 
-    def _refused(self, found: Object | None) -> bool:
-        """Whether a condition on the generation fails; it is answered then."""
-        generation = str(found.generation) if found else "0"
+    def _refused(self, stored: Object | None) -> bool:
+        """Whether a condition on the generation fails; if so, sends the answer."""
+        generation = str(stored.generation) if stored else "0"
         if self.query.get("ifGenerationMatch", generation) != generation:
             self._fail(412, "conditionNotMet")
             return True
-        if found and self.query.get("ifGenerationNotMatch") == generation:
+        if stored and self.query.get("ifGenerationNotMatch") == generation:
             self._answer(304)
             return True
         return False
 
     def _object(self, bucket: str, name: str, verb: str = "", *target: str) -> None:
-        found = self.gcs.buckets[bucket].get(name)
-        if not found:
+        stored = self.gcs.buckets[bucket].get(name)
+        if not stored:
             return self._fail(404, f"No such object: {bucket}/{name}")
         if verb in ("rewriteTo", "moveTo"):
             to = target[1] if verb == "rewriteTo" else bucket
-            made = self.gcs.put(to, target[-1], found.data)
+            resource = self._resource(to, target[-1], self.gcs.put(to, target[-1], stored.data))
             if verb == "moveTo":
                 self.gcs.remove(bucket, name)
-                return self._answer(200, self._resource(to, target[-1], made))
-            resource = self._resource(to, target[-1], made)
+                return self._answer(200, resource)
             return self._answer(200, {"done": True, "resource": resource})
-        if self._refused(found):
+        if self._refused(stored):
             return None
         if self.command == "DELETE":
             self.gcs.remove(bucket, name)
             return self._answer(204)
         if self.query.get("alt") != "media":
-            return self._answer(200, self._resource(bucket, name, found))
-        data, status, headers = found.data, 200, {"x_goog_generation": str(found.generation)}
-        if wanted := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
-            first, last = wanted.groups()
+            return self._answer(200, self._resource(bucket, name, stored))
+        data, status, headers = stored.data, 200, {"x_goog_generation": str(stored.generation)}
+        if span := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", "")):
+            first, last = span.groups()
             if not first:
                 first, last = max(0, len(data) - int(last)), ""
             first, last = int(first), min(int(last or len(data) - 1), len(data) - 1)
@@ -241,5 +240,5 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if total == "*":
             return self._answer(308, Range=f"bytes=0-{len(data) - 1}")
         assert int(total) == len(data), (total, len(data))
-        made = self.gcs.put(bucket, name, bytes(data))
-        return self._answer(200, self._resource(bucket, name, made))
+        stored = self.gcs.put(bucket, name, bytes(data))
+        return self._answer(200, self._resource(bucket, name, stored))

@@ -366,7 +366,7 @@ def test_two_hosts_divide_the_work_and_give_the_bytes_of_one(two_hosts, pairs, t
     assert {path.name: path.read_bytes() for path in out.iterdir()} == every
     options[1] = "1-21"
     assert set(run(most, most)) == {
-        f"{out}: made with ranks = [1, 20], now [1, 21]; remove it or choose another --output"
+        f"{out}: created with ranks = [1, 20], now [1, 21]; remove it or choose another --output"
     }
 
 
@@ -479,9 +479,9 @@ def test_what_cannot_be_is_one_line(pairs, tmp_path, monkeypatch, options, messa
 def test_a_changed_model_or_rule_is_named(pairs, tmp_path):
     options = ("--ranks", "1-20")
     mine(pairs, tmp_path / "out", *options)
-    with pytest.raises(UserError, match="out: made with ranks = .*choose another --output"):
+    with pytest.raises(UserError, match="out: created with ranks = .*choose another --output"):
         mine(pairs, tmp_path / "out", "--ranks", "1-21")
-    with pytest.raises(UserError, match="settings.json: made with fingerprint.weights = a, now b"):
+    with pytest.raises(UserError, match="json: created with fingerprint.weights = a, now b"):
         mine(
             pairs, tmp_path / "new", *options, "--work", tmp_path / "out.mining", model=Prober("b")
         )

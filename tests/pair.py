@@ -1,5 +1,5 @@
-"""Two processes that are the hosts of one job, and run the functions of many tests: starting JAX
-and joining costs more than most of what is asked of them."""
+"""Two processes that act as the hosts of one job for many tests: starting JAX and joining the job
+takes longer than most of the tests."""
 
 import importlib
 import json
@@ -18,30 +18,31 @@ from tests.conftest import ROOT
 
 
 class Pair:
-    """The hosts of a job, two devices each; started when first needed, and again after a crash."""
+    """The two hosts, with two devices each; started on first use and again after a crash."""
 
     def __init__(self):
         self._processes: list[subprocess.Popen] = []
 
     def run(self, function: str, *arguments) -> list:
-        """What `module:function` gives on each host for plain JSON, or the text of its UserError;
-        anything else fails the test."""
+        """Calls `module:function` with plain JSON on both hosts and returns the results.
+
+        The result of a UserError is its message. Other exceptions fail the test."""
         if not self._processes:
             self._start()
         for process in self._processes:
             process.stdin.write(json.dumps([function, arguments]) + "\n")
             process.stdin.flush()
-        told: list = [None, None]
-        for _ in told:
+        results: list = [None, None]
+        for _ in results:
             host, line = self._lines.get(timeout=300)
-            answer = json.loads(line) if line else {"crash": "ended"}
-            if crash := answer.get("crash"):  # the other one may wait for this one for ever
+            answer = json.loads(line) if line else {"crash": "exited"}
+            if crash := answer.get("crash"):  # the other host may wait for this one forever
                 self._log.seek(0)
-                said = self._log.read().decode(errors="replace")[-3000:]
+                log = self._log.read().decode(errors="replace")[-3000:]
                 self.close()
-                pytest.fail(f"host {host}: {crash}\n{said}")
-            told[host] = answer["value"]
-        return told
+                pytest.fail(f"host {host}: {crash}\n{log}")
+            results[host] = answer["value"]
+        return results
 
     def _start(self) -> None:
         with socket.socket() as free:
@@ -82,9 +83,9 @@ class Pair:
 
 
 def main() -> None:
-    """One of the two: a function and its arguments a line, its answer a line."""
+    """Runs one host: reads a function and its arguments per line, writes an answer per line."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what functions print is no answer
+    os.dup2(2, 1)  # the output of the functions must not mix with the answers
     from absl import flags
 
     from gve_jax.distributed import hosts
@@ -99,7 +100,7 @@ def main() -> None:
             answer = {"value": getattr(importlib.import_module(module), name)(*arguments)}
         except UserError as error:
             answer = {"value": str(error)}
-        except Exception:  # of any kind: the test that asked raises it, with its lines
+        except Exception:  # the calling test fails with its traceback
             answer = {"crash": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -1,4 +1,4 @@
-"""Adapters on a pretrained model, end to end: read, saved, resumed, refused and exported."""
+"""LoRA training end to end: loading a base, saving, resuming, refusals and exports."""
 
 import json
 import os
@@ -29,15 +29,15 @@ TEXTS = ["a red circle moves left", "a blue square stays still"]
 
 @pytest.fixture(scope="module")
 def base(world, tmp_path_factory):
-    """A checkpoint of transformers' format, with the world's tokenizer."""
+    """A checkpoint in transformers' format, with the world's tokenizer."""
     directory = tmp_path_factory.mktemp("base")
     run = Experiment(make_config(world), directory / "w")
-    run.export("hf", run.start()["params"], {}, directory / "hf")
+    run.export("hf", run.initial_state()["params"], {}, directory / "hf")
     return directory / "hf"
 
 
 def recipe(world, base, **fields):
-    """Four steps in two stages, the tokenizer from the base."""
+    """A config of four steps in two stages, with the tokenizer of the base."""
     config = make_config(
         world,
         steps=4,
@@ -49,7 +49,7 @@ def recipe(world, base, **fields):
         optimizer__learning_rate=1e-2,
         **fields,
     )
-    del config.model.vision, config.model.text  # the base's
+    del config.model.vision, config.model.text  # shapes come from the base
     config.model.lora = dict(rank=4, alpha=8.0, dropout=0.25)
     return config
 
@@ -63,18 +63,18 @@ def finished(world, base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(world, base, tmp_path_factory):
-    """A run that SIGTERM met in its first step, in the first stage."""
+    """A run that received SIGTERM in its first step, in the first stage."""
     workdir = tmp_path_factory.mktemp("stopped")
     after_step = RunLog.after_step
 
-    def told(self, step, *rest):
+    def preempting(self, step, *rest):
         after_step(self, step, *rest)
         if step == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "after_step", told)
+        patch.setattr(RunLog, "after_step", preempting)
         with pytest.raises(StoppedError, match="saved at step 1; repeat the command"):
             train(recipe(world, base), workdir)
     assert signal.getsignal(signal.SIGTERM) == before
@@ -82,20 +82,20 @@ def stopped(world, base, tmp_path_factory):
     return workdir
 
 
-def test_all_forms_of_the_trained_model_agree(base, finished):
-    assert not (finished / "initial").exists()  # the base is there already
-    vectors = {
+def test_all_exports_of_the_trained_model_agree(base, finished):
+    assert not (finished / "initial").exists()  # the base is the initial model
+    models = {
         "ours": GVE.from_pretrained(finished / "model"),
         "peft": GVE.from_pretrained(base, dtype="float32", adapter=finished / "adapter"),
         "hf": GVE.from_pretrained(finished / "hf", dtype="float32"),
         "base": GVE.from_pretrained(base, dtype="float32"),
     }
-    ours = vectors["ours"]
-    kept = flatten_dict(vectors["base"].params, sep="/")
+    ours = models["ours"]
+    frozen = flatten_dict(models["base"].params, sep="/")
     for name, leaf in flatten_dict(ours.params, sep="/").items():
         if "/lora/" not in name:
-            np.testing.assert_array_equal(leaf, kept[name], name)
-    vectors = {name: model.encode(TEXTS) for name, model in vectors.items()}
+            np.testing.assert_array_equal(leaf, frozen[name], name)
+    vectors = {name: model.encode(TEXTS) for name, model in models.items()}
     np.testing.assert_array_equal(vectors["peft"], vectors["ours"])
     np.testing.assert_allclose(vectors["hf"], vectors["ours"], atol=1e-5)
     assert np.abs(vectors["base"] - vectors["ours"]).max() > 1e-3
@@ -103,7 +103,7 @@ def test_all_forms_of_the_trained_model_agree(base, finished):
     assert settings["base_model_name_or_path"] == str(base)
 
 
-def test_a_missing_export_is_made_up_for(world, base, finished):
+def test_a_missing_export_is_written_by_repeating_the_command(world, base, finished):
     before = losses(finished)
     shutil.rmtree(finished / "hf")
     train(recipe(world, base), finished)
@@ -132,14 +132,14 @@ def test_a_changed_base_is_refused_by_name(world, base, stopped, tmp_path, part)
         with pytest.raises(UserError, match="not the tokenizer that .* was made with"):
             train(recipe(world, changed), stopped)
         fields = json.loads((changed / "config.json").read_text())
-        del fields["gve_jax"]["tokenizer"]  # as gve_jax 0.1 exported: the run has its own record
+        del fields["gve_jax"]["tokenizer"]  # as exported by gve_jax 0.1
         (changed / "config.json").write_text(json.dumps(fields))
     named = {"weights": r"frozen_weights was \S+, is", "tokenizer": "data.tokenizer was"}[part]
     with pytest.raises(UserError, match=named):
         train(recipe(world, changed), stopped)
 
 
-def test_another_shape_than_the_bases_is_refused(world, base, tmp_path):
+def test_shapes_that_differ_from_the_base_are_refused(world, base, tmp_path):
     config = recipe(world, base)
     config.model.text = make_config(world).model.text.copy_and_resolve_references()
     config.model.text.num_hidden_layers = 3
@@ -148,11 +148,11 @@ def test_another_shape_than_the_bases_is_refused(world, base, tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_and_repeated_gives_bitwise_the_same_losses(
+def test_a_stopped_and_resumed_run_has_bitwise_identical_losses(
     world, base, finished, stopped, tmp_path
 ):
-    """Across the boundary of stages, with dropout; the base has moved, and decoding goes on in a
-    process: neither makes another run."""
+    """Across the boundary of stages, with dropout. The base was moved, and a process decodes
+    instead of threads: both may change on resume."""
     moved = shutil.copytree(base, tmp_path / "moved")
     train(recipe(world, moved, data__workers=1), stopped)
     assert losses(stopped) == losses(finished)
@@ -161,7 +161,7 @@ def test_stopped_and_repeated_gives_bitwise_the_same_losses(
 
 
 @pytest.mark.slow
-def test_the_published_recipe_runs_at_tiny_widths(world, tmp_path):
+def test_the_published_config_runs_at_tiny_widths(world, tmp_path):
     config = gve_3b.get_config("smoke")
     config.data.pairs, config.data.tokenizer = f"{world}/pairs", f"{world}/tokenizer.json"
     train(config, tmp_path)
@@ -181,27 +181,27 @@ def test_the_published_recipe_runs_at_tiny_widths(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_base_of_few_bits_is_exported_as_it_was(world, monkeypatch, tmp_path):
+def test_a_quantized_base_is_exported_with_its_original_weights(world, monkeypatch, tmp_path):
     pytest.importorskip("qwix")
     one = jax.make_mesh(
         (1, 1, 1), AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
     )
     monkeypatch.setattr("gve_jax.running.setup.make_mesh", lambda axes, devices: one)
-    wide = make_config(world)  # widths that 64 divides
+    wide = make_config(world)  # widths are multiples of 64
     wide.model.vision.out_hidden_size = wide.model.text.hidden_size = 64
     wide.model.text.update(num_attention_heads=4)
     run = Experiment(wide, tmp_path / "w")
-    run.export("hf", run.start()["params"], {}, tmp_path / "hf")
+    run.export("hf", run.initial_state()["params"], {}, tmp_path / "hf")
 
     config = recipe(world, tmp_path / "hf", quantize="nf4", pyramid__stages=1)
     config.update(steps=1, export=("gve_jax",))
     config.optimizer.warmup_steps = 0
     run = Experiment(config, tmp_path / "run")
-    frozen = run.frozen()
+    frozen = run.load_frozen()
     kinds = {type(leaf) for leaf in flatten_dict(frozen["language"]).values()}
     assert Quantized in kinds
     dense = Experiment(recipe(world, tmp_path / "hf"), tmp_path / "dense")
-    dense.frozen()  # what the fingerprint names is the base as it was
+    dense.load_frozen()  # the fingerprint has the digest of the original weights
     assert run.fingerprint["frozen_weights"] == dense.fingerprint["frozen_weights"] is not None
     train(config, tmp_path / "run")
     assert np.isfinite(losses(tmp_path / "run")[0][1])

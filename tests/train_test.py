@@ -1,4 +1,4 @@
-"""The trainer as a user meets it: it trains, resumes exactly, and says what is wrong in a line."""
+"""The trainer's command: it trains, resumes exactly, and reports errors in one line."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def losses(workdir: Path) -> dict[int, tuple[str, float]]:
     return {r["step"]: (r["task"], r["loss"]) for r in records}
 
 
-# The trainer, which dies at the moment when the checkpoint of step 4, written, would get its name.
+# The trainer, killed when the checkpoint of step 4 is written but not yet renamed.
 DIES_SAVING = """
 import os, signal
 from gve_jax.cli import run_cli
@@ -78,7 +78,7 @@ def run_cli(
     kill: signal.Signals = signal.SIGKILL,
     code: str | None = None,
 ):
-    """`python -m gve_jax.train`, or `code` in its stead; with `kill_at`, its processes get the
+    """Runs `python -m gve_jax.train`, or `code` instead; with `kill_at`, sends its processes the
     signal `kill` once that step's loss is on disk."""
     program = ["-c", code] if code else ["-m", "gve_jax.train"]
     command = [sys.executable, *program, *arguments_of(world, workdir), *arguments]
@@ -96,7 +96,7 @@ def run_cli(
         while not (metrics.exists() and f'"step": {kill_at},' in metrics.read_text()):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.01)
-        if kill == signal.SIGTERM:  # a scheduler tells all processes of a job
+        if kill == signal.SIGTERM:  # a scheduler sends it to all processes of a job
             os.killpg(process.pid, kill)
         else:
             process.send_signal(kill)
@@ -105,7 +105,7 @@ def run_cli(
 
 
 def processes_of(workdir: Path) -> list[str]:
-    """Processes that write to the pipes of a killed run, after the seconds it takes to notice."""
+    """Processes of a killed run that are still alive after ten seconds."""
     for _ in range(40):
         alive = [p.name for p in Path("/proc").iterdir() if p.name.isdigit() and _is_of(p, workdir)]
         if not alive:
@@ -117,14 +117,14 @@ def processes_of(workdir: Path) -> list[str]:
 def _is_of(process: Path, workdir: Path) -> bool:
     try:
         environment = (process / "environ").read_bytes()
-    except OSError:  # it has just ended, or is another user's
+    except OSError:  # the process has just ended, or belongs to another user
         return False
     return f"GVE_JAX_TEST_RUN={workdir}".encode() in environment
 
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
-    """An uninterrupted run by the command line, on one device with one decoding process."""
+    """An uninterrupted run from the command line, on one device with one decoding process."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
     code, out, err = run_cli(world, workdir, "--config.data.workers=1")
     assert code == 0, err
@@ -132,7 +132,7 @@ def finished(world, tmp_path_factory):
     return workdir
 
 
-def test_a_run_leaves_what_it_should(finished):
+def test_the_files_of_a_finished_run_are_complete_and_consistent(finished):
     assert sorted(losses(finished)) == list(range(6))
     assert all(np.isfinite(loss) for _, loss in losses(finished).values())
     for name in ("model/config.json", "initial/config.json", "run.json", "train.json"):
@@ -162,10 +162,10 @@ def test_training_moved_the_model(finished):
 @situation(
     "Training",
     "the command of a finished run is repeated",
-    "it says so and returns; no file is touched",
+    "it reports that training is complete; no file is changed",
     since="0.1.0",
 )
-def test_repeating_a_finished_run_costs_nothing(world, finished):
+def test_repeating_a_finished_run_changes_nothing(world, finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
     code, out, _ = run_cli(world, finished, "--config.data.workers=1")
     assert code == 0 and "complete" in out
@@ -176,12 +176,12 @@ def test_repeating_a_finished_run_costs_nothing(world, finished):
 @situation(
     "Training",
     "a run is killed (SIGKILL), also while a checkpoint is being saved, and repeated",
-    "it resumes from the newest whole checkpoint with bitwise the same losses",
+    "it resumes from the newest undamaged checkpoint with bitwise identical losses",
     since="0.1.0",
 )
-def test_killed_and_repeated_gives_bitwise_the_same_losses(world, finished, tmp_path):
-    """Killed in the first stage, and again while the first checkpoint of the second is saved; then
-    with threads instead of a decoding process, on which the stream does not depend."""
+def test_a_killed_and_resumed_run_has_bitwise_identical_losses(world, finished, tmp_path):
+    """Killed in the first stage, and again while the first checkpoint of the second is saved. The
+    last run decodes in threads instead of a process, which must not change the stream."""
     workdir = tmp_path / "killed"
     arguments = ("--config.data.workers=1",)
     code, *_ = run_cli(world, workdir, *arguments, kill_at=2)
@@ -206,8 +206,8 @@ def test_killed_and_repeated_gives_bitwise_the_same_losses(world, finished, tmp_
     "the step is finished and saved; status 143",
     since="0.1.0",
 )
-def test_a_run_that_is_told_to_end_saves_and_says_so(world, tmp_path):
-    workdir = tmp_path / "told"
+def test_a_run_that_receives_sigterm_saves_a_checkpoint(world, tmp_path):
+    workdir = tmp_path / "preempted"
     code, _, err = run_cli(
         world,
         workdir,
@@ -219,32 +219,32 @@ def test_a_run_that_is_told_to_end_saves_and_says_so(world, tmp_path):
     assert code == 143, err
     (line,) = err.strip().splitlines()[-1:]
     step = re.fullmatch(
-        r"told to end \(SIGTERM\): saved at step (\d+); repeat the command .*", line
+        r"received SIGTERM: checkpoint saved at step (\d+); repeat the command .*", line
     )
     assert step and (workdir / "checkpoints" / step[1] / "_CHECKPOINT_METADATA").is_file()
     assert "Traceback" not in err
-    assert not (workdir / "quarantine.jsonl").exists()  # nor was what decoders held
+    assert not (workdir / "quarantine.jsonl").exists()  # nothing the decoders held was quarantined
     assert not processes_of(workdir)
 
 
 @pytest.mark.slow
 def test_eight_devices_and_threads_give_the_losses_of_one_device(world, finished, tmp_path):
     train(make_config(world), tmp_path)
-    expected, found = losses(finished), losses(tmp_path)
-    assert [task for task, _ in found.values()] == [task for task, _ in expected.values()]
+    expected, got = losses(finished), losses(tmp_path)
+    assert [task for task, _ in got.values()] == [task for task, _ in expected.values()]
     np.testing.assert_allclose(
-        [loss for _, loss in found.values()],
+        [loss for _, loss in got.values()],
         [loss for _, loss in expected.values()],
         rtol=2e-3,
     )
 
 
 def poison(monkeypatch, at: int) -> None:
-    """From step `at` on the gradients of one leaf are NaN; the loss is not."""
-    made = train_module.make_train_step
+    """Makes the gradients of one leaf NaN from step `at` on, but not the loss."""
+    make_train_step = train_module.make_train_step
 
     def make(*arguments, **options):
-        step = made(*arguments, **options)
+        step = make_train_step(*arguments, **options)
 
         def poisoned(state, frozen, arrays, number):
             grads, scalars = step.gradients(state["params"], frozen, arrays, number)
@@ -260,19 +260,19 @@ def poison(monkeypatch, at: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_nan_is_neither_saved_nor_exported(world, monkeypatch, tmp_path):
-    """In the step before a checkpoint, and in the last step of all; then the run goes on."""
-    for at, kept in ((3, 2), (5, 4)):
+def test_a_nan_gradient_is_neither_saved_nor_exported(world, monkeypatch, tmp_path):
+    """In the step before a checkpoint, and in the last step of the run; then the run resumes."""
+    for at, newest in ((3, 2), (5, 4)):
         with monkeypatch.context() as patch:
             poison(patch, at)
             with pytest.raises(UserError, match=f"^the gradient norm of step {at} is nan: source "):
                 train(make_config(world), tmp_path)
         saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal()]
-        assert max(saved) == kept
+        assert max(saved) == newest
         assert not (tmp_path / "model").exists()
     train(make_config(world), tmp_path)
-    texts = GVE.from_pretrained(tmp_path / "model").encode(["a red ring"])
-    assert np.isfinite(texts).all()
+    vectors = GVE.from_pretrained(tmp_path / "model").encode(["a red ring"])
+    assert np.isfinite(vectors).all()
 
 
 @situation(
@@ -291,8 +291,8 @@ def test_a_workdir_that_is_in_use_is_refused(world, tmp_path):
 
 @situation(
     "Training",
-    "a finished run without its checkpoints/, repeated with one more form to export",
-    "refused; it says how to convert the model that is there",
+    "a finished run without its checkpoints/, repeated with another export format",
+    "refused; the message says how to convert the existing model",
     since="0.2.0",
 )
 def test_a_finished_run_without_checkpoints_is_not_trained_again(world, tmp_path):
@@ -301,10 +301,10 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again(world, tmp_path
         (tmp_path / name).write_text("{}")
     config = make_config(world, export=("gve_jax", "hf"))
     with pytest.raises(
-        UserError, match="holds a run, but not its checkpoints/: put it back"
-    ) as one:
+        UserError, match="holds a run, but not its checkpoints/: restore it"
+    ) as error:
         train(config, tmp_path)
-    assert f"convert --input {tmp_path}/model --to hf" in str(one.value)
+    assert f"convert --input {tmp_path}/model --to hf" in str(error.value)
     assert (tmp_path / "run.json").read_text() == "{}"
 
 
@@ -315,7 +315,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again(world, tmp_path
     "refused with the field and both values",
     since="0.1.0",
 )
-def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished, tmp_path):
+def test_another_configuration_in_the_workdir_is_refused_with_its_field(world, finished, tmp_path):
     code, _, err = run_cli(world, finished, "--config.data.workers=1", "--config.seed=43")
     assert code == 2 and "another configuration" in err and "Traceback" not in err
     workdir = tmp_path / "other"
@@ -346,7 +346,7 @@ def test_another_configuration_in_the_workdir_is_refused_by_name(world, finished
         ("extra", "extra"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(world, tmp_path, argument, named, monkeypatch, capsys):
+def test_an_error_is_one_line_that_names_it(world, tmp_path, argument, named, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("GVE_JAX_HOSTS", "1")
     monkeypatch.setattr(sys, "argv", ["train", *arguments_of(world, tmp_path / "w"), argument])
@@ -358,12 +358,13 @@ def test_a_mistake_is_one_line_that_names_it(world, tmp_path, argument, named, m
     assert not (tmp_path / "w" / "checkpoints").exists()
 
 
-def test_a_prober_measures_what_the_run_would_itself(world, finished, tmp_path):
-    """The run's own start as prober of a run from there: R of its first stage, by another path."""
+def test_a_prober_with_the_runs_initial_weights_measures_the_same_alignment(
+    world, finished, tmp_path
+):
     run = Experiment(make_config(world, pyramid__prober=str(finished / "initial")), tmp_path)
-    found = run.measured(Quarantine(tmp_path / "quarantine.jsonl", 0.0))
+    cosines = run.external_cosines(Quarantine(tmp_path / "quarantine.jsonl", 0.0))
     expected = json.loads((finished / "curriculum.json").read_text())["stages"][0]["R"]
-    assert {name: mean_alignment(values) for name, values in found.items()} == pytest.approx(
+    assert {name: mean_alignment(values) for name, values in cosines.items()} == pytest.approx(
         expected, abs=1e-5
     )
     damaged = tmp_path / "damaged"
@@ -373,12 +374,11 @@ def test_a_prober_measures_what_the_run_would_itself(world, finished, tmp_path):
     (damaged / "config.json").write_text(json.dumps(fields))
     run = Experiment(make_config(world, pyramid__prober=str(damaged)), tmp_path)
     with pytest.raises(UserError, match="pyramid.prober: ") as error:
-        run.measured(Quarantine(tmp_path / "quarantine.jsonl", 0.0))
+        run.external_cosines(Quarantine(tmp_path / "quarantine.jsonl", 0.0))
     assert "\n" not in str(error.value)
 
 
-def test_batches_have_their_sources_size_and_repeat_as_told(world, tmp_path):
-    """The stream of a run with a policy for each: what it was told is what it gives."""
+def test_batch_sizes_and_repeats_follow_the_configuration(world, tmp_path):
     fields = {
         "data__batch_sizes": (("^T2V_(crossing|camera)$", 16),),
         "data__repeat": (("^I2I$", 1),),
@@ -387,15 +387,15 @@ def test_batches_have_their_sources_size_and_repeat_as_told(world, tmp_path):
         "pyramid__schedule": "uniform",
     }
     run = Experiment(make_config(world, **fields), tmp_path)
-    record = run.stage(0, dict.fromkeys(run.sources.sizes, 0.5), [])
+    record = run.stage_record(0, dict.fromkeys(run.sources.sizes, 0.5), [])
     assert record["batches"] == {"I2I": 1, "T2V_camera": 3, "T2V_crossing": 2}  # not 2, 2, 2
-    found = [(b["source"], len(b["valid"])) for b in run.stream([record], 0, 6)]
-    assert sorted(found) == [("I2I", 8)] + 3 * [("T2V_camera", 16)] + 2 * [("T2V_crossing", 16)]
-    assert [(b["source"], len(b["valid"])) for b in run.stream([record], 4, 6)] == found[4:]
+    sizes = [(b["source"], len(b["valid"])) for b in run.stream([record], 0, 6)]
+    assert sorted(sizes) == [("I2I", 8)] + 3 * [("T2V_camera", 16)] + 2 * [("T2V_crossing", 16)]
+    assert [(b["source"], len(b["valid"])) for b in run.stream([record], 4, 6)] == sizes[4:]
 
 
 def damage(monkeypatch, ids):
-    """Cuts the positives' media of some pairs short, as a broken download would."""
+    """Truncates the positive videos of some pairs, as a broken download would."""
     read = PairSources.read
 
     def broken(self, source, indices):
@@ -433,14 +433,14 @@ REASONS = {"000001": "limits.seconds", "000002": "SIGSEGV", "000003": "limits.me
 @situation(
     "Training",
     "files that hang, crash or exhaust the decoder",
-    "each costs its own pair; the run goes on",
+    "each such pair is left out; the run continues",
     since="0.1.0",
 )
-def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_path, capsys):
+def test_media_that_attack_the_decoder_are_left_out(world, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     spoiled, read = {}, PairSources.read
-    # Only the clock tells a hang from a crash that a busy machine is slow to report: the limit is
-    # generous, and few pairs wait it out.
+    # A busy machine reports a crash late, which must not look like a hang: the time limit is
+    # generous, and only a few pairs hang.
     hang = 3
 
     def attacking(self, source, indices):
@@ -458,7 +458,7 @@ def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_pat
     monkeypatch.setattr(PairSources, "read", attacking)
     train(make_config(world, data__max_bad_share=0.9, limits__seconds=4.0), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-    # Batches that were read ahead of the last step may have been spoiled, and not trained on.
+    # Spoiled pairs in batches that were read ahead, but not trained on, are not recorded.
     numbers = [spoiled[line["id"].partition(":")[2]] for line in lines]
     assert {SPELLS[number] for number in numbers} == set(SPELLS.values())
     for number, line in zip(numbers, lines, strict=True):
@@ -468,10 +468,10 @@ def test_attacks_on_the_decoder_cost_their_own_pairs(world, monkeypatch, tmp_pat
     assert f"{len(lines)} of " in printed and "not decoded in N seconds (limits.seconds)" in printed
 
 
-def test_other_limits_are_no_other_experiment(world, tmp_path):
-    made = [Experiment(make_config(world, limits__seconds=s), tmp_path) for s in (10.0, 20.0)]
-    assert made[0].fingerprint == made[1].fingerprint
-    assert [run.preprocess.limits.seconds for run in made] == [10.0, 20.0]
+def test_limits_may_change_on_resume(world, tmp_path):
+    runs = [Experiment(make_config(world, limits__seconds=s), tmp_path) for s in (10.0, 20.0)]
+    assert runs[0].fingerprint == runs[1].fingerprint
+    assert [run.preprocess.limits.seconds for run in runs] == [10.0, 20.0]
     with pytest.raises(UserError, match="limits.memory must be above 0"):
         Experiment(make_config(world, limits__memory=0), tmp_path)
 
@@ -504,7 +504,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_named(world, tmp_path):
     since="0.1.0",
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_is_named_and_what_was_saved_stays(world, finished, tmp_path):
+def test_a_full_disk_is_an_error_without_a_traceback(world, finished, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", small])
@@ -520,7 +520,7 @@ def test_a_full_disk_is_named_and_what_was_saved_stays(world, finished, tmp_path
 
 @pytest.mark.slow
 def test_the_trained_model_is_scored_on_all_sixteen_sets(world, finished, tmp_path):
-    """The quickstart's last command, on a model of six steps: whole, but for what it has learnt."""
+    """The quickstart's last command, on a model trained for six steps."""
     from evals.uvrb.__main__ import main
 
     arguments = [
@@ -543,7 +543,7 @@ def test_the_trained_model_is_scored_on_all_sixteen_sets(world, finished, tmp_pa
     assert len(results["datasets"]) == len(results["untrained"]["datasets"]) == 16
     assert sorted(results["control"]["datasets"]) == ["CMRB", "CRB-T"]
     for name, record in results["datasets"].items():
-        # In so small a world a corpus of eight makes R@10 certain.
+        # With the small world's corpora of eight documents, R@10 is always 1.
         assert 0 <= record["score"] <= 1 and 0 < record["chance"] <= 1, name
         assert not any(record["quarantined"].values())
     expected = np.mean([record["score"] for record in results["datasets"].values()])

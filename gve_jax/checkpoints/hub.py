@@ -11,7 +11,7 @@ from pathlib import Path
 from gve_jax.checkpoints.peft_config import CONFIG as ADAPTER_CONFIG
 from gve_jax.errors import UserError
 from gve_jax.storage.files import read_json
-from gve_jax.storage.filesystem import as_path, is_bucket, local_copy
+from gve_jax.storage.filesystem import as_path, is_gcs_path, local_copy
 
 CONFIG = "config.json"
 # ORG/NAME, or ORG/NAME@REVISION.
@@ -44,7 +44,7 @@ def find_directory(
     Raises:
       UserError: neither a directory nor an id that can be downloaded; a revision of a directory.
     """
-    if is_bucket(name):
+    if is_gcs_path(name):
         _refuse_revision(name, revision)
         return local_copy(as_path(name), patterns)
     directory = as_path(name)

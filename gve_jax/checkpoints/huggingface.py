@@ -31,7 +31,7 @@ from gve_jax.model import lora
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
 from gve_jax.storage.files import atomic_write, read_json, write_json
-from gve_jax.storage.filesystem import is_bucket
+from gve_jax.storage.filesystem import is_gcs_path
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files beside the weights that exports copy, for users of transformers.
@@ -227,7 +227,7 @@ def save_hf(
     arrays = _tensors(by_path, leaves, dtype)
     try:
         if jax.process_index() == 0:
-            if not is_bucket(directory):
+            if not is_gcs_path(directory):
                 directory.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 (directory / "config.json").unlink()  # incomplete until it is written again
@@ -310,7 +310,7 @@ def copy_tokenizer(tokenizer: Path, directory: Path) -> None:
         target = directory / ("tokenizer.json" if source is tokenizer else source.name)
         if not source.is_file():
             continue
-        if is_bucket(target):
+        if is_gcs_path(target):
             atomic_write(target, lambda file, source=source: file.write(source.read_bytes()))
         elif not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)

@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 from gve_jax.checkpoints.digests import is_finite
 from gve_jax.errors import UserError
 from gve_jax.storage.digests import json_sha256
-from gve_jax.storage.filesystem import is_bucket
+from gve_jax.storage.filesystem import is_gcs_path
 
 
 class DamagedError(Exception):
@@ -46,7 +46,7 @@ def save_params(directory: epath.PathLike, params: Any) -> str:
     silence_orbax()
     refuse_keys(params)
     target = absolute(directory)
-    renamed = not is_bucket(target)
+    renamed = not is_gcs_path(target)
     fresh = target.with_name(f"{target.name}.new") if renamed else target
     try:
         with make_context():
@@ -109,7 +109,7 @@ def make_context() -> ocp.Context:
 
 def absolute(directory: epath.PathLike) -> epath.Path:
     path = epath.Path(directory).expanduser()
-    return path if is_bucket(path) else path.absolute()
+    return path if is_gcs_path(path) else path.absolute()
 
 
 def without_brackets(path: epath.Path) -> epath.Path:
@@ -118,7 +118,7 @@ def without_brackets(path: epath.Path) -> epath.Path:
 
     Uses a symbolic link in a temporary folder."""
     parent = path.parent
-    if is_bucket(path) or "[" not in str(parent):
+    if is_gcs_path(path) or "[" not in str(parent):
         return path
     parent.mkdir(parents=True, exist_ok=True)
     return epath.Path(_link(str(parent))) / path.name

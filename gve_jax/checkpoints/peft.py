@@ -26,7 +26,7 @@ from gve_jax.model import lora
 from gve_jax.model.config import LoraConfig, ModelConfig
 from gve_jax.model.embedder import Embedder
 from gve_jax.storage.files import write_json
-from gve_jax.storage.filesystem import as_path, is_bucket
+from gve_jax.storage.filesystem import as_path, is_gcs_path
 
 WEIGHTS = "adapter_model.safetensors"
 HALVES = (("a", "A"), ("b", "B"))  # (parameter, tensor)
@@ -131,7 +131,7 @@ def write_adapter(
     if not flat:
         raise UserError(f"{directory}: the model has no adapters to write")
     directory = as_path(directory)
-    if not is_bucket(directory):
+    if not is_gcs_path(directory):
         directory.mkdir(parents=True, exist_ok=True)
     tensors, modules = {}, {}
     for name, projection in _projections(cfg, layout).items():

@@ -27,7 +27,7 @@ from gve_jax.inputs.tokenizer import check_tokenizer, tokenizer_digest
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
 from gve_jax.storage.files import read_json
-from gve_jax.storage.filesystem import as_path, is_bucket
+from gve_jax.storage.filesystem import as_path, is_gcs_path
 
 FORMAT = "gve_jax 1"
 _PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
@@ -182,7 +182,7 @@ def open_pretrained(
         name, FETCHED, revision=revision, token=token, local_files_only=local_files_only
     )
     check_model_directory(directory)
-    params = (as_path(name) if is_bucket(name) else directory) / "params"
+    params = (as_path(name) if is_gcs_path(name) else directory) / "params"
     path = directory / "config.json"
     fields = read_json(path)
     if adapter is None and (directory / ADAPTER_CONFIG).is_file():

@@ -1,11 +1,11 @@
-"""One job on several hosts: its start, what hosts tell each other, and its end when one dies.
+"""Jobs on several hosts: startup, exchange of JSON values, and shutdown when a host dies.
 
-`join_job` needs no flags where JAX knows the cluster: TPU VMs, GKE, Slurm, Open MPI, and Kubernetes
-jobs with the `kubernetes` package. Elsewhere three variables say it, the same way on every host:
+`join_job` needs no flags where JAX detects the cluster: TPU VMs, GKE, Slurm, Open MPI, and
+Kubernetes jobs with the `kubernetes` package. Elsewhere, set three variables on every host:
 
-    GVE_JAX_COORDINATOR=10.0.0.1:8476   where host 0 listens
-    GVE_JAX_HOSTS=4                     how many processes there are
-    GVE_JAX_HOST=0                      which of them this is
+    GVE_JAX_COORDINATOR=10.0.0.1:8476   address on which host 0 listens
+    GVE_JAX_HOSTS=4                     number of processes
+    GVE_JAX_HOST=0                      index of this process
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from gve_jax.errors import UserError, report_error
 from gve_jax.storage.files import differences
 
 VARIABLES = ("GVE_JAX_COORDINATOR", "GVE_JAX_HOSTS", "GVE_JAX_HOST")
-# What computes, and what decides which pixels and tokens it gets.
+# Libraries that compute, or that decide which pixels and tokens are computed on.
 LIBRARIES = (
     "jax",
     "jaxlib",
@@ -51,14 +51,14 @@ SAME_VARIABLES = (
     "JAX_NUMPY_DTYPE_PROMOTION",
     "NVIDIA_TF32_OVERRIDE",
 )
-WAIT_S = 1800  # the slowest batch that a host may take; a dead host is noticed much sooner
-LONG_S = 7 * 24 * 3600  # as long as the hosts' shares of a job may differ
-LEAVE_S = 5  # between the first and the last host that find the same mistake
-LOST = 3  # exit status of a host that lost another
+WAIT_S = 1800  # limit for the slowest batch of a host; a dead host is detected much sooner
+LONG_S = 7 * 24 * 3600  # limit for the difference between the hosts' shares of a job
+LEAVE_S = 5  # limit between the first and the last host that raise the same error
+LOST = 3  # exit status of a host that lost its connection to another host
 REPEAT = "repeat the command on all hosts to resume"
 
-# JAX ends a host that has lost another from a thread of its own, where no Python can speak. So the
-# last word is a small process's, which learns of the end, by whatever signal, as that of its input.
+# JAX terminates a host that has lost another from a C++ thread, where no Python code can run. So a
+# small process prints the last line. Its input ends when the host exits, whatever the signal.
 _EXIT_REPORTER = """
 import sys
 at = ""
@@ -66,22 +66,22 @@ for line in sys.stdin:
     if line == "end\\n":
         sys.exit()
     at = line.strip()
-print(f"error: host {sys.argv[1]} ended {at}: it was killed, or lost another host (see above); "
-      + sys.argv[2], file=sys.stderr, flush=True)
+print(f"error: host {sys.argv[1]} exited {at}: killed, or lost its connection to another host "
+      "(see log above); " + sys.argv[2], file=sys.stderr, flush=True)
 """
 
 T = TypeVar("T")
 
 _numbers = itertools.count()
-_location = "at its start"
+_location = "at startup"
 _exit_reporter: subprocess.Popen | None = None
 
 
 def join_job() -> None:
-    """Joins this process to its job; alone where there is none. Before any other use of JAX.
+    """Joins this process to its job, if it belongs to one. Call it before any other use of JAX.
 
     Raises:
-      UserError: half a setting, one that is none, or a cluster that does not answer.
+      UserError: a variable is missing or invalid, or the cluster does not answer.
     """
     given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     heartbeat = _count("GVE_JAX_HEARTBEAT_S", os.environ.get("GVE_JAX_HEARTBEAT_S", "60"), 1)
@@ -93,20 +93,20 @@ def join_job() -> None:
     try:
         jax.distributed.initialize(**options)
     except ValueError as error:
-        # What JAX says where it knows no cluster: this machine is alone.
+        # JAX's message when it detects no cluster: this process runs alone.
         if given or "coordinator_address" not in str(error):
-            raise UserError(f"start of the hosts: {error}") from error
+            raise UserError(f"cannot join the job: {error}") from error
     except RuntimeError as error:
         hint = "; GVE_JAX_HOSTS=1 runs this host alone"
         line = " ".join(str(error).split())
-        raise UserError(f"start of the hosts: {line}{'' if given else hint}") from error
+        raise UserError(f"cannot join the job: {line}{'' if given else hint}") from error
 
 
 def run(command: Callable[[], None]) -> None:
-    """The whole of a process: joins its job, runs the command, and ends with the other hosts.
+    """Joins the job, runs `command`, and shuts down together with the other hosts.
 
     Raises:
-      UserError: on all hosts, they run different commands, code or libraries; see `environment`.
+      UserError: on all hosts, if they run different commands, code or libraries; see `environment`.
     """
     join_job()
     with coordinated_shutdown():
@@ -116,8 +116,8 @@ def run(command: Callable[[], None]) -> None:
 
 
 def environment() -> dict:
-    """What must be the same on all hosts whatever they run: the command, the code by its contents,
-    the libraries by version, and the variables that change what is compiled."""
+    """Returns what must be equal on all hosts for any command: the command's name, a digest of the
+    code, the versions of the libraries, and the variables that change compilation."""
     folder, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
@@ -138,7 +138,7 @@ def _version(name: str) -> str | None:
 
 
 def _variable(name: str) -> str:
-    """A variable's value; of flags in any order, and without those that say where to write."""
+    """The value of a variable, with its flags sorted and without the paths of XLA's dumps."""
     flags = os.environ.get(name, "").split()
     return " ".join(sorted(flag for flag in flags if not flag.startswith("--xla_dump_")))
 
@@ -146,7 +146,7 @@ def _variable(name: str) -> str:
 def _explicit(given: dict[str, str]) -> dict:
     for name in VARIABLES:
         if name not in given:
-            raise UserError(f"{name} is missing beside {', '.join(given)}")
+            raise UserError(f"{name} is missing: set all of {', '.join(VARIABLES)}")
     address = given["GVE_JAX_COORDINATOR"]
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
@@ -165,15 +165,16 @@ def _explicit(given: dict[str, str]) -> dict:
 
 def _count(name: str, value: str, least: int) -> int:
     if not value.isdecimal() or int(value) < least:
-        raise UserError(f"{name} {value!r} is not a number from {least} on")
+        raise UserError(f"{name} {value!r} must be an integer >= {least}")
     return int(value)
 
 
 def gather(value, limit_s: int = WAIT_S) -> list:
-    """`value`, plain JSON, of every host, in their order. All hosts call it in the same order.
+    """Returns the `value` of every host, as plain JSON, in the order of the hosts.
 
-    Through the coordinator's key-value store and no collective of the devices: that would stand in
-    their queue behind the step under way, and a host that died would leave it without a limit.
+    All hosts must make their calls in the same order. The values pass through the coordinator's
+    key-value store: a device collective would queue behind the current step and, if a host died,
+    would never time out.
     """
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
@@ -183,69 +184,73 @@ def gather(value, limit_s: int = WAIT_S) -> list:
     if index:
         client.key_value_set(f"{folder}/{index}", json.dumps(value))
         return json.loads(client.blocking_key_value_get(f"{folder}/all", limit))
-    # Host 0 collects and hands out, so that N hosts cost 2 N messages and not N times N.
-    told = [json.dumps(value)]
-    told += [client.blocking_key_value_get(f"{folder}/{n}", limit) for n in range(1, count)]
-    text = f"[{', '.join(told)}]"
+    # Host 0 collects and redistributes: 2 N messages instead of N squared.
+    values = [json.dumps(value)]
+    values += [client.blocking_key_value_get(f"{folder}/{n}", limit) for n in range(1, count)]
+    text = f"[{', '.join(values)}]"
     client.key_value_set(f"{folder}/all", text)
-    if number:  # whoever told this number has read the last one
+    if number:  # every host that has sent this value has read the result of the previous call
         client.key_value_delete(f"gve_jax/{number - 1}/")
     return json.loads(text)
 
 
 def barrier() -> None:
-    """Returns when all hosts are here, however long their work takes them."""
+    """Waits until all hosts have called it, up to `LONG_S`."""
     gather(None, LONG_S)
 
 
-def run_on_host0(find: Callable[[], T]) -> T:
-    """What `find` gives on host 0, plain JSON, on all of them; its UserError, too."""
+def run_on_host0(function: Callable[[], T]) -> T:
+    """Runs `function` on host 0 and returns its result, plain JSON, or raises its UserError, on all
+    hosts."""
     value = error = None
     if jax.process_index() == 0:
         try:
-            value = find()
-        except UserError as found:
-            error = found
+            value = function()
+        except UserError as raised:
+            error = raised
     if jax.process_count() > 1:
-        value, told = gather([value, error and str(error)], LONG_S)[0]
-        error = error or (told and UserError(told))
+        value, message = gather([value, error and str(error)], LONG_S)[0]
+        error = error or (message and UserError(message))
     if error:
         raise error
     return value
 
 
-def run_on_all_hosts(find: Callable[[], T]) -> T:
-    """What `find` gives here. A UserError of one host is raised on all, and names the host."""
+def run_on_all_hosts(function: Callable[[], T]) -> T:
+    """Runs `function` on every host and returns the result of this host.
+
+    A UserError of one host is raised on all hosts, and its message names the host.
+    """
     value = error = None
     try:
-        value = find()
-    except UserError as found:
-        error = found
+        value = function()
+    except UserError as raised:
+        error = raised
     if jax.process_count() == 1 and error:
         raise error
-    for host, told in enumerate(gather(error and str(error), LONG_S)):
-        if told:
-            raise UserError(f"host {host}: {told}")
+    for host, message in enumerate(gather(error and str(error), LONG_S)):
+        if message:
+            raise UserError(f"host {host}: {message}")
     return value
 
 
 def check_same(record: dict) -> None:
-    """UserError on all hosts, naming the field, unless `record`, plain JSON, is the same on all."""
-    told = gather(record)
-    for host, other in enumerate(told):
-        for field, (here, there) in differences(told[0], other).items():
-            raise UserError(f"host {host} was started with {field} = {there}, host 0 with {here}")
+    """Raises UserError on all hosts, naming the field, if `record`, plain JSON, differs on one."""
+    records = gather(record)
+    for host, other in enumerate(records):
+        for field, (first, value) in differences(records[0], other).items():
+            raise UserError(f"host {host} was started with {field} = {value}, host 0 with {first}")
 
 
 def set_location(description: str) -> None:
-    """Where this host is, `in step 120`: told when it, or another, is lost."""
+    """Sets the progress of this host, `in step 120`, for messages about a lost host."""
     global _location
     _location = description
     if _exit_reporter is not None:
-        _say(description)
+        _send_to_reporter(description)
 
 
-def _say(line: str) -> None:
+def _send_to_reporter(line: str) -> None:
     with contextlib.suppress(OSError):  # the reporter may have been killed
         _exit_reporter.stdin.write(f"{line}\n")
         _exit_reporter.stdin.flush()
@@ -253,35 +258,37 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def coordinated_shutdown() -> Iterator[None]:
-    """Ends this process with one line when another host is lost, without waiting for it; and when
-    this one alone fails."""
+    """Waits for all hosts at the end of a job.
+
+    When another host is lost, or when this host alone fails, it exits at once with one line.
+    """
     if jax.process_count() == 1:
         yield
         return
     with _exit_reporter_running():
         try:
             yield
-            barrier()  # no host leaves, and takes the coordinator with it, before all are done
+            barrier()  # host 0, which runs the coordinator, must not exit before the others
         except jax.errors.JaxRuntimeError as error:
-            told = str(error).splitlines()[0][:200]
-            _end(
+            reason = str(error).splitlines()[0][:200]
+            _exit(
                 UserError(
-                    f"host {jax.process_index()} lost another {_location}, or the devices failed: "
-                    f"{told}; {REPEAT}"
+                    f"host {jax.process_index()} lost its connection to another host {_location}, "
+                    f"or its devices failed: {reason}; {REPEAT}"
                 ),
                 LOST,
             )
-        except SystemExit:  # the command is done, and says how
+        except SystemExit:  # the command has ended, with an exit status
             barrier()
             raise
         except BaseException as error:
-            if not _all_leave():
-                _end(error)
+            if not _all_exit():
+                _exit(error)
             raise
 
 
-def _all_leave() -> bool:
-    """Whether all hosts are about to end, as all find the same mistake, or are told to stop."""
+def _all_exit() -> bool:
+    """Whether all hosts are about to exit: they raised the same error, or received a signal."""
     try:
         distributed.global_state.client.wait_at_barrier("gve_jax/leaving", LEAVE_S * 1000)
     except jax.errors.JaxRuntimeError:
@@ -289,17 +296,17 @@ def _all_leave() -> bool:
     return True
 
 
-def _end(error: BaseException, status: int | None = None) -> None:
+def _exit(error: BaseException, status: int | None = None) -> None:
     code = report_error(error)
-    _say("end")
-    # JAX would wait at exit for the other hosts, and then end this one with lines of its own.
+    _send_to_reporter("end")
+    # At a normal exit JAX would wait for the other hosts and then abort with a log of its own.
     os._exit(code if status is None else status)
 
 
 @contextlib.contextmanager
 def _exit_reporter_running() -> Iterator[None]:
     global _exit_reporter
-    # Its own session: what is sent to a job's processes to end them is not for it.
+    # In a new session, so that signals sent to the processes of the job do not reach it.
     _exit_reporter = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _EXIT_REPORTER, str(jax.process_index()), REPEAT],
         stdin=subprocess.PIPE,
@@ -311,7 +318,7 @@ def _exit_reporter_running() -> Iterator[None]:
     try:
         yield
     finally:
-        _say("end")
+        _send_to_reporter("end")
         with contextlib.suppress(OSError):
             _exit_reporter.stdin.close()
         _exit_reporter.wait()

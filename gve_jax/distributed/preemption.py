@@ -1,4 +1,4 @@
-"""A job that is told to end: SIGTERM, as schedulers send it before they take the machine away."""
+"""Preemption: SIGTERM, which schedulers send before they reclaim a machine."""
 
 import signal
 import threading
@@ -11,37 +11,39 @@ from gve_jax.errors import StoppedError
 
 
 class Preemption:
-    """Notes SIGTERM while it is entered; the loop asks `reached` after each step.
+    """Context that records SIGTERM; the training loop calls `reached` after each step.
 
-    Where `jax.distributed` runs, JAX has taken the signal, tells the other hosts, and has all of
-    them stop after the same step: every process must ask at every step. Decoding processes ignore
-    the signal, which a scheduler may send to all of a job's.
+    With `jax.distributed`, JAX handles the signal, notifies the other hosts and chooses the step
+    after which all stop: every process must call `reached` at every step. Decoding processes ignore
+    the signal, which a scheduler may send to every process of a job.
     """
 
     def __enter__(self) -> "Preemption":
-        self._told, self._before = False, None
+        self._received, self._previous = False, None
         self._distributed = jax.distributed.is_initialized()
-        # Only the main thread may: a run in another one, of a notebook, ends as its process does.
-        self._ours = not self._distributed and threading.current_thread() is threading.main_thread()
-        if self._ours:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        # Python allows handlers in the main thread only: elsewhere, as in a notebook's thread,
+        # SIGTERM ends the process as usual.
+        main = threading.current_thread() is threading.main_thread()
+        self._installed = not self._distributed and main
+        if self._installed:
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *_) -> None:
-        if self._ours:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._previous)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._told = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
 
     def reached(self, step: int) -> bool:
-        """Whether the job ends after `step` steps."""
+        """Whether the job must stop after `step` steps."""
         if self._distributed:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._told
+        return self._received
 
     def stop(self, step: int) -> None:
         """Raises the exception that ends the process with status 143."""
         raise StoppedError(
-            f"told to end (SIGTERM): saved at step {step}; repeat the command to resume"
+            f"received SIGTERM: checkpoint saved at step {step}; repeat the command to resume"
         )

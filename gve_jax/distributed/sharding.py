@@ -1,4 +1,4 @@
-"""The mesh, and the one table that says where each parameter lives and whether it decays."""
+"""The device mesh, and the table of each parameter's sharding and weight decay."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ from jax.sharding import PartitionSpec as P
 from gve_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-ROW_AXES = ("data", "fsdp")  # what the rows of a batch are split over
+ROW_AXES = ("data", "fsdp")  # mesh axes over which the rows of a batch are sharded
 ROWS = P(ROW_AXES)
 
 
 class Rule(NamedTuple):
-    """What becomes of the parameters whose path `pattern` is found in."""
+    """Sharding and weight decay of the parameters whose path contains a match of `pattern`."""
 
     pattern: str
     spec: P
     decays: bool
 
 
-# First match wins and every parameter must match. Stacked layers carry a leading layer axis, which
-# is never split. A dimension that its axis does not divide is replicated instead. Matrices decay;
-# embeddings, norms and biases do not. What trains, and how fast, is the experiment's own table of
-# the same kind: `config.optimizer.rates`.
+# First match wins and every parameter must match. Stacked layers have a leading layer axis, which
+# is never sharded. A dimension that is not a multiple of its mesh axis is replicated. Matrices
+# decay; embeddings, norms and biases do not. A similar table, `config.optimizer.rates`, decides
+# which parameters train and at which learning rate.
 _RULES = (
     (r"language/embed_tokens$", P("tensor", "fsdp"), False),
     (r"language/layers/.*/(q|k|v|gate|up)_proj/kernel$", P(None, "fsdp", "tensor"), True),
@@ -38,7 +38,7 @@ _RULES = (
     (r"visual/merger/mlp_0/kernel$", P("fsdp", "tensor"), True),
     (r"visual/merger/mlp_2/kernel$", P("tensor", "fsdp"), True),
     (r".*/(bias|weight)$", P(), False),
-    # Adapters go with their kernel: what it sums over, and what it gives.
+    # LoRA factors are sharded as their kernel: `a` on its input dimension, `b` on its output.
     (r"/((q|k|v|gate|up)_proj|qkv)/lora/a$", P(None, "fsdp"), True),
     (r"/((q|k|v|gate|up)_proj|qkv)/lora/b$", P(None, None, "tensor"), True),
     (r"/((o|down)_proj|proj)/lora/a$", P(None, "tensor"), True),
@@ -50,10 +50,10 @@ RULES: tuple[Rule, ...] = tuple(Rule(*rule) for rule in _RULES)
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
-    """A mesh `(data, fsdp, tensor)`; one axis may be -1: what is left.
+    """Returns a mesh `(data, fsdp, tensor)`; one axis may be -1, for all remaining devices.
 
     Args:
-      devices: all of this run when None; a planner brings those of a machine that is elsewhere.
+      devices: default: all devices of this run. The planner passes those of another machine.
 
     Raises:
       UserError: unknown axes, or sizes that do not multiply to the number of devices.
@@ -68,22 +68,26 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
         sizes[sizes.index(-1)] = count // known if known and count % known == 0 else 0
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
         given = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
-        raise UserError(f"mesh ({given}) does not divide {count} devices")
+        raise UserError(
+            f"mesh ({given}): the sizes must multiply to the number of devices, {count}; one may "
+            "be -1"
+        )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def local_mesh() -> Mesh | None:
-    """Of a host that embeds its share of a job, on its own devices; None: all devices there are."""
+    """The mesh of one host's devices, for a host that embeds its share of a job; None, which means
+    all devices, where there is one host."""
     return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
 
 
 def path_name(path) -> str:
-    """`language/layers/mlp/...` of a JAX key path."""
+    """Joins a JAX key path: `language/layers/mlp/...`."""
     return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
 def rule_of(name: str) -> Rule:
-    """The rule of a parameter by its path.
+    """Returns the rule of a parameter path.
 
     Raises:
       ValueError: no rule matches it.
@@ -95,10 +99,10 @@ def rule_of(name: str) -> Rule:
 
 
 def param_shardings(params, mesh: Mesh):
-    """NamedShardings of a parameter tree (arrays or their shapes), by `RULES`.
+    """Returns the NamedShardings of a parameter tree (arrays or their shapes), by `RULES`.
 
     Raises:
-      ValueError: a parameter no rule matches.
+      ValueError: no rule matches a parameter.
     """
 
     def sharding(path, leaf):
@@ -122,6 +126,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(arrays, mesh: Mesh):
-    """Each process's rows [rows, ...] -> global arrays, split over (data, fsdp)."""
+    """Makes global arrays, sharded over (data, fsdp), from each process's rows [rows, ...]."""
     sharding = NamedSharding(mesh, ROWS)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), arrays)

@@ -1,4 +1,4 @@
-"""Work that the hosts of a job divide, in a folder that all of them see."""
+"""Division of a job's work among its hosts, which share a folder."""
 
 import secrets
 import time
@@ -12,7 +12,7 @@ from gve_jax.distributed import hosts
 from gve_jax.errors import UserError
 from gve_jax.storage.files import atomic_write
 
-SHARED_S = 90  # how long files of another host may take to appear in a network's folder
+SHARED_S = 90  # limit for a file of another host to appear in a network folder
 
 T = TypeVar("T")
 
@@ -20,14 +20,17 @@ T = TypeVar("T")
 def shard_for_host(
     items: Sequence[T], host: int | None = None, count: int | None = None
 ) -> Sequence[T]:
-    """What one of `count` hosts, by default this one, takes: every count-th, as long videos often
-    follow each other."""
+    """Returns the items of one of `count` hosts, by default of this host.
+
+    It takes every count-th item, because long videos often follow each other.
+    """
     host = jax.process_index() if host is None else host
     return items[host :: count or jax.process_count()]
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    """Whether `condition` is true, or comes to be: a network's folder may be late."""
+    """Waits until `condition` is true, at most `SHARED_S`; returns whether it is. With one host it
+    does not wait: only network folders show files late."""
     for _ in range(SHARED_S if jax.process_count() > 1 else 0):
         if condition():
             return True
@@ -36,17 +39,17 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 def check_shared(folder: Path) -> None:
-    """UserError on all hosts unless `folder` is the same one on all."""
+    """Raises UserError on all hosts unless `folder` is the same folder on all of them."""
     if jax.process_count() == 1:
         return
-    mark = folder / ".shared"
+    path = folder / ".shared"
     token = hosts.gather(secrets.token_hex(8))[0]
     if jax.process_index() == 0:
-        atomic_write(mark, lambda file: file.write(token.encode()))
+        atomic_write(path, lambda file: file.write(token.encode()))
     hosts.barrier()
-    seen = hosts.gather(wait_until(lambda: mark.is_file() and mark.read_text() == token))
+    visible = hosts.gather(wait_until(lambda: path.is_file() and path.read_text() == token))
     if jax.process_index() == 0:
-        mark.unlink(missing_ok=True)
-    for host, its in enumerate(seen):
-        if not its:
+        path.unlink(missing_ok=True)
+    for host, is_visible in enumerate(visible):
+        if not is_visible:
             raise UserError(f"{folder} is not the same folder on hosts 0 and {host}")

@@ -1,9 +1,9 @@
 """Checkpoints of a training run.
 
-A checkpoint is one directory, named by its step, that appears complete or not at all; all of its
-numbers are finite. Beside the arrays it carries the run's fingerprint, the caller's `meta` (data
-position, curriculum) and a checksum of each array. Random keys are never stored: keep the seed in
-the configuration and derive keys from the step.
+A checkpoint is a directory, named by its step, that is written atomically and holds finite numbers
+only. In addition to the arrays it stores the run's fingerprint, the caller's `meta` (data position,
+curriculum) and a checksum of each array. Random keys are never stored: keep the seed in the
+configuration and derive keys from the step.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back: the step it was saved at, its arrays, and the caller's `meta`."""
+    """A restored checkpoint: its step, its arrays, and the caller's `meta`."""
 
     step: int
     state: Any
@@ -46,12 +46,12 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one directory (local, or a bucket: `gs://...`).
+    """The checkpoints of one run, in one directory (local or gs://).
 
-    Call every method from the main thread, and on every process. `fingerprint` (JSON-able) names
+    Call every method from the main thread, and on every process. `fingerprint`, plain JSON, holds
     what must not change between saving and restoring, such as the model's configuration. The newest
-    `keep` are kept. Beside the directory, `NAME.json` says which step was saved last, so that
-    checkpoints that were deleted are distinguished from a run that has none yet.
+    `keep` checkpoints are retained. The file `NAME.json` next to the directory records the step
+    saved last, which distinguishes deleted checkpoints from a run that has none yet.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, fingerprint: dict):
@@ -60,7 +60,7 @@ class Checkpoints:
         self._fingerprint = _as_json(fingerprint)
         self._saving: tuple[int, Any] | None = None
         self._failed = False
-        self._at: int | None = None  # the step restored or saved last
+        self._current: int | None = None  # the step restored or saved last
         silence_orbax()
         self._open()
 
@@ -73,19 +73,21 @@ class Checkpoints:
         except UserError as late:
             if error is None:
                 raise
-            _log.warning("%s", late)  # The error that ended the run is the one to show.
+            _log.warning("%s", late)  # the error that ended the run is raised
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Starts saving a pytree of arrays; returns once they are copied: `state` may be donated.
 
-        Waits first for the save before it. Does nothing if `step` is the one saved or restored
-        last: a finished run that is repeated has nothing new. Raises UserError if the state holds
-        NaN or infinite numbers, if the save before or the start of this one could not be written
-        (full disk, no permission), or if another run has left this step; the checkpoints already
-        there stay usable.
+        Waits first for the previous save. Does nothing if `step` is the step saved or restored
+        last, as when a finished run is repeated. Earlier checkpoints stay usable after an error.
+
+        Raises:
+          UserError: the state holds NaN or infinite numbers; the previous save, or the start of
+            this one, could not be written (full disk, no permission); the directory has this step
+            from another run.
         """
         self.wait()
-        if step == self._at:
+        if step == self._current:
             return
         refuse_keys(state)
         checksums, bad = survey(state)
@@ -100,46 +102,48 @@ class Checkpoints:
             response = self._orbax.save_async(step, state, force=True, custom_metadata=record)
         except OSError as error:
             raise self._not_saved(step, error) from error
-        self._saving, self._at = (step, response), step
+        self._saving, self._current = (step, response), step
         response.on_complete(lambda _: self._note_saved(step))
 
     def wait(self) -> None:
-        """Blocks until the save under way is on disk; UserError if it could not be written."""
+        """Blocks until the current save is on disk; raises UserError if it could not be written."""
         if self._saving is None:
             return
         (step, response), self._saving = self._saving, None
         try:
             response.result()
-        except Exception as error:  # Orbax and tensorstore wrap a full disk in errors of any type.
+        except Exception as error:  # Orbax and tensorstore wrap a full disk in errors of any type
             raise self._not_saved(step, error) from error
 
     def close(self) -> None:
-        """Waits for the save under way and ends Orbax's threads; raises as `wait` does."""
+        """Waits for the current save and ends Orbax's threads; raises as `wait` does."""
         try:
             self.wait()
         finally:
-            # Orbax raises the failure that `wait` has raised once more.
+            # Orbax raises the error again that `wait` has raised.
             with contextlib.suppress(Exception if self._failed else ()):
                 self._orbax.close()
 
     def latest(self) -> int | None:
-        """The newest step saved, damaged or not; None if there is none."""
+        """The newest saved step, damaged or not; None if there is none."""
         self.wait()
         newest = self._orbax.latest
         return None if newest is None else newest.step
 
     def restore(self, abstract_state: Any) -> Restored | None:
-        """Reads the newest checkpoint that is whole; None if the directory has none.
+        """Reads the newest undamaged checkpoint; None if the directory has no checkpoint.
 
-        `abstract_state` has the state's types, with a `jax.ShapeDtypeStruct` (shape, dtype,
-        sharding) for each array; any mesh will do. A checkpoint that is damaged, or holds NaN or
-        infinite numbers, is named in a warning, set aside as `damaged-STEP`, and the one before it
-        used. UserError if the fingerprint or an array differs, naming it, if all are damaged, or if
-        checkpoints were saved here and are gone.
+        `abstract_state` is the state with a `jax.ShapeDtypeStruct` (shape, dtype, sharding) in
+        place of each array, on any mesh. A checkpoint that is damaged, or holds NaN or infinite
+        numbers, is named in a warning and renamed to `damaged-STEP`; the previous one is used.
+
+        Raises:
+          UserError: the fingerprint or an array differs, which the message names; all checkpoints
+            are damaged; checkpoints were saved here and have been deleted.
         """
         self.wait()
         damaged, newest = {}, self._last_saved()
-        for step in sorted((found.step for found in self._orbax.checkpoints), reverse=True):
+        for step in sorted((saved.step for saved in self._orbax.checkpoints), reverse=True):
             try:
                 restored = self._load(step, abstract_state)
             except DamagedError as error:
@@ -147,17 +151,17 @@ class Checkpoints:
                 _log.warning("checkpoint %s is damaged (%s)", self.directory / str(step), error)
                 continue
             if damaged:
-                _log.warning("going on from the checkpoint before: step %d", step)
+                _log.warning("resuming from the previous checkpoint: step %d", step)
                 self._set_aside(damaged)
             elif newest is not None and step < newest:
                 _log.warning(
-                    "the checkpoint of step %d is gone from %s; going on from the one "
-                    "before: step %d",
+                    "the checkpoint of step %d is gone from %s; resuming from the previous one: "
+                    "step %d",
                     newest,
                     self.directory,
                     step,
                 )
-            self._at = step
+            self._current = step
             return restored
         if damaged:
             why = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
@@ -165,7 +169,7 @@ class Checkpoints:
         if newest is not None:
             raise UserError(
                 f"{self.directory} holds no checkpoint, but one of step {newest} was saved there: "
-                "put the folder back, or train in another folder"
+                "restore the folder, or choose another --workdir"
             )
         return None
 
@@ -174,14 +178,14 @@ class Checkpoints:
         return self.directory.with_name(f"{self.directory.name}.json")
 
     def _note_saved(self, step: int) -> None:
-        """Called from Orbax's thread when a checkpoint is whole. A record that cannot be
+        """Called from Orbax's thread when a checkpoint is complete. A record that cannot be
         written does not stop the run."""
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 write_json(self._record, {"newest": step})
 
     def _last_saved(self) -> int | None:
-        """The step that was saved last, still there or not; None: none, or unknown."""
+        """The step that was saved last, even if it was deleted; None if none, or unknown."""
         try:
             newest = json.loads(self._record.read_text())["newest"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -191,7 +195,7 @@ class Checkpoints:
     def _open(self) -> None:
         newest = ocp.training.preservation_policies.LatestN(self._keep)
         try:
-            # What a killed save left behind is removed here; it was never visible as a checkpoint.
+            # Also removes the remains of a killed save, which were never visible as a checkpoint.
             self._orbax = ocp.training.Checkpointer(
                 without_brackets(self.directory),
                 context=make_context(),
@@ -200,14 +204,14 @@ class Checkpoints:
             )
         except OSError as error:
             raise UserError(
-                f"cannot keep checkpoints in {self.directory}: {last_reason(error)}"
+                f"cannot store checkpoints in {self.directory}: {last_reason(error)}"
             ) from error
 
     def _load(self, step: int, abstract_state: Any) -> Restored:
         with damage_on_error():
-            found = self._orbax.metadata(step)
-        record = found.custom_metadata or {}
-        if found.metadata is None or not {"fingerprint", "meta", "checksums"} <= record.keys():
+            info = self._orbax.metadata(step)
+        record = info.custom_metadata or {}
+        if info.metadata is None or not {"fingerprint", "meta", "checksums"} <= record.keys():
             raise DamagedError("its metadata cannot be read")
         path = self.directory / str(step)
         changed = differences(record["fingerprint"], self._fingerprint)
@@ -216,19 +220,19 @@ class Checkpoints:
                 f"{name} was {json.dumps(was)}, is {json.dumps(now)}"
                 for name, (was, now) in changed.items()
             )
-            raise UserError(f"checkpoint {path} is of another run: {fields}")
-        check_arrays(path, found.metadata, abstract_state, dtypes=True)
+            raise UserError(f"checkpoint {path} belongs to another run: {fields}")
+        check_arrays(path, info.metadata, abstract_state, dtypes=True)
         with damage_on_error():
             state = self._orbax.load(step, abstract_state)
         checksums, bad = survey(state)
         if checksums != record["checksums"]:
-            raise DamagedError("its contents are not what was saved")
+            raise DamagedError("the checksums of its arrays differ")
         if bad:
             raise DamagedError(describe_not_finite(bad))
         return Restored(step, state, record["meta"])
 
     def _set_aside(self, steps: dict[int, str]) -> None:
-        # In place, it would collide with its own step later and push good checkpoints out.
+        # Under its name, it would collide with the same step later and displace good checkpoints.
         self._orbax.close()
         if jax.process_index() == 0:
             for step in steps:
@@ -237,12 +241,12 @@ class Checkpoints:
         self._open()
 
     def _not_saved(self, step: int, error: BaseException) -> UserError:
-        self._failed, self._at = True, None
+        self._failed, self._current = True, None
         return UserError(
             f"cannot save the checkpoint of step {step} in {self.directory}: {last_reason(error)}"
         )
 
 
 def _as_json(value: dict) -> dict:
-    """What JSON makes of it (tuples become lists), so that a comparison after reading is fair."""
+    """Converts as JSON does (tuples become lists), for comparison with a value that was read."""
     return json.loads(json.dumps(value))

@@ -1,4 +1,4 @@
-"""What a configuration means: sources, inputs, model, optimizer, mesh, stages; checked up front."""
+"""Builds and checks all parts of a training run from its configuration before anything compiles."""
 
 import dataclasses
 import functools
@@ -35,11 +35,11 @@ from gve_jax.media.quarantine import Quarantine
 from gve_jax.model import lora
 from gve_jax.model.attention import check_kernel, target_platform
 from gve_jax.model.quantize import DECODER, quantize
-from gve_jax.running.prober import is_scores, measure, read_scores
+from gve_jax.running.prober import is_score_file, measure_cosines, read_scores
 from gve_jax.running.sections import (
     EXPORTS,
-    kept_fields,
     read_settings,
+    resume_fields,
     shared_fields,
     source_batch_sizes,
 )
@@ -48,7 +48,7 @@ from gve_jax.storage.files import differences, read_json, write_json
 from gve_jax.storage.filesystem import (
     as_path,
     in_workdir,
-    is_bucket,
+    is_gcs_path,
     local_copy,
     translate_gcs_errors,
 )
@@ -58,9 +58,10 @@ from gve_jax.streams.sources import Sources, parse
 
 
 class Experiment(StepSetup):
-    """One configuration in one workdir.
+    """A configuration in a workdir.
 
-    Raises UserError, naming the field, for whatever of it cannot work: before anything compiles.
+    Raises:
+      UserError: a field, which the message names, is invalid; before anything compiles.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path):
@@ -87,7 +88,7 @@ class Experiment(StepSetup):
             raise UserError(f"config.inputs: {error}") from error
         prompt = Prompt(self._tokenizer(), spec.max_length)
         self.preprocess = Preprocessor(prompt, spec, config.limits)
-        # Beside each of the loader's workers one process decodes, beside its threads one a thread.
+        # One decoding process for each of the loader's workers, or for each of its threads.
         self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)
         self._check(prompt)
         epochs = self._epochs()
@@ -96,22 +97,22 @@ class Experiment(StepSetup):
         self.curriculum = Curriculum(
             policy, self.sources.sizes, self.batch_sizes, config.steps, sum(epochs.values())
         )
-        self.scores = None  # R of the first stage, where a file tells it
-        if policy.prober is not None and is_scores(policy.prober):
+        self.scores = None  # R of the first stage, if a file states it
+        if policy.prober is not None and is_score_file(policy.prober):
             self.scores = read_scores(policy.prober, self.curriculum.tasks)
         self._check_quantize()
-        kept = kept_fields(config, self.model)
-        if self.scores is not None:  # not where they are, but what they are
-            kept["pyramid"]["prober"] = self.scores
+        fields = resume_fields(config, self.model)
+        if self.scores is not None:  # the scores count, not the path of their file
+            fields["pyramid"]["prober"] = self.scores
         self.fingerprint = {
             "code": __version__,
-            "config": kept,
+            "config": fields,
             "data": {
                 "sources": self.sources.sizes,
                 "bytes": self.sources.bytes,
                 "tokenizer": file_digest(prompt.path),
             },
-            # Of the leaves that no checkpoint holds; known once they are read.
+            # Digest of the weights that no checkpoint holds; known once they are read.
             "frozen_weights": None,
         }
         if self.sources.digests:
@@ -120,7 +121,7 @@ class Experiment(StepSetup):
     def _tokenizer(self) -> str | Path:
         if self.config.data.tokenizer is not None:
             path = as_path(in_workdir(self.config.data.tokenizer, self.workdir))
-            if not is_bucket(path):
+            if not is_gcs_path(path):
                 return path
             return local_copy(path.parent, (path.name, *COMPANIONS)) / path.name
         if self.base is None:
@@ -138,29 +139,28 @@ class Experiment(StepSetup):
         self.sources.check(self.batch_sizes)
         for name, together in config.data.siblings.items():
             if name not in self.sources.known:
-                raise UserError(f"data.siblings names {name}, which is no source")
-            if name not in self.sources.sizes:  # not chosen
+                raise UserError(f"data.siblings: unknown source {name}")
+            if name not in self.sources.sizes:  # not selected by data.sources
                 continue
             size, batch = self.sources.sizes[name], self.batch_sizes[name]
             if together < 1 or size % together or batch % together:
                 raise UserError(
-                    f"data.siblings.{name} {together} does not divide its {size} pairs and "
-                    f"batch_size {batch}"
+                    f"data.siblings.{name} {together} must divide the source's {size} pairs and "
+                    f"its batch_size {batch}"
                 )
         vision, text = self.model.vision, self.model.text
         for patches, _ in self.buckets.frame_sizes:
             if patches % vision.merge_unit:
                 raise UserError(
-                    f"config.buckets: {patches} patches of a frame must be a multiple of the "
-                    f"{vision.merge_unit} of a token"
+                    f"config.buckets: {patches} patches per frame must be a multiple of the "
+                    f"{vision.merge_unit} patches per token"
                 )
         sizes = vision.hidden_size // vision.num_heads, text.head_dim
         check_kernel(self.model.attention, self.model.dtype, sizes, target_platform())
         odd = [length for _, length in self.buckets.shapes if length % 2]
         if self.model.attention == "cudnn" and odd:
             raise UserError(
-                "config.buckets.shapes: cuDNN's attention trains on even lengths only, not "
-                f"{odd[0]}"
+                f"config.buckets.shapes: length {odd[0]} must be even to train with cuDNN attention"
             )
         if prompt.vocab_size > self.model.text.vocab_size:
             raise UserError(
@@ -170,10 +170,10 @@ class Experiment(StepSetup):
         if self.base is not None:
             self.base.check_tokenizer(Path(prompt.path))
         if "peft" in config.export and self.model.lora is None:
-            raise UserError("export 'peft' needs adapters: config.model.lora")
+            raise UserError("export 'peft' needs adapters: set config.model.lora")
 
     def _epochs(self) -> dict[str, int]:
-        """Batches of one pass over each source."""
+        """Number of batches in one pass over each source."""
         return {
             name: epoch_batches(
                 size, self.batch_sizes[name], self.config.data.siblings.get(name, 1)
@@ -182,40 +182,42 @@ class Experiment(StepSetup):
         }
 
     def _batch_budget(self, epochs: dict[str, int]) -> np.ndarray | None:
-        """int64 [K], the batches that each source may give: its passes by `data.repeat`."""
+        """The maximum number of batches of each source by `data.repeat`, int64 [sources]; None if
+        all are unlimited."""
         table = self.config.data.repeat
         passes = assign("data.repeat", table, self.sources.sizes, 0)
         if not any(passes.values()):
             return None
-        room = [count * epochs[name] if count else UNLIMITED for name, count in passes.items()]
-        if (most := sum(room)) < self.config.steps:
+        budget = [count * epochs[name] if count else UNLIMITED for name, count in passes.items()]
+        if (total := sum(budget)) < self.config.steps:
             raise UserError(
-                f"data.repeat: all sources together have {most} batches for {self.config.steps} "
+                f"data.repeat: all sources together have {total} batches for {self.config.steps} "
                 "steps"
             )
-        return np.array(room, np.int64)
+        return np.array(budget, np.int64)
 
     def _check_quantize(self) -> None:
         kind = self.config.quantize
         if kind is None:
             return
         if self.base is None:
-            raise UserError("quantize needs config.pretrained: a random base is small")
+            raise UserError("quantize needs config.pretrained")
         trained = flatten_dict(self.abstract["params"], sep="/")
         if chosen := [name for name in trained if re.search(DECODER, name)]:
-            raise UserError(f"quantize: {chosen[0]} trains (optimizer.rates), and few bits cannot")
+            raise UserError(
+                f"quantize: {chosen[0]} trains, but quantized weights must be frozen "
+                "(optimizer.rates)"
+            )
         if self.mesh.size > 1:
-            raise UserError(f"quantize is for one device; the mesh has {self.mesh.size}")
+            raise UserError(f"quantize works on one device; the mesh has {self.mesh.size}")
 
     def shared_record(self) -> dict:
-        """What must be the same on all hosts of a job, whatever the paths on each: configuration,
-        pairs, tokenizer, the files of the base, the kind of device."""
+        """What must be equal on all hosts of a job, even if their paths differ: configuration,
+        pairs, tokenizer, files of the base model, kind of device."""
         config = shared_fields(self.config)
-        if self.scores is not None:  # not where they are, but what they are
+        if self.scores is not None:  # the scores count, not the path of their file
             config["pyramid"]["prober"] = self.scores
-        weights = None
-        if self.base is not None:
-            weights = sampled_digest(self.base.directory)
+        weights = None if self.base is None else sampled_digest(self.base.directory)
         return {
             "config": config,
             "data": self.fingerprint["data"],
@@ -223,29 +225,29 @@ class Experiment(StepSetup):
             "device": jax.local_devices()[0].device_kind,
         }
 
-    def complete(self) -> bool:
-        """Whether this experiment is finished in the workdir; UserError if another one is."""
-        seal = self.workdir / "run.json"
+    def is_complete(self) -> bool:
+        """Whether this run is finished in the workdir; raises UserError if another one is."""
+        record = self.workdir / "run.json"
         try:
             with translate_gcs_errors(self.workdir):
-                done = seal.exists() and all(map(self._exported, self.config.export))
+                done = record.exists() and all(map(self._is_exported, self.config.export))
         except OSError as error:
             raise UserError(f"--workdir {self.workdir}: {error.strerror or error}") from error
         if len(set(hosts.gather(done))) > 1:
             raise UserError(f"--workdir {self.workdir} is not the same folder on all hosts")
         if done:
-            saved = read_json(seal)
-            mine = json.loads(json.dumps(self.fingerprint))
-            mine["frozen_weights"] = saved.get("frozen_weights")  # not read for this alone
-            if found := differences(saved, mine):
-                field, (was, now) = next(iter(found.items()))
+            saved = read_json(record)
+            expected = json.loads(json.dumps(self.fingerprint))
+            expected["frozen_weights"] = saved.get("frozen_weights")  # reading them takes too long
+            if changed := differences(saved, expected):
+                field, (was, now) = next(iter(changed.items()))
                 raise UserError(
                     f"{self.workdir} holds a finished run of another configuration ({field} was "
                     f"{json.dumps(was)}, is {json.dumps(now)}); choose another --workdir"
                 )
             return True
         try:
-            if not is_bucket(self.workdir):
+            if not is_gcs_path(self.workdir):
                 self.workdir.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 write_json(self.workdir / ".writable", None)
@@ -257,80 +259,83 @@ class Experiment(StepSetup):
         return False
 
     def check_started(self) -> None:
-        """UserError if the workdir holds a run whose checkpoints were deleted: it must not start
-        again from nothing and replace what that run has left."""
+        """Raises UserError if the workdir holds a run whose checkpoints were deleted: starting from
+        step 0 would replace that run's files."""
         hosts.run_on_host0(self._check_started)
 
     def _check_started(self) -> None:
         checkpoints = self.workdir / "checkpoints"
         with translate_gcs_errors(self.workdir):
-            if is_bucket(self.workdir):  # where a folder exists by its files alone
-                gone = (self.workdir / "train.json").exists() and not checkpoints.is_dir()
-            else:
-                gone = (self.workdir / "run.json").exists() and not checkpoints.is_dir()
-            model = self._exported("gve_jax")
+            # In GCS an empty checkpoints/ does not exist: run.json alone does not prove a deletion.
+            record = "train.json" if is_gcs_path(self.workdir) else "run.json"
+            gone = (self.workdir / record).exists() and not checkpoints.is_dir()
+            model = self._is_exported("gve_jax")
         if not gone:
             return
-        other = "put it back, or train in another --workdir"
+        remedy = "restore it, or choose another --workdir"
         if model and "hf" in self.config.export:
             folder = self.workdir / EXPORTS["gve_jax"][0]
-            other += (
-                f"; the trained model is in {folder}, from which python -m gve_jax.convert "
-                f"--input {folder} --to hf makes the form for transformers"
+            remedy += (
+                f"; the trained model is in {folder}: python -m gve_jax.convert --input {folder} "
+                "--to hf converts it for transformers"
             )
-        raise UserError(f"{self.workdir} holds a run, but not its {checkpoints.name}/: {other}")
+        raise UserError(f"{self.workdir} holds a run, but not its {checkpoints.name}/: {remedy}")
 
-    def frozen(self) -> dict:
-        """The leaves that do not train, which no checkpoint holds: of the base, else random. Those
-        of a base become part of the fingerprint."""
+    def load_frozen(self) -> dict:
+        """Loads the frozen weights, which no checkpoint holds, from the base or as random numbers.
+
+        The digest of a base's weights becomes part of the fingerprint.
+        """
         if self.base is None:
             return state.random_params(
                 self.model, self.config.seed, self.abstract_frozen, self.loss
             )
-        frozen = self._of_base(self.abstract_frozen)
+        frozen = self._load_base(self.abstract_frozen)
         if frozen:
             self.fingerprint["frozen_weights"] = weights_digest(frozen)
         return quantize(frozen, self.config.quantize) if self.config.quantize else frozen
 
-    def start(self) -> dict:
-        """The state before the first step: trained leaves of the base, or random ones."""
-        wanted = self.abstract["params"]
+    def initial_state(self) -> dict:
+        """The state before the first step; parameters that the base lacks are random."""
+        abstract = self.abstract["params"]
         if self.base is None:
-            return state.init_train_state(self._drawn(wanted), self.tx, self.abstract)
-        params = self._of_base(wanted)
-        missing = flatten_dict(wanted).keys() - flatten_dict(params).keys()
-        new = {name: leaf for name, leaf in flatten_dict(wanted).items() if name in missing}
-        params = lora.join(params, self._drawn(unflatten_dict(new)))
+            return state.init_train_state(self._random_params(abstract), self.tx, self.abstract)
+        params = self._load_base(abstract)
+        missing = flatten_dict(abstract).keys() - flatten_dict(params).keys()
+        new = {name: leaf for name, leaf in flatten_dict(abstract).items() if name in missing}
+        params = lora.join(params, self._random_params(unflatten_dict(new)))
         return state.init_train_state(params, self.tx, self.abstract)
 
-    def _drawn(self, abstract: dict) -> dict:
+    def _random_params(self, abstract: dict) -> dict:
         return state.random_params(self.model, self.config.seed, abstract, self.loss)
 
-    def _of_base(self, abstract: dict) -> dict:
-        """The leaves that `abstract` names and the base has."""
+    def _load_base(self, abstract: dict) -> dict:
+        """Loads the parameters of `abstract` that the base has."""
         names = flatten_dict(abstract, sep="/").keys()
         plain = dataclasses.replace(self.model, lora=None)
-        found = self.base.load(plain, self.mesh, names.__contains__, show=sys.stderr.isatty())
-        if bad := not_finite(found):
+        params = self.base.load(plain, self.mesh, names.__contains__, show=sys.stderr.isatty())
+        if bad := not_finite(params):
             raise UserError(f"{self.base.directory}: NaN or infinite numbers in {', '.join(bad)}")
-        return found
+        return params
 
     def write_run_record(self) -> None:
-        """Writes what this run is into its workdir."""
+        """Writes the fingerprint to `run.json`."""
         if jax.process_index() == 0:
             write_json(self.workdir / "run.json", json.loads(json.dumps(self.fingerprint)))
 
     def step_flops(self) -> Callable[[Sequence[Counts]], flops.Flops]:
-        """Model FLOPs of a step, by what its sides hold."""
-        trained = flops.trains(flatten_dict(self.abstract["params"], sep="/"))
-        # Its hundreds of patterns are searched once; batches differ in two ways at most.
-        known = functools.cache(lambda pattern: trained(pattern))
-        return lambda sides: flops.train(self.model, sides, known)
+        """Returns a function of the counts of each side that gives the model FLOPs of a step."""
+        # Cached: it searches hundreds of parameter names for each pattern.
+        trained = functools.cache(flops.trains(flatten_dict(self.abstract["params"], sep="/")))
+        return lambda sides: flops.train(self.model, sides, trained)
 
-    def stage(self, number: int, alignment: Mapping[str, float], before: list[dict]) -> dict:
-        """The record of a stage by R of each source, after those `before`: what it will sample."""
+    def stage_record(
+        self, number: int, alignment: Mapping[str, float], previous: list[dict]
+    ) -> dict:
+        """Returns the record of a stage: its sampling, by R of each source (`alignment`) and the
+        records of previous stages."""
         record = self.curriculum.record(number, alignment)
-        chosen = choose(self._stages([*before, record]), self.config.seed, self.batch_budget)[-1]
+        chosen = choose(self._stages([*previous, record]), self.config.seed, self.batch_budget)[-1]
         counts = np.bincount(chosen, minlength=len(self.sources.sizes)).tolist()
         return record | {"batches": dict(zip(self.sources.sizes, counts, strict=True))}
 
@@ -341,7 +346,7 @@ class Experiment(StepSetup):
         ]
 
     def stream(self, curriculum: list[dict], step: int, last: int) -> grain.IterDataset:
-        """Batches `step` to `last` of the run: a pure function of curriculum and seed."""
+        """Batches `step` to `last - 1` of the run: a pure function of curriculum and seed."""
         order = batches(
             self.sources.sizes,
             self.batch_sizes,
@@ -352,58 +357,67 @@ class Experiment(StepSetup):
         )
         return read_ahead(order[step:last], self.loader(), self.config.data.workers)
 
-    def picked(self) -> list[tuple[str, np.ndarray]]:
-        """Batches that hold `pyramid.pairs` fixed pairs of each source, or a few more; all of a
-        smaller source, but for a rest that fills no batch."""
-        picked = []
+    def probe_batches(self) -> list[tuple[str, np.ndarray]]:
+        """Source and pair indices of the batches whose alignment is measured.
+
+        They hold at least `pyramid.pairs` fixed pairs of each source. Of a smaller source they hold
+        all pairs, except for an incomplete last batch.
+        """
+        batches = []
         for number, (name, count) in enumerate(self.sources.sizes.items()):
             size = self.batch_sizes[name]
             order = np.random.default_rng([self.config.seed, number, 0]).permutation(count)
             wanted = min(-(-self.curriculum.config.pairs // size), count // size)
-            picked += [(name, order[at * size : (at + 1) * size]) for at in range(wanted)]
-        return picked
+            batches += [(name, order[n * size : (n + 1) * size]) for n in range(wanted)]
+        return batches
 
-    def probes(self) -> grain.IterDataset:
-        """The picked pairs as batches for the run's own model."""
-        return read_ahead(grain.MapDataset.source(self.picked()), self.loader(), workers=0)
+    def probe_stream(self) -> grain.IterDataset:
+        """The probe batches, for the model in training."""
+        return read_ahead(grain.MapDataset.source(self.probe_batches()), self.loader(), workers=0)
 
-    def measured(self, quarantine: Quarantine) -> dict[str, list[np.ndarray]]:
-        """Cosines of the picked pairs, by the model that `pyramid.prober` names."""
+    def external_cosines(self, quarantine: Quarantine) -> dict[str, list[np.ndarray]]:
+        """Cosines of the probe batches' pairs, by the model that `pyramid.prober` names."""
         self.sources.fetch()
-        prober, limits = self.curriculum.config.prober, self.preprocess.limits
-        return measure(prober, self.sources, self.picked(), self.mesh, limits, quarantine)
+        return measure_cosines(
+            self.curriculum.config.prober,
+            self.sources,
+            self.probe_batches(),
+            self.mesh,
+            self.preprocess.limits,
+            quarantine,
+        )
 
     def loader(self) -> LoadPairs:
-        self.sources.fetch()  # what lies in a bucket, before workers read it
+        self.sources.fetch()  # copies gs:// files before workers read them
         rows = {size: local_rows(self.mesh, size) for size in set(self.batch_sizes.values())}
         return LoadPairs(self.sources, self._isolated, self.buckets, rows)
 
-    def _exported(self, name: str) -> bool:
-        """Whether the model is in the workdir in this form, whole."""
+    def _is_exported(self, name: str) -> bool:
+        """Whether the workdir holds the complete model in this format."""
         folder, last, others = EXPORTS[name]
         folder = self.workdir / folder
         return (folder / last).exists() and any(True for _ in folder.glob(others))
 
     def export(self, name: str, params: dict, frozen: dict, directory: Path | None = None) -> Path:
-        """Writes the model in one of `EXPORTS`; returns where.
+        """Writes the model in a format of `EXPORTS`; returns the directory.
 
         Raises:
-          UserError: NaN or infinite numbers in `params`; files that cannot be written.
+          UserError: `params` holds NaN or infinite numbers; a file cannot be written.
         """
         if bad := not_finite(params):
             raise UserError(f"not exported: NaN or infinite numbers in {', '.join(bad[:3])}")
         directory = directory or self.workdir / EXPORTS[name][0]
         if name == "peft":
             adapters = lora.split(params)[1]
-            # Whole on every process: a shard of another host cannot be written here.
-            whole = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(adapters)
+            # Replicated: host 0 cannot write shards of other hosts.
+            adapters = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(adapters)
             if jax.process_index() == 0:
                 base = None if self.base is None else str(self.config.pretrained)
-                write_adapter(directory, whole, self.model, base_model=base)
+                write_adapter(directory, adapters, self.model, base_model=base)
             return directory
-        if self.config.quantize:  # adapters go with the base as it was
-            frozen = self._of_base(self.abstract_frozen)
-        whole = state.join(params, frozen)
-        model = GVE(self.model, whole, self.preprocess, self.buckets, self.mesh)
+        if self.config.quantize:  # exports contain the base's weights before quantization
+            frozen = self._load_base(self.abstract_frozen)
+        params = state.join(params, frozen)
+        model = GVE(self.model, params, self.preprocess, self.buckets, self.mesh)
         model.save_pretrained(directory, format=name)
         return directory

@@ -1,6 +1,6 @@
-"""What a run reports as it goes: scalars to JSON lines, TensorBoard and W&B, and a progress bar.
+"""Metric writers (JSON lines, TensorBoard, W&B) and the progress bar of a training run.
 
-All of it happens on process 0 only: the others get no writers and a silent bar.
+Only process 0 writes: the others have no writers and a silent bar.
 """
 
 import json
@@ -27,11 +27,11 @@ from gve_jax.errors import UserError
 _log = logging.getLogger(__name__)
 
 Value = float | int | str | jax.Array
-"""A scalar: a number, a 0-d array, or a name such as the task's."""
+"""A scalar: a number, a 0-d array, or a string such as the name of a task."""
 
 
 class MetricWriter(Protocol):
-    """Where scalars go. Both methods raise UserError naming the file if it cannot be written."""
+    """Writes scalars. Both methods raise UserError, naming the file, if it cannot be written."""
 
     def write(self, step: int, scalars: Mapping[str, Value]) -> None: ...
 
@@ -39,10 +39,10 @@ class MetricWriter(Protocol):
 
 
 class JsonlWriter:
-    """Appends one object a line: `step`, `time` (seconds since 1970), then the scalars.
+    """Appends one JSON object per line: `step`, `time` (seconds since 1970), then the scalars.
 
-    NaN and infinity, which JSON has not, become null. Lines of an earlier run from `first_step` on
-    are dropped first, so that the file of a resumed run has each step once.
+    NaN and infinity, which JSON lacks, become null. Existing lines from `first_step` on are dropped
+    first, so that the file of a resumed run has each step once.
     """
 
     def __init__(self, path: str | os.PathLike, *, first_step: int = 0):
@@ -50,7 +50,7 @@ class JsonlWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
-                _keep_before(self.path, first_step)
+                _drop_lines_from(self.path, first_step)
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise _unwritable(self.path, error) from error
@@ -73,17 +73,17 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Writes the numbers among the scalars as TensorBoard events, one event a step.
+    """Writes the numbers among the scalars as TensorBoard events, one event per step.
 
-    TensorBoard hides the events of an earlier run from `first_step` on.
+    TensorBoard hides earlier events from `first_step` on.
     """
 
     def __init__(self, directory: str | os.PathLike, *, first_step: int = 0):
         self.directory = Path(directory)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            # Not SummaryWriter: it writes from a thread, which a full disk kills, and then hangs on
-            # its queue for ever. Names of files have the time in seconds only: add the process.
+            # Not SummaryWriter: it writes from a thread, which a full disk kills, and then blocks
+            # on its queue forever. File names hold the time in seconds only: add the process.
             self._file = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
             start = SessionLog(status=SessionLog.START)
             self._put(Event(wall_time=time.time(), step=first_step, session_log=start))
@@ -114,10 +114,10 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Sends scalars to Weights & Biases, by its own client (`pip install gve_jax[wandb]`), with its
-    own settings (WANDB_MODE=offline keeps them here).
+    """Sends scalars to Weights & Biases through its client (`pip install gve_jax[wandb]`).
 
-    A resumed run goes on under the id that `wandb.txt` in `workdir` holds.
+    The client's environment variables apply: WANDB_MODE=offline writes local files only. A resumed
+    run continues the W&B run whose id is in `wandb.txt` in `workdir`.
 
     Raises:
       UserError: the client is not installed, or cannot start.
@@ -128,13 +128,13 @@ class WandbWriter:
             import wandb
         except ImportError as error:
             raise UserError("config.wandb needs wandb: pip install 'gve_jax[wandb]'") from error
-        kept = Path(workdir, "wandb.txt")
+        path = Path(workdir, "wandb.txt")
         try:
-            id = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+            id = path.read_text(encoding="utf-8").strip() if path.exists() else None
             self._run = wandb.init(project=project, dir=os.fspath(workdir), id=id, resume="allow")
-            kept.write_text(self._run.id, encoding="utf-8")
+            path.write_text(self._run.id, encoding="utf-8")
         except OSError as error:
-            raise _unwritable(kept, error) from error
+            raise _unwritable(path, error) from error
         except Exception as error:
             raise UserError(f"config.wandb: {' '.join(str(error).split())}") from error
 
@@ -148,8 +148,8 @@ class WandbWriter:
 def open_writers(
     workdir: str | os.PathLike, *, first_step: int = 0, wandb: str | None = None
 ) -> list[MetricWriter]:
-    """`metrics.jsonl` and `tensorboard/` in `workdir`, and the W&B project named; none on other
-    processes than the first."""
+    """Opens `metrics.jsonl` and `tensorboard/` in `workdir`, and the W&B project `wandb`; returns
+    no writers on processes other than the first."""
     if jax.process_index() != 0:
         return []
     writers = [
@@ -160,7 +160,7 @@ def open_writers(
 
 
 def write_all(writers: Sequence[MetricWriter], step: int, scalars: Mapping[str, Value]) -> None:
-    """Writes the scalars of one step everywhere; waits for the arrays among them."""
+    """Writes the scalars of one step to all writers; waits for the arrays among them."""
     if writers:
         fetched = {name: _plain(value) for name, value in scalars.items()}
         for writer in writers:
@@ -168,9 +168,9 @@ def write_all(writers: Sequence[MetricWriter], step: int, scalars: Mapping[str, 
 
 
 class Progress:
-    """A bar: step, stage, loss, pairs/s, the share of time spent waiting for data, the time left.
+    """Progress bar: step, stage, loss, pairs/s, share of time spent waiting for data, time left.
 
-    Where the stream is no terminal: a plain line each `every_s` seconds, and one at the last step.
+    If the stream is not a terminal, it prints a line every `every_s` seconds and at the last step.
     """
 
     def __init__(
@@ -186,8 +186,8 @@ class Progress:
         self._console = Console(file=stream or sys.stderr, quiet=jax.process_index() != 0)
         self._bar = None
         if self._console.is_terminal:
-            described = TextColumn("{task.description}", markup=False)
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(None), described)
+            description = TextColumn("{task.description}", markup=False)
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(None), description)
             self._bar = RichProgress(*columns, console=self._console)
             self._task = self._bar.add_task("", total=total, completed=first_step)
 
@@ -217,23 +217,23 @@ class Progress:
             self.note(f"step {step}/{self._total}  {text}")
 
     def note(self, message: str) -> None:
-        """Prints a line of its own, above the bar if there is one."""
+        """Prints a line, above the bar if there is one."""
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def _keep_before(path: Path, first_step: int) -> None:
-    """Rewrites the file with earlier steps only; a killed run may have left its last line torn."""
-    kept, unreadable = [], 0
+def _drop_lines_from(path: Path, first_step: int) -> None:
+    """Rewrites the file with earlier steps only; a killed run may have cut off its last line."""
+    lines, unreadable = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] < first_step:
-                kept.append(line + "\n")
+                lines.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             unreadable += 1
     if unreadable:
         _log.warning("%s: dropped %d unreadable line(s)", path, unreadable)
     rewritten = path.with_name(path.name + ".tmp")
-    rewritten.write_text("".join(kept), encoding="utf-8")
+    rewritten.write_text("".join(lines), encoding="utf-8")
     os.replace(rewritten, path)
 
 

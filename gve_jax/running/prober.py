@@ -1,4 +1,4 @@
-"""Who measures the pairs' alignment before the first step, where it is not the run itself."""
+"""Alignment scores of the first stage from an external model or a file (`pyramid.prober`)."""
 
 import json
 import math
@@ -17,48 +17,55 @@ from gve_jax.storage.filesystem import as_path
 from gve_jax.streams.sources import Sources
 
 
-def is_scores(prober: str) -> bool:
-    """Whether `config.pyramid.prober` names a file of scores; else it names a model."""
+def is_score_file(prober: str) -> bool:
+    """Whether `config.pyramid.prober` names a file of scores, not a model."""
     return prober.endswith(".json")
 
 
 def read_scores(path: str, tasks: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """R of each source by a JSON file {task: R}; `tasks` are the sources of each.
+    """Reads a JSON file {task: R} and returns the R of each source.
+
+    Args:
+      tasks: the sources of each task.
 
     Raises:
-      UserError: no such file, no JSON object, a task that is missing or unknown, a value that is no
-        cosine: in one line that names the file.
+      UserError: the file cannot be read or is not a JSON object; a task is missing or unknown; a
+        value is not a cosine.
     """
     try:
-        told = json.loads(as_path(path).read_text(encoding="utf-8"))
+        scores = json.loads(as_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"pyramid.prober {path}: {error}") from error
-    if not isinstance(told, dict):
-        raise UserError(f"pyramid.prober {path}: not an object of task: R")
-    problems = [f"no score of {task!r}" for task in tasks if task not in told]
-    problems += [f"{task!r} is no task" for task in told if task not in tasks]
-    for task, score in told.items():
+    if not isinstance(scores, dict):
+        raise UserError(f"pyramid.prober {path}: must be a JSON object {{task: R}}")
+    problems = [f"no score of task {task!r}" for task in tasks if task not in scores]
+    problems += [f"unknown task {task!r}" for task in scores if task not in tasks]
+    for task, score in scores.items():
         number = isinstance(score, int | float) and not isinstance(score, bool)
         if not number or not math.isfinite(score) or not -1 <= score <= 1:
-            problems.append(f"{task!r} is {score!r}, no mean cosine")
+            problems.append(f"{task!r} is {score!r}, must be a mean cosine in [-1, 1]")
     if problems:
         known = ", ".join(tasks)
-        raise UserError(f"pyramid.prober {path}: {'; '.join(problems)} (tasks are {known})")
-    return {source: float(told[task]) for task, names in tasks.items() for source in names}
+        raise UserError(f"pyramid.prober {path}: {'; '.join(problems)} (tasks: {known})")
+    return {source: float(scores[task]) for task, names in tasks.items() for source in names}
 
 
-def measure(
+def measure_cosines(
     model: str,
     sources: Sources,
-    picked: Sequence[tuple[str, np.ndarray]],
+    batches: Sequence[tuple[str, np.ndarray]],
     mesh: jax.sharding.Mesh,
     limits: Limits,
     quarantine: Quarantine,
 ) -> dict[str, list[np.ndarray]]:
-    """Cosines of picked pairs by source, float32, by the encoder at `model`, with its own inputs.
+    """Cosines of query and positive, float32, by source, by the encoder at `model`.
 
-    Its width need not be that of the model in training. On several hosts each has a copy, over its
-    own devices, and all go by the first one's numbers.
+    The encoder uses the inputs of its own configuration, and its width may differ from that of the
+    model in training. On several hosts each has a copy on its devices, and the numbers of host 0
+    are returned on all.
+
+    Args:
+      batches: source and indices of the pairs.
 
     Raises:
       UserError: as `GVE.from_pretrained`.
@@ -69,8 +76,8 @@ def measure(
         encoder = GVE.from_pretrained(model, mesh=mesh, limits=limits)
     except UserError as error:
         raise UserError(f"pyramid.prober: {error}") from error
-    found: dict[str, list[np.ndarray]] = {}
-    for source, indices in picked:
+    measured: dict[str, list[np.ndarray]] = {}
+    for source, indices in batches:
         pairs = sources.read(source, indices)
         vectors = {}
         for side in ("query", "positive"):
@@ -80,6 +87,7 @@ def measure(
             vectors[side] = np.full((len(pairs), readable.shape[1]), np.nan, np.float32)
             vectors[side][valid] = readable
         cosines = np.sum(vectors["query"] * vectors["positive"], axis=-1)
-        found.setdefault(source, []).append(cosines[~np.isnan(cosines)])
-    told = hosts.gather({name: [one.tolist() for one in ones] for name, ones in found.items()})[0]
-    return {name: [np.float32(one) for one in ones] for name, ones in told.items()}
+        measured.setdefault(source, []).append(cosines[~np.isnan(cosines)])
+    lists = {name: [batch.tolist() for batch in values] for name, values in measured.items()}
+    lists = hosts.gather(lists)[0]
+    return {name: [np.float32(batch) for batch in values] for name, values in lists.items()}

@@ -1,8 +1,8 @@
-"""What a run appends to as it goes: metrics, TensorBoard's events, the quarantine.
+"""Files to which a run appends: metrics, TensorBoard events, the quarantine.
 
-Where the workdir is in a bucket, to which nothing can be appended, the files lie in a folder of
-this machine, and those that have changed are copied whole: every half minute behind the run, and
-before each checkpoint. So a killed run loses lines of the steps that it will repeat, and no others.
+GCS objects cannot be appended to. For a gs:// workdir the files are in a local folder, and files
+that have changed are copied completely: every half minute in the background, and before each
+checkpoint. So a killed run loses only lines of steps that it will repeat.
 """
 
 import functools
@@ -18,32 +18,32 @@ from typing import BinaryIO
 import jax
 
 from gve_jax.errors import UserError
-from gve_jax.storage.filesystem import is_bucket, translate_gcs_errors, write_object
+from gve_jax.storage.filesystem import is_gcs_path, translate_gcs_errors, write_object
 
 _log = logging.getLogger(__name__)
 
-RESUMED = ("metrics.jsonl", "quarantine.jsonl", "wandb.txt")  # what a repeated run goes on with
-SHARE = 0.05  # of the time, at most, is spent on copies behind the run
+RESUMED = ("metrics.jsonl", "quarantine.jsonl", "wandb.txt")  # files that a resumed run continues
+SHARE = 0.05  # maximum share of the time spent on background copies
 
 
 class Records:
-    """Use as a context: what is left is copied at its end, whatever ends the run.
+    """Context that copies changed files at its end, also after an error.
 
-    `folder` is where the files are written. On other processes than the first nothing is copied.
+    The run writes to `folder`. Only process 0 copies.
 
     Args:
-      workdir: a local one is `folder` itself, and nothing is copied.
+      workdir: if it is local, it is `folder` itself, and nothing is copied.
       every_s: seconds between copies.
 
     Raises:
-      UserError: what an earlier run left in the bucket cannot be read.
+      UserError: the files of an earlier run in GCS cannot be read.
     """
 
     def __init__(self, workdir: Path, *, every_s: float = 30.0):
         self.workdir, self.folder, self._every_s = workdir, workdir, every_s
-        self._remote = is_bucket(workdir)
+        self._remote = is_gcs_path(workdir)
         self._copies = self._remote and jax.process_index() == 0
-        self._known: dict[str, tuple[int, int]] = {}  # (bytes, ns) of what has been copied
+        self._copied: dict[str, tuple[int, int]] = {}  # size and mtime_ns of each copied file
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread, self._warned = None, False
 
@@ -56,7 +56,7 @@ class Records:
                 with translate_gcs_errors(self.workdir / name):
                     if (self.workdir / name).exists():
                         (self.folder / name).write_bytes((self.workdir / name).read_bytes())
-                        self._known[name] = _state(self.folder / name)
+                        self._copied[name] = _state(self.folder / name)
         except OSError as error:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -74,14 +74,14 @@ class Records:
         try:
             self.flush()
         except UserError as late:
-            _log.warning("%s; the run's records are left in %s", late, self.folder)
+            _log.warning("%s; the run's records remain in %s", late, self.folder)
             if error is None:
                 raise
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def flush(self) -> None:
-        """Copies what has changed; returns when the bucket has it, UserError if it cannot."""
+        """Copies the files that have changed; raises UserError if one cannot be written."""
         if not self._copies:
             return
         with self._lock:
@@ -90,7 +90,7 @@ class Records:
                     continue
                 name = path.relative_to(self.folder).as_posix()
                 state = _state(path)
-                if self._known.get(name) == state:
+                if self._copied.get(name) == state:
                     continue
                 try:
                     with open(path, "rb") as file:
@@ -98,7 +98,7 @@ class Records:
                 except OSError as error:
                     why = error.strerror or error
                     raise UserError(f"cannot write {self.workdir / name}: {why}") from error
-                self._known[name] = state
+                self._copied[name] = state
 
     def _run(self) -> None:
         pause = self._every_s
@@ -106,9 +106,9 @@ class Records:
             began = time.monotonic()
             try:
                 self.flush()
-            except UserError as error:  # the next checkpoint, which must not be lost, stops the run
+            except UserError as error:  # `flush` before the next checkpoint raises it again
                 if not self._warned:
-                    _log.warning("%s; it is tried again", error)
+                    _log.warning("%s; retrying", error)
                 self._warned = True
             pause = max(self._every_s, (time.monotonic() - began) / SHARE)
 
@@ -118,5 +118,5 @@ def _copy(source: BinaryIO, target: BinaryIO) -> None:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

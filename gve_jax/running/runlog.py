@@ -1,4 +1,4 @@
-"""The numbers of a training run as it goes, one step behind the device."""
+"""Metrics of a training run, read one step behind the device."""
 
 import math
 import resource
@@ -18,21 +18,21 @@ from gve_jax.running.metrics import Progress, open_writers, write_all
 
 
 class RunLog:
-    """Writes metrics, draws the progress bar, and measures where the time goes.
+    """Writes metrics, draws the progress bar, and measures speed and waiting time.
 
-    Numbers are read one step late, so that the device always has a step to work on.
-    `wait_share` is the part of the time in which the loop stood still for want of a batch, counted
-    once warm: not the first batches of a stage, while workers start, nor steps that compile.
-    FLOPs are those of the model (`gve_jax.hardware.flops`), MFU their share of the peak of all
-    chips in bfloat16; it is absent where the chip is not in `gve_jax.hardware.chips`.
+    The results of a step are read after the next one is dispatched, so that the device is never
+    idle. `wait_share` is the share of the time that the loop waited for a batch. Speed and
+    `wait_share` leave out the warm-up: the first batches of a stage, while workers start, and steps
+    that compile. FLOPs are model FLOPs (`gve_jax.hardware.flops`); MFU is their share of the
+    bfloat16 peak of all chips, and absent for a chip that `gve_jax.hardware.chips` lacks.
 
     Args:
-      flops: of a step, by what its sides hold.
+      flops: returns the FLOPs of a step by the counts of its sides.
       wandb: a project of Weights & Biases.
       profile: (first step, steps) to trace, or ().
     """
 
-    WARM = 3  # batches of a stage that count as its start
+    WARMUP = 3  # batches at the start of a stage that are not measured
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class RunLog:
         chip = chips.of_kind(jax.devices()[0].device_kind)
         self._peak = chip.flops * jax.device_count() if chip else None
         self._pending, self._seen, self._padding = None, set(), Padding()
-        self._stage: dict[int, dict[str, float]] = {}  # what to tell of a stage, by its first step
+        self._stages: dict[int, dict[str, float]] = {}  # scalars of stages by their first step
         self._writers = open_writers(workdir, first_step=first_step, wandb=wandb)
         self.progress = Progress(steps, first_step=first_step)
         self._began, self._steps = time.perf_counter(), 0
@@ -61,46 +61,48 @@ class RunLog:
         self.restart_warmup()
 
     def restart_warmup(self) -> None:
-        self._cold, self._asked = self.WARM, time.perf_counter()
+        self._cold, self._dispatched = self.WARMUP, time.perf_counter()
 
-    def stage(self, record: Mapping) -> None:
-        """A new stage: its sigma, R, P and batches by source, told with its first step."""
-        told = {"pyramid/sigma": record["sigma"]}
+    def start_stage(self, record: Mapping) -> None:
+        """Adds a stage's sigma, and R, P and batches by source, to the line of its first step."""
+        scalars = {"pyramid/sigma": record["sigma"]}
         for part in ("R", "P", "batches"):
-            told |= {f"pyramid/{part}/{name}": value for name, value in record[part].items()}
-        self._stage[record["first_step"]] = told
+            scalars |= {f"pyramid/{part}/{name}": value for name, value in record[part].items()}
+        self._stages[record["first_step"]] = scalars
 
     def before_step(self, step: int) -> None:
-        """A batch has come: the time since the last step was dispatched was spent waiting."""
-        self._got = time.perf_counter()
+        """Call it when a batch has arrived: the time since the last dispatch was waiting time."""
+        self._received = time.perf_counter()
         self._profile.before(step)
 
     def after_step(self, step: int, stage: int, batch, scalars: Mapping) -> None:
+        """Call it when the step is dispatched; reports the previous step."""
         previous, self._pending = self._pending, (step, stage, batch, scalars)
         self._report(previous)
         self._profile.after(step, scalars)
         now = time.perf_counter()
         work = self._flops(batch.counts.values())
-        self._times = {"step_s": now - self._asked, "wait_s": self._got - self._asked}
+        step_s, wait_s = now - self._dispatched, self._received - self._dispatched
+        self._times = {"step_s": step_s, "wait_s": wait_s}
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch.arrays))
         if self._cold > 0 or shapes not in self._seen:
             self._cold -= 1
         else:
-            self._warm_time += now - self._asked
-            self._warm_wait += self._got - self._asked
+            self._warm_time += step_s
+            self._warm_wait += wait_s
             self._warm_pairs += len(batch.arrays["valid"])
             self._warm_tokens += batch.used["tokens"]
             self._warm_flops = Flops(*map(sum, zip(self._warm_flops, work, strict=True)))
         self._seen.add(shapes)
         self._padding.add(batch.used, batch.slots)
         self._steps += 1
-        self._asked = now
+        self._dispatched = now
 
     def flush(self) -> None:
-        """Waits for the step under way and writes its numbers."""
+        """Waits for the current step and writes its metrics."""
         pending, self._pending = self._pending, None
         self._report(pending)
-        self._asked = time.perf_counter()
+        self._dispatched = time.perf_counter()
 
     def _report(self, pending) -> None:
         if pending is None:
@@ -112,8 +114,8 @@ class RunLog:
         self.progress.update(
             step + 1, stage=stage, loss=scalars["loss"], pairs_per_s=speed, wait_share=wait
         )
-        told = self._stage.pop(step, {})
-        if step % self._every == 0 or told:
+        stage_scalars = self._stages.pop(step, {})
+        if step % self._every == 0 or stage_scalars:
             write_all(
                 self._writers,
                 step,
@@ -128,12 +130,12 @@ class RunLog:
                     **self._times,
                     **self._rates(),
                     "memory_gb": memory_in_use() / 1e9,
-                    **told,
+                    **stage_scalars,
                 },
             )
 
     def _rates(self) -> dict[str, float]:
-        """Tokens and model FLOPs a second, once warm; of all devices."""
+        """Tokens and model FLOPs per second of all devices, without the warm-up."""
         time = self._warm_time or math.inf
         rates = {"tokens_per_s": self._warm_tokens / time}
         for part, flops in self._warm_flops._asdict().items():
@@ -143,15 +145,13 @@ class RunLog:
         return rates
 
     def _speed(self) -> float:
-        if not self._warm_time:
-            return 0.0
-        return self._warm_pairs / self._warm_time
+        return self._warm_pairs / self._warm_time if self._warm_time else 0.0
 
     def _wait_share(self) -> float:
         return self._warm_wait / self._warm_time if self._warm_time else 0.0
 
     def close(self) -> dict:
-        """Closes the writers; the numbers since this process started, as a dict."""
+        """Closes the writers; returns the totals and rates since this process started."""
         self._profile.stop()
         for writer in self._writers:
             writer.close()
@@ -170,13 +170,15 @@ class RunLog:
         return (
             f"trained {self._steps} steps in {time.perf_counter() - self._began:.0f} s: "
             f"{self._speed():.0f} pairs/s, waiting for data {self._wait_share():.1%} of the time "
-            f"once warm, {len(self._seen)} compiled steps; {self._padding.summary()}"
+            f"after warm-up, {len(self._seen)} compiled steps; {self._padding.summary()}"
         )
 
 
 def check_finite(step: int, scalars: Mapping[str, float], source: str, ids: Sequence[str]) -> None:
-    """Raises UserError, naming the step and its batch, unless every number of a step is finite. The
-    loss comes first: what else is not finite mostly follows from it."""
+    """Raises UserError, naming the step and its batch, unless every scalar of a step is finite.
+
+    The loss is checked first: other values that are not finite mostly follow from it.
+    """
     for name in sorted(scalars, key=lambda name: (name != "loss", name)):
         if not math.isfinite(scalars[name]):
             raise UserError(
@@ -186,12 +188,12 @@ def check_finite(step: int, scalars: Mapping[str, float], source: str, ids: Sequ
 
 
 class Profile:
-    """Traces `steps` steps from `first` on, on the first process, for XProf."""
+    """Traces steps `first` to `first + steps - 1` on process 0, for XProf."""
 
     def __init__(self, directory: Path, first: int = 0, steps: int = 0):
         self._directory, self._on = directory, False
-        here = steps and jax.process_index() == 0
-        self._first, self._last = (first, first + steps - 1) if here else (-1, -1)
+        enabled = steps and jax.process_index() == 0
+        self._first, self._last = (first, first + steps - 1) if enabled else (-1, -1)
 
     def before(self, step: int) -> None:
         if step == self._first:
@@ -210,10 +212,9 @@ class Profile:
 
 
 def memory_in_use() -> float:
-    """Bytes: the most that a device of this process has held, where it tells; else this process."""
-    told = [device.memory_stats() for device in jax.local_devices()]
-    held = [stats["peak_bytes_in_use"] for stats in told if stats and "peak_bytes_in_use" in stats]
-    if held:
-        return max(held)
+    """Peak memory in bytes of a device of this process, or of the process if devices have none."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if peaks := [device["peak_bytes_in_use"] for device in stats if "peak_bytes_in_use" in device]:
+        return max(peaks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,8 +1,8 @@
 """The configuration of a training run as dataclasses.
 
 Each field states its type, default, comment, range and resume rule (`gve_jax.fields.setting`);
-sections of other rooms are their dataclasses. The files in `configs/` state differences from the
-defaults; docs/configuration.md lists all fields.
+sections of other packages are the dataclasses of those packages. The files in `configs/` state
+differences from the defaults; docs/configuration.md lists all fields.
 """
 
 import dataclasses
@@ -34,35 +34,35 @@ DERIVED_INPUTS = (
     "window_side",
     "tokens_per_second",
 )
-MAX_STEPS = 2**31 - 1  # a step's number is an int32
-# By name: the folder of the workdir, the file in it that is written last, and a pattern of others.
+MAX_STEPS = 2**31 - 1  # step numbers are int32
+# Formats: {name: (folder in the workdir, file that is written last, pattern of another file)}.
 EXPORTS = {
-    # For GVE.from_pretrained; adapters apart.
+    # For GVE.from_pretrained; adapters are stored separately.
     "gve_jax": ("model", "config.json", "params"),
-    # The adapters alone.
+    # Only the adapters.
     "peft": ("adapter", "adapter_config.json", "*.safetensors"),
-    # For transformers; adapters merged.
+    # For transformers; adapters are merged.
     "hf": ("hf", "config.json", "*.safetensors"),
 }
 
 
 def _select(name: str, kind: type, left_out: tuple[str, ...] = (), **replaced) -> type:
-    """A dataclass of the fields of `kind` that a configuration states.
+    """Returns a dataclass with the fields of `kind`, except `left_out`.
 
     Args:
-      replaced: fields with other types, which may then be None and are so by default.
+      replaced: new types of fields, whose default becomes None.
     """
-    hints, stated = typing.get_type_hints(kind), []
+    hints, selected = typing.get_type_hints(kind), []
     for field in dataclasses.fields(kind):
         if field.name in replaced:
-            stated.append((field.name, replaced[field.name], dataclasses.field(default=None)))
+            selected.append((field.name, replaced[field.name], dataclasses.field(default=None)))
         elif field.name not in left_out:
             same = dataclasses.field(default=field.default, metadata=field.metadata)
-            stated.append((field.name, hints[field.name], same))
-    return dataclasses.make_dataclass(name, stated, frozen=True, kw_only=True)
+            selected.append((field.name, hints[field.name], same))
+    return dataclasses.make_dataclass(name, selected, frozen=True, kw_only=True)
 
 
-# Shapes may be left to the config.json of `config.pretrained`.
+# Shapes are optional: by default they come from the config.json of `config.pretrained`.
 ModelFields = _select(
     "ModelFields", ModelConfig, vision=VisionConfig | None, text=TextConfig | None
 )
@@ -201,12 +201,12 @@ class Settings:
     def __post_init__(self):
         if not 0 <= self.optimizer.warmup_steps < self.steps:
             raise UserError(
-                f"config.optimizer.warmup_steps {self.optimizer.warmup_steps} is not in "
+                f"config.optimizer.warmup_steps {self.optimizer.warmup_steps} must be in "
                 f"0..{self.steps - 1} (config.steps is {self.steps})"
             )
         if not self.export:
             raise UserError(
-                f"config.export names no form of the trained model; known: {', '.join(EXPORTS)}"
+                f"config.export must name a format of the trained model: {', '.join(EXPORTS)}"
             )
         if self.profile and (len(self.profile) != 2 or self.profile[1] < 1):
             raise UserError(f"config.profile {self.profile} must be () or (first step, steps)")
@@ -219,44 +219,45 @@ class Settings:
             ("pyramid.prober", self.pyramid.prober),
         ):
             if value == "":
-                raise UserError(f"config.{name} is empty; None leaves it out")
+                raise UserError(f"config.{name} is empty; set None to leave it out")
 
 
 def base_config() -> ConfigDict:
-    """The default of every field that has one: config files state the differences from it."""
+    """Returns a config of all defaults, from which config files state the differences."""
     return default_config(Settings)
 
 
 def read_settings(config: object) -> Settings:
-    """The settings of an `ml_collections.ConfigDict`, or of nested mappings.
+    """Converts an `ml_collections.ConfigDict`, or nested mappings, to `Settings`.
 
     Raises:
-      UserError: in one line that names the field: see `gve_jax.fields.build`.
+      UserError: a field, which the message names, is invalid; see `gve_jax.fields.build`.
     """
     if isinstance(config, ConfigDict):
         try:
             config = config.to_dict()
-        except ValueError as error:  # a placeholder that must be given and is not
+        except ValueError as error:  # a required placeholder without a value
             raise UserError(f"config: {' '.join(str(error).split())}") from error
     return build(Settings, config, "config")
 
 
 def source_batch_sizes(settings: Settings, names: Iterable[str]) -> dict[str, int]:
-    """Pairs in a global batch of each source.
+    """Number of pairs in a global batch of each source.
 
     Raises:
-      UserError: `data.batch_sizes` gives no whole number, or has a pattern that matches no source.
+      UserError: `data.batch_sizes` yields a fraction of a pair; a pattern matches no source.
     """
     values = assign("data.batch_sizes", settings.data.batch_sizes, names, 1)
     return {name: _pairs(value, settings.batch_size) for name, value in values.items()}
 
 
 def largest_batch_size(settings: Settings) -> int:
-    """Pairs in the largest global batch that any source may have: what a planner plans."""
+    """Number of pairs in the largest global batch of any source, for the planner."""
     names = settings.data.sources
     if names and all(re.fullmatch(r"\w+", name) for name in names):
         return max(source_batch_sizes(settings, names).values())
-    values = [1, *(value for _, value in settings.data.batch_sizes)]  # patterns: sources unknown
+    # The sources that patterns match are unknown: assume that each batch size applies.
+    values = [1, *(value for _, value in settings.data.batch_sizes)]
     return max(_pairs(value, settings.batch_size) for value in values)
 
 
@@ -271,12 +272,12 @@ def _pairs(value: float, batch_size: int) -> int:
 
 
 def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfig:
-    """The model to train: shapes from the base's config.json, the rest from `config.model`.
+    """Returns the model to train: shapes from the base's config.json, the rest from `config.model`.
 
-    Shapes that the configuration states as well (a planner needs no weights) must be the same.
+    Shapes that the configuration states too (the planner reads no weights) must be equal.
 
     Raises:
-      UserError: other shapes than the base's, fields that are missing or do not fit.
+      UserError: shapes differ from those of the base; fields are missing or inconsistent.
     """
     fields = {
         field.name: getattr(settings.model, field.name)
@@ -286,7 +287,7 @@ def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfi
         given = fields[part]
         if base is None:
             if given is None:
-                raise UserError(f"config.model.{part} is missing, and so is config.pretrained")
+                raise UserError(f"config.model.{part} is missing: set it or config.pretrained")
             continue
         fields[part] = getattr(base.config, part)
         for name, value in dataclasses.asdict(fields[part]).items():
@@ -306,14 +307,14 @@ def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfi
         raise UserError(f"config.model: {error}") from error
 
 
-def kept_fields(settings: Settings, model: ModelConfig) -> dict[str, Any]:
-    """What must stay the same for a resumed run to continue as if it had never stopped."""
-    kept = as_json(settings, leave_out="resume")
-    kept["model"] = as_json(model, leave_out="resume")
-    kept["start"] = "random" if settings.pretrained is None else "pretrained"
-    return kept
+def resume_fields(settings: Settings, model: ModelConfig) -> dict[str, Any]:
+    """The fields that must not change for a run to resume as if it had never stopped."""
+    fields = as_json(settings, leave_out="resume")
+    fields["model"] = as_json(model, leave_out="resume")
+    fields["start"] = "random" if settings.pretrained is None else "pretrained"
+    return fields
 
 
 def shared_fields(settings: Settings) -> dict[str, Any]:
-    """What must be the same on all hosts of a job."""
+    """The fields that must be equal on all hosts of a job."""
     return as_json(settings, leave_out="per_host")

@@ -1,4 +1,4 @@
-"""Mesh, model, loss, optimizer and abstract state of a config: for the trainer and the planner."""
+"""Mesh, model, loss, optimizer and abstract state of a configuration."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from gve_jax.running.sections import Settings, model_config
 
 
 class StepSetup:
-    """What a training step is made of. Reads no files.
+    """The parts of a training step, for the trainer and the planner. Reads no files.
 
     Args:
       base: the opened `config.pretrained`, if any.
-      devices: those of the mesh; None: all of this job.
+      devices: devices of the mesh (default: all devices of this job).
 
     Raises:
-      UserError: an invalid field, by name, before anything compiles.
+      UserError: a field, which the message names, is invalid.
     """
 
     def __init__(
@@ -40,6 +40,6 @@ class StepSetup:
         )
 
     def check_batch(self, batch_size: int, chunk: int) -> None:
-        """Raises UserError if a batch or its GradCache chunk cannot be split over the mesh."""
+        """Raises UserError if a batch or its GradCache chunk cannot be sharded over the mesh."""
         check_batch_size(batch_size, self.rows)
         check_chunk(chunk, batch_size, self.mesh)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, lines of JSON, records and what two of them differ in."""
+"""Atomic writes, JSON and JSONL with locations in errors, and comparison of manifests."""
 
 import codecs
 import errno
@@ -12,21 +12,23 @@ import numpy as np
 
 from gve_jax.errors import UserError
 
-LONGEST_LINE = 256 * 2**20  # bytes: a file without line ends must not be read whole
+LONGEST_LINE = 256 * 2**20  # bytes: a file without line ends must not fill the memory
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`path` holds what it held before or all that `write` writes, whenever the process ends.
+    """Replaces `path` with the output of `write`, or leaves it as it was if the process ends.
 
-    A full disk is an OSError that names `path`; what was written until then is removed."""
+    Raises:
+      OSError: it names `path`, as for a full disk; the unfinished file is removed.
+    """
     if os.fspath(path).startswith("gs://"):
-        # Not above: decoders import this file, and need none of it.
+        # Imported late: decoders import this module and do not need the client.
         from gve_jax.storage.filesystem import write_object
 
         write_object(path, write)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # By process: two commands may write the same file at once.
+    # With the process in its name: two commands may write the same file at once.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -35,7 +37,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        if error.errno is None:  # numpy says only how many bytes it could not write
+        if error.errno is None:  # from numpy, with the number of bytes not written
             raise OSError(errno.ENOSPC, str(error), str(path)) from error
         error.filename = error.filename or str(path)
         raise
@@ -44,12 +46,12 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """An .npy file, whole or not at all; never with a pickle in it."""
+    """Writes an .npy file atomically and without pickle."""
     atomic_write(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
 def write_json(path: Path, value) -> None:
-    """JSON, whole or not at all; NaN and infinity, which it has not, raise ValueError."""
+    """Writes JSON atomically; NaN and infinity, which JSON lacks, raise ValueError."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     atomic_write(path, lambda file: file.write(text.encode()))
 
@@ -59,17 +61,17 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 def check_lfs_pointer(head: bytes, name: object) -> None:
     """Raises UserError if a file that begins with `head` (40 bytes suffice) is a Git LFS pointer,
-    as a clone without Git LFS leaves it in the file's place."""
+    which a clone without Git LFS has instead of the file."""
     if head.startswith(LFS_POINTER):
         raise UserError(f"{name}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file; a byte order mark before it is skipped.
+    """Reads a file that holds one JSON object; a byte order mark is skipped.
 
     Raises:
-      UserError: naming the file, when it cannot be read, is a Git LFS pointer, is not UTF-8 or not
-        a JSON object, or gives a key twice (programs differ in which of the two they take).
+      UserError: names the file, which cannot be read, is a Git LFS pointer, is not UTF-8 or not a
+        JSON object, or has a duplicate key (programs differ in which value they use).
     """
     try:
         data = path.read_bytes()
@@ -86,24 +88,24 @@ def read_json(path: Path) -> dict:
 
 
 def parse_json(text: str | bytes) -> object:
-    """`json.loads`, but a key given twice in one object is a ValueError."""
+    """`json.loads`, but a duplicate key in an object raises ValueError."""
     return json.loads(text, object_pairs_hook=_unique_keys)
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return found
+    return fields
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict]]:
-    """Each object of a JSONL file with its place, `file:line`; empty lines are skipped.
+    """Yields each object of a JSONL file with its location, `file:line`; skips empty lines.
 
     Raises:
-      UserError: no such file, a Git LFS pointer, not UTF-8, a line that is too long, is no JSON
-        object or gives a key twice; it names the line.
+      UserError: the file is missing, is a Git LFS pointer or is not UTF-8; a line, which the
+        message names, is too long, is not a JSON object or has a duplicate key.
     """
     if not path.is_file():
         raise UserError(f"missing file: {path}")
@@ -112,32 +114,32 @@ def read_records(path: Path) -> Iterator[tuple[str, dict]]:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
             if not line.strip():
                 continue
-            place = f"{path}:{number}"
+            location = f"{path}:{number}"
             if len(line) >= LONGEST_LINE:
-                raise UserError(f"{place}: a line of more than {LONGEST_LINE} bytes")
-            check_encoding(place, line)
+                raise UserError(f"{location}: the line is longer than {LONGEST_LINE} bytes")
+            check_encoding(location, line)
             try:
                 record = parse_json(line.decode())
             except UnicodeDecodeError as error:
-                raise UserError(f"{place}: not UTF-8: {error.reason}") from error
+                raise UserError(f"{location}: not UTF-8: {error.reason}") from error
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{place}: not valid JSON: {error}") from error
-            if rb"\ud" in line.lower() and not _encodes(record):
-                raise UserError(f"{place}: half a surrogate pair, such as \\ud800, is no text")
+                raise UserError(f"{location}: not valid JSON: {error}") from error
+            if rb"\ud" in line.lower() and not _is_encodable(record):
+                raise UserError(f"{location}: unpaired surrogate, such as \\ud800, in a string")
             if not isinstance(record, dict):
-                raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}")
-            yield place, record
+                raise UserError(f"{location}: expected a JSON object, got {type(record).__name__}")
+            yield location, record
 
 
-def check_encoding(place: str, line: bytes) -> None:
-    """UserError, naming the place, for a line that begins with a byte order mark."""
+def check_encoding(location: str, line: bytes) -> None:
+    """Raises UserError, naming `location`, for a line that begins with a byte order mark."""
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{place}: UTF-16 (byte order mark); save the file as UTF-8")
+        raise UserError(f"{location}: UTF-16 (byte order mark); save the file as UTF-8")
     if line.startswith(codecs.BOM_UTF8):
-        raise UserError(f"{place}: begins with a byte order mark (BOM); save the file without it")
+        raise UserError(f"{location}: begins with a byte order mark; save the file without it")
 
 
-def _encodes(value: object) -> bool:
+def _is_encodable(value: object) -> bool:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -145,58 +147,53 @@ def _encodes(value: object) -> bool:
     return True
 
 
-def text_id(place: str, value: object) -> str:
-    """An id as text; UserError with its place if it is none."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, str | int)
-        or value == ""
-        or (
-            "\0" in str(value)  # which numpy's strings lose at their end
-        )
-    ):
-        raise UserError(f"{place}: {value!r} is not an id")
+def text_id(location: str, value: object) -> str:
+    """Returns an id as text; raises UserError if `value` is not an id."""
+    is_text = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+    if not is_text or "\0" in str(value):  # numpy's strings drop trailing NUL characters
+        raise UserError(f"{location}: {value!r} is not an id")
     return str(value)
 
 
-def unique_id(place: str, record: dict, key: str, seen: Container[str]) -> str:
-    """The id under `key`, which none of `seen` may be; UserError with its place."""
+def unique_id(location: str, record: dict, key: str, seen: Container[str]) -> str:
+    """Returns the id under `key`; raises UserError if it is missing, not an id or in `seen`."""
     if key not in record:
-        raise UserError(f"{place}: no {key!r}")
-    value = text_id(place, record[key])
+        raise UserError(f"{location}: no {key!r}")
+    value = text_id(location, record[key])
     if value in seen:
-        raise UserError(f"{place}: {key} {value!r} occurs twice")
+        raise UserError(f"{location}: {key} {value!r} occurs twice")
     return value
 
 
 def differences(old: object, new: object, field: str = "") -> dict[str, tuple]:
-    """Fields by dotted name that differ between two JSON values, with both values."""
+    """Returns the fields that differ between two JSON values: {dotted name: (old, new)}."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
+        changed = {}
         for key in sorted(old.keys() | new.keys()):
             name = f"{field}.{key}" if field else key
-            found |= differences(old.get(key), new.get(key), name)
-        return found
+            changed |= differences(old.get(key), new.get(key), name)
+        return changed
     return {} if old == new else {field or "fingerprint": (old, new)}
 
 
-def check_record(place: object, old: object, new: object, remedy: str) -> None:
-    """UserError, naming the first field that differs, unless what a record says is what is asked.
+def check_record(location: object, old: object, new: object, remedy: str) -> None:
+    """Raises UserError, naming the first field that differs, unless two manifests are equal.
 
     Args:
-      place: the file or folder that holds the record.
-      old, new: plain JSON.
-      remedy: what may be done, `choose another --output`.
+      location: the file or folder of the manifest.
+      old: the stored manifest, plain JSON.
+      new: the manifest of this command, plain JSON.
+      remedy: what the user can do: `choose another --output`.
     """
     for field, (was, now) in differences(old, new).items():
-        raise UserError(f"{place}: made with {field} = {was}, now {now}; {remedy}")
+        raise UserError(f"{location}: created with {field} = {was}, now {now}; {remedy}")
 
 
 def check_or_write_manifest(path: Path, record: dict, remedy: str) -> None:
-    """Writes the record of a new folder; see `check_record` where there is one.
+    """Writes the manifest of a new folder, or compares an existing one as `check_record`.
 
     Raises:
-      UserError: also a file that is no JSON.
+      UserError: a field differs, or the file is not JSON.
     """
     if not path.exists():
         write_json(path, record)

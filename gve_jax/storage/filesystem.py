@@ -1,8 +1,8 @@
-"""Folders of Google Cloud Storage, `gs://bucket/run`, where a local path may stand.
+"""Paths: local ones and those of Google Cloud Storage (GCS), `gs://bucket/run`.
 
-`as_path` makes of a name what the library opens: a `pathlib.Path`, or for a bucket an `epath.Path`,
-which has the same methods. A bucket holds whole objects: one appears when its last byte is there,
-so none needs another name first, and nothing can be appended to one (`learning/records.py`).
+`as_path` turns a name into a `pathlib.Path`, or for GCS into an `epath.Path`, which has the same
+methods. A GCS object appears once its last byte is written, so it needs no temporary name, and
+nothing can be appended to it (`running/records.py`).
 """
 
 import argparse
@@ -26,39 +26,40 @@ from gve_jax.storage.digests import json_sha256
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_BLOCK = 1 << 25  # bytes of an object that are sent at a time, and held
+_BLOCK = 1 << 25  # bytes of an object that are buffered and sent at a time
 
 
-def is_bucket(path: str | os.PathLike) -> bool:
+def is_gcs_path(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith("gs://")
 
 
 def as_path(name: str | os.PathLike) -> Path:
-    """A local path, with `~` for the home folder, or one of a bucket: the one function that every
-    path of a command line or a configuration goes through.
+    """Returns a local path, with `~` expanded, or a GCS path. Every path of a command line or a
+    configuration must pass through this function.
 
     Raises:
-      UserError: an empty path; a URL of another kind; gs:// without its client, or without
-        credentials; a home folder that is unknown.
+      UserError: the path is empty, or a URL other than gs://; gs:// without its client or without
+        credentials; an unknown home folder.
     """
     text = os.fspath(name)
     if not _URL.match(text):
         return as_local_path(text)
-    if not is_bucket(text):
+    if not is_gcs_path(text):
         raise UserError(f"{text}: only gs:// URLs can be read and written")
     bucket = text.removeprefix("gs://").partition("/")[0]
     if not _BUCKET.fullmatch(bucket):
         raise UserError(f"{text}: {bucket!r} is not a bucket name")
-    if {".", ".."} & set(text.split("/")):  # names like others there; of a copy they lead elsewhere
-        raise UserError(f"{text}: no . and .. in a bucket")
-    if "[" in text:  # its client looks for files by patterns
-        raise UserError(f"{text}: no [ in a path of a bucket")
+    # Plain names in GCS, but a local copy would be written to another folder.
+    if {".", ".."} & set(text.split("/")):
+        raise UserError(f"{text}: a gs:// path cannot contain . or ..")
+    if "[" in text:  # the client would read it as a glob pattern
+        raise UserError(f"{text}: a gs:// path cannot contain [")
     _client()
     return epath.Path(text)
 
 
 def as_local_path(name: str | os.PathLike) -> Path:
-    """As `as_path`, but UserError for a path that is not on this machine."""
+    """As `as_path`, but raises UserError for a URL."""
     text = os.fspath(name)
     if not text.strip():
         raise UserError(f"{text!r} is not a path: it is empty")
@@ -74,7 +75,7 @@ def as_local_path(name: str | os.PathLike) -> Path:
 
 
 def any_path(text: str) -> Path:
-    """The `type=` of an option of argparse that takes a path, also of a bucket."""
+    """The argparse `type=` of an option that takes a local or a GCS path."""
     try:
         return as_path(text)
     except UserError as error:
@@ -82,7 +83,7 @@ def any_path(text: str) -> Path:
 
 
 def local_path(text: str) -> Path:
-    """As `any_path`, for a path that must be on this machine."""
+    """The argparse `type=` of an option that takes a local path."""
     try:
         return as_local_path(text)
     except UserError as error:
@@ -90,68 +91,68 @@ def local_path(text: str) -> Path:
 
 
 def in_workdir(text: str, workdir: str | os.PathLike) -> str:
-    """A path of a configuration with `{workdir}` replaced; other braces are part of the path."""
+    """Replaces `{workdir}` in a path of a configuration; other braces are part of the path."""
     return text.replace("{workdir}", os.fspath(workdir))
 
 
 def write_object(path: epath.Path, write: Callable[[BinaryIO], object]) -> None:
-    """`path` holds what it held before or all that `write` writes, which is sent as it comes.
+    """Replaces `path` with the output of `write`, which is sent in blocks, or leaves it as it was.
 
     Raises:
-      OSError: it names `path`, and why it could not be written.
+      OSError: it names `path` and the reason.
     """
     with translate_gcs_errors(path):
         file = _client().open(os.fspath(path), "wb", block_size=_BLOCK)
         try:
             write(file)
         except BaseException:
-            # Closing it, which its end would do as well, makes an object of the half that is there.
+            # `close`, which the finalizer calls too, would create an object of the partial data.
             file.closed = True
-            with contextlib.suppress(Exception):  # what ended the write is reported, not this
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 file.discard()
             raise
         file.close()
 
 
 def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
-    """The objects of `folder`, not of folders in it, that match one of `names`, as local files.
+    """Copies the objects in `folder`, without subfolders, that match a pattern of `names`.
 
     They are downloaded once, to `~/.cache/gve_jax` (or `XDG_CACHE_HOME`), and again when any of
-    them has changed: a copy is of the generations that one listing names.
+    them has changed: a copy belongs to the generations in one listing. Returns the local folder.
 
     Raises:
-      UserError: no such object, or the bucket cannot be read.
+      UserError: no object matches, or the folder cannot be read.
     """
-    client, place = _client(), os.fspath(folder).removeprefix("gs://").rstrip("/")
+    client, remote = _client(), os.fspath(folder).removeprefix("gs://").rstrip("/")
     try:
         with translate_gcs_errors(folder):
-            listed = client.ls(place, detail=True)
+            entries = client.ls(remote, detail=True)
     except FileNotFoundError:
-        listed = []
+        entries = []
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}") from error
-    found = {
-        entry["name"].removeprefix(f"{place}/"): (entry.get("generation"), entry["size"])
-        for entry in listed
-        if entry["type"] == "file" and entry["name"].startswith(f"{place}/")
+    objects = {
+        entry["name"].removeprefix(f"{remote}/"): (entry.get("generation"), entry["size"])
+        for entry in entries
+        if entry["type"] == "file" and entry["name"].startswith(f"{remote}/")
     }
-    found = {
-        name: state
-        for name, state in sorted(found.items())
-        if any(fnmatch.fnmatchcase(name, wanted) for wanted in names)
+    objects = {
+        name: version
+        for name, version in sorted(objects.items())
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in names)
     }
-    if not found:
+    if not objects:
         raise UserError(f"{folder}: no such directory")
-    key = json_sha256(found)[:16]
-    copy = _cache() / place / key
+    key = json_sha256(objects)[:16]
+    copy = _cache() / remote / key
     if copy.is_dir():
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix="part-", dir=copy.parent))
     try:
-        for name, (_, size) in found.items():
+        for name, (_, size) in objects.items():
             with translate_gcs_errors(folder / name):
-                client.get_file(f"{place}/{name}", os.fspath(part / name))
+                client.get_file(f"{remote}/{name}", os.fspath(part / name))
             if (part / name).stat().st_size != size:
                 raise UserError(f"{folder / name}: changed while it was read; repeat the command")
         with contextlib.suppress(OSError):  # another process was faster
@@ -165,50 +166,49 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
 
 @contextlib.contextmanager
 def translate_gcs_errors(path: str | os.PathLike) -> Iterator[None]:
-    """What the client raises becomes an OSError that names `path` and says why in one line."""
+    """Turns the client's errors into an OSError with `path` and a reason of one line."""
     try:
         yield
     except Exception as error:
-        if not (found := _reason(error)):
+        if not (reason := _reason(error)):
             raise
-        number, why = found
-        raise OSError(number, why, os.fspath(path)) from error
+        raise OSError(*reason, os.fspath(path)) from error
 
 
 def _reason(error: Exception) -> tuple[int, str] | None:
-    """(errno, one line); None for what is no error of the client."""
+    """(errno, one line); None if the error does not come from the client."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        if error.errno is not None:  # of this machine
+        if error.errno is not None:  # from the local file system
             return None
         if isinstance(error, FileNotFoundError):
             return errno.ENOENT, "no such object, or no such bucket"
         if text.startswith("Forbidden"):
             return errno.EACCES, f"permission denied ({text[:300]})"
         return errno.EIO, text[:300] or type(error).__name__
-    # Errors of gcsfs, aiohttp, google-auth and requests have no base in common.
+    # Errors of gcsfs, aiohttp, google-auth and requests have no common base class.
     if type(error).__module__.split(".")[0] in ("gcsfs", "aiohttp", "google", "requests"):
-        return errno.EIO, f"the bucket does not answer ({text[:300] or type(error).__name__})"
+        return errno.EIO, f"GCS does not answer ({text[:300] or type(error).__name__})"
     return None
 
 
 @functools.cache
 def _client() -> Any:
-    """The file system of all buckets, the same that epath uses."""
+    """The fsspec file system of GCS, which epath uses too."""
     try:
         import fsspec
         import gcsfs  # noqa: F401
     except ImportError as error:
         raise UserError("gs:// paths need pip install 'gve_jax[gcs]'") from error
-    # Else epath takes TensorFlow where that is installed, whose files behave in other ways.
+    # Otherwise epath uses TensorFlow's file system, where installed, which behaves differently.
     os.environ.setdefault("EPATH_USE_TF", "0")
-    # Listings that are kept would not know what Orbax, or another host, has written since.
+    # Cached listings would miss what Orbax, or another host, has written since.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    # It logs a traceback of what it raises, and we raise in one line.
+    # gcsfs logs a traceback of each error that it raises; we report errors in one line.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         return fsspec.filesystem("gcs", finalize_on_close=True)
-    except Exception as error:  # of google-auth, of requests: no common base
+    except Exception as error:  # google-auth and requests have no common base class
         raise UserError(f"gs://: no usable credentials ({' '.join(str(error).split())})") from error
 
 

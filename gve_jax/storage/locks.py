@@ -1,4 +1,4 @@
-"""One command at a time in an output folder."""
+"""Locks on output folders: one command at a time may write."""
 
 import contextlib
 import fcntl
@@ -21,14 +21,14 @@ NAME = ".lock"
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Holds `folder`, which is made where it is missing, for the commands of one job.
+    """Locks `folder` for the processes of one job; creates it if it is missing.
 
     All hosts of a job enter it together; host 0 holds the lock for all. The kernel releases the
-    lock when the process ends, however it ends, so a lock is never stale. Buckets (gs://) have no
-    locks: there nothing is held.
+    lock when the process ends, however it ends, so a lock is never stale. A gs:// folder cannot be
+    locked: nothing happens.
 
     Raises:
-      UserError: on every host, another process holds the folder; it names the process.
+      UserError: on every host, if another process, which the message names, holds the lock.
     """
     with contextlib.ExitStack() as stack:
         message = None
@@ -42,8 +42,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_for_process(folder: Path) -> Iterator[None]:
-    """As `lock_folder`, for a command of one process that leaves the devices to those it starts:
-    asking JAX which host this is would occupy them."""
+    """As `lock_folder`, for a command of one process whose child processes use the devices: asking
+    JAX for the index of this host would occupy them."""
     with contextlib.ExitStack() as stack:
         message = _acquire(Path(folder), stack)
         if message is not None:
@@ -71,18 +71,18 @@ def lock_scratch(folder: Path) -> Iterator[Path]:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a command may begin to write into `folder`: it is not there yet, or an empty folder
-    but for its lock."""
+    """Whether a command may start to write into `folder`: it does not exist, or holds at most a
+    lock file."""
     if not folder.exists():
         return True
     return folder.is_dir() and all(path.name == NAME for path in folder.iterdir())
 
 
 def _acquire(folder: Path, stack: contextlib.ExitStack) -> str | None:
-    """Takes the lock until `stack` closes; the reason as a message where another process has it."""
+    """Holds the lock until `stack` closes; returns a message if another process holds it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        # Opened for appending: opening must not empty what the holder wrote.
+        # Opened for appending, so as not to truncate what the holder wrote.
         file = stack.enter_context(open(folder / NAME, "a+", encoding="utf-8"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,7 +94,7 @@ def _acquire(folder: Path, stack: contextlib.ExitStack) -> str | None:
                 break
         except FileNotFoundError:
             pass
-        file.close()  # the last holder has removed the folder since it was opened
+        file.close()  # the previous holder has removed the folder since this file was opened
     holder = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -111,5 +111,5 @@ def _describe(text: str) -> str:
     try:
         holder = json.loads(text)
         return "process {pid} on {host} since {since} ({command})".format(**holder)
-    except (ValueError, KeyError, TypeError):  # the holder has the lock and has yet to write
+    except (ValueError, KeyError, TypeError):  # the holder has not written its name yet
         return "another process"

@@ -83,7 +83,7 @@ def parse_line(line: bytes) -> dict:
     except UnicodeDecodeError as error:
         raise Reject("not UTF-8", f"not UTF-8: {error.reason}") from error
     except UnicodeEncodeError as error:
-        raise Reject("not UTF-8", "half a surrogate pair, such as \\ud800, is no text") from error
+        raise Reject("not UTF-8", "unpaired surrogate, such as \\ud800, in a string") from error
     except (ValueError, RecursionError) as error:
         raise Reject("not JSON", f"not valid JSON: {error}") from error
     return row

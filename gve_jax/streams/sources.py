@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gve_jax.errors import UserError
-from gve_jax.storage.filesystem import as_path, in_workdir, is_bucket
+from gve_jax.storage.filesystem import as_path, in_workdir, is_gcs_path
 from gve_jax.streams import gcs_cache
 from gve_jax.streams.index import File
 from gve_jax.streams.jsonl import JsonlSources, open_jsonl
@@ -216,13 +216,13 @@ def _named_entry(text: str) -> tuple[str, str]:
 def _exists(location: str, workdir: str | os.PathLike) -> bool:
     """Whether a local file or folder has exactly this name."""
     location = in_workdir(location, workdir)
-    return not is_bucket(location) and os.path.exists(os.path.expanduser(location))
+    return not is_gcs_path(location) and os.path.exists(os.path.expanduser(location))
 
 
 def _fill(location: str, workdir: str | os.PathLike) -> str:
     """Replaces `{workdir}` and `~`."""
     location = in_workdir(location, workdir)
-    return location if is_bucket(location) else os.fspath(as_path(location))
+    return location if is_gcs_path(location) else os.fspath(as_path(location))
 
 
 def _matched(location: str, workdir: str | os.PathLike) -> list[str]:
@@ -230,7 +230,7 @@ def _matched(location: str, workdir: str | os.PathLike) -> list[str]:
     if not glob.has_magic(location) or _exists(location, workdir):
         return [_fill(location, workdir)]
     pattern = in_workdir(location, glob.escape(os.fspath(workdir)))
-    if is_bucket(pattern):
+    if is_gcs_path(pattern):
         return gcs_cache.expand(pattern)
     return sorted(glob.glob(os.path.expanduser(pattern)))
 
@@ -239,7 +239,7 @@ def _files(location: str, cache: Path, workdir: str | os.PathLike) -> JsonlSourc
     matched = _matched(location, workdir)
     if not matched:
         raise UserError(f"data.pairs: no file matches {location}")
-    if not is_bucket(matched[0]):
+    if not is_gcs_path(matched[0]):
         return open_jsonl([File(os.path.abspath(path), path) for path in matched], cache)
     copies = [(url, gcs_cache.local_path(url, cache)) for url in matched]
     gcs_cache.copy(copies)
@@ -251,17 +251,17 @@ def _directories(location: str, workdir: str | os.PathLike) -> list[str]:
         return [_named(location.removeprefix(_TFDS))]
     found = _matched(location, workdir)
     if len(found) != 1 or glob.has_magic(location):
-        found = [path for path in found if is_bucket(path) or os.path.isdir(path)]
+        found = [path for path in found if is_gcs_path(path) or os.path.isdir(path)]
         if not found:
             raise UserError(f"data.pairs: no directory matches {location}")
         return found
-    if not is_bucket(found[0]) and not os.path.isdir(found[0]) and _NAME.fullmatch(location):
+    if not is_gcs_path(found[0]) and not os.path.isdir(found[0]) and _NAME.fullmatch(location):
         return [_named(location)]
     return found
 
 
 def _directory(location: str, cache: Path) -> PairSources:
-    if not is_bucket(location):
+    if not is_gcs_path(location):
         return PairSources(location)
     folder, remote = gcs_cache.local_path(location, cache), gcs_cache.list_directory(location)
     gcs_cache.copy(

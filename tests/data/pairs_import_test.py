@@ -491,7 +491,7 @@ def test_an_import_is_repeated_only_if_something_changed(run):
     assert card.startswith("---\nlicense: mit\n---\n")
     assert f"| T2V_x | T2V | 1 | 0 | 0: 1 | {len(CLIP) + 1:,} | 0 |" in card
     lines("rows.jsonl", PAIR, PAIR)
-    with pytest.raises(UserError, match="made with files.rows.jsonl = "):
+    with pytest.raises(UserError, match="created with files.rows.jsonl = "):
         run(*asked)
     Path("out/import.json").unlink()
     with pytest.raises(UserError, match="exists and is not an import"):

@@ -1,4 +1,4 @@
-"""Two hosts: what starts them, that they train as one does, and how they end when one dies."""
+"""Jobs of two hosts: startup checks, training as on one host, and exit when one host dies."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from tests.train_test import losses, make_config
 
 
 def start(world: Path, workdir: Path) -> list[subprocess.Popen]:
-    """Two hosts that train, with eight devices between them."""
+    """Starts training on two hosts with eight devices in total."""
     return launch(
         [
             sys.executable,
@@ -40,7 +40,7 @@ def start(world: Path, workdir: Path) -> list[subprocess.Popen]:
 
 
 def launch(command: list[str], heartbeat: int = 60) -> list[subprocess.Popen]:
-    """A command on two hosts of four devices each, over loopback."""
+    """Starts a command on two hosts of four devices each, over loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -72,9 +72,9 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     return [(p.returncode, *end) for p, end in zip(processes, ends, strict=True)]
 
 
-def same_losses(one: Path, other: Path) -> None:
-    """Rows are where they were, but sums over devices cross hosts in another order: float32's
-    rounding, which four steps of training enlarge, and no more."""
+def check_same_losses(one: Path, other: Path) -> None:
+    """The same rows are on the same devices, but sums over hosts add in another order: losses
+    differ by float32 rounding, which four steps of training enlarge."""
     expected, got = losses(one), losses(other)
     assert len(expected) == 4
     assert {step: task for step, (task, _) in got.items()} == {
@@ -88,7 +88,7 @@ def same_losses(one: Path, other: Path) -> None:
 @situation(
     "Training",
     "one of two hosts is killed and the job repeated",
-    "both end with a line; the repeated job resumes and trains as one host would",
+    "both exit with one line; the repeated job resumes and trains as one host would",
     since="0.1.0",
 )
 def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, tmp_path):
@@ -100,25 +100,27 @@ def test_two_hosts_resume_after_one_is_killed_and_train_as_one(world, tmp_path):
             pytest.fail("\n".join(f"{code}: {err[:3000]}" for code, _, err in finish(pair)))
         time.sleep(0.01)
     pair[1].send_signal(signal.SIGKILL)
-    # Whether JAX's own thread or the step finds it out, the last line says it.
-    (code, _, err), (_, _, last) = finish(pair)
+    # Either JAX's thread or the step detects it; the last line reports it in both cases.
+    (code, _, err), (_, _, killed) = finish(pair)
     assert code not in (0, None), err
-    lost, last = err.splitlines()[-1], last.splitlines()[-1]
-    assert re.match(r"error: host 0 (lost another|ended) in step \d", lost), err
-    assert lost.endswith("; repeat the command on all hosts to resume"), err
-    assert re.match(r"error: host 1 ended in step \d: it was killed", last), last
+    last = err.splitlines()[-1]
+    lost = "(lost its connection to another host|exited) in step"
+    assert re.match(rf"error: host 0 {lost} \d", last), err
+    assert last.endswith("; repeat the command on all hosts to resume"), err
+    killed = killed.splitlines()[-1]
+    assert re.match(r"error: host 1 exited in step \d: killed, or", killed), killed
 
     (code, out, err), (other, _, problem) = finish(start(world, workdir))
     assert (code, other) == (0, 0), err + problem
     assert "resuming at step" in out
     train(make_config(world, steps=4), tmp_path / "alone")
-    same_losses(tmp_path / "alone", workdir)
+    check_same_losses(tmp_path / "alone", workdir)
     model = GVE.from_pretrained(workdir / "model")
     assert np.isfinite(model.encode([{"text": "a red ring"}])).all()
 
 
 def start_run(world: str, folder: str, case: str) -> None:
-    """What a host of a pair does up to the first program, with something of its own."""
+    """Starts a run in which host 1 differs from host 0 by `case`."""
     index = jax.process_index()
     config = make_config(Path(world), mesh__tensor=2)  # 16 devices, batches of 8 rows
     workdir = Path(folder) / "run"
@@ -149,7 +151,7 @@ def compare_environment(name: str, value: str) -> None:
 
 @situation(
     "Training",
-    "two hosts of a run with another seed, learning rate or tokenizer, or on disks not shared",
+    "two hosts of a run differ in seed, learning rate or tokenizer, or do not share the workdir",
     "refused in one line on every host before anything compiles",
     since="0.2.0",
 )
@@ -178,7 +180,7 @@ def test_hosts_that_differ_are_refused_before_anything_compiles(
 
 @situation(
     "Training",
-    "two hosts with other XLA_FLAGS, code or library versions",
+    "two hosts differ in XLA_FLAGS, code or library versions",
     "refused in one line on every host, by every command",
     since="0.2.0",
 )
@@ -191,11 +193,12 @@ def test_hosts_compare_their_environment(two_hosts):
         "tests.distributed.hosts_test:compare_environment", "XLA_FLAGS_OF_NOBODY", "1"
     )
     assert same == [None, None]
-    found = hosts.environment()
-    assert found["code"]["version"] and found["libraries"]["jax"] == jax.__version__
+    environment = hosts.environment()
+    assert environment["code"]["version"]
+    assert environment["libraries"]["jax"] == jax.__version__
 
 
-def test_flags_are_compared_in_any_order_without_where_they_write(monkeypatch):
+def test_flags_are_compared_in_any_order_without_dump_paths(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--b=1 --xla_dump_to=/tmp/host0 --a=2")
     assert hosts.environment()["variables"]["XLA_FLAGS"] == "--a=2 --b=1"
 
@@ -215,8 +218,9 @@ run_cli(lambda: hosts.run(command))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [(1,), (0, 1)])
-def test_a_host_that_fails_says_why_and_others_that_they_lost_it(failing):
-    """All at once, or one alone: with its own last line and status, not those of JAX's exit."""
+def test_a_failing_host_reports_its_error_and_others_its_loss(failing):
+    """The last line and the status are ours, not those of JAX's exit, whether one host fails or
+    all do."""
     command = [sys.executable, "-c", _FAILS, *map(str, failing)]
     ends = finish(launch(command, heartbeat=10))
     for host, (code, _, err) in enumerate(ends):
@@ -244,7 +248,7 @@ def test_a_host_that_fails_says_why_and_others_that_they_lost_it(failing):
         ({"GVE_JAX_COORDINATOR": "a:1", "GVE_JAX_HOSTS": "x", "GVE_JAX_HOST": "0"}, "'x'"),
     ],
 )
-def test_half_a_setting_is_named(monkeypatch, given, named):
+def test_a_missing_or_invalid_variable_is_named(monkeypatch, given, named):
     for name in hosts.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():

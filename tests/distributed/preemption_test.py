@@ -1,4 +1,4 @@
-"""SIGTERM: noted by a lone process, agreed on by several."""
+"""SIGTERM stops a single process after its step, and all hosts of a job after the same step."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ print(step, flush=True)
 """
 
 
-def test_a_signal_is_noted_and_its_handler_given_back():
+def test_a_signal_is_recorded_and_the_previous_handler_restored():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
         assert not preemption.reached(1)
@@ -42,20 +42,20 @@ def test_a_signal_is_noted_and_its_handler_given_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_beside_the_main_thread_it_notes_nothing():
-    found = []
+def test_no_handler_is_installed_outside_the_main_thread():
+    reached = []
 
     def run():
         with Preemption() as preemption:
-            found.append(preemption.reached(1))
+            reached.append(preemption.reached(1))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert found == [False]
+    assert reached == [False]
 
 
-def test_hosts_agree_on_the_step_when_one_is_told():
+def test_hosts_agree_on_the_step_when_one_receives_the_signal():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

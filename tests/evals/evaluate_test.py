@@ -158,7 +158,7 @@ def test_stops_at_too_many_unreadable_media(data, tmp_path):
 def test_refuses_another_model_or_content(data, tmp_path):
     output, sets = tmp_path / "out", ("--datasets", "MSRVTT")
     run(data, output, *sets)
-    with pytest.raises(UserError, match="made with inputs.dtype = float32, now bfloat16"):
+    with pytest.raises(UserError, match="created with inputs.dtype = float32, now bfloat16"):
         run(data, output, *sets, models={"trained": ColourEncoder(dtype="bfloat16")})
     shutil.copy(data / "UVRB/MSRVTT/videos/red_green.mp4", data / "UVRB/MSRVTT/videos/red_blue.mp4")
     with pytest.raises(UserError, match="the content of 'v0' has changed"):

@@ -49,11 +49,11 @@ def make_state(mesh: jax.sharding.Mesh) -> dict:
 
 
 def abstract(state, mesh=None):
-    def one(x):
+    def struct(x):
         sharding = NamedSharding(mesh, x.sharding.spec) if mesh else x.sharding
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.tree.map(one, state)
+    return jax.tree.map(struct, state)
 
 
 def assert_same(got, want) -> None:
@@ -79,10 +79,10 @@ def restore(directory: Path, target, fingerprint=FINGERPRINT):
 
 
 def spoil(state, value):
-    """One number of a moment is not finite."""
+    """Sets one number of an optimizer moment to `value`."""
     flat, tree = jax.tree.flatten(state)
-    place = min(n for n, leaf in enumerate(flat) if leaf.ndim == 2)
-    flat[place] = flat[place].at[3, 5].set(value)
+    index = min(n for n, leaf in enumerate(flat) if leaf.ndim == 2)
+    flat[index] = flat[index].at[3, 5].set(value)
     return jax.tree.unflatten(tree, flat)
 
 
@@ -103,9 +103,9 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, value):
     "the older one is used; the other is named and set aside",
     since="0.2.0",
 )
-def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, monkeypatch, caplog):
+def test_a_checkpoint_that_is_not_finite_is_skipped(tmp_path, monkeypatch, caplog):
     state = make_state(make_mesh(4, 2))
-    with monkeypatch.context() as patch:  # as a release without the check wrote it
+    with monkeypatch.context() as patch:  # as written by a release without the check
         survey = checkpoint.survey
         patch.setattr(checkpoint, "survey", lambda tree: (survey(tree)[0], []))
         with Checkpoints(tmp_path / "c", keep=3, fingerprint=FINGERPRINT) as checkpoints:
@@ -114,17 +114,17 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, monkeypatch, c
     with caplog.at_level(logging.WARNING):
         assert restore(tmp_path / "c", abstract(state)).step == 1
     assert "/c/2 is damaged (NaN or infinite numbers in opt/" in caplog.text
-    assert "going on from the checkpoint before: step 1" in caplog.text
+    assert "resuming from the previous checkpoint: step 1" in caplog.text
     assert (tmp_path / "c" / "damaged-2").is_dir()
 
 
 @situation(
     "Training",
     "checkpoints/ of a run was deleted and the command repeated",
-    "refused with what to do; the run does not start again from nothing",
+    "refused with a remedy; the run does not start again from step 0",
     since="0.2.0",
 )
-def test_checkpoints_that_were_deleted_are_told_from_none_yet(tmp_path, caplog):
+def test_deleted_checkpoints_are_distinguished_from_a_new_run(tmp_path, caplog):
     state = make_state(make_mesh(4, 2))
     assert restore(tmp_path / "c", abstract(state)) is None  # a new run
     save_steps(tmp_path / "c", state, (2, 4))
@@ -147,9 +147,9 @@ def test_a_folder_may_have_any_name(tmp_path, name):
 
 
 def data_files(directory: Path) -> list[Path]:
-    found = [path for path in directory.rglob("d/*") if path.is_file()]
-    assert found
-    return found
+    paths = [path for path in directory.rglob("d/*") if path.is_file()]
+    assert paths
+    return paths
 
 
 def test_round_trip_is_bitwise_and_keeps_types_and_shardings(tmp_path):
@@ -177,7 +177,7 @@ def test_a_step_is_saved_once(tmp_path):
         checkpoints.save(10, state, {"batch": -1})
         checkpoints.wait()
         assert checkpoints.restore(abstract(state)).meta == {"batch": 10}
-    # A new run in an old one's directory has not read it: what it would save is not what is there.
+    # A new run in the directory of an old one has not restored this step, so it must not skip it.
     with Checkpoints(tmp_path, keep=2, fingerprint=FINGERPRINT) as checkpoints:
         with pytest.raises(UserError, match=f"step 10 in {tmp_path}: Step 10 already exists"):
             checkpoints.save(10, state, {})
@@ -186,7 +186,7 @@ def test_a_step_is_saved_once(tmp_path):
 @situation(
     "Training",
     "a run resumed on another number of devices or another mesh",
-    "resumes; the state is the same bit for bit",
+    "resumes with a bitwise identical state",
     since="0.1.0",
 )
 def test_restores_on_another_mesh(tmp_path):
@@ -200,7 +200,7 @@ def test_restores_on_another_mesh(tmp_path):
     assert kernel.addressable_shards[0].data.shape == (32, 8)
 
 
-def test_what_is_saved_is_the_state_at_the_call_even_if_donated(tmp_path):
+def test_the_state_at_the_call_is_saved_even_if_donated_later(tmp_path):
     state = make_state(make_mesh(4, 2))
     want = jax.tree.map(np.asarray, state)
     target = abstract(state)
@@ -211,7 +211,7 @@ def test_what_is_saved_is_the_state_at_the_call_even_if_donated(tmp_path):
     assert_same(restore(tmp_path, target).state, want)
 
 
-def test_keeps_the_newest(tmp_path):
+def test_the_newest_checkpoints_are_retained(tmp_path):
     save_steps(tmp_path, make_state(make_mesh(4, 2)), [10, 20, 30, 40], keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["30", "40"]
 
@@ -242,7 +242,7 @@ def empty_every_file(step: Path) -> None:
 @situation(
     "Training",
     "the newest checkpoint is damaged (a flipped bit, a missing file)",
-    "named and set aside; the one before is used",
+    "named and set aside; the previous one is used",
     since="0.1.0",
 )
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def empty_every_file(step: Path) -> None:
     ],
     ids=["truncated", "bit", "emptied", "deleted", "no record", "torn metadata", "no state"],
 )
-def test_damaged_newest_is_named_and_the_one_before_used(tmp_path, caplog, damage):
+def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_used(tmp_path, caplog, damage):
     state = make_state(make_mesh(4, 2))
     save_steps(tmp_path, state, [10, 20])
     damage(tmp_path / "20")
@@ -269,7 +269,7 @@ def test_damaged_newest_is_named_and_the_one_before_used(tmp_path, caplog, damag
         assert_same(got.state, plus(state, 10))
         assert any(f"{tmp_path / '20'} is damaged" in line for line in caplog.messages)
         assert (tmp_path / "damaged-20").is_dir()
-        # The run goes on, reaches the damaged step again, and keeps=1 leaves the good one.
+        # The run reaches the damaged step again, and keep=1 retains the new checkpoint.
         checkpoints.save(20, state, {"batch": 20})
     assert restore(tmp_path, abstract(state)).step == 20
     assert not (tmp_path / "10").exists()
@@ -281,7 +281,7 @@ def test_damaged_newest_is_named_and_the_one_before_used(tmp_path, caplog, damag
     "an error, not a fresh start",
     since="0.1.0",
 )
-def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
+def test_if_all_checkpoints_are_damaged_the_run_does_not_start_again(tmp_path):
     state = make_state(make_mesh(4, 2))
     save_steps(tmp_path, state, [10, 20])
     empty_every_file(tmp_path / "10")
@@ -298,8 +298,8 @@ def test_damage_is_reported_in_a_few_lines(tmp_path):
         f"""
         import jax, jax.numpy as jnp
         from gve_jax.running.checkpoint import Checkpoints
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = {{"w": jax.ShapeDtypeStruct((1000,), jnp.float32, sharding=place)}}
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = {{"w": jax.ShapeDtypeStruct((1000,), jnp.float32, sharding=sharding)}}
         with Checkpoints({str(tmp_path)!r}, keep=2, fingerprint={FINGERPRINT}) as checkpoints:
             print(checkpoints.restore(target).step)
         """
@@ -316,7 +316,7 @@ def test_another_fingerprint_names_the_field_and_both_values(tmp_path):
     with pytest.raises(UserError, match=r"model\.width was 64, is 128") as error:
         restore(tmp_path, abstract(state), fingerprint=other)
     assert "lora was null, is true" in str(error.value) and "seed" not in str(error.value)
-    # Tuples are JSON's lists, no difference.
+    # Tuples and lists are equal in JSON.
     same = {"model": {"width": 64, "layers": (1, 2)}, "seed": 0}
     assert restore(tmp_path, abstract(state), fingerprint=same).step == 10
 
@@ -337,10 +337,10 @@ def test_another_tree_names_the_array(tmp_path):
         restore(tmp_path, {"params": abstract(state)["params"]})
 
 
-def test_a_save_killed_half_way_leaves_the_last_complete_one(tmp_path):
+def test_after_a_killed_save_the_last_complete_checkpoint_is_used(tmp_path):
     state = make_state(make_mesh(4, 2))
     save_steps(tmp_path, state, [10, 20])
-    # What a kill leaves: Orbax's temporary name, its content partly there.
+    # A killed save leaves a directory with Orbax's temporary name.
     (tmp_path / "20").rename(tmp_path / "20.orbax-checkpoint-tmp")
     assert restore(tmp_path, abstract(state)).step == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10"]
@@ -358,8 +358,8 @@ def run_python(code: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("then", ["pass", "checkpoints.wait()"], ids=["at the end", "before"])
-def test_full_disk_names_the_directory_and_keeps_the_earlier_ones(tmp_path, then):
-    # A limit on the size of a file stands in for a full disk: it fails in the same write.
+def test_a_full_disk_names_the_directory_and_keeps_earlier_checkpoints(tmp_path, then):
+    # A limit on file sizes simulates a full disk: the same write fails.
     done = run_python(
         f"""
         import jax, resource, signal
@@ -379,16 +379,16 @@ def test_full_disk_names_the_directory_and_keeps_the_earlier_ones(tmp_path, then
     assert done.returncode == 2, done.stderr
     want = f"error: cannot save the checkpoint of step 20 in {tmp_path}: File too large\n"
     assert done.stderr == want
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {"w": jax.ShapeDtypeStruct((100,), jnp.float32, sharding=place)}
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {"w": jax.ShapeDtypeStruct((100,), jnp.float32, sharding=sharding)}
     got = restore(tmp_path, target)
     assert got.step == 10
     assert_same(got.state, {"w": jax.random.normal(jax.random.key(0), (100,))})
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+def test_a_directory_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=f"cannot keep checkpoints in {tmp_path}/file/c"):
+    with pytest.raises(UserError, match=f"cannot store checkpoints in {tmp_path}/file/c"):
         Checkpoints(tmp_path / "file" / "c", keep=1, fingerprint={})
     with pytest.raises(UserError, match=f"cannot save parameters in {tmp_path}/file/c"):
         save_params(tmp_path / "file" / "c", {"w": jnp.zeros(3)})
@@ -421,40 +421,40 @@ def test_bad_params_are_named(tmp_path):
         load_params(path, abstract(params))
 
 
-def test_in_a_bucket_the_newest_whole_checkpoint_is_found(gcs, caplog):
-    """One that is damaged is set aside there, too; one that a kill left without its last object is
-    none."""
-    held = gcs.make("checkpoints")
+def test_in_gcs_the_newest_complete_checkpoint_is_restored(gcs, caplog):
+    """A damaged checkpoint is set aside, and one without its last object, which a kill has left,
+    is ignored."""
+    objects = gcs.make("checkpoints")
     root, state = as_path("gs://checkpoints/run"), make_state(make_mesh(4, 2))
     save_steps(root, state, [10, 20, 30])
     gcs.remove("checkpoints", "run/30/commit_success.txt")
-    for name in [name for name in held if name.startswith("run/20/") and "/d/" in name]:
+    for name in [name for name in objects if name.startswith("run/20/") and "/d/" in name]:
         gcs.put("checkpoints", name, b"other")
     with caplog.at_level(logging.WARNING):
         got = restore(root, abstract(state))
     assert got.step == 10 and got.meta == {"batch": 10}
     assert_same(got.state, plus(state, 10))
     assert "gs://checkpoints/run/20 is damaged" in caplog.text
-    inside = [name.removeprefix("run/") for name in held if name.startswith("run/")]
+    inside = [name.removeprefix("run/") for name in objects if name.startswith("run/")]
     assert {name.split("/")[0] for name in inside} == {"10", "damaged-20"}
     save_steps(root, state, [20])
     assert restore(root, abstract(state)).step == 20
 
 
-def test_in_a_bucket_params_are_replaced_and_half_of_them_are_refused(gcs):
-    held = gcs.make("params")
+def test_in_gcs_params_are_replaced_and_incomplete_ones_are_refused(gcs):
+    objects = gcs.make("params")
     path, params = as_path("gs://params/model/params"), make_state(make_mesh(4, 2))["params"]
     with pytest.raises(UserError, match=f"no parameters at {path}"):
         load_params(path, abstract(params))
     save_params(path, jax.tree.map(jnp.zeros_like, params))
     save_params(path, params)
     assert_same(load_params(path, abstract(params, make_mesh(2, 4))), params)
-    assert all(name.startswith("model/params/") for name in held)
+    assert all(name.startswith("model/params/") for name in objects)
     gcs.read_only.add("params")
     with pytest.raises(UserError, match=f"cannot save parameters in {path}: permission denied"):
         save_params(path, params)
     gcs.read_only.clear()
-    for name in [name for name in held if name.endswith(("commit_success.txt", "_METADATA"))]:
+    for name in [name for name in objects if name.endswith(("commit_success.txt", "_METADATA"))]:
         gcs.remove("params", name)
     with pytest.raises(UserError, match=f"the parameters at {path} are damaged"):
         load_params(path, abstract(params))

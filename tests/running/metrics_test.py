@@ -1,4 +1,4 @@
-"""What is written can be read back; a resumed run has each step once; bars say what they must."""
+"""Metric files can be read back and have each step once; progress bars and lines; W&B."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def read_events(directory: Path) -> list[Event]:
-    """Every event under a directory, record by record, the checksums of the framing checked."""
+    """All events of a directory; checks the checksums of the records."""
 
     def masked(data: bytes) -> int:
         crc = crc32c(data)
@@ -90,7 +90,7 @@ def test_resuming_drops_the_steps_that_will_be_repeated(tmp_path, caplog):
         writer.write(step, {"loss": float(step)})
     writer.close()
     with path.open("a") as file:
-        file.write('{"step": 2, "lo')  # torn by a kill
+        file.write('{"step": 2, "lo')  # cut off by a kill
     with caplog.at_level(logging.WARNING):
         writer = metrics.JsonlWriter(path, first_step=4)
     assert "dropped 1 unreadable line" in caplog.text and str(path) in caplog.text
@@ -110,7 +110,7 @@ def test_a_fresh_run_drops_all_of_an_earlier_one(tmp_path):
     assert path.read_text() == ""
 
 
-def test_tensorboard_is_told_where_a_resumed_run_starts(tmp_path):
+def test_tensorboard_gets_the_first_step_of_a_resumed_run(tmp_path):
     metrics.TensorBoardWriter(tmp_path, first_step=40).close()
     starts = [e.step for e in read_events(tmp_path) if e.session_log.status == SessionLog.START]
     assert starts == [40]
@@ -148,7 +148,7 @@ class Clock:
         return self.now
 
 
-def test_progress_off_a_terminal_is_a_line_now_and_then(monkeypatch):
+def test_without_a_terminal_progress_is_a_line_every_30_seconds(monkeypatch):
     clock, stream = Clock(), io.StringIO()
     monkeypatch.setattr(metrics.time, "monotonic", clock.monotonic)
     with metrics.Progress(200, first_step=100, stream=stream) as progress:
@@ -190,7 +190,7 @@ def test_clock():
     ]
 
 
-def test_wandb_gets_the_same_and_goes_on_under_its_id(tmp_path, monkeypatch):
+def test_wandb_gets_the_same_scalars_and_resumes_under_its_id(tmp_path, monkeypatch):
     started, sent = [], []
 
     def init(**arguments):
@@ -211,7 +211,7 @@ def test_wandb_gets_the_same_and_goes_on_under_its_id(tmp_path, monkeypatch):
     ]
 
 
-def test_wandb_that_is_missing_or_refuses_is_one_line(tmp_path, monkeypatch):
+def test_a_missing_or_failing_wandb_is_an_error_of_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="config.wandb needs wandb"):
         metrics.open_writers(tmp_path, wandb="gve")

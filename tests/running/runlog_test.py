@@ -1,4 +1,4 @@
-"""What a step's line says, against clocks and counts that are known."""
+"""Metrics of a step, with a known clock and known counts."""
 
 import json
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from tests.situations import situation
 
 
 def make_log(workdir, monkeypatch, **more):
-    """A log under a clock that moves a quarter of a second whenever it is read."""
+    """A log whose clock advances by a quarter of a second at each reading."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(runlog.time, "perf_counter", lambda: next(ticks) / 4)
     fields = {"first_step": 0, "steps": 8, "every": 1, "learning_rate": lambda step: 0.5}
@@ -47,13 +47,12 @@ def run(log, steps=8, loss=1.0):
 @situation(
     "Training",
     "a gradient is NaN while the loss is finite",
-    "the run stops in a line that "
-    "names step, source and pairs; no checkpoint and no export holds a number that is not "
-    "finite",
+    "the run stops in a line that names step, source and pairs; checkpoints and exports hold "
+    "finite numbers only",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
-    ("scalars", "told"),
+    ("scalars", "message"),
     [
         ({"loss": 1.0, "gradient_norm": float("nan")}, "the gradient norm of step 7 is nan"),
         ({"loss": 1.0, "parameter_norm": float("inf")}, "the parameter norm of step 7 is inf"),
@@ -61,43 +60,43 @@ def run(log, steps=8, loss=1.0):
         ({"loss": 1.0, "temperature": float("nan")}, "the temperature of step 7 is nan"),
     ],
 )
-def test_a_number_that_is_not_finite_stops_with_its_batch(tmp_path, monkeypatch, scalars, told):
+def test_a_scalar_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, scalars, message):
     log = make_log(tmp_path, monkeypatch)
     log.before_step(7)
     log.after_step(7, 0, batch(), scalars)
-    with pytest.raises(UserError, match=f"^{told}: source T2V_whole, pairs a, b; "):
+    with pytest.raises(UserError, match=f"^{message}: source T2V_whole, pairs a, b; "):
         log.flush()
 
 
-def test_rates_are_work_over_the_time_once_warm(tmp_path, monkeypatch):
+def test_rates_are_measured_after_the_warmup(tmp_path, monkeypatch):
     monkeypatch.setattr(
         runlog.chips, "of_kind", lambda kind: SimpleNamespace(flops=2e12 / jax.device_count())
     )
-    told = run(make_log(tmp_path, monkeypatch))
+    summary = run(make_log(tmp_path, monkeypatch))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(8))
-    # From one dispatch to the next the clock is read as often each time: a warm step's seconds.
+    # Each step after the warm-up reads the clock equally often, so all take the same time.
     step_s = lines[-1]["step_s"]
     assert step_s > 0 and 0 < lines[-1]["wait_s"] < step_s
-    for record in (lines[-1], told):
+    for record in (lines[-1], summary):
         assert record["tokens_per_s"] == pytest.approx(300 / step_s)
         assert record["pairs_per_s"] == pytest.approx(16 / step_s)
         assert record["tflops_per_s/tower"] == pytest.approx(1 / step_s)
         assert record["tflops_per_s/decoder"] == pytest.approx(3 / step_s)
         assert record["mfu"] == pytest.approx(4 / step_s / 2)
-    assert 0.05 < told["memory_gb"] < 100
+    assert 0.05 < summary["memory_gb"] < 100
     assert lines[-1]["learning_rate"] == 0.5 and lines[-1]["loss/T2V_whole"] == 1.0
 
 
-def test_a_stage_is_told_with_its_first_step(tmp_path, monkeypatch):
+def test_the_line_of_a_stages_first_step_describes_the_stage(tmp_path, monkeypatch):
     log = make_log(tmp_path, monkeypatch, every=4)
     record = {"first_step": 2, "sigma": 0.5, "R": {"I2I": 0.25}, "P": {"I2I": 1.0}}
-    log.stage(record | {"batches": {"I2I": 6}})
+    log.start_stage(record | {"batches": {"I2I": 6}})
     run(log)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 4]  # 2 because of the stage alone
-    told = {name: value for name, value in lines[1].items() if name.startswith("pyramid/")}
-    assert told == {
+    scalars = {name: value for name, value in lines[1].items() if name.startswith("pyramid/")}
+    assert scalars == {
         "pyramid/sigma": 0.5,
         "pyramid/R/I2I": 0.25,
         "pyramid/P/I2I": 1.0,
@@ -116,17 +115,17 @@ def test_a_loss_that_is_not_finite_stops_with_step_source_and_ids(tmp_path, monk
         run(make_log(tmp_path, monkeypatch), loss=float("nan"))
 
 
-def test_a_profile_is_of_the_steps_asked_for(tmp_path, monkeypatch):
+def test_a_profile_covers_the_configured_steps(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda where: calls.append(where))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: calls.append(directory))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     profile = runlog.Profile(tmp_path, 2, 3)
-    seen = {}
+    counts = {}
     for step in range(8):
         profile.before(step)
         profile.after(step, jnp.zeros(()))
-        seen[step] = len(calls)
+        counts[step] = len(calls)
     assert calls == [tmp_path, "stop"]
-    assert (seen[1], seen[2], seen[3], seen[4]) == (0, 1, 1, 2)
+    assert (counts[1], counts[2], counts[3], counts[4]) == (0, 1, 1, 2)
     profile.stop()
     assert len(calls) == 2

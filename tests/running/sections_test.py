@@ -1,4 +1,4 @@
-"""Configurations: released sizes, what is named when a field is wrong, what makes another run."""
+"""Configurations: released sizes, errors that name the field, fields that may change on resume."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from gve_jax.running.sections import (
 from tests.situations import situation
 from tests.train_test import make_config
 
-# Of the released models; the larger one has a head of its own, which no embedder needs.
+# Of the released models, without the output head of the larger one, which an embedder lacks.
 PARAMETERS = {"3b": 3_754_622_976, "7b": 8_292_166_656 - 152_064 * 3584}
 RANK = 16
 
@@ -40,12 +40,12 @@ def test_the_published_configurations_have_the_released_shapes(size, file):
     t = cfg.text
     wide, inner, keys = t.hidden_size, t.intermediate_size, t.head_dim * t.num_key_value_heads
     ends = 2 * wide + 2 * (wide + keys) + 3 * (wide + inner)  # q; k and v; gate, up and down
-    both = jax.eval_shape(lambda: init_params(cfg, 0)[1])
-    added = sum(leaf.size for leaf in jax.tree.leaves(both)) - PARAMETERS[size]
+    adapted = jax.eval_shape(lambda: init_params(cfg, 0)[1])
+    added = sum(leaf.size for leaf in jax.tree.leaves(adapted)) - PARAMETERS[size]
     assert added == RANK * ends * t.num_hidden_layers
 
 
-def test_both_sizes_have_one_smoke_form():
+def test_both_sizes_have_the_same_smoke_variant():
     assert gve_7b.get_config("smoke").to_dict() == gve_3b.get_config("smoke").to_dict()
     for file in (gve_3b, gve_7b):
         with pytest.raises(ValueError, match="no form 'fast'"):
@@ -56,7 +56,7 @@ MISTAKES = [
     (dict(optimizer__rates=(("lora", 1.0), (".*", 1.0))), "rates: pattern 'lora' matches no"),
     (dict(optimizer__rates=((".*", 0),)), "optimizer.rates freezes every parameter"),
     (dict(optimizer__learning_rate=0.0), "optimizer.learning_rate 0.0 must be above 0"),
-    (dict(optimizer__warmup_steps=6), r"optimizer.warmup_steps 6 is not in 0..5"),
+    (dict(optimizer__warmup_steps=6), r"optimizer.warmup_steps 6 must be in 0..5"),
     (dict(optimizer__b2=1.0), r"optimizer.b2 1.0 must be in \[0, 1\)"),
     (dict(loss__temperature=0.0), "loss.temperature 0.0 must be above 0"),
     (dict(steps=0), r"steps 0 must be in \[1, 2147483647\]"),
@@ -65,11 +65,11 @@ MISTAKES = [
     (dict(checkpoint__every=0), "checkpoint.every 0 must be at least 1"),
     (dict(log_every=0), "log_every 0 must be at least 1"),
     (dict(export=("onnx",)), r"export\[0\] 'onnx' must be one of gve_jax, peft, hf"),
-    (dict(export=()), "export names no form"),
+    (dict(export=()), "export must name a format"),
     (dict(export=("peft",)), "export 'peft' needs adapters"),
     (dict(pretrained="nowhere"), "nowhere: no such directory"),
     (dict(quantize="nf4"), "quantize needs config.pretrained"),
-    (dict(mesh__data=3), r"mesh \(data=3, .*does not divide 8 devices"),
+    (dict(mesh__data=3), r"mesh \(data=3, .*must multiply to the number of devices, 8"),
     (dict(data__tokenizer=None), "data.tokenizer is missing"),
     (dict(inputs__num_frames=3), "num_frames must be an even number"),
     (dict(data__batch_sizes=(("T2V", 12),)), "batch_size 12 must be a multiple of data . fsdp = 8"),
@@ -98,7 +98,7 @@ def test_a_mistake_names_its_field(world, tmp_path, fields, message):
 @situation(
     "Training",
     "a misspelt field in a configuration",
-    "refused by its name, with the known ones",
+    "refused with its name and the known fields",
     since="0.1.0",
 )
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
 @situation(
     "Training",
     "clip_norm=inf, seed=-1 or 2**32, pyramid.bounds=(2.5,), tables of wrong "
-    "shapes, None or a missing section",
+    "shape, None or a missing section",
     "one line that names the field, before anything is read or compiled",
     since="0.2.0",
 )
@@ -176,17 +176,17 @@ def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
             (1, 2),
             "config.model.text.mrope_section .* must be a tuple of 3",
         ),
-        ("wandb", "", "config.wandb is empty; None leaves it out"),
+        ("wandb", "", "config.wandb is empty; set None to leave it out"),
     ],
 )
-def test_a_value_that_cannot_be_is_named(field, value, message):
+def test_an_invalid_value_is_named(field, value, message):
     config = replaced(field, value)
     with pytest.raises(UserError, match=f"^{message}"):
         read_settings(config)
 
 
 def replaced(field, value) -> dict:
-    """The quickstart's fields with one of them replaced."""
+    """The quickstart's configuration with one field replaced."""
     config = quickstart.get_config("smoke").to_dict()
     *sections, name = field.split(".")
     part = config
@@ -196,8 +196,8 @@ def replaced(field, value) -> dict:
     return config
 
 
-def test_no_value_of_any_field_is_more_than_a_line():
-    """Each field with values of every other kind: accepted, or refused by its name."""
+def test_every_error_is_one_line_that_names_the_field():
+    """Each field is set to values of many types, which are accepted or refused."""
     fields = []
     for name, value in quickstart.get_config("smoke").to_dict().items():
         fields.append(name)
@@ -243,7 +243,7 @@ def test_a_missing_field_of_a_file_is_named(world, tmp_path):
         Experiment(config, tmp_path)
     config = make_config(world)
     del config.model.text
-    with pytest.raises(UserError, match="config.model.text is missing, and so is config.pretr"):
+    with pytest.raises(UserError, match="config.model.text is missing: set it or config.pretr"):
         Experiment(config, tmp_path)
 
 
@@ -251,12 +251,12 @@ def test_a_workdir_that_cannot_be_written_is_named(world, tmp_path):
     (tmp_path / "file").write_text("")
     run = Experiment(make_config(world), tmp_path / "file" / "w")
     with pytest.raises(UserError, match=f"--workdir {tmp_path}/file/w cannot be written"):
-        run.complete()
+        run.is_complete()
 
 
-def test_where_and_how_it_is_computed_makes_no_other_run(world, tmp_path):
+def test_fields_that_do_not_affect_the_result_may_change_on_resume(world, tmp_path):
     first = Experiment(make_config(world), tmp_path).fingerprint
-    free = Experiment(
+    changed = Experiment(
         make_config(
             world,
             mesh__data=2,
@@ -272,7 +272,7 @@ def test_where_and_how_it_is_computed_makes_no_other_run(world, tmp_path):
         ),
         tmp_path,
     )
-    assert free.fingerprint == first
+    assert changed.fingerprint == first
     for name, value in {
         "seed": 43,
         "steps": 7,
@@ -301,7 +301,7 @@ def batches_of(config) -> dict[str, int]:
 
 
 def test_batch_size_decides_the_batches_of_every_source():
-    """Of the paper's mixture, in training and in the planner, which plans the largest."""
+    """Also of the largest batch, which the planner plans."""
     config = gve_3b.get_config()
     before = batches_of(config)
     assert set(before.values()) == {1024, 2048}
@@ -309,8 +309,8 @@ def test_batch_size_decides_the_batches_of_every_source():
     assert batches_of(config) == {name: size // 4 for name, size in before.items()}
     assert largest_batch_size(read_settings(config)) == 512
     config.data.batch_sizes = (("^T2T_", 0.5), ("^T2V_", 1024))
-    found = batches_of(config)
-    assert (found["T2T_webqa"], found["T2V_vast"], found["I2T_cc3m"]) == (256, 1024, 512)
+    sizes = batches_of(config)
+    assert (sizes["T2T_webqa"], sizes["T2V_vast"], sizes["I2T_cc3m"]) == (256, 1024, 512)
     assert largest_batch_size(read_settings(config)) == 1024
     config.data.sources = ("T2T_.*",)  # a pattern: the planner does not know which sources match
     assert largest_batch_size(read_settings(config)) == 1024
@@ -319,8 +319,8 @@ def test_batch_size_decides_the_batches_of_every_source():
     assert largest_batch_size(read_settings(config)) == 128
 
 
-def test_the_recipes_name_the_papers_mixture():
-    """Sums of tables 6 to 8, and what the ablations leave out."""
+def test_the_configs_name_the_papers_mixture():
+    """Sums of tables 6 to 8, and sources that the ablations leave out."""
     full, plain, collected = (gve_3b.get_config(form) for form in ("", "s", "i"))
     assert full.data.sources == plain.data.sources
     assert set(full.data.sources) - set(collected.data.sources) == {
@@ -337,7 +337,7 @@ def test_the_recipes_name_the_papers_mixture():
     }
     assert sizes == {"text": 380 + 100, "to video": 8804 + 879 + 89 + 35 + 200 + 36}
     assert sum(s.size_3b for s in gve_mixture.SYNTHESIZED) == 1549
-    found = batches_of(full)
-    assert found["T2V_webvid"] == 1024 and found["T2V_pevideo"] == found["TV2V_uvrd"] == 2048
+    batches = batches_of(full)
+    assert batches["T2V_webvid"] == 1024 and batches["T2V_pevideo"] == batches["TV2V_uvrd"] == 2048
     own = gve_7b.get_config("own")
     assert own.data.sources == own.data.batch_sizes == () and own.pyramid == full.pyramid

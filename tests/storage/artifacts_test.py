@@ -91,9 +91,9 @@ def test_a_second_process_is_refused_and_a_killed_one_is_replaced(tmp_path):
     "manifest, message",
     [
         ({"seed": 0, "of": {"a": 1}}, None),
-        ({"seed": 1, "of": {"a": 1}}, "made with seed = 1, now 0; remove it or choose another"),
-        ({"seed": 0, "of": {"a": 2}}, "made with of.a = 2, now 1; remove it or choose another"),
-        ({"seed": 0}, "made with of = None, now {'a': 1}"),
+        ({"seed": 1, "of": {"a": 1}}, "created with seed = 1, now 0; remove it or choose another"),
+        ({"seed": 0, "of": {"a": 2}}, "created with of.a = 2, now 1; remove it or choose another"),
+        ({"seed": 0}, "created with of = None, now {'a': 1}"),
         ("{", "manifest.json: damaged"),
         (None, "exists and is not a world (no manifest.json); choose another --output"),
     ],

@@ -8,7 +8,7 @@ def test_file_sha256(tmp_path):
 
 
 def test_json_sha256_is_stable():
-    """Folders written earlier hold these values."""
+    """Folders of earlier versions hold these values."""
     value = {"b": 1, "a": ["ä", 0.5]}
     assert json_sha256(value)[:16] == "a15da9354b888b3d"
     assert json_sha256(value, sort_keys=True)[:16] == "cca2e7a34c604975"

@@ -1,4 +1,4 @@
-"""Paths of buckets: whole objects, local copies that follow them, and one line for each refusal."""
+"""GCS paths: atomic objects, local copies that follow changes, and errors of one line."""
 
 import errno
 import sys
@@ -13,21 +13,23 @@ from gve_jax.storage.filesystem import as_local_path, as_path, in_workdir, local
 from tests.situations import situation
 
 
-def test_a_local_name_is_a_plain_path():
+def test_local_names_are_plain_paths_and_other_urls_are_refused():
     assert type(as_path("runs/x")).__module__.startswith("pathlib")
     with pytest.raises(UserError, match="s3://b/x: only gs:// URLs"):
         as_path("s3://b/x")
     for name in ("gs://", "gs:///run", "gs://B/run", "gs://ab/run"):
         with pytest.raises(UserError, match=f"{name}: '\\w*' is not a bucket name"):
             as_path(name)
-    with pytest.raises(UserError, match=r"no \. and \.\. in a bucket"):
+    with pytest.raises(UserError, match=r"a gs:// path cannot contain \. or \.\."):
         as_path("gs://bucket/run/../other")
+    with pytest.raises(UserError, match=r"a gs:// path cannot contain \["):
+        as_path("gs://bucket/run[1]")
 
 
 @situation(
     "Training",
     "`--workdir=~/run`, and other paths that begin with `~`",
-    "`~` is the home folder, on every command line and in configurations",
+    "`~` is the home folder, on command lines and in configurations",
     since="0.2.0",
 )
 @situation(
@@ -36,7 +38,7 @@ def test_a_local_name_is_a_plain_path():
     "refused: a run never uses the current folder by mistake",
     since="0.2.0",
 )
-def test_every_path_is_read_alike(monkeypatch, tmp_path):
+def test_home_folders_are_expanded_and_empty_paths_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for read in (as_path, as_local_path):
         assert read("~/x") == tmp_path / "x"
@@ -52,23 +54,23 @@ def test_every_path_is_read_alike(monkeypatch, tmp_path):
         as_local_path("gs://b/x")
 
 
-def test_only_the_workdir_is_filled_in():
+def test_only_the_workdir_is_substituted():
     assert in_workdir("{workdir}/a{b}/{0}", "runs/{x}") == "runs/{x}/a{b}/{0}"
 
 
-def test_without_its_client_gs_is_refused_in_a_line(monkeypatch):
+def test_gs_paths_without_the_client_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     filesystem._client.cache_clear()
     with pytest.raises(UserError, match=r"gs:// paths need pip install 'gve_jax\[gcs\]'"):
         as_path("gs://bucket/x")
 
 
-def test_what_is_written_is_one_object(gcs):
+def test_a_file_is_written_as_one_object(gcs):
     gcs.make("files")
     files.write_json(as_path("gs://files/run/a b.json"), {"x": 1})
     assert gcs.read("files", "run/a b.json") == b'{\n "x": 1\n}\n'
     files.write_array(as_path("gs://files/run/x.npy"), np.arange(3))
-    assert list(gcs.buckets["files"]) == ["run/a b.json", "run/x.npy"]  # nothing beside them
+    assert list(gcs.buckets["files"]) == ["run/a b.json", "run/x.npy"]  # no temporary files
     assert as_path("gs://files/run").is_dir()
 
 
@@ -80,14 +82,14 @@ def test_a_large_object_is_sent_in_blocks(gcs, monkeypatch):
     def write(file):
         for start in range(0, len(data), 100_000):
             file.write(data[start : start + 100_000])
-            assert "x" not in gcs.buckets["large"]  # not before its last byte
+            assert "x" not in gcs.buckets["large"]  # absent until the last byte is written
 
     write_object(as_path("gs://large/x"), write)
     assert gcs.read("large", "x") == data
 
 
 @pytest.mark.parametrize("size", [10, 1 << 20])
-def test_what_fails_half_way_leaves_what_was_there(gcs, monkeypatch, size):
+def test_a_failed_write_leaves_the_previous_object(gcs, monkeypatch, size):
     gcs.make("half")
     gcs.put("half", "x", b"before")
     monkeypatch.setattr(filesystem, "_BLOCK", 1 << 18)
@@ -101,7 +103,7 @@ def test_what_fails_half_way_leaves_what_was_there(gcs, monkeypatch, size):
     assert gcs.read("half", "x") == b"before"
 
 
-def test_a_bucket_that_is_absent_or_forbidden_is_an_error_with_its_path(gcs):
+def test_a_missing_or_forbidden_bucket_is_an_error_with_the_path(gcs):
     gcs.make("locked")
     gcs.read_only.add("locked")
     for path, number, why in (
@@ -114,7 +116,7 @@ def test_a_bucket_that_is_absent_or_forbidden_is_an_error_with_its_path(gcs):
         assert "\n" not in caught.value.strerror
 
 
-def test_safetensors_are_the_same_bytes_as_in_a_local_file(gcs, tmp_path):
+def test_safetensors_in_gcs_and_in_a_local_file_have_the_same_bytes(gcs, tmp_path):
     gcs.make("tensors")
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(0, np.float16)}
     shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
@@ -124,7 +126,7 @@ def test_safetensors_are_the_same_bytes_as_in_a_local_file(gcs, tmp_path):
     assert read_header(tmp_path / "x.safetensors").keys() == arrays.keys()
 
 
-def test_a_local_copy_follows_the_bucket(gcs, monkeypatch, tmp_path):
+def test_a_local_copy_follows_changes_of_its_objects(gcs, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gcs.make("model")
     for name in ("m/config.json", "m/a.safetensors", "m/params/x", "m/other", "mm/config.json"):
@@ -136,7 +138,7 @@ def test_a_local_copy_follows_the_bucket(gcs, monkeypatch, tmp_path):
 
     before = (copy / "a.safetensors").stat().st_ino
     assert local_copy(as_path("gs://model/m/"), wanted) == copy
-    assert (copy / "a.safetensors").stat().st_ino == before  # not fetched again
+    assert (copy / "a.safetensors").stat().st_ino == before  # not downloaded again
 
     gcs.put("model", "m/config.json", b"other")
     again = local_copy(as_path("gs://model/m"), wanted)

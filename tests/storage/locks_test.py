@@ -1,4 +1,4 @@
-"""One command at a time in a folder."""
+"""Locks on output folders."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ with lock_folder(Path(sys.argv[1])):
 """
 
 
-def test_another_process_is_named_and_a_killed_one_leaves_nothing(tmp_path):
+def test_the_holder_is_named_and_a_killed_holder_releases_the_lock(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
     )
@@ -35,7 +35,7 @@ def test_another_process_is_named_and_a_killed_one_leaves_nothing(tmp_path):
         pass
 
 
-def test_the_folder_is_made_and_can_be_locked_again(tmp_path):
+def test_the_folder_is_created_and_can_be_locked_again(tmp_path):
     for _ in range(2):
         with lock_folder(tmp_path / "a" / "b"):
             with pytest.raises(UserError, match="in use by process"):

@@ -119,7 +119,7 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
         (b'{"query": "q"', "not valid JSON"),
         (b'{"query": "\xff", "positive": "p"}', "not UTF-8"),
         (b"[1]", "expected a JSON object, got list"),
-        (b'{"query": "\\ud800", "positive": "p"}', "half a surrogate pair"),
+        (b'{"query": "\\ud800", "positive": "p"}', "unpaired surrogate"),
         (b'{"query": "q"}', "no 'positive'"),
         (b'{"query": "q", "positive": "p", "label": 1}', "unknown key 'label' in a pair"),
         (b'{"query": {"text": "q", "fps": 2}, "positive": "p"}', "unknown key 'fps' in query"),

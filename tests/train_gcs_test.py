@@ -1,4 +1,4 @@
-"""A run whose base, workdir and exports are in buckets does what a local one does, bit for bit."""
+"""Runs whose base, workdir and exports are in GCS give bitwise the results of local runs."""
 
 import json
 import os
@@ -30,8 +30,8 @@ def lines(gcs, bucket: str) -> dict[int, tuple[str, float]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def surroundings(tmp_path_factory):
-    """One device, for which less compiles, and a cache of copies that is ours."""
+def one_device_and_empty_cache(tmp_path_factory):
+    """Uses one device, for which programs compile faster, and an empty cache of copies."""
     mesh = jax.make_mesh(
         (1, 1, 1), AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3
     )
@@ -44,15 +44,15 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(world, tmp_path_factory):
-    """A checkpoint of transformers' format, with the world's tokenizer."""
+    """A checkpoint in transformers' format, with the world's tokenizer."""
     directory = tmp_path_factory.mktemp("base")
     run = Experiment(make_config(world), directory / "w")
-    run.export("hf", run.start()["params"], {}, directory / "hf")
+    run.export("hf", run.initial_state()["params"], {}, directory / "hf")
     return directory / "hf"
 
 
 def small(world, base):
-    """Four steps, of one shape."""
+    """A config of four steps with one batch shape."""
     config = recipe(world, base, data__sources=("I2I",), pyramid__stages=1)
     config.checkpoint.every = 2
     return config
@@ -60,7 +60,7 @@ def small(world, base):
 
 @pytest.fixture(scope="module")
 def finished(world, base, tmp_path_factory):
-    """The run in a local workdir, on a local base, uninterrupted."""
+    """An uninterrupted run in a local workdir on a local base."""
     workdir = tmp_path_factory.mktemp("local")
     train(small(world, base), workdir)
     return workdir
@@ -76,44 +76,44 @@ def config(world, base, gcs):
 
 @pytest.fixture(scope="module")
 def stopped(config, gcs):
-    """Told to end in its first step; what the bucket had then, by name."""
+    """The objects of a run that received SIGTERM in its first step, by name."""
     gcs.make("runs")
     after_step = RunLog.after_step
 
-    def told(self, step, *rest):
+    def preempting(self, step, *rest):
         after_step(self, step, *rest)
         if step == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "after_step", told)
+        patch.setattr(RunLog, "after_step", preempting)
         with pytest.raises(StoppedError, match="saved at step 1"):
             train(config, as_path(WORKDIR))
     return dict(gcs.buckets["runs"])
 
 
 @pytest.fixture(scope="module")
-def whole(config, gcs, stopped):
-    """The same command again, to the end; what was written in the bucket, in order."""
+def resumed(config, gcs, stopped):
+    """Resumes the stopped run to its end; all writes to the bucket, in order."""
     train(config, as_path(WORKDIR))
     return [write for write in gcs.journal if write.bucket == "runs"]
 
 
-def test_a_run_that_is_told_to_end_has_lost_no_line(stopped):
+def test_a_run_that_receives_sigterm_loses_no_line(stopped):
     (line,) = stopped["one/metrics.jsonl"].data.splitlines()
     assert json.loads(line)["step"] == 0
     assert "one/checkpoints/1/commit_success.txt" in stopped and "one/run.json" in stopped
     assert not any(name.startswith(("one/model", "one/.writable")) for name in stopped)
 
 
-def test_its_losses_are_those_of_a_local_run(gcs, whole, finished):
+def test_losses_and_files_are_those_of_a_local_run(gcs, resumed, finished):
     assert lines(gcs, "runs") == losses(finished)
     assert gcs.read("runs", "one/curriculum.json") == (finished / "curriculum.json").read_bytes()
-    found = {name.removeprefix("one/") for name in gcs.buckets["runs"]}
+    remote = {name.removeprefix("one/") for name in gcs.buckets["runs"]}
     local = {
         path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()
     }
-    kept = (
+    same = (
         "adapter/",
         "hf/",
         "model/config.json",
@@ -123,21 +123,21 @@ def test_its_losses_are_those_of_a_local_run(gcs, whole, finished):
         "run.json",
         "train.json",
     )
-    assert {name for name in local if name.startswith(kept)} == {
-        name for name in found if name.startswith(kept)
+    assert {name for name in local if name.startswith(same)} == {
+        name for name in remote if name.startswith(same)
     }
 
 
-def test_tensorboard_gets_every_event(gcs, whole, tmp_path):
-    for name, found in gcs.buckets["runs"].items():
+def test_tensorboard_gets_every_event(gcs, resumed, tmp_path):
+    for name, stored in gcs.buckets["runs"].items():
         if name.startswith("one/tensorboard/"):
-            (tmp_path / name.rpartition("/")[2]).write_bytes(found.data)
+            (tmp_path / name.rpartition("/")[2]).write_bytes(stored.data)
     assert len(list(tmp_path.iterdir())) == 2  # of both processes
     steps = {event.step for event in read_events(tmp_path) if event.summary.value}
     assert steps == {0, 1, 2, 3}
 
 
-def test_its_model_is_the_one_of_a_local_run(gcs, whole, finished):
+def test_the_exported_models_are_those_of_a_local_run(gcs, resumed, finished):
     for name in ("hf/model.safetensors", "adapter/adapter_model.safetensors"):
         assert gcs.read("runs", f"one/{name}") == (finished / name).read_bytes(), name
     ours = GVE.from_pretrained(f"{WORKDIR}/model")
@@ -149,7 +149,7 @@ def test_its_model_is_the_one_of_a_local_run(gcs, whole, finished):
     assert gcs.buckets["models"].keys() == {f"base/{name}" for name in os.listdir(finished / "hf")}
 
 
-def test_repeating_a_finished_run_writes_nothing(config, gcs, whole, capsys):
+def test_repeating_a_finished_run_writes_nothing(config, gcs, resumed, capsys):
     before = len(gcs.journal)
     train(config, as_path(WORKDIR))
     assert "training is complete; its model is in gs://runs/one/model" in capsys.readouterr().out
@@ -157,16 +157,16 @@ def test_repeating_a_finished_run_writes_nothing(config, gcs, whole, capsys):
 
 
 @pytest.mark.parametrize("killed", ["before the save", "in the save", "in the export"])
-def test_killed_and_repeated_gives_bitwise_the_same_losses(
-    config, gcs, whole, finished, capsys, killed
+def test_a_killed_and_resumed_run_has_bitwise_identical_losses(
+    config, gcs, resumed, finished, capsys, killed
 ):
-    """A killed process leaves the bucket as it is at that moment, and nothing else."""
-    saving = [i for i, write in enumerate(whole) if write.name.startswith("one/checkpoints/4/")]
-    sealed = [i for i, write in enumerate(whole) if write.name == "one/hf/config.json"]
-    commit = [i for i in saving if whole[i].name.endswith("4/commit_success.txt")]
-    at = {"before the save": saving[0], "in the save": commit[0], "in the export": sealed[-1]}
+    """A kill is simulated by replaying the writes up to that moment."""
+    saving = [i for i, write in enumerate(resumed) if write.name.startswith("one/checkpoints/4/")]
+    exported = [i for i, write in enumerate(resumed) if write.name == "one/hf/config.json"]
+    commit = [i for i in saving if resumed[i].name.endswith("4/commit_success.txt")]
+    at = {"before the save": saving[0], "in the save": commit[0], "in the export": exported[-1]}
     bucket = killed.replace(" ", "-")
-    gcs.replay(whole[: at[killed]], bucket)
+    gcs.replay(resumed[: at[killed]], bucket)
     known = lines(gcs, bucket)
     assert sorted(known) == [0, 1, 2, 3]  # ahead of the checkpoint
     train(config, as_path(f"gs://{bucket}/one"))
@@ -177,11 +177,11 @@ def test_killed_and_repeated_gives_bitwise_the_same_losses(
         assert gcs.read(bucket, f"one/{name}") == (finished / name).read_bytes(), name
 
 
-def test_a_bucket_that_cannot_be_used_is_named_before_anything_compiles(world, config, gcs):
+def test_an_unusable_bucket_is_named_before_anything_compiles(world, config, gcs):
     gcs.make("locked")
     gcs.read_only.add("locked")
     with pytest.raises(UserError, match="--workdir gs://locked/one cannot be written .permission"):
-        Experiment(config, as_path("gs://locked/one")).complete()
+        Experiment(config, as_path("gs://locked/one")).is_complete()
     code, _, err = run_cli(world, "gs://absent/one")
     assert code == 2 and len(err.strip().splitlines()) == 1
     assert "--workdir gs://absent/one cannot be written (no such" in err
