@@ -105,7 +105,7 @@ class Program(StepSetup):
                 known = ", ".join(f"{a}x{b}" for a, b in self.buckets.shapes)
                 raise UserError(f"--{flag} {given} is not declared in config.buckets: {known}")
             shape = (pairs, tokens)
-        # The smallest frame size with all patches: only a very wide or tall frame needs more windows.
+        # The smallest frame size with all patches; only very wide or tall frames need more windows.
         frame = min(size for size in self.buckets.frame_sizes if size[0] == self.buckets.patches)
         return Bucket(shape[0], *(frame if shape[0] else (0, 0)), shape[1])
 
