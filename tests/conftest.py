@@ -21,8 +21,12 @@ from tests.media.files import small_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# XLA runs CPU devices in a pool of as many threads as there are devices or cores. A collective
+# blocks a thread, and a device may be in several at once (two encoders of one step): with eight
+# threads, eight devices then wait for each other forever. NPROC sets the size of the pool.
+os.environ["NPROC"] = "32"
 # Devices that wait for each other end the process after 40 s, which eight of them on two busy cores
-# may take; the variable reaches the processes that tests start, too.
+# may take; the variables reach the processes that tests start, too.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
@@ -39,6 +43,31 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # TFDS and ml_collections read absl flags, which only a command line would have parsed.
 flags.FLAGS.mark_as_parsed()
+
+
+# The files that take longest, which workers take first: at the end one worker would run them alone.
+LONGEST = (
+    "train_lora_test.py",
+    "train_test.py",
+    "hosts_test.py",
+    "gradcache_test.py",
+    "step_test.py",
+    "state_test.py",
+    "old_formats_test.py",
+    "mine_test.py",
+    "embed_test.py",
+    "train_bucket_test.py",
+    "docs_test.py",
+    "lora_test.py",
+    "embedder_test.py",
+    "widths_test.py",
+    "quantize_test.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session")
