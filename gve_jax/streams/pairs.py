@@ -63,7 +63,9 @@ class PairSources:
         if stored != expected:
             names = sorted(stored | expected)
             fields = [name for name in names if stored.get(name) != expected.get(name)]
-            raise UserError(f"{self.location}: not the schema of pairs; differs in {fields}")
+            raise UserError(
+                f"{self.location}: not the schema of pairs; fields that differ: {', '.join(fields)}"
+            )
         formats = self._builder.info.available_file_formats()
         if not formats & FileFormat.with_random_access():
             names = ", ".join(sorted(str(format.value) for format in formats))

@@ -566,7 +566,9 @@ def test_show_and_check(run):
         run("check", "out")
     features = Path("out/features.json")
     features.write_text(features.read_text().replace('"instruction"', '"prompt"'))
-    with pytest.raises(UserError, match="not have the schema of pairs: negatives, positive, query"):
+    with pytest.raises(
+        UserError, match="schema of pairs; fields that differ: negatives, positive, query"
+    ):
         run("check", "out")
 
 
