@@ -304,7 +304,7 @@ def test_line_ends_of_windows_and_empty_lines_are_allowed(tmp_path):
 def test_a_line_without_an_end_is_not_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("gve_jax.storage.files.LONGEST_LINE", 1000)
     (tmp_path / "items.jsonl").write_bytes(b'{"id": "a", "text": "x"}\n' + b"x" * 5000)
-    with pytest.raises(UserError, match="items.jsonl:2: a line of more than 1000 bytes"):
+    with pytest.raises(UserError, match="items.jsonl:2: the line is longer than 1000 bytes"):
         read_entries(tmp_path / "items.jsonl")
 
 

@@ -11,7 +11,7 @@ from data.pairs.formats import FORMATS
 from gve_jax.cli import Parser, run_cli
 from gve_jax.errors import UserError
 from gve_jax.storage.filesystem import as_local_path, local_path
-from gve_jax.streams.rows import MOST_NEGATIVES
+from gve_jax.streams.rows import MAX_NEGATIVES
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         "--negatives",
         type=int,
         help="of each pair; rows with fewer are rejects, further ones are "
-        f"left out (default: as many as the first pair has, at most {MOST_NEGATIVES})",
+        f"left out (default: as many as the first pair has, at most {MAX_NEGATIVES})",
     )
     add("--by-reference", action="store_true", help="store paths instead of media")
     add("--max-reject-share", type=float, default=0.01, help="of a source's pairs (0.01)")
@@ -82,8 +82,8 @@ def _import(args) -> None:
 
     if not 0 <= args.max_reject_share <= 1:
         raise UserError(f"--max-reject-share must be from 0 to 1, not {args.max_reject_share}")
-    if args.negatives is not None and not 0 <= args.negatives <= MOST_NEGATIVES:
-        raise UserError(f"--negatives must be from 0 to {MOST_NEGATIVES}, not {args.negatives}")
+    if args.negatives is not None and not 0 <= args.negatives <= MAX_NEGATIVES:
+        raise UserError(f"--negatives must be from 0 to {MAX_NEGATIVES}, not {args.negatives}")
     if args.media_root is not None and not args.media_root.is_dir():
         raise UserError(f"--media-root {args.media_root}: no such folder")
     if args.corpus and args.format != "tevatron":

@@ -18,10 +18,10 @@ from data.pairs.formats import FORMATS
 from data.pairs.rows import input_files, read_rows
 from gve_jax.errors import UserError
 from gve_jax.streams.rows import (
+    MAX_NEGATIVES,
     MODALITY_PAIR,
-    MOST_NEGATIVES,
     Reject,
-    judge_pair,
+    check_pair,
     modalities,
 )
 
@@ -80,7 +80,7 @@ class Source:
         return FORMATS[self.format](row, lookup)
 
     def _record(self, draft: dict, location: str) -> tuple[dict, int]:
-        id, task, items = judge_pair(draft, media=_MEDIA)
+        id, task, items = check_pair(draft, media=_MEDIA)
         count = len(items) - 2
         if count < self.negatives:
             raise Reject("too few negatives", f"{count} of {self.negatives}")
@@ -148,7 +148,7 @@ def open_source(
     """The source of `NAME=PATH`.
 
     Its first pair decides the modality pair of a name without one, and the number of negatives (at
-    most MOST_NEGATIVES) where `negatives` is None.
+    most MAX_NEGATIVES) where `negatives` is None.
 
     Raises:
       UserError: not `NAME=PATH`, not a name of a split, no pair in all files.
@@ -171,7 +171,7 @@ def open_source(
                 sides = (modalities(record[side]) for side in ("query", "positive"))
                 name = f"{'2'.join(sides)}_{name}"
             if negatives is None:
-                negatives = min(MOST_NEGATIVES, count)
+                negatives = min(MAX_NEGATIVES, count)
             return dataclasses.replace(probe, name=name, negatives=negatives)
         if len(first) > 1000:
             break

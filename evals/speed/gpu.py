@@ -94,7 +94,7 @@ class Bench:
         self.mesh = make_mesh({"data": -1}, jax.devices()[:1])
         self.frame = SMALL_FRAME if args.small else FRAME
         write_tokenizer(folder / "tokenizer.json")
-        self.chip = chips.of_kind(jax.devices()[0].device_kind)
+        self.chip = chips.find_chip(jax.devices()[0].device_kind)
         self.cpu = make_mesh({"data": -1}, jax.devices("cpu")[:1])
         self.result = {}
 

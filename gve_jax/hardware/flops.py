@@ -1,10 +1,10 @@
-"""Model FLOPs by arithmetic: what a step, or an encoding, must compute and no more.
+"""Model FLOPs of a training step or an encoding, by arithmetic: the work that is necessary.
 
-Matrix products alone, a multiply-add as two. Causal attention counts half, a window's attention its
-own window. Gradients of inputs count where something that trains lies below, gradients of weights
-where the weights train; adapters count as the small products they are. Nothing that a program does
-beside that is work: padding, recomputation, GradCache's second forward pass, the last layer's rows
-that nobody reads. The matrix of similarities, less than a thousandth, is left out.
+Only matrix products count, a multiply-add as two. Causal attention counts half, window attention
+only its windows. Gradients of inputs count if a layer below trains, gradients of weights if the
+weights train; adapters count as small products. Everything else does not count: padding,
+recomputation, GradCache's second forward pass, rows of the last layer that are not pooled. The
+similarity matrix, less than a thousandth, is left out.
 """
 
 import re
@@ -15,11 +15,11 @@ from gve_jax.inputs.counts import Counts
 from gve_jax.model.config import ModelConfig
 
 Trains = Callable[[str], bool]
-"""Whether a pattern (a regular expression) is found in the path of a leaf that trains."""
+"""Whether a regular expression matches the path of a parameter that trains."""
 
 
 class Flops(NamedTuple):
-    """FLOPs of tower (with its merger) and decoder."""
+    """FLOPs of the tower (with its merger) and the decoder."""
 
     tower: float
     decoder: float
@@ -30,13 +30,13 @@ class Flops(NamedTuple):
 
 
 def trains(names: Iterable[str]) -> Trains:
-    """Of the paths of trained leaves, such as `language/layers/mlp/up_proj/lora/a`."""
+    """Makes a `Trains` from the paths of trained parameters, `language/.../up_proj/lora/a`."""
     names = tuple(names)
     return lambda pattern: any(re.search(pattern, name) for name in names)
 
 
 def encode(cfg: ModelConfig, counts: Counts) -> Flops:
-    """FLOPs of the vectors, adapters included where `cfg` has them."""
+    """FLOPs of encoding, including adapters if `cfg` has them."""
     return train(cfg, [counts], lambda pattern: False)
 
 
@@ -44,7 +44,7 @@ def train(cfg: ModelConfig, sides: Iterable[Counts], trained: Trains) -> Flops:
     """FLOPs of a training step.
 
     Args:
-      sides: queries, positives, each set of negatives.
+      sides: counts of queries, positives and each set of negatives.
       trained: see `trains`.
     """
     works = [(_tower(cfg, side, trained), _decoder(cfg, side, trained)) for side in sides]
@@ -54,7 +54,7 @@ def train(cfg: ModelConfig, sides: Iterable[Counts], trained: Trains) -> Flops:
 def _projection(
     cfg: ModelConfig, path: str, rows: float, sizes: tuple[int, int], below: bool, trained: Trains
 ) -> float:
-    """`rows @ kernel` with its adapter; `below`: something that trains lies under the rows."""
+    """FLOPs of `rows @ kernel` with its adapter; `below`: whether the rows need gradients."""
     inputs, outputs = sizes
     kernel = trained(rf"^{path}/kernel$")
     total = (1 + below + kernel) * 2.0 * rows * inputs * outputs
@@ -66,7 +66,7 @@ def _projection(
 
 
 def _attention(pairs: float, width: int, query: bool, key: bool, value: bool) -> float:
-    """Scores, and the mixture of values; with the gradients that reach query, key and value."""
+    """FLOPs of scores and weighted values, with gradients of query, key and value as flagged."""
     return 2.0 * pairs * width * (2 + query + key + (query or key) + value)
 
 
@@ -86,11 +86,11 @@ def _tower(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
     total = _projection(cfg, "visual/patch_embed", rows, (v.patch_dim, wide), False, trained)
     first, blocks = trained("^visual/patch_embed/"), trained("^visual/blocks/")
     for layer in range(v.depth):
-        path = "visual/blocks"  # a stack: its leaves train in all layers or in none
+        path = "visual/blocks"  # stacked: a parameter trains in all layers or in none
         below = first or (blocks and layer > 0) or trained(rf"^{path}/norm1/")
         total += _projection(cfg, f"{path}/attn/qkv", rows, (wide, 3 * wide), below, trained)
         below = below or trained(rf"^{path}/attn/qkv/")
-        pairs = counts.full if layer in v.fullatt_block_indexes else counts.windowed
+        pairs = counts.full_pairs if layer in v.fullatt_block_indexes else counts.window_pairs
         total += _attention(pairs, wide, below, below, below)
         total += _projection(cfg, f"{path}/attn/proj", rows, (wide, wide), below, trained)
         below = below or trained(rf"^{path}/(attn/proj|norm2)/")
@@ -110,10 +110,12 @@ def _decoder(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
     first = trained("^language/embed_tokens$") or (counts.patches > 0 and trained("^visual/"))
     layers, total = trained(f"^{path}/"), 0.0
     for layer in range(t.num_hidden_layers):
-        last = layer == t.num_hidden_layers - 1  # whose pooled rows alone are read
-        rows, pairs = (counts.items, counts.tokens) if last else (counts.tokens, counts.seen)
+        last = layer == t.num_hidden_layers - 1  # only its pooled rows are computed
+        rows, pairs = counts.tokens, counts.causal_pairs
+        if last:
+            rows, pairs = counts.items, counts.tokens
         below = first or (layers and layer > 0) or trained(f"^{path}/input_layernorm/")
-        reached = []
+        need_gradients = []
         for name, count, size in (
             ("q", rows, heads),
             ("k", counts.tokens, keys),
@@ -121,9 +123,9 @@ def _decoder(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
         ):
             name = f"{path}/self_attn/{name}_proj"
             total += _projection(cfg, name, count, (wide, size), below, trained)
-            reached.append(below or trained(f"^{name}/"))
-        total += _attention(pairs, heads, *reached)
-        below = any(reached)
+            need_gradients.append(below or trained(f"^{name}/"))
+        total += _attention(pairs, heads, *need_gradients)
+        below = any(need_gradients)
         total += _projection(cfg, f"{path}/self_attn/o_proj", rows, (heads, wide), below, trained)
         below = below or trained(f"^{path}/(self_attn/o_proj|post_attention_layernorm)/")
         total += _mlp(cfg, f"{path}/mlp", rows, (wide, t.intermediate_size), below, trained)

@@ -1,7 +1,7 @@
-"""What XLA's GPU compiler asks about a card that is not here: its `GpuTargetConfigProto`, as text.
+"""Descriptions of GPUs for XLA's compiler (`GpuTargetConfigProto` text), to compile without one.
 
-Figures: NVIDIA's Hopper white paper and the CUDA C++ Programming Guide, compute capability 9.0;
-memory as the cards report it.
+Sources: NVIDIA's Hopper white paper and the CUDA C++ Programming Guide, compute capability 9.0;
+memory sizes as the GPUs report them.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from gve_jax.errors import UserError
 from gve_jax.hardware.chips import Chip
 
-# JAX takes this part of a GPU's memory for its arrays unless a variable says otherwise
+# JAX allocates this part of a GPU's memory for its arrays unless a variable overrides it
 # (docs.jax.dev, "GPU memory allocation").
 MEMORY_FRACTION = 0.75
 _FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new and old name
@@ -39,11 +39,12 @@ _CARDS = {
 
 
 def usable_fraction(environment: Mapping[str, str] = os.environ) -> float:
-    """The part of a GPU's memory that JAX gives to a program, by the variables that a run on it
-    would have, which are those of this process.
+    """Returns the part of a GPU's memory that JAX gives to a program.
+
+    It assumes that the planned run will have the environment variables of this process.
 
     Raises:
-      UserError: a variable that is not a number above 0 and at most 1.
+      UserError: a variable is not a number above 0 and at most 1.
     """
     if environment.get("XLA_PYTHON_CLIENT_ALLOCATOR", "").lower() == "platform":
         return 1.0
@@ -60,7 +61,7 @@ def usable_fraction(environment: Mapping[str, str] = os.environ) -> float:
 
 
 def target_config(chip: Chip) -> str | None:
-    """The description of `chip`, or None where there is none."""
+    """Returns the description of `chip`, or None if there is none."""
     if chip.name not in _CARDS:
         return None
     figures = "\n".join(f"  {key}: {value}" for key, value in (_HOPPER | _CARDS[chip.name]).items())

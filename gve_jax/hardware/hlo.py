@@ -1,7 +1,7 @@
-"""A compiled program's text (optimised HLO) -> what it computes, moves and sends, loops multiplied.
+"""FLOPs, memory traffic and collectives of a compiled program, from its optimized HLO text.
 
-The compiler's own `cost_analysis()` counts the body of a scan once; here the body of each loop
-counts as often as it runs, and loops within loops multiply. Everything is of one device.
+The compiler's `cost_analysis()` counts the body of a scan once. This module multiplies the body of
+each loop by its trip count, also in nested loops. All numbers are of one device.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ KINDS = (
     "ragged-all-to-all",
 )
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
-# What moves nothing itself: names of values, or what its own computations do.
+# Opcodes without memory traffic, or whose called computations are counted instead.
 _FREE = {
     "parameter",
     "constant",
@@ -37,7 +37,7 @@ _FREE = {
     "async-update",
     "slice-done",
 }
-GATHERED = "shards gathered as a sum"  # the source of such an all-reduce
+GATHERED = "shards gathered as a sum"  # source of an all-reduce that gathers shards
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 
@@ -54,17 +54,17 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of one device: `sent` bytes leave it, by a ring over its group."""
+    """A collective, as a ring over its group."""
 
     kind: str
-    bytes: int  # of the larger of what goes in and what comes out
-    group: tuple[int, ...]  # devices, as numbered in the program, of the first group
-    times: int
-    source: str  # where in the program: `jit(gradients)/.../dot_general`
+    bytes: int  # of its input or its output, whichever is larger
+    group: tuple[int, ...]  # device numbers of the first group
+    times: int  # number of executions
+    source: str  # location in the program: `jit(gradients)/.../dot_general`
 
     @property
     def sent(self) -> float:
-        """Bytes one device sends for one execution."""
+        """Bytes that one device sends per execution."""
         size = len(self.group)
         if self.kind == "collective-permute":
             return self.bytes
@@ -73,64 +73,64 @@ class Collective:
 
 
 @dataclasses.dataclass
-class Part:
-    """What stands between loops: a computation's own work, and the loops it runs in turn."""
+class Computation:
+    """An HLO computation: its work outside of loops, and the loops it runs."""
 
     name: str
     flops: float = 0.0
-    moved: float = 0.0  # bytes to and from memory
+    moved: float = 0.0  # bytes read from and written to memory
     collectives: list[Collective] = dataclasses.field(default_factory=list)
-    loops: list[tuple[int, "Part"]] = dataclasses.field(default_factory=list)
-    unknown: list[str] = dataclasses.field(default_factory=list)  # loops without a known count
-    opaque: list[str] = dataclasses.field(default_factory=list)  # custom calls: targets
+    loops: list[tuple[int, "Computation"]] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list)  # loops without a trip count
+    opaque: list[str] = dataclasses.field(default_factory=list)  # targets of fused kernels
 
-    def walk(self, times: int = 1) -> Iterator[tuple[int, "Part"]]:
-        """Every part with the number of its executions."""
+    def walk(self, times: int = 1) -> Iterator[tuple[int, "Computation"]]:
+        """Yields this computation and those of its loops with their numbers of executions."""
         yield times, self
         for count, part in self.loops:
             yield from part.walk(times * count)
 
     @property
     def weight(self) -> float:
-        """A rough order of cost, to name the dearest branch."""
+        """Approximate cost, to choose the most expensive branch."""
         return sum(
             times * (part.flops + part.moved + 1e3 * sum(c.sent for c in part.collectives))
             for times, part in self.walk()
         )
 
 
-def read(text: str) -> Part:
-    """The whole program.
+def read(text: str) -> Computation:
+    """Reads a program's text.
 
-    A conditional counts as its dearest branch. A loop whose count the program does not state
-    counts once and is named in `unknown`.
+    A conditional counts as its most expensive branch. A loop whose trip count the program does not
+    state counts once and is named in `unknown`.
     """
     computations, entry = parse(text)
-    return _part(entry, computations, {})
+    return _computation(entry, computations, {})
 
 
-def collectives(program: Part) -> list[Collective]:
-    """All of a program, `times` multiplied by the loops around."""
+def collectives(program: Computation) -> list[Collective]:
+    """All collectives of a program, with `times` multiplied by the enclosing loops."""
     return [
-        dataclasses.replace(one, times=one.times * times)
+        dataclasses.replace(collective, times=collective.times * times)
         for times, part in program.walk()
-        for one in part.collectives
+        for collective in part.collectives
     ]
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """(computations by name, the entry's name)."""
-    found, entry, body = {}, "", None
+    """(instructions by the name of their computation, name of the entry computation)."""
+    computations, entry, body = {}, "", None
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and ("->" in line or "ENTRY" in line):
             name = _NAME.search(line).group(1)
             entry = name if line.startswith("ENTRY") else entry
-            body = found.setdefault(name, [])
+            body = computations.setdefault(name, [])
         elif line.startswith("}"):
             body = None
         elif body is not None and " = " in line:
             body.append(_instruction(line.strip()))
-    return found, entry
+    return computations, entry
 
 
 def _instruction(line: str) -> Instruction:
@@ -150,10 +150,10 @@ def _instruction(line: str) -> Instruction:
 
 def _closing(text: str, start: int) -> int:
     depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for index in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
         if depth == 0:
-            return place
+            return index
     raise ValueError(f"no closing parenthesis in {text[:80]!r}")
 
 
@@ -166,7 +166,7 @@ def arrays(shape: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def size(shape: str, memory_only: bool = False) -> int:
-    """Bytes; `memory_only` leaves out arrays that live in the chip's own scratch, `S(1)`."""
+    """Bytes of a shape; `memory_only` leaves out arrays in the chip's scratch memory, `S(1)`."""
     total = 0
     for dtype, sizes, layout in arrays(shape):
         if not (memory_only and "S(1)" in layout):
@@ -187,51 +187,52 @@ def _called(text: str, key: str) -> list[str]:
     return [match.group(1)] if match else []
 
 
-def _part(name: str, computations, done: dict[str, Part]) -> Part:
+def _computation(name: str, computations, done: dict[str, Computation]) -> Computation:
     if name in done:
         return done[name]
-    part = Part(name)
+    part = Computation(name)
     _add(part, name, computations, done, set(), inner=False)
     done[name] = part
     return part
 
 
-def _add(part: Part, name: str, computations, done, seen: set, inner: bool) -> None:
-    """Adds a computation's instructions; `inner`: of a fusion, whose values are not in memory."""
+def _add(part: Computation, name: str, computations, done, seen: set, inner: bool) -> None:
+    """Adds a computation's instructions to `part`; `inner`: inside a fusion, whose values are not
+    in memory."""
     body = computations[name]
-    shapes, by_name = {one.name: one.shape for one in body}, {one.name: one for one in body}
-    for one in body:
-        opcode = one.opcode
+    shapes, by_name = {op.name: op.shape for op in body}, {op.name: op for op in body}
+    for op in body:
+        opcode = op.opcode
         if opcode == "while":
-            count = _trips(one, computations)
+            count = _trips(op, computations)
             if count is None:
-                part.unknown.append(one.name)
-            loop = _part(_called(one.attributes, "body")[0], computations, done)
+                part.unknown.append(op.name)
+            loop = _computation(_called(op.attributes, "body")[0], computations, done)
             part.loops.append((1 if count is None else count, loop))
         elif opcode == "conditional":
-            names = _called(one.attributes, "branch_computations") or [
-                *_called(one.attributes, "true_computation"),
-                *_called(one.attributes, "false_computation"),
+            names = _called(op.attributes, "branch_computations") or [
+                *_called(op.attributes, "true_computation"),
+                *_called(op.attributes, "false_computation"),
             ]
-            branches = [_part(branch, computations, done) for branch in names]
+            branches = [_computation(branch, computations, done) for branch in names]
             part.loops.append((1, max(branches, key=lambda branch: branch.weight)))
         elif opcode in ("fusion", "call", "async-start"):
-            for called in _called(one.attributes, "calls") + _called(one.attributes, "to_apply"):
+            for called in _called(op.attributes, "calls") + _called(op.attributes, "to_apply"):
                 _add(part, called, computations, done, seen, inner or opcode != "call")
         elif kind := _kind(opcode):
-            # Steps of one asynchronous collective stand in several fusions, under one channel.
-            channel = re.search(r"channel_id=(\d+)", one.attributes)
+            # Steps of an asynchronous collective appear in several fusions with the same channel.
+            channel = re.search(r"channel_id=(\d+)", op.attributes)
             if channel is None or channel.group(1) not in seen:
-                seen.add(channel.group(1) if channel else one.name)
-                part.collectives.append(_collective(one, kind, name, by_name))
+                seen.add(channel.group(1) if channel else op.name)
+                part.collectives.append(_collective(op, kind, name, by_name))
         elif opcode == "dot":
-            part.flops += 2 * _elements(one.shape) * _contracted(one, shapes, one.attributes)
+            part.flops += 2 * _elements(op.shape) * _contracted(op, shapes, op.attributes)
         elif opcode == "convolution":
-            part.flops += _convolution(one, shapes)
+            part.flops += _convolution(op, shapes)
         elif opcode == "custom-call":
-            part.flops += _custom(one, shapes, part)
+            part.flops += _custom(op, shapes, part)
         if not inner and opcode not in _FREE:
-            part.moved += _moved(one, shapes, computations)
+            part.moved += _moved(op, shapes, computations)
 
 
 def _kind(opcode: str) -> str | None:
@@ -242,18 +243,18 @@ def _kind(opcode: str) -> str | None:
 def _trips(loop: Instruction, computations) -> int | None:
     if match := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
         return int(match.group(1))
-    # Else the condition: a counter from zero, compared with a constant.
+    # Otherwise the condition compares a counter, which starts at zero, with a constant.
     condition = computations[_called(loop.attributes, "condition")[0]]
     constants = [
-        int(one.inside)
-        for one in condition
-        if one.opcode == "constant"
-        and re.fullmatch(r"-?\d+", one.inside)
-        and one.shape.startswith(("s32[]", "s64[]", "u32[]"))
+        int(op.inside)
+        for op in condition
+        if op.opcode == "constant"
+        and re.fullmatch(r"-?\d+", op.inside)
+        and op.shape.startswith(("s32[]", "s64[]", "u32[]"))
     ]
     if len(constants) != 1:
         return None
-    counter = [one for one in condition if one.opcode == "get-tuple-element"]
+    counter = [op for op in condition if op.opcode == "get-tuple-element"]
     number = re.search(r"index=(\d+)", counter[0].attributes) if len(counter) == 1 else None
     step = (
         _step(computations, _called(loop.attributes, "body")[0], int(number.group(1)))
@@ -264,42 +265,41 @@ def _trips(loop: Instruction, computations) -> int | None:
 
 
 def _step(computations, body: str, number: int) -> int:
-    """What a loop adds to its counter: unrolled loops count in twos."""
-    inside = {one.name: one for one in computations[body]}
+    """The increment of a loop's counter: 2 in an unrolled loop."""
+    by_name = {op.name: op for op in computations[body]}
     root = computations[body][-1]
     if root.opcode != "tuple":
         return 1
-    added = inside[root.operands[number]]
-    around = [inside[name] for name in added.operands]
-    for called in _called(added.attributes, "calls"):
-        around += computations[called]
-    steps = [int(one.inside) for one in around if one.opcode == "constant" and one.inside.isdigit()]
+    counter = by_name[root.operands[number]]
+    inputs = [by_name[name] for name in counter.operands]
+    for called in _called(counter.attributes, "calls"):
+        inputs += computations[called]
+    steps = [int(op.inside) for op in inputs if op.opcode == "constant" and op.inside.isdigit()]
     return max(steps[0], 1) if len(steps) == 1 else 1
 
 
 def _collective(
-    one: Instruction, kind: str, computation: str, body: dict[str, Instruction]
+    op: Instruction, kind: str, computation: str, body: dict[str, Instruction]
 ) -> Collective:
-    given = sum(size(body[name].shape) for name in one.operands)
-    moved = (
-        max(given, size(one.shape))
-        if "-start" not in one.opcode
-        else max(given, size(one.shape) - given if kind != "collective-permute" else given)
-    )
+    inputs = sum(size(body[name].shape) for name in op.operands)
+    outputs = size(op.shape)
+    if "-start" in op.opcode:  # its shape includes the inputs
+        outputs = outputs - inputs if kind != "collective-permute" else inputs
+    moved = max(inputs, outputs)
     if kind == "all-reduce":
-        moved = given
+        moved = inputs
         if computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
-    named = re.search(r'op_name="([^"]*)"', one.attributes)
-    source = named.group(1) if named else ""
-    if not named and kind == "all-reduce" and all(_shard(o, body) for o in one.operands):
+    op_name = re.search(r'op_name="([^"]*)"', op.attributes)
+    source = op_name.group(1) if op_name else ""
+    if not op_name and kind == "all-reduce" and all(_is_shard(o, body) for o in op.operands):
         source = GATHERED
-    return Collective(kind, moved, _group(one.attributes), 1, source)
+    return Collective(kind, moved, _group(op.attributes), 1, source)
 
 
-def _shard(name: str, body: dict[str, Instruction]) -> bool:
-    """Whether a value is a shard laid into zeros of the whole: their sum over devices gathers it,
-    which is how XLA:TPU gathers FSDP's weights on a torus of three axes."""
+def _is_shard(name: str, body: dict[str, Instruction]) -> bool:
+    """Whether a value is a shard placed into zeros of the full shape, so that a sum over devices
+    gathers it: XLA:TPU gathers FSDP's weights so on a torus of three axes."""
     while name in body and body[name].opcode.startswith("copy"):
         name = body[name].operands[0]
     return "dynamic-update-slice" in name
@@ -326,134 +326,124 @@ def _group(attributes: str) -> tuple[int, ...]:
         sizes, dims, order, names = match.groups()
         axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", sizes)}
         chosen = re.findall(r"'([^']+)'", names)
-        places = [list(axes).index(name) for name in axes if name not in chosen]
-        places += [list(axes).index(name) for name in axes if name in chosen]
-        members = _strided(list(axes.values()), places)[: prod(axes[name] for name in chosen)]
+        order_axes = [list(axes).index(name) for name in axes if name not in chosen]
+        order_axes += [list(axes).index(name) for name in axes if name in chosen]
+        members = _strided(list(axes.values()), order_axes)[: prod(axes[name] for name in chosen)]
         if dims is None:
             return tuple(members)
         dims = [int(n) for n in dims.split(",")]
         order = [int(n) for n in order.split(",")] if order else list(range(len(dims)))
         ids = _strided(dims, order)
-        return tuple(ids[place] for place in members)
-    raise ValueError(f"a collective's group is written in an unknown way: {attributes[:200]}")
+        return tuple(ids[member] for member in members)
+    raise ValueError(f"unknown notation of a collective's group: {attributes[:200]}")
 
 
 def _strided(dims: list[int], order: list[int]) -> list[int]:
-    """0..n of a grid `dims`, its axes transposed to `order`, in a row."""
+    """`np.arange(prod(dims)).reshape(dims).transpose(order).ravel()`."""
     strides = [prod(dims[axis + 1 :]) for axis in range(len(dims))]
-    places = [0]
+    indices = [0]
     for axis in order:
-        places = [place + step * strides[axis] for place in places for step in range(dims[axis])]
-    return places
+        indices = [index + step * strides[axis] for index in indices for step in range(dims[axis])]
+    return indices
 
 
 def _elements(shape: str) -> int:
     return prod(arrays(shape)[0][1])
 
 
-def _contracted(one: Instruction, shapes, attributes: str) -> int:
-    left = arrays(shapes[one.operands[0]])[0][1]
+def _contracted(op: Instruction, shapes, attributes: str) -> int:
+    left = arrays(shapes[op.operands[0]])[0][1]
     match = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([^}\]]*)', attributes)
-    if match is None:  # an outer product contracts nothing, and is written without
+    if match is None:  # an outer product contracts no dimension
         return 1
     return prod(left[int(n)] for n in re.findall(r"\d+", match.group(1)))
 
 
-def _custom(one: Instruction, shapes, part: Part) -> float:
-    if "lhs_contracting_dimensions" in one.attributes:  # cuBLAS
-        return 2 * _elements(one.shape) * _contracted(one, shapes, one.attributes)
-    target = re.search(r'custom_call_target="([^"]*)"', one.attributes)
+def _custom(op: Instruction, shapes, part: Computation) -> float:
+    if "lhs_contracting_dimensions" in op.attributes:  # cuBLAS
+        return 2 * _elements(op.shape) * _contracted(op, shapes, op.attributes)
+    target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
     target = target.group(1) if target else ""
     if "fmha" in target or target == "tpu_custom_call":
         part.opaque.append(target)
     return 0.0
 
 
-def _convolution(one: Instruction, shapes) -> float:
-    """Products that fall on padding or between dilated rows are none: a batched product is written
-    as a convolution most of whose window is padding."""
-    left, right = (arrays(shapes[name])[0][1] for name in one.operands[:2])
-    out = arrays(one.shape)[0][1]
-    labels = re.search(r"dim_labels=([^_]+)_([^-]+)->([^,\s]+)", one.attributes).groups()
-    spatial = [mark for mark in labels[2] if mark.isdigit()]
+def _convolution(op: Instruction, shapes) -> float:
+    """FLOPs without products on padding or between dilated rows: XLA writes a batched product as a
+    convolution whose window is mostly padding."""
+    left, right = (arrays(shapes[name])[0][1] for name in op.operands[:2])
+    out = arrays(op.shape)[0][1]
+    labels = re.search(r"dim_labels=([^_]+)_([^-]+)->([^,\s]+)", op.attributes).groups()
+    spatial = [letter for letter in labels[2] if letter.isdigit()]
 
-    def at(numbers, label, mark):
-        return numbers[label.index(mark)]
+    def size_of(sizes, label, letter):
+        return sizes[label.index(letter)]
 
-    window = re.search(r"window=\{([^}]*)\}", one.attributes)
+    window = re.search(r"window=\{([^}]*)\}", op.attributes)
     fields = dict(re.findall(r"(\w+)=(\S+)", window.group(1))) if window else {}
 
     def field(name, number, default):
         return fields[name].split("x")[number] if name in fields else default
 
-    total = 2 * at(out, labels[2], "b") * at(out, labels[2], "f") * at(right, labels[1], "i")
-    for mark in spatial:
-        number = int(mark)
+    total = 2 * size_of(out, labels[2], "b") * size_of(out, labels[2], "f")
+    total *= size_of(right, labels[1], "i")
+    for letter in spatial:
+        number = int(letter)
         low = int(field("pad", number, "0_0").split("_")[0])
-        stride, spread, gap = (
+        stride, dilation, kernel_dilation = (
             int(field(name, number, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
         )
-        reach = (at(left, labels[0], mark) - 1) * spread
-        valid = 0
-        for tap in range(at(right, labels[1], mark)):
-            first = tap * gap - low
-            if stride % spread == 0:  # all rows fall alike
-                if first % spread == 0:
-                    last = at(out, labels[2], mark) - 1
+        end = (size_of(left, labels[0], letter) - 1) * dilation
+        rows = size_of(out, labels[2], letter)
+        valid = 0  # pairs of an output row and a kernel tap that read an input row
+        for tap in range(size_of(right, labels[1], letter)):
+            first = tap * kernel_dilation - low
+            if stride % dilation == 0:  # a tap reads input rows for all output rows or for none
+                if first % dilation == 0:
                     start = max(0, -(first // stride))
-                    valid += max(0, min(last, (reach - first) // stride) - start + 1)
+                    valid += max(0, min(rows - 1, (end - first) // stride) - start + 1)
             else:
                 valid += sum(
-                    0 <= row * stride + first <= reach and (row * stride + first) % spread == 0
-                    for row in range(at(out, labels[2], mark))
+                    0 <= row * stride + first <= end and (row * stride + first) % dilation == 0
+                    for row in range(rows)
                 )
         total *= valid
     return total
 
 
-def _moved(one: Instruction, shapes, computations) -> int:
-    """Bytes of memory it reads and writes. Of what is only sliced, the slice counts."""
-    if one.opcode == "dynamic-slice":
-        return 2 * size(one.shape, True)
-    if one.opcode == "dynamic-update-slice":
-        return 2 * size(shapes[one.operands[1]], True)
-    if one.opcode in ("copy-start", "slice-start"):
-        return size(arrays_text(one.shape, 1 if one.opcode == "slice-start" else 0)) * 1
-    total = size(one.shape, True)
-    if one.opcode != "fusion":
-        return total + sum(size(shapes[name], True) for name in one.operands)
-    body = computations[_called(one.attributes, "calls")[0]]
+def _moved(op: Instruction, shapes, computations) -> int:
+    """Bytes of memory read and written; only the slice of an operand that is sliced counts."""
+    if op.opcode == "dynamic-slice":
+        return 2 * size(op.shape, True)
+    if op.opcode == "dynamic-update-slice":
+        return 2 * size(shapes[op.operands[1]], True)
+    if op.opcode in ("copy-start", "slice-start"):
+        return size(arrays_text(op.shape, 1 if op.opcode == "slice-start" else 0))
+    total = size(op.shape, True)
+    if op.opcode != "fusion":
+        return total + sum(size(shapes[name], True) for name in op.operands)
+    body = computations[_called(op.attributes, "calls")[0]]
     inner = {item.name: item for item in body}
     numbers = {int(item.inside): item.name for item in body if item.opcode == "parameter"}
-    for number, name in enumerate(one.operands):
-        whole, own = size(shapes[name], True), numbers.get(number)
-        users = [item for item in body if own in item.operands]
+    for number, name in enumerate(op.operands):
+        read, value = size(shapes[name], True), numbers.get(number)
+        users = [item for item in body if value in item.operands]
         while len(users) == 1 and users[0].opcode == "bitcast":
-            own = users[0].name
-            users = [item for item in body if own in item.operands]
-        if (
-            whole
-            and users
-            and all(
-                item.opcode in ("dynamic-slice", "gather") and item.operands[0] == own
-                for item in users
-            )
-        ):
-            whole = min(whole, sum(size(item.shape) for item in users))
-        elif (
-            whole
-            and users
-            and all(
-                item.opcode == "dynamic-update-slice" and item.operands[0] == own for item in users
-            )
-        ):
-            # In place: the slice is read and written, the rest stays.
+            value = users[0].name
+            users = [item for item in body if value in item.operands]
+        # Empty if a user reads the operand in another way than by slices of it.
+        opcodes = {item.opcode if item.operands[0] == value else "" for item in users}
+        if read and opcodes and opcodes <= {"dynamic-slice", "gather"}:
+            read = min(read, sum(size(item.shape) for item in users))
+        elif read and opcodes == {"dynamic-update-slice"}:
+            # In place: only the slice is read and written.
             update = sum(size(inner[item.operands[1]].shape) for item in users)
-            total, whole = total - whole + update, 0
-        total += whole
+            total, read = total - read + update, 0
+        total += read
     return max(total, 0)
 
 
 def arrays_text(shape: str, number: int) -> str:
-    """The text of one array of a tuple."""
+    """The text of the array at index `number` of a tuple shape."""
     return [match.group(0) for match in _ARRAY.finditer(shape)][number]

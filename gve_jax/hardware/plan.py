@@ -1,4 +1,4 @@
-"""One configuration on one machine, compiled and reckoned: a dict, for JSON and for tables."""
+"""Compiles a training step and estimates its memory and time, as a dict for JSON and tables."""
 
 from collections.abc import Callable
 
@@ -7,28 +7,30 @@ import jax
 from gve_jax.distributed.sharding import path_name
 from gve_jax.hardware import estimate, hlo
 from gve_jax.hardware.flops import Counts, Flops, train, trains
-from gve_jax.hardware.program import Program, Shapes, largest, memory
+from gve_jax.hardware.program import Program, Shapes, find_largest, memory
 
 
 def make_plan(program: Program, shapes: Shapes, quick: bool, note: Callable[[str], None]) -> dict:
-    """Compiles the step and reckons with it. See docs/planning.md for the fields.
+    """Compiles the step and makes a plan. docs/planning.md describes the fields.
 
     Args:
-      quick: do not look for the largest batch.
-      note: told what is being done.
+      quick: do not search for the largest batch.
+      note: receives progress messages.
     """
     config, topology = program.config, program.topology
     batch, chunk = program.batch_size, config.gradcache_chunk
     note(f"compiling {batch} pairs for {len(topology.devices)} devices")
     compiled = program.compile(shapes, batch, chunk)
     note("reading the programs")
-    parts = [hlo.read(one.as_text()) for one in (compiled.gradients, compiled.update)]
+    programs = [hlo.read(part.as_text()) for part in (compiled.gradients, compiled.update)]
     order = list(program.mesh.devices.flat)
     work = model_flops(program, shapes, batch)
     devices = len(topology.devices)
-    times = estimate.times(parts, topology, order, fused_flops(program, shapes, batch) / devices)
-    held = memory(program, compiled, shapes)
-    executed = sum(count * part.flops for one in parts for count, part in one.walk())
+    hidden = fused_flops(program, shapes, batch) / devices
+    times = estimate.step_times(programs, topology, order, hidden)
+    used = memory(program, compiled, shapes)
+    computations = [entry for compiled_program in programs for entry in compiled_program.walk()]
+    executed = sum(count * computation.flops for count, computation in computations)
     plan = {
         "topology": topology.name,
         "devices": devices,
@@ -43,23 +45,23 @@ def make_plan(program: Program, shapes: Shapes, quick: bool, note: Callable[[str
             "negatives": shapes.negatives,
         },
         "compile_seconds": compiled.seconds,
-        "memory": held,
-        "memory_total": sum(held.values()),
+        "memory": used,
+        "memory_total": sum(used.values()),
         "memory_chip": topology.chip.memory,
         "memory_usable": topology.memory,
-        "fits": sum(held.values()) <= topology.memory,
+        "fits": sum(used.values()) <= topology.memory,
         "model_flops": {"tower": work.tower, "decoder": work.decoder},
         "executed_flops": executed * devices,
         "seconds": vars(times),
         "mfu": work.total / devices / topology.chip.flops / times.step,
         "pairs_per_second": batch / times.step,
-        "collectives": estimate.table(parts, topology, order),
-        "unknown_loops": [name for one in parts for _, p in one.walk() for name in p.unknown],
+        "collectives": estimate.collective_table(programs, topology, order),
+        "unknown_loops": [name for _, part in computations for name in part.unknown],
         "assumptions": list(estimate.ASSUMPTIONS),
         "largest": None,
     }
     if not quick:
-        rows, size = largest(
+        rows, size = find_largest(
             program, shapes, compiled, lambda c: sum(memory(program, c, shapes).values()), note
         )
         plan["largest"] = {
@@ -77,7 +79,7 @@ def trained_names(program: Program) -> list[str]:
 
 
 def model_flops(program: Program, shapes: Shapes, batch: int) -> Flops:
-    """Of a step whose items fill their shapes: without real items, padding cannot be told."""
+    """Model FLOPs of a step whose items fill their shapes: without items, padding is unknown."""
     sides = [
         Counts.of_shape(
             program.model.vision.window_side, batch, side.pairs, side.patches, side.length
@@ -88,8 +90,8 @@ def model_flops(program: Program, shapes: Shapes, batch: int) -> Flops:
 
 
 def fused_flops(program: Program, shapes: Shapes, batch: int) -> float:
-    """Products inside fused attention kernels, which a program's text does not show: forward,
-    again where a layer is recomputed, and 2.5 times that backward (scores are computed again)."""
+    """FLOPs inside fused attention kernels, which a program's text does not show: the forward pass,
+    again if a layer is recomputed, and 2.5 times as much backward (it recomputes the scores)."""
     cfg = program.model
     if cfg.attention == "xla":
         return 0.0
@@ -99,8 +101,9 @@ def fused_flops(program: Program, shapes: Shapes, batch: int) -> float:
         counts = Counts.of_shape(
             cfg.vision.window_side, batch, side.pairs, side.patches, side.length
         )
-        decoder = 4.0 * counts.seen * cfg.text.hidden_size * cfg.text.num_hidden_layers
-        tower = 4.0 * counts.full * cfg.vision.hidden_size * len(cfg.vision.fullatt_block_indexes)
+        decoder = 4.0 * counts.causal_pairs * cfg.text.hidden_size * cfg.text.num_hidden_layers
+        blocks = len(cfg.vision.fullatt_block_indexes)
+        tower = 4.0 * counts.full_pairs * cfg.vision.hidden_size * blocks
         total += decoder * (3.5 + (cfg.remat_text != "none"))
         below = trained("^visual/")
         total += tower * (3.5 + (cfg.remat_vision != "none") if below else 1)

@@ -1,4 +1,4 @@
-"""The real training step of a configuration, compiled for devices that are not here."""
+"""The training step of a configuration, compiled for devices of another machine."""
 
 import contextlib
 import dataclasses
@@ -22,12 +22,12 @@ from gve_jax.running.setup import StepSetup
 
 
 class DeviceOutOfMemory(Exception):
-    """The compiler itself found that a program needs more memory than a device has."""
+    """The compiler refused a program that needs more memory than a device has."""
 
 
 @contextlib.contextmanager
 def catch_compile_oom() -> Iterator[None]:
-    """`DeviceOutOfMemory`, in one line, of what TPU's compiler raises instead of a program."""
+    """Turns the out-of-memory error of the TPU compiler into a `DeviceOutOfMemory` of one line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -39,11 +39,11 @@ def catch_compile_oom() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """What each side of a pair is padded to."""
+    """The buckets to which the sides of a pair are padded."""
 
     query: Bucket
     positive: Bucket
-    negatives: int = 0  # of the positive's shape
+    negatives: int = 0  # number of negatives, which have the positive's shape
 
     @property
     def sides(self) -> tuple[Bucket, ...]:
@@ -52,7 +52,7 @@ class Shapes:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One batch size, compiled."""
+    """The step, compiled for one batch size."""
 
     batch_size: int
     chunk: int
@@ -62,17 +62,16 @@ class Compiled:
 
 
 class Program(StepSetup):
-    """Model, optimizer, loss and mesh of a configuration, as training makes them; no data, no
-    weights.
+    """Model, optimizer, loss and mesh of a configuration, as in training, without data and weights.
 
     Raises:
-      UserError: a field that does not fit, by name, before anything compiles.
+      UserError: a field, which the message names, is invalid; before anything compiles.
     """
 
     def __init__(self, config: ConfigDict, topology: Topology):
         config = read_settings(config)
         if config.quantize is not None:
-            raise UserError("config.quantize is for one device; plan without it")
+            raise UserError("config.quantize works on one device; plan without it")
         super().__init__(config, devices=topology.devices)
         self.topology = topology
         self.batch_size = largest_batch_size(config)
@@ -81,9 +80,11 @@ class Program(StepSetup):
     def shapes(
         self, query: str | None = None, positive: str | None = None, negatives: int = 0
     ) -> Shapes:
-        """The declared shapes to plan, `PAIRSxTOKENS`; by default the paper's protocol at its
-        largest: a video of `inputs.num_frames` with the longest text declared for it, sought by the
-        shortest text."""
+        """Returns the declared shapes to plan, `PAIRSxTOKENS`.
+
+        The default is the paper's largest case: the query is the shortest declared text, the
+        positive a video of `inputs.num_frames` with the longest text declared for it.
+        """
         frames = -(-self.config.inputs.num_frames // self.model.vision.temporal_patch_size)
         declared = self.buckets.shapes
         videos = [shape for shape in declared if shape[0] == frames] or [declared[-1]]
@@ -104,15 +105,15 @@ class Program(StepSetup):
                 known = ", ".join(f"{a}x{b}" for a, b in self.buckets.shapes)
                 raise UserError(f"--{flag} {given} is not declared in config.buckets: {known}")
             shape = (pairs, tokens)
-        # The smallest frame size with all patches: a strip of a picture alone needs more windows.
+        # The smallest frame size with all patches; only very wide or tall frames need more windows.
         frame = min(size for size in self.buckets.frame_sizes if size[0] == self.buckets.patches)
         return Bucket(shape[0], *(frame if shape[0] else (0, 0)), shape[1])
 
     def compile(self, shapes: Shapes, batch_size: int, chunk: int) -> Compiled:
-        """Both programs of the step, gradients and update.
+        """Compiles both programs of the step, gradients and update.
 
         Raises:
-          DeviceOutOfMemory: they need more memory than a device has, and the compiler says so.
+          DeviceOutOfMemory: the compiler refuses a program that exceeds a device's memory.
         """
         began = time.perf_counter()
         with jax.set_mesh(self.mesh), catch_compile_oom():
@@ -135,7 +136,7 @@ class Program(StepSetup):
         return Compiled(batch_size, chunk, gradients, update, time.perf_counter() - began)
 
     def arrays(self, shapes: Shapes, size: int) -> dict:
-        """What the step takes, as shapes with shardings."""
+        """The arguments of the step, as shapes with shardings."""
         rows = NamedSharding(self.mesh, ROWS)
         ids = jax.ShapeDtypeStruct((size,), np.int32, sharding=rows)
         sides = [
@@ -154,23 +155,22 @@ class Program(StepSetup):
 
 
 def memory(program: Program, compiled: Compiled, shapes: Shapes) -> dict[str, int]:
-    """Bytes of one device at the fullest moment of a step, by what holds them."""
-    held = {
-        "weights that train": _held(program.abstract["params"]),
-        "frozen weights": _held(program.abstract_frozen),
-        "moments": _held(program.abstract["opt"]),
-        "batch": _held(program.arrays(shapes, compiled.batch_size)),
+    """Peak memory of one device during a step, in bytes by use."""
+    used = {
+        "weights that train": _shard_bytes(program.abstract["params"]),
+        "frozen weights": _shard_bytes(program.abstract_frozen),
+        "moments": _shard_bytes(program.abstract["opt"]),
+        "batch": _shard_bytes(program.arrays(shapes, compiled.batch_size)),
     }
     stats = compiled.gradients.memory_analysis(), compiled.update.memory_analysis()
-    gradients = stats[0].output_size_in_bytes
-    held["gradients"] = gradients
-    # The update runs after the other program's temporaries are free; the code of both stays.
-    held["temporaries"] = max(stats[0].temp_size_in_bytes, stats[1].temp_size_in_bytes)
-    held["code"] = sum(s.generated_code_size_in_bytes for s in stats)
-    return held
+    used["gradients"] = stats[0].output_size_in_bytes
+    # The update runs after the other program has freed its temporaries; the code of both stays.
+    used["temporaries"] = max(stats[0].temp_size_in_bytes, stats[1].temp_size_in_bytes)
+    used["code"] = sum(s.generated_code_size_in_bytes for s in stats)
+    return used
 
 
-def _held(tree) -> int:
+def _shard_bytes(tree) -> int:
     """Bytes of one device's shards."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
@@ -178,44 +178,44 @@ def _held(tree) -> int:
     )
 
 
-def largest(
+def find_largest(
     program: Program,
     shapes: Shapes,
     planned: Compiled,
     total: Callable[[Compiled], int],
     note: Callable[[str], None],
 ) -> tuple[int, int]:
-    """(rows, bytes): the most rows a device encodes at once whose step fits, and what that needs.
+    """Finds the largest number of rows per device that fits; returns it and its bytes.
 
-    With a GradCache chunk the rows are the chunk's, else the batch's. Memory is a straight line
-    through two compiled sizes; the answer is compiled, too, and lowered until it does fit (twice at
-    most; then the planned or the smallest size that did).
+    The rows are those of the GradCache chunk, if any, else of the batch. The memory of two compiled
+    sizes is extrapolated linearly. The result is compiled too, and reduced at most twice if it does
+    not fit; then the largest compiled size that fits is returned.
     """
-    room = program.topology.memory
+    limit = program.topology.memory
     chunked = planned.chunk > 0
 
-    def at(rows: int) -> tuple[int, int]:
+    def measure(rows: int) -> tuple[int, int]:
         count = rows * program.rows
         batch = -(-planned.batch_size // count) * count if chunked else count
-        note(f"compiling {rows} rows a device")
+        note(f"compiling {rows} rows per device")
         try:
             return rows, total(program.compile(shapes, batch, count if chunked else 0))
         except DeviceOutOfMemory:
             return rows, math.inf
 
     rows = (planned.chunk or planned.batch_size) // program.rows
-    known = dict([(rows, total(planned)), at(1 if rows > 1 else 2)])
-    (few, less), (many, more) = sorted(known.items())
+    sizes = dict([(rows, total(planned)), measure(1 if rows > 1 else 2)])
+    (few, less), (many, more) = sorted(sizes.items())
     slope = max((more - less) / (many - few), 1.0)
-    guess = int(few + (room - less) / slope)
+    guess = int(few + (limit - less) / slope)
     for _ in range(3):
-        if guess < 1 or guess in known:
+        if guess < 1 or guess in sizes:
             break
-        known.update([at(guess)])
-        if known[guess] <= room:
+        sizes.update([measure(guess)])
+        if sizes[guess] <= limit:
             break
-        if known[guess] == math.inf:  # by how much is not known
-            guess = (max((n for n, size in known.items() if size <= room), default=0) + guess) // 2
+        if sizes[guess] == math.inf:  # the compiler does not state the excess: bisect
+            guess = (max((n for n, size in sizes.items() if size <= limit), default=0) + guess) // 2
         else:
-            guess = min(guess - 1, int(guess - (known[guess] - room) / slope))
-    return max(((n, size) for n, size in known.items() if size <= room), default=(0, 0))
+            guess = min(guess - 1, int(guess - (sizes[guess] - limit) / slope))
+    return max(((n, size) for n, size in sizes.items() if size <= limit), default=(0, 0))

@@ -1,4 +1,4 @@
-"""Devices of a machine that is not here, from its name: `v5p:4x4x4`."""
+"""Compile-only devices of another machine, from its name: `v5p:4x4x4`."""
 
 import re
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ GPU_NAMES = "1x1xN: hosts are not modelled, N GPUs share NVLink"
 
 
 class Topology(NamedTuple):
-    """A machine: its chip, the grid of its chips, and JAX's compile-only devices of them."""
+    """A machine: its kind of chip, the grid of chips, and their compile-only JAX devices."""
 
     name: str
     chip: Chip
@@ -21,16 +21,16 @@ class Topology(NamedTuple):
 
     @property
     def memory(self) -> float:
-        """Bytes of a device that a program may use: on a GPU the part that JAX takes."""
-        whole = self.chip.memory
-        return whole * usable_fraction() if self.chip.platform == "gpu" else whole
+        """Bytes per device that a program may use: on a GPU, the part that JAX allocates."""
+        total = self.chip.memory
+        return total * usable_fraction() if self.chip.platform == "gpu" else total
 
 
 def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """`v5p:4x4x4` -> the chip and its grid.
+    """Parses `v5p:4x4x4` into the chip and the grid.
 
     Raises:
-      UserError: another form, an unknown chip, a grid with too many or too few axes.
+      UserError: the name has another form, an unknown chip, or a grid of wrong dimensions.
     """
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
     if match is None:
@@ -44,18 +44,18 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
     axes = chip.axes or 3
     if len(grid) != axes or min(grid) < 1:
         raise UserError(
-            f"--topology {name}: a grid of {chip.name} has {axes} axes, each at least 1"
+            f"--topology {name}: a grid of {chip.name} has {axes} axes, each of size >= 1"
         )
     if chip.platform == "gpu" and grid[:2] != (1, 1):
-        raise UserError(f"--topology {name}: GPUs are {GPU_NAMES}")
+        raise UserError(f"--topology {name}: the grid of GPUs must be {GPU_NAMES}")
     return chip, grid
 
 
 def open_topology(name: str) -> Topology:
-    """The machine, without its hardware.
+    """Opens the description of a machine; its hardware is not needed.
 
     Raises:
-      UserError: as `parse`; no such machine exists; the compiler for it is not installed.
+      UserError: as `parse`; no such machine exists; its compiler is not installed.
     """
     chip, grid = parse(name)
     if chip.platform == "tpu":
@@ -70,7 +70,7 @@ def _tpu(name: str, chip: Chip) -> list:
 
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
-    except Exception as error:  # jaxlib's own, of several types
+    except Exception as error:  # jaxlib raises several types
         raise UserError(f"--topology {name}: {_first_line(error)}") from error
 
 
@@ -84,7 +84,7 @@ def _gpu(name: str, chip: Chip, grid: tuple[int, ...]) -> list:
     target = target_config(chip)
     if target is None:
         raise UserError(
-            f"--topology {name}: there is no description of a {chip.name} to compile for"
+            f"--topology {name}: {chip.name} is not described in gve_jax/hardware/gpus.py"
         )
     shape = "x".join(map(str, grid))
     try:

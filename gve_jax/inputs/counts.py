@@ -1,4 +1,4 @@
-"""Counts of tokens and patches in a batch, from which its arithmetic follows."""
+"""Counts of tokens, patches and attention pairs in a batch, from which its FLOPs follow."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -7,22 +7,22 @@ from gve_jax.inputs.preprocess import Row
 
 
 class Counts(NamedTuple):
-    """Of a batch of items, without padding. Counts of batches of one kind (texts, or items with
-    visuals) add up field by field."""
+    """Counts of a batch of items, without padding. Counts of batches of one kind (texts, or items
+    with visuals) add up field by field."""
 
     items: float = 0
-    tokens: float = 0  # visual ones included
-    seen: float = 0  # sum over items of L * (L + 1) / 2: pairs of a token and one that it sees
+    tokens: float = 0  # including visual tokens
+    causal_pairs: float = 0  # of causal attention: sum over items of L * (L + 1) / 2
     patches: float = 0
-    full: float = 0  # sum over frame pairs of P**2
-    windowed: float = 0  # sum over windows of P**2
+    full_pairs: float = 0  # of full attention: sum over frame pairs of P**2
+    window_pairs: float = 0  # of window attention: sum over windows of P**2
 
     @classmethod
     def of(cls, lengths: Iterable[int], frames: Iterable[Sequence[int]] = ()) -> "Counts":
         """
         Args:
-          lengths: tokens of each item.
-          frames: of each frame pair of any item, the patches of each of its windows.
+          lengths: number of tokens of each item.
+          frames: for each frame pair of all items, the number of patches in each window.
         """
         lengths = [float(n) for n in lengths]
         frames = [[float(n) for n in frame] for frame in frames]
@@ -49,9 +49,9 @@ class Counts(NamedTuple):
     def of_shape(
         cls, window_side: int, items: int, pairs: int, patches: int, tokens: int
     ) -> "Counts":
-        """Of a batch as full as its static shape [B, F, P] and [B, L] allows; a window holds
+        """Counts of a batch that fills its static shape [B, F, P] and [B, L]; a window holds
         `window_side`**2 patches."""
-        whole, rest = divmod(patches, window_side**2)
-        frame = [window_side**2] * whole + [rest] * bool(rest)
-        one = cls.of([tokens], [frame] * pairs)
-        return cls(*(field * items for field in one))
+        full, rest = divmod(patches, window_side**2)
+        frame = [window_side**2] * full + [rest] * bool(rest)
+        item = cls.of([tokens], [frame] * pairs)
+        return cls(*(field * items for field in item))

@@ -125,7 +125,7 @@ class Experiment(StepSetup):
                 return path
             return local_copy(path.parent, (path.name, *COMPANIONS)) / path.name
         if self.base is None:
-            raise UserError("config.data.tokenizer is missing, and so is config.pretrained")
+            raise UserError("config.data.tokenizer is missing: set it or config.pretrained")
         return self.base.tokenizer
 
     def _check(self, prompt: Prompt) -> None:

@@ -48,7 +48,7 @@ class RunLog:
     ):
         self._every, self._learning_rate = every, learning_rate
         self._flops, self._profile = flops, Profile(workdir / "profile", *profile)
-        chip = chips.of_kind(jax.devices()[0].device_kind)
+        chip = chips.find_chip(jax.devices()[0].device_kind)
         self._peak = chip.flops * jax.device_count() if chip else None
         self._pending, self._seen, self._padding = None, set(), Padding()
         self._stages: dict[int, dict[str, float]] = {}  # scalars of stages by their first step

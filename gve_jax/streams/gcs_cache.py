@@ -1,8 +1,9 @@
-"""Local copies of files on GCS: records are read at random, which GCS is slow at and ArrayRecord's
-reader does not support.
+"""Local copies of GCS files: records are read at random, which is slow on GCS and not supported by
+ArrayRecord's reader there.
 
-`gs://bucket/pairs/x` is copied to CACHE/gs/bucket/pairs/x. A copy appears when it is complete, with
-the size and the time of change of its original. Processes that share a cache wait for each other.
+`gs://bucket/pairs/x` is copied to CACHE/gs/bucket/pairs/x. A copy appears once it is complete, with
+the size and the modification time of the original. Processes that share a cache wait for each
+other.
 """
 
 import contextlib
@@ -38,10 +39,10 @@ class RemoteDirectory:
 
 
 def cache_folder(cache: str | os.PathLike) -> Path:
-    """The folder that `config.data.cache` names.
+    """Returns the absolute path of `config.data.cache`.
 
     Raises:
-      UserError: not a local folder.
+      UserError: it is not a local folder.
     """
     try:
         return Path(os.path.abspath(as_local_path(cache)))
@@ -50,79 +51,78 @@ def cache_folder(cache: str | os.PathLike) -> Path:
 
 
 def local_path(url: str, cache: Path) -> Path:
-    """The path of the copy of `url`. UserError for a URL that would lead out of the cache."""
+    """Returns the path of the copy of `url`; raises UserError if it would be outside the cache."""
     parts = url.removeprefix("gs://").rstrip("/").split("/")
     if not parts[0] or {"", ".", ".."} & set(parts):
-        raise UserError(f"data.pairs: {url} is not a path in a bucket")
+        raise UserError(f"data.pairs: {url} is not a valid gs:// path")
     return cache.joinpath("gs", *parts)
 
 
 def expand(url: str) -> list[str]:
-    """The sorted URLs that match a URL with `*`.
+    """Returns the sorted URLs that match a URL with `*`.
 
     Raises:
-      UserError: no gcsfs, a `*` in the bucket's name, a bucket that cannot be listed.
+      UserError: gcsfs is not installed; a `*` in the bucket's name; the bucket cannot be listed.
     """
     parts = url.rstrip("/").split("/")
     first = next(number for number, part in enumerate(parts) if _MAGIC & set(part))
     if first < 3:
         raise UserError(f"data.pairs: {url} has a pattern in the bucket's name")
     with _translate_errors(url):
-        found = as_path("/".join(parts[:first])).glob("/".join(parts[first:]))
-        return sorted(os.fspath(path) for path in found)
+        matches = as_path("/".join(parts[:first])).glob("/".join(parts[first:]))
+        return sorted(os.fspath(path) for path in matches)
 
 
 def list_directory(url: str) -> RemoteDirectory:
-    """Lists a directory. UserError: no gcsfs, no such directory, a bucket that cannot be listed."""
+    """Lists a directory.
+
+    Raises:
+      UserError: gcsfs is not installed; there is no such directory, or it cannot be listed.
+    """
     url = url.rstrip("/")
     with _translate_errors(url):
         path = as_path(url)
-        names = frozenset(found.name for found in path.iterdir()) if path.is_dir() else None
+        names = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else None
     if not names:
         raise UserError(f"{url}: no such directory of training pairs")
     return RemoteDirectory(url, names)
 
 
 def copy(wanted: Sequence[tuple[str, Path]]) -> None:
-    """Copies each (URL, path) unless the path is a copy already, many at once; shows progress.
+    """Copies each (URL, path), several at once, unless the path is a copy already; shows progress.
 
-    A file appears under its name when it is complete. Complete copies stay after an error, so that
+    A file appears under its name once it is complete. Complete copies stay after an error, so that
     a repeated call resumes.
 
     Raises:
-      UserError: no gcsfs, a file that is missing or cannot be read, a full disk.
+      UserError: gcsfs is not installed; a file is missing or cannot be read; the disk is full.
     """
     wanted = [*dict.fromkeys(wanted)]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(THREADS) as pool:
-        stamps = _all(pool, _stamp, wanted)
-        left = [
-            entry
-            for entry in zip(wanted, stamps, strict=True)
-            if not _is_copy(entry[0][1], entry[1])
-        ]
-        if not left:
+        missing = _missing(zip(wanted, _map(pool, _stamp, wanted), strict=True))
+        if not missing:
             return
         try:
-            for folder in sorted({path.parent for (_, path), _ in left}):
+            for folder in sorted({path.parent for (_, path), _ in missing}):
                 stack.enter_context(_locked(folder))
-                for part in folder.glob("*.part"):  # left by a killed process
+                for part in folder.glob("*.part"):  # from a killed process
                     part.unlink()
-            # Another process may have copied them meanwhile.
-            if left := _missing(left):
-                _check_room(left)
-                _copy_all(pool, left)
+            # Another process may have copied them while this one waited for the lock.
+            if missing := _missing(missing):
+                _check_free_space(missing)
+                _copy_all(pool, missing)
         except OSError as error:
             why = error.strerror or error
             raise UserError(f"data.cache: {error.filename}: {why}") from error
 
 
-def _all(pool: ThreadPoolExecutor, call, arguments: Sequence, done=lambda _: None) -> list:
-    """Calls `call` with each argument in threads. The first failure cancels the calls that have not
-    begun."""
-    futures = [pool.submit(call, argument) for argument in arguments]
+def _map(pool: ThreadPoolExecutor, function, arguments: Sequence) -> list:
+    """Calls `function` with each argument in threads. The first error cancels calls that have not
+    started."""
+    futures = [pool.submit(function, argument) for argument in arguments]
     try:
         for future in as_completed(futures):
-            done(future.result())
+            future.result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
@@ -130,10 +130,10 @@ def _all(pool: ThreadPoolExecutor, call, arguments: Sequence, done=lambda _: Non
 
 
 def _stamp(wanted: tuple[str, Path]) -> tuple[int, int]:
-    """(bytes, time of change in seconds or 0 if unknown) of a URL."""
+    """(bytes, modification time in seconds or 0 if unknown) of a URL."""
     with _translate_errors(wanted[0]):
-        found = as_path(wanted[0]).stat()
-        return int(found.length), int(found.mtime or 0)
+        status = as_path(wanted[0]).stat()
+        return int(status.length), int(status.mtime or 0)
 
 
 def _missing(entries: Iterable) -> list:
@@ -141,16 +141,16 @@ def _missing(entries: Iterable) -> list:
 
 
 def _is_copy(path: Path, stamp: tuple[int, int]) -> bool:
-    size, changed = stamp
+    size, modified = stamp
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return False
-    return found.st_size == size and (not changed or int(found.st_mtime) == changed)
+    return status.st_size == size and (not modified or int(status.st_mtime) == modified)
 
 
-def _check_room(left: Sequence) -> None:
-    folder, size = left[0][0][1].parent, sum(size for _, (size, _) in left)
+def _check_free_space(missing: Sequence) -> None:
+    folder, size = missing[0][0][1].parent, sum(size for _, (size, _) in missing)
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
@@ -159,18 +159,19 @@ def _check_room(left: Sequence) -> None:
         )
 
 
-def _copy_all(pool: ThreadPoolExecutor, left: Sequence) -> None:
-    stop, total = threading.Event(), sum(size for _, (size, _) in left)
+def _copy_all(pool: ThreadPoolExecutor, missing: Sequence) -> None:
+    stop, total = threading.Event(), sum(size for _, (size, _) in missing)
     with progress_bar("bytes", disable=total < PROGRESS_MIN_BYTES) as progress:
-        bar = progress.add_task(f"copying {len(left):,} files", total=total)
+        bar = progress.add_task(f"copying {len(missing):,} files", total=total)
+        copy_file = functools.partial(_copy_file, stop, lambda n: progress.advance(bar, n))
         try:
-            _all(pool, functools.partial(_copy_one, stop, lambda n: progress.advance(bar, n)), left)
+            _map(pool, copy_file, missing)
         finally:
             stop.set()
 
 
-def _copy_one(stop: threading.Event, advance, one) -> None:
-    (url, path), (size, changed) = one
+def _copy_file(stop: threading.Event, advance, entry) -> None:
+    (url, path), (size, modified) = entry
 
     def write(file) -> None:
         copied = 0
@@ -188,8 +189,8 @@ def _copy_one(stop: threading.Event, advance, one) -> None:
         if copied != size:
             raise UserError(f"{url}: only {copied:,} of {size:,} bytes arrived; repeat the command")
         file.flush()
-        if changed:
-            os.utime(file.fileno(), (changed, changed))
+        if modified:
+            os.utime(file.fileno(), (modified, modified))
 
     atomic_write(path, write)
 
@@ -202,14 +203,14 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that copies into {folder}", file=sys.stderr)
+            print(f"waiting for another process that is copying to {folder}", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
 def _translate_errors(url: str) -> Iterator[None]:
-    """Turns errors of the GCS client, which may be of any class, into a UserError of one line."""
+    """Turns errors of the GCS client, which have no common class, into a UserError of one line."""
     try:
         yield
     except FileNotFoundError as error:

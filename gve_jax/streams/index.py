@@ -1,4 +1,4 @@
-"""The index of the rows of JSONL files by source: one pass checks every row, then it is stored."""
+"""Index of the rows of JSONL files by source. One pass checks every row; the index is stored."""
 
 import dataclasses
 import hashlib
@@ -21,17 +21,17 @@ from gve_jax.storage.files import (
     write_json,
 )
 from gve_jax.streams.rows import (
+    MAX_NEGATIVES,
     MODALITY_PAIR,
-    MOST_NEGATIVES,
     Reject,
-    judge_pair,
+    check_pair,
     modalities,
     parse_line,
     read_lines,
 )
 
 VERSION = 2  # of the stored index and of the checks
-PROGRESS_MIN_BYTES = 64 * 2**20  # less is read without a progress bar
+PROGRESS_MIN_BYTES = 64 * 2**20  # smaller files are read without a progress bar
 _COLUMNS = ("file", "start", "length", "line")  # int64 each
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _SHARD = re.compile(r"[-_.](\d+-of-\d+|\d{3,})$")
@@ -43,12 +43,12 @@ class File:
 
     Attributes:
       path: absolute.
-      called: the name in messages, as the user wrote it.
-      media: whether rows may name files in its folder; False for a copy of a file on GCS.
+      name: the name in messages, as the user wrote it.
+      media: whether rows may name files in its folder; False for a copy of a GCS file.
     """
 
     path: str
-    called: str
+    name: str
     media: bool = True
 
     @property
@@ -58,8 +58,8 @@ class File:
     def roots(self) -> tuple[str, ...] | None:
         if not self.media:
             return None
-        forms = (self.folder, os.path.realpath(self.folder))
-        return tuple(dict.fromkeys(form.rstrip("/") + "/" for form in forms))
+        folders = (self.folder, os.path.realpath(self.folder))
+        return tuple(dict.fromkeys(folder.rstrip("/") + "/" for folder in folders))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +70,19 @@ class SourceRows:
     size: int
     bytes: int  # of the lines
     digest: str  # of the lines
-    negatives: int  # that every row has
-    duplicates: int  # negatives equal to their pair's query or positive, judged by the rows alone
+    negatives: int  # number that every row has
+    duplicates: int  # negatives with the text and paths of their pair's query or positive
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Pickles by its path where it has one, so that workers share its pages.
+    """Index of the rows of files. Pickles by its path, if any, so that workers share its pages.
 
     Attributes:
-      stamps: (bytes, nanoseconds of the last change) of each file, when it was read.
+      stamps: (bytes, modification time in ns) of each file when it was read.
       parts: the rows of each source, by sorted name.
       rows: int64 [rows, 4] in the order of `_COLUMNS`; lines count from 1.
-      path: of the stored index; None if it is only in memory.
+      path: path of the stored index; None if it is only in memory.
     """
 
     files: tuple[File, ...]
@@ -98,19 +98,20 @@ class Index:
 
 
 def stamp(file: int | str) -> tuple[int, int]:
-    found = os.stat(file)
-    return found.st_size, found.st_mtime_ns
+    """(bytes, modification time in ns) of a file."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
 
 
 def open_index(files: Sequence[File], folder: Path) -> Index:
-    """The index of all files together.
+    """Returns the index of all files together.
 
-    It is read from `folder` if an index of files with the same sizes and times of change is stored
-    there, and stays in memory if `folder` cannot be written.
+    It is read from `folder` if an index of files with the same sizes and modification times is
+    stored there, and stays in memory if `folder` cannot be written.
 
     Raises:
-      UserError: no such file; a row that is not a pair or does not fit its source, with file and
-        line; no pair at all.
+      UserError: a file is missing; a row, named by file and line, is not a pair or does not fit its
+        source; there is no pair.
     """
     files = tuple(files)
     try:
@@ -125,7 +126,7 @@ def open_index(files: Sequence[File], folder: Path) -> Index:
         pass
     parts, rows = _build(files, sum(size for size, _ in stamps))
     if tuple(stamp(file.path) for file in files) != stamps:
-        raise UserError(f"data.pairs: {files[0].called}: changed while it was read")
+        raise UserError(f"data.pairs: {files[0].name}: changed while it was read")
     try:
         write_array(Path(f"{path}.npy"), rows)
         fields = {name: dataclasses.asdict(part) for name, part in parts.items()}
@@ -154,28 +155,28 @@ class _Rows:
 
 
 def _build(files: Sequence[File], total: int) -> tuple[dict[str, SourceRows], np.ndarray]:
-    found: dict[str, _Rows] = {}
+    sources: dict[str, _Rows] = {}
     with progress_bar("bytes", transient=True, disable=total < PROGRESS_MIN_BYTES) as progress:
         bar = progress.add_task("rows", total=total)
         for number, file in enumerate(files):
             with open(file.path, "rb") as opened:
-                check_lfs_pointer(opened.peek(64), f"data.pairs: {file.called}")
-                check_encoding(f"{file.called}:1", opened.peek(64))
-                _scan(opened, number, file, found, lambda read: progress.advance(bar, read))
-    if not found:
-        raise UserError(f"data.pairs: {files[0].called}: contains no pair")
+                check_lfs_pointer(opened.peek(64), f"data.pairs: {file.name}")
+                check_encoding(f"{file.name}:1", opened.peek(64))
+                _scan(opened, number, file, sources, lambda read: progress.advance(bar, read))
+    if not sources:
+        raise UserError(f"data.pairs: {files[0].name}: contains no pair")
     parts, first = {}, 0
-    for name, rows in sorted(found.items()):
+    for name, rows in sorted(sources.items()):
         digest = rows.digest.hexdigest()[:16]
         parts[name] = SourceRows(
             first, rows.size, rows.bytes, digest, rows.negatives, rows.duplicates
         )
         first += rows.size
-    columns = [np.frombuffer(rows.columns, np.int64) for _, rows in sorted(found.items())]
+    columns = [np.frombuffer(rows.columns, np.int64) for _, rows in sorted(sources.items())]
     return parts, np.concatenate(columns).reshape(-1, len(_COLUMNS))
 
 
-def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], tick) -> None:
+def _scan(opened: BinaryIO, number: int, file: File, sources: dict[str, _Rows], advance) -> None:
     roots, offset, reported = file.roots(), 0, 0
     known: dict[tuple[str, ...], _Rows] = {}
     for count, line in enumerate(read_lines(opened), 1):
@@ -183,14 +184,14 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
         if line.isspace():
             continue
         try:
-            _, task, items = judge_pair(parse_line(line), roots)
+            _, task, items = check_pair(parse_line(line), roots)
             key = task, *items[0], "", *items[1]  # the modalities, without computing them
             rows = known.get(key)
             if rows is None:
                 pair = f"{modalities(items[0])}2{modalities(items[1])}"
                 name = _source_name(task, file, pair)
-                least = min(MOST_NEGATIVES, len(items) - 2)
-                rows = found.setdefault(name, _Rows(least, f"{file.called}:{count}"))
+                least = min(MAX_NEGATIVES, len(items) - 2)
+                rows = sources.setdefault(name, _Rows(least, f"{file.name}:{count}"))
                 known[key] = rows
             if len(items) - 2 < rows.negatives:
                 raise Reject(
@@ -199,7 +200,7 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
                     f"{rows.location}, has {rows.negatives}",
                 )
         except Reject as error:
-            raise UserError(f"{file.called}:{count}: {error}") from error
+            raise UserError(f"{file.name}:{count}: {error}") from error
         rows.columns.extend((number, start, len(line), count))
         rows.size += 1
         rows.bytes += len(line)
@@ -207,20 +208,22 @@ def _scan(opened: BinaryIO, number: int, file: File, found: dict[str, _Rows], ti
             rows.duplicates += _duplicates(items[: 2 + rows.negatives])
         rows.digest.update(line)
         if offset - reported > 2**22:
-            tick(offset - reported)
+            advance(offset - reported)
             reported = offset
-    tick(offset - reported)
+    advance(offset - reported)
 
 
 def _duplicates(items: list[dict]) -> int:
-    """Negatives with the text and media of the query or of the positive."""
+    """Number of negatives with the text and media of the query or the positive."""
     contents = [{key: item[key] for key in item if key != "instruction"} for item in items]
     return sum(content in contents[:2] for content in contents[2:])
 
 
 def _source_name(task: str, file: File, pair: str) -> str:
-    """The source of a row: its task, or the name of its file without the number of a shard. The
-    modality pair of the row is put before a name that begins with none."""
+    """Returns the source of a row: its task, or the name of its file without a shard number.
+
+    The modality pair of the row is added in front of a name that begins with none.
+    """
     name = task
     if not task:
         stem = _SHARD.sub("", Path(file.path).stem)
@@ -228,9 +231,9 @@ def _source_name(task: str, file: File, pair: str) -> str:
     if not _NAME.fullmatch(name):
         detail = f"task {task!r} is not a source name: use letters, digits and _"
         raise Reject("wrong type", detail)
-    named = name.split("_")[0]
-    if not MODALITY_PAIR.fullmatch(named):
+    prefix = name.split("_")[0]
+    if not MODALITY_PAIR.fullmatch(prefix):
         return f"{pair}_{name}"
-    if named != pair:
+    if prefix != pair:
         raise Reject("another modality pair", f"row is {pair} but its source is named {name}")
     return name

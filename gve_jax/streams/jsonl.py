@@ -9,11 +9,11 @@ import numpy as np
 from gve_jax.errors import UserError
 from gve_jax.streams.index import File, Index, open_index, stamp
 from gve_jax.streams.pairs import too_small
-from gve_jax.streams.rows import ANYWHERE, Reject, as_pair_item, judge_pair, parse_line
+from gve_jax.streams.rows import ANYWHERE, Reject, as_pair_item, check_pair, parse_line
 
 
 class JsonlSources:
-    """The sources of JSONL files that belong together; reads records by (source, index).
+    """The sources of a set of JSONL files; reads records by (source, index).
 
     A source is all rows of one `task`, in the order of files and lines. A name without a modality
     pair gets that of its rows; rows without a task belong to a source named after their file.
@@ -22,13 +22,13 @@ class JsonlSources:
     Attributes:
       location: the name in messages.
       sizes, bytes, digests: by source; digests are of the lines that hold its rows.
-      duplicates: by source, negatives that are their own pair's query or positive.
+      duplicates: by source, number of negatives that equal their pair's query or positive.
     """
 
     def __init__(self, index: Index):
         self._index = index
-        named, others = index.files[0].called, len(index.files) - 1
-        self.location = f"{named} and {others:,} more" if others else named
+        name, others = index.files[0].name, len(index.files) - 1
+        self.location = f"{name} and {others:,} more" if others else name
         self.sizes = {name: part.size for name, part in index.parts.items()}
         self.bytes = {name: part.bytes for name, part in index.parts.items()}
         self.digests = {name: part.digest for name, part in index.parts.items()}
@@ -41,20 +41,20 @@ class JsonlSources:
         """Checks that each source of `batch_sizes` fills one global batch of that many pairs.
 
         Raises:
-          UserError: in one line, every source that cannot.
+          UserError: in one line, all sources that cannot.
         """
         if problems := too_small(self.sizes, batch_sizes):
             raise UserError(f"{self.location}: {'; '.join(problems)}")
 
     def downloads(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
-        """Nothing: files of GCS were copied before their rows were counted."""
+        """Empty: GCS files were copied before their rows were indexed."""
         return []
 
     def read(self, source: str, indices: np.ndarray) -> list[dict]:
         """Records as `{"id", "task", "query", "positive", "negatives"}` of items.
 
         Raises:
-          UserError: a file that changed, a path that leaves its file's folder by a link.
+          UserError: a file has changed; a link leads out of the file's folder.
         """
         part, indices = self._index.parts[source], np.asarray(indices, np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < part.size:
@@ -63,10 +63,11 @@ class JsonlSources:
         return [self._pair(source, part.negatives, *row) for row in rows.tolist()]
 
     def _pair(self, source: str, count: int, file: int, start: int, length: int, line: int) -> dict:
-        of, location = self._index.files[file], f"{self._index.files[file].called}:{line}"
+        rows_file = self._index.files[file]
+        location = f"{rows_file.name}:{line}"
         try:
-            # Opened for each row: there may be more files than a process may hold open.
-            opened = os.open(of.path, os.O_RDONLY)
+            # Opened for each row: there may be more files than a process can keep open.
+            opened = os.open(rows_file.path, os.O_RDONLY)
             try:
                 if stamp(opened) != self._index.stamps[file]:
                     raise UserError(f"{location}: the file has changed; repeat the command")
@@ -74,14 +75,14 @@ class JsonlSources:
             finally:
                 os.close(opened)
             row = parse_line(data)
-            id, task, items = judge_pair(row, ANYWHERE if of.media else None)
+            id, task, items = check_pair(row, ANYWHERE if rows_file.media else None)
         except (OSError, Reject) as error:
             raise UserError(f"{location}: can no longer be read ({error})") from error
         query, positive, *negatives = [
-            as_pair_item(item, of.folder, location) for item in items[: 2 + count]
+            as_pair_item(item, rows_file.folder, location) for item in items[: 2 + count]
         ]
         return {
-            "id": id or f"{os.path.basename(of.path)}:{line}",
+            "id": id or f"{os.path.basename(rows_file.path)}:{line}",
             "task": task or source,
             "query": query,
             "positive": positive,
@@ -90,5 +91,5 @@ class JsonlSources:
 
 
 def open_jsonl(files: Sequence[File], cache: Path) -> JsonlSources:
-    """The sources of files. The index is stored below `cache`; errors as of `open_index`."""
+    """Opens the sources of files; stores their index below `cache`. Raises as `open_index`."""
     return JsonlSources(open_index(files, cache / "index"))

@@ -1,4 +1,4 @@
-"""Reads, decodes and pads pairs in workers and puts batches on the mesh."""
+"""Reads, decodes and pads pairs in workers, and places batches on the mesh."""
 
 import dataclasses
 import os
@@ -39,7 +39,7 @@ class LoadPairs(grain.transforms.Map):
     sources: Sources
     preprocess: Isolated
     buckets: Buckets
-    # Rows of a global batch that this process loads, by the size of the batch; None: all.
+    # Rows that this process loads of a global batch, by the size of the batch; None: all.
     rows: Mapping[int, tuple[int, ...]] | None = None
 
     def map(self, element) -> dict:
@@ -49,7 +49,7 @@ class LoadPairs(grain.transforms.Map):
         pairs = self.sources.read(source, indices)
         sides = ["query", "positive"] + [f"negative{k}" for k in range(len(pairs[0]["negatives"]))]
         items = [_side(pair, side) for pair in pairs for side in sides]
-        # Ids of pairs may repeat; a source with an index is unique.
+        # Ids of pairs may repeat; source and index are unique.
         names = [f"{source}#{i}:{pair['id']}" for i, pair in zip(indices, pairs, strict=True)]
         ids = [f"{name}/{side}" for name in names for side in sides]
         results = list(self.preprocess.map(items, self.buckets.fit))
@@ -59,8 +59,8 @@ class LoadPairs(grain.transforms.Map):
             if isinstance(result, Failure)
         ]
         rows = [results[at : at + len(sides)] for at in range(0, len(results), len(sides))]
-        # A pair with an unreadable side stays in the batch, so that shapes are static, and the loss
-        # skips it. It is never replaced.
+        # A pair with an unreadable side stays in the batch, so that shapes are static; the loss
+        # skips it.
         valid = np.array([all(isinstance(row, Row) for row in pair) for pair in rows])
         contents = np.array(
             [content_id(*pair) for pair in zip(items, results, strict=True)], np.int32
@@ -86,7 +86,7 @@ class LoadPairs(grain.transforms.Map):
         return batch | {"used": dict(used), "needs": needs, "counts": counts}
 
     def sync_across_hosts(self, batch: dict) -> dict:
-        """Gives all hosts the same shapes, those of the largest row, and the same failures.
+        """Pads the batch to the same shapes on all hosts and shares their failures and counts.
 
         Every host calls it for every batch, in the main thread, while the previous step runs.
         """
@@ -116,8 +116,8 @@ class LoadPairs(grain.transforms.Map):
 def local_rows(mesh: jax.sharding.Mesh, size: int) -> tuple[int, ...]:
     """The rows of a global batch of `size` on the devices of this process."""
     sharding = jax.sharding.NamedSharding(mesh, ROWS)
-    held = sharding.addressable_devices_indices_map((size,)).values()
-    return tuple(sorted({row for (rows,) in held for row in range(*rows.indices(size))}))
+    slices = sharding.addressable_devices_indices_map((size,)).values()
+    return tuple(sorted({row for (rows,) in slices for row in range(*rows.indices(size))}))
 
 
 def _side(pair: dict, side: str) -> Item:
@@ -127,15 +127,17 @@ def _side(pair: dict, side: str) -> Item:
 
 
 def content_id(item: Item, row: Row | Failure) -> int:
-    """An int32 that is equal for items with the same text, pixels and timing, so that the loss does
-    not take a duplicate of a positive for a negative.
+    """Returns an int32 hash of an item's text, pixels and timing, by which the loss leaves out
+    negatives that duplicate a positive.
 
-    Paths, instructions and media that could not be read do not count."""
+    Paths, instructions and unreadable media are ignored.
+    """
     digest = zlib.crc32((item.text or "").encode())
     if isinstance(row, Row) and len(row.visual_tokens):
         for patches in row.patches:
             digest = zlib.crc32(np.ascontiguousarray(patches), digest)
-        positions = row.positions[:, row.visual_tokens]  # less the first: where the text ends
+        # Relative to the first, which depends on the length of the text.
+        positions = row.positions[:, row.visual_tokens]
         digest = zlib.crc32(np.ascontiguousarray(positions - positions[:, :1]), digest)
     return digest - 2**31
 
@@ -154,14 +156,14 @@ class PairBatch:
     used: dict[str, int]  # tokens and patches without padding
     slots: dict[str, int]  # tokens and patches with padding
     counts: dict[str, Counts]  # by side
-    # What the step takes: query, positive, negatives, valid, query_id, positive_id, negative_id.
+    # Inputs of the step: query, positive, negatives, valid, query_id, positive_id, negative_id.
     arrays: dict
 
 
 def read_ahead(
     dataset: grain.MapDataset, load: LoadPairs, workers: int, buffer: int = 16
 ) -> grain.IterDataset:
-    """Decodes batches ahead of the step in `workers` processes; in threads if that is 0."""
+    """Decodes batches ahead of the step in `workers` processes, or in threads if it is 0."""
     threads = 1 if workers else 2
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     stream = dataset.map(load).to_iter_dataset(options)
@@ -174,12 +176,12 @@ def read_ahead(
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Lowers the priority of a worker and ends it with its parent.
+    """Lowers the priority of a worker and makes it exit when its parent does.
 
-    Nothing else ends the workers of a killed run; they would keep their memory.
+    Otherwise the workers of a killed run would stay and keep their memory.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes
-    os.nice(3)  # on a machine short of cores the step goes first
+    os.nice(3)  # the step has priority on a machine with few cores
     parent = os.getppid()
 
     def watch():
@@ -191,8 +193,8 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def to_device(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
-    """Puts a decoded batch on the mesh, its rows sharded over (data, fsdp)."""
-    # Workers pass shared memory. Arrays on a CPU device would alias it and prevent its release.
+    """Places a decoded batch on the mesh, with rows sharded over (data, fsdp)."""
+    # Arrays from workers are in shared memory, which arrays on a CPU device would alias.
     batch = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, dict(batch))
     negatives = [f"negative{number}" for number in range(batch["negative_id"].shape[1])]
     arrays = {
@@ -209,13 +211,13 @@ def _next(iterator: Iterator[dict]) -> dict | None:
     """The next decoded batch; None after the last."""
     try:
         return next(iterator, None)
-    except RuntimeError as error:  # grain raises no class of its own
-        if found := _DIED.search(str(error)):
-            raise UserError(_describe_death(int(found[1]))) from error
+    except RuntimeError as error:  # grain has no special class for it
+        if match := _DIED.search(str(error)):
+            raise UserError(_describe_exit(int(match[1]))) from error
         raise
 
 
-def _describe_death(code: int) -> str:
+def _describe_exit(code: int) -> str:
     try:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
     except ValueError:  # a real-time signal has no name
@@ -229,23 +231,23 @@ def _describe_death(code: int) -> str:
 def device_batches(
     stream: grain.IterDataset, mesh: jax.sharding.Mesh, load: LoadPairs
 ) -> Iterator[PairBatch]:
-    """Yields the batches of a stream on the mesh; ends the workers when it ends for any reason.
+    """Yields the batches of a stream on the mesh; stops the workers when it ends for any reason.
 
     Raises:
       UserError: a worker was killed or exited.
     """
     iterator = iter(stream)
     try:
-        # Workers start with the first batch and inherit the mask, so that from their start they
-        # ignore SIGTERM, which a scheduler may send to all processes.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        # Workers start with the first batch and inherit the mask, so that SIGTERM, which a
+        # scheduler may send to all processes, cannot stop them before they ignore it.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             batch = _next(iterator)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         while batch is not None:
             yield to_device(load.sync_across_hosts(batch), mesh)
             batch = _next(iterator)
     finally:
-        # The garbage collector would leak the shared memory of workers.
+        # Left to the garbage collector, the shared memory of workers would leak.
         iterator.close()

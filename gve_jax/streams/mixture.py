@@ -1,4 +1,4 @@
-"""The source of each global batch, as a pure function of the step."""
+"""Sampling of sources: the source and records of each global batch, as a function of the step."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ UNLIMITED = np.iinfo(np.int64).max  # batches of a source that may repeat withou
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps [first, last) and how often each source is drawn in them.
+    """Steps [first, last) and the sampling weights of the sources in them.
 
-    `weights` are in the order of the sources' names: [K], shared out over the stage exactly, or
-    [last - first, K], one row a step, from which that step is drawn.
+    `weights` are in the order of the sources' names: [sources], met exactly over the stage, or
+    [last - first, sources], one row per step, from which the source of that step is drawn.
     """
 
     first: int
@@ -26,25 +26,25 @@ class SpentError(ValueError):
     """All sources are used up before the last step."""
 
 
-def apportion(weights: Sequence[float], steps: int, room: np.ndarray | None = None) -> np.ndarray:
+def apportion(weights: Sequence[float], steps: int, budget: np.ndarray | None = None) -> np.ndarray:
     """Divides `steps` among sources in proportion to their weights, by largest remainders, so that
-    a stage has its probabilities exactly and not only on average. Returns int64 [K].
+    a stage has its probabilities exactly and not only on average. Returns int64 [sources].
 
     Args:
-      room: int64 [K], the batches that each source has left; the excess of a source goes to the
-        others by their weights. None: no limit.
+      budget: int64 [sources], the batches that each source has left; the excess of a source goes to
+        the others by their weights. None: no limit.
 
     Raises:
-      SpentError: there is no room for so many steps.
+      SpentError: the budgets are less than `steps` in total.
     """
     weights = np.asarray(weights, np.float64)
     counts, free = np.zeros(len(weights), np.int64), np.ones(len(weights), bool)
     while True:
         counts[free] = _shares(weights[free], steps - int(counts[~free].sum()))
-        over = np.zeros_like(free) if room is None else free & (counts > room)
+        over = np.zeros_like(free) if budget is None else free & (counts > budget)
         if not over.any():
             return counts
-        counts[over], free[over] = room[over], False
+        counts[over], free[over] = budget[over], False
         if not free.any() and counts.sum() < steps:
             raise SpentError
 
@@ -59,13 +59,15 @@ def _shares(weights: np.ndarray, steps: int) -> np.ndarray:
     return counts
 
 
-def choose(stages: Sequence[Stage], seed: int, room: np.ndarray | None = None) -> list[np.ndarray]:
-    """The source of each step, int32, by stage. Later stages do not change earlier ones.
+def choose(
+    stages: Sequence[Stage], seed: int, budget: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Returns the source of each step, int32, by stage. Later stages do not change earlier ones.
 
     Args:
       stages: all stages from the first on.
       seed: seeds the order of each stage, together with the number of the stage.
-      room: int64 [K], the batches that each source has for the complete run; None: no limit.
+      budget: int64 [sources], the batches of each source in the complete run; None: no limit.
 
     Raises:
       SpentError: all sources are used up before the end of the last stage.
@@ -74,44 +76,44 @@ def choose(stages: Sequence[Stage], seed: int, room: np.ndarray | None = None) -
     for number, stage in enumerate(stages):
         rng = np.random.default_rng([seed, number])
         weights, steps = np.asarray(stage.weights, np.float64), stage.last - stage.first
-        left = room
-        if room is not None:
-            used = sum(np.bincount(one, minlength=len(room)) for one in chosen)
-            left = np.maximum(room - used, 0)
+        left = budget
+        if budget is not None:
+            used = sum(np.bincount(earlier, minlength=len(budget)) for earlier in chosen)
+            left = np.maximum(budget - used, 0)
         if weights.ndim == 1:
             counts = apportion(weights, steps, left)
             order = rng.permutation(np.repeat(np.arange(len(counts)), counts))
         else:
-            order = _drawn(weights, rng.random(steps), left)
+            order = _draw(weights, rng.random(steps), left)
         chosen.append(order.astype(np.int32))
     return chosen
 
 
-def _drawn(weights: np.ndarray, uniform: np.ndarray, room: np.ndarray | None) -> np.ndarray:
+def _draw(weights: np.ndarray, uniform: np.ndarray, budget: np.ndarray | None) -> np.ndarray:
     """Draws an available source for each step, by the weights of that step; int64 [steps]."""
     order, done = np.empty(len(uniform), np.int64), 0
-    left = None if room is None else room.copy()
+    left = None if budget is None else budget.copy()
     while done < len(uniform):
         rows = weights[done:] if left is None else np.where(left > 0, weights[done:], 0)
         edges = np.cumsum(rows, axis=1)
         if not edges[:, -1].all():
             raise SpentError
-        found = (edges <= (uniform[done:] * edges[:, -1])[:, None]).sum(axis=1)
-        found = np.minimum(found, edges.shape[1] - 1)  # a product may be rounded up
-        order[done:] = found
+        drawn = (edges <= (uniform[done:] * edges[:, -1])[:, None]).sum(axis=1)
+        drawn = np.minimum(drawn, edges.shape[1] - 1)  # a product may be rounded up
+        order[done:] = drawn
         if left is None:
             return order
         # Draws are valid up to the first one from a source that is used up.
-        counts = _occurrences(found)
-        over = np.flatnonzero(counts >= left[found])
-        end = len(found) if not len(over) else int(over[0])
-        left -= np.bincount(found[:end], minlength=len(left))
+        counts = _occurrences(drawn)
+        over = np.flatnonzero(counts >= left[drawn])
+        end = len(drawn) if not len(over) else int(over[0])
+        left -= np.bincount(drawn[:end], minlength=len(left))
         done += end
     return order
 
 
 def _occurrences(order: np.ndarray) -> np.ndarray:
-    """How often each entry occurred earlier in an order, int64."""
+    """Returns how often each entry of an order occurred before it, int64."""
     by_source = np.argsort(order, kind="stable")
     starts = np.searchsorted(order[by_source], order[by_source])
     counts = np.empty(len(order), np.int64)
@@ -120,15 +122,15 @@ def _occurrences(order: np.ndarray) -> np.ndarray:
 
 
 class StageSelection(grain.transforms.DatasetSelectionMap):
-    """Global batch index -> (source index, batch index within that source).
+    """Maps the index of a global batch to (source index, batch index within that source).
 
     The batch index of a source continues over stages, so that no record repeats before the source
-    is exhausted. The order within a stage is seeded by (seed, stage). Arguments and errors as of
-    `choose`.
+    is exhausted. The order within a stage is seeded by (seed, stage). Arguments and errors are
+    those of `choose`.
     """
 
-    def __init__(self, stages: Sequence[Stage], seed: int, room: np.ndarray | None = None):
-        self._source = np.concatenate(choose(stages, seed, room))
+    def __init__(self, stages: Sequence[Stage], seed: int, budget: np.ndarray | None = None):
+        self._source = np.concatenate(choose(stages, seed, budget))
         self._key = _occurrences(self._source)
 
     def __len__(self) -> int:
@@ -139,7 +141,7 @@ class StageSelection(grain.transforms.DatasetSelectionMap):
 
 
 def epoch_batches(size: int, batch_size: int, together: int = 1) -> int:
-    """Batches of one pass over a source, without a last partial one."""
+    """Number of batches in one pass over a source, without a last partial one."""
     return size // together // (batch_size // together)
 
 
@@ -149,18 +151,19 @@ def batches(
     stages: Sequence[Stage],
     seed: int,
     siblings: Mapping[str, int] | None = None,
-    room: np.ndarray | None = None,
+    budget: np.ndarray | None = None,
 ) -> grain.MapDataset:
-    """MapDataset of (source name, int64 [B] record indices), a global batch of one source each.
+    """Returns a MapDataset of (source name, int64 [B] record indices), one per global batch.
 
     Args:
-      sizes: records of each source; its order names the sources of `Stage.weights`.
-      batch_sizes: pairs of a global batch, by source.
+      sizes: number of records of each source, in the order of `Stage.weights`.
+      batch_sizes: number of pairs in a global batch, by source.
       stages: the weights of sources by step.
-      seed: of the order of stages, and of each source in each epoch.
-      siblings: by source, how many consecutive records are shuffled as one and share a batch (they
-        are hard negatives of each other); divides the size and the batch size of the source.
-      room: as of `choose`.
+      seed: seeds the order of sources in each stage, and of records in each epoch.
+      siblings: by source, the number of consecutive records that are shuffled as a group and share
+        a batch (they are hard negatives of each other); divides the size and the batch size of the
+        source.
+      budget: as in `choose`.
     """
     siblings = siblings or {}
     datasets = []
@@ -173,12 +176,12 @@ def batches(
             .map(_Records(name, together))
             .repeat()
         )
-    return grain.MapDataset.select_from_datasets(datasets, StageSelection(stages, seed, room))
+    return grain.MapDataset.select_from_datasets(datasets, StageSelection(stages, seed, budget))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Records(grain.transforms.Map):
-    """Groups of siblings -> (source name, their records)."""
+    """Maps groups of siblings to (source name, indices of their records)."""
 
     name: str
     together: int

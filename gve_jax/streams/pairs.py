@@ -28,9 +28,9 @@ class PairSources:
     """The sources of one TFDS directory; reads records by (source, index). Pickles by its path.
 
     Args:
-      directory: with ArrayRecord splits of a TFDS builder, one per source. The part of a name
-        before `_` is its modality pair (`T2V_whole` is of `T2V`).
-      remote: the GCS directory of the shards that are not in `directory` yet; not pickled.
+      directory: has the ArrayRecord splits of a TFDS builder, one per source. The part of a name
+        before `_` is its modality pair (`T2V` in `T2V_whole`).
+      remote: the GCS directory of shards that are not in `directory` yet; not pickled.
 
     Attributes:
       location: the name in messages.
@@ -38,8 +38,8 @@ class PairSources:
       digests, duplicates: empty, since opening a directory reads no row.
 
     Raises:
-      UserError: no such directory, not a TFDS directory, another schema, no source, or files
-        without random access.
+      UserError: the directory is missing, is not a TFDS directory, has another schema or no source,
+        or its file format has no random access.
     """
 
     def __init__(self, directory: str | os.PathLike, remote: RemoteDirectory | None = None):
@@ -59,16 +59,19 @@ class PairSources:
         self.bytes = {name: split.num_bytes for name, split in splits}
         if not self.sizes:
             raise UserError(f"{self.location}: contains no source")
-        found, wanted = (_schema(f) for f in (self._builder.info.features, pair_features()))
-        if found != wanted:
-            fields = sorted(key for key in found | wanted if found.get(key) != wanted.get(key))
+        stored, expected = (_schema(f) for f in (self._builder.info.features, pair_features()))
+        if stored != expected:
+            names = sorted(stored | expected)
+            fields = [name for name in names if stored.get(name) != expected.get(name)]
             raise UserError(
-                f"{self.location}: does not have the schema of pairs: {', '.join(fields)}"
+                f"{self.location}: not the schema of pairs; fields that differ: {', '.join(fields)}"
             )
         formats = self._builder.info.available_file_formats()
         if not formats & FileFormat.with_random_access():
-            stored = ", ".join(sorted(str(one.value) for one in formats)) or "no known format"
-            raise UserError(f"{self.location}: stored as {stored}, not as array_record")
+            names = ", ".join(sorted(str(format.value) for format in formats))
+            raise UserError(
+                f"{self.location}: stored as {names or 'an unknown format'}, not as array_record"
+            )
         self._root = (self._builder.info.metadata or {}).get(MEDIA_ROOT)
         self._open: dict[str, object] = {}
 
@@ -79,8 +82,8 @@ class PairSources:
         """Checks that each source of `batch_sizes` fills one global batch of that many pairs.
 
         Raises:
-          UserError: in one line, every source that is unknown, empty, smaller than its batch, or
-            lacks a shard.
+          UserError: in one line, all sources that are unknown, empty, smaller than their batch, or
+            lack a shard.
         """
         problems = too_small(self.sizes, batch_sizes)
         for source in filter(self.sizes.__contains__, batch_sizes):
@@ -96,7 +99,7 @@ class PairSources:
         return shard.name in self._remote.names if self._remote else os.path.isfile(shard)
 
     def downloads(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
-        """(URL, path) of the shards of these sources that have to be copied from GCS."""
+        """(URL, path) of each shard of these sources that must be copied from GCS."""
         if self._remote is None:
             return []
         shards = [shard for source in sources for shard in self._shards(source)]
@@ -111,7 +114,7 @@ class PairSources:
 
 
 def too_small(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> list[str]:
-    """A phrase for each source of `batch_sizes` that has too few pairs for a global batch."""
+    """Returns a message for each source of `batch_sizes` with too few pairs for a global batch."""
     problems = []
     for source, batch in batch_sizes.items():
         size = sizes.get(source)
@@ -130,7 +133,7 @@ def _schema(features: tfds.features.FeaturesDict) -> dict[str, str]:
 
 def _pair(record, root: str | None) -> dict:
     negatives = record["negatives"]
-    if isinstance(negatives, dict):  # TFDS gives a Sequence of dicts as a dict of columns
+    if isinstance(negatives, dict):  # TFDS returns a Sequence of dicts as a dict of columns
         keys = list(negatives)
         rows = zip(*(negatives[key] for key in keys), strict=True)
         negatives = [dict(zip(keys, row, strict=True)) for row in rows]
@@ -147,7 +150,7 @@ def _item(fields, root: str | None) -> Item:
     item = {key: _text(fields[key]) for key in ("text", "instruction")}
     for key in ("image", "video"):
         medium = bytes(fields[key])
-        # Paths are checked again: the files or the record may have changed since the import.
+        # Paths are checked again: files or records may have changed since the import.
         item[key] = medium if root is None or not medium else str(inside(root, _text(medium), key))
     return as_item(item, allow_empty=True)  # the record was checked when it was written
 

@@ -1,6 +1,6 @@
-"""The one judge of a row of training pairs, for the trainer and for the importers.
+"""Validation of rows of training pairs, shared by the trainer and the importers.
 
-`parse_line` reads a line of JSONL and `judge_pair` checks a row of the format `pair` of
+`parse_line` reads a line of JSONL, and `check_pair` checks a row in the format `pair` of
 docs/pairs.md. Both are fast enough for millions of rows and open no file; `as_pair_item` then
 resolves the paths.
 """
@@ -17,9 +17,9 @@ from gve_jax.media.dataset_paths import inside
 from gve_jax.media.item import Item, as_item
 from gve_jax.storage.files import LONGEST_LINE, parse_json
 
-MOST_NEGATIVES = 3  # that a training step takes
+MAX_NEGATIVES = 3  # negatives per pair in a training step
 MODALITY_PAIR = re.compile(r"(?:T|I|V|TI|TV|IV|TIV)2(?:T|I|V|TI|TV|IV|TIV)")
-ANYWHERE = ("/",)  # where links are followed later, paths are checked then
+ANYWHERE = ("/",)  # allows any path, if it will be checked when links are followed
 _PAIR = frozenset(("id", "task", "query", "positive", "negatives"))
 _ITEM = frozenset(("text", "instruction", "image", "video"))
 _MEDIA = frozenset(("image", "video"))
@@ -33,11 +33,11 @@ _decode_json = json.JSONDecoder().decode
 
 
 class Reject(Exception):
-    """A row, or a pair of it, that is not a training pair.
+    """A row is not a training pair.
 
     Attributes:
-      reason: one of few phrases, for counting.
-      detail: what exactly is wrong; the text of the exception.
+      reason: the kind of error, for counting.
+      detail: the error; the text of the exception.
     """
 
     def __init__(self, reason: str, detail: object = ""):
@@ -49,12 +49,12 @@ class Reject(Exception):
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text counts as absent: every format takes white space alone for no text."""
+    """Whether a text counts as absent: it is empty or only white space, in every format."""
     return not text or text.isspace()
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; of one that is too long for `parse_line` only the beginning."""
+    """Yields the lines of a file; only the beginning of a line too long for `parse_line`."""
     while line := file.readline(LONGEST_LINE):
         yield line
         while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
@@ -62,23 +62,23 @@ def read_lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def parse_line(line: bytes) -> dict:
-    """The JSON object of a line of `read_lines`.
+    """Parses a line of `read_lines` as a JSON object.
 
     Raises:
-      Reject: a line that is too long or not a JSON object in UTF-8, or that gives a key twice.
+      Reject: the line is too long, is not a JSON object in UTF-8, or has a duplicate key.
     """
     if len(line) >= LONGEST_LINE:
-        raise Reject("line too long", f"a line of more than {LONGEST_LINE} bytes")
+        raise Reject("line too long", f"the line is longer than {LONGEST_LINE} bytes")
     try:
         row = _decode_json(line.decode())
         if type(row) is not dict:
             raise Reject("not an object", f"expected a JSON object, got {type(row).__name__}")
-        # Programs differ in which value of a repeated key they take. To look for one takes as long
-        # as to parse the line, so first the keys are counted: a line has more than were kept, or
-        # a text that looks like a key.
+        # Programs differ in which value of a duplicate key they use. A search for duplicates takes
+        # as long as parsing, so keys are counted first: the counts differ for a duplicate key, and
+        # for a text that looks like a key.
         if line.count(b'":') != _count_keys(row) or b" :" in line or b"\t:" in line:
             row = parse_json(line.decode())
-        if b"\\u" in line and _SURROGATE.search(line):  # rare, and checking all texts takes long
+        if b"\\u" in line and _SURROGATE.search(line):  # rare; checking every text is slow
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise Reject("not UTF-8", f"not UTF-8: {error.reason}") from error
@@ -101,21 +101,21 @@ def _count_keys(value: dict | list) -> int:
     return count
 
 
-def judge_pair(
+def check_pair(
     row: dict, roots: tuple[str, ...] | None = ANYWHERE, media: frozenset[str] = _MEDIA
 ) -> tuple[str, str, list[dict[str, str | bytes]]]:
     """Checks a pair and returns (id, task, items): query, positive, negatives.
 
-    Items are mappings of what they have of `text, instruction, image, video`; media are paths as
-    they stand, or bytes. An absent id or task is "".
+    Items are mappings with some of `text, instruction, image, video`; media are unresolved paths or
+    bytes. An absent id or task is "".
 
     Args:
-      roots: the folder that paths start from and may not leave, in all its forms, each with a `/`
-        at its end; links are followed later. None: rows may not name files.
+      roots: the folder from which paths start and which they must not leave, and its other names,
+        each with a trailing `/`; links are followed later. None: rows must not name files.
       media: the keys of an item that hold media.
 
     Raises:
-      Reject: whatever can be judged without opening a file.
+      Reject: an error that can be detected without opening a file.
     """
     if not row.keys() <= _PAIR:
         _check_keys(row, _PAIR, "a pair")
@@ -135,16 +135,15 @@ def judge_pair(
 
 
 def modalities(item: dict) -> str:
-    """The modalities that an item has, as in the names of sources: `TV`."""
+    """The modalities of an item, as in the names of sources: `TV`."""
     return "".join(letter for key, letter in _LETTERS.items() if item.get(key))
 
 
 def as_pair_item(fields: dict, folder: str, location: str) -> Item:
-    """What is embedded, with the true path of its file, which need not exist: that is for the
-    quarantine.
+    """Makes an Item with resolved paths; a missing file is left for the quarantine to record.
 
     Raises:
-      UserError: a path that leaves `folder` by a link; it begins with `location`.
+      UserError: a link leads out of `folder`; the message begins with `location`.
     """
     media = {
         key: str(inside(folder, fields[key], f"{location}: {key}"))
@@ -155,7 +154,7 @@ def as_pair_item(fields: dict, folder: str, location: str) -> Item:
 
 
 def _check_keys(given: dict, known: frozenset, what: str) -> None:
-    # Tables have a column for each key of any row, so a key without a value says nothing.
+    # Tables have a column for each key of any row, so a key without a value is ignored.
     unknown = sorted(key for key in given if key not in known and given[key] is not None)
     if unknown:
         raise Reject("unknown key", f"unknown key {unknown[0]!r} in {what}")
@@ -189,17 +188,17 @@ def _item(value: object, side: str, roots: tuple[str, ...] | None, media: frozen
 
 
 def parse_medium(value: object, what: str, roots: tuple[str, ...] | None = ANYWHERE) -> str | bytes:
-    """The bytes of a medium, or its path as it stands.
+    """Returns the bytes of a medium, or its unresolved path.
 
     Args:
-      value: a path, absolute or from the folder; a `data:` URI in base64; bytes; or the
-        `{"bytes", "path"}` of Hugging Face `datasets`, where bytes (in JSON: their base64) come
-        before the path.
+      value: a path, absolute or relative to the folder; a `data:` URI in base64; bytes; or the
+        `{"bytes", "path"}` of Hugging Face `datasets`, where bytes (in JSON: base64) take
+        precedence over the path.
       what: names the medium in messages.
-      roots: as of `judge_pair`.
+      roots: as in `check_pair`.
 
     Raises:
-      Reject: another type, a URL, bad base64, a path that leaves the folder.
+      Reject: another type, a URL, invalid base64, a path that leaves the folder.
     """
     if type(value) is dict and value and value.keys() <= _MEDIUM:
         data = value.get("bytes")
@@ -216,15 +215,15 @@ def parse_medium(value: object, what: str, roots: tuple[str, ...] | None = ANYWH
         if _URL.match(value):
             raise Reject(
                 "a URL",
-                f"{what} {value!r} is a URL: mount its bucket or download it, and name the file",
+                f"{what} {value!r} is a URL: download or mount it, and name the local file",
             )
     if not value or "\0" in value:
         raise Reject("no such media file", f"{what} {value!r} is not a path")
     if roots is None:
         raise Reject(
             "no such media file",
-            f"{what} {value!r}: files beside rows in a bucket are not read; mount the bucket, or "
-            "import the pairs with their media",
+            f"{what} {value!r}: rows on GCS cannot name media files; mount the bucket, or import "
+            "the pairs with their media",
         )
     if value[0] == "/" or ".." in value:
         path = os.path.normpath(os.path.join(roots[0], value))

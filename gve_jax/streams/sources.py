@@ -1,4 +1,4 @@
-"""The sources of an experiment, from one or many locations of any form."""
+"""The sources of an experiment, from the locations in `config.data.pairs`."""
 
 import glob
 import os
@@ -27,43 +27,39 @@ class Sources:
     """Sources by name; reads records by (source, index). Pickles by its paths.
 
     Args:
-      datasets: (suffix, sources) as of `parse`. The suffix, unless empty, is added to their names:
+      datasets: (suffix, sources) from `parse`. The suffix, unless empty, is added to their names:
         `T2V_whole` of ("synth", ...) is `T2V_whole_synth`.
-      chosen: patterns that match whole names; (): all sources.
+      chosen: patterns that match full names of sources; (): all sources.
 
     Attributes:
-      sizes, bytes: of each chosen source, by sorted name.
-      digests: of the chosen sources whose rows were all read when they were opened.
-      known: all names, chosen or not.
+      sizes, bytes: by chosen source, in the order of names.
+      digests: by chosen source, if opening the source has read all its rows.
+      known: names of all sources, chosen or not.
 
     Raises:
-      UserError: two sources of the same name; a pattern that matches no source.
+      UserError: two sources have the same name; a pattern matches no source.
     """
 
     def __init__(self, datasets: Sequence[tuple[str, Dataset]], chosen: Sequence[str] = ()):
         self.datasets, self.chosen = tuple(datasets), tuple(chosen)
-        found: dict[str, tuple[Dataset, str]] = {}
+        entries: dict[str, tuple[Dataset, str]] = {}  # (dataset, name in it) by full name
         for suffix, dataset in self.datasets:
             for name in dataset.sizes:
                 known = f"{name}_{suffix}" if suffix else name
-                if known in found:
+                if known in entries:
                     raise UserError(
-                        f"data.pairs: source {known!r} is in {found[known][0].location} and in "
+                        f"data.pairs: source {known!r} is in {entries[known][0].location} and in "
                         f"{dataset.location}; give one of them a name, as NAME={dataset.location}"
                     )
-                found[known] = dataset, name
-        self.known = sorted(found)
-        self._found = {name: found[name] for name in self._choose()}
-        self.sizes = {name: dataset.sizes[own] for name, (dataset, own) in self._found.items()}
-        self.bytes = {name: dataset.bytes[own] for name, (dataset, own) in self._found.items()}
-        self.digests = {
-            name: dataset.digests[own]
-            for name, (dataset, own) in self._found.items()
-            if own in dataset.digests
-        }
-        self._duplicates = {
-            name: dataset.duplicates.get(own, 0) for name, (dataset, own) in self._found.items()
-        }
+                entries[known] = dataset, name
+        self.known = sorted(entries)
+        self._entries = {name: entries[name] for name in self._choose()}
+        self.sizes, self.bytes, self.digests, self._duplicates = {}, {}, {}, {}
+        for full, (dataset, name) in self._entries.items():
+            self.sizes[full], self.bytes[full] = dataset.sizes[name], dataset.bytes[name]
+            self._duplicates[full] = dataset.duplicates.get(name, 0)
+            if name in dataset.digests:
+                self.digests[full] = dataset.digests[name]
         self._fetched = False
 
     def __reduce__(self):
@@ -72,7 +68,7 @@ class Sources:
     def _choose(self) -> list[str]:
         if not self.chosen:
             return self.known
-        kept, names = set(), self.known
+        chosen, names = set(), self.known
         for pattern in self.chosen:
             try:
                 matched = [name for name in names if re.fullmatch(pattern, name)]
@@ -85,33 +81,35 @@ class Sources:
                 raise UserError(
                     f"data.sources: no source {pattern!r} in {where} (sources: {', '.join(names)})"
                 )
-            kept.update(matched)
-        return [name for name in names if name in kept]
+            chosen.update(matched)
+        return [name for name in names if name in chosen]
 
     def _by_dataset(self) -> dict[Dataset, dict[str, str]]:
-        """The names of the chosen sources of each dataset, by their names in it."""
+        """The chosen sources of each dataset: {name in the dataset: full name}."""
         datasets: dict[Dataset, dict[str, str]] = {}
-        for name, (dataset, own) in self._found.items():
-            datasets.setdefault(dataset, {})[own] = name
+        for full, (dataset, name) in self._entries.items():
+            datasets.setdefault(dataset, {})[name] = full
         return datasets
 
     def check(self, batch_sizes: Mapping[str, int]) -> None:
         """As `PairSources.check`, for every dataset in turn."""
         for dataset, names in self._by_dataset().items():
-            dataset.check({own: batch_sizes[name] for own, name in names.items()})
+            dataset.check({name: batch_sizes[full] for name, full in names.items()})
 
     def warnings(self) -> list[str]:
-        """A line for each source with negatives that have the content of their own pair."""
+        """Returns a warning for each source with negatives that duplicate their own pair."""
         return [
-            f"source {name}: {count:,} negatives are their own pair's query or positive; they are "
-            "left out of the loss"
+            f"source {name}: {count:,} negatives equal their pair's query or positive; the loss "
+            "leaves them out"
             for name, count in self._duplicates.items()
             if count
         ]
 
     def fetch(self) -> None:
-        """Copies the records of chosen sources from GCS unless the cache has them. Must be called
-        before records are read, in every process that reads or starts workers, not in workers.
+        """Copies the records of chosen sources from GCS unless the cache has them.
+
+        Call it before records are read, in every process that reads or starts workers, but not in
+        workers.
 
         Raises:
           UserError: as `gcs_cache.copy`.
@@ -129,8 +127,8 @@ class Sources:
 
     def read(self, source: str, indices: np.ndarray) -> list[dict]:
         """Records as `{"id", "task", "query", "positive", "negatives"}` of items."""
-        dataset, own = self._found[source]
-        return dataset.read(own, indices)
+        dataset, name = self._entries[source]
+        return dataset.read(name, indices)
 
 
 def parse(
@@ -138,24 +136,23 @@ def parse(
     cache: str = gcs_cache.CACHE,
     workdir: str | os.PathLike = ".",
 ) -> list[tuple[str, Dataset]]:
-    """(suffix, sources) of each entry of `config.data.pairs`.
+    """Opens each entry of `config.data.pairs`; returns [(suffix, sources)].
 
     A mapping holds suffixes and locations (`{"": location}`: without a suffix), a sequence holds
-    entries, and a text one entry or several with commas. An entry is `LOCATION` or
+    entries, and a text one entry or several separated by commas. An entry is `LOCATION` or
     `NAME=LOCATION`. A location is
 
-    - a directory of TFDS with ArrayRecord files, or with `*` several,
-    - a JSONL file, or with `*` several, which then belong together,
+    - a TFDS directory with ArrayRecord files, or with `*` several,
+    - a JSONL file, or with `*` several, which form one set of sources,
     - `NAME[/CONFIG][:VERSION]` of TFDS, also as `tfds:NAME`, in TFDS_DATA_DIR.
 
-    If a file or folder exists under the complete text of an entry, the entry means that path, even
-    if it contains commas, `=`, `*` or brackets. `{workdir}` stands for `workdir`, in which such
-    characters have no meaning. Directories and files may be `gs://` paths: JSONL files and the
-    descriptions of directories are copied into `cache` here, records by `Sources.fetch`.
+    If a file or folder has the complete text of an entry as its name, the entry means that path,
+    even if it contains commas, `=`, `*` or brackets. `{workdir}` is replaced by `workdir`, in which
+    such characters have no meaning. Directories and files may be `gs://` paths: JSONL files and the
+    metadata of directories are copied to `cache` now, records by `Sources.fetch`.
 
     Raises:
-      UserError: an entry that is not one of these, matches nothing, has two readings, or is
-        damaged.
+      UserError: an entry is invalid, matches nothing, is ambiguous, or is damaged.
     """
     folder, datasets = gcs_cache.cache_folder(in_workdir(cache, workdir)), []
     for suffix, location in _entries(given, workdir):
@@ -165,10 +162,10 @@ def parse(
             datasets.append((suffix, _files(location, folder, workdir)))
         else:
             datasets += [
-                (suffix, _directory(found, folder)) for found in _directories(location, workdir)
+                (suffix, _directory(path, folder)) for path in _directories(location, workdir)
             ]
     if not datasets:
-        raise UserError("data.pairs names no pairs")
+        raise UserError("data.pairs is empty; name at least one location")
     return datasets
 
 
@@ -183,12 +180,12 @@ def _entries(
         return list(given.items())
     if isinstance(given, str):
         pieces = [piece.strip() for piece in given.split(",")]
-        whole = (given, _named_entry(given)[1])
-        if len(pieces) > 1 and any(_exists(location, workdir) for location in whole):
+        complete = (given, _named_entry(given)[1])
+        if len(pieces) > 1 and any(_exists(location, workdir) for location in complete):
             if all(_exists(_named_entry(piece)[1], workdir) for piece in pieces):
                 raise UserError(
                     f"data.pairs: {given!r} is the name of one path and also a list of "
-                    f"{len(pieces)}; give each with --pairs"
+                    f"{len(pieces)} paths; pass each with --pairs"
                 )
             pieces = [given]
         given = pieces
@@ -200,8 +197,8 @@ def _entry(text: str, workdir: str | os.PathLike) -> tuple[str, str]:
     if suffix and _exists(text, workdir):
         if _exists(location, workdir):
             raise UserError(
-                f"data.pairs: {text!r} is the name of a path and also {location!r} with a "
-                f"name; write ./{text} for the path"
+                f"data.pairs: {text!r} is the name of a path and also NAME={location}; write "
+                f"./{text} for the path"
             )
         return "", text
     return suffix, location
@@ -226,7 +223,7 @@ def _fill(location: str, workdir: str | os.PathLike) -> str:
 
 
 def _matched(location: str, workdir: str | os.PathLike) -> list[str]:
-    """The paths that a location names; characters of patterns in `workdir` stand for themselves."""
+    """The paths that match a location; glob characters in `workdir` are literal."""
     if not glob.has_magic(location) or _exists(location, workdir):
         return [_fill(location, workdir)]
     pattern = in_workdir(location, glob.escape(os.fspath(workdir)))
@@ -248,16 +245,16 @@ def _files(location: str, cache: Path, workdir: str | os.PathLike) -> JsonlSourc
 
 def _directories(location: str, workdir: str | os.PathLike) -> list[str]:
     if location.startswith(_TFDS):
-        return [_named(location.removeprefix(_TFDS))]
-    found = _matched(location, workdir)
-    if len(found) != 1 or glob.has_magic(location):
-        found = [path for path in found if is_gcs_path(path) or os.path.isdir(path)]
-        if not found:
+        return [_tfds_directory(location.removeprefix(_TFDS))]
+    paths = _matched(location, workdir)
+    if len(paths) != 1 or glob.has_magic(location):
+        paths = [path for path in paths if is_gcs_path(path) or os.path.isdir(path)]
+        if not paths:
             raise UserError(f"data.pairs: no directory matches {location}")
-        return found
-    if not is_gcs_path(found[0]) and not os.path.isdir(found[0]) and _NAME.fullmatch(location):
-        return [_named(location)]
-    return found
+        return paths
+    if not is_gcs_path(paths[0]) and not os.path.isdir(paths[0]) and _NAME.fullmatch(location):
+        return [_tfds_directory(location)]
+    return paths
 
 
 def _directory(location: str, cache: Path) -> PairSources:
@@ -270,17 +267,17 @@ def _directory(location: str, cache: Path) -> PairSources:
     return PairSources(folder, remote)
 
 
-def _named(name: str) -> str:
-    """The directory of a dataset that TFDS prepared, found without the code of its builder."""
-    data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS looks at it once, when it is imported
-    where = data_dir or tfds.core.constants.DATA_DIR
+def _tfds_directory(name: str) -> str:
+    """The directory of a dataset that TFDS prepared; the code of its builder is not needed."""
+    data_dir = os.environ.get("TFDS_DATA_DIR")  # TFDS reads it only when it is imported
+    searched = data_dir or tfds.core.constants.DATA_DIR
     if not _NAME.fullmatch(name):
         raise UserError(f"data.pairs: {name!r} is not NAME, NAME/CONFIG or NAME:VERSION of TFDS")
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except Exception as error:  # TFDS raises many classes, with messages of many lines
+    except Exception as error:  # TFDS raises many classes, with long messages
         raise UserError(
-            f"data.pairs: {name}: no such directory, and no dataset of that name in {where} "
+            f"data.pairs: {name}: no such directory, and no dataset of that name in {searched} "
             "(TFDS_DATA_DIR)"
         ) from error
     return os.fspath(builder.data_dir)

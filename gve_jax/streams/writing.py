@@ -1,4 +1,4 @@
-"""Writes pairs as a TFDS builder would, record by record; `PairSources` reads them."""
+"""Writes pairs in the files of a TFDS builder, record by record; `PairSources` reads them."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ SHARD_BYTES = 512 * 2**20
 
 
 def pair_info(name: str, description: str, directory: Path) -> tfds.core.DatasetInfo:
-    """The description for TFDS of a directory of pairs with media in the records."""
+    """Returns the TFDS metadata of a directory of pairs with media in the records."""
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version("1.0.0"), data_dir=str(directory), module_name=__name__
     )
@@ -26,12 +26,12 @@ def pair_info(name: str, description: str, directory: Path) -> tfds.core.Dataset
 
 
 def encoder(features: tfds.features.FeaturesDict) -> Callable[[dict], bytes]:
-    """A function from records to bytes of a record file; equal records give equal bytes."""
+    """Returns a function that serializes records; equal records give equal bytes."""
     serializer = ExampleSerializer(features.get_serialized_info())
 
     def encode(record: dict) -> bytes:
         example = serializer.get_tf_example(features.encode_example(record))
-        # Otherwise the order of fields differs between processes.
+        # Without `deterministic` the order of fields differs between processes.
         return example.SerializeToString(deterministic=True)
 
     return encode
@@ -40,20 +40,20 @@ def encoder(features: tfds.features.FeaturesDict) -> Callable[[dict], bytes]:
 def write_sources(
     directory: Path, info: tfds.core.DatasetInfo, sources: Mapping[str, Iterable[dict]]
 ) -> dict[str, int]:
-    """`write_encoded` for records of `pair_features`."""
+    """As `write_encoded`, for records that are not encoded yet."""
     encode = encoder(info.features)
-    return write_encoded(directory, info, {name: map(encode, of) for name, of in sources.items()})
+    return write_encoded(directory, info, {name: map(encode, r) for name, r in sources.items()})
 
 
 def write_encoded(
     directory: Path, info: tfds.core.DatasetInfo, sources: Mapping[str, Iterable[bytes]]
 ) -> dict[str, int]:
-    """Writes the output of `encoder`, source by source, in order, and returns their sizes.
+    """Writes encoded records source by source and returns the number of records of each.
 
-    Memory does not grow with a source. A source without records leaves no file.
+    Memory use does not depend on the size of a source. A source without records has no file.
 
     Args:
-      directory: is created, and may be incomplete when the process ends: rename a complete one.
+      directory: is created, and is incomplete if the process ends early: rename a complete one.
     """
     directory.mkdir()
     splits, counts = [], {}

@@ -22,7 +22,7 @@ from gve_jax.media.limits import Limits
 from gve_jax.streams import rows as rows_module
 from gve_jax.streams import writing
 from gve_jax.streams.pairs import PairSources
-from gve_jax.streams.rows import Reject, judge_pair
+from gve_jax.streams.rows import Reject, check_pair
 from tests.media.files import clip, picture
 from tests.situations import situation
 
@@ -372,7 +372,7 @@ def test_white_space_alone_is_no_text_in_any_format(run, format, row):
         run(*importing(format, f"x={lines('rows.jsonl', row)}"))
     if format == "pair":
         with pytest.raises(Reject, match="nothing to embed"):
-            judge_pair(row)
+            check_pair(row)
 
 
 PAIR = {"query": "q", "positive": {"video": "a.mp4"}}
@@ -566,7 +566,9 @@ def test_show_and_check(run):
         run("check", "out")
     features = Path("out/features.json")
     features.write_text(features.read_text().replace('"instruction"', '"prompt"'))
-    with pytest.raises(UserError, match="not have the schema of pairs: negatives, positive, query"):
+    with pytest.raises(
+        UserError, match="schema of pairs; fields that differ: negatives, positive, query"
+    ):
         run("check", "out")
 
 

@@ -1,4 +1,4 @@
-"""Model FLOPs against the matrix products of the program itself."""
+"""Model FLOPs against the matrix products in the program's jaxpr."""
 
 import dataclasses
 from math import prod
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gve_jax.hardware import flops
-from gve_jax.hardware.chips import CHIPS, of_kind
+from gve_jax.hardware.chips import CHIPS, find_chip
 from gve_jax.learning.state import join, split
 from gve_jax.model.batch import Batch
 from gve_jax.model.config import LoraConfig, ModelConfig
@@ -36,7 +36,7 @@ CFG = ModelConfig.from_dict(
         ),
     )
 )
-ITEMS, PAIRS, PATCHES, TOKENS = 2, 3, 32, 40  # frames of two whole windows of 16 patches
+ITEMS, PAIRS, PATCHES, TOKENS = 2, 3, 32, 40  # frames of two full windows of 16 patches
 ADAPTERS = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 
 
@@ -59,7 +59,7 @@ def batch(pairs: int = PAIRS) -> Batch:
 
 
 def products(jaxpr) -> float:
-    """FLOPs of every dot_general, loops multiplied."""
+    """FLOPs of all dot_generals, multiplied by the lengths of loops."""
     total = 0.0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -71,7 +71,7 @@ def products(jaxpr) -> float:
             inner = eqn.params["jaxpr"].jaxpr
             total += length * products(inner)
         elif eqn.primitive.name == "cond":
-            # In every stack here one layer of three takes branch 1 (last; whole), two branch 0.
+            # In each stack one of three layers takes branch 1 (last layer; full attention).
             work = [products(branch.jaxpr) for branch in eqn.params["branches"]]
             total += (2 * work[0] + work[1]) / 3
         else:
@@ -87,16 +87,16 @@ def abstract(cfg):
 
 
 def half_causal(cfg, sides) -> float:
-    """What a product without a mask counts more: the upper half, of all layers but the last."""
-    spare = TOKENS**2 - TOKENS * (TOKENS + 1) / 2
-    return 4.0 * sides * ITEMS * spare * cfg.text.hidden_size * (cfg.text.num_hidden_layers - 1)
+    """FLOPs of masked scores, which the program computes in all layers except the last."""
+    masked = TOKENS**2 - TOKENS * (TOKENS + 1) / 2
+    return 4.0 * sides * ITEMS * masked * cfg.text.hidden_size * (cfg.text.num_hidden_layers - 1)
 
 
 def test_encoding_counts_the_products_of_the_program():
-    found = products(jax.make_jaxpr(make_embed(CFG))(abstract(CFG), batch()).jaxpr)
+    executed = products(jax.make_jaxpr(make_embed(CFG))(abstract(CFG), batch()).jaxpr)
     counts = flops.Counts.of_shape(CFG.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     expected = flops.encode(CFG, counts)
-    assert expected.total + half_causal(CFG, 1) == pytest.approx(found, rel=1e-3)
+    assert expected.total + half_causal(CFG, 1) == pytest.approx(executed, rel=1e-3)
     texts = flops.encode(CFG, flops.Counts.of_shape(CFG.vision.window_side, ITEMS, 0, 0, TOKENS))
     assert texts == (0.0, expected.decoder)
 
@@ -105,7 +105,7 @@ def test_encoding_counts_the_products_of_the_program():
     "rates", [ADAPTERS, ((".*", 1.0),), (("^visual/merger/", 1.0), (".*", 0.0))]
 )
 def test_a_step_counts_the_products_of_its_gradient(rates):
-    """Without recomputation, and with a frozen tower that gets no backward pass."""
+    """Without recomputation; a frozen tower has no backward pass."""
     cfg = dataclasses.replace(CFG, lora=LoraConfig(rank=4)) if rates is ADAPTERS else CFG
     trained, frozen = split(abstract(cfg), rates)
     embed = make_embed(cfg)
@@ -113,21 +113,21 @@ def test_a_step_counts_the_products_of_its_gradient(rates):
     def gradient(trained, frozen, arrays):
         return jax.grad(lambda t: embed(join(t, frozen), arrays).sum())(trained)
 
-    found = products(jax.make_jaxpr(gradient)(trained, frozen, batch()).jaxpr)
+    executed = products(jax.make_jaxpr(gradient)(trained, frozen, batch()).jaxpr)
     names = [
         "/".join(str(key.key) for key in path)
         for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]
     ]
     counts = flops.Counts.of_shape(cfg.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     expected = flops.train(cfg, [counts], flops.trains(names))
-    spare = half_causal(cfg, 3)
+    unnecessary = half_causal(cfg, 3)
     if rates is ADAPTERS:
-        # Nothing trains below the first layer's q, k, v, but a scan treats all layers alike.
-        spare += 2.0 * ITEMS * TOKENS * (64 * (64 + 32 + 32) + 64 * 4 * 3)
-    assert expected.total + spare == pytest.approx(found, rel=1e-3)
+        # The inputs of the first layer's q, k, v need no gradients, but a scan computes them.
+        unnecessary += 2.0 * ITEMS * TOKENS * (64 * (64 + 32 + 32) + 64 * 4 * 3)
+    assert expected.total + unnecessary == pytest.approx(executed, rel=1e-3)
 
 
-def test_frozen_tower_below_all_that_trains_is_forward_only():
+def test_a_frozen_tower_is_forward_only():
     cfg = dataclasses.replace(CFG, lora=LoraConfig(rank=4))
     counts = flops.Counts.of_shape(cfg.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     names = ["language/layers/mlp/up_proj/lora/a", "language/layers/mlp/up_proj/lora/b"]
@@ -136,9 +136,9 @@ def test_frozen_tower_below_all_that_trains_is_forward_only():
     assert 1.5 < step.decoder / flops.encode(cfg, counts).decoder < 2.1
 
 
-def test_counts_leave_padding_out_and_add_up():
-    one = flops.Counts.of([5, 3], [[16, 4], [2]])
-    assert one == (2, 8, 15 + 6, 22, 400 + 4, 256 + 16 + 4)
+def test_counts_leave_out_padding():
+    counts = flops.Counts.of([5, 3], [[16, 4], [2]])
+    assert counts == (2, 8, 15 + 6, 22, 400 + 4, 256 + 16 + 4)
     assert flops.Counts.of_shape(CFG.vision.window_side, 2, 1, 20, 5) == (
         2,
         10,
@@ -149,7 +149,7 @@ def test_counts_leave_padding_out_and_add_up():
     )
 
 
-def test_chips_are_found_by_the_kind_a_device_says():
+def test_chips_are_found_by_device_kind():
     kinds = {
         "TPU v5 lite": "v5e",
         "TPU v5": "v5p",
@@ -157,6 +157,6 @@ def test_chips_are_found_by_the_kind_a_device_says():
         "NVIDIA H200": "h200",
         "NVIDIA H100 80GB HBM3": "h100",
     }
-    assert {kind: of_kind(kind).name for kind in kinds} == kinds
-    assert of_kind("cpu") is None
+    assert {kind: find_chip(kind).name for kind in kinds} == kinds
+    assert find_chip("cpu") is None
     assert CHIPS["v5p"].flops == 459e12

@@ -1,4 +1,4 @@
-"""Collectives and products of compiled programs with loops, against closed forms."""
+"""FLOPs and collectives of compiled programs with loops, against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from gve_jax.hardware import hlo
 
-ROWS, WIDE, LAYERS, TURNS = 16, 64, 5, 3
+ROWS, WIDE, LAYERS, REPEATS = 16, 64, 5, 3
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def mesh():
     return jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def compiled(function, mesh, *shapes_and_specs) -> hlo.Part:
+def compiled(function, mesh, *shapes_and_specs) -> hlo.Computation:
     arguments = [
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
         for shape, spec in shapes_and_specs
@@ -24,47 +24,45 @@ def compiled(function, mesh, *shapes_and_specs) -> hlo.Part:
     return hlo.read(jax.jit(function).lower(*arguments).compile().as_text())
 
 
-def test_a_scanned_layer_counts_as_often_as_it_runs_loops_in_loops_too(mesh):
-    """FSDP: every layer's kernel is gathered, by each turn of the outer loop."""
+def test_nested_loops_multiply_flops_and_collectives(mesh):
+    """FSDP: each iteration of the outer loop gathers the kernel of every layer."""
 
     def layer(x, kernel):
-        whole = jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, P()))
-        return jnp.tanh(x @ whole), None
+        gathered = jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, P()))
+        return jnp.tanh(x @ gathered), None
 
-    def turns(x, kernels):
-        def turn(x, _):
+    def repeated(x, kernels):
+        def all_layers(x, _):
             return jax.lax.scan(layer, x, kernels)[0], None
 
-        return jax.lax.scan(turn, x, length=TURNS)[0]
+        return jax.lax.scan(all_layers, x, length=REPEATS)[0]
 
     program = compiled(
-        turns,
+        repeated,
         mesh,
         ((ROWS, WIDE), P(("data", "fsdp"))),
         ((LAYERS, WIDE, WIDE), P(None, "fsdp")),
     )
-    found = hlo.collectives(program)
-    assert {one.kind for one in found} == {"all-gather"}
-    assert sum(one.times for one in found) == TURNS * LAYERS
-    (one,) = found
-    assert len(one.group) == 4
-    assert one.sent == WIDE * WIDE * 4 * 3 / 4  # all but the device's own quarter
+    (gather,) = hlo.collectives(program)
+    assert (gather.kind, gather.times) == ("all-gather", REPEATS * LAYERS)
+    assert len(gather.group) == 4
+    assert gather.sent == WIDE * WIDE * 4 * 3 / 4  # each device holds a quarter
     executed = sum(times * part.flops for times, part in program.walk())
-    assert executed == TURNS * LAYERS * 2 * (ROWS / 8) * WIDE * WIDE
+    assert executed == REPEATS * LAYERS * 2 * (ROWS / 8) * WIDE * WIDE
     assert not any(part.unknown for _, part in program.walk())
 
 
-def test_a_sum_over_devices_is_sent_twice(mesh):
+def test_an_all_reduce_sends_its_bytes_twice(mesh):
     def total(x, kernel):
         return jax.lax.with_sharding_constraint(x @ kernel, NamedSharding(mesh, P()))
 
     program = compiled(total, mesh, ((ROWS, WIDE), P(None, "fsdp")), ((WIDE, WIDE), P("fsdp")))
-    (one,) = hlo.collectives(program)
-    assert (one.kind, one.times) == ("all-reduce", 1)
-    assert one.sent == 2 * ROWS * WIDE * 4 * 3 / 4
+    (reduce,) = hlo.collectives(program)
+    assert (reduce.kind, reduce.times) == ("all-reduce", 1)
+    assert reduce.sent == 2 * ROWS * WIDE * 4 * 3 / 4
 
 
-def test_a_conditional_counts_its_dearest_branch_alone(mesh):
+def test_only_the_most_expensive_branch_of_a_conditional_counts(mesh):
     def either(x, kernel, flag):
         return jax.lax.cond(flag[0] > 0, lambda: x @ kernel @ kernel, lambda: x + jnp.sum(kernel))
 
@@ -86,12 +84,12 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("text", GROUPS)
-def test_groups_in_every_notation(text):
+def test_groups_are_parsed_in_every_notation(text):
     assert hlo._group(text) == GROUPS[text]
 
 
-# As XLA:TPU writes them: a fused collective that goes on in a second fusion of the same channel and
-# a loop whose count stands in its condition alone.
+# As XLA:TPU writes them: a fused collective that continues in a second fusion with the same
+# channel, and a loop whose trip count is stated only by its condition.
 TPU = """HloModule m
 %step (p: bf16[8,64]) -> bf16[16,64] {
   %p = bf16[8,64]{1,0} parameter(0)
@@ -121,9 +119,9 @@ ENTRY %main (t: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
 """
 
 
-def test_steps_of_one_collective_count_once_and_loops_count_by_their_condition():
-    (one,) = hlo.collectives(hlo.read(TPU))
-    assert (one.kind, one.times, one.sent) == ("all-gather", 9, 8 * 64 * 2)
+def test_a_collective_in_two_fusions_counts_once_and_trip_counts_come_from_conditions():
+    (gather,) = hlo.collectives(hlo.read(TPU))
+    assert (gather.kind, gather.times, gather.sent) == ("all-gather", 9, 8 * 64 * 2)
 
 
 GATHER = """
@@ -142,15 +140,14 @@ ENTRY %main (a: bf16[16,64], b: bf16[16,64]) -> bf16[16,64] {
 """  # noqa: E501
 
 
-def test_a_gather_that_is_written_as_a_sum_is_told_from_a_sum():
+def test_a_gather_that_is_written_as_a_sum_is_recognized():
     gather, total = hlo.collectives(hlo.read(GATHER))
     assert (gather.source, total.source) == (hlo.GATHERED, "")
     assert gather.sent == total.sent == 2 * 16 * 64 * 2 * 3 / 4
 
 
-def test_products_on_padding_are_none():
-    """Counted one by one."""
-    one = hlo.Instruction(
+def test_products_on_padding_do_not_count():
+    padded = hlo.Instruction(
         "c",
         "f32[5,64,32]{2,1,0}",
         "convolution",
@@ -159,9 +156,9 @@ def test_products_on_padding_are_none():
         "",
     )
     shapes = {"x": "f32[5,64,16]{2,1,0}", "w": "f32[5,16,32]{2,1,0}"}
-    # Of 5 x 5 pairs of a row and a tap, those whose row is there.
-    seen = sum(0 <= row + tap - 4 < 5 for row in range(5) for tap in range(5))
-    assert hlo._convolution(one, shapes) == 2 * 64 * 32 * 16 * seen
+    # Of the 5 x 5 pairs of an output row and a kernel tap, those that read an input row.
+    valid = sum(0 <= row + tap - 4 < 5 for row in range(5) for tap in range(5))
+    assert hlo._convolution(padded, shapes) == 2 * 64 * 32 * 16 * valid
     plain = hlo.Instruction(
         "c", "f32[64,32]{1,0}", "convolution", ("x", "w"), ", dim_labels=bf_io->bf", ""
     )
@@ -177,5 +174,5 @@ ENTRY %main (a: f32[8,16], b: f32[8,32]) -> f32[8,16,32] {
 """
 
 
-def test_an_outer_product_contracts_nothing():
+def test_an_outer_product_has_no_contracted_dimension():
     assert hlo.read(OUTER).flops == 2 * 8 * 16 * 32

@@ -1,10 +1,10 @@
-"""Freed memory that is kept, in a process of its own: the setting is for good."""
+"""Reuse of freed memory, tested in separate processes because the setting is permanent."""
 
 import os
 import subprocess
 import sys
 
-# 64 MB, written, freed, and written again by another thread.
+# Writes and frees 64 MB twice in the main thread and once in another.
 CODE = """
 import resource, threading
 from gve_jax.hardware.malloc import retain_freed_memory
@@ -12,19 +12,19 @@ from gve_jax.hardware.malloc import retain_freed_memory
 print(retain_freed_memory())
 
 def touch():
-    bytearray(b'x') * (64 << 20)  # NumPy would ask for huge pages
+    bytearray(b'x') * (64 << 20)  # not NumPy, which requests huge pages
 
 def faults(run):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-def beside():
+def in_thread():
     thread = threading.Thread(target=touch)
     thread.start()
     thread.join()
 
-print(faults(touch), faults(touch), faults(beside))
+print(faults(touch), faults(touch), faults(in_thread))
 """
 
 
@@ -36,14 +36,14 @@ def run(**variables) -> list[str]:
     return done.stdout.split()
 
 
-def test_freed_memory_is_used_again_by_any_thread():
-    kept, first, again, beside = run()
-    assert kept == "True"
+def test_freed_memory_is_reused_by_any_thread():
+    retained, first, again, in_thread = run()
+    assert retained == "True"
     assert int(first) > 10_000  # 16,384 pages
-    assert int(again) < 1_000 and int(beside) < 1_000
+    assert int(again) < 1_000 and int(in_thread) < 1_000
 
 
-def test_what_the_user_set_stays():
-    kept, _, again, _ = run(MALLOC_ARENA_MAX="2")
-    assert kept == "False"
+def test_a_setting_of_the_user_is_not_overridden():
+    retained, _, again, _ = run(MALLOC_ARENA_MAX="2")
+    assert retained == "False"
     assert int(again) > 10_000

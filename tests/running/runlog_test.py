@@ -70,7 +70,7 @@ def test_a_scalar_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, scalar
 
 def test_rates_are_measured_after_the_warmup(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        runlog.chips, "of_kind", lambda kind: SimpleNamespace(flops=2e12 / jax.device_count())
+        runlog.chips, "find_chip", lambda kind: SimpleNamespace(flops=2e12 / jax.device_count())
     )
     summary = run(make_log(tmp_path, monkeypatch))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -106,7 +106,7 @@ def test_the_line_of_a_stages_first_step_describes_the_stage(tmp_path, monkeypat
 
 
 def test_a_cpu_has_no_mfu(tmp_path, monkeypatch):
-    assert chips.of_kind(jax.devices()[0].device_kind) is None
+    assert chips.find_chip(jax.devices()[0].device_kind) is None
     assert "mfu" not in run(make_log(tmp_path, monkeypatch))
 
 

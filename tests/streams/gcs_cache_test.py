@@ -1,4 +1,4 @@
-"""Copies of a bucket, which here is a folder that epath takes for one."""
+"""Local copies of GCS files. In most tests a mock of epath maps gs://b to a local folder."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ from gve_jax.streams.sources import Sources, parse
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """A folder of one source of 5 pairs, and another of 3, each of one shard."""
+    """A folder with a source of 5 pairs and a source of 3, in one shard each."""
     folder = tmp_path_factory.mktemp("bucket")
     inputs = []
     for name, count in {"T2T_x": 5, "T2T_y": 3}.items():
@@ -35,7 +35,8 @@ def pairs(tmp_path_factory):
 
 
 class Fake:
-    """gs://b/... is `folder`/...; `opened` are the names that were read, in order."""
+    """Maps gs://b to `folder`; `opened` are the names of opened files in order, and `spoil` wraps
+    files by name."""
 
     def __init__(self, folder):
         self.folder, self.opened, self.spoil = folder, [], {}
@@ -52,8 +53,7 @@ class Fake:
         return self.spoil.get(name, lambda file: file)(call(self.path(path), mode))
 
     def glob(self, call, path):
-        found = call(self.path(path))
-        return [one.replace(str(self.folder), "gs://b", 1) for one in found]
+        return [match.replace(str(self.folder), "gs://b", 1) for match in call(self.path(path))]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def opened(given, tmp_path, chosen=()):
     return Sources(parse(given, str(tmp_path / "cache")), chosen)
 
 
-def told(sources, name):
+def query_texts(sources, name):
     return [pair["query"].text for pair in sources.read(name, np.arange(sources.sizes[name]))]
 
 
@@ -84,7 +84,7 @@ def shards(folder):
     return sorted(path.name for path in folder.rglob("*array_record*"))
 
 
-def test_all_is_checked_before_a_shard_is_copied(bucket, tmp_path):
+def test_sources_are_checked_before_their_shards_are_copied(bucket, tmp_path):
     sources = opened("more=gs://b/pairs/", tmp_path, ["T2T_x_more"])
     assert sources.sizes == {"T2T_x_more": 5}
     sources.check({"T2T_x_more": 5})
@@ -92,15 +92,15 @@ def test_all_is_checked_before_a_shard_is_copied(bucket, tmp_path):
         sources.check({"T2T_x_more": 6})
     assert not shards(tmp_path / "cache")
     sources.fetch()
-    assert len(shards(tmp_path / "cache")) == 1  # of the source that was chosen alone
+    assert len(shards(tmp_path / "cache")) == 1  # only of the chosen source
     worker = pickle.loads(pickle.dumps(sources))
-    assert told(worker, "T2T_x_more") == [f"T2T_x {n}" for n in range(5)]
+    assert query_texts(worker, "T2T_x_more") == [f"T2T_x {n}" for n in range(5)]
     copied = len(bucket.opened)
     opened("gs://b/pairs", tmp_path, ["T2T_x"]).fetch()
-    assert len(bucket.opened) == copied  # what is there is not copied again
+    assert len(bucket.opened) == copied  # complete copies are not copied again
 
 
-def test_a_file_that_changes_in_the_bucket_is_copied_again(bucket, tmp_path):
+def test_a_file_that_has_changed_is_copied_again(bucket, tmp_path):
     opened("gs://b/pairs", tmp_path).fetch()
     name = next(name for name in shards(bucket.folder) if "T2T_y" in name)
     os.utime(bucket.folder / "pairs" / name, (1_700_000_000, 1_700_000_000))
@@ -118,12 +118,12 @@ def test_a_missing_shard_is_named_before_training(bucket, tmp_path):
         sources.check({"T2T_x": 1, "T2T_y": 1})
 
 
-def test_patterns_and_rows_of_a_bucket(bucket, tmp_path):
+def test_gs_locations_may_be_patterns_and_jsonl_files(bucket, tmp_path):
     sources = opened("a=gs://b/pair*,b=gs://b/T2T_*.jsonl", tmp_path)
     assert sources.sizes == {"T2T_x_a": 5, "T2T_x_b": 5, "T2T_y_a": 3, "T2T_y_b": 3}
-    assert told(sources, "T2T_x_b") == [f"T2T_x {n}" for n in range(5)]
+    assert query_texts(sources, "T2T_x_b") == [f"T2T_x {n}" for n in range(5)]
     (bucket.folder / "v.jsonl").write_text('{"query": "q", "positive": {"video": "v.mp4"}}')
-    with pytest.raises(UserError, match="^gs://b/v.jsonl:1: positive: video 'v.mp4': files beside"):
+    with pytest.raises(UserError, match="^gs://b/v.jsonl:1: positive: video 'v.mp4': rows on GCS"):
         opened("gs://b/v.jsonl", tmp_path)
 
 
@@ -134,61 +134,63 @@ def test_patterns_and_rows_of_a_bucket(bucket, tmp_path):
         ("gs://b/none*", "no directory matches gs://b/none"),
         ("gs://b/none.jsonl", "^gs://b/none.jsonl: no such file"),
         ("gs://*/pairs", "has a pattern in the bucket's name"),
-        ("gs://b/../pairs", "gs://b/../pairs is not a path in a bucket"),
+        ("gs://b/../pairs", "gs://b/../pairs is not a valid gs:// path"),
     ],
 )
-def test_a_mistake_is_named(bucket, tmp_path, given, named):
+def test_errors_name_the_url(bucket, tmp_path, given, named):
     with pytest.raises(UserError, match=named):
         opened(given, tmp_path)
 
 
-def test_a_cache_is_a_local_folder(tmp_path):
+def test_the_cache_must_be_a_local_folder(tmp_path):
     with pytest.raises(UserError, match="data.cache 'gs://b/cache' must be a local folder"):
         parse("gs://b/pairs", "gs://b/cache")
 
 
-def test_without_gcsfs_it_is_said_what_to_install(tmp_path, monkeypatch):
+def test_without_gcsfs_the_extra_to_install_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    filesystem._client.cache_clear()  # another test may have had one
+    filesystem._client.cache_clear()  # another test may have created a client
     for given in ("gs://bucket/pairs", "gs://bucket/rows.jsonl"):
         with pytest.raises(UserError, match=r"^gs:// paths need pip install 'gve_jax\[gcs\]'$"):
             opened(given, tmp_path)
 
 
-def test_objects_of_a_bucket_are_copied_once(pairs, gcs, tmp_path):
+def test_objects_are_copied_once(pairs, gcs, tmp_path):
     gcs.make("staged")
     for file in (pairs / "pairs").iterdir():
         gcs.put("staged", f"pairs/{file.name}", file.read_bytes())
     for _ in range(2):
         sources = opened("gs://staged/pa*", tmp_path)
         sources.fetch()
-        assert told(sources, "T2T_x") == [f"T2T_x {n}" for n in range(5)]
+        assert query_texts(sources, "T2T_x") == [f"T2T_x {n}" for n in range(5)]
     copied = tmp_path / "cache" / "gs" / "staged" / "pairs"
     first = {name: (copied / name).stat().st_ino for name in shards(copied)}
     opened("gs://staged/pairs", tmp_path).fetch()
     assert {name: (copied / name).stat().st_ino for name in shards(copied)} == first
 
 
-def test_a_copy_that_breaks_off_leaves_what_is_whole_and_goes_on(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(gcs_cache, "THREADS", 1)  # in order
-    one, two = shards(bucket.folder)
-    bucket.spoil[two] = lambda file: io.BytesIO(file.read()[:-1])
+def test_after_an_error_complete_copies_stay_and_a_repeated_call_resumes(
+    bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gcs_cache, "THREADS", 1)  # copies files in order
+    first, second = shards(bucket.folder)
+    bucket.spoil[second] = lambda file: io.BytesIO(file.read()[:-1])
     sources = opened("gs://b/pairs", tmp_path)
-    message = f"^gs://b/pairs/{two}: only .* of .* bytes arrived; repeat the"
+    message = f"^gs://b/pairs/{second}: only .* of .* bytes arrived; repeat the"
     with pytest.raises(UserError, match=message):
         sources.fetch()
     folder = tmp_path / "cache" / "gs" / "b" / "pairs"
-    assert shards(folder) == [one] and not list(folder.glob("*.part"))
-    (folder / f"{two}.123.part").write_bytes(b"of a killed process")
+    assert shards(folder) == [first] and not list(folder.glob("*.part"))
+    (folder / f"{second}.123.part").write_bytes(b"of a killed process")
     bucket.spoil.clear()
     bucket.opened.clear()
     sources.fetch()
-    assert bucket.opened == [two] and shards(folder) == [one, two]
-    assert told(sources, "T2T_y") == [f"T2T_y {n}" for n in range(3)]
+    assert bucket.opened == [second] and shards(folder) == [first, second]
+    assert query_texts(sources, "T2T_y") == [f"T2T_y {n}" for n in range(3)]
 
 
 @pytest.mark.parametrize("error", [OSError("403 Forbidden\nfor you"), RuntimeError("x")])
-def test_a_bucket_that_cannot_be_read_is_one_line(bucket, tmp_path, error):
+def test_a_read_error_is_one_line(bucket, tmp_path, error):
     class Broken(io.BytesIO):
         def read(self, size=-1):
             raise error
@@ -221,7 +223,7 @@ def test_a_full_disk_is_named(bucket, tmp_path, monkeypatch):
         sources.fetch()
 
 
-def test_those_who_share_a_cache_wait_for_each_other(bucket, tmp_path, capfd):
+def test_processes_that_share_a_cache_wait_for_each_other(bucket, tmp_path, capfd):
     folder = tmp_path / "cache" / "gs" / "b" / "pairs"
     sources = opened("gs://b/pairs", tmp_path)
     bucket.opened.clear()
@@ -230,7 +232,7 @@ def test_those_who_share_a_cache_wait_for_each_other(bucket, tmp_path, capfd):
         other.start()
         other.join(0.3)
         assert other.is_alive() and not bucket.opened
-        for path in (bucket.folder / "pairs").glob("*array_record*"):  # what the other would copy
+        for path in (bucket.folder / "pairs").glob("*array_record*"):  # as `other` would
             shutil.copy2(path, folder / path.name)
     other.join()
     assert not bucket.opened

@@ -1,4 +1,4 @@
-"""Rows of JSONL read where they lie: the same pairs as an import of them, and what is refused."""
+"""Training pairs read from JSONL: the same pairs as after an import, and rows that are refused."""
 
 import base64
 import json
@@ -34,13 +34,13 @@ def opened(given, cache, chosen=()):
     return Sources(parse(given, str(cache)), chosen)
 
 
-def told(sources, name):
+def query_texts(sources, name):
     return [pair["query"].text for pair in sources.read(name, np.arange(sources.sizes[name]))]
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """rows.jsonl of videos and pictures beside it, with every form that an item may have."""
+    """A folder with media and rows.jsonl, in which items have every possible form."""
     folder = tmp_path_factory.mktemp("media")
     (folder / "clips").mkdir()
     for number in range(4):
@@ -57,15 +57,15 @@ def media(tmp_path_factory):
     rows[1] |= {"id": 7, "query": {"text": "clip 1 ärger", "instruction": "Find it."}}
     rows[2]["query"] = {"text": "clip 2", "image": None, "video": ""}
     rows[3]["positive"]["video"] = str(folder / "clips" / "3.mp4")
-    rows[3]["negatives"].append({"video": "clips/0.mp4"})  # one more than the first has
+    rows[3]["negatives"].append({"video": "clips/0.mp4"})  # one more than in the first row
     write(folder / "rows.jsonl", rows[:2] + [rows[2], rows[3]])
-    # An empty line between rows counts as a line, and as no row.
+    # Empty lines between rows count as lines but not as rows.
     text = (folder / "rows.jsonl").read_text().split("\n")
     (folder / "rows.jsonl").write_text("\n".join([*text[:2], "", " ", *text[2:]]).rstrip("\n"))
     return folder
 
 
-def test_rows_are_the_pairs_that_an_import_makes_of_them(media, tmp_path):
+def test_rows_are_the_same_pairs_as_after_an_import(media, tmp_path):
     rows = str(media / "rows.jsonl")
     run_import(tmp_path / "out", [f"T2V_rows={rows}"], "pair", by_reference=True)
     imported, direct = opened(str(tmp_path / "out"), tmp_path), opened(rows, tmp_path / "cache")
@@ -74,7 +74,7 @@ def test_rows_are_the_pairs_that_an_import_makes_of_them(media, tmp_path):
     expected = imported.read("T2V_rows", order)
     assert direct.read("T2V_rows", order) == expected
     assert [pair["id"] for pair in expected] == [f"rows.jsonl:{n}" for n in (6, 1, 5)] + ["7"]
-    # As a worker gets it: by its paths, from the index that was made before.
+    # As it is sent to a worker: by paths, with the stored index.
     assert pickle.loads(pickle.dumps(direct)).read("T2V_rows", order) == expected
 
 
@@ -101,16 +101,16 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
         "T2T_rows_more": 1,
         "T2T_x_more": 3,
     }
-    assert told(sources, "T2T_x_more") == ["q0", "q2", "q4"]
-    assert told(sources, "T2T_rows_more") == ["q3"]
-    # The first pair of T2T_x has no negative, so none has one.
+    assert query_texts(sources, "T2T_x_more") == ["q0", "q2", "q4"]
+    assert query_texts(sources, "T2T_rows_more") == ["q3"]
+    # The first pair of T2T_x has no negative, so those of other pairs are left out.
     assert [p["negatives"] for p in sources.read("T2T_x_more", np.arange(3))] == [[], [], []]
     assert sources.read("T2T_other_more", np.array([0]))[0]["task"] == "other"
     sources.check(sources.sizes)
     with pytest.raises(UserError, match="and 1 more: source 'T2T_x' has 3 pairs, fewer than"):
         sources.check(sources.sizes | {"T2T_x_more": 4})
     with pytest.raises(IndexError):
-        sources.read("T2T_rows_more", np.array([1]))  # that would be another source's row
+        sources.read("T2T_rows_more", np.array([1]))  # a row of another source
 
 
 @pytest.mark.parametrize(
@@ -145,15 +145,17 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
         (b'{"query": "q", "positive": "p", "negatives": [""]}', "a negative has nothing to embed"),
         (
             b'{"query": "q", "positive": "p", "negatives": []}',
-            "0 negatives; the first pair of its sou"
-            r"rce, .*x.jsonl:1, has 1",
+            r"0 negatives; the first pair of its source, .*x.jsonl:1, has 1",
         ),
         (
             b'{"query": "q", "positive": {"video": "../v.mp4"}}',
             r"positive: video '../v.mp4' leaves",
         ),
         (b'{"query": "q", "positive": {"video": "/etc/v.mp4"}}', r"'/etc/v.mp4' leaves the folder"),
-        (b'{"query": "q", "positive": {"video": "gs://b/v.mp4"}}', "is a URL: mount its bucket"),
+        (
+            b'{"query": "q", "positive": {"video": "gs://b/v.mp4"}}',
+            "is a URL: download or mount it",
+        ),
         (b'{"query": "q", "positive": {"video": 3}}', "positive: video must be a path or base64"),
         (b'{"query": "q", "positive": {"image": {"bytes": "*"}}}', "positive: image is not base64"),
     ],
@@ -168,11 +170,11 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, line, named):
 
 @situation(
     "Training data",
-    "a row of JSONL, trained on directly, that gives a key twice",
-    "refused, by file and line",
+    "a row of JSONL, trained on directly, with a duplicate key",
+    "refused with file and line",
     since="0.2.0",
 )
-def test_texts_that_look_like_keys_and_spaces_are_not_keys_given_twice(tmp_path):
+def test_texts_that_look_like_keys_are_not_duplicate_keys(tmp_path):
     rows = [
         b'{"query" : "q", "positive" :"p"}',
         json.dumps(row(query={"text": 'he said "text": and "query": so'})).encode(),
@@ -186,7 +188,7 @@ def test_texts_that_look_like_keys_and_spaces_are_not_keys_given_twice(tmp_path)
     "Training data",
     "JSONL, trained on directly, with a byte order mark, in UTF-16, or "
     "replaced by a Git LFS pointer",
-    "refused by name, with what to do",
+    "refused with the file's name and a remedy",
     since="0.2.0",
 )
 @pytest.mark.parametrize(
@@ -197,16 +199,16 @@ def test_texts_that_look_like_keys_and_spaces_are_not_keys_given_twice(tmp_path)
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "git lfs pull"),
     ],
 )
-def test_files_that_begin_with_something_else_are_named(tmp_path, start, named):
+def test_files_in_another_encoding_and_lfs_pointers_are_refused(tmp_path, start, named):
     (tmp_path / "x.jsonl").write_bytes(start + json.dumps(row()).encode())
     with pytest.raises(UserError, match=named):
         opened(f"{tmp_path}/x.jsonl", tmp_path)
 
 
-def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
+def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "LONGEST_LINE", 1000)
     write(tmp_path / "x.jsonl", [row(), row(query="q" * 1000)])
-    with pytest.raises(UserError, match="x.jsonl:2: a line of more than 1000 bytes"):
+    with pytest.raises(UserError, match="x.jsonl:2: the line is longer than 1000 bytes"):
         opened(f"{tmp_path}/x.jsonl", tmp_path)
 
 
@@ -219,7 +221,7 @@ def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
         ("a.jsonl,{0}/b/a.jsonl", "source 'T2T_a' is in .*/a.jsonl and in .*/b/a.jsonl; give one"),
     ],
 )
-def test_a_mistake_is_named(tmp_path, given, named):
+def test_errors_name_the_file(tmp_path, given, named):
     (tmp_path / "empty.jsonl").write_text("\n")
     write(tmp_path / "a.jsonl", [row()])
     write(tmp_path / "b" / "a.jsonl", [row()])
@@ -227,40 +229,40 @@ def test_a_mistake_is_named(tmp_path, given, named):
         opened(f"{tmp_path}/{given.format(tmp_path)}", tmp_path)
 
 
-def test_an_index_is_made_once_and_shared(tmp_path, monkeypatch):
+def test_an_index_is_built_once_and_shared(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jsonl", [row(n) for n in range(5)])
     first = opened(path, tmp_path / "cache")
-    monkeypatch.setattr(index, "parse_line", None)  # nobody reads the rows again
+    monkeypatch.setattr(index, "parse_line", None)  # the rows must not be read again
     again = opened(path, tmp_path / "cache")
     assert (again.sizes, again.bytes, again.digests) == (first.sizes, first.bytes, first.digests)
-    assert told(again, "T2T_x") == [f"q{n}" for n in range(5)]
+    assert query_texts(again, "T2T_x") == [f"q{n}" for n in range(5)]
     assert pickle.loads(pickle.dumps(again)).sizes == first.sizes
-    # A damaged one is made anew.
+    # A damaged index is rebuilt.
     monkeypatch.undo()
-    for kept in (tmp_path / "cache" / "index").iterdir():
-        kept.write_bytes(kept.read_bytes()[:20])
-    assert told(opened(path, tmp_path / "cache"), "T2T_x") == [f"q{n}" for n in range(5)]
+    for stored in (tmp_path / "cache" / "index").iterdir():
+        stored.write_bytes(stored.read_bytes()[:20])
+    assert query_texts(opened(path, tmp_path / "cache"), "T2T_x") == [f"q{n}" for n in range(5)]
 
 
-def test_without_a_folder_to_write_the_index_stays_in_memory(tmp_path):
+def test_if_the_cache_cannot_be_written_the_index_stays_in_memory(tmp_path):
     path = write(tmp_path / "x.jsonl", [row(n) for n in range(5)])
-    (tmp_path / "cache").write_text("a file, where a folder would be")
+    (tmp_path / "cache").write_text("a file, not a folder")
     sources = pickle.loads(pickle.dumps(opened(path, tmp_path / "cache")))
-    assert told(sources, "T2T_x") == [f"q{n}" for n in range(5)]
+    assert query_texts(sources, "T2T_x") == [f"q{n}" for n in range(5)]
 
 
-def test_a_file_that_changes_is_noticed(tmp_path):
+def test_a_file_that_has_changed_is_refused(tmp_path):
     path = write(tmp_path / "x.jsonl", [row(n) for n in range(5)])
     sources = opened(path, tmp_path / "cache")
     write(tmp_path / "x.jsonl", [row(n + 1) for n in range(5)])
-    os.utime(path, ns=(1, 1))  # as the clock may not tell two moments apart
+    os.utime(path, ns=(1, 1))  # the clock may be too coarse
     with pytest.raises(UserError, match=r"x.jsonl:2: the file has changed"):
         sources.read("T2T_x", np.array([1]))
     changed = opened(path, tmp_path / "cache")
-    assert told(changed, "T2T_x") == [f"q{n + 1}" for n in range(5)]
+    assert query_texts(changed, "T2T_x") == [f"q{n + 1}" for n in range(5)]
     assert (changed.sizes, changed.bytes) == (sources.sizes, sources.bytes)
     assert changed.digests != sources.digests
-    # Of the rows of a source alone, wherever the others lie.
+    # A digest depends only on the rows of its source.
     other = [row(9, task="T2T_other"), *(row(n + 1) for n in range(5))]
     assert (
         opened(write(tmp_path / "y" / "x.jsonl", other), tmp_path / "cache").digests["T2T_x"]

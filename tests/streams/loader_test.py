@@ -1,4 +1,4 @@
-"""What a worker does with pairs that cannot take part."""
+"""The loader: unreadable pairs are left out and recorded; content hashes; killed workers."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def preprocess(world):
         (Item(video=b"no video"), "video"),
     ],
 )
-def test_a_pair_that_is_too_large_or_broken_is_named_and_left_out(preprocess, positive, reason):
+def test_a_pair_that_is_too_large_or_damaged_is_left_out(preprocess, positive, reason):
     good = Item(video=CLIP)
     buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
     load = LoadPairs(Pairs(good, positive, good), preprocess, buckets)
@@ -68,12 +68,12 @@ def test_a_pair_that_is_too_large_or_broken_is_named_and_left_out(preprocess, po
     (failure,) = batch["failures"]
     assert failure["id"] == "T2V#1:T2V-1/positive"
     assert re.search(reason, failure["reason"])
-    # Its row stands for nothing: a blank text, no frame of anything.
+    # Its row is a placeholder without frames.
     assert not batch["positive"]["patch_mask"][1].any()
     assert batch["positive"]["patch_mask"][[0, 2]].all()
 
 
-def test_a_file_that_a_row_names_and_that_is_missing_costs_its_pair(preprocess, tmp_path):
+def test_a_pair_whose_file_is_missing_is_left_out(preprocess, tmp_path):
     (tmp_path / "good.mp4").write_bytes(CLIP)
     rows = [{"query": "a clip", "positive": {"video": name}} for name in ("good.mp4", "no.mp4")]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -89,7 +89,7 @@ def test_a_file_that_a_row_names_and_that_is_missing_costs_its_pair(preprocess, 
 
 
 class _Killed(grain.transforms.Map):
-    """As a kernel that is out of memory would do it."""
+    """Kills its process as the kernel does when memory runs out."""
 
     def map(self, element):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,11 +97,11 @@ class _Killed(grain.transforms.Map):
 
 @situation(
     "Training",
-    "a decoding process of data.workers is killed, for example for want of memory",
+    "a decoding process of data.workers is killed, for example because memory ran out",
     "one line and status 2; the same command resumes",
     since="0.2.0",
 )
-def test_a_killed_worker_is_one_line():
+def test_a_killed_worker_is_an_error_of_one_line():
     stream = read_ahead(grain.MapDataset.source([0, 1]), _Killed(), workers=1)
     with pytest.raises(
         UserError, match="^a decoding process of data.workers was killed by SIGKILL"
@@ -109,7 +109,7 @@ def test_a_killed_worker_is_one_line():
         next(device_batches(stream, None, None))
 
 
-def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
+def test_media_that_attack_the_decoder_do_not_affect_other_pairs(preprocess, monkeypatch):
     monkeypatch.setattr(sandbox, "WORKER", "tests.media.hostile")
     buckets = Buckets(shapes=((0, 64), (4, 64)), patches=16, windows=4)
     spoiled = (b"HANG", b"CRASH", b"BOMB", CLIP[: len(CLIP) // 2])
@@ -134,11 +134,11 @@ def test_attacks_cost_their_own_pairs_and_nothing_else(preprocess, monkeypatch):
 
 @situation(
     "Training data",
-    "rows without ids in two files of one name, sources that both count from 0, unreadable media",
-    "each unreadable item counts and is named by source, number of the pair, and id",
+    "unreadable media in rows without ids, in files of the same name or sources of equal indices",
+    "each unreadable item is counted, and named by source, index of the pair, and id",
     since="0.2.0",
 )
-def test_unreadable_items_are_counted_by_keys_that_are_unique(preprocess, tmp_path):
+def test_unreadable_items_are_counted_by_unique_ids(preprocess, tmp_path):
     row = json.dumps({"query": "a clip", "positive": {"video": "no.mp4"}}) + "\n"
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -157,8 +157,8 @@ def test_unreadable_items_are_counted_by_keys_that_are_unique(preprocess, tmp_pa
     assert "T2V_rows#2:rows.jsonl:1/positive" in quarantine.ids
 
 
-def test_content_ids_are_of_what_is_embedded(preprocess, tmp_path):
-    """Not of paths or instructions; the same pixels at another speed are another content."""
+def test_content_ids_depend_on_text_pixels_and_timing(preprocess, tmp_path):
+    """Not on paths or instructions."""
     (tmp_path / "a.mp4").write_bytes(CLIP)
     (tmp_path / "copy.mp4").write_bytes(CLIP)
     frames = list(FRAMES)

@@ -1,4 +1,4 @@
-"""The order of batches: exact proportions, no repeats, a pure function of the step."""
+"""Sampling of sources: exact proportions, no repeats, a pure function of the step."""
 
 import collections
 
@@ -34,39 +34,40 @@ def test_apportion(weights, steps, expected):
 
 
 @pytest.mark.parametrize(
-    "weights, steps, room, expected",
+    "weights, steps, budget, expected",
     [
         ((0.5, 0.25, 0.25), 8, (2, 9, 9), [2, 3, 3]),
-        ((0.8, 0.1, 0.1), 10, (2, 3, 9), [2, 3, 5]),  # the first has 2, then the second its 3
-        ((1.0, 0.0), 5, (3, 9), [3, 2]),  # even what has no weight, before the run stops
+        ((0.8, 0.1, 0.1), 10, (2, 3, 9), [2, 3, 5]),  # the first reaches its limit, then the second
+        ((1.0, 0.0), 5, (3, 9), [3, 2]),  # a source without weight is used before the run stops
     ],
 )
-def test_what_a_spent_source_leaves_goes_to_the_others(weights, steps, room, expected):
-    assert apportion(weights, steps, np.array(room)).tolist() == expected
+def test_steps_above_the_budget_of_a_source_go_to_the_others(weights, steps, budget, expected):
+    assert apportion(weights, steps, np.array(budget)).tolist() == expected
     with pytest.raises(SpentError):
-        apportion(weights, sum(room) + 1, np.array(room))
+        apportion(weights, sum(budget) + 1, np.array(budget))
 
 
-def test_repeats_are_counted_over_stages_and_end_exactly():
+def test_budgets_apply_to_all_stages_together():
     passes = {"I2I": 1, "T2T": 9, "T2V": 2}
-    room = np.array([passes[n] * epoch_batches(SIZES[n], BATCH[n]) for n in SIZES])
-    assert room.tolist() == [10, 72, 10]
+    budget = np.array([passes[n] * epoch_batches(SIZES[n], BATCH[n]) for n in SIZES])
+    assert budget.tolist() == [10, 72, 10]
     for stages in (
         STAGES,
         [Stage(s.first, s.last, np.tile(s.weights, (s.last - s.first, 1))) for s in STAGES],
     ):
-        drawn = list(batches(SIZES, BATCH, stages, 7, room=room)[:41])
+        drawn = list(batches(SIZES, BATCH, stages, 7, budget=budget)[:41])
         seen = collections.defaultdict(list)
         for name, keys in drawn:
             seen[name] += keys.tolist()
-        # The first stage asks for 14 of I2I and has 10; the second for 25 of T2V.
+        # By their weights the first stage would have 14 batches of I2I, whose budget is 10, and
+        # the second too many of T2V.
         assert len(seen["I2I"]) == len(set(seen["I2I"])) == 40
         assert max(collections.Counter(seen["T2V"]).values()) == 2
         assert len(drawn) == 41
 
 
 def test_steps_are_drawn_from_their_own_weights():
-    # From only the first source to only the second: the share drawn follows.
+    # The weights change linearly from the first source to the second, and so do the shares.
     ramp = np.linspace(0, 1, 4000)
     (order,) = choose([Stage(0, 4000, np.stack([1 - ramp, ramp], axis=1))], seed=1)
     parts = order.reshape(4, 1000).mean(axis=1)
@@ -79,7 +80,7 @@ def read(first=0, last=41, seed=7, stages=STAGES):
     return [(name, keys.tolist()) for name, keys in batches(SIZES, BATCH, stages, seed)[first:last]]
 
 
-def test_every_stage_keeps_its_proportions():
+def test_every_stage_has_its_exact_proportions():
     drawn = [name for name, _ in read()]
     assert collections.Counter(drawn[:20]) == {"I2I": 14, "T2T": 4, "T2V": 2}
     second = dict(zip(SIZES, apportion(STAGES[1].weights, 21), strict=True))
@@ -93,18 +94,18 @@ def test_a_source_is_exhausted_before_it_repeats():
         seen[name] += keys
     for name, keys in seen.items():
         epoch = SIZES[name] // BATCH[name] * BATCH[name]
-        for at in range(0, len(keys), epoch):
-            part = keys[at : at + epoch]
+        for first in range(0, len(keys), epoch):
+            part = keys[first : first + epoch]
             assert len(set(part)) == len(part)
             assert set(part) <= set(range(SIZES[name]))
-    # T2V was drawn past its end: its second epoch has another order.
+    # T2V is used for more than one epoch, and its second epoch has another order.
     assert len(seen["T2V"]) > 20 and seen["T2V"][:20] != seen["T2V"][20:40]
 
 
-def test_resuming_anywhere_gives_the_same_batches():
-    whole = read()
+def test_resuming_at_any_step_gives_the_same_batches():
+    batches = read()
     for step in (0, 1, 19, 20, 33):
-        assert read(first=step) == whole[step:]
+        assert read(first=step) == batches[step:]
 
 
 def test_a_later_stage_does_not_change_an_earlier_one():
@@ -115,7 +116,7 @@ def test_another_seed_gives_another_order():
     assert read(seed=8) != read()
 
 
-def test_selection_counts_on_over_stages():
+def test_batch_indices_of_a_source_continue_over_stages():
     selection = StageSelection(STAGES, seed=0)
     per_source = collections.defaultdict(list)
     for index in range(len(selection)):

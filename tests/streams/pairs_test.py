@@ -1,4 +1,4 @@
-"""What is wrong with a source is said in one line, before training reads it."""
+"""Errors in TFDS directories of pairs are reported in one line before training reads them."""
 
 import json
 import shutil
@@ -20,10 +20,10 @@ def directory(tmp_path_factory):
         inputs.append(f"{name}={folder / name}.jsonl")
     run_import(folder / "out", inputs, "pair")
     info = folder / "out" / "dataset_info.json"
-    told = json.loads(info.read_text())
-    (split,) = [split for split in told["splits"] if split["name"] == "T2T_none"]
-    split["shardLengths"] = ["0"]  # as another writer may leave it
-    info.write_text(json.dumps(told))
+    fields = json.loads(info.read_text())
+    (split,) = [split for split in fields["splits"] if split["name"] == "T2T_none"]
+    split["shardLengths"] = ["0"]  # as another writer may write it
+    info.write_text(json.dumps(fields))
     return folder / "out"
 
 
@@ -38,14 +38,14 @@ def test_every_source_that_cannot_fill_its_batch_is_named(directory):
     )
 
 
-def test_a_directory_that_holds_no_pairs_is_refused(tmp_path):
+def test_a_directory_without_pairs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         PairSources(tmp_path / "none")
     with pytest.raises(UserError, match="not a TFDS directory"):
         PairSources(tmp_path)
 
 
-def test_records_that_cannot_be_read_at_random_are_refused(directory, tmp_path):
+def test_a_format_without_random_access_is_refused(directory, tmp_path):
     shutil.copytree(directory, tmp_path / "out")
     info = tmp_path / "out" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
