@@ -44,9 +44,9 @@ from gve_jax.retrieval.negatives import Rule
 from gve_jax.storage.artifacts import read_manifest
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_folder
+from gve_jax.streams.rows import MAX_NEGATIVES
 
 FORMAT = "gve_jax mined pairs 1"
-MAX_NEGATIVES = 3  # as many as a training step takes
 
 
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
