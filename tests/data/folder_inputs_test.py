@@ -72,7 +72,7 @@ def test_rows_that_are_a_git_lfs_pointer_are_named(tmp_path, name):
     "rejected, and the key is named",
     since="0.2.0",
 )
-def test_a_byte_order_mark_and_a_key_given_twice_are_named(tmp_path):
+def test_a_byte_order_mark_and_a_duplicate_key_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + ROW.encode())
     with pytest.raises(UserError, match="rows.jsonl:1: begins with a byte order mark"):
