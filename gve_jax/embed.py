@@ -3,23 +3,24 @@
     python -m gve_jax.embed --model M --input clips/ --output vectors
     python -m gve_jax.embed --model M --input items.jsonl --output vectors --prompt-name MSRVTT
 
-A folder gives its videos and images, by their paths; hidden and system files are passed over, and
-links may not leave it (docs/inputs.md, Folders). A line of a JSONL file is an item with an `id` and
-any of `text`, `image`, `video`, `instruction`, `num_frames`, ... (gve_jax/media/item.py); its
-paths are relative to the file's folder, and may not leave it. OUTPUT receives
+The items of a folder are its videos and images, with their paths as ids; hidden and system files
+are skipped, and links must not lead out of the folder (docs/inputs.md, Folders). A line of a JSONL
+file is an item with an `id` and any of `text`, `image`, `video`, `instruction`, `num_frames`, ...
+(gve_jax/media/item.py); its paths are relative to the folder of the file and must not leave it.
+OUTPUT receives
 
     vectors-00000.npy, ...  float32 [n, D], unit rows
     ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp shows a changed item
-    quarantine.jsonl        {"id", "path", "reason", ...} of what could not be read: no row
-    settings.json           model, prompt and input that the vectors are of; compared on resuming
-    manifest.json           the same with the list of shards: last, when all is done
+    quarantine.jsonl        {"id", "path", "reason", ...} of unreadable items, which have no row
+    settings.json           model, prompt and input of the vectors; compared when resuming
+    manifest.json           the same with the list of shards; written last
 
-Killed at any time, the same command embeds what is missing, with the same result. Repeated, it
-tries again what may be readable now: files that took too long or too much memory, that were missing
-or have changed since, but not what is damaged. A changed model, prompt or list, and a changed file
-that has a vector, is refused: choose another output. A second command in an output that is in use
-is refused. Started on several hosts (docs/pods.md), with an input and an output that all see, they
-divide the shards; each has the model on its own devices.
+After a kill, the same command embeds the missing items; the result is the same. It also retries
+items that may be readable now: those that exceeded a limit of time or memory, were missing, or have
+changed since; not damaged ones. A changed model, prompt or list of items, or a changed item that
+has a vector, is an error: choose another output. So is an output that another process writes.
+Several hosts (docs/pods.md) that share input and output divide the shards; each loads the model on
+its own devices.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from gve_jax.storage.locks import lock_folder
 
 
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
-    """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
+    """The command line. `load` opens an encoder by its name (default: a `GVE`)."""
     args = _parse(argv)
     prompt = choose_instruction(args.prompt, args.prompt_name)
     load = load or functools.partial(load_encoder, limits=limits.from_arguments(args))
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             args.input,
             follow_links=args.follow_links,
             report=report,
-            remedy=f"{REMEDY}, or give --follow-links if such links are your own",
+            remedy=f"{REMEDY}, or pass --follow-links if you trust such links",
         )
     )
     ids, stamps = [entry.id for entry in entries], [entry.stamp for entry in entries]
@@ -85,27 +86,31 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION",
     )
-    parser.add_argument("--input", required=True, type=local_path, help="a JSONL file, or a folder")
-    parser.add_argument("--output", required=True, type=local_path, help="folder of the vectors")
-    parser.add_argument("--prompt", help="instruction of items that bring none of their own")
-    parser.add_argument("--prompt-name", help="the same by its name, MSRVTT")
-    parser.add_argument("--batch-size", type=int, default=32, help="items of a batch; 32")
+    parser.add_argument(
+        "--input", required=True, type=local_path, help="JSONL file or folder of items"
+    )
+    parser.add_argument(
+        "--output", required=True, type=local_path, help="folder to write the vectors to"
+    )
+    parser.add_argument("--prompt", help="instruction of items without an `instruction`")
+    parser.add_argument("--prompt-name", help="the instruction by its name, such as MSRVTT")
+    parser.add_argument("--batch-size", type=int, default=32, help="batch size (default: 32)")
     parser.add_argument(
         "--shard-size",
         type=int,
-        help=f"items of a shard; {CHUNK}, up to {LARGEST} where there would be more than {SHARDS}",
+        help=f"vectors in a file (default: {CHUNK}, or up to {LARGEST} to have at most {SHARDS} "
+        "files)",
     )
     parser.add_argument(
         "--max-bad-share",
         type=float,
         default=0.05,
-        help="stop above this share of unreadable items; 0.05",
+        help="stop if more than this share of the items is unreadable (default: 0.05)",
     )
     parser.add_argument(
         "--follow-links",
         action="store_true",
-        help="follow links out of the input's folder, which are refused otherwise: "
-        "for folders whose links you made yourself",
+        help="follow links that lead out of the input folder; for folders whose links you trust",
     )
     limits.add_arguments(parser)
     args = parser.parse_args(argv)

@@ -4,19 +4,18 @@
     python -m gve_jax.mine --pairs pairs --model M --corpus clips/ --ranks 10-100 --negatives 3 \\
         --choose random --output mined
 
-Every query of PAIRS is compared with every document of the corpus: the pairs' own positives, or
-with --corpus another directory of pairs (its positives), a folder of media or a JSONL file (as
-`gve_jax.embed` takes them). The best documents that are none of its positives are ranked, and
-those that the rule allows become the pair's negatives. Not ranked are documents with the content or
-the id of the query or of any positive of the same query, and those whose cosine to such a positive
-is within --duplicate-cosine of one.
+Every query of PAIRS is compared with every document of the corpus: the positives of the pairs, or
+with --corpus the positives of another directory of pairs, a folder of media, or a JSONL file (as
+`gve_jax.embed` reads them). The nearest documents are ranked, and those that the rule allows become
+the pair's negatives. A document is excluded if it has the content or the id of the query or of a
+positive of the query, or if its cosine with such a positive is above 1 - DUPLICATE_COSINE.
 
-OUTPUT is a directory of pairs as training reads it, with README.md (the card), mining.json (what
-was asked, scores) and negatives.jsonl (the ids). Negatives that the pairs had are replaced. A pair
-that gets fewer than --negatives is left out and counted. WORK keeps vectors and ranks: killed at
-any time, the same command goes on from there, and another window uses the same vectors. Several
-hosts (docs/pods.md) that see the same files divide the embedding and the comparing, and give the
-bytes of one. See docs/mining.md.
+OUTPUT is a directory of pairs that training reads, with README.md (the card), mining.json (options
+and scores) and negatives.jsonl (the ids). Earlier negatives of the pairs are replaced. A pair with
+fewer than --negatives is left out and counted. WORK stores vectors and ranks: after a kill, the
+same command resumes from them, and another window of ranks uses the same vectors. Several hosts
+(docs/pods.md) that share a file system divide the embedding and the comparison; the output is
+byte-identical to that of one host. See docs/mining.md.
 """
 
 import argparse
@@ -37,7 +36,7 @@ from gve_jax.inputs.entries import size_and_time
 from gve_jax.media import limits
 from gve_jax.media.walk import walk
 from gve_jax.mining.corpus import WITHIN, MiningCorpus, read_mining_corpus
-from gve_jax.mining.search import Found, Neighbours, check_same, vectors_of
+from gve_jax.mining.search import ItemVectors, Neighbours, check_same, vectors_of
 from gve_jax.mining.write import LOST, MANIFEST, check_few, format_mean, write_mined
 from gve_jax.progress import progress_bar
 from gve_jax.retrieval.embedding import Encoder
@@ -45,108 +44,112 @@ from gve_jax.retrieval.negatives import Rule
 from gve_jax.storage.artifacts import read_manifest
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_folder
+from gve_jax.streams.rows import MAX_NEGATIVES
 
 FORMAT = "gve_jax mined pairs 1"
-MOST = 3  # negatives that a step takes
 
 
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
-    """The command line. `load` makes an encoder of a model's name; by default `GVE`."""
+    """The command line. `load` opens an encoder by its name (default: a `GVE`)."""
     args = _parse(argv)
     output = args.output.resolve()
-    own = output.with_name(output.name + ".mining")
-    work = (args.work or own).resolve()
-    asked = hosts.run_on_all_hosts(lambda: _asked(args))
-    hosts.check_same(asked)
-    if hosts.run_on_host0(lambda: _done(output, asked, args)):
-        _tell(f"{output} is mined already")
+    default_work = output.with_name(output.name + ".mining")
+    work = (args.work or default_work).resolve()
+    options = hosts.run_on_all_hosts(lambda: _options(args))
+    hosts.check_same(options)
+    if hosts.run_on_host0(lambda: _is_mined(output, options, args)):
+        _print(f"{output} is already mined")
         return
     load = load or functools.partial(load_encoder, limits=limits.from_arguments(args))
     with contextlib.ExitStack() as locks:
-        # Not OUTPUT itself: it comes to be by a rename, in whole.
-        for folder in dict.fromkeys((own, work)):
+        # Not OUTPUT itself, which is created by a rename.
+        for folder in dict.fromkeys((default_work, work)):
             locks.enter_context(lock_folder(folder))
-        # Again: by whoever held the locks until now.
-        if hosts.run_on_host0(lambda: _done(output, asked, args)):
-            _tell(f"{output} is mined already")
+        # Another process may have mined it while it held the locks.
+        if hosts.run_on_host0(lambda: _is_mined(output, options, args)):
+            _print(f"{output} is already mined")
         else:
-            _mine(args, output, work, asked, load)
+            _mine(args, output, work, options, load)
 
 
-def _mine(args, output: Path, work: Path, asked: dict, load: Callable[[str], Encoder]) -> None:
+def _mine(args, output: Path, work: Path, options: dict, load: Callable[[str], Encoder]) -> None:
     rule = Rule(args.ranks, args.share, args.margin, args.negatives, args.choose, args.seed)
     with progress_bar("percent") as progress:
         bar = progress.add_task("reading pairs", total=None)
-        world = hosts.run_on_all_hosts(
+        mining = hosts.run_on_all_hosts(
             lambda: read_mining_corpus(
                 args.pairs, args.corpus, lambda count: progress.advance(bar, count)
             )
         )
-    found = _vectors(args, world, work, functools.cache(lambda: _model(args, load)))
-    queries, positives = found["queries"], found["positives"]
+    vectors = _vectors(args, mining, work, functools.cache(lambda: _model(args, load)))
+    queries, positives = vectors["queries"], vectors["positives"]
     neighbours = Neighbours(
         work / f"ranks-{args.within}-{args.ranks[1]}",
-        world,
-        *found.values(),
+        mining,
+        *vectors.values(),
         args.ranks[1],
         args.duplicate_cosine,
     )
     with progress_bar("percent") as progress:
-        groups = world.groups(args.within)
+        groups = mining.groups(args.within)
         products = sum(len(group.queries) * len(group.documents) for group in groups)
         bar = progress.add_task("comparing", total=products)
-        look = neighbours.find(groups, lambda n: progress.advance(bar, n))
+        by_group = neighbours.find(groups, lambda n: progress.advance(bar, n))
         progress.update(bar, completed=products)
-        bar = progress.add_task("writing pairs", total=sum(map(len, world.query.values())))
+        bar = progress.add_task("writing pairs", total=sum(map(len, mining.query.values())))
 
-        def of_pair(source: str, index: int):
-            return look[world.group_of(source, index, args.within)](world.query[source][index])
+        def find(source: str, index: int):
+            group = mining.group_of(source, index, args.within)
+            return by_group[group](mining.query[source][index])
 
+        documents = mining.documents
         settings = {
             "format": FORMAT,
-            "asked": asked,
-            "corpus": {"documents": len(world.corpus), "digest": world.corpus.digest()},
+            "asked": options,
+            "corpus": {"documents": len(documents), "digest": documents.digest()},
             "fingerprint": queries.manifest.get("fingerprint"),
         }
-        told = hosts.run_on_host0(
+        tallies = hosts.run_on_host0(
             lambda: write_mined(
                 output,
-                world,
+                mining,
                 queries,
                 positives,
-                of_pair,
+                find,
                 rule,
                 settings,
                 lambda count: progress.advance(bar, count),
                 args.max_lost_share,
             )
         )
-    for name, its in told.items():
-        lost = "".join(f"; {its['lost'][why]:,} {why}" for why in LOST if its["lost"][why])
-        _tell(
-            f"{name}: {its['mined']:,} of {its['pairs']:,} pairs, mean score of positives "
-            f"{format_mean(its['means']['positive score'])}, of negatives "
-            f"{format_mean(its['means']['negative score'])}{lost}"
+    for name, tally in tallies.items():
+        lost = "".join(f"; {tally['lost'][why]:,} {why}" for why in LOST if tally["lost"][why])
+        means = {key: format_mean(mean) for key, mean in tally["means"].items()}
+        _print(
+            f"{name}: {tally['mined']:,} of {tally['pairs']:,} pairs, mean score of positives "
+            f"{means['positive score']}, of negatives {means['negative score']}{lost}"
         )
-    _tell(f"wrote {output}")
+    _print(f"wrote {output}")
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     if jax.process_index() == 0:
         print(line)
 
 
-def _vectors(args, world: MiningCorpus, work: Path, model: Callable) -> dict[str, Found]:
-    found = {}
+def _vectors(
+    args, mining: MiningCorpus, work: Path, model: Callable[[], Encoder]
+) -> dict[str, ItemVectors]:
+    vectors = {}
     for name, items in {
-        "queries": world.queries,
-        "positives": world.positives,
-        "corpus": world.corpus,
+        "queries": mining.queries,
+        "positives": mining.positives,
+        "corpus": mining.documents,
     }.items():
-        if name == "corpus" and world.own_corpus:
-            found[name] = found["positives"]
+        if name == "corpus" and mining.searches_positives:
+            vectors[name] = vectors["positives"]
             continue
-        found[name] = vectors_of(
+        vectors[name] = vectors_of(
             name,
             items,
             work / name,
@@ -156,12 +159,12 @@ def _vectors(args, world: MiningCorpus, work: Path, model: Callable) -> dict[str
             batch_size=args.batch_size,
             shard_size=args.shard_size,
         )
-    check_same(found)
-    return found
+    check_same(vectors)
+    return vectors
 
 
-def _asked(args) -> dict:
-    """The options that the output depends on, and the files it is made of."""
+def _options(args) -> dict:
+    """The options that decide the output, with the sizes and times of the input's files."""
     keys = (
         "pairs",
         "corpus",
@@ -178,27 +181,27 @@ def _asked(args) -> dict:
         "within",
         "duplicate_cosine",
     )
-    asked = {key: getattr(args, key) for key in keys}
-    asked |= {key: str(value) for key, value in asked.items() if isinstance(value, Path)}
+    options = {key: getattr(args, key) for key in keys}
+    options |= {key: str(value) for key, value in options.items() if isinstance(value, Path)}
     files = {}
     for path in (args.pairs, args.corpus):
         if path is not None and not path.exists():
             raise UserError(f"{path}: no such file or folder")
         if path is not None and path.is_dir():
-            for file in walk(path, follow_links=True).files:  # what may be read is judged later
+            for file in walk(path, follow_links=True).files:  # readers judge links later
                 files[str(path / file.name)] = size_and_time(file.path)
         elif path is not None:
             files[str(path)] = size_and_time(path)
-    return json.loads(json.dumps(asked | {"files": files}))
+    return json.loads(json.dumps(options | {"files": files}))
 
 
-def _done(output: Path, asked: dict, args) -> bool:
+def _is_mined(output: Path, options: dict, args) -> bool:
     """Returns whether OUTPUT was mined with these options.
 
     Raises:
       UserError: OUTPUT holds something else, or has lost a larger share than is allowed now.
     """
-    manifest = read_manifest(output, MANIFEST, "mined pairs", asked, section="asked")
+    manifest = read_manifest(output, MANIFEST, "mined pairs", options, section="asked")
     if manifest is None:
         return False
     tallies = manifest["sources"].values()
@@ -218,17 +221,17 @@ def _done(output: Path, asked: dict, args) -> bool:
 def _model(args, load: Callable[[str], Encoder]) -> Encoder:
     if args.model is None:
         raise UserError(
-            "--model is missing: only with vectors of queries, positives and corpus "
-            "can it be left out"
+            "--model is missing: it is needed unless --queries-vectors, --positives-vectors and, "
+            "with --corpus, --corpus-vectors are given"
         )
     return hosts.run_on_all_hosts(lambda: load(args.model))
 
 
 def _ranks(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)-(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+)-(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is not FIRST-LAST, from 1")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _limit(text: str) -> float | None:
@@ -238,73 +241,98 @@ def _limit(text: str) -> float | None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("python -m gve_jax.mine", __doc__)
     add = parser.add_argument
-    add("--pairs", required=True, type=local_path, help="a directory of training pairs")
-    add("--output", required=True, type=local_path, help="the directory of pairs to make")
-    add("--model", help="the prober: a model's directory, or its Hub id (@REVISION)")
+    add("--pairs", required=True, type=local_path, help="directory of training pairs")
+    add("--output", required=True, type=local_path, help="directory of pairs to write")
+    add("--model", help="directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION")
     add(
         "--corpus",
         type=local_path,
-        help="pairs, a folder or a JSONL file; the pairs' own positives",
+        help="directory of pairs, folder of media or JSONL file to search (default: the positives "
+        "of the pairs)",
     )
-    add("--queries-vectors", type=local_path, help="made before, ids SOURCE/PAIR")
-    add("--positives-vectors", type=local_path, help="made before, ids SOURCE/PAIR")
-    add("--corpus-vectors", type=local_path, help="of --corpus, made by gve_jax.embed")
-    add("--work", type=local_path, help="folder of vectors and ranks; OUTPUT.mining")
+    for name, ids in (
+        ("queries", "ids SOURCE/PAIR"),
+        ("positives", "ids SOURCE/PAIR"),
+        ("corpus", "an output of gve_jax.embed for --corpus"),
+    ):
+        add(
+            f"--{name}-vectors",
+            type=local_path,
+            help=f"folder of vectors to use instead of embedding the {name}; {ids}",
+        )
+    add("--work", type=local_path, help="folder of vectors and ranks (default: OUTPUT.mining)")
     add(
         "--within",
         choices=WITHIN,
         default="modality",
-        help="what a query is compared with: documents of its positive's modalities, of its "
-        "source, or all",
+        help="documents that a query is compared with: those of the modalities of its positive, "
+        "those of its source, or all (default: modality)",
     )
-    add("--ranks", type=_ranks, default=(1, 100), metavar="FIRST-LAST", help="the window; 1-100")
+    add(
+        "--ranks",
+        type=_ranks,
+        default=(1, 100),
+        metavar="FIRST-LAST",
+        help="ranks that negatives are chosen from (default: 1-100)",
+    )
     add(
         "--share",
         type=_limit,
         default=0.95,
-        help="a negative has at most this share of the positive's score; none: no limit; 0.95",
+        help="highest score of a negative, as a share of the positive's score, or none for no "
+        "limit (default: 0.95)",
     )
     add(
         "--margin",
         type=_limit,
         default=None,
-        help="and scores at least this much below the positive; no limit",
+        help="least difference of the scores of positive and negative (default: none)",
     )
     add(
         "--duplicate-cosine",
         type=float,
         default=1e-5,
-        help="documents this near to a positive are none's negatives; 1e-5",
+        help="exclude documents within this cosine distance of a positive as duplicates "
+        "(default: 1e-5)",
     )
-    add("--negatives", type=int, default=1, help=f"of each pair, 1 to {MOST}; 1")
+    add(
+        "--negatives",
+        type=int,
+        default=1,
+        help=f"negatives of each pair, 1 to {MAX_NEGATIVES} (default: 1)",
+    )
     add(
         "--choose",
         choices=("hardest", "random"),
         default="hardest",
-        help="the best ranked of those allowed, or any of them",
+        help="which of the allowed documents become negatives (default: hardest)",
     )
-    add("--seed", type=int, default=0, help="of the random choice")
-    add("--batch-size", type=int, default=32, help="items of a batch; 32")
-    add("--shard-size", type=int, help="items of a shard of vectors; as of gve_jax.embed")
+    add("--seed", type=int, default=0, help="seed of --choose random (default: 0)")
+    add("--batch-size", type=int, default=32, help="batch size (default: 32)")
+    add(
+        "--shard-size",
+        type=int,
+        help="vectors in a file (default: as gve_jax.embed chooses it)",
+    )
     add(
         "--max-bad-share",
         type=float,
         default=0.05,
-        help="stop above this share of unreadable items; 0.05",
+        help="stop if more than this share of the items is unreadable (default: 0.05)",
     )
     add(
         "--max-lost-share",
         type=float,
         default=0.5,
-        help="fail above this share of pairs with too few negatives; 0.5",
+        help="stop if more than this share of the pairs gets too few negatives (default: 0.5)",
     )
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "shard_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if not 1 <= args.negatives <= MOST:
-        parser.error(f"--negatives must be 1 to {MOST}, not {args.negatives}")
+    if not 1 <= args.negatives <= MAX_NEGATIVES:
+        parser.error(f"--negatives must be 1 to {MAX_NEGATIVES}, not {args.negatives}")
     if args.ranks[1] - args.ranks[0] + 1 < args.negatives:
         parser.error(
             f"--ranks {args.ranks[0]}-{args.ranks[1]} has no room for {args.negatives} negatives"
@@ -321,7 +349,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.seed < 0:
         parser.error(f"--seed must not be negative: {args.seed}")
     if args.corpus_vectors and not args.corpus:
-        parser.error("--corpus-vectors needs the --corpus that they are of")
+        parser.error("--corpus-vectors requires --corpus")
     return args
 
 

@@ -22,7 +22,7 @@ from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.media.isolation import Isolated
 from gve_jax.mine import main
-from gve_jax.mining.corpus import content, kind
+from gve_jax.mining.corpus import content_digest, kind
 from gve_jax.mining.search import Neighbours
 from gve_jax.retrieval.negatives import Rule
 from gve_jax.storage.files import read_records
@@ -460,7 +460,7 @@ def test_the_rule_by_hand(scores, positive, rule, expected):
         (["--share", "nan"], "--share must be 0 to 1"),
         (["--margin", "-1"], "--margin must be 0 to 2"),
         (["--seed", "-1"], "--seed must not be negative"),
-        (["--corpus-vectors", "x"], "--corpus-vectors needs the --corpus"),
+        (["--corpus-vectors", "x"], "--corpus-vectors requires --corpus"),
         (["--corpus", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["--ranks", "1-9", "--share", "0"], "fewer than 1 negatives, above --max-lost-share 0.5"),
         (["--margin", "x"], "--margin: invalid"),
@@ -495,7 +495,7 @@ class ByContent(Prober):
     """A random vector for every content; nothing is decoded."""
 
     def encode_valid(self, inputs, ids, quarantine, prompt=None, batch_size=32):
-        rows = [vector(content(item).hex()) for item in inputs]
+        rows = [vector(content_digest(item).hex()) for item in inputs]
         return np.array(rows), np.ones(len(rows), bool)
 
 
@@ -590,7 +590,7 @@ def test_given_vectors_that_lack_what_many_pairs_share(tmp_path):
     mine(pairs, tmp_path / "own", "--ranks", "1-20", "--max-bad-share", "0.2")
     work = tmp_path / "own.mining"
     given = ("--queries-vectors", work / "queries", "--positives-vectors", work / "positives")
-    with pytest.raises(UserError, match="no vector of 12 of 60 positives, the first 'T2T_0/20'"):
+    with pytest.raises(UserError, match="no vector for 12 of 60 positives, the first 'T2T_0/20'"):
         mine(pairs, tmp_path / "out", "--ranks", "1-20", *given)
     mine(pairs, tmp_path / "out", "--ranks", "1-20", *given, "--max-bad-share", "0.2")
     assert (

@@ -1,4 +1,4 @@
-"""The distinct queries and documents of training pairs, and the corpus searched for negatives."""
+"""Distinct queries and documents of training pairs, and the corpus searched for negatives."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ class UniqueItems:
     kinds: list[str] = field(default_factory=list)
     _readers: list[Callable[[], Item]] = field(default_factory=list)
     _number: dict[bytes, int] = field(default_factory=dict)
-    _taken: dict[str, int] = field(default_factory=dict)  # the next number of an id that is used
+    _taken: dict[str, int] = field(default_factory=dict)  # next suffix of each id in use
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,32 +86,33 @@ class UniqueItems:
 
 @dataclass
 class MiningCorpus:
-    """Pairs by the numbers of their query and positive, and the corpus their negatives come from.
+    """Pairs as indices into their distinct items, and the documents searched for negatives.
 
     Attributes:
-      sources: of the pairs.
-      queries, positives: distinct ones.
-      corpus: `positives` itself, or another set of documents.
-      query, positive: by source int64 [n], the number of each pair's query and positive.
-      pair_ids: by source, the ids of its pairs.
+      sources: the sources of the pairs.
+      queries, positives: distinct items of the pairs.
+      documents: `positives` itself, or the items of another corpus.
+      query, positive: for each source, int64 [n]: the query and the positive of each pair.
+      pair_ids: for each source, the ids of its pairs.
     """
 
     sources: PairSources
     queries: UniqueItems
     positives: UniqueItems
-    corpus: UniqueItems
+    documents: UniqueItems
     query: dict[str, np.ndarray]
     positive: dict[str, np.ndarray]
     pair_ids: dict[str, list[str]]
 
     @property
-    def own_corpus(self) -> bool:
-        return self.corpus is self.positives
+    def searches_positives(self) -> bool:
+        """Whether negatives come from the positives of the pairs, not from another corpus."""
+        return self.documents is self.positives
 
     def digest(self) -> str:
         """Digest of all pairs and the corpus."""
         digest = hashlib.sha256()
-        for items in (self.queries, self.positives, self.corpus):
+        for items in (self.queries, self.positives, self.documents):
             digest.update(items.digest().encode())
         for name in self.query:
             digest.update(f"{name} {len(self.query[name])} ".encode())
@@ -119,59 +120,60 @@ class MiningCorpus:
         return digest.hexdigest()[:16]
 
     def groups(self, within: str) -> list["Group"]:
-        """Who looks for negatives where; `within` is one of WITHIN.
+        """Returns the queries and the documents that are compared; `within` is one of WITHIN.
 
         Raises:
-          UserError: sources of an external corpus.
+          UserError: `within` is "source" and the documents are of another corpus.
         """
-        if within == "source" and not self.own_corpus:
-            raise UserError("--within source is for the pairs' own positives, not for a --corpus")
-        asked: dict[str, list[np.ndarray]] = {}
-        found: dict[str, list[np.ndarray]] = {}
+        if within == "source" and not self.searches_positives:
+            raise UserError("--within source cannot be combined with --corpus")
+        queries: dict[str, list[np.ndarray]] = {}
+        positives: dict[str, list[np.ndarray]] = {}
         kinds = np.array(self.positives.kinds)
         for name, query in self.query.items():
             names = np.full(len(query), {"source": name}.get(within, "all"), object)
             if within == "modality":
                 names = kinds[self.positive[name]]
             for group in dict.fromkeys(names.tolist()):
-                asked.setdefault(group, []).append(query[names == group])
-                found.setdefault(group, []).append(self.positive[name][names == group])
+                queries.setdefault(group, []).append(query[names == group])
+                positives.setdefault(group, []).append(self.positive[name][names == group])
         groups = []
-        for group in sorted(asked):
-            if self.own_corpus:
-                documents = np.unique(np.concatenate(found[group]))
+        for group in sorted(queries):
+            if self.searches_positives:
+                documents = np.unique(np.concatenate(positives[group]))
             elif within == "modality":
-                documents = np.flatnonzero(np.array(self.corpus.kinds) == group)
+                documents = np.flatnonzero(np.array(self.documents.kinds) == group)
             else:
-                documents = np.arange(len(self.corpus))
-            groups.append(Group(group, np.unique(np.concatenate(asked[group])), documents))
+                documents = np.arange(len(self.documents))
+            groups.append(Group(group, np.unique(np.concatenate(queries[group])), documents))
         return groups
 
     def group_of(self, source: str, index: int, within: str) -> str:
+        """The name of the group of a pair."""
         if within == "modality":
             return self.positives.kinds[self.positive[source][index]]
         return source if within == "source" else "all"
 
     def positives_by_query(self) -> dict[bytes, set[int]]:
         """Maps the content of each query to the positives of all pairs with that query."""
-        found: dict[bytes, set[int]] = {}
+        positives: dict[bytes, set[int]] = {}
         for name, query in self.query.items():
             for q, p in zip(query.tolist(), self.positive[name].tolist(), strict=True):
-                found.setdefault(self.queries.contents[q], set()).add(p)
-        return found
+                positives.setdefault(self.queries.contents[q], set()).add(p)
+        return positives
 
     def positive_ids(self) -> dict[int, set[str]]:
         """Maps each query to the ids under which a corpus may list its positives."""
-        found: dict[int, set[str]] = {}
+        ids: dict[int, set[str]] = {}
         for name, query in self.query.items():
             for q, id in zip(query.tolist(), self.pair_ids[name], strict=True):
-                found.setdefault(q, set()).update((id, f"{name}/{id}"))
-        return found
+                ids.setdefault(q, set()).update((id, f"{name}/{id}"))
+        return ids
 
 
 @dataclass(frozen=True)
 class Group:
-    """Queries int64 [Q] and the documents int64 [C] of the corpus that they may get."""
+    """Queries int64 [Q] and the documents int64 [C] that they are compared with."""
 
     name: str
     queries: np.ndarray
@@ -181,31 +183,35 @@ class Group:
 def read_mining_corpus(
     pairs: Path, corpus: Path | None, advance: Callable[[int], None]
 ) -> MiningCorpus:
-    """Reads all pairs once, to know which of their items are the same.
+    """Reads all pairs and finds equal items.
+
+    Args:
+      corpus: pairs, a folder or a JSONL file; None for the positives of the pairs.
+      advance: called with 1 for every pair.
 
     Raises:
-      UserError: directories that hold no pairs, damaged records, a corpus without documents.
+      UserError: a directory without pairs, damaged records, a corpus without documents.
     """
     sources = PairSources(pairs)
     sources.check({name: 1 for name, size in sources.sizes.items() if size})
     queries, positives = UniqueItems(), UniqueItems()
-    world = MiningCorpus(sources, queries, positives, positives, {}, {}, {})
+    mining = MiningCorpus(sources, queries, positives, positives, {}, {}, {})
     for name, size in sources.sizes.items():
         query, positive, ids = np.zeros(size, np.int64), np.zeros(size, np.int64), []
         for index, pair in _records(sources, name):
             ids.append(pair["id"])
             id, item = f"{name}/{pair['id']}", pair["query"]
-            inside = content(item)
-            key = inside + (item.instruction or "").encode()
+            digest = content_digest(item)
+            key = digest + (item.instruction or "").encode()
             query[index] = queries.add(
-                id, key, item, inside, _reader(sources, name, index, "query")
+                id, key, item, digest, _reader(sources, name, index, "query")
             )
             positive[index] = _add(positives, sources, name, index, pair)
             advance(1)
-        world.query[name], world.positive[name], world.pair_ids[name] = query, positive, ids
+        mining.query[name], mining.positive[name], mining.pair_ids[name] = query, positive, ids
     if corpus is not None:
-        world.corpus = _read_corpus(corpus)
-    return world
+        mining.documents = _read_corpus(corpus)
+    return mining
 
 
 def _read_corpus(path: Path) -> UniqueItems:
@@ -217,17 +223,17 @@ def _read_corpus(path: Path) -> UniqueItems:
                 _add(items, sources, name, index, pair)
     else:
         for entry in read_entries(path):
-            inside = content(entry.item)
-            items.add(entry.id, inside, entry.item, inside, lambda item=entry.item: item)
+            digest = content_digest(entry.item)
+            items.add(entry.id, digest, entry.item, digest, lambda item=entry.item: item)
     if not len(items):
         raise UserError(f"{path}: no documents")
     return items
 
 
 def _add(items: UniqueItems, sources: PairSources, name: str, index: int, pair: dict) -> int:
-    inside = content(pair["positive"])
+    digest = content_digest(pair["positive"])
     read = _reader(sources, name, index, "positive")
-    return items.add(f"{name}/{pair['id']}", inside, pair["positive"], inside, read)
+    return items.add(f"{name}/{pair['id']}", digest, pair["positive"], digest, read)
 
 
 def _records(sources: PairSources, name: str) -> Iterator[tuple[int, dict]]:
@@ -242,18 +248,18 @@ def _reader(sources: PairSources, name: str, index: int, side: str) -> Callable[
 
 def kind(item: Item) -> str:
     """The modalities of an item, as in the names of sources: `TV`."""
-    given = {"T": item.text, "I": item.image, "V": item.video}
-    return "".join(letter for letter, part in given.items() if part is not None)
+    parts = {"T": item.text, "I": item.image, "V": item.video}
+    return "".join(letter for letter, part in parts.items() if part is not None)
 
 
-def content(item: Item) -> bytes:
-    """A hash of what an item shows: text, media by their bytes, sampling; not the instruction."""
+def content_digest(item: Item) -> bytes:
+    """Digest of an item's text, bytes of media and sampling options; not of its instruction."""
     digest = hashlib.blake2b(digest_size=16)
 
     def add(part) -> None:
         if isinstance(part, list):
-            for each in part:
-                add(each)
+            for frame in part:
+                add(frame)
             return
         if isinstance(part, str):
             path = Path(part)
@@ -262,7 +268,7 @@ def content(item: Item) -> bytes:
             try:
                 part = path.read_bytes()
             except OSError:
-                part = os.fsencode(part)  # embedding will say that it cannot be read
+                part = os.fsencode(part)  # the embedding reports that it cannot be read
         digest.update(b"%d " % len(part) + part)
 
     add((item.text or "").encode())

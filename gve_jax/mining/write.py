@@ -12,7 +12,7 @@ import numpy as np
 from gve_jax.errors import UserError
 from gve_jax.media.item import Item
 from gve_jax.mining.corpus import MiningCorpus
-from gve_jax.mining.search import Found
+from gve_jax.mining.search import ItemVectors
 from gve_jax.retrieval.negatives import Rule
 from gve_jax.storage.artifacts import build_folder
 from gve_jax.storage.files import write_json
@@ -65,9 +65,9 @@ class Tally:
 
 def write_mined(
     output: Path,
-    corpus: MiningCorpus,
-    queries: Found,
-    positives: Found,
+    mining: MiningCorpus,
+    queries: ItemVectors,
+    positives: ItemVectors,
     find: Callable[[str, int], tuple[np.ndarray, np.ndarray]],
     rule: Rule,
     settings: Mapping,
@@ -89,11 +89,11 @@ def write_mined(
     """
 
     def build(pairs: Path) -> dict[str, dict]:
-        tallies = {name: Tally() for name in corpus.query}
+        tallies = {name: Tally() for name in mining.query}
         negatives = pairs.parent / NEGATIVES
         with open(negatives, "w", encoding="utf-8") as log:
             records = {
-                name: _records(corpus, name, queries, positives, find, rule, tally, log, advance)
+                name: _records(mining, name, queries, positives, find, rule, tally, log, advance)
                 for name, tally in tallies.items()
             }
             description = "Training pairs with mined hard negatives; see README.md."
@@ -122,10 +122,10 @@ def check_few(few: int, pairs: int, negatives: int, max_lost_share: float) -> No
         )
 
 
-def _records(corpus, name, queries, positives, find, rule, tally, log, advance) -> Iterator[dict]:
+def _records(mining, name, queries, positives, find, rule, tally, log, advance) -> Iterator[dict]:
     source = zlib.crc32(name.encode())
     for index, (query, positive) in enumerate(
-        zip(corpus.query[name], corpus.positive[name], strict=True)
+        zip(mining.query[name], mining.positive[name], strict=True)
     ):
         tally.pairs += 1
         advance(1)
@@ -140,14 +140,14 @@ def _records(corpus, name, queries, positives, find, rule, tally, log, advance) 
             tally.lost[TOO_FEW] += 1
             continue
         tally.add(score, scores[picked], picked + 1)
-        (pair,) = corpus.sources.read(name, np.array([index]))
+        (pair,) = mining.sources.read(name, np.array([index]))
         chosen = [int(document) for document in documents[picked]]
         line = {
             "source": name,
             "id": pair["id"],
             "positive_score": round(score, 6),
             "negatives": [
-                {"id": corpus.corpus.ids[d], "score": round(float(s), 6), "rank": int(r)}
+                {"id": mining.documents.ids[d], "score": round(float(s), 6), "rank": int(r)}
                 for d, s, r in zip(chosen, scores[picked], picked + 1, strict=True)
             ],
         }
@@ -158,7 +158,7 @@ def _records(corpus, name, queries, positives, find, rule, tally, log, advance) 
             "query": stored(pair["query"], pair["id"]),
             "positive": stored(pair["positive"], pair["id"]),
             "negatives": [
-                stored(corpus.corpus.read(d, d + 1)[0], corpus.corpus.ids[d]) for d in chosen
+                stored(mining.documents.read(d, d + 1)[0], mining.documents.ids[d]) for d in chosen
             ],
         }
 
