@@ -249,7 +249,7 @@ def test_an_item_that_changed_is_named(tmp_path, change, id):
 )
 @situation(
     "Embedding",
-    "a line of a list that gives a key twice",
+    "a line of a list with a duplicate key",
     "refused with the line and the key",
     since="0.2.0",
 )
@@ -269,7 +269,7 @@ def test_an_item_that_changed_is_named(tmp_path, change, id):
         ('{"id": "a", "text": "x"}'.encode("utf-16"), r"items.jsonl:1: UTF-16 .byte order mark."),
         (
             b'{"id": "a", "text": "x", "text": "y"}',
-            "items.jsonl:1: not valid JSON: 'text' is given ",
+            "items.jsonl:1: not valid JSON: duplicate key 'text'",
         ),
         (b'{"id": "a", "text": "x"}\n\xef\xbb\xbf{"id": "b"}', "items.jsonl:2: begins with a byte"),
         (

@@ -83,23 +83,23 @@ def join_job() -> None:
     Raises:
       UserError: a variable is missing or invalid, or the cluster does not answer.
     """
-    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    values = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     heartbeat = _count("GVE_JAX_HEARTBEAT_S", os.environ.get("GVE_JAX_HEARTBEAT_S", "60"), 1)
     options = {"heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": heartbeat}
-    if given == {"GVE_JAX_HOSTS": "1"}:
+    if values == {"GVE_JAX_HOSTS": "1"}:
         return
-    if given:
-        options |= _explicit(given)
+    if values:
+        options |= _explicit(values)
     try:
         jax.distributed.initialize(**options)
     except ValueError as error:
         # JAX's message when it detects no cluster: this process runs alone.
-        if given or "coordinator_address" not in str(error):
+        if values or "coordinator_address" not in str(error):
             raise UserError(f"cannot join the job: {error}") from error
     except RuntimeError as error:
         hint = "; GVE_JAX_HOSTS=1 runs this host alone"
         line = " ".join(str(error).split())
-        raise UserError(f"cannot join the job: {line}{'' if given else hint}") from error
+        raise UserError(f"cannot join the job: {line}{'' if values else hint}") from error
 
 
 def run(command: Callable[[], None]) -> None:
@@ -143,16 +143,16 @@ def _variable(name: str) -> str:
     return " ".join(sorted(flag for flag in flags if not flag.startswith("--xla_dump_")))
 
 
-def _explicit(given: dict[str, str]) -> dict:
+def _explicit(values: dict[str, str]) -> dict:
     for name in VARIABLES:
-        if name not in given:
+        if name not in values:
             raise UserError(f"{name} is missing: set all of {', '.join(VARIABLES)}")
-    address = given["GVE_JAX_COORDINATOR"]
+    address = values["GVE_JAX_COORDINATOR"]
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(f"GVE_JAX_COORDINATOR {address!r} is not HOST:PORT")
-    hosts = _count("GVE_JAX_HOSTS", given["GVE_JAX_HOSTS"], 1)
-    index = _count("GVE_JAX_HOST", given["GVE_JAX_HOST"], 0)
+    hosts = _count("GVE_JAX_HOSTS", values["GVE_JAX_HOSTS"], 1)
+    index = _count("GVE_JAX_HOST", values["GVE_JAX_HOST"], 0)
     if index >= hosts:
         raise UserError(f"GVE_JAX_HOST {index} is not in 0..{hosts - 1}")
     return {

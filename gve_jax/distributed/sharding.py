@@ -67,17 +67,17 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
         known = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = count // known if known and count % known == 0 else 0
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
-        given = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
+        requested = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
         raise UserError(
-            f"mesh ({given}): the sizes must multiply to the number of devices, {count}; one may "
-            "be -1"
+            f"mesh ({requested}): the sizes must multiply to the number of devices, {count}; one "
+            "may be -1"
         )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def local_mesh() -> Mesh | None:
-    """The mesh of one host's devices, for a host that embeds its share of a job; None, which means
-    all devices, where there is one host."""
+    """The mesh of this host's devices, on which it embeds its share of a job; None, which means all
+    devices, if it is the only host."""
     return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
 
 

@@ -432,7 +432,7 @@ def _moved(op: Instruction, shapes, computations) -> int:
         while len(users) == 1 and users[0].opcode == "bitcast":
             value = users[0].name
             users = [item for item in body if value in item.operands]
-        # Empty if a user reads the operand in another way than by slices of it.
+        # "" stands for a user that does not slice the operand.
         opcodes = {item.opcode if item.operands[0] == value else "" for item in users}
         if read and opcodes and opcodes <= {"dynamic-slice", "gather"}:
             read = min(read, sum(size(item.shape) for item in users))

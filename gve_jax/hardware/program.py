@@ -94,16 +94,16 @@ class Program(StepSetup):
             negatives,
         )
 
-    def _bucket(self, flag: str, given: str | None, default: tuple[int, int]) -> Bucket:
+    def _bucket(self, flag: str, text: str | None, default: tuple[int, int]) -> Bucket:
         shape = default
-        if given is not None:
+        if text is not None:
             try:
-                pairs, tokens = map(int, given.split("x"))
+                pairs, tokens = map(int, text.split("x"))
             except ValueError as error:
-                raise UserError(f"--{flag} {given!r} is not PAIRSxTOKENS, such as 4x896") from error
+                raise UserError(f"--{flag} {text!r} is not PAIRSxTOKENS, such as 4x896") from error
             if (pairs, tokens) not in self.buckets.shapes:
                 known = ", ".join(f"{a}x{b}" for a, b in self.buckets.shapes)
-                raise UserError(f"--{flag} {given} is not declared in config.buckets: {known}")
+                raise UserError(f"--{flag} {text} is not declared in config.buckets: {known}")
             shape = (pairs, tokens)
         # The smallest frame size with all patches; only very wide or tall frames need more windows.
         frame = min(size for size in self.buckets.frame_sizes if size[0] == self.buckets.patches)

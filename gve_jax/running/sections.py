@@ -284,16 +284,16 @@ def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfi
         for field in dataclasses.fields(settings.model)
     }
     for part in ("vision", "text"):
-        given = fields[part]
+        stated = fields[part]
         if base is None:
-            if given is None:
+            if stated is None:
                 raise UserError(f"config.model.{part} is missing: set it or config.pretrained")
             continue
         fields[part] = getattr(base.config, part)
         for name, value in dataclasses.asdict(fields[part]).items():
-            if given is not None and getattr(given, name) != value:
+            if stated is not None and getattr(stated, name) != value:
                 raise UserError(
-                    f"config.model.{part}.{name} is {getattr(given, name)}; {base.directory} has "
+                    f"config.model.{part}.{name} is {getattr(stated, name)}; {base.directory} has "
                     f"{value}"
                 )
     if base is not None and base.config.lora is not None:

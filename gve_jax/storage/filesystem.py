@@ -1,4 +1,4 @@
-"""Paths: local ones and those of Google Cloud Storage (GCS), `gs://bucket/run`.
+"""Local paths and paths of Google Cloud Storage (GCS), `gs://bucket/run`.
 
 `as_path` turns a name into a `pathlib.Path`, or for GCS into an `epath.Path`, which has the same
 methods. A GCS object appears once its last byte is written, so it needs no temporary name, and

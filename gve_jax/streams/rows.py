@@ -153,9 +153,9 @@ def as_pair_item(fields: dict, folder: str, location: str) -> Item:
     return as_item(fields | media)
 
 
-def _check_keys(given: dict, known: frozenset, what: str) -> None:
+def _check_keys(fields: dict, known: frozenset, what: str) -> None:
     # Tables have a column for each key of any row, so a key without a value is ignored.
-    unknown = sorted(key for key in given if key not in known and given[key] is not None)
+    unknown = sorted(key for key in fields if key not in known and fields[key] is not None)
     if unknown:
         raise Reject("unknown key", f"unknown key {unknown[0]!r} in {what}")
 
@@ -171,17 +171,17 @@ def _item(value: object, side: str, roots: tuple[str, ...] | None, media: frozen
     if not value.keys() <= _ITEM:
         _check_keys(value, _ITEM | media, side)
     item = {}
-    for key, given in value.items():
-        if not given and given in _ABSENT:
+    for key, content in value.items():
+        if not content and content in _ABSENT:
             continue
         if key in media:
-            given = parse_medium(given, f"{side}: {key}", roots)
-        elif type(given) is not str:
-            kind = type(given).__name__
+            content = parse_medium(content, f"{side}: {key}", roots)
+        elif type(content) is not str:
+            kind = type(content).__name__
             raise Reject("wrong type", f"{side}: {key} must be a text, not {kind}")
-        elif is_blank(given):
+        elif is_blank(content):
             continue
-        item[key] = given
+        item[key] = content
     if not item or (len(item) == 1 and "instruction" in item):
         raise Reject("an empty item", f"{side} has nothing to embed: give text, image or video")
     return item

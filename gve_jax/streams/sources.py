@@ -132,7 +132,7 @@ class Sources:
 
 
 def parse(
-    given: str | Sequence[str] | Mapping[str, str],
+    pairs: str | Sequence[str] | Mapping[str, str],
     cache: str = gcs_cache.CACHE,
     workdir: str | os.PathLike = ".",
 ) -> list[tuple[str, Dataset]]:
@@ -155,7 +155,7 @@ def parse(
       UserError: an entry is invalid, matches nothing, is ambiguous, or is damaged.
     """
     folder, datasets = gcs_cache.cache_folder(in_workdir(cache, workdir)), []
-    for suffix, location in _entries(given, workdir):
+    for suffix, location in _entries(pairs, workdir):
         if not location.strip():
             raise UserError(f"data.pairs: {location!r} is neither LOCATION nor NAME=LOCATION")
         if location.endswith(".jsonl"):
@@ -170,26 +170,26 @@ def parse(
 
 
 def _entries(
-    given: str | Sequence[str] | Mapping[str, str], workdir: str | os.PathLike
+    pairs: str | Sequence[str] | Mapping[str, str], workdir: str | os.PathLike
 ) -> list[tuple[str, str]]:
     """(suffix, location) of each entry, before `{workdir}` is replaced."""
-    if isinstance(given, Mapping):
-        for suffix in given:
+    if isinstance(pairs, Mapping):
+        for suffix in pairs:
             if suffix and not _SUFFIX.fullmatch(suffix):
                 raise UserError(f"data.pairs: the name {suffix!r} must be letters, digits and _")
-        return list(given.items())
-    if isinstance(given, str):
-        pieces = [piece.strip() for piece in given.split(",")]
-        complete = (given, _named_entry(given)[1])
+        return list(pairs.items())
+    if isinstance(pairs, str):
+        pieces = [piece.strip() for piece in pairs.split(",")]
+        complete = (pairs, _named_entry(pairs)[1])
         if len(pieces) > 1 and any(_exists(location, workdir) for location in complete):
             if all(_exists(_named_entry(piece)[1], workdir) for piece in pieces):
                 raise UserError(
-                    f"data.pairs: {given!r} is the name of one path and also a list of "
+                    f"data.pairs: {pairs!r} is the name of one path and also a list of "
                     f"{len(pieces)} paths; pass each with --pairs"
                 )
-            pieces = [given]
-        given = pieces
-    return [_entry(text, workdir) for text in given]
+            pieces = [pairs]
+        pairs = pieces
+    return [_entry(text, workdir) for text in pairs]
 
 
 def _entry(text: str, workdir: str | os.PathLike) -> tuple[str, str]:

@@ -167,7 +167,7 @@ def test_wrong_types_are_named_in_one_line(pefts, name, value):
     [
         ("[]", "not an object"),
         ("", "empty"),
-        ('{"r": 1, "r": 2}', "'r' is given twice"),
+        ('{"r": 1, "r": 2}', "duplicate key 'r'"),
         ('{"peft_type": ["LORA"]}', r"peft_type \['LORA'\] is not 'LORA'"),
         ("{}", "peft_type None"),
         ("version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),

@@ -190,7 +190,7 @@ def test_byte_order_mark_is_skipped(exported, tmp_path):
         (b"{", "damaged"),
         (b"[]", "not an object"),
         (b"null", "not an object"),
-        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' is given twice"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "duplicate key 'c'"),
         (b"\xff\xfe{", "damaged"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (b"[" * 100_000, "damaged"),

@@ -124,7 +124,10 @@ def _header(path, **changes):
         (lambda p: _header(p, shape=[5.0]), "sizes of bias are not integers"),
         (lambda p: _header(p, dtype=["F32"]), "damaged header"),
         (lambda p: _header(p, dtype=None, shape=["5"]), "sizes of bias are not integers"),
-        (lambda p: p.write_bytes(p.read_bytes().replace(b'"brain"', b'"bias" ', 1)), "given twice"),
+        (
+            lambda p: p.write_bytes(p.read_bytes().replace(b'"brain"', b'"bias" ', 1)),
+            "duplicate key",
+        ),
         (
             lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
             "Git LFS pointer",

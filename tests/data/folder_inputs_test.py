@@ -67,12 +67,12 @@ def test_rows_that_are_a_git_lfs_pointer_are_named(tmp_path, name):
 
 @situation(
     "Training data",
-    "imported rows with a byte order mark, or with a key given twice",
-    "the mark is refused by file and line; a row with a key given twice is "
+    "imported rows with a byte order mark, or with a duplicate key",
+    "the mark is refused by file and line; a row with a duplicate key is "
     "rejected, and the key is named",
     since="0.2.0",
 )
-def test_a_byte_order_mark_and_a_key_given_twice_are_named(tmp_path):
+def test_a_byte_order_mark_and_a_duplicate_key_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + ROW.encode())
     with pytest.raises(UserError, match="rows.jsonl:1: begins with a byte order mark"):
@@ -80,7 +80,7 @@ def test_a_byte_order_mark_and_a_key_given_twice_are_named(tmp_path):
     path.write_text(ROW + '{"query": "a", "query": "b", "positive": "p"}\n')
     (_, row), (place, reject) = read_rows(path)
     assert row == json.loads(ROW) and place == f"{path}:2"
-    assert isinstance(reject, Reject) and "'query' is given twice" in reject.detail
+    assert isinstance(reject, Reject) and "duplicate key 'query'" in reject.detail
 
 
 def test_synthesis_walks_folders_as_embed_does(tmp_path, capsys):

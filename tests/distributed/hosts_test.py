@@ -239,7 +239,7 @@ def test_a_failing_host_reports_its_error_and_others_its_loss(failing):
     since="0.1.0",
 )
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("variables", "named"),
     [
         ({"GVE_JAX_HOSTS": "2"}, "GVE_JAX_COORDINATOR is missing"),
         ({"GVE_JAX_COORDINATOR": "a:1", "GVE_JAX_HOSTS": "2"}, "GVE_JAX_HOST is missing"),
@@ -248,10 +248,10 @@ def test_a_failing_host_reports_its_error_and_others_its_loss(failing):
         ({"GVE_JAX_COORDINATOR": "a:1", "GVE_JAX_HOSTS": "x", "GVE_JAX_HOST": "0"}, "'x'"),
     ],
 )
-def test_a_missing_or_invalid_variable_is_named(monkeypatch, given, named):
+def test_a_missing_or_invalid_variable_is_named(monkeypatch, variables, named):
     for name in hosts.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=named):
         hosts.join_job()

@@ -72,8 +72,8 @@ def bucket(pairs, tmp_path):
             yield fake
 
 
-def opened(given, tmp_path, chosen=()):
-    return Sources(parse(given, str(tmp_path / "cache")), chosen)
+def opened(location, tmp_path, chosen=()):
+    return Sources(parse(location, str(tmp_path / "cache")), chosen)
 
 
 def query_texts(sources, name):
@@ -128,7 +128,7 @@ def test_gs_locations_may_be_patterns_and_jsonl_files(bucket, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given, named",
+    "location, named",
     [
         ("gs://b/none", "^gs://b/none: no such directory of training pairs"),
         ("gs://b/none*", "no directory matches gs://b/none"),
@@ -137,9 +137,9 @@ def test_gs_locations_may_be_patterns_and_jsonl_files(bucket, tmp_path):
         ("gs://b/../pairs", "gs://b/../pairs is not a valid gs:// path"),
     ],
 )
-def test_errors_name_the_url(bucket, tmp_path, given, named):
+def test_errors_name_the_url(bucket, tmp_path, location, named):
     with pytest.raises(UserError, match=named):
-        opened(given, tmp_path)
+        opened(location, tmp_path)
 
 
 def test_the_cache_must_be_a_local_folder(tmp_path):
@@ -150,9 +150,9 @@ def test_the_cache_must_be_a_local_folder(tmp_path):
 def test_without_gcsfs_the_extra_to_install_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     filesystem._client.cache_clear()  # another test may have created a client
-    for given in ("gs://bucket/pairs", "gs://bucket/rows.jsonl"):
+    for location in ("gs://bucket/pairs", "gs://bucket/rows.jsonl"):
         with pytest.raises(UserError, match=r"^gs:// paths need pip install 'gve_jax\[gcs\]'$"):
-            opened(given, tmp_path)
+            opened(location, tmp_path)
 
 
 def test_objects_are_copied_once(pairs, gcs, tmp_path):

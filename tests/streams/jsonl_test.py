@@ -30,8 +30,8 @@ def write(path, rows, end="\n"):
     return str(path)
 
 
-def opened(given, cache, chosen=()):
-    return Sources(parse(given, str(cache)), chosen)
+def opened(location, cache, chosen=()):
+    return Sources(parse(location, str(cache)), chosen)
 
 
 def query_texts(sources, name):
@@ -126,11 +126,11 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
         (b'{"query": "", "positive": "p"}', "query has nothing to embed"),
         (b'{"query": {"instruction": "i"}, "positive": "p"}', "query has nothing to embed"),
         (b'{"query": " \\t", "positive": "p"}', "query has nothing to embed"),
-        (b'{"query": "q", "positive": "p", "query": "r"}', "'query' is given twice"),
-        (b'{"query": {"text": "q" , "text" : "r"}, "positive": "p"}', "'text' is given twice"),
+        (b'{"query": "q", "positive": "p", "query": "r"}', "duplicate key 'query'"),
+        (b'{"query": {"text": "q" , "text" : "r"}, "positive": "p"}', "duplicate key 'text'"),
         (
             b'{"query": "q", "positive": {"image": {"bytes": "AA==", "bytes": "AQ=="}}}',
-            "'bytes' is given twice",
+            "duplicate key 'bytes'",
         ),
         (b'{"query": 1, "positive": "p"}', "query must be a text or a mapping, not int"),
         (b'{"query": {"text": ["q"]}, "positive": "p"}', "query: text must be a text, not list"),
@@ -213,7 +213,7 @@ def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given, named",
+    "location, named",
     [
         ("none.jsonl", "none.jsonl: No such file"),
         ("none*.jsonl", "no file matches .*none"),
@@ -221,12 +221,12 @@ def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
         ("a.jsonl,{0}/b/a.jsonl", "source 'T2T_a' is in .*/a.jsonl and in .*/b/a.jsonl; give one"),
     ],
 )
-def test_errors_name_the_file(tmp_path, given, named):
+def test_errors_name_the_file(tmp_path, location, named):
     (tmp_path / "empty.jsonl").write_text("\n")
     write(tmp_path / "a.jsonl", [row()])
     write(tmp_path / "b" / "a.jsonl", [row()])
     with pytest.raises(UserError, match=named):
-        opened(f"{tmp_path}/{given.format(tmp_path)}", tmp_path)
+        opened(f"{tmp_path}/{location.format(tmp_path)}", tmp_path)
 
 
 def test_an_index_is_built_once_and_shared(tmp_path, monkeypatch):

@@ -70,8 +70,8 @@ def test_pairs_may_be_in_a_folder_of_any_name(folder, tmp_path, name):
     assert Sources(parse("{workdir}/data/a", workdir=workdir)).sizes == sizes
     assert Sources(parse("{workdir}/data/[a]*", workdir=workdir)).sizes == sizes
     assert Sources(parse("{workdir}/data/*.jsonl", workdir=workdir)).sizes == {"T2T_rows": 3}
-    for given in (f"{workdir}/data/a", (f"{workdir}/data/a",), {"": f"{workdir}/data/a"}):
-        assert Sources(parse(given)).sizes == sizes
+    for locations in (f"{workdir}/data/a", (f"{workdir}/data/a",), {"": f"{workdir}/data/a"}):
+        assert Sources(parse(locations)).sizes == sizes
     named = Sources(parse({"more": f"{workdir}/data/a"}))
     assert named.sizes == {"T2T_x_more": 3, "T2T_y_more": 2}
 
@@ -107,7 +107,7 @@ def test_an_existing_path_is_used_and_an_ambiguous_text_refused(folder, tmp_path
 
 
 @pytest.mark.parametrize(
-    "given, chosen, named",
+    "locations, chosen, named",
     [
         ("{0}/a,{0}/b", (), "source 'T2T_x' is in .*/a and in .*/b; give one of them a name"),
         (
@@ -121,9 +121,9 @@ def test_an_existing_path_is_used_and_an_ambiguous_text_refused(folder, tmp_path
         ("{0}/none", (), "none: no such directory"),
     ],
 )
-def test_errors_name_the_source_or_location(folder, given, chosen, named):
+def test_errors_name_the_source_or_location(folder, locations, chosen, named):
     with pytest.raises(UserError, match=named):
-        Sources(parse(given.format(folder)), chosen)
+        Sources(parse(locations.format(folder)), chosen)
 
 
 def test_a_missing_shard_is_named(folder, tmp_path):
@@ -142,15 +142,15 @@ import os, sys
 os.environ["TFDS_DATA_DIR"] = {str(tmp_path)!r}
 from gve_jax.errors import UserError
 from gve_jax.streams.sources import Sources, parse
-for given in sys.argv[1:]:
+for location in sys.argv[1:]:
     try:
-        parts = parse(given)
+        parts = parse(location)
         print(parts[0][1].location, Sources(parts).read("T2T_x", [1])[0]["query"].text)
     except UserError as error:
         print(error)
 assert "tensorflow" not in sys.modules, "TensorFlow was imported"
 """
-    given = (
+    locations = (
         "gve_pairs",
         "tfds:gve_pairs:1.0.0",
         "gve_pairs/small:2.0.0",
@@ -159,7 +159,7 @@ assert "tensorflow" not in sys.modules, "TensorFlow was imported"
         "tfds:nothing",
         "tfds:x y",
     )
-    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *locations], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     none = f"no such directory, and no dataset of that name in {tmp_path} (TFDS_DATA_DIR)"
     assert done.stdout.splitlines() == [
