@@ -257,7 +257,7 @@ def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, mod
             "ids-00000.jsonl:1: not valid JSON",
         ),
         (lambda out: (out / "settings.json").write_text("{"), "settings.json: damaged"),
-        (lambda out: (out / "settings.json").unlink(), "holds no vectors"),
+        (lambda out: (out / "settings.json").unlink(), "has no vectors"),
     ],
 )
 def test_damaged_outputs_are_named(folder, tmp_path, damage, message):

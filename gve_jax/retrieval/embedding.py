@@ -2,8 +2,8 @@
 
     vectors-00000.npy, ...  float32 [n, D], unit rows
     ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp shows a changed item
-    settings.json           model, prompt and input that the vectors are of; compared on resuming
-    manifest.json           the same with the list of shards: written last, when all are complete
+    settings.json           model, prompt and input of the vectors; compared when resuming
+    manifest.json           the same with the list of shards; written last
 
 `gve_jax.retrieval.vectors.StoredVectors` reads it.
 """
@@ -28,8 +28,8 @@ from gve_jax.storage.files import atomic_write, read_records, write_array, write
 from gve_jax.storage.locks import is_free
 
 FORMAT = "gve_jax vectors 2"
-CHUNK = 512  # items given to the model at once; also how often the progress bar moves
-SHARDS, LARGEST = 1024, 4096  # of an output, as long as they have at most so many items each
+CHUNK = 512  # items passed to the encoder at once, and a step of the progress bar
+SHARDS, LARGEST = 1024, 4096  # shards of an output, unless that takes more than LARGEST items each
 
 
 class Encoder(Protocol):
@@ -57,23 +57,23 @@ def embed_all(
     batch_size: int = 32,
     label: str = "embedding",
 ) -> tuple[int, int]:
-    """Embeds what an output lacks; returns the numbers of its vectors and shards.
+    """Embeds the items that an output lacks; returns the numbers of its vectors and shards.
 
-    Items that an earlier run could not read count as missing, unless the failure is permanent (see
-    `Quarantine`) and the content the same; other vectors of the shard are kept as they are.
+    Unreadable items of earlier runs are retried, unless the failure is permanent (see `Quarantine`)
+    and the content unchanged. Other vectors of their shards stay.
 
-    All hosts call it with the same arguments, but for the quarantine, which is each one's own.
+    All hosts call it with equal arguments, except for the quarantine, which each host has.
 
     Args:
-      ids: of the items, unique.
-      stamps: of the items; each differs where its item's content does.
-      read: the items from `start` to `stop`; called for what is embedded, a chunk at a time.
-      shard_size: items of a shard; by default as many as `items_of_shard` says.
-      label: of the progress bar.
+      ids: unique ids of the items.
+      stamps: a text for each item that changes with its content.
+      read: returns the items from `start` to `stop`; called for items to embed, a chunk at a time.
+      shard_size: items in a shard (default: `items_of_shard`).
+      label: text of the progress bar.
 
     Raises:
-      UserError: an output of other settings or contents, a damaged one, one that is another folder
-        on another host, too many unreadable items.
+      UserError: the output has other settings or contents, is damaged, or is not shared by all
+        hosts; too many unreadable items.
     """
     size, dim = shard_size or items_of_shard(len(ids)), model.embedding_dim
     settings = {
@@ -95,31 +95,31 @@ def embed_all(
     counts: dict[int, int] = {}  # vectors of each finished shard, on host 0
 
     def plan() -> list[tuple[int, list[int]]]:
-        """The shards to work on, with the numbers of their items to embed."""
+        """Numbers of incomplete shards, with the rows of their items to embed."""
         merge_quarantines(quarantine)
-        wanted, stored = [], []
+        incomplete, stored = [], []
         for n, shard in enumerate(shards):
-            made = shard.read(dim)
-            here = set(made or ())
+            finished = shard.read(dim)
+            present = set(finished or ())
             missing = [
                 row
                 for row, (id, stamp) in enumerate(zip(shard.expected, shard.stamps, strict=True))
-                if made is None or not (id in here or quarantine.is_permanent(id, stamp))
+                if finished is None or not (id in present or quarantine.is_permanent(id, stamp))
             ]
-            if made is not None:
-                stored += made
-                counts[n] = len(made)
+            if finished is not None:
+                stored += finished
+                counts[n] = len(finished)
             if missing:
-                wanted.append((n, missing))
-        quarantine.forget(stored)  # a run that was killed between the two files
-        return wanted
+                incomplete.append((n, missing))
+        quarantine.forget(stored)  # left by a run that was killed between the two files
+        return incomplete
 
-    def finish(made: dict[int, int]) -> int:
-        if not work.wait_until(lambda: all(shards[n].has(made[n], dim) for n in made)):
+    def finish(written: dict[int, int]) -> int:
+        if not work.wait_until(lambda: all(shards[n].has(written[n], dim) for n in written)):
             raise UserError(f"{output}: shards of another host do not appear")
         merge_quarantines(quarantine)
         quarantine.check(len(ids))
-        counts.update(made)
+        counts.update(written)
         count = sum(counts.values())
         sums = {"dim": dim, "vectors": count, "quarantined": len(ids) - count}
         content = {"input": settings["input"] | {"content": digest_rows(ids, stamps)}}
@@ -130,23 +130,22 @@ def embed_all(
         write_json(output / "manifest.json", settings | content | sums | {"shards": listed})
         return count
 
-    wanted = hosts.run_on_host0(
-        plan
-    )  # once for all: a network's folder may look different elsewhere
-    quarantine.forget(shards[n].expected[row] for n, rows in wanted for row in rows)
-    hosts.run_on_host0(
-        lambda: quarantine.check(len(ids))
-    )  # what is settled may be too much already
-    mine, made = work.shard_for_host(wanted), {}
+    # On one host, since hosts may see different states of a network folder.
+    incomplete = hosts.run_on_host0(plan)
+    quarantine.forget(shards[n].expected[row] for n, rows in incomplete for row in rows)
+    # Before any work: permanent failures may be too many already.
+    hosts.run_on_host0(lambda: quarantine.check(len(ids)))
+    assigned, written = work.shard_for_host(incomplete), {}
     embed = functools.partial(
         model.encode_valid, quarantine=quarantine, prompt=prompt, batch_size=batch_size
     )
     with progress_bar() as progress:
-        others = sum(len(rows) for _, rows in wanted) - sum(len(rows) for _, rows in mine)
-        bar = progress.add_task(label, total=len(ids) - others)
-        progress.advance(bar, len(ids) - sum(len(rows) for _, rows in wanted))
-        for n, rows in mine:
-            made[n] = _embed(
+        missing = sum(len(rows) for _, rows in incomplete)
+        own = sum(len(rows) for _, rows in assigned)
+        bar = progress.add_task(label, total=len(ids) - missing + own)
+        progress.advance(bar, len(ids) - missing)
+        for n, rows in assigned:
+            written[n] = _embed(
                 shards[n],
                 rows,
                 dim,
@@ -157,8 +156,9 @@ def embed_all(
                 lambda count: progress.advance(bar, count),
             )
             hosts.set_location(f"after shard {n} of {output}")
-    gathered = [pair for pairs in hosts.gather(list(made.items()), hosts.LONG_S) for pair in pairs]
-    count = hosts.run_on_host0(lambda: finish(dict(gathered)))
+    gathered = hosts.gather(list(written.items()), hosts.LONG_S)
+    all_written = dict(pair for pairs in gathered for pair in pairs)
+    count = hosts.run_on_host0(lambda: finish(all_written))
     if not work.wait_until((output / "manifest.json").exists):
         raise UserError(f"{output}: the manifest of host 0 does not appear")
     if not work.wait_until(lambda: all(shard.sealed for shard in shards)):
@@ -167,14 +167,16 @@ def embed_all(
 
 
 def items_of_shard(items: int) -> int:
-    """At least what the model gets at once, so that hosts can divide them evenly; more where there
-    would be too many files."""
+    """Items in a shard: a chunk, so that hosts can divide the work evenly, or more chunks where the
+    output would have too many files."""
     return min(CHUNK * max(1, -(-items // (CHUNK * SHARDS))), LARGEST)
 
 
 class Shard:
-    """Two files of an output, of the expected ids from `start` on; the ids are written last and
-    seal it."""
+    """Two files of an output: the vectors of the `expected` ids, beginning with item `start`.
+
+    The file of ids is written last and seals the shard.
+    """
 
     def __init__(
         self, output: Path, number: int, expected: Sequence[str], stamps: Sequence[str], start: int
@@ -189,26 +191,25 @@ class Shard:
         return self.ids.exists() and self.vectors.exists()
 
     def has(self, count: int, dim: int) -> bool:
-        """Whether it is finished with so many vectors, as seen from here."""
+        """Whether this host sees the shard finished with `count` vectors."""
         try:
             return len(self.read(dim) or ()) == count and self.sealed
-        except UserError:  # one of its files is new and the other one old, for a while
+        except UserError:  # a network folder may show one new and one old file
             return False
 
     def read(self, dim: int) -> list[str] | None:
-        """The ids of its vectors, some of those expected; None when it is not finished.
+        """Returns the ids of the stored vectors, or None for an unfinished shard.
 
         Raises:
-          UserError: files that are damaged or of other items, or of another content of an item.
+          UserError: damaged files, files of other items, an item whose content has changed.
         """
         if not self.ids.exists():
             return None
         records = [record for _, record in read_records(self.ids)]
         ids = [record.get("id") for record in records]
         shape = self._load().shape
-        left = iter(self.expected)
-        # Each id is found in what the ids before it have left over: the same order, some missing.
-        if shape != (len(ids), dim) or not all(id in left for id in ids):
+        remaining = iter(self.expected)  # `in` consumes it: ids must be in order, some may lack
+        if shape != (len(ids), dim) or not all(id in remaining for id in ids):
             raise UserError(
                 f"{self.vectors}: {list(shape)} does not fit its ids; delete {self.ids}"
             )
@@ -222,7 +223,7 @@ class Shard:
         return ids
 
     def write(self, rows: Sequence[int], vectors: np.ndarray, dim: int) -> int:
-        """Adds the vectors of the items of these numbers to those it has; how many it has then."""
+        """Adds vectors of the items `rows`; returns the number of stored vectors."""
         old = self.read(dim)
         if old is not None and not rows:
             return len(old)
@@ -257,10 +258,10 @@ def digest_rows(*texts: Sequence[str]) -> str:
 def check_or_write_settings(
     output: Path, settings: dict, remedy: str = "choose another --output"
 ) -> None:
-    """Writes the settings of a new output; UserError, naming the field, if it is of others."""
+    """Writes the settings of a new output; raises UserError, naming the field, if they differ."""
     path = output / "settings.json"
     if not path.exists() and not is_free(output):
-        raise UserError(f"{output} is not empty and holds no vectors (no settings.json)")
+        raise UserError(f"{output} is not empty and has no vectors (no settings.json)")
     files.check_or_write_manifest(path, settings, remedy)
 
 
@@ -274,8 +275,8 @@ def _embed(
     quarantine: Quarantine,
     advance: Callable[[int], None],
 ) -> int:
-    """Embeds the items of these numbers of a shard; how many vectors it has then."""
-    vectors, found = [np.zeros((0, dim), np.float32)], []
+    """Embeds the items `rows` of a shard; returns the number of stored vectors."""
+    vectors, readable_rows = [np.zeros((0, dim), np.float32)], []
     for at in range(0, len(rows), CHUNK):
         chunk = rows[at : at + CHUNK]
         items = [
@@ -283,19 +284,19 @@ def _embed(
             for start, stop in _runs(chunk)
             for item in read(shard.start + start, shard.start + stop)
         ]
-        made, valid = embed(items, [shard.expected[row] for row in chunk])
-        vectors.append(made)
-        found += [row for row, readable in zip(chunk, valid, strict=True) if readable]
+        embedded, valid = embed(items, [shard.expected[row] for row in chunk])
+        vectors.append(embedded)
+        readable_rows += [row for row, readable in zip(chunk, valid, strict=True) if readable]
         advance(len(chunk))
         if chunk[-1] != rows[-1]:
             quarantine.check(total)
-    count = shard.write(found, np.concatenate(vectors), dim)
-    quarantine.check(total)  # past it the command stops, and keeps this shard
+    count = shard.write(readable_rows, np.concatenate(vectors), dim)
+    quarantine.check(total)  # after the write: a command that stops here has stored its work
     return count
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of each run of numbers that follow each other."""
+    """Yields (first, last + 1) of each run of consecutive numbers."""
     for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         run = [number for _, number in run]
         yield run[0], run[-1] + 1

@@ -1,4 +1,4 @@
-"""Which documents a query may have as hard negatives: ranks without its positives, and a rule."""
+"""Hard negatives of queries: the nearest documents without the positives, and a rule."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from gve_jax.retrieval.tiles import NORM_TOLERANCE
 from gve_jax.retrieval.topk import stream_top_k
 from gve_jax.retrieval.unit import unit_rows
 
-SPARE = 16  # documents asked for beyond the window, in place of those that are excluded
-PAIRS = 4096  # documents compared with a positive at a time
+SPARE = 16  # documents searched beyond the window, to replace excluded ones
+PAIRS = 4096  # pairs of a document and a positive compared at a time
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Rule:
 
     Attributes:
       ranks: the first and the last rank, from 1, among documents that are not excluded.
-      share: a negative has at most this share of the positive's score, or at most that score where
-        it is not above zero; None for no limit.
-      margin: a negative scores at least this much less than the positive; None for no limit.
+      share: highest score of a negative as a share of the positive's score, or that score itself
+        where it is not positive; None for no limit.
+      margin: least difference of the scores of positive and negative; None for no limit.
       count: negatives of a pair.
-      choose: "hardest", the best ranked ones, or "random" ones of those that may be.
-      seed: of the random choice.
+      choose: "hardest" for the best ranked of the allowed documents, "random" for any of them.
+      seed: seed of the random choice.
     """
 
     ranks: tuple[int, int] = (1, 100)
@@ -36,22 +36,24 @@ class Rule:
     seed: int = 0
 
     def pick(self, scores: np.ndarray, positive: float, key: tuple[int, ...]) -> np.ndarray:
-        """Indices into `scores` of a query's negatives, the better ranked first; fewer than `count`
-        where the rule leaves no more.
+        """Returns the indices in `scores` of a pair's negatives, best ranked first.
+
+        They are fewer than `count` where the rule allows fewer.
 
         Args:
-          scores: float32 [n], of the documents of ranks 1 to n.
+          scores: float32 [n], the scores of the documents of ranks 1 to n.
           positive: the score of the pair's positive.
-          key: tells this pair's random choice from others'.
+          key: added to the seed, so that each pair has its own random choice.
         """
         first, last = self.ranks
         ceiling = np.inf if self.margin is None else positive - self.margin
         if self.share is not None:
             ceiling = min(ceiling, positive * (self.share if positive > 0 else 1))
-        may = first - 1 + np.flatnonzero(scores[first - 1 : last] <= ceiling)
+        allowed = first - 1 + np.flatnonzero(scores[first - 1 : last] <= ceiling)
         if self.choose == "random":
-            may = np.sort(np.random.default_rng([self.seed, *key]).permutation(may)[: self.count])
-        return may[: self.count]
+            draw = np.random.default_rng([self.seed, *key])
+            allowed = np.sort(draw.permutation(allowed)[: self.count])
+        return allowed[: self.count]
 
 
 def stream_neighbours(
@@ -66,73 +68,78 @@ def stream_neighbours(
     rows: Sequence[slice],
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """The `count` best documents of each query that are none of its positives, exactly.
+    """Yields the `count` nearest documents of each query, positives excluded, exactly.
 
     Args:
       queries, corpus, ids, rows, advance: as in `stream_top_k`.
-      excluded: of query indices [n] to what they must not get: places in [n], int64 [E], and corpus
+      excluded: maps query indices [n] to excluded pairs: indices in [n], int64 [E], and corpus
         indices, int64 [E].
-      positives: of query indices [n] to places in [n], int64 [P], ascending, and the vectors of
-        those queries' positives, [P, D]. What is as close to one of them as a cosine of
-        1 - `tolerance`, its query does not get either.
+      positives: maps query indices [n] to positives: indices in [n], int64 [P], ascending, and
+        vectors [P, D]. Documents with a cosine of 1 - `tolerance` or more to a positive of a query
+        are excluded from its list.
 
     Yields:
-      The queries' slice; corpus indices int64 [n, count], -1 where there are no more documents;
-      scores float32 [n, count].
+      The slice of the queries; corpus indices int64 [n, count], padded with -1; scores float32
+      [n, count].
     """
-    wanted = min(count + SPARE, len(corpus))
-    found = stream_top_k(queries, corpus, ids, wanted, rows=rows, advance=advance)
-    for chosen, places, scores in found:
-        kept = np.full((len(places), count), -1, np.int64)
-        kept_scores = np.full((len(places), count), -np.inf, np.float32)
-        width, left = wanted, np.arange(len(places))
+    width = min(count + SPARE, len(corpus))
+    stream = stream_top_k(queries, corpus, ids, width, rows=rows, advance=advance)
+    for chosen, documents, scores in stream:
+        nearest = np.full((len(documents), count), -1, np.int64)
+        nearest_scores = np.full((len(documents), count), -np.inf, np.float32)
+        searched, left = width, np.arange(len(documents))
         while True:
-            asked = chosen.start + left
-            good = ~_has(places, *excluded(asked), len(corpus))
-            good &= ~_twins(queries, corpus, asked, places, scores, *positives(asked), tolerance)
+            query = chosen.start + left
+            good = ~_is_excluded(documents, *excluded(query), len(corpus))
+            good &= ~_is_duplicate(
+                queries, corpus, query, documents, scores, *positives(query), tolerance
+            )
             rank = np.cumsum(good, axis=1) - 1
             row, column = np.nonzero(good & (rank < count))
-            kept[left[row], rank[row, column]] = places[row, column]
-            kept_scores[left[row], rank[row, column]] = scores[row, column]
-            left = left[good.sum(axis=1) < count] if width < len(corpus) else left[:0]
+            nearest[left[row], rank[row, column]] = documents[row, column]
+            nearest_scores[left[row], rank[row, column]] = scores[row, column]
+            left = left[good.sum(axis=1) < count] if searched < len(corpus) else left[:0]
             if not len(left):
                 break
-            # More was excluded than was spare: these few ask again, for more.
-            width = min(4 * width, len(corpus))
-            again = list(stream_top_k(queries[chosen.start + left], corpus, ids, width))
-            places, scores = (np.concatenate([part[n] for part in again]) for n in (1, 2))
-        yield chosen, kept, kept_scores
+            # More than SPARE documents were excluded: search further for these few queries.
+            searched = min(4 * searched, len(corpus))
+            parts = list(stream_top_k(queries[chosen.start + left], corpus, ids, searched))
+            documents, scores = (np.concatenate([part[n] for part in parts]) for n in (1, 2))
+        yield chosen, nearest, nearest_scores
 
 
-def _has(places: np.ndarray, row: np.ndarray, document: np.ndarray, corpus: int) -> np.ndarray:
-    """bool [n, k], which of the documents int64 [n, k] are among a row's own."""
-    keys = np.arange(len(places))[:, None] * corpus + places
+def _is_excluded(
+    documents: np.ndarray, row: np.ndarray, document: np.ndarray, corpus: int
+) -> np.ndarray:
+    """bool [n, k], whether documents int64 [n, k] are among the excluded pairs (row, document)."""
+    keys = np.arange(len(documents))[:, None] * corpus + documents
     return np.isin(keys, row * corpus + document)
 
 
-def _twins(queries, corpus, asked, places, scores, owner, positives, tolerance) -> np.ndarray:
-    """bool [n, k], which documents are as close to a positive as a cosine of 1 - `tolerance`.
+def _is_duplicate(
+    queries, corpus, query, documents, scores, owner, positives, tolerance
+) -> np.ndarray:
+    """bool [n, k], whether documents have a cosine of 1 - `tolerance` or more to a positive.
 
-    Two rows of that cosine are sqrt(2 tolerance) apart, and so are their products with a query at
-    most: only documents that score that near to the positive are looked at.
+    Two unit rows of that cosine are sqrt(2 tolerance) apart, and so are their scores at most: only
+    documents whose score is that close to the positive's are compared with it.
     """
-    twin = np.zeros(places.shape, bool)
+    duplicate = np.zeros(documents.shape, bool)
     positives = unit_rows(positives, "positives")
-    own = np.einsum("pd,pd->p", positives, np.asarray(queries[asked[owner]], np.float32))
-    # Lengths may differ from one by a little.
+    score = np.einsum("pd,pd->p", positives, np.asarray(queries[query[owner]], np.float32))
+    # Rows may differ from unit length by NORM_TOLERANCE.
     reach = (1 + NORM_TOLERANCE) * (np.sqrt(2 * tolerance) + NORM_TOLERANCE * np.abs(scores))
-    which, column = np.nonzero(np.abs(scores[owner] - own[:, None]) <= reach[owner])
+    which, column = np.nonzero(np.abs(scores[owner] - score[:, None]) <= reach[owner])
     for start in range(0, len(which), PAIRS):
-        pair, at = which[start : start + PAIRS], column[start : start + PAIRS]
-        rows = corpus[places[owner[pair], at]]
+        pair, rank = which[start : start + PAIRS], column[start : start + PAIRS]
+        rows = corpus[documents[owner[pair], rank]]
         cosine = np.einsum("nd,nd->n", rows, positives[pair])
         cosine /= np.sqrt(np.einsum("nd,nd->n", rows, rows))
-        # A rounding of float32 vectors is no difference.
-        same = cosine >= 1 - tolerance - 1e-6
-        twin[owner[pair[same]], at[same]] = True
-    return twin
+        close = cosine >= 1 - tolerance - 1e-6  # 1e-6: rounding of float32
+        duplicate[owner[pair[close]], rank[close]] = True
+    return duplicate
 
 
 def query_tile(queries: int, devices: int) -> int:
-    """Queries that `stream_neighbours` yields at once; the last are fewer."""
+    """Number of queries that `stream_neighbours` yields at once; the last slice may be smaller."""
     return tiles.tile_size(queries, tiles.QUERY_TILE, devices)

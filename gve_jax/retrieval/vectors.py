@@ -1,4 +1,4 @@
-"""Vectors that `gve_jax.embed` wrote, as one matrix that is read from disk where it is used."""
+"""Vectors that `gve_jax.embed` wrote, as one matrix that is read from disk on access."""
 
 import json
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from gve_jax.storage.files import read_records
 
 
 class StoredVectors:
-    """float32 [N, D] over memory-mapped shards; slices and index arrays give plain arrays.
+    """Matrix float32 [N, D] over memory-mapped shards; slices and index arrays give plain arrays.
 
     Args:
       folder: an output of `gve_jax.embed`.
 
     Attributes:
       ids: N ids, in the order of the rows.
-      manifest: of the folder.
+      manifest: the manifest of the folder.
 
     Raises:
-      UserError: no finished output, damaged shards, no vector in it.
+      UserError: an unfinished output, damaged shards, no vectors.
     """
 
     ndim, dtype = 2, np.dtype(np.float32)
@@ -55,27 +55,27 @@ class StoredVectors:
             start, stop, step = key.indices(len(self))
             first = np.searchsorted(self._starts, start, side="right") - 1
             if step == 1 and start < stop <= self._starts[first + 1]:
-                at = self._starts[first]
-                return np.asarray(self._shards[first][start - at : stop - at])
+                offset = self._starts[first]
+                return np.asarray(self._shards[first][start - offset : stop - offset])
             key = np.arange(start, stop, step)
         key = np.asarray(key, np.int64)
-        found = np.empty((*key.shape, self.shape[1]), np.float32)
+        rows = np.empty((*key.shape, self.shape[1]), np.float32)
         shard = np.searchsorted(self._starts, key, side="right") - 1
         for number in np.unique(shard):
-            here = shard == number
-            found[here] = self._shards[number][key[here] - self._starts[number]]
-        return found
+            mask = shard == number
+            rows[mask] = self._shards[number][key[mask] - self._starts[number]]
+        return rows
 
 
 class Selection:
-    """Some rows of a matrix, in a given order, read where they are used."""
+    """Rows of a matrix in a given order, read on access."""
 
     ndim = 2
 
     def __init__(self, vectors, rows: np.ndarray):
         self._vectors, self._rows = vectors, rows
         self.shape, self.dtype = (len(rows), vectors.shape[1]), vectors.dtype
-        # The whole of a matrix in its order: its slices need no copy.
+        # All rows in order: slices need no copy.
         self._all = len(rows) == len(vectors) and (rows == np.arange(len(rows))).all()
 
     def __len__(self) -> int:
