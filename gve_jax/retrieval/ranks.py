@@ -1,14 +1,14 @@
 """Exact ranks of every positive by counting better documents, over tiles.
 
-A positive's rank is one plus the number of documents that come before it, so nothing is sorted and
-nothing of size Q x C is ever held: one tile of queries meets one tile of the corpus at a time, and
-memory is that of a few tiles whatever the size of the corpus (which may be a `np.memmap`).
+The rank of a positive is one plus the number of documents before it, so nothing is sorted, and no
+array of Q x C scores exists: one tile of queries is multiplied with one tile of the corpus at a
+time. Memory is that of a few tiles, whatever the size of the corpus (which may be a `np.memmap`).
 
-The score of a positive is read out of the same tile product that scores its competitors. A separate
-dot product rounds differently, which turns ties into wins. So a tile of queries first meets its
-positives, then counts over all tiles. Queries are ordered by their positives, which then lie in few
-tiles: their products are kept until they are counted, and cost nothing twice. Large sets are
-counted in bfloat16 first, where a bound of its error decides (`screen`); the ranks stay exact.
+The score of a positive is taken from the same tile product as the scores of its competitors: a
+separate dot product rounds differently, which turns ties into wins. So a tile of queries is first
+multiplied with the tiles of its positives, then counts over all tiles. Queries are ordered by their
+positives, which then are in few tiles, whose products are stored until they are counted. Large sets
+are screened in bfloat16 first (`screen`); the ranks stay exact.
 
 Ties are broken as trec_eval does: score descending, then document id descending as strings. A model
 whose vectors are all equal therefore scores chance. The pessimistic rank puts every tied document
@@ -30,14 +30,14 @@ from gve_jax.retrieval import screen, tiles
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
 
 POSITIVES_PER_ROW = 4  # a query with more positives takes several rows
-HELD_TILES = 6  # products with the positives' tiles, kept until they are counted
+HELD_TILES = 6  # products with tiles of positives that are stored until they are counted
 LARGEST_TILE = 1 << 14  # documents of a tile: two counts of them share an int32, and its sign
-LIST_TILE = (32, 128)  # queries and candidates of each that are scored at once
+LIST_TILE = (32, 128)  # queries, and candidates of each, in one product
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of every positive in its query's ranking; N counts (query, positive) pairs.
+    """The rank of every positive in its query's ranking; N is the number of such pairs.
 
     query: int64 [N], index of the query, ascending.
     document: int64 [N], index of the positive in the corpus.
@@ -45,7 +45,7 @@ class Ranks:
     rank: int64 [N], from 1, ties as trec_eval.
     pessimistic: int64 [N], from 1, ties against the positives.
     queries, corpus: Q and C. A query without an entry has no positive and scores zero.
-    candidates: int64 [Q], documents that each query ranks, where they are not the whole corpus.
+    candidates: int64 [Q], number of documents that each query ranks; None for the whole corpus.
     """
 
     query: np.ndarray
@@ -92,7 +92,7 @@ def rank_positives(
     """
     tiles.check(queries, corpus, ids)
     if corpus_tile > LARGEST_TILE:
-        raise UserError(f"corpus_tile is {corpus_tile}, it must be at most {LARGEST_TILE}")
+        raise UserError(f"corpus_tile must be at most {LARGEST_TILE}, not {corpus_tile}")
     order = tiles.id_order(ids)
     query, document = _pairs(positives, len(queries), len(corpus))
     row, slot, row_query, width = _rows(query, len(queries))
@@ -103,7 +103,7 @@ def rank_positives(
 
     mesh = tiles.choose_mesh(mesh)
     c_tile = tiles.tile_size(len(corpus), corpus_tile)
-    # Rows with neighbouring positives go together: few corpus tiles then hold their positives.
+    # Rows with neighbouring positives are adjacent: few corpus tiles then hold their positives.
     rows = np.argsort(position[:, 0], kind="stable")
     if screen.worth_screening(len(rows), corpus):
         own = rows[tiles.host_rows(len(rows))]
@@ -114,7 +114,7 @@ def rank_positives(
         )
         for each in (score, counts, done):
             each[rows] = tiles.allgather_rows(each[rows], len(rows))
-        # All rows of a query: its positives may tie, and are compared within one program only.
+        # All rows of a query: its positives may tie, and must be compared within one program.
         left = np.zeros(len(queries), bool)
         left[row_query[done == 0]] = True
         rows = rows[left[row_query[rows]]]
@@ -139,7 +139,7 @@ def rank_candidates(
 
     Args:
       queries, corpus, positives, ids, mesh: as in `rank_positives`.
-      candidates: for each query the corpus indices of what it ranks; its positives are among them.
+      candidates: for each query, the corpus indices of its candidates, which include its positives.
 
     Returns:
       `Ranks` with `candidates`, ties as in `rank_positives`.
@@ -156,35 +156,34 @@ def rank_candidates(
     if not sizes.all():
         raise UserError(f"query {int(np.argmin(sizes))} has no candidates")
     starts = np.cumsum(sizes) - sizes
-    place = np.searchsorted(of * len(corpus) + among, query * len(corpus) + document)
-    inside = np.minimum(place, len(of) - 1)
+    index = np.searchsorted(of * len(corpus) + among, query * len(corpus) + document)
+    inside = np.minimum(index, len(of) - 1)
     stray = (of[inside] != query) | (among[inside] != document)
     if stray.any():
         at = int(np.argmax(stray))
-        raise UserError(f"query {query[at]}: its positive {ids[document[at]]!r} is no candidate")
+        raise UserError(f"query {query[at]}: positive {ids[document[at]]!r} is not a candidate")
 
     mesh = tiles.choose_mesh(mesh)
     score = np.zeros(len(query), np.float32)
     counts = np.zeros((len(query), 2), np.int32)
     own = tiles.host_rows(len(query))
     step = -(-LIST_TILE[0] // mesh.size) * mesh.size
-    # Queries with as many candidates go together: little padding.
-    asked = np.unique(query[own])
-    asked = asked[np.argsort(sizes[asked], kind="stable")]
-    for start in range(0, len(asked), step):
-        group = asked[start : start + step]
+    # Queries with equally many candidates are adjacent: little padding.
+    ranked = np.unique(query[own])
+    ranked = ranked[np.argsort(sizes[ranked], kind="stable")]
+    for start in range(0, len(ranked), step):
+        group = ranked[start : start + step]
         lists = [among[starts[q] : starts[q] + sizes[q]] for q in group]
-        for q, its, scores in zip(
-            group, lists, _list_scores(mesh, queries, corpus, group, lists, step), strict=True
-        ):
-            mine = slice(*np.searchsorted(query, [q, q + 1]))
-            found = scores[np.searchsorted(its, document[mine])]
-            score[mine] = found
-            same = scores == found[:, None]
-            later = order[its] > order[document[mine]][:, None]
-            ahead = (scores > found[:, None]) | (same & later)
-            counts[mine, 0] = ahead.sum(axis=1)
-            counts[mine, 1] = (scores >= found[:, None]).sum(axis=1)
+        list_scores = _list_scores(mesh, queries, corpus, group, lists, step)
+        for q, candidate, scores in zip(group, lists, list_scores, strict=True):
+            pairs = slice(*np.searchsorted(query, [q, q + 1]))
+            positive = scores[np.searchsorted(candidate, document[pairs])]
+            score[pairs] = positive
+            same = scores == positive[:, None]
+            later = order[candidate] > order[document[pairs]][:, None]
+            before = (scores > positive[:, None]) | (same & later)
+            counts[pairs, 0] = before.sum(axis=1)
+            counts[pairs, 1] = (scores >= positive[:, None]).sum(axis=1)
     score = tiles.allgather_rows(score, len(query))
     counts = tiles.allgather_rows(counts, len(query))
     ranks = _ranks(query, document, score, *counts.T, order, len(queries), len(corpus))
@@ -231,8 +230,9 @@ def _count_rows(
 def _count(mesh: Mesh) -> Callable:
     """Adds one tile to int32 [Q, M, 2]: documents before each positive, and those not below it.
 
-    Takes scores [Q, C], the positives' scores [Q, M] (infinite where there is none) and id orders
-    [Q, M], the documents' id orders [C] and how many of them are padding, which scores zero.
+    Takes scores [Q, C], the scores of positives [Q, M] (infinite for padding) and the ranks of
+    their ids [Q, M], the ranks of the documents' ids [C], and the number of padding documents,
+    which score zero.
     """
     rows, same = P(mesh.axis_names), P()
 
@@ -247,7 +247,7 @@ def _count(mesh: Mesh) -> Callable:
             later = (s == o) & (order > own_order[:, :, None])
             return jnp.sum(later, axis=-1, dtype=jnp.int32)
 
-        # Few tiles hold ties, beside those of the positives, which tie with themselves.
+        # Few tiles have ties, other than those of the positives, which tie with themselves.
         tied = jax.lax.cond(jnp.any(level > above), ties, lambda: jnp.zeros_like(above))
         return state + jnp.stack([above + tied, level], axis=-1)
 
@@ -257,7 +257,7 @@ def _count(mesh: Mesh) -> Callable:
 
 @functools.lru_cache(maxsize=8)
 def _take(mesh: Mesh) -> Callable:
-    """Scores [Q, C] at columns [Q, M]; infinite where the column is none, -1."""
+    """Scores [Q, C] at columns [Q, M]; infinite at column -1."""
 
     def step(scores, columns):
         found = jnp.take_along_axis(scores, jnp.maximum(columns, 0), axis=1)
@@ -275,14 +275,14 @@ def _positive_scores(
     c_tile: int,
     fetch: Callable[[int], jax.Array],
 ) -> tuple[dict[int, jax.Array], np.ndarray]:
-    """Scores of the positives of a tile of queries, by the product that scores all.
+    """Scores of the positives of a tile of queries, from the products that score all documents.
 
     Args:
       rows: [Q, D] on the mesh.
       position: int32 [Q, M], corpus indices of the positives; -1 where there is none.
 
     Returns:
-      The products that held them, by tile, to be counted; float32 [Q, M], infinite at -1.
+      The products that contain them, by tile, to be counted; float32 [Q, M], infinite at -1.
     """
     product, take = tiles.product(mesh), _take(mesh)
     wanted = np.unique(position[position >= 0])
@@ -290,7 +290,7 @@ def _positive_scores(
     if len(numbers) <= HELD_TILES:
         held = {int(tile): product(rows, fetch(int(tile))) for tile in numbers}
         parts = [(scores, tile * c_tile + np.arange(c_tile)) for tile, scores in held.items()]
-    else:  # the positives alone make up tiles, of fewer documents than those that hold them
+    else:  # tiles of the positives alone, which are fewer than the tiles that contain them
         held = {}
         chunks = [wanted[at : at + c_tile] for at in range(0, len(wanted), c_tile)]
         parts = [
@@ -325,27 +325,27 @@ def _list_scores(
     lists: list[np.ndarray],
     step: int,
 ) -> Iterator[np.ndarray]:
-    """Scores float32 [its candidates] of each query of a group of at most `step`."""
+    """Yields the scores float32 [n] of each query's candidates; a group has at most `step`."""
     longest, chunk = max(map(len, lists)), LIST_TILE[1]
     found = np.zeros((len(group), -(-longest // chunk) * chunk), np.float32)
     rows = tiles.shard_rows(mesh, tiles.padded(np.asarray(queries[group], np.float32), step, 0))
     for start in range(0, longest, chunk):
         block = np.zeros((step, chunk, corpus.shape[1]), np.float32)
-        for number, its in enumerate(lists):
-            part = its[start : start + chunk]
+        for number, candidates in enumerate(lists):
+            part = candidates[start : start + chunk]
             block[number, : len(part)] = corpus[part]
         scores = _list_product(mesh)(rows, tiles.shard_rows(mesh, block))
         found[:, start : start + chunk] = np.asarray(scores)[: len(group)]
-    return (scores[: len(its)] for scores, its in zip(found, lists, strict=True))
+    return (scores[: len(each)] for scores, each in zip(found, lists, strict=True))
 
 
 # ---- bookkeeping on the host ------------------------------------------------------------------
 
 
 def _ranks(query, document, score, before, level, order, queries: int, corpus: int) -> Ranks:
-    """`Ranks` of how many documents come before each positive, and how many are not below it."""
-    # In the worst order the tied negatives come first and the tied positives follow by id. `level`
-    # counts every document that scores at least as much, so the positives after this one come off.
+    """`Ranks` from the numbers of documents before each positive and of those not below it."""
+    # In the worst order, tied negatives come first and tied positives follow by id. `level` counts
+    # every document that scores at least as much: the positives after this one are subtracted.
     after = _tied_positives_after(query, score, order[document])
     rank = before.astype(np.int64) + 1
     return Ranks(query, document, score, rank, level.astype(np.int64) - after, queries, corpus)
@@ -361,7 +361,7 @@ def _pairs(
     query = np.repeat(np.arange(queries), counts)
     document = np.array([d for of_query in positives for d in of_query], np.int64)
     if len(document) and not 0 <= document.min() <= document.max() < corpus:
-        raise UserError(f"a {kind} lies outside the corpus of {corpus} documents")
+        raise UserError(f"a {kind} is outside the corpus of {corpus} documents")
     by_both = np.lexsort((document, query))
     query, document = query[by_both], document[by_both]
     twice = (np.diff(query) == 0) & (np.diff(document) == 0)
@@ -371,9 +371,9 @@ def _pairs(
 
 
 def _rows(query: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Lays the positives of each query out in rows of a fixed width.
+    """Arranges the positives of each query in rows of a fixed width.
 
-    A fixed width keeps one compilation for every set; one query with fifty positives then takes
+    With a fixed width, one compilation serves every set, and a query with fifty positives takes
     more rows instead of making all rows fifty wide.
 
     Returns:
@@ -388,14 +388,14 @@ def _rows(query: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _tied_positives_after(query: np.ndarray, score: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """For each pair the positives of its query with the same score and a smaller id, int64 [N]."""
+    """For each pair, the number of positives of its query with an equal score and a smaller id."""
     if len(query) == 0:
         return np.zeros(0, np.int64)
     by_group = np.lexsort((order, score, query))
     new = np.ones(len(query), bool)
     new[1:] = (np.diff(query[by_group]) != 0) | (np.diff(score[by_group]) != 0)
-    place = np.arange(len(query))
-    start = np.maximum.accumulate(np.where(new, place, 0))
+    position = np.arange(len(query))
+    start = np.maximum.accumulate(np.where(new, position, 0))
     after = np.empty(len(query), np.int64)
-    after[by_group] = place - start
+    after[by_group] = position - start
     return after

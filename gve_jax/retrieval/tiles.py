@@ -1,7 +1,7 @@
-"""What ranks and top-k share: checks of their input, tiles on the mesh, the product of two tiles.
+"""Checks of vectors, tiles on the mesh and products of tiles, for ranks and top-k.
 
-Query rows are sharded over all axes of the mesh and each device sees the whole corpus tile, so no
-product needs a collective. Several hosts divide the queries: each has a mesh of its own devices.
+Query rows are sharded over all axes of the mesh and corpus tiles are replicated, so no product
+needs a collective. Several hosts divide the queries; each uses a mesh of its own devices.
 """
 
 import functools
@@ -23,23 +23,21 @@ QUERY_TILE = 1024  # rows of queries in one product
 CORPUS_TILE = 4096  # rows of the corpus in one product
 SMALLEST_TILE = 128  # small sets are padded to this, so that they share one compilation
 RESIDENT_TILES = 4  # corpus tiles kept on the devices
-NORM_TOLERANCE = 1e-3  # a vector whose length differs from one by more is refused
-NORM_ROUNDING = (
-    1e-5  # by less: the rounding of float32; between the two it is divided by its length
-)
-NORM_BLOCK = 65536  # rows checked at a time, so that the check too is flat in memory
+NORM_TOLERANCE = 1e-3  # vectors whose length differs from one by more are refused
+NORM_ROUNDING = 1e-5  # rounding of float32; above, vectors are divided by their lengths
+NORM_BLOCK = 65536  # rows checked at a time, which bounds the memory
 
 
-# ---- what is refused --------------------------------------------------------------------------
+# ---- checks -----------------------------------------------------------------------------------
 
 
 def check_unit_vectors(vectors: np.ndarray, name: str, ids: Sequence[str] | None = None) -> None:
-    """Refuses vectors that cannot be ranked by cosine.
+    """Checks that vectors can be ranked by cosine.
 
     Args:
       vectors: [N, D], floating point.
-      name: what they are, for the message.
-      ids: N ids, for the message.
+      name: of the vectors, for messages.
+      ids: N ids, for messages.
 
     Raises:
       UserError: not a float matrix, empty, or a row that is NaN, infinite, zero or not of unit
@@ -51,16 +49,16 @@ def check_unit_vectors(vectors: np.ndarray, name: str, ids: Sequence[str] | None
 def cosine_rows(
     vectors: np.ndarray, name: str, ids: Sequence[str] | None = None
 ) -> "np.ndarray | UnitRows":
-    """`vectors`, or the same rows divided by their lengths where one differs from one by more than
-    1e-5, as in float16: a product of two rows is then their cosine.
+    """Returns `vectors`, or `UnitRows` of them if a length differs from one by more than 1e-5, as
+    in float16: the product of two rows is then their cosine.
 
-    Arguments and errors as of `check_unit_vectors`.
+    Arguments and errors as in `check_unit_vectors`.
     """
     return UnitRows(vectors) if _largest_error(vectors, name, ids) > NORM_ROUNDING else vectors
 
 
 def _largest_error(vectors: np.ndarray, name: str, ids: Sequence[str] | None) -> float:
-    """By how much the lengths of the rows differ from one at most; see `check_unit_vectors`."""
+    """The largest difference of a row's length from one; see `check_unit_vectors`."""
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f":
         raise UserError(
             f"{name}: expected a non-empty float matrix of vectors, "
@@ -68,7 +66,7 @@ def _largest_error(vectors: np.ndarray, name: str, ids: Sequence[str] | None) ->
         )
     largest = 0.0
     for start in range(0, len(vectors), NORM_BLOCK):
-        with np.errstate(over="ignore"):  # huge numbers become infinite, and are looked at below
+        with np.errstate(over="ignore"):  # huge numbers become infinite and are refused below
             block = np.asarray(vectors[start : start + NORM_BLOCK], np.float32)
             error = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1)
         bad = np.flatnonzero(~(error <= NORM_TOLERANCE))  # NaN compares false
@@ -84,7 +82,7 @@ def _largest_error(vectors: np.ndarray, name: str, ids: Sequence[str] | None) ->
 
 
 class UnitRows:
-    """Rows of a matrix, divided by their lengths where they are read; float32 [N, D]."""
+    """Rows of a matrix, divided by their lengths on access; float32 [N, D]."""
 
     ndim, dtype = 2, np.dtype(np.float32)
 
@@ -101,7 +99,7 @@ class UnitRows:
 
 
 def check(queries: np.ndarray, corpus: np.ndarray, ids: Sequence[str]) -> None:
-    """Refuses what cannot be compared: see `check_unit_vectors`; also two widths, missing ids."""
+    """As `check_unit_vectors` for both; also checks that widths agree and ids are complete."""
     check_unit_vectors(queries, "queries")
     check_unit_vectors(corpus, "corpus", ids if len(ids) == len(corpus) else None)
     if queries.shape[1] != corpus.shape[1]:
@@ -119,8 +117,8 @@ def check(queries: np.ndarray, corpus: np.ndarray, ids: Sequence[str]) -> None:
 def product(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """[Q, D], [C, D] -> [Q, C] in full float32, rows over all axes of the mesh.
 
-    Every score that is compared comes out of this one program in one shape: equal documents then
-    score the same wherever they stand, which another order of the sum would not promise.
+    All scores that are compared come from this program in one shape, so that equal documents score
+    the same: another order of the sum could round differently.
     """
 
     def scores(queries, documents):
@@ -133,9 +131,9 @@ def product(mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
 def fetcher(
     mesh: Mesh, corpus: np.ndarray, tile_size: int, permutation: np.ndarray | None = None
 ) -> Callable[[int], jax.Array]:
-    """A function from a tile's number to its vectors [tile_size, D] on every device of the mesh.
+    """Returns a function from the number of a tile to its vectors [tile_size, D] on every device.
 
-    Rows of zeros pad the last tile. The last few tiles stay on the devices. With `permutation`,
+    The last tile is padded with zeros. A few tiles are cached on the devices. With `permutation`,
     int [C], row n is `corpus[permutation[n]]`.
     """
 
@@ -178,7 +176,7 @@ def id_order(ids: Sequence[str]) -> np.ndarray:
     """Returns int32 [C], the rank of each id in string order; the larger wins a tie.
 
     Raises:
-      UserError: an id that occurs twice; it is named.
+      UserError: an id occurs twice; the message names it.
     """
     by_id = sorted(range(len(ids)), key=ids.__getitem__)
     for one, next_one in itertools.pairwise(by_id):
@@ -193,9 +191,9 @@ def id_order(ids: Sequence[str]) -> np.ndarray:
 
 
 def choose_mesh(mesh: Mesh | None) -> Mesh:
-    """The given mesh, else the one in use, else one axis over all devices.
+    """Returns `mesh`, or the mesh in use, or one axis over all local devices.
 
-    One that spans several hosts becomes an axis over this host's own devices.
+    A mesh that spans several hosts is replaced by an axis over this host's devices.
     """
     if mesh is None:
         mesh = jax.sharding.get_mesh()

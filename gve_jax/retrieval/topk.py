@@ -1,10 +1,10 @@
-"""The exact k best documents of every query, over tiles, in memory that is flat in the corpus.
+"""The exact k best documents of every query, over tiles, in memory independent of the corpus.
 
-Sorting every tile would cost more than its product. On a CPU, a document is looked at again only if
-it reaches the k-th best so far: those are few after the first tile, whose own k-th best has a lower
-bound in the maxima of blocks. What reaches it is kept as one integer, score above id, so that the
-order of integers is that of trec_eval. Elsewhere `lax.top_k` gets the k blocks of the tile with the
-largest maxima: none of the k best can be in another.
+Sorting every tile would cost more than its product. On a CPU, a document is considered only if its
+score reaches the k-th best so far. After the first tile few do; within it, the maxima of blocks
+give a lower bound of the k-th best. A candidate is stored as one integer, score above id, so that
+integers are ordered as by trec_eval. On other devices `lax.top_k` gets the k blocks of the tile
+with the largest maxima, which contain the k best documents.
 """
 
 import functools
@@ -20,7 +20,7 @@ from gve_jax.errors import UserError
 from gve_jax.retrieval import tiles
 from gve_jax.retrieval.tiles import CORPUS_TILE, QUERY_TILE
 
-BLOCK = 128  # documents whose maximum stands for them, where `lax.top_k` merges
+BLOCK = 128  # documents in a block, for `lax.top_k`
 
 
 def top_k(
@@ -33,18 +33,17 @@ def top_k(
     query_tile: int = QUERY_TILE,
     corpus_tile: int = CORPUS_TILE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best documents of each query, exactly, for run files and for people to look at.
+    """Returns the k best documents of each query, exactly.
 
-    Arguments, hosts, tie order and errors as `rank_positives`; k above C gives all C.
+    Arguments, hosts, tie order and errors as in `rank_positives`; k above C gives all C.
 
     Returns:
       Corpus indices int64 [Q, k] and cosines float32 [Q, k], best first.
     """
     width = min(k, len(corpus)) if k > 0 else 0
-    places = np.zeros((len(queries), width), np.int32)
+    documents = np.zeros((len(queries), width), np.int32)
     scores = np.zeros((len(queries), width), np.float32)
-    mine = tiles.host_rows(len(queries))
-    found = stream_top_k(
+    stream = stream_top_k(
         queries,
         corpus,
         ids,
@@ -52,12 +51,12 @@ def top_k(
         mesh=mesh,
         query_tile=query_tile,
         corpus_tile=corpus_tile,
-        rows=[mine],
+        rows=[tiles.host_rows(len(queries))],
     )
-    for rows, its_places, its_scores in found:
-        places[rows], scores[rows] = its_places, its_scores
+    for rows, tile_documents, tile_scores in stream:
+        documents[rows], scores[rows] = tile_documents, tile_scores
     return (
-        tiles.allgather_rows(places, len(queries)).astype(np.int64),
+        tiles.allgather_rows(documents, len(queries)).astype(np.int64),
         tiles.allgather_rows(scores, len(queries)),
     )
 
@@ -74,21 +73,21 @@ def stream_top_k(
     rows: Sequence[slice] = (slice(None),),
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """`top_k` query tile by query tile, for a run of any length: nothing of length Q is held.
+    """`top_k` by tiles of queries, in memory independent of Q.
 
     Args:
-      rows: the queries to answer, in pieces; all by default. Hosts each give their own.
-      advance: called after each product with the number of scores in it.
+      rows: slices of the queries to answer (default: all). Each host passes its own.
+      advance: called after each product with its number of scores.
 
     Yields:
       The queries' slice, corpus indices int64 [n, k], cosines float32 [n, k].
     """
     tiles.check(queries, corpus, ids)
     if k < 1:
-        raise UserError(f"top_k: k is {k}, it must be at least 1")
+        raise UserError(f"top_k: k must be at least 1, not {k}")
     k = min(k, len(corpus))
     mesh = tiles.choose_mesh(mesh)
-    q_tile = tiles.tile_size(len(queries), query_tile, mesh.size)  # whatever `rows` are
+    q_tile = tiles.tile_size(len(queries), query_tile, mesh.size)  # independent of `rows`
     c_tile = tiles.tile_size(len(corpus), corpus_tile)
     by_order = np.argsort(tiles.id_order(ids))
     make = _on_host if mesh.devices.flat[0].platform == "cpu" else _on_devices
@@ -97,14 +96,12 @@ def stream_top_k(
         first, stop, _ = piece.indices(len(queries))
         for start in range(first, stop, q_tile):
             chosen = slice(start, min(start + q_tile, stop))
-            asked = np.asarray(queries[chosen], np.float32)
-            places, scores = answer(
-                tiles.shard_rows(mesh, tiles.padded(asked, q_tile, 0)), len(asked)
-            )
-            yield chosen, places, scores
+            vectors = np.asarray(queries[chosen], np.float32)
+            rows_on_mesh = tiles.shard_rows(mesh, tiles.padded(vectors, q_tile, 0))
+            yield chosen, *answer(rows_on_mesh, len(vectors))
 
 
-# ---- on a CPU: whatever reaches the k-th best -------------------------------------------------
+# ---- on a CPU: documents that reach the k-th best score ----------------------------------------
 
 
 def _on_host(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
@@ -115,14 +112,14 @@ def _on_host(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
 
     def answer(queries: jax.Array, count: int) -> tuple[np.ndarray, np.ndarray]:
         best = _Best(count, k)
-        coming = product(queries, fetch(0))
+        next_scores = product(queries, fetch(0))
         for tile, start in enumerate(starts):
-            scores = coming
-            if start + c_tile < len(corpus):  # computed while this one is looked through
-                coming = product(queries, fetch(tile + 1))
-            its = order[start : start + c_tile]
-            best.add(np.asarray(scores)[:count, : len(its)], its)
-            advance(count * len(its))
+            scores = next_scores
+            if start + c_tile < len(corpus):  # computed while the host scans this tile
+                next_scores = product(queries, fetch(tile + 1))
+            tile_order = order[start : start + c_tile]
+            best.add(np.asarray(scores)[:count, : len(tile_order)], tile_order)
+            advance(count * len(tile_order))
         keys = best.sorted()
         return by_order[(keys & 0xFFFFFFFF).astype(np.int64)], _score(keys)
 
@@ -130,32 +127,31 @@ def _on_host(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
 
 
 class _Best:
-    """The k best keys of each of Q queries, and what may yet be among them.
+    """The k best keys of each of Q queries, and candidates that are not merged yet.
 
-    A key is uint64: the score, as an integer of the same order, above the place of the id; the
-    larger is the better, and zero is none.
+    A key is uint64: the upper half is the score, as an integer of the same order, the lower half
+    the rank of the id. Larger is better; zero means no document.
     """
 
     def __init__(self, queries: int, k: int):
         self.k = k
         self.keys = np.zeros((queries, k), np.uint64)
-        self.waiting: list[np.ndarray] = []
+        self.candidates: list[np.ndarray] = []
         self._reach = np.empty((0, 0), bool)
-        self.least = np.zeros(queries, np.uint64)  # a key below cannot be among the best
+        self.least = np.zeros(queries, np.uint64)  # a smaller key is not among the best
         self.floor = np.full((queries, 1), -np.inf, np.float32)  # its score
 
     def add(self, scores: np.ndarray, order: np.ndarray) -> None:
-        """Documents with scores [Q, C] and orders uint64 [C]."""
+        """Adds documents with scores [Q, C] and ranks of their ids, uint64 [C]."""
         if not self.least.any():
             self._start(scores)
-        # Fresh pages for every tile would cost as much as the comparison.
+        # Allocating it for every tile would cost as much as the comparison.
         if self._reach.shape != scores.shape:
             self._reach = np.empty(scores.shape, bool)
-        at = np.flatnonzero(np.greater_equal(scores, self.floor, out=self._reach))
-        row, column = np.divmod(at, scores.shape[1])
-        keys = _key(
-            scores.ravel()[at] if scores.flags.c_contiguous else scores[row, column], order[column]
-        )
+        index = np.flatnonzero(np.greater_equal(scores, self.floor, out=self._reach))
+        row, column = np.divmod(index, scores.shape[1])
+        reached = scores.ravel()[index] if scores.flags.c_contiguous else scores[row, column]
+        keys = _key(reached, order[column])
         reach = keys > self.least[row]
         row, keys = row[reach], keys[reach]
         counts = np.bincount(row, minlength=len(self.keys))
@@ -165,22 +161,22 @@ class _Best:
         slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         block = np.zeros((len(self.keys), width), np.uint64)
         block[row, slot] = keys
-        self.waiting.append(block)
-        if sum(b.shape[1] for b in self.waiting) >= self.k // 2:
+        self.candidates.append(block)
+        if sum(b.shape[1] for b in self.candidates) >= self.k // 2:
             self._merge()
 
     def _start(self, scores: np.ndarray) -> None:
-        """A score that at least k documents of the first tile reach."""
+        """Sets the floor to a score that at least k documents of the first tile reach."""
         blocks = 4 * self.k
-        deep = scores.shape[1] // blocks
-        if deep < 2:
+        depth = scores.shape[1] // blocks
+        if depth < 2:
             return
-        most = scores[:, : deep * blocks].reshape(len(scores), deep, blocks).max(axis=1)
-        self.floor = np.partition(most, blocks - self.k, axis=1)[:, blocks - self.k, None]
+        maxima = scores[:, : depth * blocks].reshape(len(scores), depth, blocks).max(axis=1)
+        self.floor = np.partition(maxima, blocks - self.k, axis=1)[:, blocks - self.k, None]
 
     def _merge(self) -> None:
-        keys = np.concatenate([self.keys, *self.waiting], axis=1)
-        self.waiting = []
+        keys = np.concatenate([self.keys, *self.candidates], axis=1)
+        self.candidates = []
         self.keys = np.partition(keys, keys.shape[1] - self.k, axis=1)[:, -self.k :]
         least = self.keys.min(axis=1)
         full = least > 0
@@ -208,7 +204,7 @@ def _score(keys: np.ndarray) -> np.ndarray:
 
 
 def _on_devices(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
-    # `lax.top_k` prefers the earlier of two equals: with ids descending that is trec_eval's rule.
+    # `lax.top_k` takes the earlier of equal scores: with descending ids that is trec_eval's rule.
     best_first = by_order[::-1]
     fetch, step = tiles.fetcher(mesh, corpus, c_tile, best_first), _merge_step(mesh)
 
@@ -219,37 +215,38 @@ def _on_devices(mesh, corpus, by_order, k, c_tile, advance) -> Callable:
             tiles.shard_rows(mesh, np.full(shape, -1, np.int32)),
         )
         for tile in range(-(-len(corpus) // c_tile)):
-            there = np.int32(tile * c_tile), np.int32(len(corpus))
-            last, state = state, step(state, queries, fetch(tile), *there)
+            offset, size = np.int32(tile * c_tile), np.int32(len(corpus))
+            last, state = state, step(state, queries, fetch(tile), offset, size)
             jax.block_until_ready(last)  # else every tile of the corpus is queued on the device
             advance(count * min(c_tile, len(corpus) - tile * c_tile))
-        scores, places = (np.asarray(part)[:count] for part in state)
-        return best_first[places], scores
+        scores, positions = (np.asarray(part)[:count] for part in state)
+        return best_first[positions], scores
 
     return answer
 
 
 @functools.lru_cache(maxsize=8)
 def _merge_step(mesh: Mesh) -> Callable:
-    """Merges one corpus tile into the best so far: (scores, places), each [Q, k]."""
+    """Merges one corpus tile into the best so far: (scores, positions), each [Q, k]."""
     rows, same = P(mesh.axis_names), P()
 
     def step(state, queries, documents, offset, corpus):
         scores = jnp.einsum("qd,cd->qc", queries, documents, precision=jax.lax.Precision.HIGHEST)
-        place = offset + jnp.arange(scores.shape[1])
-        scores = jnp.where(place < corpus, scores, -jnp.inf)
-        place = jnp.broadcast_to(place, scores.shape)
+        position = offset + jnp.arange(scores.shape[1])
+        scores = jnp.where(position < corpus, scores, -jnp.inf)
+        position = jnp.broadcast_to(position, scores.shape)
         k, blocks = state[0].shape[1], scores.shape[1] // BLOCK
         if blocks > k:
-            most = scores.reshape(len(scores), blocks, BLOCK).max(axis=-1)
-            # In the order of the corpus: the earlier of two equals must stay the earlier one.
-            chosen = jnp.sort(jax.lax.top_k(most, k)[1], axis=1)
+            maxima = scores.reshape(len(scores), blocks, BLOCK).max(axis=-1)
+            # In the order of the corpus, so that the earlier of equal scores stays earlier.
+            chosen = jnp.sort(jax.lax.top_k(maxima, k)[1], axis=1)
             column = (chosen[:, :, None] * BLOCK + jnp.arange(BLOCK)).reshape(len(scores), -1)
             scores = jnp.take_along_axis(scores, column, axis=1)
-            place = offset + column
+            position = offset + column
         scores = jnp.concatenate([state[0], scores], axis=1)
-        best, at = jax.lax.top_k(scores, k)
-        return best, jnp.take_along_axis(jnp.concatenate([state[1], place], axis=1), at, axis=1)
+        best, index = jax.lax.top_k(scores, k)
+        positions = jnp.concatenate([state[1], position], axis=1)
+        return best, jnp.take_along_axis(positions, index, axis=1)
 
     specs = ((rows, rows), rows, same, same, same)
     return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(rows, rows)))

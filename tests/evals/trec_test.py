@@ -214,7 +214,7 @@ def test_near_copies_have_one_order(tmp_path, ranking, depth, monkeypatch):
     if ranking == "screened":
         monkeypatch.setattr(screen, "worth_screening", lambda rows, corpus: True)
         monkeypatch.setattr(screen, "LEAST_FILLED", 0)
-        monkeypatch.setattr(screen, "MOST", 1)
+        monkeypatch.setattr(screen, "MAX_UNDECIDED", 1)
     rng, task = np.random.default_rng(5), "MS-TI" if ranking == "candidates" else "MSRVTT"
     q, c = near_copies(rng, 150, 180, 333)
     queries, corpus = [f"q{n}" for n in range(150)], [f"d {n}" for n in rng.permutation(180)]

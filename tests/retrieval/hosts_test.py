@@ -28,7 +28,7 @@ def find(mesh) -> dict[str, np.ndarray]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screen, "worth_screening", lambda rows, corpus: True)
         patch.setattr(screen, "LEAST_FILLED", 0)
-        patch.setattr(screen, "MOST", 0.05)  # some rows are left to float32
+        patch.setattr(screen, "MAX_UNDECIDED", 0.05)  # some rows are left to float32
         screened = rank_positives(queries, corpus, positives, ids, mesh=mesh)
     for name, each in {"ranks": ranks, "among": among, "screened": screened}.items():
         for key in ("query", "document", "score", "rank", "pessimistic"):

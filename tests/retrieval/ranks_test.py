@@ -240,8 +240,8 @@ def test_candidates_that_are_the_corpus_rank_as_it_does(mesh):
     [
         ([[0], []], [[0], []], "query 1 has no candidates"),
         ([[0], [1, 1]], [[0], [1]], "query 1 has the same candidate twice"),
-        ([[0], [9]], [[0], []], "a candidate lies outside the corpus of 4"),
-        ([[0], [1, 2]], [[0], [3]], "query 1: its positive 'd' is no candidate"),
+        ([[0], [9]], [[0], []], "a candidate is outside the corpus of 4"),
+        ([[0], [1, 2]], [[0], [3]], "query 1: positive 'd' is not a candidate"),
         ([[0]], [[0], [1]], "1 lists of candidates for 2 queries"),
     ],
 )

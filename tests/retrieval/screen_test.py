@@ -51,7 +51,7 @@ def exact(queries, corpus):
 @pytest.mark.parametrize("most", [1 / 64, 1 / 16, 1], ids=["few", "some", "all"])
 def test_ranks_equal_brute_force_however_many_are_screened(mesh, most, screened, monkeypatch):
     """Up to nine positives a query: of some only one row of several is screened."""
-    monkeypatch.setattr(screen, "MOST", most)
+    monkeypatch.setattr(screen, "MAX_UNDECIDED", most)
     rng = np.random.default_rng(0)
     queries, corpus = unit(rng, 301, 48), unit(rng, 777, 48)
     ids = [f"v{i}" for i in rng.permutation(777)]
@@ -70,7 +70,7 @@ def test_ranks_equal_brute_force_however_many_are_screened(mesh, most, screened,
 @pytest.mark.parametrize("most", [1, 7], ids=["one-positive", "several"])
 def test_ties_follow_trec_eval_and_pessimistic_order(mesh, most, screened, monkeypatch):
     """Half the documents are one: where it is no positive, the rows are screened."""
-    monkeypatch.setattr(screen, "MOST", 0.1)
+    monkeypatch.setattr(screen, "MAX_UNDECIDED", 0.1)
     rng = np.random.default_rng(1)
     queries, corpus = grid_unit(rng, 70), grid_unit(rng, 300)
     corpus[rng.integers(0, 300, 150)] = corpus[7]
@@ -192,7 +192,7 @@ def test_margin_holds(one, make):
 @pytest.mark.parametrize("make", MAKERS)
 def test_ranks_of_hostile_vectors(one, make, screened, monkeypatch):
     """By counting in float64; scores within float32's rounding may be on either side."""
-    monkeypatch.setattr(screen, "MOST", 1)
+    monkeypatch.setattr(screen, "MAX_UNDECIDED", 1)
     rng = np.random.default_rng(7)
     queries, corpus = (make(rng, rows, 250).astype(np.float32) for rows in (60, 500))
     positives = rng.integers(0, 500, (60, 1))
@@ -207,7 +207,7 @@ def test_ranks_of_hostile_vectors(one, make, screened, monkeypatch):
 
 def test_documents_about_the_margin_are_counted_exactly(mesh, screened, monkeypatch):
     """Scores at -2 to 2 margins from the positive's: bfloat16 alone would count otherwise."""
-    monkeypatch.setattr(screen, "MOST", 1)
+    monkeypatch.setattr(screen, "MAX_UNDECIDED", 1)
     rng = np.random.default_rng(8)
     queries = random_unit(rng, 16, 256)
     wide, corpus = screen.margin(256, 0.0017, 0.0017), []
