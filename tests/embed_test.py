@@ -256,7 +256,7 @@ def test_a_change_is_refused_by_its_field(folder, tmp_path, change, options, mod
             lambda out: (out / "ids-00000.jsonl").write_text("{"),
             "ids-00000.jsonl:1: not valid JSON",
         ),
-        (lambda out: (out / "settings.json").write_text("{"), "settings.json: not valid JSON"),
+        (lambda out: (out / "settings.json").write_text("{"), "settings.json: damaged"),
         (lambda out: (out / "settings.json").unlink(), "holds no vectors"),
     ],
 )

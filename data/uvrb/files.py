@@ -6,7 +6,6 @@ embeddings are found by content when the content is gone.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from gve_jax.errors import UserError
 from gve_jax.media.walk import is_passed_over
 from gve_jax.storage.artifacts import build_folder
 from gve_jax.storage.digests import file_sha256, json_sha256
-from gve_jax.storage.files import atomic_write, write_json
+from gve_jax.storage.files import atomic_write, read_json, write_json
 
 SEAL = "files.json"  # in an extracted folder: {"parts": [[name, bytes]], "files": {path: [...]}}
 FRAMES_FPS = 8.0  # frames per second of a folder of frames
@@ -133,7 +132,7 @@ class Archived(Listed):
         seal = root / SEAL
         super().__init__(root, _read(seal))
         now = [[part.name, part.stat().st_size] for part in self.parts]
-        if now and now != _json(seal).get("parts"):
+        if now and now != read_json(seal, "; delete it").get("parts"):
             raise UserError(f"{seal}: extracted from other parts; delete {root}")
 
     def ensure(self) -> None:
@@ -224,17 +223,9 @@ def _extract(parts, name, root, building: Path, tick, limits) -> None:
 
 
 def _read(path: Path) -> dict[str, list]:
-    files = _json(path).get("files")
+    files = read_json(path, "; delete it").get("files")
     if not isinstance(files, dict) or not all(
         isinstance(entry, list) and len(entry) == 3 for entry in files.values()
     ):
         raise UserError(f"{path}: not a list of files; delete it")
     return files
-
-
-def _json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable ({error}); delete it") from error
-    return value if isinstance(value, dict) else {}

@@ -199,7 +199,7 @@ class Embedder:
         manifest = self.folder / f"{name}.json"
         if not manifest.exists():
             return
-        record, remedy = read_json(manifest), "choose another --output or delete it"
+        record, remedy = read_json(manifest, "; delete it"), "choose another --output or delete it"
         if record.get("ids") != list(ids):
             raise UserError(f"{manifest}: written for other ids; {remedy}")
         stored = zip(record.get("keys", ()), record.get("valid", ()), strict=False)

@@ -10,7 +10,6 @@ Equal content is stored once, whatever its name. Evaluation and synthesis store 
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 
 from gve_jax.errors import UserError
-from gve_jax.storage.files import check_record, write_array, write_json
+from gve_jax.storage.files import check_record, read_json, write_array, write_json
 
 FORMAT = "uvrb vectors 1"
 _UNKNOWN = {"path": "", "reason": "", "seconds": 0.0}  # failures in shards before version 0.2.0
@@ -54,7 +53,7 @@ class VectorStore:
         manifest = folder / "manifest.json"
         now = {"format": FORMAT, "dim": dim, "fingerprint": fingerprint}
         if manifest.exists():
-            old = _read(manifest)
+            old = read_json(manifest, "; delete it")
             stored, wanted = old.pop("fingerprint", None), now.pop("fingerprint")
             for one, other in ((old, now), (stored, wanted)):
                 check_record(manifest, one, other, "choose another --output or delete its folder")
@@ -109,7 +108,7 @@ class VectorStore:
         return StoredRows(vectors, valid)
 
     def _load(self, path: Path) -> None:
-        record, array = _read(path), path.with_suffix(".npy")
+        record, array = read_json(path, "; delete it"), path.with_suffix(".npy")
         try:
             vectors = np.load(array, mmap_mode="r", allow_pickle=False)
             keys, valid = record["keys"], [bool(value) for value in record["valid"]]
@@ -134,13 +133,3 @@ def _shard_number(path: Path) -> tuple[int, int]:
     """Order of shards: by number, then by host."""
     _, host, number, _ = path.stem.split("-")
     return int(number), int(host)
-
-
-def _read(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable embeddings ({error}); delete it") from error
-    return value

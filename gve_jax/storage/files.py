@@ -66,8 +66,11 @@ def check_lfs_pointer(head: bytes, name: object) -> None:
         raise UserError(f"{name}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, remedy: str = "") -> dict:
     """Reads a file that holds one JSON object; a byte order mark is skipped.
+
+    Args:
+      remedy: added to messages: "; delete it".
 
     Raises:
       UserError: names the file, which cannot be read, is a Git LFS pointer, is not UTF-8 or not a
@@ -76,14 +79,15 @@ def read_json(path: Path) -> dict:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}){remedy}") from error
     check_lfs_pointer(data, path)
     try:
         fields = parse_json(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error if data.strip() else 'empty'})") from error
+        reason = error if data.strip() else "empty"
+        raise UserError(f"{path}: damaged ({reason}){remedy}") from error
     if not isinstance(fields, dict):
-        raise UserError(f"{path}: damaged (not an object)")
+        raise UserError(f"{path}: damaged (not an object){remedy}")
     return fields
 
 
@@ -198,8 +202,4 @@ def check_or_write_manifest(path: Path, record: dict, remedy: str) -> None:
     if not path.exists():
         write_json(path, record)
         return
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}; {remedy}") from error
-    check_record(path, old, record, remedy)
+    check_record(path, read_json(path, f"; {remedy}"), record, remedy)

@@ -210,7 +210,7 @@ def test_digests_depend_on_content(tmp_path):
     again.save()
     assert json.loads(record.read_text()) != stored
     record.write_text("[]")
-    with pytest.raises(UserError, match="digests.json: not a list of files"):
+    with pytest.raises(UserError, match="digests.json: damaged"):
         Folder(tmp_path, record)
 
 
