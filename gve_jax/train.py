@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         return
     with lock_folder(workdir):
         work.check_shared(workdir)
-        run.check_started()
+        hosts.run_on_host0(run.check_started)
         _train(run)
 
 

@@ -170,11 +170,10 @@ def _count(name: str, value: str, least: int) -> int:
 
 
 def gather(value, limit_s: int = WAIT_S) -> list:
-    """Returns the `value` of every host, as plain JSON, in the order of the hosts.
+    """Returns the `value`, plain JSON, of each host. All hosts must make calls in the same order.
 
-    All hosts must make their calls in the same order. The values pass through the coordinator's
-    key-value store: a device collective would queue behind the current step and, if a host died,
-    would never time out.
+    The values pass through the coordinator's key-value store: a device collective would queue
+    behind the current step and, if a host died, would never time out.
     """
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
@@ -217,10 +216,8 @@ def run_on_host0(function: Callable[[], T]) -> T:
 
 
 def run_on_all_hosts(function: Callable[[], T]) -> T:
-    """Runs `function` on every host and returns the result of this host.
-
-    A UserError of one host is raised on all hosts, and its message names the host.
-    """
+    """Runs `function` on every host and returns this host's result. A UserError of one host is
+    raised on all hosts, with the index of that host."""
     value = error = None
     try:
         value = function()
@@ -258,10 +255,8 @@ def _send_to_reporter(line: str) -> None:
 
 @contextlib.contextmanager
 def coordinated_shutdown() -> Iterator[None]:
-    """Waits for all hosts at the end of a job.
-
-    When another host is lost, or when this host alone fails, it exits at once with one line.
-    """
+    """Waits for all hosts at the end of a job; exits at once, with one line, when another host is
+    lost or this host alone fails."""
     if jax.process_count() == 1:
         yield
         return
@@ -270,14 +265,11 @@ def coordinated_shutdown() -> Iterator[None]:
             yield
             barrier()  # host 0, which runs the coordinator, must not exit before the others
         except jax.errors.JaxRuntimeError as error:
-            reason = str(error).splitlines()[0][:200]
-            _exit(
-                UserError(
-                    f"host {jax.process_index()} lost its connection to another host {_location}, "
-                    f"or its devices failed: {reason}; {REPEAT}"
-                ),
-                LOST,
+            message = (
+                f"host {jax.process_index()} lost its connection to another host {_location}, or "
+                f"its devices failed: {str(error).splitlines()[0][:200]}; {REPEAT}"
             )
+            _exit(UserError(message), LOST)
         except SystemExit:  # the command has ended, with an exit status
             barrier()
             raise

@@ -19,10 +19,8 @@ class Preemption:
     """
 
     def __enter__(self) -> "Preemption":
-        self._received, self._previous = False, None
-        self._distributed = jax.distributed.is_initialized()
-        # Python allows handlers in the main thread only: elsewhere, as in a notebook's thread,
-        # SIGTERM ends the process as usual.
+        self._received, self._distributed = False, jax.distributed.is_initialized()
+        # Python allows handlers in the main thread only; elsewhere SIGTERM ends the process.
         main = threading.current_thread() is threading.main_thread()
         self._installed = not self._distributed and main
         if self._installed:

@@ -68,16 +68,12 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
         sizes[sizes.index(-1)] = count // known if known and count % known == 0 else 0
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
         requested = ", ".join(f"{axis}={axes.get(axis, 1)}" for axis in AXES)
-        raise UserError(
-            f"mesh ({requested}): the sizes must multiply to the number of devices, {count}; one "
-            "may be -1"
-        )
+        raise UserError(f"mesh ({requested}) must multiply to the number of devices, {count}")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def local_mesh() -> Mesh | None:
-    """The mesh of this host's devices, on which it embeds its share of a job; None, which means all
-    devices, if it is the only host."""
+    """The mesh on which a host embeds its share of a job; None (all devices) for a single host."""
     return make_mesh({"data": -1}, jax.local_devices()) if jax.process_count() > 1 else None
 
 

@@ -20,17 +20,14 @@ T = TypeVar("T")
 def shard_for_host(
     items: Sequence[T], host: int | None = None, count: int | None = None
 ) -> Sequence[T]:
-    """Returns the items of one of `count` hosts, by default of this host.
-
-    It takes every count-th item, because long videos often follow each other.
-    """
+    """Returns the items of one of `count` hosts, by default of this one: every count-th item,
+    because long videos often follow each other."""
     host = jax.process_index() if host is None else host
     return items[host :: count or jax.process_count()]
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    """Waits until `condition` is true, at most `SHARED_S`; returns whether it is. With one host it
-    does not wait: only network folders show files late."""
+    """Waits up to `SHARED_S`, but not with a single host; returns whether `condition` is true."""
     for _ in range(SHARED_S if jax.process_count() > 1 else 0):
         if condition():
             return True

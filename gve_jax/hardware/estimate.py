@@ -98,7 +98,9 @@ def group_bandwidth(group: Sequence[int], topology: Topology, order: Sequence) -
     return chip.link * max(links, 1), max(hops, 1)
 
 
-def collective_table(programs: Sequence[Computation], topology: Topology, order: Sequence) -> list:
+def collective_table(
+    programs: Sequence[Computation], topology: Topology, order: Sequence
+) -> list[dict]:
     """Collectives by kind and group size: count, bytes that a device sends, seconds without
     overlap, and the three locations in the program that send most."""
     rows = defaultdict(lambda: {"count": 0, "bytes": 0.0, "seconds": 0.0, "from": defaultdict(int)})

@@ -41,12 +41,8 @@ def encode(cfg: ModelConfig, counts: Counts) -> Flops:
 
 
 def train(cfg: ModelConfig, sides: Iterable[Counts], trained: Trains) -> Flops:
-    """FLOPs of a training step.
-
-    Args:
-      sides: counts of queries, positives and each set of negatives.
-      trained: see `trains`.
-    """
+    """FLOPs of a training step; `sides` are the counts of queries, positives and each set of
+    negatives."""
     works = [(_tower(cfg, side, trained), _decoder(cfg, side, trained)) for side in sides]
     return Flops(*map(sum, zip(*works, strict=True)))
 
@@ -111,9 +107,8 @@ def _decoder(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
     layers, total = trained(f"^{path}/"), 0.0
     for layer in range(t.num_hidden_layers):
         last = layer == t.num_hidden_layers - 1  # only its pooled rows are computed
-        rows, pairs = counts.tokens, counts.causal_pairs
-        if last:
-            rows, pairs = counts.items, counts.tokens
+        rows = counts.items if last else counts.tokens
+        pairs = counts.tokens if last else counts.causal_pairs
         below = first or (layers and layer > 0) or trained(f"^{path}/input_layernorm/")
         need_gradients = []
         for name, count, size in (

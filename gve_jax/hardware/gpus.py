@@ -39,9 +39,7 @@ _CARDS = {
 
 
 def usable_fraction(environment: Mapping[str, str] = os.environ) -> float:
-    """Returns the part of a GPU's memory that JAX gives to a program.
-
-    It assumes that the planned run will have the environment variables of this process.
+    """Returns the part of a GPU's memory that JAX gives to a program with these variables.
 
     Raises:
       UserError: a variable is not a number above 0 and at most 1.

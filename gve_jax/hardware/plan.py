@@ -29,8 +29,8 @@ def make_plan(program: Program, shapes: Shapes, quick: bool, note: Callable[[str
     hidden = fused_flops(program, shapes, batch) / devices
     times = estimate.step_times(programs, topology, order, hidden)
     used = memory(program, compiled, shapes)
-    computations = [entry for compiled_program in programs for entry in compiled_program.walk()]
-    executed = sum(count * computation.flops for count, computation in computations)
+    parts = [entry for compiled_program in programs for entry in compiled_program.walk()]
+    executed = sum(count * part.flops for count, part in parts)
     plan = {
         "topology": topology.name,
         "devices": devices,
@@ -56,7 +56,7 @@ def make_plan(program: Program, shapes: Shapes, quick: bool, note: Callable[[str
         "mfu": work.total / devices / topology.chip.flops / times.step,
         "pairs_per_second": batch / times.step,
         "collectives": estimate.collective_table(programs, topology, order),
-        "unknown_loops": [name for _, part in computations for name in part.unknown],
+        "unknown_loops": [name for _, part in parts for name in part.unknown],
         "assumptions": list(estimate.ASSUMPTIONS),
         "largest": None,
     }
@@ -80,13 +80,12 @@ def trained_names(program: Program) -> list[str]:
 
 def model_flops(program: Program, shapes: Shapes, batch: int) -> Flops:
     """Model FLOPs of a step whose items fill their shapes: without items, padding is unknown."""
-    sides = [
-        Counts.of_shape(
-            program.model.vision.window_side, batch, side.pairs, side.patches, side.length
-        )
-        for side in shapes.sides
-    ]
-    return train(program.model, sides, trains(trained_names(program)))
+    return train(program.model, side_counts(program, shapes, batch), trains(trained_names(program)))
+
+
+def side_counts(program: Program, shapes: Shapes, batch: int) -> list[Counts]:
+    window = program.model.vision.window_side
+    return [Counts.of_shape(window, batch, s.pairs, s.patches, s.length) for s in shapes.sides]
 
 
 def fused_flops(program: Program, shapes: Shapes, batch: int) -> float:
@@ -97,10 +96,7 @@ def fused_flops(program: Program, shapes: Shapes, batch: int) -> float:
         return 0.0
     trained = trains(trained_names(program))
     total = 0.0
-    for side in shapes.sides:
-        counts = Counts.of_shape(
-            cfg.vision.window_side, batch, side.pairs, side.patches, side.length
-        )
+    for counts in side_counts(program, shapes, batch):
         decoder = 4.0 * counts.causal_pairs * cfg.text.hidden_size * cfg.text.num_hidden_layers
         blocks = len(cfg.vision.fullatt_block_indexes)
         tower = 4.0 * counts.full_pairs * cfg.vision.hidden_size * blocks

@@ -46,12 +46,12 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one directory (local or gs://).
+    """The newest `keep` checkpoints of one run, in one directory (local or gs://).
 
     Call every method from the main thread, and on every process. `fingerprint`, plain JSON, holds
-    what must not change between saving and restoring, such as the model's configuration. The newest
-    `keep` checkpoints are retained. The file `NAME.json` next to the directory records the step
-    saved last, which distinguishes deleted checkpoints from a run that has none yet.
+    what must not change between saving and restoring, such as the model's configuration. The file
+    `NAME.json` next to the directory records the step saved last, which distinguishes deleted
+    checkpoints from a run that has none yet.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int, fingerprint: dict):
@@ -82,9 +82,8 @@ class Checkpoints:
         last, as when a finished run is repeated. Earlier checkpoints stay usable after an error.
 
         Raises:
-          UserError: the state holds NaN or infinite numbers; the previous save, or the start of
-            this one, could not be written (full disk, no permission); the directory has this step
-            from another run.
+          UserError: the state holds NaN or infinite numbers; the previous save or the start of this
+            one failed (full disk, no permission); the directory has this step of another run.
         """
         self.wait()
         if step == self._current:
@@ -138,8 +137,7 @@ class Checkpoints:
         numbers, is named in a warning and renamed to `damaged-STEP`; the previous one is used.
 
         Raises:
-          UserError: the fingerprint or an array differs, which the message names; all checkpoints
-            are damaged; checkpoints were saved here and have been deleted.
+          UserError: the fingerprint or an array differs; all checkpoints are damaged or deleted.
         """
         self.wait()
         damaged, newest = {}, self._last_saved()

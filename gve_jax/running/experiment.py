@@ -101,12 +101,9 @@ class Experiment(StepSetup):
         if policy.prober is not None and is_score_file(policy.prober):
             self.scores = read_scores(policy.prober, self.curriculum.tasks)
         self._check_quantize()
-        fields = resume_fields(config, self.model)
-        if self.scores is not None:  # the scores count, not the path of their file
-            fields["pyramid"]["prober"] = self.scores
         self.fingerprint = {
             "code": __version__,
-            "config": fields,
+            "config": self._with_scores(resume_fields(config, self.model)),
             "data": {
                 "sources": self.sources.sizes,
                 "bytes": self.sources.bytes,
@@ -214,16 +211,18 @@ class Experiment(StepSetup):
     def shared_record(self) -> dict:
         """What must be equal on all hosts of a job, even if their paths differ: configuration,
         pairs, tokenizer, files of the base model, kind of device."""
-        config = shared_fields(self.config)
-        if self.scores is not None:  # the scores count, not the path of their file
-            config["pyramid"]["prober"] = self.scores
-        weights = None if self.base is None else sampled_digest(self.base.directory)
         return {
-            "config": config,
+            "config": self._with_scores(shared_fields(self.config)),
             "data": self.fingerprint["data"],
-            "pretrained": weights,
+            "pretrained": None if self.base is None else sampled_digest(self.base.directory),
             "device": jax.local_devices()[0].device_kind,
         }
+
+    def _with_scores(self, fields: dict) -> dict:
+        """Replaces the path of a file of scores by its scores, which must not change."""
+        if self.scores is not None:
+            fields["pyramid"]["prober"] = self.scores
+        return fields
 
     def is_complete(self) -> bool:
         """Whether this run is finished in the workdir; raises UserError if another one is."""
@@ -260,18 +259,13 @@ class Experiment(StepSetup):
 
     def check_started(self) -> None:
         """Raises UserError if the workdir holds a run whose checkpoints were deleted: starting from
-        step 0 would replace that run's files."""
-        hosts.run_on_host0(self._check_started)
-
-    def _check_started(self) -> None:
-        checkpoints = self.workdir / "checkpoints"
+        step 0 would replace that run's files. Call it on host 0."""
         with translate_gcs_errors(self.workdir):
             # In GCS an empty checkpoints/ does not exist: run.json alone does not prove a deletion.
             record = "train.json" if is_gcs_path(self.workdir) else "run.json"
-            gone = (self.workdir / record).exists() and not checkpoints.is_dir()
+            if not (self.workdir / record).exists() or (self.workdir / "checkpoints").is_dir():
+                return
             model = self._is_exported("gve_jax")
-        if not gone:
-            return
         remedy = "restore it, or choose another --workdir"
         if model and "hf" in self.config.export:
             folder = self.workdir / EXPORTS["gve_jax"][0]
@@ -279,13 +273,11 @@ class Experiment(StepSetup):
                 f"; the trained model is in {folder}: python -m gve_jax.convert --input {folder} "
                 "--to hf converts it for transformers"
             )
-        raise UserError(f"{self.workdir} holds a run, but not its {checkpoints.name}/: {remedy}")
+        raise UserError(f"{self.workdir} holds a run, but not its checkpoints/: {remedy}")
 
     def load_frozen(self) -> dict:
         """Loads the frozen weights, which no checkpoint holds, from the base or as random numbers.
-
-        The digest of a base's weights becomes part of the fingerprint.
-        """
+        The digest of a base's weights becomes part of the fingerprint."""
         if self.base is None:
             return state.random_params(
                 self.model, self.config.seed, self.abstract_frozen, self.loss
@@ -358,11 +350,8 @@ class Experiment(StepSetup):
         return read_ahead(order[step:last], self.loader(), self.config.data.workers)
 
     def probe_batches(self) -> list[tuple[str, np.ndarray]]:
-        """Source and pair indices of the batches whose alignment is measured.
-
-        They hold at least `pyramid.pairs` fixed pairs of each source. Of a smaller source they hold
-        all pairs, except for an incomplete last batch.
-        """
+        """Source and indices of the batches whose alignment is measured: at least `pyramid.pairs`
+        pairs of each source, or all of a smaller source, without an incomplete last batch."""
         batches = []
         for number, (name, count) in enumerate(self.sources.sizes.items()):
             size = self.batch_sizes[name]
@@ -378,14 +367,9 @@ class Experiment(StepSetup):
     def external_cosines(self, quarantine: Quarantine) -> dict[str, list[np.ndarray]]:
         """Cosines of the probe batches' pairs, by the model that `pyramid.prober` names."""
         self.sources.fetch()
-        return measure_cosines(
-            self.curriculum.config.prober,
-            self.sources,
-            self.probe_batches(),
-            self.mesh,
-            self.preprocess.limits,
-            quarantine,
-        )
+        prober, batches = self.curriculum.config.prober, self.probe_batches()
+        limits = self.preprocess.limits
+        return measure_cosines(prober, self.sources, batches, self.mesh, limits, quarantine)
 
     def loader(self) -> LoadPairs:
         self.sources.fetch()  # copies gs:// files before workers read them

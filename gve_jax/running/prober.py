@@ -23,10 +23,7 @@ def is_score_file(prober: str) -> bool:
 
 
 def read_scores(path: str, tasks: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Reads a JSON file {task: R} and returns the R of each source.
-
-    Args:
-      tasks: the sources of each task.
+    """Reads a JSON file {task: R}; returns R by source. `tasks` are the sources of each task.
 
     Raises:
       UserError: the file cannot be read or is not a JSON object; a task is missing or unknown; a
@@ -58,14 +55,10 @@ def measure_cosines(
     limits: Limits,
     quarantine: Quarantine,
 ) -> dict[str, list[np.ndarray]]:
-    """Cosines of query and positive, float32, by source, by the encoder at `model`.
+    """Cosines of query and positive by the encoder at `model`, float32, by source.
 
-    The encoder uses the inputs of its own configuration, and its width may differ from that of the
-    model in training. On several hosts each has a copy on its devices, and the numbers of host 0
-    are returned on all.
-
-    Args:
-      batches: source and indices of the pairs.
+    The encoder's inputs and width may differ from those of the model in training. On several hosts
+    each has a copy on its devices, and all return the numbers of host 0.
 
     Raises:
       UserError: as `GVE.from_pretrained`.
@@ -88,6 +81,5 @@ def measure_cosines(
             vectors[side][valid] = readable
         cosines = np.sum(vectors["query"] * vectors["positive"], axis=-1)
         measured.setdefault(source, []).append(cosines[~np.isnan(cosines)])
-    lists = {name: [batch.tolist() for batch in values] for name, values in measured.items()}
-    lists = hosts.gather(lists)[0]
-    return {name: [np.float32(batch) for batch in values] for name, values in lists.items()}
+    lists = hosts.gather({name: [v.tolist() for v in each] for name, each in measured.items()})[0]
+    return {name: [np.float32(v) for v in each] for name, each in lists.items()}

@@ -20,11 +20,10 @@ from gve_jax.running.metrics import Progress, open_writers, write_all
 class RunLog:
     """Writes metrics, draws the progress bar, and measures speed and waiting time.
 
-    The results of a step are read after the next one is dispatched, so that the device is never
-    idle. `wait_share` is the share of the time that the loop waited for a batch. Speed and
-    `wait_share` leave out the warm-up: the first batches of a stage, while workers start, and steps
-    that compile. FLOPs are model FLOPs (`gve_jax.hardware.flops`); MFU is their share of the
-    bfloat16 peak of all chips, and absent for a chip that `gve_jax.hardware.chips` lacks.
+    The results of a step are read after the next one is dispatched, so that the device never waits.
+    `wait_share` is the share of time spent waiting for batches. Rates leave out the warm-up: steps
+    that compile, and the first batches of a stage, while workers start. MFU is the share of the
+    chips' bfloat16 peak, and absent for a chip that `gve_jax.hardware.chips` lacks.
 
     Args:
       flops: returns the FLOPs of a step by the counts of its sides.

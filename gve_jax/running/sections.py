@@ -256,8 +256,7 @@ def largest_batch_size(settings: Settings) -> int:
     names = settings.data.sources
     if names and all(re.fullmatch(r"\w+", name) for name in names):
         return max(source_batch_sizes(settings, names).values())
-    # The sources that patterns match are unknown: assume that each batch size applies.
-    values = [1, *(value for _, value in settings.data.batch_sizes)]
+    values = [1, *(value for _, value in settings.data.batch_sizes)]  # patterns: sources unknown
     return max(_pairs(value, settings.batch_size) for value in values)
 
 

@@ -2,8 +2,7 @@
 ArrayRecord's reader there.
 
 `gs://bucket/pairs/x` is copied to CACHE/gs/bucket/pairs/x. A copy appears once it is complete, with
-the size and the modification time of the original. Processes that share a cache wait for each
-other.
+size and modification time of the original. Processes that share a cache wait for each other.
 """
 
 import contextlib
@@ -163,9 +162,9 @@ def _copy_all(pool: ThreadPoolExecutor, missing: Sequence) -> None:
     stop, total = threading.Event(), sum(size for _, (size, _) in missing)
     with progress_bar("bytes", disable=total < PROGRESS_MIN_BYTES) as progress:
         bar = progress.add_task(f"copying {len(missing):,} files", total=total)
-        copy_file = functools.partial(_copy_file, stop, lambda n: progress.advance(bar, n))
+        advance = functools.partial(progress.advance, bar)
         try:
-            _map(pool, copy_file, missing)
+            _map(pool, functools.partial(_copy_file, stop, advance), missing)
         finally:
             stop.set()
 

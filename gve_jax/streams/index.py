@@ -98,7 +98,6 @@ class Index:
 
 
 def stamp(file: int | str) -> tuple[int, int]:
-    """(bytes, modification time in ns) of a file."""
     status = os.stat(file)
     return status.st_size, status.st_mtime_ns
 
@@ -220,10 +219,8 @@ def _duplicates(items: list[dict]) -> int:
 
 
 def _source_name(task: str, file: File, pair: str) -> str:
-    """Returns the source of a row: its task, or the name of its file without a shard number.
-
-    The modality pair of the row is added in front of a name that begins with none.
-    """
+    """Returns the source of a row: its task, or the name of its file without a shard number. If the
+    name does not begin with a modality pair, that of the row is added in front."""
     name = task
     if not task:
         stem = _SHARD.sub("", Path(file.path).stem)

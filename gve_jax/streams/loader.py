@@ -128,10 +128,7 @@ def _side(pair: dict, side: str) -> Item:
 
 def content_id(item: Item, row: Row | Failure) -> int:
     """Returns an int32 hash of an item's text, pixels and timing, by which the loss leaves out
-    negatives that duplicate a positive.
-
-    Paths, instructions and unreadable media are ignored.
-    """
+    negatives that duplicate a positive. Paths, instructions and unreadable media are ignored."""
     digest = zlib.crc32((item.text or "").encode())
     if isinstance(row, Row) and len(row.visual_tokens):
         for patches in row.patches:

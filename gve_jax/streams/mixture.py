@@ -161,8 +161,7 @@ def batches(
       stages: the weights of sources by step.
       seed: seeds the order of sources in each stage, and of records in each epoch.
       siblings: by source, the number of consecutive records that are shuffled as a group and share
-        a batch (they are hard negatives of each other); divides the size and the batch size of the
-        source.
+        a batch, as hard negatives of each other; must divide the source's size and batch size.
       budget: as in `choose`.
     """
     siblings = siblings or {}

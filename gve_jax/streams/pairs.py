@@ -61,17 +61,14 @@ class PairSources:
             raise UserError(f"{self.location}: contains no source")
         stored, expected = (_schema(f) for f in (self._builder.info.features, pair_features()))
         if stored != expected:
-            names = sorted(stored | expected)
-            fields = [name for name in names if stored.get(name) != expected.get(name)]
+            names = [n for n in sorted(stored | expected) if stored.get(n) != expected.get(n)]
             raise UserError(
-                f"{self.location}: not the schema of pairs; fields that differ: {', '.join(fields)}"
+                f"{self.location}: not the schema of pairs; fields that differ: {', '.join(names)}"
             )
         formats = self._builder.info.available_file_formats()
         if not formats & FileFormat.with_random_access():
-            names = ", ".join(sorted(str(format.value) for format in formats))
-            raise UserError(
-                f"{self.location}: stored as {names or 'an unknown format'}, not as array_record"
-            )
+            names = ", ".join(sorted(str(f.value) for f in formats)) or "an unknown format"
+            raise UserError(f"{self.location}: stored as {names}, not as array_record")
         self._root = (self._builder.info.metadata or {}).get(MEDIA_ROOT)
         self._open: dict[str, object] = {}
 

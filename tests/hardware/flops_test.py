@@ -86,7 +86,7 @@ def abstract(cfg):
     return jax.eval_shape(lambda: init_params(cfg, 0)[1])
 
 
-def half_causal(cfg, sides) -> float:
+def masked_flops(cfg, sides) -> float:
     """FLOPs of masked scores, which the program computes in all layers except the last."""
     masked = TOKENS**2 - TOKENS * (TOKENS + 1) / 2
     return 4.0 * sides * ITEMS * masked * cfg.text.hidden_size * (cfg.text.num_hidden_layers - 1)
@@ -96,7 +96,7 @@ def test_encoding_counts_the_products_of_the_program():
     executed = products(jax.make_jaxpr(make_embed(CFG))(abstract(CFG), batch()).jaxpr)
     counts = flops.Counts.of_shape(CFG.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     expected = flops.encode(CFG, counts)
-    assert expected.total + half_causal(CFG, 1) == pytest.approx(executed, rel=1e-3)
+    assert expected.total + masked_flops(CFG, 1) == pytest.approx(executed, rel=1e-3)
     texts = flops.encode(CFG, flops.Counts.of_shape(CFG.vision.window_side, ITEMS, 0, 0, TOKENS))
     assert texts == (0.0, expected.decoder)
 
@@ -120,7 +120,7 @@ def test_a_step_counts_the_products_of_its_gradient(rates):
     ]
     counts = flops.Counts.of_shape(cfg.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
     expected = flops.train(cfg, [counts], flops.trains(names))
-    unnecessary = half_causal(cfg, 3)
+    unnecessary = masked_flops(cfg, 3)
     if rates is ADAPTERS:
         # The inputs of the first layer's q, k, v need no gradients, but a scan computes them.
         unnecessary += 2.0 * ITEMS * TOKENS * (64 * (64 + 32 + 32) + 64 * 4 * 3)

@@ -52,7 +52,7 @@ def test_both_sizes_have_the_same_smoke_variant():
             file.get_config("fast")
 
 
-MISTAKES = [
+INVALID = [
     (dict(optimizer__rates=(("lora", 1.0), (".*", 1.0))), "rates: pattern 'lora' matches no"),
     (dict(optimizer__rates=((".*", 0),)), "optimizer.rates freezes every parameter"),
     (dict(optimizer__learning_rate=0.0), "optimizer.learning_rate 0.0 must be above 0"),
@@ -87,8 +87,8 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("fields, message", MISTAKES, ids=[message for _, message in MISTAKES])
-def test_a_mistake_names_its_field(world, tmp_path, fields, message):
+@pytest.mark.parametrize("fields, message", INVALID, ids=[message for _, message in INVALID])
+def test_an_invalid_field_is_named(world, tmp_path, fields, message):
     with pytest.raises(UserError, match=message) as error:
         Experiment(make_config(world, **fields), tmp_path / "w")
     assert "\n" not in str(error.value)
@@ -180,12 +180,12 @@ def test_an_unknown_field_of_a_file_is_named(world, tmp_path, section, field):
     ],
 )
 def test_an_invalid_value_is_named(field, value, message):
-    config = replaced(field, value)
+    config = config_with(field, value)
     with pytest.raises(UserError, match=f"^{message}"):
         read_settings(config)
 
 
-def replaced(field, value) -> dict:
+def config_with(field, value) -> dict:
     """The quickstart's configuration with one field replaced."""
     config = quickstart.get_config("smoke").to_dict()
     *sections, name = field.split(".")
@@ -227,7 +227,7 @@ def test_every_error_is_one_line_that_names_the_field():
         refused = 0
         for value in odd:
             try:
-                settings = read_settings(replaced(field, value))
+                settings = read_settings(config_with(field, value))
                 model_config(settings, None)
             except UserError as error:
                 assert "\n" not in str(error)

@@ -72,7 +72,7 @@ def bucket(pairs, tmp_path):
             yield fake
 
 
-def opened(location, tmp_path, chosen=()):
+def load(location, tmp_path, chosen=()):
     return Sources(parse(location, str(tmp_path / "cache")), chosen)
 
 
@@ -85,7 +85,7 @@ def shards(folder):
 
 
 def test_sources_are_checked_before_their_shards_are_copied(bucket, tmp_path):
-    sources = opened("more=gs://b/pairs/", tmp_path, ["T2T_x_more"])
+    sources = load("more=gs://b/pairs/", tmp_path, ["T2T_x_more"])
     assert sources.sizes == {"T2T_x_more": 5}
     sources.check({"T2T_x_more": 5})
     with pytest.raises(UserError, match="gs://b/pairs: source 'T2T_x' has 5 pairs, fewer than"):
@@ -96,35 +96,35 @@ def test_sources_are_checked_before_their_shards_are_copied(bucket, tmp_path):
     worker = pickle.loads(pickle.dumps(sources))
     assert query_texts(worker, "T2T_x_more") == [f"T2T_x {n}" for n in range(5)]
     copied = len(bucket.opened)
-    opened("gs://b/pairs", tmp_path, ["T2T_x"]).fetch()
+    load("gs://b/pairs", tmp_path, ["T2T_x"]).fetch()
     assert len(bucket.opened) == copied  # complete copies are not copied again
 
 
 def test_a_file_that_has_changed_is_copied_again(bucket, tmp_path):
-    opened("gs://b/pairs", tmp_path).fetch()
+    load("gs://b/pairs", tmp_path).fetch()
     name = next(name for name in shards(bucket.folder) if "T2T_y" in name)
     os.utime(bucket.folder / "pairs" / name, (1_700_000_000, 1_700_000_000))
     bucket.opened.clear()
-    opened("gs://b/pairs", tmp_path).fetch()
+    load("gs://b/pairs", tmp_path).fetch()
     assert bucket.opened == [name]
 
 
 def test_a_missing_shard_is_named_before_training(bucket, tmp_path):
     (name,) = [name for name in shards(bucket.folder) if "T2T_y" in name]
     (bucket.folder / "pairs" / name).unlink()
-    opened("gs://b/pairs", tmp_path, ["T2T_x"]).check({"T2T_x": 1})
-    sources = opened("gs://b/pairs", tmp_path)
+    load("gs://b/pairs", tmp_path, ["T2T_x"]).check({"T2T_x": 1})
+    sources = load("gs://b/pairs", tmp_path)
     with pytest.raises(UserError, match=f"gs://b/pairs: source 'T2T_y' lacks the shard {name}"):
         sources.check({"T2T_x": 1, "T2T_y": 1})
 
 
 def test_gs_locations_may_be_patterns_and_jsonl_files(bucket, tmp_path):
-    sources = opened("a=gs://b/pair*,b=gs://b/T2T_*.jsonl", tmp_path)
+    sources = load("a=gs://b/pair*,b=gs://b/T2T_*.jsonl", tmp_path)
     assert sources.sizes == {"T2T_x_a": 5, "T2T_x_b": 5, "T2T_y_a": 3, "T2T_y_b": 3}
     assert query_texts(sources, "T2T_x_b") == [f"T2T_x {n}" for n in range(5)]
     (bucket.folder / "v.jsonl").write_text('{"query": "q", "positive": {"video": "v.mp4"}}')
     with pytest.raises(UserError, match="^gs://b/v.jsonl:1: positive: video 'v.mp4': rows on GCS"):
-        opened("gs://b/v.jsonl", tmp_path)
+        load("gs://b/v.jsonl", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_gs_locations_may_be_patterns_and_jsonl_files(bucket, tmp_path):
 )
 def test_errors_name_the_url(bucket, tmp_path, location, named):
     with pytest.raises(UserError, match=named):
-        opened(location, tmp_path)
+        load(location, tmp_path)
 
 
 def test_the_cache_must_be_a_local_folder(tmp_path):
@@ -152,7 +152,7 @@ def test_without_gcsfs_the_extra_to_install_is_named(tmp_path, monkeypatch):
     filesystem._client.cache_clear()  # another test may have created a client
     for location in ("gs://bucket/pairs", "gs://bucket/rows.jsonl"):
         with pytest.raises(UserError, match=r"^gs:// paths need pip install 'gve_jax\[gcs\]'$"):
-            opened(location, tmp_path)
+            load(location, tmp_path)
 
 
 def test_objects_are_copied_once(pairs, gcs, tmp_path):
@@ -160,12 +160,12 @@ def test_objects_are_copied_once(pairs, gcs, tmp_path):
     for file in (pairs / "pairs").iterdir():
         gcs.put("staged", f"pairs/{file.name}", file.read_bytes())
     for _ in range(2):
-        sources = opened("gs://staged/pa*", tmp_path)
+        sources = load("gs://staged/pa*", tmp_path)
         sources.fetch()
         assert query_texts(sources, "T2T_x") == [f"T2T_x {n}" for n in range(5)]
     copied = tmp_path / "cache" / "gs" / "staged" / "pairs"
     first = {name: (copied / name).stat().st_ino for name in shards(copied)}
-    opened("gs://staged/pairs", tmp_path).fetch()
+    load("gs://staged/pairs", tmp_path).fetch()
     assert {name: (copied / name).stat().st_ino for name in shards(copied)} == first
 
 
@@ -175,7 +175,7 @@ def test_after_an_error_complete_copies_stay_and_a_repeated_call_resumes(
     monkeypatch.setattr(gcs_cache, "THREADS", 1)  # copies files in order
     first, second = shards(bucket.folder)
     bucket.spoil[second] = lambda file: io.BytesIO(file.read()[:-1])
-    sources = opened("gs://b/pairs", tmp_path)
+    sources = load("gs://b/pairs", tmp_path)
     message = f"^gs://b/pairs/{second}: only .* of .* bytes arrived; repeat the"
     with pytest.raises(UserError, match=message):
         sources.fetch()
@@ -197,14 +197,14 @@ def test_a_read_error_is_one_line(bucket, tmp_path, error):
 
     (first, _) = shards(bucket.folder)
     bucket.spoil[first] = Broken
-    sources = opened("gs://b/pairs", tmp_path)
+    sources = load("gs://b/pairs", tmp_path)
     with pytest.raises(UserError, match=f"^gs://b/pairs/{first}: cannot be read") as caught:
         sources.fetch()
     assert "\n" not in str(caught.value)
 
 
 def test_a_full_disk_is_named(bucket, tmp_path, monkeypatch):
-    sources = opened("gs://b/pairs", tmp_path)
+    sources = load("gs://b/pairs", tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
         with pytest.raises(UserError, match="^data.cache: .* GiB do not fit into .*cache/gs/b"):
@@ -225,7 +225,7 @@ def test_a_full_disk_is_named(bucket, tmp_path, monkeypatch):
 
 def test_processes_that_share_a_cache_wait_for_each_other(bucket, tmp_path, capfd):
     folder = tmp_path / "cache" / "gs" / "b" / "pairs"
-    sources = opened("gs://b/pairs", tmp_path)
+    sources = load("gs://b/pairs", tmp_path)
     bucket.opened.clear()
     with gcs_cache._locked(folder):
         other = threading.Thread(target=sources.fetch)

@@ -30,7 +30,7 @@ def write(path, rows, end="\n"):
     return str(path)
 
 
-def opened(location, cache, chosen=()):
+def load(location, cache, chosen=()):
     return Sources(parse(location, str(cache)), chosen)
 
 
@@ -68,7 +68,7 @@ def media(tmp_path_factory):
 def test_rows_are_the_same_pairs_as_after_an_import(media, tmp_path):
     rows = str(media / "rows.jsonl")
     run_import(tmp_path / "out", [f"T2V_rows={rows}"], "pair", by_reference=True)
-    imported, direct = opened(str(tmp_path / "out"), tmp_path), opened(rows, tmp_path / "cache")
+    imported, direct = load(str(tmp_path / "out"), tmp_path), load(rows, tmp_path / "cache")
     assert direct.sizes == imported.sizes == {"T2V_rows": 4}
     order = np.array([3, 0, 2, 1])
     expected = imported.read("T2V_rows", order)
@@ -84,7 +84,7 @@ def test_media_in_rows_are_bytes(tmp_path):
         row(0, positive={"image": f"data:image/png;base64,{data}"}),
         row(1, positive={"image": {"bytes": data, "path": None}}),
     ]
-    sources = opened(write(tmp_path / "x.jsonl", rows), tmp_path)
+    sources = load(write(tmp_path / "x.jsonl", rows), tmp_path)
     assert [p["positive"].image for p in sources.read("T2I_x", np.arange(2))] == [PNG, PNG]
 
 
@@ -94,7 +94,7 @@ def test_a_source_is_a_task_in_the_order_of_files_and_lines(tmp_path):
     write(tmp_path / "b" / "rows-00000-of-00002.jsonl", a)
     write(tmp_path / "b" / "rows-00001-of-00002.jsonl", b)
     (tmp_path / "b" / "folder").mkdir()
-    sources = opened(f"more={tmp_path}/b/*.jsonl", tmp_path)
+    sources = load(f"more={tmp_path}/b/*.jsonl", tmp_path)
     assert sources.sizes == {
         "I2T_other_more": 1,
         "T2T_other_more": 1,
@@ -164,7 +164,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, line, named):
     good = json.dumps(row(negatives=["n"])).encode()
     (tmp_path / "x.jsonl").write_bytes(b"\n".join([good, b"", line, good]))
     with pytest.raises(UserError, match=rf"^{tmp_path}/x.jsonl:3: .*{named}") as caught:
-        opened(f"{tmp_path}/x.jsonl", tmp_path)
+        load(f"{tmp_path}/x.jsonl", tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -181,7 +181,7 @@ def test_texts_that_look_like_keys_are_not_duplicate_keys(tmp_path):
         b'{"query": "q", "positive": "\\"positive\\":"}',
     ]
     (tmp_path / "x.jsonl").write_bytes(b"\n".join(rows))
-    assert opened(f"{tmp_path}/x.jsonl", tmp_path).sizes == {"T2T_x": 3}
+    assert load(f"{tmp_path}/x.jsonl", tmp_path).sizes == {"T2T_x": 3}
 
 
 @situation(
@@ -202,14 +202,14 @@ def test_texts_that_look_like_keys_are_not_duplicate_keys(tmp_path):
 def test_files_in_another_encoding_and_lfs_pointers_are_refused(tmp_path, start, named):
     (tmp_path / "x.jsonl").write_bytes(start + json.dumps(row()).encode())
     with pytest.raises(UserError, match=named):
-        opened(f"{tmp_path}/x.jsonl", tmp_path)
+        load(f"{tmp_path}/x.jsonl", tmp_path)
 
 
 def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "LONGEST_LINE", 1000)
     write(tmp_path / "x.jsonl", [row(), row(query="q" * 1000)])
     with pytest.raises(UserError, match="x.jsonl:2: the line is longer than 1000 bytes"):
-        opened(f"{tmp_path}/x.jsonl", tmp_path)
+        load(f"{tmp_path}/x.jsonl", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -226,14 +226,14 @@ def test_errors_name_the_file(tmp_path, location, named):
     write(tmp_path / "a.jsonl", [row()])
     write(tmp_path / "b" / "a.jsonl", [row()])
     with pytest.raises(UserError, match=named):
-        opened(f"{tmp_path}/{location.format(tmp_path)}", tmp_path)
+        load(f"{tmp_path}/{location.format(tmp_path)}", tmp_path)
 
 
 def test_an_index_is_built_once_and_shared(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jsonl", [row(n) for n in range(5)])
-    first = opened(path, tmp_path / "cache")
+    first = load(path, tmp_path / "cache")
     monkeypatch.setattr(index, "parse_line", None)  # the rows must not be read again
-    again = opened(path, tmp_path / "cache")
+    again = load(path, tmp_path / "cache")
     assert (again.sizes, again.bytes, again.digests) == (first.sizes, first.bytes, first.digests)
     assert query_texts(again, "T2T_x") == [f"q{n}" for n in range(5)]
     assert pickle.loads(pickle.dumps(again)).sizes == first.sizes
@@ -241,31 +241,31 @@ def test_an_index_is_built_once_and_shared(tmp_path, monkeypatch):
     monkeypatch.undo()
     for stored in (tmp_path / "cache" / "index").iterdir():
         stored.write_bytes(stored.read_bytes()[:20])
-    assert query_texts(opened(path, tmp_path / "cache"), "T2T_x") == [f"q{n}" for n in range(5)]
+    assert query_texts(load(path, tmp_path / "cache"), "T2T_x") == [f"q{n}" for n in range(5)]
 
 
 def test_if_the_cache_cannot_be_written_the_index_stays_in_memory(tmp_path):
     path = write(tmp_path / "x.jsonl", [row(n) for n in range(5)])
     (tmp_path / "cache").write_text("a file, not a folder")
-    sources = pickle.loads(pickle.dumps(opened(path, tmp_path / "cache")))
+    sources = pickle.loads(pickle.dumps(load(path, tmp_path / "cache")))
     assert query_texts(sources, "T2T_x") == [f"q{n}" for n in range(5)]
 
 
 def test_a_file_that_has_changed_is_refused(tmp_path):
     path = write(tmp_path / "x.jsonl", [row(n) for n in range(5)])
-    sources = opened(path, tmp_path / "cache")
+    sources = load(path, tmp_path / "cache")
     write(tmp_path / "x.jsonl", [row(n + 1) for n in range(5)])
     os.utime(path, ns=(1, 1))  # the clock may be too coarse
     with pytest.raises(UserError, match=r"x.jsonl:2: the file has changed"):
         sources.read("T2T_x", np.array([1]))
-    changed = opened(path, tmp_path / "cache")
+    changed = load(path, tmp_path / "cache")
     assert query_texts(changed, "T2T_x") == [f"q{n + 1}" for n in range(5)]
     assert (changed.sizes, changed.bytes) == (sources.sizes, sources.bytes)
     assert changed.digests != sources.digests
     # A digest depends only on the rows of its source.
     other = [row(9, task="T2T_other"), *(row(n + 1) for n in range(5))]
     assert (
-        opened(write(tmp_path / "y" / "x.jsonl", other), tmp_path / "cache").digests["T2T_x"]
+        load(write(tmp_path / "y" / "x.jsonl", other), tmp_path / "cache").digests["T2T_x"]
         == changed.digests["T2T_x"]
     )
 
@@ -273,7 +273,7 @@ def test_a_file_that_has_changed_is_refused(tmp_path):
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     (tmp_path / "secret.png").write_bytes(PNG)
     path = write(tmp_path / "in" / "x.jsonl", [row(positive={"image": "a.png"})])
-    sources = opened(path, tmp_path)
+    sources = load(path, tmp_path)
     (tmp_path / "in" / "a.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(UserError, match=r"x.jsonl:1: image 'a.png' leaves the folder"):
         sources.read("T2I_x", np.array([0]))
