@@ -56,7 +56,7 @@ LONGEST = (
     "old_formats_test.py",
     "mine_test.py",
     "embed_test.py",
-    "train_bucket_test.py",
+    "train_gcs_test.py",
     "docs_test.py",
     "lora_test.py",
     "embedder_test.py",
