@@ -1,9 +1,26 @@
 """gve_jax: train, serve and measure the General Video Embedder (arXiv 2510.27571) in JAX.
 
-Dimension letters, everywhere in this package: B batch, L tokens, F frame pairs, P patches,
-W windows, S slots or keys, V merged visual tokens, G frame pairs of a whole batch, C channels of a
-patch (or corpus, in retrieval), D width, N query heads, K key heads (or hard negatives, in
-learning), H head size, Q queries.
+Letters of dimensions, in annotations and in comments such as `[B, L, D]`; other dimensions are
+words, such as `[pairs, heads, head_dim]`:
+
+    B   items of a batch
+    C   documents, or candidates, that queries are compared with
+    D   width of vectors and hidden states
+    F   frame pairs of an item
+    G   frame pairs of a batch
+    H   height of a frame
+    I   items in a packed row
+    K   hard negatives of a query
+    L   tokens of a row
+    M   positives of a row of queries
+    N   items, vectors or entries of a list
+    P   patches of a frame pair
+    Q   queries
+    R   rows of queries, of one device or of a screening
+    S   window slots of a frame pair
+    T   frames of a video
+    V   merged visual tokens
+    W   width of a frame
 """
 
 __version__ = "0.2.0"

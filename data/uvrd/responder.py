@@ -52,7 +52,7 @@ class SceneIndex:
 
     def find(self, images: Sequence[np.ndarray]) -> tuple[Scene, list[int]]:
         """The scene closest to all images, and the index of each image's closest frame."""
-        queries = np.stack([_thumbnail(image) for image in images])  # [K, D]
+        queries = np.stack([_thumbnail(image) for image in images])  # [N, D]
         products = self._small.reshape(-1, queries.shape[1]) @ queries.T
         products = products.reshape(*self._squares.shape, len(queries))
         distance = self._squares[..., None] - 2 * products  # up to a constant of each image

@@ -134,7 +134,7 @@ class Row:
 
     tokens: np.ndarray  # int32 [L]
     positions: np.ndarray  # int32 [3, L]
-    patches: list[np.ndarray]  # each uint8 [P, C]
+    patches: list[np.ndarray]  # each uint8 [P, patch_dim]
     layouts: list  # a Layout a frame pair
     visual_tokens: np.ndarray  # int32: token index of each merged token, raster order, all pairs
 
@@ -178,8 +178,8 @@ class Preprocessor:
         return found
 
     def visuals(self, item: Item) -> list[tuple]:
-        """`frames` as patches: (patches uint8 [F, P, C], layout, grid of merged tokens (t, h, w),
-        seconds per frame pair) each."""
+        """Returns (patches uint8 [F, P, patch_dim], layout, grid of merged tokens (t, h, w),
+        seconds per frame pair) of each visual of `frames`."""
         spec, visuals = self.spec, []
         for _, frames, fps in self.frames(item):
             rows, columns = (side // spec.patch_size for side in frames.shape[1:3])

@@ -137,7 +137,7 @@ class Curriculum:
         return list(zip(edges[:-1], edges[1:], strict=True))
 
     def _weights(self) -> np.ndarray:
-        """float64 [stages, K] of the policy table."""
+        """float64 [stages, sources] of the policy table."""
         rows, stages = [], self.config.stages
         table = assign("pyramid.weights", self.config.weights, self.sizes)
         for name, value in table.items():

@@ -1,10 +1,10 @@
-"""GradCache (arXiv 2101.06983): the gradient of a loss over a batch of any size, in the memory of a
-chunk of it.
+"""GradCache (arXiv 2101.06983): the gradient of a loss over a batch of any size, in the memory of
+one chunk of it.
 
-The loss couples all pairs, but only through their vectors. So these are computed chunk by chunk
-and kept, without what a gradient needs; the loss gives its gradient at each vector; and each chunk
-is computed again, with that gradient at its end. No pair is seen by fewer negatives, as it would be
-if gradients of small batches were summed.
+The loss couples all pairs, but only through their vectors. So the vectors are computed chunk by
+chunk, without residuals; the loss gives the gradient at each vector; and each chunk is recomputed
+to propagate that gradient. Every pair has all negatives of the batch, unlike with accumulated
+gradients of small batches.
 """
 
 from collections.abc import Callable
@@ -25,18 +25,19 @@ def check_batch_size(size: int, rows: int) -> None:
 
 
 def check_chunk(chunk: int, batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError if a batch of `batch_size` pairs does not fall into chunks of `chunk`."""
+    """Raises UserError if chunks of `chunk` pairs do not divide a batch of `batch_size`."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if chunk < 0 or (chunk and (batch_size % chunk or chunk % rows)):
         raise UserError(
             f"gradcache_chunk {chunk} must divide batch_size {batch_size} and be a multiple of "
-            f"data x fsdp, {rows}"
+            f"data * fsdp = {rows}"
         )
 
 
 def take_chunk(tree, number, chunks: int, mesh: Mesh):
-    """The `number`-th of `chunks` parts of a tree of arrays [B, ...], in equal shares of every
-    device's rows: nothing moves between devices."""
+    """Returns chunk `number` of `chunks` of a tree of arrays [B, ...].
+
+    A chunk has an equal share of every device's rows, so no data moves between devices."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def cut(x):
@@ -50,7 +51,7 @@ def take_chunk(tree, number, chunks: int, mesh: Mesh):
 
 
 def merge_chunks(parts, mesh: Mesh):
-    """Arrays [chunks, B / chunks, ...], as a scan over `take_chunk` stacks them -> [B, ...]."""
+    """Inverts `take_chunk`: maps stacked arrays [chunks, B / chunks, ...] to [B, ...]."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def put(x):
@@ -65,14 +66,14 @@ def merge_chunks(parts, mesh: Mesh):
 def cached_value_and_grad(
     embed: Callable, loss: Callable, params, extra, sides: list[Batch], chunk: int, mesh: Mesh
 ) -> tuple[tuple, tuple]:
-    """((loss, scalars), (gradient at `params`, gradient at `extra`)).
+    """Returns ((loss, scalars), (gradient of `params`, gradient of `extra`)).
 
     Args:
-      embed: `embed(params, side, batch, rows)` -> vectors [rows, D]; `side` is the batch's number
-        in `sides`, `rows` are its indices in the global batch, on which dropout must depend.
+      embed: `embed(params, side, batch, rows)` -> vectors [rows, D]; `side` is an index in `sides`,
+        `rows` are indices in the global batch, which decide dropout.
       loss: `loss(vectors of each side, extra) -> (value, scalars)` of all rows.
       sides: batches of B items each.
-      chunk: rows at a time; see `check_chunk`.
+      chunk: rows of a chunk; see `check_chunk`.
     """
     size = len(sides[0].length)
     chunks = size // chunk
@@ -92,10 +93,10 @@ def cached_value_and_grad(
         for side in range(len(sides)):
             _, pull = jax.vjp(lambda params, side=side: vectors_of(params, side, number), params)
             (gradient,) = pull(take_chunk(at_vectors[side], number, chunks, mesh))
-            total = jax.tree.map(lambda sum, one: sum + one.astype(sum.dtype), total, gradient)
+            total = jax.tree.map(lambda sum, part: sum + part.astype(sum.dtype), total, gradient)
         return total, None
 
-    # Summed in float32, and split as the parameters are: nothing else would say so.
+    # Summed in float32, with the sharding of the parameters, which nothing else implies.
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
     zeros = jax.lax.with_sharding_constraint(zeros, param_shardings(params, mesh))
     total = jax.lax.scan(backward, zeros, numbers)[0]

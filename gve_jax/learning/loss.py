@@ -1,5 +1,5 @@
 """The paper's symmetric InfoNCE (arXiv 2510.27571, equation 1) over the global batch, in three
-forms that agree: what differs is where the [B, B] matrix of cosines lives."""
+equivalent forms, which differ in the layout of the [B, B] matrix of cosines."""
 
 import dataclasses
 import functools
@@ -16,16 +16,17 @@ from gve_jax.fields import setting
 from gve_jax.model.layers import unit_rows
 
 FORMS = ("plain", "all_gather", "ring")
-TEMPERATURES = (0.01, 1.0)  # what a learned temperature may become; CLIP's lower bound
-_MASKED = -1e30  # finite, so that a block of columns without a candidate has a gradient: zero
+TEMPERATURES = (0.01, 1.0)  # range of a learned temperature; the lower bound is CLIP's
+_MASKED = -1e30  # finite, so that the gradient of a block without candidates is zero, not NaN
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """`config.loss`.
 
-    An untrained model may place all vectors within `duplicate_cosine` of each other, which leaves
-    no negatives: None then. 1e-5 and a margin of 0.1 are defaults of classes the authors built on.
+    The vectors of an untrained model may all be within `duplicate_cosine` of each other, which
+    leaves no negatives: use None then. 1e-5 and a margin of 0.1 are defaults of classes that the
+    authors built on.
     """
 
     temperature: float = setting(0.03, "divisor of the cosines; the paper's is 0.03", above=0)
@@ -87,18 +88,21 @@ class LossConfig:
         )
 
     def check(self, dim: int) -> None:
-        """Raises ValueError if vectors of `dim` numbers cannot be cut as asked."""
+        """Raises ValueError if vectors have fewer dimensions than `matryoshka` requires."""
         if self.matryoshka and max(self.matryoshka) > dim:
-            raise ValueError(f"matryoshka {max(self.matryoshka)} is more than the vectors' {dim}")
+            raise ValueError(
+                f"matryoshka {max(self.matryoshka)} exceeds the {dim} dimensions of the vectors"
+            )
 
 
 def log_temperature(cfg: LossConfig) -> float:
-    """Where a learned temperature starts."""
+    """Initial value of the trained logarithm of a learned temperature."""
     return math.log(cfg.temperature)
 
 
 def learned(log: Float[Array, ""]) -> Float[Array, ""]:
-    """The temperature of a trained logarithm. Past its bounds the gradient goes on: it returns."""
+    """The temperature of a trained logarithm, clipped in the forward pass only (straight-through),
+    so that it can return to the range."""
     bounds = map(math.log, TEMPERATURES)
     return jnp.exp(log + jax.lax.stop_gradient(jnp.clip(log, *bounds) - log))
 
@@ -118,13 +122,13 @@ def info_nce(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean over valid pairs of (L(q -> y) + L(y -> q)) / 2.
 
-    All other valid pairs of the global batch are negatives, with gradients; a query's hard
-    negatives are its own. Left out of a pair's sums, in both directions, are
+    All other valid pairs of the global batch are negatives, with gradients; hard negatives count
+    for their query only. Excluded from the sums of a pair, in both directions, are
 
     - pairs that share a content id with it: the same query, the same positive, or a query that is
-      the other's positive;
-    - hard negatives with the content of the query, of its positive, or of a positive that another
-      pair of the batch gives for the same query;
+      the positive of the other pair;
+    - hard negatives with the content of the query, of its positive, or of the positive of another
+      pair of the batch with the same query;
     - duplicates by cosine (`cfg.duplicate_cosine`) and false negatives
       (`cfg.false_negative_margin`).
 
@@ -132,15 +136,16 @@ def info_nce(
 
     Args:
       query, positive: unit vectors, float32.
-      negatives: K arrays of hard negatives, one row a query.
-      valid: pairs whose media were readable; the others take no part at all.
+      negatives: K arrays of hard negatives, one row per query.
+      valid: pairs whose media were readable; the others are ignored.
       query_id, positive_id, negative_id: content ids (`gve_jax.streams.loader.content_id`).
-      mesh: what the rows are split over (data, fsdp); all forms but "plain" need it.
-      temperature: in place of `cfg.temperature`.
+      mesh: mesh over which the rows are sharded (data, fsdp); all forms except "plain" need it.
+      temperature: overrides `cfg.temperature`.
 
-    Returns the loss and scalars: `accuracy` (the positive scores above all other candidates of its
-    query), `positive_similarity`, `negative_similarity` (means of cosines), and with hard negatives
-    `duplicate_negatives` (hard negatives a pair that were left out by their content).
+    Returns:
+      The loss and scalars: `accuracy` (the positive scores above all other candidates of its
+      query), `positive_similarity` and `negative_similarity` (mean cosines), and with hard
+      negatives `duplicate_negatives` (hard negatives per pair excluded by their content).
     """
     cfg.check(query.shape[-1])
     rows = {
@@ -150,7 +155,7 @@ def info_nce(
         "query_id": query_id,
         "positive_id": positive_id,
         "negative_id": negative_id,
-        "place": jnp.arange(len(query), dtype=jnp.int32),
+        "index": jnp.arange(len(query), dtype=jnp.int32),
     }
     tau = jnp.float32(cfg.temperature if temperature is None else temperature)
     if cfg.form == "plain":
@@ -171,134 +176,148 @@ def info_nce(
 
 
 def _ring(rows: dict, compare) -> dict:
-    """`compare(rows, all rows)`, a block of columns at a time, each from the neighbour before."""
+    """`compare(rows, all rows)`, one block of columns at a time, passed around the ring."""
     size = jax.lax.axis_size(ROW_AXES)
-    onward = [(at, (at + 1) % size) for at in range(size)]
+    to_next = [(device, (device + 1) % size) for device in range(size)]
 
-    @jax.checkpoint  # a block's cosines are computed again on the way back
+    @jax.checkpoint  # the cosines of a block are recomputed in the backward pass
     def turn(carry, _):
-        block, found = carry
-        block = jax.tree.map(lambda x: jax.lax.ppermute(x, ROW_AXES, onward), block)
+        block, stats = carry
+        block = jax.tree.map(lambda x: jax.lax.ppermute(x, ROW_AXES, to_next), block)
         new = compare(rows, block)
-        together = {name: _JOIN[name](found[name], new[name]) for name in new}
-        return (block, together), None
+        return (block, {name: _REDUCE[name](stats[name], new[name]) for name in new}), None
 
     return jax.lax.scan(turn, (rows, compare(rows, rows)), None, length=size - 1)[0][1]
 
 
-# How what is known of some columns joins what is known of others.
-_JOIN = {
+# Reductions of `_block_stats` over blocks.
+_REDUCE = {
     "forward": jnp.logaddexp,
     "backward": jnp.logaddexp,
-    "best": jnp.maximum,
-    "own": jnp.add,
-    "other": jnp.add,
-    "others": jnp.add,
-    "known": jnp.logical_or,
+    "hardest": jnp.maximum,
+    "positive": jnp.add,
+    "negative_sum": jnp.add,
+    "negative_count": jnp.add,
+    "is_positive": jnp.logical_or,
 }
 
 
 def _block_stats(rows: dict, columns: dict, cfg: LossConfig, tau) -> dict[str, Array]:
-    """What a block of columns adds to each row: logsumexps of candidates' logits by cut [M, R], the
-    best of their cosines, the cosine of the row's own positive by cut (0 if it is in another
-    block), sum and number of the negatives' cosines, and which of the row's hard negatives have the
-    content of a positive that these columns give for its query, bool [R, K]."""
+    """Statistics of a block of columns for each row.
+
+    Returns:
+      forward, backward: logsumexp of the candidates' logits, [cuts, R].
+      hardest: largest cosine of a candidate, [R].
+      positive: cosine of the row's positive, [cuts, R]; 0 if it is in another block.
+      negative_sum, negative_count: sum and number of the negatives' cosines, [R].
+      is_positive: bool [R, K], whether a hard negative has the content of a positive that a pair of
+        the block has for the row's query.
+    """
     query, positive = rows["query"], rows["positive"]
     cosine = _product(query, columns["positive"])
     reverse = _product(positive, columns["query"])
-    diagonal = rows["place"][:, None] == columns["place"]
+    diagonal = rows["index"][:, None] == columns["index"]
     same_query = rows["query_id"][:, None] == columns["query_id"]
-    twins = same_query | (rows["positive_id"][:, None] == columns["positive_id"])
-    twins |= rows["query_id"][:, None] == columns["positive_id"]
-    twins |= rows["positive_id"][:, None] == columns["query_id"]
+    duplicate = same_query | (rows["positive_id"][:, None] == columns["positive_id"])
+    duplicate |= rows["query_id"][:, None] == columns["positive_id"]
+    duplicate |= rows["positive_id"][:, None] == columns["query_id"]
     same_query &= columns["valid"]
-    known = [
+    is_positive = [
         jnp.any(same_query & (ids[:, None] == columns["positive_id"]), axis=1)
         for ids in rows["negative_id"].T
     ]
     if cfg.duplicate_cosine is not None:
-        near = 1 - cfg.duplicate_cosine
-        twins |= _product(positive, columns["positive"]) >= near
-        twins |= _product(query, columns["query"]) >= near
-    negative = ~twins & columns["valid"] & ~diagonal
+        limit = 1 - cfg.duplicate_cosine
+        duplicate |= _product(positive, columns["positive"]) >= limit
+        duplicate |= _product(query, columns["query"]) >= limit
+    negative = ~duplicate & columns["valid"] & ~diagonal
     forward = backward = negative
     if cfg.false_negative_margin is not None:
-        most = jnp.sum(query * positive, axis=-1, keepdims=True) + cfg.false_negative_margin
-        forward, backward = negative & (cosine <= most), negative & (reverse <= most)
+        limit = jnp.sum(query * positive, axis=-1, keepdims=True) + cfg.false_negative_margin
+        forward, backward = negative & (cosine <= limit), negative & (reverse <= limit)
 
-    sums = {"forward": [], "backward": [], "own": []}
+    sums = {"forward": [], "backward": [], "positive": []}
     for cut in _cuts(cfg, query.shape[-1]):
         q, y, q_columns, y_columns = (
             _cut(x, cut) for x in (query, positive, columns["query"], columns["positive"])
         )
-        there = cosine if cut is None else _product(q, y_columns)
-        back = reverse if cut is None else _product(y, q_columns)
-        for name, logits, taken in (("forward", there, forward), ("backward", back, backward)):
-            logits = jnp.where(taken | diagonal, logits / tau, _MASKED)
+        cut_cosine = cosine if cut is None else _product(q, y_columns)
+        cut_reverse = reverse if cut is None else _product(y, q_columns)
+        for name, scores, candidate in (
+            ("forward", cut_cosine, forward),
+            ("backward", cut_reverse, backward),
+        ):
+            logits = jnp.where(candidate | diagonal, scores / tau, _MASKED)
             sums[name].append(jax.nn.logsumexp(logits, axis=1))
-        sums["own"].append(jnp.sum(jnp.where(diagonal, there, 0), axis=1))
+        sums["positive"].append(jnp.sum(jnp.where(diagonal, cut_cosine, 0), axis=1))
     counted = forward & rows["valid"][:, None]
     return {name: jnp.stack(values) for name, values in sums.items()} | {
-        "best": jax.lax.stop_gradient(jnp.max(jnp.where(forward, cosine, -2), axis=1)),
-        "other": jnp.sum(jnp.where(counted, cosine, 0), axis=1),
-        "others": jnp.sum(counted, axis=1, dtype=jnp.float32),
-        "known": jnp.stack(known, axis=1) if known else jnp.zeros_like(rows["negative_id"], bool),
+        "hardest": jax.lax.stop_gradient(jnp.max(jnp.where(forward, cosine, -2), axis=1)),
+        "negative_sum": jnp.sum(jnp.where(counted, cosine, 0), axis=1),
+        "negative_count": jnp.sum(counted, axis=1, dtype=jnp.float32),
+        "is_positive": (
+            jnp.stack(is_positive, axis=1)
+            if is_positive
+            else jnp.zeros_like(rows["negative_id"], bool)
+        ),
     }
 
 
 def _sums(rows: dict, negatives: list, columns: dict, cfg: LossConfig, tau) -> dict[str, Array]:
-    """Sums over rows of the losses and of what the scalars are means of."""
+    """Sums over rows of the losses and of the terms of the scalars."""
     query, positive, valid = rows["query"], rows["positive"], rows["valid"]
     cuts = _cuts(cfg, query.shape[-1])
     weights = jnp.array(cfg.matryoshka_weights or [1.0] * len(cuts), jnp.float32)
-    own = jnp.sum(query * positive, axis=-1)
-    forward, best = columns["forward"], columns["best"]
-    duplicate = columns["known"] | (rows["negative_id"] == rows["query_id"][:, None])
+    score_of_positive = jnp.sum(query * positive, axis=-1)
+    forward, hardest = columns["forward"], columns["hardest"]
+    duplicate = columns["is_positive"] | (rows["negative_id"] == rows["query_id"][:, None])
     duplicate |= rows["negative_id"] == rows["positive_id"][:, None]
     for number, negative in enumerate(negatives):
         score = jnp.sum(query * negative, axis=-1)
-        taken = ~duplicate[:, number]
+        candidate = ~duplicate[:, number]
         if cfg.duplicate_cosine is not None:
-            taken &= jnp.sum(positive * negative, axis=-1) < 1 - cfg.duplicate_cosine
+            candidate &= jnp.sum(positive * negative, axis=-1) < 1 - cfg.duplicate_cosine
         if cfg.false_negative_margin is not None:
-            taken &= score <= own + cfg.false_negative_margin
+            candidate &= score <= score_of_positive + cfg.false_negative_margin
         scores = [jnp.sum(_cut(query, cut) * _cut(negative, cut), axis=-1) for cut in cuts]
-        logits = jnp.where(taken, jnp.stack(scores) / tau, _MASKED)
+        logits = jnp.where(candidate, jnp.stack(scores) / tau, _MASKED)
         forward = jnp.logaddexp(forward, logits)
-        best = jnp.maximum(best, jnp.where(taken, score, -2))
-    losses = (forward + columns["backward"] - 2 * columns["own"] / tau) / 2
+        hardest = jnp.maximum(hardest, jnp.where(candidate, score, -2))
+    losses = (forward + columns["backward"] - 2 * columns["positive"] / tau) / 2
     losses = jnp.tensordot(weights / jnp.sum(weights), losses, 1)
-    # Not `own`: a dot product of its own rounds differently, and breaks ties.
-    full = columns["own"][0] if cuts[0] is None else own
+    # From the same product as the candidates: a separate dot product rounds differently, which
+    # breaks ties.
+    full = columns["positive"][0] if cuts[0] is None else score_of_positive
 
     def total(values):
         return jnp.sum(jnp.where(valid, values, 0.0))
 
     return {
         "loss": total(losses),
-        "accuracy": total((full > jax.lax.stop_gradient(best)).astype(jnp.float32)),
+        "accuracy": total((full > jax.lax.stop_gradient(hardest)).astype(jnp.float32)),
         "positive_similarity": total(full),
         "pairs": total(1.0),
-        "other": total(columns["other"]),
-        "others": total(columns["others"]),
+        "negative_sum": total(columns["negative_sum"]),
+        "negative_count": total(columns["negative_count"]),
         **({"duplicates": total(jnp.sum(duplicate, axis=1))} if negatives else {}),
     }
 
 
 def _mean(sums: dict) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    pairs, others = jnp.maximum(sums["pairs"], 1), jnp.maximum(sums["others"], 1)
+    pairs = jnp.maximum(sums["pairs"], 1)
+    negatives = jnp.maximum(sums["negative_count"], 1)
     scalars = {name: sums[name] / pairs for name in ("accuracy", "positive_similarity")}
     if "duplicates" in sums:
         scalars["duplicate_negatives"] = sums["duplicates"] / pairs
-    return sums["loss"] / pairs, scalars | {"negative_similarity": sums["other"] / others}
+    return sums["loss"] / pairs, scalars | {"negative_similarity": sums["negative_sum"] / negatives}
 
 
 def _cuts(cfg: LossConfig, dim: int) -> list[int | None]:
-    """Lengths that vectors are cut to; None: not at all."""
+    """Lengths of the truncated vectors; None for full vectors."""
     return [None if cut == dim else cut for cut in cfg.matryoshka] or [None]
 
 
-def _cut(x: Float[Array, "R D"], cut: int | None) -> Float[Array, "R C"]:
+def _cut(x: Float[Array, "R D"], cut: int | None) -> Float[Array, "R cut"]:
     return x if cut is None else unit_rows(x[:, :cut])
 
 

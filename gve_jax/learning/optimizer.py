@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, moments in float32; which parameters train is a table."""
+"""AdamW with warm-up and cosine decay, float32 moments, and a table of trained parameters."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,23 +12,24 @@ from gve_jax.errors import UserError
 from gve_jax.learning.patterns import decide
 
 Rates = Sequence[tuple[str, float]]
-"""(pattern, factor), in order: the first pattern found in a parameter's path gives the factor of
-its learning rate. 0 freezes: no gradient, no moments, no place in checkpoints."""
+"""(pattern, factor), in order: the first pattern that matches the path of a parameter gives the
+factor of its learning rate. 0 freezes it: no gradient, no moments, not in checkpoints."""
 
 EVERYTHING: Rates = ((".*", 1.0),)
 ADAPTERS: Rates = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 
 
 def decays(params):
-    """A tree of booleans: which parameters decay, by `gve_jax.distributed.sharding.RULES`."""
+    """Returns a tree of booleans: whether parameters decay, by `distributed.sharding.RULES`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: rule_of(path_name(path)).decays, params)
 
 
 def factors(names: Iterable[str], rates: Rates) -> dict[str, float]:
-    """The factor of each parameter, by its path.
+    """Returns the learning rate factor of each parameter.
 
     Raises:
-      UserError: a parameter that no pattern matches, a pattern that decides none, a malformed one.
+      UserError: a parameter that no pattern matches, a pattern that is first for no parameter, a
+        malformed pattern.
     """
     compiled = _compile(rates)
     chosen, idle = decide([pattern for pattern, _ in compiled], names)
@@ -42,7 +43,7 @@ def factors(names: Iterable[str], rates: Rates) -> dict[str, float]:
             )
         if number in idle:
             shadowed = any(pattern.search(name) for name in chosen)
-            left = "that no earlier one matches" if shadowed else "of this model"
+            left = "that no earlier pattern matches" if shadowed else "of this model"
             raise UserError(
                 f"optimizer.rates: pattern {pattern.pattern!r} matches no parameter {left}"
             )
@@ -57,15 +58,16 @@ def _compile(rates: Rates) -> list[tuple[re.Pattern, float]]:
 
 
 def make_schedule(config, steps: int) -> optax.Schedule:
-    """Linear warm-up over `config.warmup_steps`, then cosine to zero at `steps`."""
+    """Linear warm-up over `config.warmup_steps`, then cosine decay to zero at `steps`."""
     return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, steps)
 
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-    """AdamW by `config`: learning_rate, warmup_steps, b1, b2, weight_decay, clip_norm, rates.
+    """AdamW with the options of `config`: learning_rate, warmup_steps, b1, b2, weight_decay,
+    clip_norm and rates. For trees of trained parameters only.
 
-    It is for trees of trained parameters alone. Moments and arithmetic are float32 whatever the
-    parameters' dtype: in bfloat16 a second moment stops at 256 times its smallest addend.
+    Moments and arithmetic are float32 for any dtype of the parameters: in bfloat16 a second moment
+    stops growing at 256 times its smallest addend.
     """
     rates = _compile(config.rates)
 

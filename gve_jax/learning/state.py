@@ -1,7 +1,7 @@
-"""Splits a model into trained and frozen parameters: trees, shardings, initial values.
+"""Trained and frozen parameters of a model: trees, shardings, initial values.
 
-`params` (trained) and `frozen` are nested dicts without a leaf in common; together they are the
-encoder's tree. A learned temperature is one more trained leaf, `loss/log_temperature`.
+`params` (trained) and `frozen` are disjoint nested dicts, which together are the tree of the
+encoder. A learned temperature is another trained leaf, `loss/log_temperature`.
 """
 
 import jax
@@ -20,15 +20,15 @@ TEMPERATURE = "loss/log_temperature"
 
 
 def split(params: dict, rates: Rates) -> tuple[dict, dict]:
-    """(trained, frozen) of a tree of arrays or shapes, by the experiment's table.
+    """Splits a tree of arrays or shapes into (trained, frozen), by the table `rates`.
 
     Raises:
-      UserError: as `factors`; nothing trains; a learned temperature that is frozen.
+      UserError: as in `factors`; no parameter is trained; a learned temperature is frozen.
     """
     flat = flatten_dict(params, sep="/")
-    found = factors(flat, rates)
-    trained = {name: leaf for name, leaf in flat.items() if found[name] > 0}
-    frozen = {name: leaf for name, leaf in flat.items() if found[name] == 0}
+    factor = factors(flat, rates)
+    trained = {name: leaf for name, leaf in flat.items() if factor[name] > 0}
+    frozen = {name: leaf for name, leaf in flat.items() if factor[name] == 0}
     if not trained:
         raise UserError("optimizer.rates freezes every parameter")
     if TEMPERATURE in frozen:
@@ -37,13 +37,13 @@ def split(params: dict, rates: Rates) -> tuple[dict, dict]:
 
 
 def join(params: dict, frozen: dict) -> dict:
-    """The encoder's tree; a learned temperature is no part of it."""
+    """Joins the tree of the encoder, without a learned temperature."""
     flat = flatten_dict(params, sep="/") | flatten_dict(frozen, sep="/")
     return unflatten_dict({k: v for k, v in flat.items() if k != TEMPERATURE}, sep="/")
 
 
 def make_params(cfg: ModelConfig, loss: LossConfig | None, seed: int) -> dict:
-    """All leaves, random. Under `jax.jit` only those that are returned are computed."""
+    """Returns random values of all leaves; under `jax.jit`, unused ones are not computed."""
     params = init_params(cfg, seed)[1]
     if loss is not None and loss.learned_temperature:
         params |= {"loss": {"log_temperature": jnp.float32(log_temperature(loss))}}
@@ -51,10 +51,9 @@ def make_params(cfg: ModelConfig, loss: LossConfig | None, seed: int) -> dict:
 
 
 def state_shardings(params: dict, tx: optax.GradientTransformation, mesh) -> dict:
-    """Shardings of a state whose trained parameters have the shapes of `params`.
+    """Returns the shardings of a state whose trained parameters have the shapes of `params`.
 
-    Moments get their parameters' explicitly: under Auto axes `jit(tx.init)` alone would replicate
-    them.
+    Moments explicitly get the sharding of their parameters: `jit(tx.init)` would replicate them.
     """
     shardings = param_shardings(params, mesh)
     opt = optax.tree_map_params(
@@ -74,10 +73,10 @@ def abstract_state(
     rates: Rates = EVERYTHING,
     loss: LossConfig | None = None,
 ) -> tuple[dict, dict]:
-    """(state, frozen) as `jax.ShapeDtypeStruct`s with shardings; nothing is computed.
+    """Returns (state, frozen) as `jax.ShapeDtypeStruct`s with shardings; computes nothing.
 
     Raises:
-      UserError: as `split`.
+      UserError: as in `split`.
     """
     trained, frozen = split(jax.eval_shape(lambda: make_params(cfg, loss, 0)), rates)
     state = {"params": trained, "opt": jax.eval_shape(tx.init, trained)}
@@ -92,7 +91,7 @@ def abstract_state(
 def random_params(
     cfg: ModelConfig, seed: int, abstract: dict, loss: LossConfig | None = None
 ) -> dict:
-    """The leaves in `abstract` of the random initial parameters: the same at every call."""
+    """Returns those random initial parameters that are in `abstract`; equal for equal seeds."""
     names = flatten_dict(abstract)
 
     def selected():
@@ -103,7 +102,7 @@ def random_params(
 
 
 def init_train_state(params: dict, tx: optax.GradientTransformation, abstract: dict) -> dict:
-    """The state before the first step, from trained parameters on the mesh."""
+    """Returns the state before the first step, given trained parameters on the mesh."""
     opt = jax.jit(tx.init, out_shardings=_shardings(abstract["opt"]))(params)
     return {"params": params, "opt": opt}
 
@@ -116,7 +115,7 @@ def init_state(
     rates: Rates = EVERYTHING,
     loss: LossConfig | None = None,
 ) -> tuple[dict, dict]:
-    """(state, frozen) on the mesh, all of it random from `seed`."""
+    """Returns random (state, frozen) on the mesh."""
     abstract, frozen = abstract_state(cfg, tx, mesh, rates, loss)
     params = random_params(cfg, seed, abstract["params"], loss)
     return init_train_state(params, tx, abstract), random_params(cfg, seed, frozen, loss)

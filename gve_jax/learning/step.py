@@ -24,47 +24,46 @@ def make_train_step(
     chunk: int = 0,
     seed: int = 0,
 ) -> Callable:
-    """`step(state, frozen, arrays, number) -> (state, scalars)`; the old state's memory is reused.
+    """Returns `step(state, frozen, arrays, number) -> (state, scalars)`, which donates the state.
 
-    Two programs: `step.gradients`, compiled for each shape of a batch, and `step.update`, compiled
-    once. Dropout is a function of `seed`, the step's `number`, the side of the pair and the place
-    in the global batch: the same for any `chunk` and mesh.
+    It runs two programs: `step.gradients`, compiled for each shape of a batch, and `step.update`,
+    compiled once. Dropout depends on `seed`, the step's `number`, the side of the pair and the
+    index in the global batch, not on `chunk` or mesh.
 
     Args:
-      loss: see `LossConfig`.
-      chunk: pairs of the global batch that are encoded at a time (GradCache); 0: all.
+      chunk: pairs of the global batch that are encoded at a time (GradCache); 0 for all.
     """
     embed = make_embed(cfg)
     drops = cfg.lora is not None and cfg.lora.dropout > 0
 
-    def encode(params, frozen, number, side, batch, places):
-        """Vectors of one side of the pairs that stand at `places` of the global batch."""
+    def encode(params, frozen, number, side, batch, rows):
+        """Vectors of one side of the pairs at `rows` of the global batch."""
         keys = None
         if drops:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), side)
-            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(places)
+            keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
         return embed(join(params, frozen), batch, keys)
 
     def value(vectors, log, arrays):
         query, positive, *negatives = vectors
-        known = [arrays[name] for name in ("valid", "query_id", "positive_id", "negative_id")]
+        ids = [arrays[name] for name in ("valid", "query_id", "positive_id", "negative_id")]
         temperature = None if log is None else learned(log)
         result, scalars = info_nce(
-            query, positive, negatives, *known, loss, mesh=mesh, temperature=temperature
+            query, positive, negatives, *ids, loss, mesh=mesh, temperature=temperature
         )
         return result, scalars if log is None else scalars | {"temperature": temperature}
 
     @jax.jit
     def gradients(params, frozen, arrays, number):
         sides = [arrays["query"], arrays["positive"], *arrays["negatives"]]
-        (model, log), loss_of = _apart(params), functools.partial(value, arrays=arrays)
+        (model, log), loss_of = _split(params), functools.partial(value, arrays=arrays)
 
-        def embed_side(model, side, batch, places):
-            return encode(model, frozen, number, side, batch, places)
+        def embed_side(model, side, batch, rows):
+            return encode(model, frozen, number, side, batch, rows)
 
-        def at_once(model, log):
-            places = jnp.arange(len(arrays["valid"]), dtype=jnp.uint32)
-            vectors = [embed_side(model, *one, places) for one in enumerate(sides)]
+        def loss_of_batch(model, log):
+            rows = jnp.arange(len(arrays["valid"]), dtype=jnp.uint32)
+            vectors = [embed_side(model, side, batch, rows) for side, batch in enumerate(sides)]
             return loss_of(vectors, log)
 
         if chunk:
@@ -72,9 +71,9 @@ def make_train_step(
                 embed_side, loss_of, model, log, sides, chunk, mesh
             )
         else:
-            valued = jax.value_and_grad(at_once, (0, 1), has_aux=True)
-            (result, scalars), grads = valued(model, log)
-        grads = _together(*grads)
+            value_and_grad = jax.value_and_grad(loss_of_batch, (0, 1), has_aux=True)
+            (result, scalars), grads = value_and_grad(model, log)
+        grads = _join(*grads)
         grads = jax.lax.with_sharding_constraint(grads, param_shardings(grads, mesh))
         return grads, scalars | {
             "loss": result,
@@ -86,7 +85,8 @@ def make_train_step(
     def update(state, grads):
         updates, opt = tx.update(grads, state["opt"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "opt": opt}
-        # Else the compiler places small leaves as it likes, and the second step compiles anew.
+        # Otherwise the compiler may change the sharding of small leaves, and the second step would
+        # be compiled again.
         return jax.lax.with_sharding_constraint(new, state_shardings(new["params"], tx, mesh))
 
     def step(state, frozen, arrays, number):
@@ -97,20 +97,20 @@ def make_train_step(
     return step
 
 
-def _apart(params: dict) -> tuple[dict, jax.Array | None]:
-    """The model's trained leaves, and the logarithm of a learned temperature."""
+def _split(params: dict) -> tuple[dict, jax.Array | None]:
+    """Splits trained parameters into those of the model and the logarithm of the temperature."""
     model = {name: leaf for name, leaf in params.items() if name != "loss"}
     return model, params["loss"]["log_temperature"] if "loss" in params else None
 
 
-def _together(model: dict, log: jax.Array | None) -> dict:
+def _join(model: dict, log: jax.Array | None) -> dict:
     return model if log is None else model | {"loss": {"log_temperature": log}}
 
 
 def make_probe(cfg: ModelConfig) -> Callable:
-    """`probe(params, arrays) -> float32 [B]`: cosine of each query with its positive.
+    """Returns `probe(params, arrays) -> float32 [B]`: cosine of each query with its positive.
 
-    Each side is a program of its own: as many compiles as shapes, not as pairs of shapes.
+    Each side is a separate program, compiled once per shape, not per pair of shapes.
     """
     embed = jax.jit(make_embed(cfg))
 

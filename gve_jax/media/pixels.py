@@ -89,7 +89,9 @@ def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> n
         count // temporal, temporal, height // patch, patch, width // patch, patch, channels
     )
     row, col = layout.coords.T
-    picked = grid[:, :, row, :, col]  # [P, F, temporal, patch, patch, C]: numpy moves P first
+    picked = grid[
+        :, :, row, :, col
+    ]  # [P, F, temporal, patch, patch, channels]: numpy moves P first
     return np.ascontiguousarray(picked.transpose(1, 0, 5, 2, 3, 4)).reshape(
         count // temporal, len(row), -1
     )

@@ -1,13 +1,13 @@
 """Softmax attention with grouped keys, by three interchangeable kernels.
 
-| kernel   | runs on             | takes                                                 |
+| kernel   | runs on             | supports                                              |
 | -------- | ------------------- | ----------------------------------------------------- |
 | `xla`    | everything          | everything: the reference                             |
 | `cudnn`  | NVIDIA GPUs         | 16-bit activations, head sizes in multiples of 8      |
 | `splash` | TPUs                | everything; lengths are padded to blocks of 128       |
 
-A kernel that cannot run here is an error (`check_kernel`), never another kernel in its place. The
-tower's windows of 64 patches are below what either fused kernel is made for: always `xla`.
+A kernel that cannot run is an error (`check_kernel`); no other kernel replaces it. The tower's
+windows of 64 patches always use `xla`: they are too small for the fused kernels.
 """
 
 import functools
@@ -20,18 +20,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gve_jax.errors import UserError
 
-KERNELS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}  # and the platform each needs
+KERNELS = {"xla": None, "cudnn": "gpu", "splash": "tpu"}  # with the required platform
 _LANES = 128  # splash attention's smallest block of rows
 
 
 def check_kernel(kernel: str, dtype: str, head_sizes: tuple[int, ...], platform: str) -> None:
-    """Raises UserError, with the reason, when the kernel cannot run.
+    """Raises UserError, with the reason, if the kernel cannot run.
 
     Args:
       kernel: one of `KERNELS`.
-      dtype: of activations.
-      head_sizes: of tower and decoder.
-      platform: "cpu", "gpu" or "tpu": where it is to run, not where it is compiled.
+      dtype: dtype of the activations.
+      head_sizes: head sizes of tower and decoder.
+      platform: "cpu", "gpu" or "tpu", on which the program runs (not on which it is compiled).
     """
     if kernel not in KERNELS:
         raise UserError(f"attention={kernel!r} is unknown; known: {', '.join(KERNELS)}")
@@ -46,40 +46,39 @@ def check_kernel(kernel: str, dtype: str, head_sizes: tuple[int, ...], platform:
 
 
 def target_platform() -> str:
-    """What is compiled for: the devices of the mesh that is set, which need not be of this machine
-    (`gve_jax.plan`); else this machine's."""
+    """Returns the platform that programs are compiled for: that of the mesh that is set, which may
+    be of another machine (`gve_jax.plan`), or that of this machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
 def attend(
-    query: Float[Array, "*B L N H"],
-    key: Float[Array, "*B S K H"],
-    value: Float[Array, "*B S K H"],
+    query: Float[Array, "*B L heads head_dim"],
+    key: Float[Array, "*B keys kv_heads head_dim"],
+    value: Float[Array, "*B keys kv_heads head_dim"],
     *,
-    keys: Bool[Array, "*B S"] | None = None,
+    keys: Bool[Array, "*B keys"] | None = None,
     causal: bool = False,
     query_positions: Int[Array, "*B L"] | None = None,
-    segments: Int[Array, "*B S"] | None = None,
+    segments: Int[Array, "*B keys"] | None = None,
     kernel: str = "xla",
-) -> Float[Array, "*B L N H"]:
+) -> Float[Array, "*B L heads head_dim"]:
     """Softmax attention; softmax in float32.
 
     Args:
-      keys: which keys may be seen; all when None. A row that may see nothing gets something
-        finite, never NaN: it is padding, masked by whoever reads it.
-      causal: a query sees no key after its own position: its index, unless `query_positions` is
-        given.
+      keys: keys that may be attended to (default: all). A row without keys is finite, never NaN:
+        it is padding, which the caller masks.
+      causal: a query attends to keys up to its position: its index, or `query_positions`.
       query_positions: key index of each query, for the causal mask; kernel "xla" only.
-      segments: of the keys of several sequences side by side. A row sees its own segment, and
-        segment 0, which all share; "splash" knows no segment 0.
+      segments: segment of each key, for several sequences in one row. A query attends to its own
+        segment and to segment 0, which all share; "splash" does not support segment 0.
       kernel: see the table of this module.
     """
     if kernel == "xla":
         return _xla(query, key, value, _mask(query, key, keys, causal, query_positions, segments))
     if query_positions is not None:
-        raise ValueError("query_positions need kernel 'xla'")
+        raise ValueError("query_positions require kernel 'xla'")
     *batch, length, heads, size = query.shape
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
     keys, segments = (None if x is None else x.reshape(-1, x.shape[-1]) for x in (keys, segments))
@@ -87,8 +86,8 @@ def attend(
     return attended.reshape(*batch, length, heads, size)
 
 
-def _mask(query, key, keys, causal, query_positions, segments) -> Bool[Array, "*B L S"] | None:
-    """Which key each row sees; its axes broadcast, None sees all."""
+def _mask(query, key, keys, causal, query_positions, segments) -> Bool[Array, "*B L keys"] | None:
+    """The keys that each query attends to, broadcastable; None for all."""
     length, count = query.shape[-3], key.shape[-3]
     rules = []
     if keys is not None:
@@ -98,13 +97,11 @@ def _mask(query, key, keys, causal, query_positions, segments) -> Bool[Array, "*
     elif causal:
         rules.append(np.arange(count) <= query_positions[..., None])
     if segments is not None:
-        own = (
-            segments
-            if query_positions is None
-            else jnp.take_along_axis(segments, query_positions, axis=-1)
-        )
-        theirs = segments[..., None, :]
-        rules.append((own[..., None] == theirs) | (theirs == 0))
+        of_query = segments
+        if query_positions is not None:
+            of_query = jnp.take_along_axis(segments, query_positions, axis=-1)
+        of_key = segments[..., None, :]
+        rules.append((of_query[..., None] == of_key) | (of_key == 0))
     return functools.reduce(jnp.logical_and, rules) if rules else None
 
 
@@ -112,8 +109,8 @@ def _xla(query, key, value, mask):
     *batch, length, heads, size = query.shape
     groups, count = key.shape[-2], key.shape[-3]
     shared = heads // groups
-    # Plain batched products over (batch, key head): the query heads that share a key head are
-    # stacked as rows, so that no key or value is repeated in memory.
+    # Batched products over (batch, key head): query heads that share a key head are stacked as
+    # rows, so that keys and values are not repeated in memory.
     q = jnp.moveaxis(query.reshape(*batch, length, groups, shared, size), -4, -2)
     q = q.reshape(*batch, groups, shared * length, size)
     k, v = jnp.moveaxis(key, -3, -2), jnp.moveaxis(value, -3, -2)
@@ -130,7 +127,7 @@ def _xla(query, key, value, mask):
 
 def _cudnn(query, key, value, keys, causal, segments):
     mask = _mask(query, key, keys, False, None, segments)
-    if mask is not None:  # cuDNN takes one that all heads share, but not one that all rows share
+    if mask is not None:  # cuDNN broadcasts masks over heads, but not over rows
         batch, length, count = len(query), query.shape[1], key.shape[1]
         mask = jnp.broadcast_to(mask, (batch, length, count))[:, None]
     return jax.nn.dot_product_attention(
@@ -139,10 +136,10 @@ def _cudnn(query, key, value, keys, causal, segments):
 
 
 def _splash(query, key, value, keys, causal, segments=None, interpret=False):
-    """Pallas' splash attention: [B, heads, L, H], lengths padded to whole blocks.
+    """Pallas' splash attention: [B, heads, L, head_dim], lengths padded to blocks.
 
-    Padding and unseen keys get another segment than the rest, so nothing real ever sees them. A
-    kernel is opaque to the partitioner: under a mesh, each device runs its own rows and heads.
+    Padding and masked keys get a segment of their own, so that no token attends to them. Kernels
+    are opaque to the partitioner: under a mesh, each device runs its rows and heads.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -153,31 +150,31 @@ def _splash(query, key, value, keys, causal, segments=None, interpret=False):
     def padded(x, to):
         return jnp.moveaxis(jnp.pad(x, ((0, 0), (0, to - x.shape[1]), (0, 0), (0, 0))), 2, 1)
 
-    own = jnp.ones((batch, count), jnp.int32) if segments is None else segments
-    seen = own if keys is None else jnp.where(keys, own, 0)
-    seen = jnp.pad(seen, ((0, 0), (0, columns - count)))
-    asks = jnp.ones((batch, length), jnp.int32) if segments is None else segments
-    asks = jnp.pad(asks, ((0, 0), (0, rows - length)))
+    of_key = jnp.ones((batch, count), jnp.int32) if segments is None else segments
+    of_key = of_key if keys is None else jnp.where(keys, of_key, 0)
+    of_key = jnp.pad(of_key, ((0, 0), (0, columns - count)))
+    of_query = jnp.ones((batch, length), jnp.int32) if segments is None else segments
+    of_query = jnp.pad(of_query, ((0, 0), (0, rows - length)))
 
-    def local(q, k, v, asks, seen):
+    def local(q, k, v, of_query, of_key):
         mask = (splash.CausalMask if causal else splash.FullMask)((rows, columns))
         kernel = splash.make_splash_mha_single_device(
             splash.MultiHeadMask([mask] * q.shape[1]),
             block_sizes=_block_sizes(splash, rows, columns),
             interpret=interpret,
         )
-        segments = splash.SegmentIds(asks, seen)
+        segments = splash.SegmentIds(of_query, of_key)
         return jax.vmap(kernel)(q, k, v, segment_ids=segments)
 
     q = padded(query * size**-0.5, rows)
     attended = _per_device(local, heads, groups)(
-        q.astype(query.dtype), padded(key, columns), padded(value, columns), asks, seen
+        q.astype(query.dtype), padded(key, columns), padded(value, columns), of_query, of_key
     )
     return jnp.moveaxis(attended, 1, 2)[:, :length]
 
 
 def _block_sizes(splash, rows: int, columns: int):
-    """The largest blocks up to 512 that divide the padded lengths."""
+    """Returns the largest blocks, up to 512, that divide the padded lengths."""
     q, kv = (next(b for b in (512, 256, 128) if n % b == 0) for n in (rows, columns))
     return splash.BlockSizes(
         block_q=q,
@@ -192,7 +189,7 @@ def _block_sizes(splash, rows: int, columns: int):
 
 
 def _per_device(local, heads: int, groups: int):
-    """`local` over rows in (data, fsdp) and heads in tensor, when a mesh is set."""
+    """Maps `local` over rows in (data, fsdp) and heads in tensor, if a mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local

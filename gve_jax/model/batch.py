@@ -1,8 +1,8 @@
-"""What the encoder takes: arrays of one static shape, computed on the host.
+"""Inputs of the encoder: arrays of one static shape, computed on the host.
 
-A field is declared in one line: its shape in the letters of `gve_jax`, its kind of number, and the
-value of its padding. Every array has the batch first, so that all are placed, sharded and cut into
-chunks alike.
+A field is declared in one line: its shape in the letters of `gve_jax`, its dtype, and the value of
+its padding. The batch is the first axis of every array, so that all are placed, sharded and divided
+into chunks alike.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ def _padded(value: int):
 
 
 class _Arrays:
-    """Arrays by the declarations of their fields."""
+    """Creates arrays from the declarations of fields."""
 
     @classmethod
     def declared(cls, sizes: Mapping[str, int], dtype=np.float32) -> dict[str, tuple]:
-        """(shape, dtype, padding value) by field.
+        """Returns (shape, dtype, padding value) of each field.
 
         Args:
-          sizes: of the letters in the fields' shapes.
-          dtype: of the floating-point fields.
+          sizes: sizes of the dimensions in the fields' shapes.
+          dtype: dtype of the floating-point fields.
         """
         fields = {}
         for field in dataclasses.fields(cls):
@@ -45,7 +45,7 @@ class _Arrays:
 
     @classmethod
     def padding(cls, sizes: Mapping[str, int], dtype=np.float32) -> dict[str, np.ndarray]:
-        """Host arrays by field that hold nothing but padding."""
+        """Returns host arrays of padding for each field."""
         return {
             name: np.full(shape, value, dtype)
             for name, (shape, dtype, value) in cls.declared(sizes, dtype).items()
@@ -53,7 +53,7 @@ class _Arrays:
 
     @classmethod
     def abstract(cls, sizes: Mapping[str, int], sharding: Sharding | None = None):
-        """The same arrays as shapes, for `jax.jit(...).lower`."""
+        """Returns abstract arrays, for `jax.jit(...).lower`."""
         return cls(
             **{
                 name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -66,14 +66,13 @@ class _Arrays:
 class Batch(_Arrays):
     """B items of one static shape.
 
-    F frame pairs an item (0 for text alone), P patch slots a frame pair, S window slots a frame
-    pair, V = F * P / 4 merged visual tokens an item. Absent entries are -1 in index arrays.
+    F is 0 for texts; V is F * P / 4, those of an item. Absent entries of index arrays are -1.
     """
 
-    tokens: Int[Array, "B L"] = _padded(0)  # visual tokens hold the pad id of their kind
+    tokens: Int[Array, "B L"] = _padded(0)  # visual tokens have the pad id of their kind
     length: Int[Array, " B"] = _padded(1)  # tokens of each row; the last of them is pooled
     positions: Int[Array, "B 3 L"] = _padded(0)  # M-RoPE: time, row, column
-    patches: UInt8[Array, "B F P C"] = _padded(0)
+    patches: UInt8[Array, "B F P patch_dim"] = _padded(0)
     patch_mask: Bool[Array, "B F P"] = _padded(0)
     patch_coords: Int[Array, "B F P 2"] = _padded(0)
     window_slots: Int[Array, "B F S"] = _padded(-1)  # patch in each window slot
@@ -84,9 +83,9 @@ class Batch(_Arrays):
 
 @struct.dataclass
 class Frames(_Arrays):
-    """G frame pairs of any items, for the tower alone; fields as in `Batch`."""
+    """G frame pairs of any items, for the tower; fields as in `Batch`."""
 
-    patches: UInt8[Array, "G P C"] = _padded(0)
+    patches: UInt8[Array, "G P patch_dim"] = _padded(0)
     patch_mask: Bool[Array, "G P"] = _padded(0)
     patch_coords: Int[Array, "G P 2"] = _padded(0)
     window_slots: Int[Array, "G S"] = _padded(-1)
@@ -95,18 +94,17 @@ class Frames(_Arrays):
 
 @struct.dataclass
 class Packed(_Arrays):
-    """B rows of up to I items each, for the decoder alone.
+    """B rows of up to I items each, for the decoder.
 
-    The prefix that the items of a row share stands once, at its start, as segment 0. The rest of
-    each item follows as a segment of its own, whose positions continue from the prefix. -1 is
-    padding.
+    The common prefix of the items of a row is at its start, as segment 0. The rest of each item is
+    a segment, whose positions continue from the prefix. Segment -1 is padding.
     """
 
     tokens: Int[Array, "B L"] = _padded(0)
     positions: Int[Array, "B 3 L"] = _padded(0)
     segments: Int[Array, "B L"] = _padded(-1)
-    last_token: Int[Array, "B I"] = _padded(0)  # of each item; 0 where a row has fewer items
-    visual: Float[Array, "B L D"] | None = _padded(0)  # merged tokens in place; None: texts alone
+    last_token: Int[Array, "B I"] = _padded(0)  # of each item; 0 for absent items
+    visual: Float[Array, "B L D"] | None = _padded(0)  # merged tokens; None for texts
     visual_mask: Bool[Array, "B L"] | None = _padded(0)
 
 
@@ -120,7 +118,7 @@ class Bucket(Protocol):
 
 
 class Geometry(Protocol):
-    """How pixels become tokens: `VisionConfig`, or the `InputSpec` of a preprocessor."""
+    """Sizes of patches and windows: `VisionConfig`, or the `InputSpec` of a preprocessor."""
 
     patch_dim: int
     merge_unit: int
@@ -128,13 +126,13 @@ class Geometry(Protocol):
 
 
 def batch_sizes(rows: int, bucket: Bucket, vision: Geometry) -> dict[str, int]:
-    """Sizes of the letters in the fields of a `Batch` of `rows` items."""
+    """Returns the sizes of the dimensions of a `Batch` of `rows` items."""
     return {
         "B": rows,
         "L": bucket.length,
         "F": bucket.pairs,
         "P": bucket.patches,
-        "C": vision.patch_dim,
+        "patch_dim": vision.patch_dim,
         "S": bucket.windows * vision.window_side**2,
         "V": bucket.pairs * bucket.patches // vision.merge_unit,
     }

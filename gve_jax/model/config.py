@@ -1,4 +1,4 @@
-"""The shapes of a Qwen2.5-VL encoder, named as in its config.json."""
+"""Sizes of a Qwen2.5-VL encoder, named as in its config.json."""
 
 import dataclasses
 import re
@@ -6,11 +6,11 @@ from typing import Any
 
 from gve_jax.fields import setting
 
-# The paper's: queries, keys, values and the MLP of the decoder, not the output projection.
+# As in the paper: queries, keys, values and the MLP of the decoder, not the output projection.
 LORA_TARGETS = r"^language/layers/(self_attn/(q|k|v)_proj|mlp/(gate|up|down)_proj)$"
 
-# What the backward pass finds of a layer's forward pass: everything; what its projections gave
-# (attention and the elementwise rest are computed again); nothing but its input.
+# What the backward pass reuses of a layer's forward pass: everything; the outputs of projections
+# (attention and elementwise operations are recomputed); only the layer's input.
 REMAT = ("none", "dots", "full")
 ATTENTION = ("xla", "cudnn", "splash")  # kernels of gve_jax.model.attention
 DTYPES = ("float32", "bfloat16", "float16")
@@ -39,17 +39,17 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of one patch: channels x frames x height x width (1,176 at the real sizes)."""
+        """Size of a patch: channels x frames x height x width (1,176 for Qwen2.5-VL)."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def merge_unit(self) -> int:
-        """Patches of one merged token."""
+        """Patches in a merged token."""
         return self.spatial_merge_size**2
 
     @property
     def window_side(self) -> int:
-        """Patches a side of an attention window, a multiple of `spatial_merge_size`."""
+        """Side of an attention window in patches, a multiple of `spatial_merge_size`."""
         merged = self.window_size // self.patch_size // self.spatial_merge_size
         return merged * self.spatial_merge_size
 
@@ -84,9 +84,9 @@ class TextConfig:
 class LoraConfig:
     """Low-rank adapters beside frozen projections; the defaults are the paper's (Table 9).
 
-    `targets` is a regular expression, searched in the path of a projection: the name of its kernel
-    without `/kernel`, such as `language/layers/self_attn/o_proj`, `visual/blocks/attn/qkv` or
-    `visual/merger/mlp_0`. It holds for all layers of a stack.
+    `targets` is a regular expression that is searched in the path of a projection, such as
+    `language/layers/self_attn/o_proj`, `visual/blocks/attn/qkv` or `visual/merger/mlp_0`. It
+    applies to all layers of a stack.
     """
 
     rank: int = setting(16, "rank", least=1)
@@ -104,13 +104,13 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What an adapter's output is multiplied by."""
+        """The factor of an adapter's output."""
         return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A General Video Embedder: tower, decoder, and how they are run."""
+    """A General Video Embedder: tower, decoder, dtypes, recomputation and kernels."""
 
     vision: VisionConfig
     text: TextConfig

@@ -1,4 +1,4 @@
-"""The General Video Embedder: one batch of texts, images, videos and mixtures -> unit vectors."""
+"""The General Video Embedder: maps texts, images, videos and mixtures to unit vectors."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,8 +17,8 @@ class Embedder(nnx.Module):
     """Qwen2.5-VL, pooled at the last token (`<|endoftext|>`), unit length, float32.
 
     Args:
-      cfg: the shapes.
-      rngs: needs a `params` stream.
+      cfg: sizes, dtypes and kernels.
+      rngs: has a `params` stream.
 
     Raises:
       UserError: `cfg.lora.targets` matches no projection.
@@ -46,7 +46,7 @@ class Embedder(nnx.Module):
         return unit_rows(self.pooled(batch))
 
     def pooled(self, batch: Batch) -> Float[Array, "B D"]:
-        """The last hidden state of each row, float32, not normalised."""
+        """Last hidden state of each row, float32, not normalized."""
         last_token = (batch.length - 1)[:, None]
         x = self.language.pooled(self._token_vectors(batch), batch.positions, last_token)
         return x[:, 0].astype(jnp.float32)
@@ -69,7 +69,7 @@ class Embedder(nnx.Module):
         )
 
     def _token_vectors(self, batch: Batch) -> Float[Array, "B L D"]:
-        """Token vectors, with the merged visual tokens where they belong."""
+        """Token embeddings, with those of visual tokens replaced by merged tokens."""
         x = self._embed_tokens(batch.tokens)
         items, pairs, patches, _ = batch.patches.shape
         if pairs:
@@ -92,19 +92,17 @@ class Embedder(nnx.Module):
 
 
 def init_params(cfg: ModelConfig, seed: int):
-    """(graph, params): the static graph of an `Embedder` and its random parameters, as a nested
-    dict of arrays. Call it under `jax.jit` with `out_shardings` for a large model."""
+    """Returns (graph, params): the static graph of an `Embedder`, and random parameters as a nested
+    dict of arrays. For a large model, call it under `jax.jit` with `out_shardings`."""
     graph, state = nnx.split(Embedder(cfg, rngs=nnx.Rngs(params=seed)))
     return graph, nnx.to_pure_dict(state)
 
 
 def make_embed(cfg: ModelConfig, normalize: bool = True):
-    """The encoder as a pure function `embed(params, batch, dropout_keys=None) -> float32 [B, D]`.
+    """Returns a pure function `embed(params, batch, dropout_keys=None) -> float32 [B, D]`.
 
-    Rows have unit length unless `normalize` is false.
-
-    With random keys [B] the adapters of `cfg.lora` drop inputs, as in training; an item's key says
-    which. Without them they do not.
+    Rows have unit length unless `normalize` is false. With random keys [B], the adapters of
+    `cfg.lora` drop inputs as in training; an item's key decides which.
 
     Raises:
       UserError: `cfg.attention` cannot run on this machine.
@@ -121,16 +119,16 @@ def make_embed(cfg: ModelConfig, normalize: bool = True):
 
 
 def make_encode(cfg: ModelConfig):
-    """The encoder in two pure functions, for items packed side by side: `tower(params, frames)`
-    gives merged visual tokens [G, M, D] in window order, `decode(params, packed)` hidden states
-    float32 [B, I, D], not normalised.
+    """Returns two pure functions for packed items: `tower(params, frames)` returns merged visual
+    tokens [G, V, D] in window order, `decode(params, packed)` hidden states float32 [B, I, D], not
+    normalized.
 
     Raises:
       UserError: `cfg.attention` cannot run on this machine.
     """
     build = _builder(cfg)
 
-    def tower(params, frames: Frames) -> Float[Array, "G M D"]:
+    def tower(params, frames: Frames) -> Float[Array, "G V D"]:
         return build(params).visual(
             frames.patches,
             frames.patch_mask,
@@ -146,7 +144,7 @@ def make_encode(cfg: ModelConfig):
 
 
 def _builder(cfg: ModelConfig):
-    """Parameters -> the module that holds them; UserError when its kernel cannot run here."""
+    """Returns a function from parameters to an `Embedder`; UserError if its kernel cannot run."""
     heads = (cfg.vision.hidden_size // cfg.vision.num_heads, cfg.text.head_dim)
     check_kernel(cfg.attention, cfg.dtype, heads, target_platform())
     graph, _ = abstract_state(cfg)
@@ -160,5 +158,5 @@ def _builder(cfg: ModelConfig):
 
 
 def abstract_state(cfg: ModelConfig):
-    """(graph, state) of an `Embedder` with shapes only: no memory is allocated."""
+    """Returns (graph, state) of an `Embedder` with abstract arrays: allocates no memory."""
     return nnx.split(nnx.eval_shape(lambda: Embedder(cfg, rngs=nnx.Rngs(params=0))))

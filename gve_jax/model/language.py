@@ -28,10 +28,10 @@ class Attention(nnx.Module):
         self.o_proj = linear(self.heads * size, width, False)
 
     def __call__(self, x, cos_sin, segments=None, query_positions=None):
-        """x [B, L, D] -> the same, or [B, I, D] at `query_positions` [B, I] alone."""
+        """Maps x [B, L, D] to [B, L, D], or to [B, I, D] at `query_positions` [B, I]."""
         batch, length, _ = x.shape
         source, query_cos_sin, kernel = x, cos_sin, self.kernel
-        if query_positions is not None:  # few rows: no work for a fused kernel
+        if query_positions is not None:  # few rows: fused kernels do not support them
             source, query_cos_sin = _take(x, query_positions), _take(cos_sin, query_positions)
             kernel = "xla"
         query = self.q_proj(source).reshape(batch, -1, self.heads, self.size)
@@ -65,7 +65,7 @@ class Layer(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Token vectors (text and merged visual tokens) -> hidden states after the final norm."""
+    """Maps embeddings of text and merged visual tokens to hidden states after the final norm."""
 
     def __init__(self, cfg: TextConfig, *, param_dtype, remat: str, kernel: str, rngs: nnx.Rngs):
         self.cfg, self.remat = cfg, remat
@@ -82,7 +82,7 @@ class LanguageModel(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B 3 L"]
     ) -> Float[Array, "B L D"]:
-        """Right padding needs no mask here: a causal row never sees what follows it."""
+        """Right padding needs no mask: causal attention does not reach it."""
         cos_sin = self._cos_sin(positions)
 
         def body(layer, x):
@@ -97,17 +97,17 @@ class LanguageModel(nnx.Module):
         query_positions: Int[Array, "B I"],
         segments: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B I D"]:
-        """The rows of `__call__` at `query_positions` alone: the last layer computes no others.
+        """The rows of `__call__` at `query_positions`; the last layer computes only those.
 
         Args:
-          segments: of tokens, when a row holds several sequences: a token sees its own segment and
-            segment 0, which all share (see `gve_jax.model.attention`).
+          segments: segment of each token, if a row has several sequences; see
+            `gve_jax.model.attention.attend`.
         """
         cos_sin = self._cos_sin(positions)
 
         def body(layer, carry, last):
             x, pooled = shard_batch(carry[0]), carry[1]
-            # One stack, scanned: to run the last layer apart would copy the weights of the rest.
+            # One scanned stack: a separate last layer would need a copy of the other weights.
             return jax.lax.cond(
                 last,
                 lambda: (x, layer(x, cos_sin, segments, query_positions)),

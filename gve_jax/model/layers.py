@@ -1,5 +1,4 @@
-"""Layers of tower and decoder: unit rows, RMSNorm, projections, SwiGLU, a scanned stack, a
-permutation, and the sharding of activations."""
+"""Layers of tower and decoder, scanned stacks, permutations and the sharding of activations."""
 
 from collections.abc import Callable
 
@@ -11,10 +10,10 @@ from jaxtyping import Array, Float, Int
 
 
 def unit_rows(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """Rows divided by their lengths; a row of zeros stays one.
+    """Divides rows by their lengths; a row of zeros stays zero.
 
-    They are scaled by their largest number first: the square of one above 1e19 or below 1e-23
-    leaves float32. The scale has no influence on the result, and none on the gradient.
+    Rows are first scaled by their largest number, because squares of numbers above 1e19 or below
+    1e-23 leave the range of float32. The scale affects neither result nor gradient.
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
     x = x / jnp.where(largest > 0, largest, 1)
@@ -37,15 +36,15 @@ class RMSNorm(nnx.Module):
 class Linear(nnx.Module):
     """`x @ kernel + bias`; the kernel is [in, out], the transpose of PyTorch's weight."""
 
-    lora: Callable | None = None  # an adapter, put here by gve_jax.model.lora
+    lora: Callable | None = None  # an adapter, set by gve_jax.model.lora
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype, rngs: nnx.Rngs):
-        # Qwen2.5-VL's initializer_range is 0.02 at width 2,048; scaled by width it suits any size.
+        # Qwen2.5-VL's initializer_range, 0.02 at width 2,048, scaled by width.
         init = nnx.initializers.truncated_normal(stddev=inputs**-0.5)
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
-    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
         # One flat matrix product: with several leading axes, XLA on CPU computes the kernel's
         # gradient 1.5 times slower.
         rows = x.reshape(-1, x.shape[-1])
@@ -68,19 +67,19 @@ class SwiGLU(nnx.Module):
 
 
 def shard_batch(x: Array) -> Array:
-    """Keeps activations split over (data, fsdp) by their first axis alone, when a mesh is set.
+    """Shards activations over (data, fsdp) along the first axis only, if a mesh is set.
 
-    Left to itself the partitioner takes up the split of the embeddings' or the weights' width: all
-    rows on every device, and a sum over devices of every projection's result.
+    Otherwise the partitioner follows the sharding of the weights' width: all rows on every device,
+    and an all-reduce of every projection's result.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        return x  # rows that do not divide are not split
+        return x  # the devices do not divide the rows
     return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`depth` layers as one module whose parameters carry a leading layer axis."""
+    """Creates `depth` layers as one module whose parameters have a leading layer axis."""
     return nnx.vmap(make, in_axes=0, out_axes=0)(nnx.Rngs(params=rngs.params()).split(depth))
 
 
@@ -91,7 +90,8 @@ _POLICIES = {
 
 
 def scan_layers(layers: nnx.Module, x, body: Callable, *per_layer, remat: str = "none"):
-    """Runs `x = body(layer, x, *per_layer[i])` over a stack: one compiled body for any depth.
+    """Runs `x = body(layer, x, *per_layer[i])` over a stack, compiling one body for any depth.
+
     `remat` is one of `gve_jax.model.config.REMAT`."""
     graph, states = nnx.split(layers)
 
@@ -106,12 +106,12 @@ def scan_layers(layers: nnx.Module, x, body: Callable, *per_layer, remat: str = 
 
 @jax.custom_vjp
 def permute(
-    x: Float[Array, "B I D"], index: Int[Array, "B O"], inverse: Int[Array, "B I"]
-) -> Float[Array, "B O D"]:
+    x: Float[Array, "B inputs D"], index: Int[Array, "B outputs"], inverse: Int[Array, "B inputs"]
+) -> Float[Array, "B outputs D"]:
     """Gathers rows: `y[b, o] = x[b, index[b, o]]`, zero where `index` is -1.
 
-    `inverse[b, i]` is the `o` with `index[b, o] == i`, or -1: no row is taken twice, so the
-    gradient is a gather too. (A scatter-add is slow on every backend, worst on CPU.)
+    `inverse[b, i]` is the `o` with `index[b, o] == i`, or -1: no row is taken twice, so that the
+    gradient is a gather, too. (A scatter-add is slow on every backend, slowest on CPU.)
     """
     rows = jnp.take_along_axis(x, jnp.maximum(index, 0)[..., None], axis=1)
     return jnp.where((index >= 0)[..., None], rows, 0)

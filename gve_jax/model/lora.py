@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on the projections of tower and decoder.
 
 A projection becomes `x @ kernel + bias + alpha / rank * dropout(x) @ a @ b`. In a parameter tree
-an adapter lies beside its kernel, as `.../q_proj/lora/a` and `.../q_proj/lora/b`; those of stacked
-layers carry the leading layer axis. A tree without these leaves is the tree of the base model.
+an adapter is beside its kernel, as `.../q_proj/lora/a` and `.../q_proj/lora/b`; those of stacked
+layers have a leading layer axis. Without these leaves, the tree is that of the base model.
 Values and initialisation are those of PEFT (0.21, `tuners/lora/layer.py`).
 """
 
@@ -22,21 +22,21 @@ from gve_jax.model.hashing import murmur3_mix32
 from gve_jax.model.layers import Linear
 from gve_jax.model.quantize import Quantized
 
-# The reference's is a convolution, which PEFT adapts with tensors of other shapes.
+# A convolution in the reference, which PEFT adapts with tensors of other shapes.
 NO_PROJECTION = "visual/patch_embed"
 
 
 class Adapter(nnx.Module):
     """`scale * dropout(x) @ a @ b`; stored in float32, computed in the dtype of `x`.
 
-    Float32 as PEFT keeps adapters of a bfloat16 base: an update of lr 3e-5 is below the spacing of
-    bfloat16 numbers and would be lost.
+    PEFT stores adapters of a bfloat16 base in float32, too: an update of lr 3e-5 is smaller than
+    the spacing of bfloat16 numbers and would be lost.
     """
 
-    seeds: nnx.Variable | None = None  # of the dropout, one an item; put here by `enable_dropout`
+    seeds: nnx.Variable | None = None  # of the dropout, one per item; set by `enable_dropout`
 
     def __init__(self, shape: tuple[int, ...], cfg: LoraConfig, rngs: nnx.Rngs):
-        """`shape` is the kernel's: [in, out], or [layers, in, out] of a stack."""
+        """`shape` is that of the kernel: [in, out], or [layers, in, out] of a stack."""
         *layers, inputs, outputs = shape
         bound = inputs**-0.5  # torch's kaiming_uniform_ with a = sqrt(5)
         a = jax.random.uniform(
@@ -45,7 +45,7 @@ class Adapter(nnx.Module):
         self.a, self.b = nnx.Param(a), nnx.Param(jnp.zeros((*layers, cfg.rank, outputs)))
         self.scale, self.dropout = cfg.scale, cfg.dropout
 
-    def __call__(self, x: Float[Array, "R I"]) -> Float[Array, "R O"]:
+    def __call__(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
         if self.seeds is not None:
             x = jnp.where(
                 _keep_mask(self.seeds[...], x.shape, self.dropout), x / (1 - self.dropout), 0
@@ -55,10 +55,10 @@ class Adapter(nnx.Module):
 
 
 def attach(model: nnx.Module, cfg: LoraConfig, rngs: nnx.Rngs) -> None:
-    """Puts an adapter on every projection whose path `cfg.targets` matches.
+    """Adds an adapter to every projection whose path `cfg.targets` matches.
 
     Raises:
-      UserError: it matches none.
+      UserError: `cfg.targets` matches no projection.
     """
     chosen = [linear for path, linear in projections(model) if re.search(cfg.targets, path)]
     if not chosen:
@@ -68,11 +68,11 @@ def attach(model: nnx.Module, cfg: LoraConfig, rngs: nnx.Rngs) -> None:
 
 
 def enable_dropout(model: nnx.Module, keys: Array) -> None:
-    """Turns dropout on: every layer of every adapter gets a seed of its own for each item.
+    """Turns on dropout: every layer of every adapter gets a seed for each item.
 
-    What an item drops is a function of its key in `keys` [B], whoever its neighbours are and
-    wherever it is computed. Stacked adapters hold stacked seeds, so a scan hands them out as it
-    does parameters, and a layer recomputed in the backward pass drops what it dropped before.
+    What an item drops depends on its key in `keys` [B] only, not on its batch or device. Seeds are
+    stacked like parameters, so a scan passes them to the layers, and a layer that is recomputed in
+    the backward pass drops the same inputs.
     """
     adapters = [linear.lora for _, linear in projections(model) if linear.lora is not None]
     if not adapters:
@@ -85,10 +85,11 @@ def enable_dropout(model: nnx.Module, keys: Array) -> None:
 
 
 def _keep_mask(seeds: Array, shape: tuple[int, int], rate: float) -> Array:
-    """Booleans [R, I] that are true with chance 1 - `rate`, from two words for each of the B items
-    whose rows follow one another: counters through murmur3's finalizer, twice.
+    """Booleans [rows, inputs] that are true with probability 1 - `rate`.
 
-    Threefry, `jax.random`'s own, took 14 times as long on a CPU: 30 times the adapter's products.
+    They are hashes (murmur3's finalizer, twice) of a counter and the two words of each of the B
+    items, whose rows are consecutive. `jax.random`'s Threefry took 14 times as long on a CPU, 30
+    times as long as the products of the adapter.
     """
     rows, inputs = shape
     items = len(seeds)
@@ -100,7 +101,7 @@ def _keep_mask(seeds: Array, shape: tuple[int, int], rate: float) -> Array:
 
 
 def projections(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
-    """What can be adapted, by path (`language/layers/self_attn/q_proj`)."""
+    """Yields the projections that can be adapted, by path (`language/layers/self_attn/q_proj`)."""
     for path, module in nnx.iter_modules(model):
         path = "/".join(path)
         if isinstance(module, Linear) and path != NO_PROJECTION:
@@ -108,10 +109,10 @@ def projections(model: nnx.Module) -> Iterator[tuple[str, Linear]]:
 
 
 def split(params: dict) -> tuple[dict, dict]:
-    """(base, adapters): two trees that `join` makes one again.
+    """Splits a tree into (base, adapters); `join` is the inverse.
 
-    A new adapter for a base that was loaded is `split(init_params(cfg, seed)[1])[1]`; under
-    `jax.jit` only its own arrays are computed.
+    `split(init_params(cfg, seed)[1])[1]` is a new adapter for a loaded base; under `jax.jit` only
+    the arrays of the adapter are computed.
     """
     base, adapters = {}, {}
     for path, leaf in flatten_dict(params).items():
@@ -120,14 +121,14 @@ def split(params: dict) -> tuple[dict, dict]:
 
 
 def join(base: dict, adapters: dict) -> dict:
-    """One tree of both."""
+    """Joins base and adapters to one tree."""
     return unflatten_dict(flatten_dict(base) | flatten_dict(adapters))
 
 
 def merge(params: dict, cfg: ModelConfig) -> dict:
-    """The base tree with the adapters added into its kernels, summed in float32.
+    """Adds the adapters to the kernels of the base, in float32; returns the base tree.
 
-    Its config is `cfg` with `lora=None`. In a bfloat16 kernel the sum is rounded to bfloat16.
+    The config of the result is `cfg` with `lora=None`. In bfloat16 kernels the sum is rounded.
 
     Raises:
       UserError: the base is quantized.
@@ -136,9 +137,9 @@ def merge(params: dict, cfg: ModelConfig) -> dict:
 
 
 def unmerge(merged: dict, adapters: dict, cfg: ModelConfig) -> dict:
-    """What `merge` made, taken apart: base and adapters in one tree.
+    """Inverts `merge`; returns base and adapters in one tree.
 
-    Exact to the rounding of the kernels' dtype; keep the base where it has to be exact.
+    The base is exact to the rounding of the kernels' dtype.
     """
     return join(_add(merged, adapters, -cfg.lora.scale), adapters)
 
@@ -150,7 +151,9 @@ def _add(base: dict, adapters: dict, scale: float) -> dict:
             a, b = (adapters[(*projection, "lora", name)] for name in "ab")
             path = (*projection, "kernel")
             if isinstance(base[path], Quantized):
-                raise UserError("adapters merge into the base as it was before it was quantized")
+                raise UserError(
+                    "adapters cannot be merged into a quantized base; load the original base"
+                )
             base[path] = _add_product(base[path], a, b, scale)
     return unflatten_dict(base)
 

@@ -1,9 +1,9 @@
 """A frozen base in 4 or 8 bits, for adapters on a single GPU (QLoRA, arXiv 2305.14314).
 
-Needs qwix (the extra `quant`). A quantized kernel stands in the parameter tree where the kernel
-stood and is made dense, in the dtype of the activations, one layer at a time as the scan comes to
-it. With `remat_text="none"` the backward pass would keep the dense kernels of all layers: train
-with "full". Adapters merge into the base as it was before.
+Requires qwix (the extra `quant`). A quantized kernel replaces the kernel in the parameter tree; the
+scan over layers dequantizes one layer at a time, in the dtype of the activations. With
+`remat_text="none"` the backward pass would store the dense kernels of all layers: train with
+"full". Adapters are merged into the original base.
 """
 
 import re
@@ -22,7 +22,7 @@ TILE = 64  # rows that share a scale, as in QLoRA
 
 @struct.dataclass
 class Quantized:
-    """A kernel [in, out] or [layers, in, out] of few bits; `[...]` and `astype` as of an array."""
+    """A quantized kernel [in, out] or [layers, in, out]; has `[...]` and `astype` of an array."""
 
     array: Any  # qwix.QArray
 
@@ -40,12 +40,13 @@ class Quantized:
 
 
 def quantize(params: dict[str, Any], kind: str, targets: str = DECODER) -> dict[str, Any]:
-    """The tree with the kernels whose paths `targets` matches in `kind` ("nf4" or "int8").
+    """Quantizes the kernels whose paths match `targets` to `kind` ("nf4" or "int8").
 
     Each column of a kernel has a scale for every 64 rows, in the kernel's dtype.
 
     Raises:
-      UserError: no such kind, no qwix, no kernel matches, or one with rows that 64 does not divide.
+      UserError: unknown kind; qwix is not installed; no kernel matches; 64 does not divide the rows
+        of a kernel.
     """
     if kind not in KINDS:
         raise UserError(f"unknown quantization {kind!r}; known: {', '.join(KINDS)}")

@@ -1,8 +1,8 @@
 """Qwen2.5-VL's vision tower on dense, static shapes.
 
-Each frame pair is an independent picture of P patch slots: even the "full" blocks of the reference
+Each frame pair is an independent image of P patch slots: even the "full" blocks of the reference
 attend within one frame pair only (its cu_seqlens are per time step), so no variable-length kernel
-is needed. Patches come in window order, four neighbours of a 2x2 merged token adjacent
+is needed. Patches are in window order; the four patches of a 2x2 merged token are adjacent
 (transformers 4.49, `modeling_qwen2_5_vl.py: Qwen2_5_VisionTransformerPretrainedModel`).
 """
 
@@ -27,7 +27,7 @@ class Attention(nnx.Module):
         self.heads = cfg.num_heads
 
     def __call__(self, x, cos_sin, mask, windows, is_full):
-        """x [G, P, D], cos_sin [G, P, H], mask [G, P]; G counts frame pairs of the whole batch."""
+        """Maps x [G, P, D] to the same shape; cos_sin is [G, P, head_dim], mask [G, P]."""
         pairs, patches, width = x.shape
         qkv = self.qkv(x).reshape(pairs, patches, 3, self.heads, width // self.heads)
         query, key, value = (qkv[:, :, i] for i in range(3))
@@ -45,7 +45,7 @@ class Attention(nnx.Module):
 
 
 def _windowed_attend(query, key, value, windows):
-    """Attention inside windows: rows are gathered to [G, W, S] slots and back."""
+    """Attention inside windows: rows are gathered to [G, windows, slots] and back."""
     slots, inverse, size = windows
     pairs, patches, heads, dim = query.shape
     packed = jnp.stack([query, key, value], axis=2).reshape(pairs, patches, -1)
@@ -68,7 +68,7 @@ class Block(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Norm, four neighbours side by side, a GELU MLP to the decoder's width."""
+    """Norm, concatenation of four patches, and a GELU MLP to the decoder's width."""
 
     def __init__(self, cfg: VisionConfig, *, dtype, rngs: nnx.Rngs):
         self.ln_q = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs)
@@ -77,14 +77,14 @@ class Merger(nnx.Module):
         self.mlp_0 = Linear(inner, inner, bias=True, dtype=dtype, rngs=rngs)
         self.mlp_2 = Linear(inner, cfg.out_hidden_size, bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "G P D"]) -> Float[Array, "G M E"]:
+    def __call__(self, x: Float[Array, "G P D"]) -> Float[Array, "G V out"]:
         pairs, patches, width = x.shape
         x = self.ln_q(x).reshape(pairs, patches // self.unit, width * self.unit)
         return self.mlp_2(jax.nn.gelu(self.mlp_0(x), approximate=False))
 
 
 class VisionTower(nnx.Module):
-    """uint8 patches -> merged visual tokens at the decoder's width."""
+    """Maps uint8 patches to merged visual tokens of the decoder's width."""
 
     def __init__(
         self, cfg: VisionConfig, *, dtype, param_dtype, remat: str, kernel: str, rngs: nnx.Rngs
@@ -101,16 +101,19 @@ class VisionTower(nnx.Module):
 
     def __call__(
         self,
-        patches: UInt8[Array, "G P C"],
+        patches: UInt8[Array, "G P patch_dim"],
         mask: Bool[Array, "G P"],
         coords: Int[Array, "G P 2"],
         window_slots: Int[Array, "G S"],
         window_inverse: Int[Array, "G P"],
-    ) -> Float[Array, "G M E"]:
-        """G frame pairs (of all items), P patch slots in window order, M = P / 4 merged tokens.
+    ) -> Float[Array, "G V out"]:
+        """Encodes G frame pairs of P patch slots in window order to V = P / 4 merged tokens each.
 
-        `coords` are (row, column) of each patch; `window_slots` lists the patches of each window,
-        `window_side`**2 slots a window, -1 where a window at the edge has none.
+        Args:
+          coords: (row, column) of each patch.
+          window_slots: the patches of each window, `window_side`**2 slots per window, -1 for slots
+            without a patch, as in windows at the edge.
+          window_inverse: the window slot of each patch.
         """
         cfg = self.cfg
         x = shard_batch(self.patch_embed(normalise(patches, cfg).astype(self.dtype)))
@@ -125,7 +128,9 @@ class VisionTower(nnx.Module):
         return self.merger(x)
 
 
-def normalise(patches: UInt8[Array, "*B C"], cfg: VisionConfig) -> Float[Array, "*B C"]:
+def normalise(
+    patches: UInt8[Array, "*B patch_dim"], cfg: VisionConfig
+) -> Float[Array, "*B patch_dim"]:
     """uint8 levels -> the reference's normalised float32 pixels; a patch is channel-major."""
     repeat = cfg.patch_dim // cfg.in_channels
     mean = np.repeat(np.float32(PIXEL_MEAN), repeat) * 255

@@ -72,11 +72,11 @@ def stream_neighbours(
 
     Args:
       queries, corpus, ids, rows, advance: as in `stream_top_k`.
-      excluded: maps query indices [n] to excluded pairs: indices in [n], int64 [E], and corpus
-        indices, int64 [E].
-      positives: maps query indices [n] to positives: indices in [n], int64 [P], ascending, and
-        vectors [P, D]. Documents with a cosine of 1 - `tolerance` or more to a positive of a query
-        are excluded from its list.
+      excluded: maps query indices [n] to excluded pairs: indices in [n] and
+        corpus indices, int64 [pairs] each.
+      positives: maps query indices [n] to positives: indices in [n], int64 [pairs], ascending,
+        and vectors [pairs, D]. Documents with a cosine of 1 - `tolerance` or more to a positive of
+        a query are excluded from its list.
 
     Yields:
       The slice of the queries; corpus indices int64 [n, count], padded with -1; scores float32

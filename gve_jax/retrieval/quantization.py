@@ -23,7 +23,7 @@ def quantize_embeddings(
         "ubinary" keep its sign, eight dimensions a byte, as int8 (less 128) or uint8.
       ranges: [2, D], the least and the greatest value of each dimension, for "int8" and "uint8".
         Keep those of the corpus for its queries: vectors of differing ranges cannot be compared.
-      calibration_embeddings: [M, D], which give the ranges where there are none; `embeddings`
+      calibration_embeddings: [N, D], which give the ranges where there are none; `embeddings`
         themselves when absent.
 
     Returns:
@@ -87,7 +87,7 @@ def _ranges(matrix: np.ndarray, precision: str, ranges, calibration) -> np.ndarr
     calibration = as_matrix(calibration, "calibration_embeddings")
     if calibration.shape[1] != width or len(calibration) == 0:
         raise UserError(
-            f"calibration_embeddings must be [M, {width}], not {list(calibration.shape)}"
+            f"calibration_embeddings must be [N, {width}], not {list(calibration.shape)}"
         )
     check_finite(calibration, "calibration_embeddings")
     return np.stack([calibration.min(axis=0), calibration.max(axis=0)])

@@ -308,7 +308,7 @@ def _positive_scores(
 
 @functools.lru_cache(maxsize=8)
 def _list_product(mesh: Mesh) -> Callable:
-    """[Q, D], [Q, L, D] -> [Q, L] in full float32: each query with its own documents."""
+    """[Q, D], [Q, list, D] -> [Q, list] in full float32: each query with its own documents."""
 
     def scores(queries, documents):
         return jnp.einsum("qd,qld->ql", queries, documents, precision=jax.lax.Precision.HIGHEST)

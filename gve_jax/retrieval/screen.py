@@ -258,7 +258,7 @@ def _pieces(
     """Divides entries of a matrix, whose `rows` are sharded, into pieces of a fixed shape.
 
     Yields:
-      The entries of the piece, bool [n]; their indices in it; on the mesh, int32 [P, 2], rows
+      The entries of the piece, bool [n]; their indices in it; on the mesh, int32 [pairs, 2], rows
       (relative to the device's first) and columns; int32 [devices], the number of each device.
     """
     local = rows // mesh.size
@@ -290,7 +290,7 @@ def _score(mesh: Mesh, queries, documents, row: np.ndarray, column: np.ndarray) 
 
 @functools.lru_cache(maxsize=8)
 def pair_scores(mesh: Mesh) -> Callable:
-    """Float32 scores [P] of pairs: (queries [Q, D], documents [C, D], at [P, 2], number [devices]).
+    """Scores float32 [pairs] of queries [Q, D], documents [C, D], at [pairs, 2], number [devices].
 
     Scores the first `number` entries of each device's shard of `at` (rows and columns), in chunks
     of one shape: the time is proportional to the pairs, and equal pairs score the same.
@@ -369,9 +369,9 @@ def _screen(mesh: Mesh) -> Callable:
 
 @functools.lru_cache(maxsize=8)
 def _find_undecided(mesh: Mesh) -> Callable:
-    """Which documents of blocks are undecided, bool [P, documents of a block].
+    """Which documents of blocks are undecided, bool [pairs, documents of a block].
 
-    Takes `scores, low, high` of `_screen` and int32 [P, 2], rows and slot * blocks + block.
+    Takes `scores, low, high` of `_screen` and int32 [pairs, 2], rows and slot * blocks + block.
     """
 
     def find(scores, low, high, at):

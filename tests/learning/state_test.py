@@ -63,7 +63,7 @@ def test_a_split_by_the_table_joins_again():
             (("lora", 1.0), ("projektor", 1.0), (".*", 0)),
             "'projektor' matches no parameter of this",
         ),
-        (((".*", 1.0), ("lora", 0)), "'lora' matches no parameter that no earlier one matches"),
+        (((".*", 1.0), ("lora", 0)), "'lora' matches no parameter that no earlier pattern matches"),
         (((".*", -1.0),), "factor -1.0 of '.*' is negative"),
         ((("(", 1.0),), "must be pairs of"),
         (("lora", ".*"), "must be pairs of"),
