@@ -16,7 +16,7 @@ _LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Bucket:
-    """A static shape: F frame pairs, P patches a frame pair, W windows, L tokens."""
+    """A static shape: frame pairs, patches and windows per frame pair, tokens."""
 
     pairs: int
     patches: int
@@ -29,8 +29,8 @@ class Buckets:
     """The declared static shapes (`config.buckets`), which bound the number of compilations."""
 
     shapes: tuple[tuple[int, int], ...] = setting(
-        help="(frame pairs, tokens) of each shape; a batch takes the first that holds it; 0 frame "
-        "pairs: text; longer texts are cut",
+        help="(frame pairs, tokens) of each shape; a batch uses the first that holds it; 0 frame "
+        "pairs: text; longer texts are truncated",
         least=0,
     )
     patches: int = setting(help="patches of a frame pair of the largest frame", least=1)
@@ -48,31 +48,31 @@ class Buckets:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest text that fits, whatever comes with it."""
+        """Tokens of the longest text that fits with any number of frames."""
         return min(
-            # A text alone goes into a shape without frames and into no other, see `fit`.
+            # Texts use shapes without frames only, see `fit`.
             max(length for pairs, length in self.shapes if (pairs >= kind if kind else pairs == 0))
             for kind in {pairs for pairs, _ in self.shapes}
         )
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of the shapes, the fewest first."""
+        """Lengths of the shapes, in ascending order."""
         return sorted({length for _, length in self.shapes})
 
     @property
     def frame_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(patches, windows) of a frame pair, the smallest first."""
+        """(patches, windows) of frame pairs, in ascending order."""
         return (*self.frames, (self.patches, self.windows))
 
     def fit(self, rows: Sequence[Row]) -> Bucket:
-        """Raises ValueError when the rows exceed every shape."""
+        """Returns the first declared shape that holds the rows; ValueError if none does."""
         return self.hold(need(rows))
 
     def hold(self, exact: Bucket) -> Bucket:
-        """The first declared shape with room for `exact`; ValueError when none has."""
+        """Returns the first declared shape that holds `exact`; ValueError if none does."""
         for pairs, length in self.shapes:
-            # Frame pairs are padded to the next declared number, but text gets none at all.
+            # Frame pairs are padded to the next declared number, but texts have none.
             if exact.pairs <= pairs and exact.length <= length and (exact.pairs or not pairs):
                 frame = self._frame(exact) if pairs else (0, 0)
                 return Bucket(pairs, *frame, length)
@@ -88,7 +88,7 @@ class Buckets:
 
 
 def need(rows: Sequence[Row]) -> Bucket:
-    """The least that holds the rows, declared or not."""
+    """Returns the smallest shape, declared or not, that holds the rows."""
     layouts = {id(layout): layout for row in rows for layout in row.layouts}.values()
     return Bucket(
         max(len(row.patches) for row in rows),
@@ -99,17 +99,17 @@ def need(rows: Sequence[Row]) -> Bucket:
 
 
 def join(needs: Sequence[Bucket]) -> Bucket:
-    """What holds the rows of all."""
+    """Returns the smallest shape that holds all of `needs`."""
     return Bucket(*(max(sizes) for sizes in zip(*map(dataclasses.astuple, needs), strict=True)))
 
 
 def default_buckets(spec: InputSpec) -> Buckets:
-    """Shapes for whatever `spec` lets through, with up to eight times its frames, or `max_frames`
-    where those are sampled by time.
+    """Shapes for all inputs that `spec` permits, with up to eight times its frames, or `max_frames`
+    if frames are sampled by time.
 
-    Tokens and frame pairs grow by steps of at most two. Frames with sides up to 1:3 grow by the
-    eighth root of two, from an eighth of the pixels allowed to all of them; whatever the sides,
-    they take all: a strip of a picture has several times the windows of a square.
+    Tokens and frame pairs grow by factors of at most two. Frames with an aspect ratio up to 1:3
+    grow by the eighth root of two, from an eighth of the maximum pixels; the last shape holds any
+    aspect ratio: a narrow frame has several times as many windows as a square one.
     """
     lengths = [n for n in _LENGTHS if n < spec.max_length] + [spec.max_length]
     pairs = -(-spec.num_frames // spec.temporal)
@@ -130,14 +130,14 @@ def default_buckets(spec: InputSpec) -> Buckets:
 
 
 def _most_windows(tokens: int, side: int, ratio: int) -> int:
-    """The most windows of `side` x `side` merged tokens that a grid of `tokens` can touch, its
-    longer side at most `ratio` times the other."""
+    """Maximum number of windows of `side` x `side` merged tokens in a grid of `tokens` with an
+    aspect ratio up to `ratio`."""
     grids = ((rows, min(tokens // rows, ratio * rows)) for rows in range(1, tokens + 1))
     return max(-(-rows // side) * -(-cols // side) for rows, cols in grids if rows <= cols)
 
 
 def collate(rows: Sequence[Row], bucket: Bucket, spec: InputSpec) -> dict[str, np.ndarray]:
-    """The fields of a `Batch`, by name, padded to `bucket`."""
+    """Returns the fields of a `Batch`, padded to `bucket`."""
     batch = Batch.padding(batch_sizes(len(rows), bucket, spec))
     merged = bucket.patches // spec.merge_unit
     batch["length"][:] = [len(row.tokens) for row in rows]
@@ -160,7 +160,7 @@ def put_frame(batch: dict[str, np.ndarray], at, pixels: np.ndarray, layout: Layo
     """Writes a frame pair's patches and indices to `batch[...][at]`.
 
     Raises:
-      ValueError: the arrays have less room than it needs.
+      ValueError: the frame pair exceeds the arrays.
     """
     used, windows = len(pixels), len(layout.window_slots)
     room = len(batch["patches"][at])
@@ -174,13 +174,13 @@ def put_frame(batch: dict[str, np.ndarray], at, pixels: np.ndarray, layout: Layo
 
 
 def widen(batch: dict[str, np.ndarray], bucket: Bucket, spec: InputSpec) -> dict[str, np.ndarray]:
-    """What `collate` gives for the same rows and a `bucket` that is no smaller in any size."""
+    """Pads a batch further, to a `bucket` that is at least as large in every dimension."""
     size, pairs, patches, _ = batch["patches"].shape
     old, new = patches // spec.merge_unit, bucket.patches // spec.merge_unit
     wide = Batch.padding(batch_sizes(size, bucket, spec))
     if all(wide[name].shape == array.shape for name, array in batch.items()):
         return batch
-    # Merged tokens are numbered through an item's frame pairs, `old` in each: now `new` in each.
+    # Merged tokens are numbered across the frame pairs of an item: `old` per pair become `new`.
     slots = batch["visual_slots"]
     if old:
         slots = np.where(slots < 0, -1, slots // old * new + slots % old)

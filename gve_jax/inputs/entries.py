@@ -16,7 +16,7 @@ from gve_jax.storage.files import read_records, unique_id
 
 @dataclass(frozen=True)
 class Entry:
-    """One item, its id, and 16 hexadecimal digits that differ where its content does."""
+    """An item, its id, and a stamp of 16 hexadecimal digits that changes with its content."""
 
     id: str
     item: Item
@@ -30,16 +30,16 @@ def read_entries(
     remedy: str = REMEDY,
     report: Callable[[str], object] = print,
 ) -> list[Entry]:
-    """The items of a folder or a JSONL file, at least one.
+    """Reads the items of a folder or a JSONL file.
 
     Args:
-      follow_links: links below the folder, or that of the file, may lead out of it.
-      remedy: what the error about a link that leaves the folder says to do.
-      report: called with a line about files of a folder that are skipped.
+      follow_links: whether links may lead out of the folder, or out of that of the file.
+      remedy: end of the message about a link that leads out of the folder.
+      report: called with a line about skipped files of a folder.
 
     Raises:
-      UserError: a file of the list, or a link, that leads out of the folder; a line that is no
-        item, by its number; nothing to embed.
+      UserError: a path or link that leads out of the folder; a line that is not an item, with its
+        number; no items.
     """
     if path.is_dir():
         entries = list(_read_folder(path, follow_links, remedy, report))
@@ -52,8 +52,8 @@ def read_entries(
 
 def _read_list(path: Path, follow_links: bool) -> Iterator[Entry]:
     seen: set[str] = set()
-    for place, record in read_records(path):
-        id = unique_id(place, record, "id", seen)
+    for location, record in read_records(path):
+        id = unique_id(location, record, "id", seen)
         seen.add(id)
         fields, files = {key: value for key, value in record.items() if key != "id"}, []
         for key in ("image", "video"):
@@ -63,7 +63,7 @@ def _read_list(path: Path, follow_links: bool) -> Iterator[Entry]:
             frames = key == "video" and isinstance(value, list)
             names = value if frames else [value]
             paths = [
-                str(inside(path.parent, name, f"{place}: {key}", follow_links=follow_links))
+                str(inside(path.parent, name, f"{location}: {key}", follow_links=follow_links))
                 for name in names
             ]
             fields[key] = paths if frames else paths[0]
@@ -71,7 +71,7 @@ def _read_list(path: Path, follow_links: bool) -> Iterator[Entry]:
         try:
             item = as_item(fields)
         except UserError as error:
-            raise UserError(f"{place}: {error}") from error
+            raise UserError(f"{location}: {error}") from error
         yield Entry(id, item, _digest([record, [stamp(file, path.parent) for file in files]]))
 
 
@@ -92,17 +92,18 @@ def _read_folder(
 
 
 def stamp(file: str, root: str | os.PathLike) -> list:
-    """What changes with the content of a file, or of a folder of frames: where it lies from
-    `root`, links resolved, and its size and time, or those of each frame. Reading it all would take
-    as long as embedding it."""
-    place = os.path.relpath(file, os.path.realpath(root))
+    """Returns a value that changes with the content of a file or a folder of frames: the path from
+    `root`, links resolved, with size and time, or those of each frame. (Reading all content would
+    take as long as embedding it.)"""
+    path = os.path.relpath(file, os.path.realpath(root))
     if os.path.isdir(file):
-        return [place, *([os.path.basename(one), size_and_time(one)] for one in list_folder(file))]
-    return [place, size_and_time(file)]
+        frames = list_folder(file)
+        return [path, *([os.path.basename(frame), size_and_time(frame)] for frame in frames)]
+    return [path, size_and_time(file)]
 
 
 def size_and_time(file: str | os.PathLike) -> tuple[int, int] | None:
-    """Bytes and nanoseconds of a file, of the target of a link; None where it does not exist."""
+    """Size in bytes and modification time in ns of a file or a link's target; None if missing."""
     try:
         status = os.stat(file)
     except OSError:

@@ -1,4 +1,4 @@
-"""Named instructions: those of UVRB's queries (arXiv 2510.27571, table 5). Documents carry none."""
+"""Named instructions of UVRB's queries (arXiv 2510.27571, table 5); documents have none."""
 
 from collections.abc import Mapping
 
@@ -32,10 +32,10 @@ INSTRUCTIONS = {
 def choose_instruction(
     prompt: str | None, prompt_name: str | None, prompts: Mapping[str, str] = INSTRUCTIONS
 ) -> str | None:
-    """The instruction given as it is or by its name in `prompts`; None without either.
+    """Returns `prompt`, or the instruction named `prompt_name`, or None.
 
     Raises:
-      UserError: both, an unknown name, or an instruction that is not a text.
+      UserError: both are given; an unknown name; a prompt that is not a text.
     """
     if prompt_name is not None:
         if prompt is not None:

@@ -12,11 +12,11 @@ class Layout:
 
     Attributes:
       coords: int32 [P, 2], row and column of each patch.
-      window_slots: int32 [W * side**2], patch of each window slot, -1 where a window at the edge
-        has none.
+      window_slots: int32 [windows * side**2], patch of each window slot; -1 for slots without a
+        patch, as in windows at the edge.
       window_inverse: int32 [P], window slot of each patch.
       merged: int32 [P / unit], position in window order of each merged token in raster order.
-      windows: their number, W.
+      windows: number of windows.
     """
 
     coords: np.ndarray
@@ -26,7 +26,7 @@ class Layout:
     windows: int
 
     def fits(self, patches: int, windows: int) -> bool:
-        """Whether a frame with so many slots holds it."""
+        """Whether it fits into a frame of `patches` and `windows`."""
         return len(self.coords) <= patches and self.windows <= windows
 
     @functools.cached_property
@@ -38,18 +38,18 @@ class Layout:
 
 @functools.lru_cache(maxsize=512)
 def window_layout(gh: int, gw: int, side: int, merge: int) -> Layout:
-    """The order of transformers 4.49 (`get_window_index`, `rot_pos_emb`).
+    """Returns the layout of transformers 4.49 (`get_window_index`, `rot_pos_emb`).
 
     Args:
-      gh, gw: patches of a frame, multiples of `merge`.
-      side: patches a side of a window, a multiple of `merge`.
-      merge: patches a side of a merged token.
+      gh, gw: height and width of a frame in patches, multiples of `merge`.
+      side: side of a window in patches, a multiple of `merge`.
+      merge: side of a merged token in patches.
     """
     rows, cols, step = gh // merge, gw // merge, side // merge
     row, col = np.divmod(np.arange(rows * cols), cols)  # merged tokens in raster order
-    windows_a_row = -(-cols // step)
-    window = (row // step) * windows_a_row + col // step
-    order = np.argsort(window, kind="stable")  # window order -> raster; stable keeps raster inside
+    windows_per_row = -(-cols // step)
+    window = (row // step) * windows_per_row + col // step
+    order = np.argsort(window, kind="stable")  # window order -> raster; raster order within windows
     inner_row, inner_col = np.divmod(np.arange(merge**2), merge)
     coords = np.stack(
         [

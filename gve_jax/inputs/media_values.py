@@ -16,13 +16,13 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def as_medium(value, key: str):
-    """An image or a video in a form of `gve_jax.media.item.Item`.
+    """Converts an image or a video to a form that `gve_jax.media.item.Item` accepts.
 
-    `file:` URIs become paths and `data:` URIs bytes; other libraries' arrays become numpy's, in a
-    list too, where they are frames.
+    `file:` URIs become paths and `data:` URIs bytes; arrays of other libraries become numpy arrays,
+    also those in a list of frames.
 
     Args:
-      value: what the user gives.
+      value: the user's value.
       key: its key, for messages.
 
     Raises:
@@ -39,8 +39,8 @@ def as_medium(value, key: str):
 
 
 def video_fields(value, key: str) -> dict:
-    """The fields of an item for a video: its medium and, of `{"array": frames, "video_metadata":
-    {"fps": ...}}` as Sentence Transformers has it, the rate of the frames."""
+    """Returns the fields of an item for a video: its medium and, for Sentence Transformers'
+    `{"array": frames, "video_metadata": {"fps": ...}}`, the frame rate."""
     if not isinstance(value, Mapping):
         return {"video": as_medium(value, key)}
     if "array" not in value or value.keys() - {"array", "video_metadata"}:
@@ -61,7 +61,7 @@ def is_array(value) -> bool:
 
 
 def as_array(value, what: str) -> np.ndarray:
-    """numpy's array of a tensor that the host can read; UserError names `what` otherwise."""
+    """Converts a tensor on the host to a numpy array; other tensors raise UserError."""
     try:
         return np.asarray(value)
     except Exception as error:  # a tensor of an accelerator, or one with a gradient

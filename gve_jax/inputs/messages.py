@@ -1,7 +1,7 @@
 """Converts chat messages of transformers and qwen-vl-utils to items.
 
-An item has one user turn: a video, an image and a text, in this order, and a system turn. What a
-chat can say beyond that is refused by name.
+An item has a system turn and one user turn with a video, an image and a text, in this order. Other
+content of a chat is refused.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from gve_jax.errors import UserError, warn_user
 from gve_jax.inputs.media_values import as_medium, video_fields
 from gve_jax.media.item import Item
 
-# Where a part of each type has what it is, by the names of transformers, qwen-vl-utils and OpenAI.
+# Keys of the content of a part, by its type: those of transformers, qwen-vl-utils and OpenAI.
 _SOURCES = {
     "text": ("text",),
     "image": ("image", "path", "url", "base64", "image_url"),
@@ -20,7 +20,7 @@ _SOURCES = {
     "video_url": ("video_url",),
 }
 _RENAMED = {"nframes": "num_frames"}
-# What may stand beside a medium.
+# Options of a part with a medium.
 _OPTIONS = tuple(
     field.name
     for field in dataclasses.fields(Item)
@@ -35,15 +35,15 @@ def is_message(value) -> bool:
 
 
 def is_part(value) -> bool:
-    """Whether a value is a part of a chat message's content: a mapping with a type."""
+    """Whether a value is a part of the content of a chat message: a mapping with a type."""
     return isinstance(value, Mapping) and "type" in value
 
 
 def read_conversation(messages: Sequence[Mapping]) -> dict:
-    """The fields of an item for a conversation: a system message, if any, and one user message.
+    """Returns the fields of an item for an optional system message and one user message.
 
     Raises:
-      UserError: other roles or further turns; a content that an item cannot have.
+      UserError: other roles, further turns, or content that an item cannot have.
     """
     fields: dict = {}
     for message in messages:
@@ -56,7 +56,7 @@ def read_conversation(messages: Sequence[Mapping]) -> dict:
             fields["user"] = content
         elif role in ("system", "user"):
             raise UserError(
-                f"a chat has a further {role} message: an input is at most one system "
+                f"a chat has another {role} message: an input is at most one system "
                 "message, then one user message"
             )
         else:
@@ -70,14 +70,14 @@ def read_conversation(messages: Sequence[Mapping]) -> dict:
 
 
 def read_content(content) -> dict:
-    """The fields of an item for the content of a user message: a text, or a list of parts.
+    """Returns the fields of an item for the content of a user message, a text or list of parts.
 
     A part is `{"type": "text" | "image" | "video", ...}` with the medium under its type, or under
-    `path`, `url`, `base64`, `image_url`, `video_url`; options of sampling stand beside it.
+    `path`, `url`, `base64`, `image_url` or `video_url`, and options of sampling.
 
     Raises:
-      UserError: a part of another type, with an unknown key or without what it is; two images or
-        videos; texts that are not side by side.
+      UserError: a part of another type, with an unknown key or without content; two images or
+        videos; texts that are not adjacent.
     """
     if isinstance(content, str):
         return {"text": content}
@@ -99,15 +99,17 @@ def read_content(content) -> dict:
             continue
         if kind in kinds:
             hint = {
-                "text": "the texts must be side by side, behind the media",
-                "image": "several pictures are a video, as a list of frames",
-                "video": "embed each as an input of its own",
+                "text": "texts must be adjacent, after the media",
+                "image": "pass several images as a video, a list of frames",
+                "video": "embed each video as a separate input",
             }[kind]
-            raise UserError(f"an input has a second {kind}: {hint}")
+            raise UserError(f"an input has two {kind}s: {hint}")
         if clash := sorted(
             key for key in found.keys() & fields.keys() if found[key] != fields[key]
         ):
-            raise UserError(f"two parts of an input have differing {clash[0]}: an item has one")
+            raise UserError(
+                f"two parts of an input have different {clash[0]}: an item has only one"
+            )
         kinds.append(kind)
         fields |= found
     if kinds != sorted(kinds, key=_ORDER.index):
@@ -160,7 +162,7 @@ def _read_part(part) -> tuple[str, dict]:
 def _text_of(content, what: str) -> str:
     if isinstance(content, list | tuple):
         if not all(isinstance(p, str) or (is_part(p) and p["type"] == "text") for p in content):
-            raise UserError(f"{what} must hold texts only")
+            raise UserError(f"{what} must contain texts only")
         return "".join(p if isinstance(p, str) else _text_of(p.get("text"), what) for p in content)
     if not isinstance(content, str):
         raise UserError(f"{what} must be a text, not {type(content).__name__}")

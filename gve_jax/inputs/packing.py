@@ -1,9 +1,9 @@
 """Packs rows into few static shapes with little padding, for encoding (numpy).
 
-Training pads each item to a bucket (`gve_jax.inputs.batch`). An encoder may do better: frame pairs
-of all items go through the tower together, sorted by size, and the decoder takes several items side
-by side in one row. What the items start with in common, the system turn mostly, stands once in each
-row: a causal model gives those tokens the same hidden states in every item.
+Training pads each item to a bucket (`gve_jax.inputs.batch`). Encoding has less padding: the tower
+encodes frame pairs of all items together, sorted by size, and a row of the decoder holds several
+items. Their common prefix, usually the system turn, is in each row only once: a causal model gives
+it the same hidden states in every item.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from gve_jax.inputs.batch import Buckets, put_frame
 from gve_jax.inputs.preprocess import InputSpec, Row
 from gve_jax.model.batch import Frames, Packed
 
-ROW = 512  # tokens of a row, where items are short; a batch of the tower has as many patches a row
-ITEM = 16  # a row has room for an item every so many tokens
+ROW = 512  # tokens of a row of short items, and patches per row of a batch of the tower
+ITEM = 16  # tokens of a row per item that it can hold
 
 
 @dataclasses.dataclass
@@ -25,8 +25,8 @@ class Decode:
 
     count: int
     length: int
-    visual: bool  # whether there are visual tokens at all
-    shared: int  # tokens that each row starts with, for all its items
+    visual: bool  # whether it has visual tokens
+    shared: int  # tokens of the common prefix
     rows: list[list[int]]
 
     @property
@@ -36,8 +36,8 @@ class Decode:
 
 @dataclasses.dataclass
 class Tower:
-    """A batch of the tower: `count` frame pairs of `patches` slots and `windows`; `frames` says
-    which: (item, frame pair)."""
+    """A batch of the tower: `count` frame pairs of `patches` slots and `windows`; `frames` lists
+    them as (item, frame pair)."""
 
     count: int
     patches: int
@@ -51,26 +51,26 @@ class Tower:
 
 @dataclasses.dataclass
 class Plan:
-    """Batches in the order they run, the dearest first: what does not fit shows at once."""
+    """Batches in the order they run, the largest first: a lack of memory shows at once."""
 
     tower: list[Tower]
     decoder: list[Decode]
 
     @property
     def shapes(self) -> set[tuple]:
-        """Each is a program to compile."""
+        """The shapes of all batches; each is a compiled program."""
         return {batch.shape for batch in (*self.tower, *self.decoder)}
 
     @property
     def slots(self) -> dict[str, int]:
-        """Tokens and patches that are computed, padding included."""
+        """Numbers of computed tokens and patches, including padding."""
         return {
             "tokens": sum(batch.count * batch.length for batch in self.decoder),
             "patches": sum(batch.count * batch.patches for batch in self.tower),
         }
 
     def used(self, rows: Mapping[int, Row]) -> dict[str, int]:
-        """Of `slots`, those that are no padding."""
+        """Numbers of computed tokens and patches, excluding padding."""
         tokens = sum(
             batch.shared + sum(len(rows[index].tokens) - batch.shared for index in row)
             for batch in self.decoder
@@ -83,13 +83,13 @@ class Plan:
 def make_plan(
     rows: Mapping[int, Row], buckets: Buckets, size: int, unit: int, share: bool = True
 ) -> Plan:
-    """Batches for rows, given by index.
+    """Plans batches for rows, given by index.
 
     Args:
-      size: rows of a batch of the decoder, at most, as long as they have up to 1,024 tokens; fewer
-        of longer ones. A batch of the tower has about 512 patches for each.
-      unit: what the first axis of every batch is a multiple of.
-      share: let items share what they start with.
+      size: maximum number of rows of up to 1,024 tokens in a batch of the decoder; longer rows are
+        fewer. A batch of the tower has about 512 patches for each.
+      unit: the first axis of every batch is a multiple of it.
+      share: whether items share their common prefix.
     """
     visual = {index for index, row in rows.items() if row.patches}
     decoder = []
@@ -111,7 +111,7 @@ def make_plan(
 
 
 def declared_shapes(buckets: Buckets, size: int, unit: int) -> set[tuple]:
-    """Every shape that `make_plan` may choose: the bound on compiled programs."""
+    """Returns all shapes that `make_plan` can choose, which bound the number of programs."""
     decoder = {
         ("decoder", count, length, visual)
         for length in buckets.lengths
@@ -146,9 +146,9 @@ def _batches(items: list, most: int, unit: int) -> Iterable[tuple[list, int]]:
 
 
 def batch_sizes(count: int, size: int, unit: int) -> list[int]:
-    """Sizes of the batches that hold `count`: full ones, then `unit` times powers of two.
+    """Sizes of batches for `count` entries: full ones, then `unit` times powers of two.
 
-    Few sizes, so few compiled programs; at most a quarter of a batch is padding, or one `unit`.
+    These are few sizes, so few programs; at most a quarter of a batch, or one `unit`, is padding.
     """
     sizes = [size] * (count // size)
     left = -(-(count % size) // unit)
@@ -163,30 +163,29 @@ def batch_sizes(count: int, size: int, unit: int) -> list[int]:
 def _pack(
     rows: Mapping[int, Row], buckets: Buckets, unit: int, share: bool
 ) -> list[tuple[int, int, list[list[int]]]]:
-    """Which items stand side by side: (tokens of a row, shared ones, items of each row), the
-    longest first. Each item goes where it fits first, the longest item first."""
+    """Assigns items to rows, first fit in decreasing order of length.
+
+    Returns (tokens of a row, tokens of the common prefix, items of each row), the longest first."""
     order = sorted(rows, key=lambda index: (-len(rows[index].tokens), index))
     shared = common_start([rows[index] for index in order]) if share else 0
     total = shared + sum(len(rows[index].tokens) - shared for index in order)
-    wanted = min(
-        ROW, -(-total // unit), buckets.lengths[-1]
-    )  # one short text is no reason for a long row
-    room, places = np.zeros((2, len(order)), np.int64)  # tokens and items that a row still takes
+    wanted = min(ROW, -(-total // unit), buckets.lengths[-1])  # few short texts: a short row
+    room, vacancies = np.zeros((2, len(order)), np.int64)  # free tokens and items of each row
     packed: list[list[int]] = []
     lengths: list[int] = []
     for index in order:
         need = len(rows[index].tokens) - shared
-        fits = np.flatnonzero((room >= need) & (places > 0))
+        fits = np.flatnonzero((room >= need) & (vacancies > 0))
         if len(fits):
             row = fits[0]
         else:
             row, length = len(packed), _row_length(buckets, max(need + shared, wanted))
             packed.append([])
             lengths.append(length)
-            room[row], places[row] = length - shared, most_items(length)
+            room[row], vacancies[row] = length - shared, most_items(length)
         packed[row].append(index)
         room[row] -= need
-        places[row] -= 1
+        vacancies[row] -= 1
     return [
         (length, shared, [row for row, of in zip(packed, lengths, strict=True) if of == length])
         for length in sorted(set(lengths), reverse=True)
@@ -198,12 +197,12 @@ def _row_length(buckets: Buckets, wanted: int) -> int:
 
 
 def most_items(length: int) -> int:
-    """Items that a row of so many tokens takes."""
+    """Maximum number of items in a row of `length` tokens."""
     return max(length // ITEM, 1)
 
 
 def common_start(rows: Sequence[Row]) -> int:
-    """Tokens that all rows start with, none of them visual and none the last of its row."""
+    """Length of the common prefix of rows, without visual tokens and last tokens."""
     if not rows:
         return 0
     most = min(
@@ -226,8 +225,8 @@ def collate_decode(
     """The fields of `gve_jax.model.batch.Packed`, by name.
 
     Args:
-      visuals: merged tokens [V, D] of each item that has some, in raster order.
-      width, dtype: of the decoder's token vectors.
+      visuals: merged tokens [V, D] of each item with visuals, in raster order.
+      width, dtype: of the token embeddings.
     """
     length, shared = batch.length, batch.shared
     sizes = {"B": batch.count, "L": length, "I": most_items(length), "D": width}
@@ -248,9 +247,9 @@ def collate_decode(
             arrays["segments"][b, part] = number + 1
             arrays["last_token"][b, number] = part.stop - 1
             if index in visuals:
-                where = row.visual_tokens + at - shared
-                arrays["visual"][b, where] = visuals[index]
-                arrays["visual_mask"][b, where] = True
+                tokens = row.visual_tokens + at - shared
+                arrays["visual"][b, tokens] = visuals[index]
+                arrays["visual_mask"][b, tokens] = True
             at = part.stop
     return arrays
 
@@ -258,7 +257,7 @@ def collate_decode(
 def collate_tower(batch: Tower, rows: Mapping[int, Row], spec: InputSpec) -> dict[str, np.ndarray]:
     """The fields of `gve_jax.model.batch.Frames`, by name."""
     slots = batch.windows * spec.window_side**2
-    sizes = {"G": batch.count, "P": batch.patches, "S": slots, "C": spec.patch_dim}
+    sizes = {"G": batch.count, "P": batch.patches, "S": slots, "patch_dim": spec.patch_dim}
     arrays = Frames.padding(sizes)
     for g, (index, pair) in enumerate(batch.frames):
         put_frame(arrays, g, rows[index].patches[pair], rows[index].layouts[pair])

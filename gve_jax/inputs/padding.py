@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 
 class Padding:
-    """Adds up, by kind ("tokens", "patches"), what batches use of the slots they have."""
+    """Adds up the used and the available slots of batches, by kind ("tokens", "patches")."""
 
     def __init__(self):
         self._used: Counter[str] = Counter()
@@ -16,14 +16,14 @@ class Padding:
         self._slots.update(slots)
 
     def used(self, kind: str) -> int:
-        """How many of a kind were computed that are no padding."""
+        """Number of used slots of a kind."""
         return self._used[kind]
 
     def shares(self) -> dict[str, float]:
-        """Of each kind that was computed at all, the share that was padding."""
+        """The share of padding, for each kind that was computed."""
         return {kind: 1 - self._used[kind] / n for kind, n in self._slots.items() if n}
 
     def summary(self) -> str:
-        """In words; empty when nothing was computed."""
+        """One line for users; empty if nothing was computed."""
         shares = [f"{share:.1%} of {kind}" for kind, share in self.shares().items()]
         return f"padding was {' and '.join(shares)}" if shares else ""

@@ -1,8 +1,9 @@
 """M-RoPE position ids (numpy): the three axes of each token, by named regime.
 
-One model, four ways to place a video: Qwen's `second_per_grid_ts` was multiplied, cut and followed
-by text differently in each. A regime moves every token after a video, the pooled one included, so
-it belongs to the weights like the tokenizer. The released GVE weights take `qwen_train`.
+Releases of transformers differ in how they multiply and round Qwen's `second_per_grid_ts`, and in
+the position of text after a video. A regime changes the positions of all tokens after a video, also
+of the pooled one, so it belongs to the weights like the tokenizer. The released GVE weights use
+`qwen_train`.
 """
 
 import numpy as np
@@ -17,8 +18,8 @@ def mrope_positions(
 ) -> np.ndarray:
     """Positions int32 [3, L] (time, row, column) of a sequence.
 
-    The integers are those of `Qwen2_5_VL*.get_rope_index` of transformers, the intervals handed to
-    it in float32, as its processors' `return_tensors="pt"` does:
+    The integers are those of `Qwen2_5_VL*.get_rope_index` of transformers, with intervals in
+    float32, as from its processors with `return_tensors="pt"`:
 
       regime      transformers                      time of a step            text after a visual
       qwen_train  4.49.0 - 4.51.3, Qwen's training  floor(step * s * tps)     largest position + 1
@@ -26,14 +27,14 @@ def mrope_positions(
       hf53        5.6.0 - 5.17.0                    step * floor(s) * tps     start + max(h, w)
       hf518       5.18.0 and later                  floor(step * (s * tps))   start + max(h, w)
 
-    with s the seconds of a step and tps `tokens_per_second`. A video of more than 2 frames a second
-    has no time at all by floor(s), and where text starts at start + max(h, w) a long video reaches
-    past it. 5.3.0 - 5.5.4 placed videos unlike any of these, by mistake. Qwen's training code is
-    `get_rope_index_25` of `rope2d.py`, at its fixed 2 a second.
+    with s the seconds of a step and tps `tokens_per_second`. With floor(s), all frames of a video
+    with more than 2 frames per second have time 0; with start + max(h, w), positions of a long
+    video exceed those of the text after it. 5.3.0 - 5.5.4 differ from all of these by a mistake.
+    Qwen's training code is `get_rope_index_25` of `rope2d.py`, at its fixed 2 frames per second.
 
     Args:
       segments: in order, ("text", tokens) or ("visual", (t, h, w), seconds): a grid of merged
-        tokens and the seconds between two of its time steps (of no effect on an image, t = 1).
+        tokens and the seconds between its time steps (ignored for an image, t = 1).
       tokens_per_second: the model's time resolution.
       regime: one of REGIMES.
 
@@ -58,8 +59,8 @@ def mrope_positions(
 
 
 def _step_times(steps: int, seconds: float, tokens_per_second: int, regime: str) -> np.ndarray:
-    """int64 [steps], from 0. In float32 and in the reference's order of products: one that falls
-    just under an integer there must fall there here."""
+    """int64 [steps], from 0. Uses float32 and the reference's order of products, so that values
+    just below an integer are rounded alike."""
     step, seconds = np.arange(steps), np.float32(seconds)
     if regime in ("hf452", "hf53"):
         return step * int(seconds) * tokens_per_second

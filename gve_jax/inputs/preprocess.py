@@ -22,10 +22,10 @@ from gve_jax.media.video import load_video
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What becomes of media and texts; part of every fingerprint.
+    """How media and texts become arrays; a part of every fingerprint.
 
     Raises:
-      UserError: a number that cannot be, or an unknown M-RoPE regime; it names the field.
+      UserError: a value out of range, or an unknown mode or regime; the message names the field.
     """
 
     num_frames: int = setting(8, "frames of a video, uniformly sampled; ignored with fps")
@@ -42,19 +42,19 @@ class InputSpec:
     max_length: int = 8192  # tokens
     mrope: str = setting("qwen_train", "M-RoPE position regime; qwen_train: released weights")
     patch_size: int = 14
-    merge: int = 2  # patches a side of a merged token
+    merge: int = 2  # side of a merged token, in patches
     temporal: int = 2  # frames of a patch
     window_side: int = 8  # patches
     tokens_per_second: int = 2
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of one patch: channels x frames x height x width."""
+        """Size of a patch: channels x frames x height x width."""
         return 3 * self.temporal * self.patch_size**2
 
     @property
     def merge_unit(self) -> int:
-        """Patches of one merged token."""
+        """Patches in a merged token."""
         return self.merge**2
 
     def __post_init__(self):
@@ -86,17 +86,17 @@ class InputSpec:
 
 
 def sampling_of(item: Item, spec: InputSpec) -> Sampling:
-    """What an item says of its sampling, the spec where it says nothing.
+    """The sampling of an item's video: the options of the item, then those of the spec.
 
     Raises:
-      UserError: bounds for a sampling by fps where neither asks for one.
+      UserError: min_frames or max_frames without fps.
     """
     fps = None if is_frames(item.video) else item.fps
     if fps is None and item.num_frames is None:
         fps = spec.fps
     for key in ("min_frames", "max_frames"):
         if fps is None and getattr(item, key) is not None:
-            raise UserError(f"{key} is a bound where sampling goes by fps, and no fps is given")
+            raise UserError(f"{key} requires fps: it bounds the frames of sampling by fps")
     count = item.num_frames or spec.num_frames
     return Sampling(
         num_frames=None if count == ALL_FRAMES else count,
@@ -109,15 +109,15 @@ def sampling_of(item: Item, spec: InputSpec) -> Sampling:
 
 
 def applies_exif(item: Item, spec: InputSpec) -> bool:
-    """Whether the images of an item are turned as their EXIF orientation says."""
+    """Whether the images of an item are rotated by their EXIF orientation."""
     return spec.exif_orientation if item.exif_orientation is None else item.exif_orientation
 
 
 def pixel_bounds(item: Item, spec: InputSpec) -> tuple[int, int]:
-    """The least and the most pixels of a frame or an image of an item.
+    """Minimum and maximum pixels of a frame or an image of an item.
 
     Raises:
-      UserError: a least number of the item's own that is above what the spec allows.
+      UserError: the item's min_pixels exceeds the maximum.
     """
     most = min(item.max_pixels or spec.max_pixels, spec.max_pixels)
     if item.min_pixels is not None and item.min_pixels > most:
@@ -130,34 +130,35 @@ def pixel_bounds(item: Item, spec: InputSpec) -> tuple[int, int]:
 
 @dataclasses.dataclass
 class Row:
-    """One item as arrays: L tokens, and for each frame pair its P patches (sizes may differ)."""
+    """An item as arrays: L tokens, and P patches of each frame pair (P may differ)."""
 
     tokens: np.ndarray  # int32 [L]
     positions: np.ndarray  # int32 [3, L]
     patches: list[np.ndarray]  # each uint8 [P, patch_dim]
-    layouts: list  # a Layout a frame pair
-    visual_tokens: np.ndarray  # int32: token index of each merged token, raster order, all pairs
+    layouts: list  # a Layout for each frame pair
+    visual_tokens: np.ndarray  # int32 [V]: token index of each merged token, in raster order
 
 
 class Preprocessor:
-    """Items to rows, by one tokenizer and one spec."""
+    """Converts items to rows with a tokenizer and a spec."""
 
     def __init__(self, prompt: Prompt | None, spec: InputSpec, limits: Limits | None = None):
         self.prompt, self.spec, self.limits = prompt, spec, limits or Limits()
 
     def __call__(self, item: Item) -> Row:
-        """Raises MediaError for what cannot be read."""
+        """Raises MediaError for unreadable media."""
         return self.row(item, self.visuals(item))
 
     def frames(self, item: Item) -> list[tuple[str, np.ndarray, float]]:
-        """Decodes and resizes the media of an item, the video first. All reading of untrusted files
-        happens here, without the prompt.
+        """Decodes and resizes the media of an item, the video first. Only this method reads
+        untrusted files; it does not need the prompt.
 
         Returns:
-          "video" or "image", frames uint8 [T, H, W, 3], and frames per second (0 of an image) each.
+          For each medium "video" or "image", frames uint8 [T, H, W, 3], and frames per second (0
+          for an image).
 
         Raises:
-          MediaError: media that cannot be read, or have more tokens than a sequence.
+          MediaError: unreadable media, or media with more tokens than a sequence.
         """
         spec, found = self.spec, []
         exif = applies_exif(item, spec)
@@ -190,7 +191,7 @@ class Preprocessor:
         return visuals
 
     def row(self, item: Item, visuals: list[tuple]) -> Row:
-        """The row of an item and its decoded visuals; MediaError if they leave no room."""
+        """The row of an item with its decoded visuals; MediaError if they exceed max_length."""
         spec = self.spec
         counts = [t * h * w for _, _, (t, h, w), _ in visuals]
         video = counts.pop(0) if item.video is not None else 0
@@ -200,11 +201,11 @@ class Preprocessor:
         except ValueError as error:
             raise MediaError(f"too many visual tokens: {error}") from error
 
-        segments, places, done = [], [], 0
+        segments, tokens, done = [], [np.empty(0, np.int32)], 0
         for start, (_, _, grid, seconds) in zip(starts, visuals, strict=True):
             size = grid[0] * grid[1] * grid[2]
             segments += [("text", start - done), ("visual", grid, seconds)]
-            places.append(np.arange(start, start + size))
+            tokens.append(np.arange(start, start + size, dtype=np.int32))
             done = start + size
         segments.append(("text", len(ids) - done))
         return Row(
@@ -212,9 +213,7 @@ class Preprocessor:
             positions=mrope_positions(segments, spec.tokens_per_second, spec.mrope),
             patches=[pair for patches, *_ in visuals for pair in patches],
             layouts=[layout for patches, layout, *_ in visuals for _ in patches],
-            visual_tokens=np.concatenate(places).astype(np.int32)
-            if places
-            else np.empty(0, np.int32),
+            visual_tokens=np.concatenate(tokens),
         )
 
     def _resize(self, frames: np.ndarray, item: Item, kind: str) -> np.ndarray:
@@ -229,7 +228,7 @@ class Preprocessor:
 
 
 def _reorder(frames: np.ndarray, order: str) -> np.ndarray:
-    """The controls of Item.frame_order; "shuffled" is one fixed order a count of frames."""
+    """Applies Item.frame_order; "shuffled" is a fixed order for each number of frames."""
     if order == "reversed":
         return frames[::-1]
     if order == "shuffled":

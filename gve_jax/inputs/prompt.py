@@ -19,11 +19,12 @@ SPECIALS = (
 
 
 class Prompt:
-    """Turns (instruction, visuals, text) into the ids that the reference's processor gives.
+    """Converts (instruction, visuals, text) to the token ids of the reference's processor.
 
     Args:
-      path: a `tokenizer.json` that has Qwen2.5-VL's special tokens.
-      max_length: tokens of a sequence; a longer one is cut and keeps its final `<|endoftext|>`.
+      path: a `tokenizer.json` with Qwen2.5-VL's special tokens.
+      max_length: maximum tokens; longer sequences are truncated before the final
+        `<|endoftext|>`.
 
     Raises:
       UserError: no such file, not a tokenizer, a special token missing.
@@ -32,7 +33,7 @@ class Prompt:
     def __init__(self, path: str | os.PathLike, max_length: int):
         self.path, self.max_length = os.fspath(path), max_length
         self._tokenizer = open_tokenizer(self.path)
-        # A file may bring both along; they would cut a visual, or move the end token.
+        # A file may enable both; they would truncate visuals or move the end token.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         ids = {token: self._tokenizer.token_to_id(token) for token in SPECIALS}
@@ -44,34 +45,34 @@ class Prompt:
             ids[token] for token in ("<|endoftext|>", "<|image_pad|>", "<|video_pad|>")
         )
 
-    def __reduce__(self):  # a Tokenizer is cheaper to read again than to pickle
+    def __reduce__(self):  # reading a Tokenizer again is cheaper than pickling it
         return Prompt, (self.path, self.max_length)
 
     @property
     def vocab_size(self) -> int:
-        """Embeddings that the ids of this tokenizer need: its greatest id, and one."""
+        """Number of token embeddings that the tokenizer requires: its largest id plus one."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def ids(
         self, text: str, instruction: str, video_tokens: int, image_tokens: int
     ) -> tuple[list[int], list[int]]:
-        """Token ids: system turn, user turn (video, image, text), assistant header, end token.
+        """Token ids of system turn, user turn (video, image, text), assistant header and end token.
 
-        Returns the ids and where each visual's tokens start (video first).
+        Returns the ids and the index of the first token of each visual (video first).
 
         Raises:
-          ValueError: the visual tokens alone exceed `max_length`; cutting inside a visual would
-            leave a vector of half a picture.
+          ValueError: the visual tokens exceed `max_length`; a visual is not truncated, since its
+            vector would be that of a part.
         """
         return self.ids_batch([(text, instruction, video_tokens, image_tokens)])[0]
 
     def ids_batch(
         self, entries: Sequence[tuple[str, str, int, int]]
     ) -> list[tuple[list[int], list[int]]]:
-        """`ids` of many at once, on all cores (the environment's TOKENIZERS_PARALLELISM=false: on
-        one; after a fork, too). Raises ValueError if any of them does."""
-        # In two parts, which no token spans (a special one starts the second): our pads come first
-        # in the user turn; one that a text or an instruction spells out stands for itself.
+        """`ids` of many entries, on all cores (on one core with TOKENIZERS_PARALLELISM=false, and
+        after a fork). Raises ValueError if one of them does."""
+        # In two parts, which no token spans (the second starts with a special token): our pads come
+        # first in the user turn; pads in a text or an instruction are ordinary tokens.
         users = self._encode([_user(text, video, image) for text, _, video, image in entries])
         return [
             self._join(self._system(instruction), user, video, image)
@@ -97,16 +98,16 @@ class Prompt:
 
     def _system(self, instruction: str) -> list[int]:
         if instruction not in self._systems:
-            if len(self._systems) == 256:  # a queue of texts may bring one each
+            if len(self._systems) == 256:  # a queue of texts may have an instruction each
                 self._systems.clear()
             turn = f"<|im_start|>system\n{instruction or DEFAULT_SYSTEM}<|im_end|>\n"
             (self._systems[instruction],) = self._encode([turn])
         return self._systems[instruction]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        if len(texts) == 1:  # no thread is started, so that a process may still be forked
+        if len(texts) == 1:  # starts no thread, so that the process can still be forked
             return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
-        # "fast" leaves out where in the text each token stood.
+        # "fast" omits the offsets of tokens.
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [each.ids for each in encoded]
 

@@ -1,8 +1,8 @@
-"""The tokenizer.json of a model: opened, compared with what the model says of it.
+"""Opens the tokenizer.json of a model and checks that it belongs to the model.
 
-A tokenizer of another model gives ids that stand for other texts here: vectors of the right shape
-and without meaning. What is known of the right one is compared before a model is used: the ids in
-config.json, the digest that our own exports record, and the files that transformers wrote beside.
+With the tokenizer of another model, ids stand for other texts, and vectors are meaningless. So the
+ids in config.json, the digest in our exports, and the companion files that transformers writes are
+compared before a model is used.
 """
 
 import os
@@ -23,15 +23,15 @@ TOKENS = {  # fields of config.json whose ids the tokenizer decides
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
 }
-# Those that generation may state otherwise, and that no vector depends on.
+# Fields that generation may override and that no vector depends on.
 _OF_GENERATION = ("bos_token_id", "eos_token_id")
 _REMEDY = "the files are of two models; restore the tokenizer that belongs to this one"
-# What decides the ids of a text; the rest is about decoding, padding, special tokens added around.
+# Fields that decide the ids of a text; others concern decoding, padding and added special tokens.
 _DECIDING = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
 def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """Raises UserError, naming the file and the reason, unless it is a tokenizer.json."""
+    """Opens a tokenizer.json; raises UserError with the file and the reason if it is not one."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -49,29 +49,29 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
 
 def tokenizer_digest(path: Path) -> str:
-    """Of what decides the ids of a text, however the file is formatted."""
+    """Digest of the fields that decide the ids of a text, independent of formatting."""
     fields = read_json(path)
-    kept = {name: fields.get(name) for name in _DECIDING}
-    model = kept["model"]
+    deciding = {name: fields.get(name) for name in _DECIDING}
+    model = deciding["model"]
     if isinstance(model, dict) and isinstance(model.get("merges"), list):
         # Written as "a b" until tokenizers 0.20, then as ["a", "b"].
         merges = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
-        kept["model"] = model | {"merges": merges}
-    return json_sha256(kept, sort_keys=True)[:16]
+        deciding["model"] = model | {"merges": merges}
+    return json_sha256(deciding, sort_keys=True)[:16]
 
 
 def check_tokenizer(path: Path, vocab_size: int, fields: Mapping) -> None:
-    """Raises UserError when a tokenizer is not the one that a model was made with.
+    """Raises UserError if a tokenizer is not that of a model.
 
     Args:
-      path: the tokenizer.json; its companions in the same folder are compared with it.
-      vocab_size: ids that the model has embeddings for.
-      fields: of the model's config.json; ids that it states are compared.
+      path: the tokenizer.json, which is compared with its companions in the same folder.
+      vocab_size: number of token embeddings of the model.
+      fields: the model's config.json, whose token ids are compared.
     """
     tokenizer = open_tokenizer(path)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if len(ids) > vocab_size:
-        raise UserError(f"{path}: {len(ids)} entries are more than the model's {vocab_size}")
+        raise UserError(f"{path}: {len(ids)} entries exceed the model's {vocab_size}")
     last = max(ids, key=ids.__getitem__)
     if ids[last] >= vocab_size:
         raise UserError(
@@ -90,10 +90,10 @@ def check_tokenizer(path: Path, vocab_size: int, fields: Mapping) -> None:
 
 
 def _check_own(path: Path, ids: Mapping[str, int]) -> None:
-    """What a tokenizer.json says of itself, and of the merges beside it."""
+    """Checks the ids of added tokens, and the merges against merges.txt."""
     fields = read_json(path)
     for entry in fields.get("added_tokens") or []:
-        # tokenizers counts on from the vocabulary, whatever the file says.
+        # The tokenizers library numbers added tokens after the vocabulary and ignores these ids.
         if ids.get(entry["content"]) != entry["id"]:
             raise UserError(
                 f"{path}: states id {entry['id']} for {entry['content']!r}, which gets "
@@ -103,7 +103,7 @@ def _check_own(path: Path, ids: Mapping[str, int]) -> None:
     if merges is None:
         return
     if not merges and any(len(token) > 1 for token in fields["model"]["vocab"]):
-        raise UserError(f"{path}: has no merges, so that every text falls apart into bytes")
+        raise UserError(f"{path}: has no merges, so that every text is divided into bytes")
     beside = path.parent / "merges.txt"
     if not beside.is_file():
         return
@@ -117,7 +117,7 @@ def _check_own(path: Path, ids: Mapping[str, int]) -> None:
 
 
 def _stated_ids(folder: Path) -> Iterator[tuple[str, str, int | None]]:
-    """(file, token, id or None) of each token that a companion names."""
+    """Yields (file, token, id or None) of each token in the companion files."""
     for name in ("vocab.json", "added_tokens.json"):
         for token, index in _companion(folder, name).items():
             yield name, token, index
@@ -143,7 +143,7 @@ def _stated_ids(folder: Path) -> Iterator[tuple[str, str, int | None]]:
 
 
 def _tokens(path: Path, key: str, value: object) -> Iterator[str]:
-    """Tokens under a key: a string, an object with a `content`, or a list or object of those."""
+    """Yields the tokens of a string, an object with `content`, or a list or object of those."""
     if isinstance(value, str):
         yield from [value] if value else []
     elif isinstance(value, dict) and isinstance(value.get("content"), str):
@@ -169,6 +169,6 @@ def _read_text(path: Path) -> str:
 
 
 def token_ids(path: Path) -> dict[str, int]:
-    """The ids that a config.json states, by its fields."""
+    """Returns the token ids of a config.json, by field."""
     tokenizer = open_tokenizer(path)
     return {field: tokenizer.token_to_id(token) for field, token in TOKENS.items()}

@@ -16,16 +16,16 @@ from gve_jax.media.suffixes import media_kind, possible_kinds
 
 Input = str | os.PathLike | np.ndarray | Image.Image | Mapping | Item | Sequence[Mapping]
 Inputs = Input | Sequence[Input]
-# Keys that other libraries' users may give for a text; those of media are named by `as_item`.
+# Keys of other libraries for a text; `as_item` names those of media.
 _RENAMED = {"texts": "text", "prompt": "instruction"}
 
 
 def split_inputs(inputs: Any) -> tuple[list, bool]:
-    """The inputs as a list, and whether they were a single one.
+    """Returns the inputs as a list, and whether they are a single input.
 
     A single input is a text, a mapping, an `Item`, a PIL image, a path, an array of numbers, or a
     conversation (a list of messages with role and content). Lists, tuples, arrays of texts, columns
-    of tables and other ordered collections hold many.
+    of tables and other ordered collections contain several inputs.
 
     Raises:
       UserError: a set (it has no order), an iterator (it can be read only once), a table, or
@@ -54,15 +54,15 @@ def split_inputs(inputs: Any) -> tuple[list, bool]:
 
 
 def read_inputs(values: list, single: bool = False, allow_empty: bool = False) -> list[Item]:
-    """The items of inputs.
+    """Converts inputs to items.
 
     Args:
-      values: what is given, one an input.
-      single: it is one input by itself: messages do not number it.
-      allow_empty: an input without text and media stands for the empty text.
+      values: the user's values, one per input.
+      single: whether it is a single input, which messages do not number.
+      allow_empty: whether an input without text and media is the empty text.
 
     Raises:
-      UserError: a value that is not an input; it is named by its index.
+      UserError: a value that is not an input, with its index.
     """
     items = []
     for index, value in enumerate(values):
@@ -74,13 +74,13 @@ def read_inputs(values: list, single: bool = False, allow_empty: bool = False) -
 
 
 def input_label(index: int, single: bool = False) -> str:
-    """How messages name an input."""
+    """The name of an input in messages."""
     return "the input" if single else f"input {index}"
 
 
 def warn_of_paths(items: list[Item], single: bool) -> None:
-    """Warns, once, where a text is the path of a media file or the URI of a medium: Sentence
-    Transformers would embed the medium, here it is a text."""
+    """Warns once if a text is the path of a media file or the URI of a medium: Sentence
+    Transformers would embed the medium, but it is embedded as a text."""
     for index, item in enumerate(items):
         text = item.text
         if not text or item.image is not None or item.video is not None:
@@ -96,7 +96,7 @@ def warn_of_paths(items: list[Item], single: bool) -> None:
 
 
 def _medium_named_by(text: str) -> str | None:
-    """ "image" or "video" where a text is the path of an existing file or a URI of one."""
+    """Returns "image" or "video" if a text is the path of an existing file or a URI of one."""
     if text.startswith(("data:image/", "data:video/")):
         return text[5:10]
     if len(text) > 4096 or "\n" in text or "\0" in text:
@@ -140,21 +140,21 @@ def _read_list(value: list | tuple) -> dict:
     if all(isinstance(part, str) for part in value):
         raise UserError(
             f"a {type(value).__name__} of {len(value)} texts is not an input (pairs "
-            "are for cross-encoders): give each text by itself"
+            "are for cross-encoders): pass each text separately"
         )
     raise UserError(
-        f"a {type(value).__name__} is not an input unless it holds the messages of "
-        "a chat or the parts of one; frames belong under 'video'"
+        f"a {type(value).__name__} is not an input unless it contains the messages "
+        "or parts of a chat; pass frames under 'video'"
     )
 
 
 def _read_mapping(value: Mapping) -> dict:
-    """A mapping with the keys of `Item`, also in the forms that Sentence Transformers takes."""
+    """Reads a mapping with the keys of `Item`, also in the forms of Sentence Transformers."""
     if "audio" in value:
-        raise UserError("audio cannot be embedded: leave the key 'audio' out")
+        raise UserError("audio cannot be embedded: remove the key 'audio'")
     for key in value:
         if key in _RENAMED:
-            raise UserError(f"unknown key {key!r} in an input: it is named {_RENAMED[key]!r} here")
+            raise UserError(f"unknown key {key!r} in an input; use {_RENAMED[key]!r}")
     if value.keys() & {"array", "sampling_rate", "video_metadata"}:
         if "sampling_rate" in value or "array" not in value:
             raise UserError(
@@ -168,9 +168,9 @@ def _read_mapping(value: Mapping) -> dict:
         if isinstance(many, list | tuple):
             if len(many) > 1:
                 hint = (
-                    "several pictures are a video, as a list of frames"
+                    "pass several images as a video, a list of frames"
                     if key == "image"
-                    else "join them, or give each as an input of its own"
+                    else "join them, or pass each as a separate input"
                 )
                 raise UserError(f"an input has {len(many)} values of {key!r}: {hint}")
             fields[key] = many[0] if many else None

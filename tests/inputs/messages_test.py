@@ -124,9 +124,9 @@ def test_another_order_is_warned_of(parts):
 @pytest.mark.parametrize(
     "content, named",
     [
-        ([IMAGE, IMAGE], "second image: several pictures are a video"),
-        ([VIDEO, VIDEO], "second video: embed each"),
-        ([TEXT, IMAGE, TEXT], "second text: the texts must be side by side"),
+        ([IMAGE, IMAGE], "two images: pass several images as a video"),
+        ([VIDEO, VIDEO], "two videos: embed each"),
+        ([TEXT, IMAGE, TEXT], "two texts: texts must be adjacent"),
         ([{"type": "audio", "audio": "a.wav"}], "of type 'audio'.*audio cannot be embedded"),
         ([{"type": "input_audio", "input_audio": {}}], "of type 'input_audio'.*audio cannot"),
         ([{"type": 3}], "of type 3"),
@@ -145,7 +145,7 @@ def test_another_order_is_warned_of(parts):
         ([{"type": "image", "image": "data:image/png,abc"}], "must be base64"),
         ([{"type": "image", "image": "data:image/png;base64,?"}], "must be base64"),
         ([{"type": "video", "video": {"frames": 3}}], "as a mapping must be"),
-        ([VIDEO | {"max_pixels": 9}, IMAGE | {"max_pixels": 8}], "differing max_pixels"),
+        ([VIDEO | {"max_pixels": 9}, IMAGE | {"max_pixels": 8}], "different max_pixels"),
     ],
 )
 def test_content_that_no_item_has_is_refused(content, named):
@@ -158,7 +158,7 @@ def test_content_that_no_item_has_is_refused(content, named):
     [
         (["assistant"], "role 'assistant'"),
         (["user", "assistant"], "role 'assistant'"),
-        (["user", "user"], "a further user message"),
+        (["user", "user"], "another user message"),
         (["system"], "no user message"),
         (["user", "system"], "a further system message"),
         (["system", "system", "user"], "a further system message"),
@@ -173,7 +173,7 @@ def test_turns_that_no_item_has_are_refused(roles, named):
 def test_odd_messages_are_refused():
     with pytest.raises(UserError, match="unknown key 'name'"):
         read_conversation([{"role": "user", "content": "a", "name": "b"}])
-    with pytest.raises(UserError, match="a system message must hold texts only"):
+    with pytest.raises(UserError, match="a system message must contain texts only"):
         read_conversation([{"role": "system", "content": [IMAGE]}])
     long = base64.b64encode(bytes(range(256))).decode()
     assert read_content([{"type": "image", "base64": long}]) == {"image": bytes(range(256))}

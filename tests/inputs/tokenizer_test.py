@@ -97,7 +97,7 @@ def test_the_right_tokenizer_passes_with_all_its_companions(path):
     since="0.2.0",
 )
 def test_an_id_past_the_embeddings_is_named(path):
-    with pytest.raises(UserError, match="entries are more than the model's 100"):
+    with pytest.raises(UserError, match="entries exceed the model's 100"):
         check_tokenizer(path, 100, {})
     edit(path, lambda f: f["model"]["vocab"].update(zzqq=SIZE))
     assert len(Tokenizer.from_file(str(path)).get_vocab()) < SIZE  # fewer entries, and yet

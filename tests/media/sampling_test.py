@@ -160,7 +160,7 @@ def test_an_item_s_sampling_of_frames(tmp_path):
 
 @pytest.mark.parametrize("key", ["min_frames", "max_frames"])
 def test_bounds_without_a_rate_are_a_mistake(key):
-    with pytest.raises(UserError, match=f"{key} is a bound where sampling goes by fps"):
+    with pytest.raises(UserError, match=f"{key} requires fps"):
         sampling_of(Item(video="v.mp4", **{key: 8}), InputSpec())
 
 
