@@ -350,16 +350,16 @@ def test_differences_are_named_by_their_field():
 # --- two hosts ---
 
 
-def on_host(source: str, output: str, told: dict) -> list[str]:
-    """What a host of the pair does; `told` may say other things to host 1. What was asked for."""
-    told |= told.get("host 1", {}) if jax.process_index() else {}
-    model = Lengths(told.get("weights", "a"), told.get("stop_after", 10**9))
+def on_host(source: str, output: str, options: dict) -> list[str]:
+    """What a host of the pair does; `options` may differ on host 1. Returns what the model was asked for."""
+    options |= options.get("host 1", {}) if jax.process_index() else {}
+    model = Lengths(options.get("weights", "a"), options.get("stop_after", 10**9))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "SHARED_S", 1)
         try:
             run(
-                Path(told.get("source", source)),
-                Path(told.get("output", output)),
+                Path(options.get("source", source)),
+                Path(options.get("output", output)),
                 "--shard-size",
                 "2",
                 model=model,
@@ -399,8 +399,8 @@ def test_two_hosts_divide_the_shards_and_give_the_files_of_one(two_hosts, folder
 def test_two_hosts_that_ended_go_on_where_they_were(two_hosts, folder, tmp_path):
     source, output = folder / "items.jsonl", tmp_path / "out"
     run(source, tmp_path / "alone", "--shard-size", "2")
-    told = {"stop_after": 0, "host 1": {"stop_after": 2}}  # both before they would meet
-    assert two_hosts.run(ON_HOST, str(source), str(output), told) == [[], ["b", "p"]]
+    options = {"stop_after": 0, "host 1": {"stop_after": 2}}  # both before they would meet
+    assert two_hosts.run(ON_HOST, str(source), str(output), options) == [[], ["b", "p"]]
     assert not (output / "manifest.json").exists()
     # Three shards are left, which are divided anew.
     again = two_hosts.run(ON_HOST, str(source), str(output), {})
@@ -411,8 +411,8 @@ def test_two_hosts_that_ended_go_on_where_they_were(two_hosts, folder, tmp_path)
 def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
     source, output = folder / "items.jsonl", tmp_path / "out"
     run(source, tmp_path / "alone", "--shard-size", "2")
-    told = {"stop_after": 0, "host 1": {"stop_after": 2}}
-    two_hosts.run(ON_HOST, str(source), str(output), told)
+    options = {"stop_after": 0, "host 1": {"stop_after": 2}}
+    two_hosts.run(ON_HOST, str(source), str(output), options)
     assert (output / "quarantine-1.jsonl").exists()
     with open(output / "quarantine-1.jsonl", "a") as file:
         file.write('{"id": "to')  # killed while it wrote
@@ -427,7 +427,7 @@ def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
     since="0.1.0",
 )
 @pytest.mark.parametrize(
-    "told, message",
+    "options, message",
     [
         (
             {"weights": "b"},
@@ -442,16 +442,16 @@ def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
         ({"host 1": {"source": "set"}}, "host 1 was started with --input."),
     ],
 )
-def test_what_two_hosts_refuse_both_say(two_hosts, folder, tmp_path, told, message):
+def test_what_two_hosts_refuse_both_say(two_hosts, folder, tmp_path, options, message):
     source, output = folder / "items.jsonl", tmp_path / "out"
     run(source, output, "--shard-size", "2")
     before = contents(output)
-    other = told.get("host 1", {})
+    other = options.get("host 1", {})
     for key in ("output", "source"):
         if other.get(key) in ("elsewhere", "set"):
             other[key] = str(tmp_path / other[key])
-    one, two = two_hosts.run(ON_HOST, str(source), str(output), told)
-    assert message in one and message in two  # each names the folder as it was told
+    one, two = two_hosts.run(ON_HOST, str(source), str(output), options)
+    assert message in one and message in two  # each names the folder by its own path
     assert contents(output) == before
 
 

@@ -125,8 +125,8 @@ def read(directory: Path) -> dict[tuple[str, str], dict]:
 
 
 def ids_of(directory: Path) -> dict[tuple[str, str], list[dict]]:
-    told = [record for _, record in read_records(directory / "negatives.jsonl")]
-    return {(one["source"], one["id"]): one["negatives"] for one in told}
+    records = [record for _, record in read_records(directory / "negatives.jsonl")]
+    return {(one["source"], one["id"]): one["negatives"] for one in records}
 
 
 def brute_force(pairs: Path, first: int, last: int, margin: float, share: float, own: bool):
@@ -188,12 +188,12 @@ def test_negatives_are_those_of_a_brute_force(pairs, tmp_path, first, last, marg
         assert [(one["rank"], one["id"]) for one in names[key]] == [
             (rank, name) for rank, _, name, _ in wanted
         ]
-    told = json.loads((tmp_path / "out" / "mining.json").read_text())["sources"]
-    lost = {name: its["lost"]["too few negatives"] for name, its in told.items()}
+    tallies = json.loads((tmp_path / "out" / "mining.json").read_text())["sources"]
+    lost = {name: its["lost"]["too few negatives"] for name, its in tallies.items()}
     assert sum(lost.values()) == len(few)
-    assert told["T2T_1"]["lost"]["query unreadable"] == 1
-    assert told["T2T_1"]["lost"]["positive unreadable"] == 1
-    assert sum(told["T2T_0"]["negative scores"]) == 2 * told["T2T_0"]["mined"]
+    assert tallies["T2T_1"]["lost"]["query unreadable"] == 1
+    assert tallies["T2T_1"]["lost"]["positive unreadable"] == 1
+    assert sum(tallies["T2T_0"]["negative scores"]) == 2 * tallies["T2T_0"]["mined"]
 
 
 @situation(
@@ -329,12 +329,12 @@ def on_host(pairs: str, output: str, options: list[str], stop_after: list[int]) 
     model, tiles = Prober(stop_after=stop_after[jax.process_index()]), []
     compare = Neighbours._compare
 
-    def told(self, search, numbers, advance):
+    def tallies(self, search, numbers, advance):
         tiles.extend(f"{search.name} {n}" for n in numbers)
         compare(self, search, numbers, advance)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Neighbours, "_compare", told)
+        patch.setattr(Neighbours, "_compare", tallies)
         try:
             mine(Path(pairs), Path(output), *options, model=model)
         except KeyboardInterrupt:
@@ -565,8 +565,8 @@ def test_items_that_are_the_same_count_each(tmp_path):
     assert [line["id"] for line in lines] == [f"positives/T2T_0/{n}" for n in range(20, 32)]
     assert {line["reason"] for line in lines} == {"bad"}
     mine(pairs, tmp_path / "out", *options, "--max-bad-share", "0.2")
-    told = json.loads((tmp_path / "out/mining.json").read_text())["sources"]["T2T_0"]
-    assert told["lost"]["positive unreadable"] == 12
+    tallies = json.loads((tmp_path / "out/mining.json").read_text())["sources"]["T2T_0"]
+    assert tallies["lost"]["positive unreadable"] == 12
     with pytest.raises(
         UserError, match="out lacks 12 of 60 pairs .positive unreadable., more than"
     ):

@@ -46,10 +46,10 @@ def test_an_import_walks_folders_as_embed_does(tmp_path):
     )
     (folder / "more").symlink_to("sub")
     (folder / "sub" / "up").symlink_to("..")
-    told = []
-    found = [path.relative_to(folder).as_posix() for path in input_files(folder, told.append)]
+    reports = []
+    found = [path.relative_to(folder).as_posix() for path in input_files(folder, reports.append)]
     assert found == ["a.jsonl", "more/b.jsonl", "sub/b.jsonl"]
-    assert told == [
+    assert reports == [
         f"{folder}: passed over 3 hidden or system files and folders ('.Trash-1', "
         "...), 2 links to folders that they are in ('more/up', ...)"
     ]

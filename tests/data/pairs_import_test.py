@@ -160,7 +160,7 @@ def test_tevatron_rows_with_a_corpus(run):
         {"docid": "v1", "text": "", "video": "a.mp4"},
         {"docid": 7, "title": "Red", "text": "a square", "image": None},
         {"docid": "v1", "text": "the id again"},
-        {"docid": "n", "document_text": "told otherwise", "document_image": None},
+        {"docid": "n", "document_text": "other words", "document_image": None},
     )
     rows = lines(
         "rows.jsonl",
@@ -178,15 +178,15 @@ def test_tevatron_rows_with_a_corpus(run):
             "negative_document_ids": ["7", "7", "7"],
         },
     )
-    told = run(*importing("tevatron", f"T2V_bars={rows}", options=("--corpus", corpus)))
+    printed = run(*importing("tevatron", f"T2V_bars={rows}", options=("--corpus", corpus)))
     red, video = Item(text="Red a square"), Item(video=CLIP)
     assert read("T2V_bars") == [
-        made("q1", "T2V_bars", Item(text="bars"), video, red, Item(text="told otherwise")),
+        made("q1", "T2V_bars", Item(text="bars"), video, red, Item(text="other words")),
         made("q2", "T2V_bars", Item(text="bars?"), video, red, red),
         made("q2/1", "T2V_bars", Item(text="bars?"), video, red, red),
     ]
-    assert "(corpus): 0 pairs, 0 negatives each, 0 bytes, 1 rejects (1 'a docid twice')" in told
-    assert "3 pairs, 2 negatives each" in told and "2 further negatives left out" in told
+    assert "(corpus): 0 pairs, 0 negatives each, 0 bytes, 1 rejects (1 'a docid twice')" in printed
+    assert "3 pairs, 2 negatives each" in printed and "2 further negatives left out" in printed
 
 
 def test_tevatron_rows_with_passages(run):
@@ -432,8 +432,8 @@ def test_bad_rows_are_rejects_with_their_reasons(run, format):
     name, good = GOOD[format]
     bad = BAD[format]
     rows = lines("rows.jsonl", good, *bad.values(), good)
-    told = run(*importing(format, f"{name}={rows}", options=("--max-reject-share", "0.95")))
-    assert f"{name}: 2 pairs" in told and f"{len(bad)} rejects" in told
+    printed = run(*importing(format, f"{name}={rows}", options=("--max-reject-share", "0.95")))
+    assert f"{name}: 2 pairs" in printed and f"{len(bad)} rejects" in printed
     assert len(read(name)) == 2
     rejects = [json.loads(line) for line in open("out/rejects.jsonl")]
     found = {(reject["place"], reject["reason"]) for reject in rejects}
@@ -556,7 +556,7 @@ def test_a_line_without_an_end_is_not_read_whole(run, monkeypatch):
 def test_show_and_check(run):
     inputs = f"T2V_x={lines('x.jsonl', *[PAIR] * 5)}", f"T2V_y={lines('y.jsonl', *[PAIR] * 3)}"
     run(*importing("pair", *inputs))
-    assert "T2V_y" in (told := run("show", "out")) and "'q'" in told
+    assert "T2V_y" in (printed := run("show", "out")) and "'q'" in printed
     assert "2 sources, 8 pairs, ready for batches of 3" in run("check", "out", "--batch-size", "3")
     with pytest.raises(UserError, match="'T2V_y' has 3 pairs, fewer than batch_size 4$"):
         run("check", "out", "--batch-size", "4")
@@ -597,10 +597,10 @@ def test_by_beam_the_same_pairs_come_out(run):
         rows = [{"id": f"{number}-{k}", **PAIR} for k in range(5)]
         lines(f"many/{number}.jsonl", *rows, PAIR | {"query": ""})
     options = ("--max-reject-share", "0.2")
-    told = run(*importing("pair", "T2V_x=many", options=(*options, "--beam")))
+    printed = run(*importing("pair", "T2V_x=many", options=(*options, "--beam")))
     found = read("T2V_x")
     os.rename("out", "beamed")
-    assert run(*importing("pair", "T2V_x=many", options=options)) == told
+    assert run(*importing("pair", "T2V_x=many", options=options)) == printed
     key = lambda pair: pair["id"]  # noqa: E731
     assert sorted(found, key=key) == sorted(read("T2V_x"), key=key)
     assert sum(1 for _ in open("beamed/rejects.jsonl")) == 4

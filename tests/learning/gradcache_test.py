@@ -86,9 +86,9 @@ def gradients(request):
 def test_gradients_are_those_of_the_whole_batch_dropout_included(gradients, request):
     """In chunks and on another mesh."""
     visual = request.node.callspec.params["gradients"]
-    (expected, told), (found, told_too) = gradients["whole"], gradients["chunks"]
-    for scalar in told:
-        assert told_too[scalar] == pytest.approx(told[scalar], rel=1e-4), scalar
+    (expected, scalars), (found, scalars_too) = gradients["whole"], gradients["chunks"]
+    for scalar in scalars:
+        assert scalars_too[scalar] == pytest.approx(scalars[scalar], rel=1e-4), scalar
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * largest, rtol=1e-3),

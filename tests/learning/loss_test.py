@@ -161,7 +161,7 @@ def test_all_vectors_equal_is_no_better_than_guessing():
     assert float(loss) == pytest.approx(math.log(B), rel=1e-5)
 
 
-# What each setting adds to the arrays of `hard_case`, and what the loops are told of it.
+# What each setting adds to the arrays of `hard_case`, and the same for the loops.
 SETTINGS = {
     "ids": ({}, {}),
     "cosine": ({"duplicate_cosine": 1e-5}, {"near": 1e-5}),
@@ -188,10 +188,10 @@ def hard_case():
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_what_is_no_negative(setting):
-    ours, told = SETTINGS[setting]
+    ours, settings = SETTINGS[setting]
     arrays, cfg = hard_case(), dataclasses.replace(PLAIN, **ours)
     loss, _ = info_nce(*arrays, cfg)
-    expected = by_loops(*map(_double, arrays), **told)
+    expected = by_loops(*map(_double, arrays), **settings)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     if setting != "ids":  # the setting matters in this case
         assert abs(float(loss) - float(info_nce(*arrays, PLAIN)[0])) > 1e-2

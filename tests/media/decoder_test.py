@@ -1,4 +1,4 @@
-"""Damage told from noise, leading pictures, and what the decoder must be told once."""
+"""Damage and noise, leading pictures, and what the decoder has to be configured for."""
 
 import io
 import logging
