@@ -351,7 +351,7 @@ def test_differences_are_named_by_their_field():
 
 
 def on_host(source: str, output: str, options: dict) -> list[str]:
-    """What a host of the pair does; `options` may differ on host 1. Returns what the model was asked for."""
+    """Embeds on a host of the pair; returns the requested ids. Options may differ on host 1."""
     options |= options.get("host 1", {}) if jax.process_index() else {}
     model = Lengths(options.get("weights", "a"), options.get("stop_after", 10**9))
     with pytest.MonkeyPatch.context() as patch:

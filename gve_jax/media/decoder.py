@@ -1,13 +1,13 @@
 """A decoder that tracks the packet of each frame and distinguishes damage from harmless errors.
 
-FFmpeg's decoders go on after an error and conceal it. Asked to stop at errors they are strict
-(`err_detect=explode`): what they accept then is accepted here. But those of H.264 and HEVC also
-stop at what harms no picture, a message for the player (SEI) that is cut short, say. So where one
-of them stops, the same packets are decoded once more by a forgiving decoder:
+FFmpeg's decoders continue after errors and conceal them, unless they are strict
+(`err_detect=explode`): what strict decoders accept is accepted. But those of H.264 and HEVC also
+stop at errors that change no picture, such as truncated supplemental enhancement information (SEI).
+So if one of them stops, the packets are decoded again by a forgiving decoder:
 
-* of HEVC, the strict one without the messages;
-* of H.264, the lenient one, whose complaints are judged: a frame flagged as corrupt, an error, and
-  a logged error that is not on the list below is damage.
+* for HEVC, the strict decoder without SEI;
+* for H.264, the lenient decoder; a frame that is flagged as corrupt, an error, or a logged error
+  that is not on the list below is damage.
 """
 
 import contextlib
@@ -22,27 +22,28 @@ from gve_jax.media import nal_units
 
 FORGIVING = ("h264", "hevc")
 
-# Errors that FFmpeg's H.264 logs while every picture stays as it was coded:
+# Errors that FFmpeg's H.264 decoder logs although every picture is decoded correctly:
 _NOISE = re.compile(
-    # messages for the player, which no picture depends on;
+    # SEI, which no picture depends on;
     r"\bSEI\b|in buffering period|pic_timing"
-    # a picture to be forgotten that is not there: it came before the point where decoding began, or
-    # is one of two fields. What still needs a missing picture is logged as well, in other words;
+    # removal of a missing reference picture: it was before the point where decoding began, or is
+    # one of two fields. A picture that needs a missing reference is logged separately;
     r"|mmco: unref short failure"
-    # a field whose other field was not there; the strict decoder logs it, too, and continues.
+    # a field without its other field; the strict decoder also logs it and continues.
     r"|co located POCs unavailable"
 )
 
 
 class Damaged(Exception):
-    """A picture cannot be decoded as it was coded."""
+    """A picture cannot be decoded correctly."""
 
 
 class Decoder:
     """Decodes the packets of one stream. `context` must not have decoded before.
 
     Args:
-      messages: what FFmpeg logs (`listen`), for the forgiving decoder; None for the strict one.
+      messages: FFmpeg's log messages (`listen`), for the forgiving decoder; None for the strict
+        one.
     """
 
     def __init__(self, context, messages: list | None = None):
@@ -60,16 +61,19 @@ class Decoder:
     def decode(
         self, packet, number: int, empty: bool = False
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(number of the packet it comes from, or -1; frame) of each frame that is ready. `packet`
-        is None at the end. `empty`: it holds no picture, which FFmpeg's H.264 calls an error.
+        """Yields (number of its packet, or -1; frame) for each frame that is ready.
+
+        Args:
+          packet: None at the end.
+          empty: the packet has no picture, which is an error for FFmpeg's H.264 decoder.
 
         Raises:
-          Damaged: also for errors of FFmpeg's.
+          Damaged: a damaged picture, or an error of FFmpeg.
         """
         if packet is not None and self._without_sei:
             packet = self._strip(packet)
         if packet is not None:
-            packet.opaque = [number]  # a list of its own: PyAV finds it again by its address
+            packet.opaque = [number]  # a new list: PyAV identifies it by its address
         if self._messages is not None:
             self._messages.clear()
         try:
@@ -103,9 +107,9 @@ _lock, _listeners, _before = threading.Lock(), 0, (None, True)
 
 @contextlib.contextmanager
 def listen() -> Iterator[list]:
-    """The errors that FFmpeg logs in this thread: (level, decoder, text).
+    """Collects the errors that FFmpeg logs in this thread: (level, decoder, text).
 
-    PyAV has one level for the whole process, which is put back by the last who listens.
+    PyAV's log level is global; the last listener restores it.
     """
     global _listeners, _before
     with _lock:

@@ -1,6 +1,6 @@
-"""Durations of frames as the container states them, without those that FFmpeg makes up.
+"""Durations of frames that the container states, without those that FFmpeg estimates.
 
-Most frames last until the next one. These numbers are needed for the last frame, which may be held
+Most frames last until the next one. The durations are needed for the last frame, which may be held
 much longer than the others (a slide, the end of a GIF).
 """
 
@@ -11,23 +11,23 @@ from gve_jax.media.packets import NO_TIME, Index
 from gve_jax.media.timeline import median
 from gve_jax.media.truncation import asf_is_live
 
-_TRIES = 100  # places in a table at which packets may lie
+_TRIES = 100  # offsets in a table at which packets may begin
 
 
 def durations(
     container, stream, file, index: Index, samples: mp4.Samples | None, last: int
 ) -> np.ndarray:
-    """int64 [N] in ticks, 0 where the file states none.
+    """Returns durations int64 [N] in ticks; 0 where the file states none.
 
     Args:
-      samples: those of an MP4, where its tables could be read.
-      last: the number of the last frame of an AVI, those that are shown by no chunk included.
+      samples: samples of an MP4 whose tables could be read.
+      last: number of the last frame of an AVI, including frames without a chunk.
     """
     kind = container.format.name
     if "mp4" in kind:
         return _end_edit(_of_frames(_of_samples(index, samples), index), index, samples)
     stated = np.zeros_like(index.duration)
-    if kind == "avi":  # which counts frames, or parts of them
+    if kind == "avi":  # its times count frames, or parts of frames
         held = last + 1 - index.dts[-1] if index.dts[-1] != NO_TIME else 0
         stated[-1] = held if held > _usual(index.dts) else 0
         return stated
@@ -38,16 +38,16 @@ def durations(
     usual = _usual(pts)
     if "matroska" in kind:
         stated = index.duration.copy()
-        # A made up one where none is stated: that of a parser (GIF's says 10 ms of every frame), or
-        # that of the rate, which is a tick if frames keep none.
-        made_up = stated == np.median(stated)
+        # FFmpeg estimates missing durations: that of a parser (GIF's is 10 ms for every frame), or
+        # that of the frame rate.
+        estimated = stated == np.median(stated)
         if index.rate:
-            made_up |= np.abs(stated - 1 / (index.rate * index.tick)) <= 1
-        stated[made_up & (stated < usual / 2)] = 0
+            estimated |= np.abs(stated - 1 / (index.rate * index.tick)) <= 1
+        stated[estimated & (stated < usual / 2)] = 0
         stated = _of_frames(stated, index)
     end = _end(container, stream, file, index)
-    # Ends are rounded, and count from the first frame or from before it: only a frame that is
-    # longer than usual by half of that is held.
+    # Ends are rounded, and relative to the first frame or to a time before it: a last frame counts
+    # as held only if it is at least half longer than usual.
     left = 0 if end is None else round(end / index.tick) - index.pts[number]
     if left > max(stated[number], usual) + usual / 2 + max(pts.min(), 0):
         stated[number] = left
@@ -55,15 +55,15 @@ def durations(
 
 
 def _usual(times: np.ndarray) -> float:
-    """The step that most frames take, in ticks; 0 where there is none."""
+    """Median step between frames, in ticks; 0 for a single frame."""
     return median(np.diff(np.sort(times)))
 
 
 def _end(container, stream, file, index: Index) -> float | None:
-    """Seconds at which the video ends by the header, None where that states nothing of it alone."""
+    """End of the video in seconds by the header; None if the header has none for this stream."""
     kind = container.format.name
     whole = None if container.duration is None else container.duration / 1e6
-    if kind == "ogg":  # the number of the last page, from the first frame on
+    if kind == "ogg":  # the granule position of the last page, relative to the first frame
         first = index.pts[index.shown].min() * index.tick
         length = stream.duration
         return None if length is None else first + float(length * stream.time_base)
@@ -77,11 +77,11 @@ def _end(container, stream, file, index: Index) -> float | None:
 
 
 def _asf_is_live(file) -> bool:
-    place = file.tell()
+    offset = file.tell()
     try:
         return asf_is_live(file)
     finally:
-        file.seek(place)
+        file.seek(offset)
 
 
 def _seconds(text: str) -> float | None:
@@ -100,8 +100,8 @@ def _last_shown(index: Index) -> int | None:
 
 
 def _of_samples(index: Index, samples: mp4.Samples | None) -> np.ndarray:
-    """Of the packets that an edit list leaves, found in the table by sizes and times. A parser
-    (that of VP9, say) gives packets the duration of a steady rate instead."""
+    """Durations in the sample table of the packets that an edit list leaves, found by sizes and
+    times. FFmpeg's parsers (such as VP9's) replace them by those of a constant rate."""
     count = len(index.size)
     if samples is None or count > len(samples.sizes):
         return index.duration
@@ -119,7 +119,8 @@ def _of_samples(index: Index, samples: mp4.Samples | None) -> np.ndarray:
 
 
 def _of_frames(stated: np.ndarray, index: Index) -> np.ndarray:
-    """With the duration of both fields at the first one of a frame whose fields are two packets."""
+    """Durations of frames whose fields are two packets, assigned to the packet of the first
+    field."""
     second, stated = np.flatnonzero(index.second), stated.copy()
     step = index.pts[second] - index.pts[second - 1]
     timed = (index.pts[second] != NO_TIME) & (index.pts[second - 1] != NO_TIME) & (step > 0)
@@ -129,8 +130,8 @@ def _of_frames(stated: np.ndarray, index: Index) -> np.ndarray:
 
 
 def _end_edit(stated: np.ndarray, index: Index, samples: mp4.Samples | None) -> np.ndarray:
-    """The last frame ends no later than the edit list, which may cut it. Durations are those of
-    decoding: of a last frame that is decoded before others the edit list alone states how long."""
+    """Limits the end of the last frame to that of the edit list. Durations are for decoding: if the
+    last frame is decoded before others, only the edit list states its duration."""
     last, stated = _last_shown(index), stated.copy()
     if last is None:
         return stated

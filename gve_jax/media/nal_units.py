@@ -6,17 +6,19 @@ _HEVC_SEI = (39, 40)  # nal_unit_type
 
 
 def open_header(header: bytes, codec: str) -> tuple[int, list[bytes]]:
-    """(bytes of the length that stands before each unit of a packet, or 0 where start codes do;
-    units of the header itself) of the extradata of a decoder: an avcC or hvcC box, or plain units.
+    """Parses the extradata of a decoder: an avcC or hvcC box, or plain units.
+
+    Returns the size of the length field before each unit of a packet (0 for start codes), and the
+    units of the header.
     """
     if header[:1] != b"\1":
         return 0, list(split(header, 0))
-    place, units = (21, _hvcc_units) if codec == "hevc" else (4, _avcc_units)
-    return (header[place] & 3) + 1 if len(header) > place else 4, list(units(header))
+    offset, units = (21, _hvcc_units) if codec == "hevc" else (4, _avcc_units)
+    return (header[offset] & 3) + 1 if len(header) > offset else 4, list(units(header))
 
 
 def split(data: bytes, length: int) -> Iterator[bytes]:
-    """The units of a packet; the last one may be cut short."""
+    """Yields the units of a packet; the last one may be truncated."""
     at = 0
     if length and not data.startswith(b"\0\0\0\1"):
         while at + length < len(data):
@@ -38,7 +40,7 @@ def split(data: bytes, length: int) -> Iterator[bytes]:
 
 
 def without_sei(data: bytes, length: int) -> bytes:
-    """A packet of HEVC without its messages to the player."""
+    """Removes supplemental enhancement information (SEI) from a packet of HEVC."""
     units = list(split(data, length))
     kept = [unit for unit in units if unit[0] >> 1 & 63 not in _HEVC_SEI]
     if len(kept) == len(units):
@@ -48,7 +50,7 @@ def without_sei(data: bytes, length: int) -> bytes:
 
 
 def header_without_sei(header: bytes) -> bytes:
-    """An hvcC box without its messages to the player."""
+    """Removes supplemental enhancement information (SEI) from an hvcC box."""
     if header[:1] != b"\1" or len(header) < 23:
         return without_sei(header, 0)
     kept = [(kind, units) for kind, units in _arrays(header) if kind & 63 not in _HEVC_SEI]
@@ -60,12 +62,12 @@ def header_without_sei(header: bytes) -> bytes:
 
 
 def unescape(data: bytes) -> bytes:
-    """The payload of a unit, without the bytes that keep it from looking like a start code."""
+    """Returns the payload of a unit, without emulation prevention bytes."""
     return data.replace(b"\0\0\3", b"\0\0")
 
 
 class Bits:
-    """The bits of a header, from the first on; IndexError behind the last."""
+    """Reads the bits of a header in order; raises IndexError after the last."""
 
     def __init__(self, data: bytes):
         self._value, self._left = int.from_bytes(data), 8 * len(data)
@@ -77,7 +79,7 @@ class Bits:
         return self._value >> self._left & (1 << count) - 1
 
     def golomb(self) -> int:
-        """An unsigned Exp-Golomb code."""
+        """Reads an unsigned Exp-Golomb code."""
         zeros = 0
         while not self.take(1):
             zeros += 1

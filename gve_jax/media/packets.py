@@ -11,22 +11,22 @@ NO_TIME = np.iinfo(np.int64).min
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """The packets of one video stream, in the order of the file, which is that of decoding.
+    """The packets of a video stream, in the order of the file, which is that of decoding.
 
     Attributes:
       pts, dts: int64 [N], times of showing and decoding in `tick`s; NO_TIME where unknown.
-      size, duration: int64 [N], bytes; ticks, 0 where the file does not state it. A frame of two
-        fields lasts as long as both: the first field's packet says so.
-      key: bool [N], what the container calls a keyframe.
-      shown: bool [N], false for packets that give no frame of their own: an edit list cuts it away,
-        or it holds none (others may need them).
-      state: bool [N], packets with side data that decoding the later ones needs.
-      holds: int64 [N], what a packet holds, of the kinds in `pictures`.
+      size, duration: int64 [N], in bytes; in ticks, 0 where the file states none. The first packet
+        of a frame of two fields has the duration of both.
+      key: bool [N], whether the container marks the packet as a keyframe.
+      shown: bool [N], False for packets without a frame that is shown: an edit list removes it, or
+        the packet has none (other packets may need it).
+      state: bool [N], whether decoding later packets requires side data of the packet.
+      holds: int64 [N], content of the packet, one of the constants in `picture_headers`.
       tick: seconds.
-      rate: frames a second, as the container declares or FFmpeg estimates them; 0 where unknown.
-      timed: whether the container states times at all; bare streams do not, and FFmpeg counts.
-      showing: whether it states times of showing; AVI does not, and FFmpeg guesses them.
-      restarts: whether the clock of such a container may restart or jump between recordings.
+      rate: frames per second that the container declares or FFmpeg estimates; 0 if unknown.
+      timed: whether the container has timestamps; in elementary streams, FFmpeg counts frames.
+      showing: whether it has times of showing; in AVI, FFmpeg guesses them.
+      restarts: whether the clock of the container may restart or jump between recordings.
     """
 
     pts: np.ndarray
@@ -45,10 +45,10 @@ class Index:
 
     @property
     def second(self) -> np.ndarray:
-        """bool [N], the second field of the frame that the packet before began."""
+        """bool [N], whether a packet is the second field of the frame of the previous packet."""
         return self.holds == picture_headers.SECOND_FIELD
 
     @property
     def owner(self) -> np.ndarray:
-        """int64 [N], the packet that begins the frame to which a packet belongs."""
+        """int64 [N], the first packet of each packet's frame."""
         return np.arange(len(self.second)) - self.second

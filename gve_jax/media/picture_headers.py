@@ -1,8 +1,7 @@
-"""Classifies packets by their picture headers: most hold a frame, some the second field of one,
-some nothing that is ever shown.
+"""Classifies packets by their picture headers: frames, second fields, hidden and empty packets.
 
-Headers are read only so far as that takes, and no picture is decoded. What cannot be read counts as
-a frame: if it is not one, decoding finds out.
+Headers are parsed only as far as necessary, and no picture is decoded. Packets that cannot be
+parsed count as frames: if they are not, decoding reveals it.
 """
 
 import re
@@ -13,25 +12,25 @@ import numpy as np
 from gve_jax.media import nal_units
 from gve_jax.media.nal_units import Bits
 
-# HIDDEN: a picture, but never shown; EMPTY: no picture; LEADING: a frame that refers to pictures
+# HIDDEN: a picture that is never shown; EMPTY: no picture; LEADING: a frame that refers to pictures
 # before the first keyframe.
 FRAME, SECOND_FIELD, HIDDEN, EMPTY, LEADING = range(5)
 
-# A sample of an MP4 of at least so many bytes holds a picture. Smaller ones are looked at: they may
-# hold nothing but parameters or messages to the player, or say that a frame was left out.
-SMALL = HEAD = 2048  # HEAD: bytes at the beginning in which a first picture's header lies
-_HEADER = 64  # bytes that the fields wanted of a header lie in
+# Samples of an MP4 of at least SMALL bytes have a picture. Smaller ones are parsed: they may have
+# only parameters or SEI, or mark a skipped frame.
+SMALL = HEAD = 2048  # HEAD: bytes of a packet that contain the header of its first picture
+_HEADER = 64  # bytes that contain the required fields of a header
 
-# Side data that the demuxer delivers once, with the packet at which the decoder's state changes.
+# Side data that the demuxer delivers once, with the packet that changes the decoder's state.
 _STATE = ("palette", "new_extradata", "param_change")
 
-# The first byte of a slice's NAL unit, and a delimiter that may stand before it.
+# The first byte of a slice's NAL unit, and an optional delimiter before it.
 _SLICES = {
     "h264": ((0x01, 0x21, 0x41, 0x61, 0x25, 0x45, 0x65), rb"\x09."),
     "hevc": (range(64), rb"\x46\x01."),
 }
 _H264_PICTURES = (1, 2, 5)  # nal_unit_type of a slice, of its partition A, of an IDR slice
-# NAL units without a part of the picture, and the bytes that one has at most (None: any number).
+# NAL units without a part of the picture, and their maximum size in bytes (None: any).
 _H264_OTHERS = {
     6: None,
     7: None,
@@ -52,7 +51,7 @@ _HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 
 
 def carries_state(packet) -> bool:
-    """Whether decoding later packets needs what comes with this one beside its data."""
+    """Whether decoding later packets requires the side data of this one."""
     return any(side.data_type in _STATE for side in packet.iter_sidedata())
 
 
@@ -62,15 +61,16 @@ class Headers:
     def __init__(self, context):
         self.codec, self._intra = context.codec.canonical_name, context.codec.intra_only
         self._read = getattr(self, f"_read_{self.codec}", None)
-        self._leads: bool | None = None  # the first keyframe is right before; None: did not come
+        # Whether packets so far lead the first keyframe; None before it.
+        self._leads: bool | None = None
         self._searched = self.codec in ("h264", "hevc", "mpeg4")  # for start codes
         self._slice: re.Pattern | None = None
-        # bool [256], whether a packet that begins so (behind its first length) begins with a slice.
+        # bool [256], whether a packet begins with a slice, by its first byte after the length.
         self.slices: np.ndarray | None = None
-        self.length = 0  # bytes of the length before each NAL unit; 0: start codes
+        self.length = 0  # size of the length before each NAL unit; 0 for start codes
         self._sps, self._pps, self._first = {}, {}, None
-        self.fields = False  # whether a packet may hold one field of a frame
-        # packed: a packet came with two frames of MPEG-4, and none yet that makes up for it.
+        self.fields = False  # whether a packet may be one field of a frame
+        # packed: a packet had two frames of MPEG-4, and its placeholder is still to come.
         self._time_bits, self._packed = 0, False
         header = bytes(context.extradata or b"")
         if self.codec in ("h264", "hevc"):
@@ -80,11 +80,11 @@ class Headers:
 
     @property
     def known(self) -> bool:
-        """Whether this codec's headers say which packets hold a frame."""
+        """Whether the headers of this codec tell which packets have a frame."""
         return self._read is not None or self.codec in ("mpeg1video", "mpeg2video") or self._intra
 
     def read(self, packet) -> int:
-        """FRAME, SECOND_FIELD, HIDDEN, EMPTY or LEADING."""
+        """Returns FRAME, SECOND_FIELD, HIDDEN, EMPTY or LEADING."""
         if self._leads is None:
             self._leads = True if packet.is_keyframe else None
         elif self._leads:
@@ -104,7 +104,7 @@ class Headers:
         return holds
 
     def read_bytes(self, data) -> int:
-        """As `read`, for the bytes of a packet, or its first ones."""
+        """As `read`, for all or the first bytes of a packet."""
         if self._read is None:
             return FRAME
         try:
@@ -113,13 +113,13 @@ class Headers:
             return FRAME
 
     def _begins_with_slice(self, data) -> bool:
-        """A short way to the answer for most packets; false where it is not certain."""
+        """A fast check for most packets; False if uncertain."""
         if self._slice is None or self.fields:
             return False
         return bool(self._slice.match(data, self.length))
 
     def refers_back(self, data: bytes) -> bool:
-        """Whether a packet right after the first keyframe, or after others like it, leads."""
+        """Whether a packet after the first keyframe, or after leading ones, is leading."""
         if self.codec == "hevc":
             return any(unit[0] >> 1 & 63 in (8, 9) for unit in self._nal_units(data))  # RASL
         if self.codec == "mpeg4":
@@ -163,9 +163,9 @@ class Headers:
         return HIDDEN if hidden else FRAME
 
     def _read_mpeg4(self, data: bytes) -> int:
-        """HIDDEN: a VOP that is not coded, so that the frame before it lasts longer. In a packed
-        stream it stands for the frame that came with an earlier packet: each packet from there on
-        gives the frame of the one before."""
+        """HIDDEN for a VOP that is not coded, which extends the previous frame. In a packed stream
+        it is the placeholder of a frame that an earlier packet contained: packets from there on
+        give the frame of the previous packet."""
         self._read_vol(data)
         at = data.find(b"\0\0\1\xb6")
         if at >= 0 and data.find(b"\0\0\1\xb6", at + 4) >= 0:
@@ -178,7 +178,7 @@ class Headers:
         while bits.take(1):
             pass
         bits.take(1 + self._time_bits + 1)
-        ends = at + _HEADER >= len(data) and bits.left < 32  # nothing follows but stuffing
+        ends = at + _HEADER >= len(data) and bits.left < 32  # only stuffing follows
         if bits.take(1) or not ends:
             return FRAME
         packed, self._packed = self._packed, False
@@ -268,14 +268,14 @@ class Headers:
             pass
 
     def _read_slice(self, unit: bytes):
-        """(frame_num, bottom_field_flag or None of a frame) of the first slice of a picture."""
+        """(frame_num, bottom_field_flag or None) of the first slice of a picture."""
         bits = Bits(nal_units.unescape(unit[1:_HEADER]))
-        if bits.golomb():  # of a later one
+        if bits.golomb():  # a later slice
             return None
         bits.golomb()
         sps = self._sps.get(self._pps.get(bits.golomb()))
         if sps is None:
-            raise ValueError("parameters that were not seen")
+            raise ValueError("unknown parameters")
         frame_bits, frames_only, planes = sps
         bits.take(2 * planes)
         number = bits.take(frame_bits)
@@ -284,7 +284,7 @@ class Headers:
 
 
 def _is_aside(unit: bytes, kind: int, others: dict) -> bool:
-    """Whether a NAL unit is of those that hold no part of a picture, and of a size it may have."""
+    """Whether a NAL unit has no part of a picture, by its kind and size."""
     most = others.get(kind, 0)
     return most is None or len(unit.rstrip(b"\0")) <= most
 

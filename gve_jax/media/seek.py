@@ -1,4 +1,4 @@
-"""Seeking: decodes the wanted frames and as few others as exact pixels allow."""
+"""Seeking: decodes wanted frames, and only those others that exact pixels require."""
 
 import dataclasses
 import itertools
@@ -13,17 +13,17 @@ from gve_jax.media.decoder import Damaged, Decoder, listen
 from gve_jax.media.packets import NO_TIME, Index
 from gve_jax.media.picture_headers import EMPTY, LEADING
 
-# Codecs whose decoders pass over what nothing refers to (H.264 by nal_ref_idc, MPEG-4 B-VOPs).
+# Codecs whose decoders can skip non-reference pictures (H.264 by nal_ref_idc, MPEG-4 B-VOPs).
 _DISPOSABLE = ("h264", "mpeg4")
-_BACK = (0.0, 0.0, 1.0, 5.0)  # seconds before a keyframe at which a seek aims, one after the other
+_BACK = (0.0, 0.0, 1.0, 5.0)  # seconds before a keyframe that successive seeks aim at
 
 
 class Lost(Exception):
-    """Seeking did not give what the index says: decode from the beginning instead."""
+    """Seeking contradicts the index: decode from the beginning instead."""
 
 
 class Fewer(Exception):
-    """All packets decode without a complaint, but to fewer frames than the index says.
+    """All packets decode without an error, but to fewer frames than the index has.
 
     Attributes:
       numbers: int64, the packets that gave a frame, in the order of showing.
@@ -36,14 +36,14 @@ class Fewer(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How to get at the frames of a stream.
+    """How to decode the frames of a stream.
 
     Attributes:
-      usable: bool [N], the packets that can be decoded at all.
-      starts: int64 [N], the packet from which decoding must begin to give a packet's frame; None
-        where frames cannot be found by seeking: all is decoded then.
-      numbers: the packets of the frames in the order of showing (of decoding, where `starts` is
-        None: no more is known than how many there are).
+      usable: bool [N], whether a packet can be decoded.
+      starts: int64 [N], the packet from which decoding must begin for a packet's frame; None if
+        frames cannot be found by seeking, so that all packets are decoded.
+      numbers: the packets of the frames in the order of showing, or of decoding if `starts` is None
+        (only their number is known then).
     """
 
     usable: np.ndarray
@@ -52,11 +52,12 @@ class Plan:
 
 
 def make_plan(container, stream, index: Index, reopen: Callable) -> Plan:
-    """Seeking needs a time for every frame, each its own, and decoding that goes forward in time.
+    """Returns the plan of a stream. Seeking requires distinct times of frames and increasing times
+    of decoding.
 
-    A recording of MPEG-TS begins anywhere: its frames before the first keyframe are left out. So
-    are, in any container, the leading pictures of the first keyframe that refer to pictures before
-    it: the standards say that they are not shown. Which they are is tried on what `reopen` opens.
+    A recording of MPEG-TS may begin anywhere: frames before the first keyframe are left out. So
+    are, in any container, leading pictures of the first keyframe that refer to pictures before it,
+    which are not shown by the standards; they are found by decoding what `reopen` opens.
     """
     usable, starts = np.ones(len(index.key), bool), None
     recording = container.format.name == "mpegts"
@@ -67,7 +68,7 @@ def make_plan(container, stream, index: Index, reopen: Callable) -> Plan:
     dts, times = index.dts[usable & (index.dts != NO_TIME)], index.pts[index.shown & usable]
     timed = (times != NO_TIME).all() and len(np.unique(times)) == len(times)
     timed = timed and (np.diff(dts) >= 0).all() and _shows_times(container, stream)
-    # What comes with one packet only, such as a palette, a seek would pass by.
+    # A seek would skip state that comes with one packet only, such as a palette.
     if timed and index.key.any() and not index.state.any():
         starts = entry_points(index)
         first = int(index.key.argmax())
@@ -81,8 +82,8 @@ def make_plan(container, stream, index: Index, reopen: Callable) -> Plan:
 
 
 def _shows_times(container, stream) -> bool:
-    """Whether the times of packets are those of showing. AVI has none but of decoding, and so has
-    what Matroska takes over from it; they are the same where no frame is moved."""
+    """Whether packets have times of showing. AVI, and its codecs in Matroska, have times of
+    decoding only, which are the same if no frame is reordered."""
     legacy = container.format.name == "avi" or (
         "matroska" in container.format.name and stream.codec_context.codec_tag.strip("\0")
     )
@@ -91,11 +92,11 @@ def _shows_times(container, stream) -> bool:
 
 
 def entry_points(index: Index) -> np.ndarray:
-    """int64 [N]: the packet from which decoding must begin to give each packet's frame; -1 where
-    none is known (a recording that begins between two keyframes).
+    """Returns int64 [N], the packet from which decoding must begin for each packet's frame; -1 if
+    unknown (a recording that begins between two keyframes).
 
-    It is the last keyframe, or the one before for a frame that is shown before that keyframe: in an
-    open GOP such a frame refers to the frames before it too.
+    It is the last keyframe, or the previous one for a frame that is shown before that keyframe: in
+    an open GOP such a frame also refers to earlier frames.
     """
     keys, owner = np.flatnonzero(index.key), index.owner
     at = np.searchsorted(keys, owner, side="right") - 1
@@ -105,11 +106,11 @@ def entry_points(index: Index) -> np.ndarray:
 
 
 def _drop_leading(index: Index, usable: np.ndarray, reopen: Callable) -> bool:
-    """Marks the leading pictures of the first keyframe that do not decode as not usable; false
-    where it cannot be found out.
+    """Marks leading pictures of the first keyframe that do not decode as unusable; returns False if
+    they cannot be determined.
 
-    They follow the keyframe in the file and are shown before it. Where they were cut to before time
-    0, Matroska has no times for them, and other muxers give them wrong ones.
+    They follow the keyframe in the file and are shown before it. If they are before time 0 after a
+    cut, Matroska has no times for them, and other muxers write wrong times.
     """
     first, second = (*np.flatnonzero(index.key)[:2].tolist(), len(index.key))[:2]
     times = index.pts[index.owner]
@@ -131,8 +132,8 @@ def _drop_leading(index: Index, usable: np.ndarray, reopen: Callable) -> bool:
 def _decodable(
     container, stream, index: Index, first: int, doubtful: np.ndarray, messages: list
 ) -> set[int]:
-    """The packets that give a frame if decoding begins at `first`, up to the last doubtful one, of
-    a stream just opened."""
+    """Returns the packets that give a frame if decoding begins at `first`, up to the last doubtful
+    one. The stream was just opened."""
     decoder, shown = Decoder(stream.codec_context, messages), set()
     last = int(np.flatnonzero(doubtful)[-1])
     last += index.second[last + 1 : last + 2].sum()
@@ -156,14 +157,14 @@ def decode_wanted(
     take: Callable,
     messages: list | None = None,
 ) -> None:
-    """Calls `take(number, frame)` once for each packet number in `wanted`, in no certain order.
+    """Calls `take(number, frame)` once for each packet number in `wanted`, in any order.
 
     Raises:
-      Lost: the stream is not as its index says.
-      Damaged: a picture that was decoded is damaged.
+      Lost: the stream contradicts its index.
+      Damaged: a decoded picture is damaged.
     """
     wanted, reader = set(wanted), _Reader(container, stream, index)
-    # As lists: a number of an array costs more than a packet's other bookkeeping.
+    # As lists, because indexing arrays costs more than the other work per packet.
     owner, times = index.owner.tolist(), index.pts[index.owner].tolist()
     starts, usable, holds = plan.starts.tolist(), plan.usable.tolist(), index.holds.tolist()
     found, entered, shown = set(), set(), -np.inf
@@ -176,7 +177,7 @@ def decode_wanted(
                 raise Lost("frames are not shown in the order of their times")
             shown = times[number]
             if number in entered and not (frame.key_frame and frame.pict_type == PictureType.I):
-                raise Lost("what the container calls a keyframe is none")
+                raise Lost("the container marks a frame as a keyframe that is not one")
             entered.discard(number)
             if number in wanted and number not in found:
                 found.add(number)
@@ -186,7 +187,7 @@ def decode_wanted(
     skips, skipping = _skips(context), False
     position = start = -1
     targets = sorted(wanted)
-    # A leading frame needs an earlier start than the keyframe that comes before it in the file.
+    # A leading frame needs an earlier start than the keyframe before it in the file.
     needed = np.minimum.accumulate(plan.starts[targets][::-1])[::-1]
     second = [*index.second.tolist(), False]
     for target, first in zip(targets, needed.tolist(), strict=True):
@@ -218,22 +219,22 @@ def decode_all(
     stream,
     index: Index,
     plan: Plan,
-    places,
+    positions,
     take: Callable,
     messages: list | None = None,
 ) -> None:
-    """Calls `take(place, frame)` for the frames at these places in the order of showing; the stream
-    was just opened.
+    """Calls `take(position, frame)` for the frames at `positions` in the order of showing. The
+    stream was just opened.
 
     Raises:
       Damaged: a picture of any packet is damaged.
-      Fewer: the usable packets hold fewer frames than the plan says, or more.
+      Fewer: the usable packets have fewer or more frames than the plan.
     """
-    places, numbers, decoder = set(places), [], Decoder(stream.codec_context, messages)
+    positions, numbers, decoder = set(positions), [], Decoder(stream.codec_context, messages)
 
     def receive(packet, number, empty=False):
         for each, frame in decoder.decode(packet, number, empty):
-            if len(numbers) in places:
+            if len(numbers) in positions:
                 take(len(numbers), frame)
             numbers.append(each)
 
@@ -253,7 +254,7 @@ def _skips(context) -> bool:
 
 
 def _one_layer(context) -> bool:
-    """HEVC's pictures without references are so within their own temporal layer only."""
+    """HEVC's non-reference pictures are so within their temporal layer only: there must be one."""
     header = context.extradata or b""
     if context.codec.canonical_name != "hevc" or len(header) < 23 or header[0] != 1:
         return False
@@ -261,19 +262,19 @@ def _one_layer(context) -> bool:
 
 
 class _Reader:
-    """The packets of a stream by their number in the index."""
+    """Reads the packets of a stream by their number in the index."""
 
     def __init__(self, container, stream, index: Index):
         self._container, self._stream, self._index = container, stream, index
         self._pts, self._sizes = index.pts.tolist(), index.size.tolist()
         self._numbers = {pts: number for number, pts in enumerate(self._pts)}
-        if len(self._numbers) < len(self._pts):  # times that do not tell a packet from another
+        if len(self._numbers) < len(self._pts):  # times of more than one packet
             times, counts = np.unique(index.pts, return_counts=True)
             self._numbers |= dict.fromkeys(times[counts > 1].tolist())
         self._packets, self._packet = iter(()), None
 
     def go(self, number: int) -> None:
-        """Seeks to a packet: `take` gives it next."""
+        """Seeks to a packet, which `take` returns next."""
         index = self._index
         times = (index.pts[number], min(index.pts[number], index.dts[number]))
         for back, time in zip(_BACK, (*times, times[1], times[1]), strict=True):
@@ -281,20 +282,20 @@ class _Reader:
                 continue
             try:
                 self._container.seek(int(time - back / index.tick), stream=self._stream)
-            except av.FFmpegError:  # nothing to go by, as in an FLV of one frame
+            except av.FFmpegError:  # no index entries, as in an FLV of one frame
                 continue
             self._packets = packets(self._container, self._stream)
             at = self._next_known()
             if at is not None and at <= number:
                 break
         else:
-            raise Lost("a seek goes past its aim")
+            raise Lost("a seek goes past its target")
         while at < number:
             self.take(at)
             at += 1
 
     def take(self, number: int):
-        """The packet of that number, which must be the next one."""
+        """Returns packet `number`, which must be the next one."""
         packet, self._packet = self._packet, None
         if packet is None:
             packet = next(self._packets, None)
@@ -307,7 +308,7 @@ class _Reader:
         return pts == self._pts[number] and packet.size == self._sizes[number]
 
     def _next_known(self) -> int | None:
-        """The number of the next packet whose time is like no other's; None at the end."""
+        """Returns the number of the next packet with a unique time; None at the end."""
         for packet in self._packets:
             pts = NO_TIME if packet.pts is None else packet.pts
             number = self._numbers.get(pts, -1)

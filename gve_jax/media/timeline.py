@@ -1,4 +1,4 @@
-"""Presentation times of the frames of a video file, from the times and durations it states."""
+"""Presentation times of the frames of a video file, from its timestamps and durations."""
 
 import numpy as np
 
@@ -7,26 +7,26 @@ from gve_jax.media.limits import Limits
 from gve_jax.media.packets import NO_TIME, Index
 from gve_jax.media.sampling import Timeline
 
-# In containers whose clock may restart, a longer step (in seconds, and in usual steps) is no time
-# that passes; FFmpeg's own program has the same 10 s.
+# In containers whose clock may restart, a step that is longer (in seconds, and in usual steps) is a
+# discontinuity of the clock; the ffmpeg program uses the same 10 s.
 _JUMP_SECONDS, _JUMP_STEPS = 10.0, 10.0
-# How far back frames may go that are shown in another order than they are decoded in.
+# How far back timestamps may go because frames are shown in another order than decoded.
 _BACK_SECONDS, _BACK_STEPS = 1.0, 16.0
 
 
 def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Timeline:
-    """When the frames are shown, `shown` being their packets.
+    """Returns when the frames of the packets `shown` are shown.
 
-    Where all times are within a tick of those of the declared rate, that rate counts (as it does in
-    the reference, which knows no other). Otherwise the times count: a frame lasts until the next,
-    the last one as long as the file states, or else as frames mostly do. Without times that differ,
-    the declared rate is all there is.
+    If all timestamps are within a tick of those of the declared rate, that rate is used, as in the
+    reference, which supports nothing else. Otherwise timestamps are used: a frame lasts until the
+    next one, the last frame as long as the file states, or as most frames do. Without distinct
+    timestamps, the declared rate is used.
 
     Raises:
-      MediaError: a video longer than the limit, or without times and without a rate.
+      MediaError: a video longer than the limit, or without timestamps and rate.
     """
     total, times, tick, rate = len(shown), index.pts[shown], index.tick, index.rate
-    if not index.showing or (times == NO_TIME).any():  # each has the time of one decoded with it
+    if not index.showing or (times == NO_TIME).any():  # decoding times are those of other frames
         times = index.dts[shown]
     recording = _recordings(index)
     if recording is None:
@@ -47,7 +47,7 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
         ticks = tick * (1 + len(breaks))
         off = np.abs(begins - np.arange(total) / rate).max()
         even = off <= min(1.001 * ticks, 0.5 / rate)
-        if final:  # a last frame that is held is no frame at the declared rate
+        if final:  # a last frame that is held deviates from the declared rate
             late = abs(begins[-1] + final - total / rate)
             even = even and late <= min(2.001 * ticks, 0.5 / rate)
     if not even:
@@ -55,7 +55,7 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
         last = final or median(recent if len(recent) else steps) * tick
         if not timed or not last:
             raise MediaError(
-                f"{name}: no frame rate and no times of frames; to give it a rate: "
+                f"{name}: no frame rate and no timestamps; to set a rate: "
                 "ffmpeg -r RATE -i INPUT OUTPUT.mp4"
             )
         begins = np.append(begins, begins[-1] + last)
@@ -68,14 +68,14 @@ def timeline(index: Index, shown: np.ndarray, name: str, limits: Limits) -> Time
 
 
 def median(steps: np.ndarray) -> float:
-    """The middle one, 0 of none; of a few numbers numpy's own takes ten times as long."""
+    """Upper median; 0 for no steps. For few numbers, np.median takes ten times as long."""
     return float(np.sort(steps)[len(steps) // 2]) if len(steps) else 0.0
 
 
 def _steps(times: np.ndarray, recording: np.ndarray | None, index: Index):
-    """The steps from each frame to the next in ticks, and the numbers of those that are breaks:
-    where a recording ends, and where the clock jumps ahead in a container whose clock may do so.
-    The last frame before a break lasts as long as those before it mostly do."""
+    """Steps from each frame to the next in ticks, and the indices of breaks: ends of recordings,
+    and jumps of the clock in containers whose clock may jump. The last frame before a break gets
+    the median duration of the frames before it."""
     steps = np.diff(times).astype(float)
     jump = _JUMP_SECONDS / index.tick
     if recording is None and not (index.restarts and (steps > jump).any()):
@@ -95,13 +95,13 @@ def _steps(times: np.ndarray, recording: np.ndarray | None, index: Index):
 
 
 def _recordings(index: Index) -> np.ndarray | None:
-    """int64 [N], which recording each packet belongs to: a new one begins where the clock goes
-    back, both for decoding and for showing, by more than frames out of order do. None for one."""
+    """int64 [N], the recording of each packet; None for a single one. A recording begins where the
+    clock goes back, for decoding and showing, by more than reordered frames do."""
     known = index.dts != NO_TIME
     if not known.any() or known.all() and not (np.diff(index.dts) < 0).any():
         return None
     before = np.maximum.accumulate(np.where(known, np.arange(len(known)), known.argmax()))
-    dts = index.dts[before]  # that of the packet before, where there is none
+    dts = index.dts[before]  # missing ones are those of the previous packet
     pts = np.where(index.pts == NO_TIME, dts, index.pts)
     steps = np.diff(dts)
     if not (steps < 0).any():
@@ -111,7 +111,7 @@ def _recordings(index: Index) -> np.ndarray | None:
     for at, (time, step, key) in enumerate(
         zip(pts[1:].tolist(), steps.tolist(), index.key[1:].tolist(), strict=True), 1
     ):
-        # A keyframe is shown after what comes before it: any way back is a new clock.
+        # Frames before a keyframe are shown before it: any step back is a new clock.
         near = index.restarts and key
         if step < 0 and time < latest - (0 if near else far):
             number, latest = number + 1, time

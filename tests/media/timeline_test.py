@@ -252,7 +252,7 @@ def test_times_that_are_unknown():
     assert seconds(made(unknown, [0, 100, 200, 600])) == pytest.approx(0.7)
     assert seconds(made([0, 100, 200, 600], timed=False)) == pytest.approx(0.4)
     assert seconds(made([0, 1, 2, 3], [0, 100, 200, 600], showing=False)) == pytest.approx(0.7)
-    with pytest.raises(MediaError, match="no frame rate and no times of frames.*ffmpeg -r"):
+    with pytest.raises(MediaError, match="no frame rate and no timestamps.*ffmpeg -r"):
         seconds(made(unknown, unknown, rate=0.0))
     assert seconds(made([0, 100, 200, 600], rate=0.0)) == pytest.approx(0.7)
     assert seconds(made([0], rate=0.0, duration=np.array([9000]))) == pytest.approx(9.0)
