@@ -1,4 +1,4 @@
-"""GIF, APNG and animated WebP, with the times their frames state."""
+"""Decodes GIF, APNG and animated WebP, with the durations of their frames."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,11 @@ from gve_jax.media.pixels import check_mode, exif_orientation, load_image, turn
 from gve_jax.media.sampling import Sampling, Timeline, sample
 
 _FORMATS = ("GIF", "PNG", "WEBP")
-_SHORTEST, _USUAL = 0.01, 0.1  # seconds: browsers show a frame of 0 to 10 ms for 100 ms
+_SHORTEST, _USUAL = 0.01, 0.1  # seconds: browsers show frames of 0 to 10 ms for 100 ms
 
 
 def is_animation(source) -> bool:
-    """Whether a path or bytes are in a format of this file."""
+    """Whether a path or bytes are in one of these formats."""
     if isinstance(source, bytes):
         head = source[:12]
     else:
@@ -37,14 +37,14 @@ def is_animation(source) -> bool:
 
 
 def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = False):
-    """uint8 [T, H, W, 3], transparency on white, and frames a second.
+    """Returns frames uint8 [T, H, W, 3], transparency on white, and frames per second.
 
     Args:
-      exif: turn the frames as the file's EXIF orientation says.
+      exif: rotate frames by the file's EXIF orientation.
 
     Raises:
-      MediaError: a picture without motion, damage. What declares an animation is one, also of a
-        single frame; every GIF does.
+      MediaError: a still image, or damage. A file that declares an animation is one, even with a
+        single frame; every GIF is.
     """
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -54,7 +54,8 @@ def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = Fal
         even = bool(np.ptp(lengths) < 1e-9)
         rate = float(1 / lengths[0] if even else total / times[-1])
         indices, fps = sample(sampling, Timeline(total, rate, None if even else times), name)
-        pictures = [load_image(one) for one in _compose(animation, indices.tolist(), name)]
+        canvases = _compose(animation, indices.tolist(), name)
+        pictures = [load_image(canvas) for canvas in canvases]
         if exif:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 orientation = exif_orientation(image)
@@ -62,20 +63,20 @@ def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = Fal
         return np.stack(pictures), fps
     except MediaError:
         raise
-    except Exception as error:  # Pillow's decoders raise all kinds of things on damaged data
+    except Exception as error:  # Pillow's decoders raise any exception on damaged data
         raise MediaError(f"{name}: not a readable video ({error})") from error
 
 
 def read_frames(data: bytes, name: str, limits: Limits) -> Animation:
-    """The frames of a file within the limits; none is decoded.
+    """Parses the frames of a file without decoding them.
 
     Raises:
-      MediaError: a picture without motion, too many or too large frames, damage.
+      MediaError: a still image, too many or too large frames, damage.
     """
     try:
         animation = parse(data, limits.frames)
         if animation is None:
-            raise ValueError("a picture without motion; give it as an image")
+            raise ValueError("a still image; pass it as an image")
     except ValueError as error:
         raise MediaError(f"{name}: not a readable video ({error})") from error
     if len(animation.frames) > limits.frames:
@@ -83,7 +84,7 @@ def read_frames(data: bytes, name: str, limits: Limits) -> Animation:
             f"{name}: at least {len(animation.frames)} frames are above the limit of "
             f"{limits.frames}"
         )
-    sizes = [(animation.width, animation.height)] + [one.box[2:] for one in animation.frames]
+    sizes = [(animation.width, animation.height)] + [frame.box[2:] for frame in animation.frames]
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     if width * height > limits.frame_pixels:
         raise LimitError(
@@ -94,8 +95,8 @@ def read_frames(data: bytes, name: str, limits: Limits) -> Animation:
 
 
 def _times(animation: Animation, name: str, limits: Limits) -> np.ndarray:
-    """float64 [frames + 1]: when each frame begins and the last one ends."""
-    lengths = [float(one.seconds) for one in animation.frames]
+    """float64 [frames + 1], the begin of each frame and the end of the last one."""
+    lengths = [float(frame.seconds) for frame in animation.frames]
     lengths = [seconds if seconds > _SHORTEST else _USUAL for seconds in lengths]
     times = np.concatenate([[0.0], np.cumsum(lengths)])
     if times[-1] > limits.duration:
@@ -104,8 +105,8 @@ def _times(animation: Animation, name: str, limits: Limits) -> np.ndarray:
 
 
 def _compose(animation: Animation, wanted: Sequence[int], name: str) -> Iterator[Image.Image]:
-    """The canvas (RGBA) at the frames of these numbers, which ascend. A frame is decoded only where
-    a wanted one shows something of it."""
+    """Yields the canvas (RGBA) at the `wanted` frames, in ascending order. Other frames are decoded
+    only if a part of them is visible in a wanted one."""
     frames, size = animation.frames, (animation.width, animation.height)
     canvas, done, before = None, -1, None
     for number in wanted:
@@ -126,7 +127,7 @@ def _compose(animation: Animation, wanted: Sequence[int], name: str) -> Iterator
 
 
 def _covers(frame: Frame, size: tuple[int, int]) -> bool:
-    """Whether nothing of what was there before shows, with this frame or after it."""
+    """Whether nothing drawn before this frame is visible, during this frame or after it."""
     return frame.box == (0, 0, *size) and not frame.over and frame.dispose in (KEEP, CLEAR)
 
 

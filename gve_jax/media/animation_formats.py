@@ -1,9 +1,9 @@
-"""Parsers of GIF, APNG and animated WebP: each frame as a still picture, and how it is drawn on the
+"""Parses GIF, APNG and animated WebP: each frame as a still image, and how it is drawn on the
 canvas. `gve_jax.media.animation` composes the frames.
 
-Pillow decodes the stills and nothing else. Its own composition differs from the specifications and
-from FFmpeg (Pillow 13: APNG's "previous" after a blended frame, alpha blended onto transparency, a
-GIF's disposal 0 after another one, a default image counted as a frame).
+Pillow decodes the still images only: its composition differs from the specifications and from
+FFmpeg (Pillow 13: APNG's "previous" after a blended frame, alpha blended onto transparency, a GIF's
+disposal 0 after another one, a default image counted as a frame).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 
-KEEP, CLEAR, RESTORE = 0, 1, 2  # what becomes of a frame's area when its time is over
+KEEP, CLEAR, RESTORE = 0, 1, 2  # disposal of a frame's area at its end
 TRANSPARENT = (0, 0, 0, 0)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHECKED = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL")  # pixels have zlib's checksum
@@ -20,16 +20,16 @@ _CHECKED = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL")  # pixels have zlib's c
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One frame.
+    """A frame.
 
     Attributes:
       box: x, y, width, height on the canvas.
-      seconds: as the file states them.
-      still: a file of this frame alone, in pieces.
-      over: blended onto the canvas; otherwise its pixels, transparent ones too, replace what is
-        there. Only where it may be transparent at all.
+      seconds: duration that the file states.
+      still: an image file of this frame, in pieces.
+      over: whether it is blended onto the canvas, so that transparent pixels do not replace those
+        of the canvas. False for formats without transparency.
       dispose: KEEP, CLEAR or RESTORE.
-      fill: RGBA that CLEAR leaves.
+      fill: RGBA of the area after CLEAR.
     """
 
     box: tuple[int, int, int, int]
@@ -51,20 +51,20 @@ class Animation:
 
 
 def parse(data: bytes, most: int) -> Animation | None:
-    """The animation of a file; None for a PNG or WebP that does not declare one.
+    """Returns the animation of a file; None for a PNG or WebP that does not declare one.
 
     Args:
-      data: the whole file.
-      most: frames, past which the rest is not read: one frame more is returned.
+      data: the content of the file.
+      most: maximum number of frames; with more, `most` + 1 frames are returned.
 
     Raises:
-      ValueError: not of these formats, cut short, or damaged.
+      ValueError: another format, a truncated or damaged file.
     """
     read = _gif if data.startswith(b"GIF8") else _png if data.startswith(PNG_SIGNATURE) else _webp
     try:
         animation = read(data, most)
     except (struct.error, IndexError) as error:
-        raise ValueError("the file is cut short, or a length in it is wrong") from error
+        raise ValueError("the file is truncated, or a length in it is wrong") from error
     if animation is None:
         return None
     if not animation.frames:
@@ -90,15 +90,15 @@ def _take(data: bytes, start: int, size: int) -> bytes:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    place, kind = len(PNG_SIGNATURE), b""
+    offset, kind = len(PNG_SIGNATURE), b""
     while kind != b"IEND":
-        size, kind = struct.unpack_from(">I4s", data, place)
-        body = _take(data, place + 8, size)
-        checksum = _take(data, place + 8 + size, 4)
+        size, kind = struct.unpack_from(">I4s", data, offset)
+        body = _take(data, offset + 8, size)
+        checksum = _take(data, offset + 8 + size, 4)
         if kind in _CHECKED and zlib.crc32(kind + body).to_bytes(4, "big") != checksum:
             raise ValueError(f"a wrong checksum of {kind.decode()}")
         yield kind, body
-        place += 12 + size
+        offset += 12 + size
 
 
 def _png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -153,7 +153,7 @@ def _png(data: bytes, most: int) -> Animation | None:
                 pixels.append(body)
         elif kind in (b"fcTL", b"fdAT") and stated:
             if int.from_bytes(_take(body, 0, 4), "big") != number:
-                raise ValueError(f"chunk {number} of the animation is not in its place")
+                raise ValueError(f"chunk {number} of the animation is out of order")
             number += 1
             if kind == b"fcTL":
                 finish()
@@ -174,15 +174,15 @@ def _png(data: bytes, most: int) -> Animation | None:
 # --- GIF89a ------------------------------------------------------------------------------------
 
 
-def _gif_blocks(data: bytes, place: int) -> tuple[bytes, int]:
+def _gif_blocks(data: bytes, offset: int) -> tuple[bytes, int]:
     """Sub-blocks with their lengths and their end, and where the next block begins. The end may be
     missing where the file ends."""
-    start = place
-    while place < len(data) and data[place]:
-        place += 1 + data[place]
-    if place > len(data):
+    start = offset
+    while offset < len(data) and data[offset]:
+        offset += 1 + data[offset]
+    if offset > len(data):
         raise IndexError
-    return data[start:place] + b"\0", place + 1
+    return data[start:offset] + b"\0", offset + 1
 
 
 def _gif(data: bytes, most: int) -> Animation:
@@ -190,21 +190,21 @@ def _gif(data: bytes, most: int) -> Animation:
     background colour if that frame has no transparent one, otherwise nothing."""
     width, height, flags, background, _ = struct.unpack_from("<HHBBB", data, 6)
     size = 3 << (flags & 7) + 1 if flags & 0x80 else 0
-    palette, place = _take(data, 13, size), 13 + size
+    palette, offset = _take(data, 13, size), 13 + size
     colour = palette[3 * background : 3 * background + 3]
     fill = (*colour, 255) if len(colour) == 3 else TRANSPARENT
     frames, control, first = [], None, TRANSPARENT
-    while place < len(data) and data[place] != 0x3B and len(frames) <= most:
-        kind, place = data[place], place + 1
+    while offset < len(data) and data[offset] != 0x3B and len(frames) <= most:
+        kind, offset = data[offset], offset + 1
         if kind == 0x21:
-            label, (blocks, place) = data[place], _gif_blocks(data, place + 1)
+            label, (blocks, offset) = data[offset], _gif_blocks(data, offset + 1)
             if label == 0xF9 and blocks[0] >= 4:
                 control = struct.unpack_from("<BHB", blocks, 1)
         elif kind == 0x2C:
-            x, y, wide, high, local = struct.unpack_from("<HHHHB", data, place)
+            x, y, wide, high, local = struct.unpack_from("<HHHHB", data, offset)
             size = 3 << (local & 7) + 1 if local & 0x80 else 0
-            colours, place = _take(data, place + 9, size) or palette, place + 9 + size
-            codes, (pixels, place) = _take(data, place, 1), _gif_blocks(data, place + 1)
+            colours, offset = _take(data, offset + 9, size) or palette, offset + 9 + size
+            codes, (pixels, offset) = _take(data, offset, 1), _gif_blocks(data, offset + 1)
             bits, delay, clear = control or (0, 0, 0)
             transparent = bool(bits & 1)
             if not frames:
@@ -232,26 +232,26 @@ def _gif(data: bytes, most: int) -> Animation:
 # --- WebP --------------------------------------------------------------------------------------
 
 
-def _riff_chunks(data: bytes, place: int, end: int) -> Iterator[tuple[bytes, bytes]]:
-    while place + 8 <= end:
-        kind, size = struct.unpack_from("<4sI", data, place)
-        if place + 8 + size > end:
+def _riff_chunks(data: bytes, offset: int, end: int) -> Iterator[tuple[bytes, bytes]]:
+    while offset + 8 <= end:
+        kind, size = struct.unpack_from("<4sI", data, offset)
+        if offset + 8 + size > end:
             raise IndexError
-        yield kind, data[place + 8 : place + 8 + size]
-        place += 8 + size + size % 2
+        yield kind, data[offset + 8 : offset + 8 + size]
+        offset += 8 + size + size % 2
 
 
 def _riff_chunk(kind: bytes, body: bytes) -> bytes:
     return kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
 
 
-def _uint24(data: bytes, place: int) -> int:
-    return int.from_bytes(_take(data, place, 3), "little")
+def _uint24(data: bytes, offset: int) -> int:
+    return int.from_bytes(_take(data, offset, 3), "little")
 
 
 def _webp(data: bytes, most: int) -> Animation | None:
-    """The background colour is not painted, which the specification leaves to the reader:
-    transparent, as libwebp has it."""
+    """The background colour is ignored, which the specification permits: the background is
+    transparent, as in libwebp."""
     end = 8 + int.from_bytes(_take(data, 4, 4), "little")
     canvas, frames = None, []
     if end > len(data):
@@ -264,14 +264,14 @@ def _webp(data: bytes, most: int) -> Animation | None:
         elif canvas is None:
             return None
         elif kind == b"ANMF" and len(frames) <= most:
-            x, y, width, height, length = (_uint24(body, place) for place in range(0, 15, 3))
+            x, y, width, height, length = (_uint24(body, offset) for offset in range(0, 15, 3))
             parts = {
                 kind: _riff_chunk(kind, part)
                 for kind, part in _riff_chunks(body, 16, len(body))
                 if kind in (b"ALPH", b"VP8 ", b"VP8L")
             }
             clear = parts.keys() != {b"VP8 "}
-            # Said to have alpha: without that Pillow drops it.
+            # Declares alpha, which Pillow otherwise ignores.
             alpha = _riff_chunk(b"VP8X", b"\x10\0\0\0" + body[6:12])
             pieces = [alpha] * clear + list(parts.values())
             still = (b"RIFF", struct.pack("<I", 4 + sum(map(len, pieces))), b"WEBP", *pieces)

@@ -2,17 +2,16 @@
 
 
 def chunks(file, stream: int, limit: int) -> int:
-    """How many chunks the index of an AVI names for a stream, those at the end included that are
-    empty: the frame before is shown on. 0 where there is no index, or where it does not name
-    `limit` chunks that hold something.
+    """Number of chunks of a stream in the index of an AVI, including empty ones, which repeat the
+    previous frame. 0 without an index, or if the number of its non-empty chunks is not `limit`.
 
-    `file` is left where it was.
+    The position of `file` is restored.
     """
-    place = file.tell()
+    offset = file.tell()
     try:
         index = _old_index(file)
     finally:
-        file.seek(place)
+        file.seek(offset)
     number = b"%02d" % stream
     sizes = [
         int.from_bytes(index[at + 12 : at + 16], "little")

@@ -1,4 +1,4 @@
-"""Opening an untrusted video file, and the index of its packets."""
+"""Opens untrusted video files and indexes their packets."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,8 @@ from gve_jax.media.limits import Limits
 from gve_jax.media.packets import NO_TIME, Index
 from gve_jax.media.truncation import check_length
 
-# Containers people have, none of which can point at other files or hosts, as much that FFmpeg can
-# open does (playlists, concat scripts, devices).
+# Common containers that cannot refer to other files or hosts, unlike other inputs of FFmpeg
+# (playlists, concat scripts, devices).
 CONTAINERS = (
     "mov",
     "mp4",
@@ -32,31 +32,31 @@ CONTAINERS = (
     "flv",
     "ogg",
 )
-# FFmpeg looks at these before a demuxer reads a byte: a playlist opens what it names at once.
+# FFmpeg checks these before a demuxer reads a byte: a playlist would open its entries at once.
 _OPEN = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
 _MAIN = av.stream.Disposition.default
-# The cover of a song, and the pictures of chapters: no videos.
+# Covers of songs and pictures of chapters are not videos.
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 _LATE_STREAMS = 64
-# The number of frames in an AVI that FFmpeg wrote into a pipe: it cannot go back to correct it.
+# The number of frames in an AVI that FFmpeg wrote to a pipe, where it cannot be corrected.
 _PIPED = 1 << 30
 _PICTURES = ("avif", "mif1", "heic", "heix")  # brands of ISO/IEC 23008-12
 
 
 @contextlib.contextmanager
 def open_video(source, name: str, limits: Limits) -> Iterator:
-    """The container, the video stream and the file of a path or of encoded bytes.
+    """Yields the container, the video stream and the file of a path or of encoded bytes.
 
-    Covers, pictures of chapters and attached files do not count as streams. Of several streams, one
-    of a single picture is taken only if all are so; then the first marked as default, else the
-    first. Decoding is on one thread (workers are the parallelism).
+    Covers, pictures of chapters and attached files do not count as streams. Of several streams,
+    those with a single picture are used only if there are no others; then the first marked as
+    default, else the first. Decoding uses one thread (workers are the parallelism).
 
     Raises:
-      MediaError: not a container on the list, no video stream, too many streams, frames too large.
+      MediaError: an unsupported container, no video stream, too many streams, frames too large.
     """
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise MediaError(f"{name}: no such file")
-    # PyAV reads a file object, so that no protocol of FFmpeg's is used.
+    # PyAV reads a file object, so that no protocol of FFmpeg is used.
     file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
     with file, contextlib.ExitStack() as stack:
         check_length(file, name)
@@ -65,7 +65,7 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
         number = streams[0].index
         if len(streams) > 1:
             number = _choose(container, streams, limits).index
-            stack.close()  # choosing may have read it
+            stack.close()  # choosing may have read packets
             file.seek(0)
             container = stack.enter_context(_open(file, name))
         stream = container.streams[number]
@@ -80,10 +80,10 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
 def _open(file, name: str):
     try:
         return av.open(file, mode="r", options=_OPEN)
-    except av.error.ArgumentError as error:  # what FFmpeg says of a format off the list
+    except av.error.ArgumentError as error:  # FFmpeg's error for a format off the list
         raise MediaError(
-            f"{name}: not a readable video (its container is damaged, or none of those that are "
-            f"read: {', '.join(CONTAINERS)}; to convert it: ffmpeg -i INPUT OUTPUT.mp4)"
+            f"{name}: not a readable video (its container is damaged or not supported; supported: "
+            f"{', '.join(CONTAINERS)}; to convert it: ffmpeg -i INPUT OUTPUT.mp4)"
         ) from error
 
 
@@ -96,10 +96,10 @@ def check_size(width: int, height: int, name: str, limits: Limits) -> None:
 
 
 def _video_streams(container, name: str, limits: Limits) -> list:
-    """The streams that may be the video.
+    """Returns the video streams.
 
     Raises:
-      MediaError: none, or more streams than the limit (attached files are no streams).
+      MediaError: no video stream, or more streams than the limit (attached files do not count).
     """
     streams = [
         s for s in container.streams if s.type != "attachment" and not s.disposition & _NO_VIDEO
@@ -114,7 +114,7 @@ def _video_streams(container, name: str, limits: Limits) -> list:
 
 def _choose(container, streams: list, limits: Limits):
     counts = {s.index: min(2, len(s.index_entries)) for s in streams}
-    if min(counts.values()) < 2:  # a still picture, or a file without a table
+    if min(counts.values()) < 2:  # a still image, or a file without a table
         counts = dict.fromkeys(counts, 0)
         for read, packet in enumerate(packets(container, streams)):
             counts[packet.stream_index] += 1
@@ -125,23 +125,21 @@ def _choose(container, streams: list, limits: Limits):
 
 
 def _check_motion(container, stream, name: str) -> None:
-    """AVIF and HEIC are pictures by another name, as a PNG is; animated ones are videos."""
+    """Raises MediaError for AVIF and HEIC images; animated ones are videos."""
     picture = container.metadata.get("major_brand", "") in _PICTURES
     if picture and len(stream.index_entries) < 2:
-        raise MediaError(
-            f"{name}: not a readable video (a picture without motion; give it as an image)"
-        )
+        raise MediaError(f"{name}: not a readable video (a still image; pass it as an image)")
 
 
 def read_index(container, stream, file, name: str, limits: Limits, table=True) -> Index:
-    """Finds all packets and decodes none.
+    """Indexes all packets without decoding.
 
-    Containers lie about their frame count; packets do not. A plain MP4 has a table of them; any
-    other file is read as a whole, and MP4 where `table` is false.
+    The number of frames that a container states is unreliable. A plain MP4 has a table of packets;
+    other files are read completely, as is MP4 if `table` is false.
 
     Raises:
-      MediaError: no frame, more than the limit, a file that was cut off, an edit list that plays
-        at another speed or pauses.
+      MediaError: no frame, more frames than the limit, a truncated file, an edit list that plays at
+        another speed or pauses.
     """
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     rows, samples, last, kind = None, None, 0, container.format.name
@@ -175,7 +173,7 @@ def read_index(container, stream, file, name: str, limits: Limits, table=True) -
 
 
 def _clock(container) -> tuple[bool, bool, bool]:
-    """`timed`, `showing` and `restarts` of the index, the first and the last by FFmpeg's word."""
+    """Returns `timed`, `showing` and `restarts` of the index, by the flags of FFmpeg's demuxer."""
     flags, kinds = container.format.flags, av.format.Flags
     return (
         not flags & kinds.no_timestamps.value,
@@ -185,7 +183,7 @@ def _clock(container) -> tuple[bool, bool, bool]:
 
 
 def _check_edits(edits: mp4.Edits | None, name: str) -> None:
-    """Refuses what FFmpeg (and so decord) shows otherwise than the file says."""
+    """Raises MediaError for edit lists that FFmpeg (and so decord) does not follow."""
     odd = None if edits is None else [speed for speed in edits.speeds if speed != 1]
     what = f"plays at {odd[0]:g} times the speed" if odd else "pauses midway"
     if odd or edits is not None and edits.pauses:
@@ -196,22 +194,22 @@ def _check_edits(edits: mp4.Edits | None, name: str) -> None:
 
 
 def _listed(container, stream, samples: mp4.Samples, file, name: str):
-    """Rows of the index from FFmpeg's table of an MP4, which lacks the times of showing. None where
-    an edit list or fragments make it more than a table."""
+    """Returns rows of the index from FFmpeg's table of an MP4, which lacks times of showing; None
+    if an edit list or fragments make the table insufficient."""
     entries, offsets = stream.index_entries, samples.offsets
     if offsets is None or not len(entries) or len(entries) != len(offsets):
         return None
     table = np.array(
         [(e.timestamp, e.size, e.is_keyframe, e.is_discard, e.pos) for e in entries], np.int64
     )
-    dts, size, key, discard, place = table.T
+    dts, size, key, discard, offset = table.T
     if discard.any() or (size <= 0).any() or (np.diff(dts) != samples.durations[:-1]).any():
         return None
-    if _needs_payload(stream, file, size, place, key):
+    if _needs_payload(stream, file, size, offset, key):
         return None
-    whole = place + size <= _length(file)
+    whole = offset + size <= _length(file)
     if not whole.all():
-        raise MediaError(f"{name}: cut off, {whole.sum()} of {len(whole)} frames")
+        raise MediaError(f"{name}: truncated, {whole.sum()} of {len(whole)} frames")
     first = next(packets(container, stream), None)
     if first is None or first.dts != dts[0] or first.pts is None:
         container.seek(int(min(0, dts[0])), stream=stream)
@@ -224,23 +222,23 @@ def _listed(container, stream, samples: mp4.Samples, file, name: str):
     )
 
 
-def _needs_payload(stream, file, size, place, key) -> bool:
-    """Whether an MP4's table does not say all: a sample holds a second field or no frame, or a
-    leading picture (whose time may be wrong) follows the first keyframe."""
+def _needs_payload(stream, file, size, offset, key) -> bool:
+    """Whether an MP4's table is insufficient: a sample has a second field or no frame, or a leading
+    picture (whose time may be wrong) follows the first keyframe."""
     headers, before = picture_headers.Headers(stream.codec_context), file.tell()
     looked_at = np.flatnonzero((size < picture_headers.SMALL) | headers.fields)
     follows = int(key.argmax()) + 1
     try:
         if follows < len(size):
-            file.seek(int(place[follows]))
+            file.seek(int(offset[follows]))
             if headers.refers_back(file.read(min(int(size[follows]), picture_headers.HEAD))):
                 return True
         if headers.slices is not None and not headers.fields:  # of most the first byte says it
             looked_at = looked_at[size[looked_at] > headers.length]
-            looked_at = looked_at[np.argsort(place[looked_at], kind="stable")]
-            heads = _bytes_at(file, place[looked_at] + headers.length)
+            looked_at = looked_at[np.argsort(offset[looked_at], kind="stable")]
+            heads = _bytes_at(file, offset[looked_at] + headers.length)
             looked_at = looked_at[~headers.slices[heads]]
-        for at, count in zip(place[looked_at].tolist(), size[looked_at].tolist(), strict=True):
+        for at, count in zip(offset[looked_at].tolist(), size[looked_at].tolist(), strict=True):
             file.seek(at)
             if (
                 headers.read_bytes(file.read(min(count, picture_headers.HEAD)))
@@ -266,9 +264,9 @@ def _bytes_at(file, places: np.ndarray) -> np.ndarray:
 
 
 def _length(file) -> int:
-    place = file.tell()
+    offset = file.tell()
     length = file.seek(0, os.SEEK_END)
-    file.seek(place)
+    file.seek(offset)
     return length
 
 
@@ -301,20 +299,20 @@ def _read(container, stream, name: str, limits: Limits):
 
 
 def packets(container, stream, empty: bool = False) -> Iterator:
-    """The packets of a stream; the empty ones (frames that were dropped at recording, the end of
-    the stream) only where they are asked for."""
+    """Yields the packets of a stream; empty ones (frames dropped at recording, the end of the
+    stream) only if `empty`."""
     for _ in range(_LATE_STREAMS):
         try:
             yield from (p for p in container.demux(stream) if p.size or empty)
             return
-        except IndexError:  # PyAV 18 stumbles over a stream that begins midway, and reads on
+        except IndexError:  # PyAV 18 raises it when a stream begins midway, and can continue
             continue
     raise ValueError("too many streams begin midway")
 
 
 def _check_late_video(container, name: str) -> None:
-    """Refuses a file in which another video begins midway, at whose end FFmpeg says nothing. PyAV
-    knows the streams that were there at the beginning; FFmpeg's own list has them all."""
+    """Raises MediaError if another video stream begins midway, which FFmpeg does not report. PyAV
+    lists the streams at the beginning of the file, FFmpeg's dump lists all."""
     if container.format.name not in ("mpegts", "mpeg", "flv", "ogg"):
         return
     level = av.logging.get_level()
@@ -331,14 +329,15 @@ def _check_late_video(container, name: str) -> None:
 
 
 def _check_whole(container, stream, index: Index, samples, last: int, name: str) -> None:
-    """A file that was cut off between two packets reads without an error."""
+    """Raises MediaError for a truncated file: one cut between two packets reads without an
+    error."""
     kind, found, declared = container.format.name, 0, 0
-    if kind == "avi":  # its timestamps count frames, those too that were dropped at recording
+    if kind == "avi":  # its timestamps count frames, including those dropped at recording
         found, declared = last + 1, stream.frames % _PIPED
     elif "mp4" in kind:
         found, declared = len(index.pts), len(stream.index_entries)
     if found < declared:
-        raise MediaError(f"{name}: cut off, {found} of {declared} frames")
+        raise MediaError(f"{name}: truncated, {found} of {declared} frames")
     if "mp4" in kind and stream.duration:  # a damaged table of samples; durations are not exact
         pts, duration = index.pts[index.shown], index.duration[index.shown]
         seconds = max(duration.sum(), (pts + duration).max() - pts.min()) * index.tick

@@ -1,4 +1,4 @@
-"""Videos given as frames: an array, a list of images, or a folder of images."""
+"""Loads videos that are frames: an array, a list of images, or a folder of images."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from gve_jax.media.walk import list_folder
 def load(
     source, name: str, sampling: Sampling, rate: float, limits: Limits, exif: bool = False
 ) -> tuple[np.ndarray, float]:
-    """uint8 [T, H, W, 3] and frames a second, of frames that come at `rate` a second.
+    """Returns frames uint8 [T, H, W, 3] and frames per second, from frames at `rate` per second.
 
-    Only the frames that are sampled are read; with `exif` they are turned as theirs says.
+    Reads sampled frames only; with `exif`, rotates them by their EXIF orientation.
 
     Raises:
-      MediaError: no frame, one that cannot be read, frames of differing size.
+      MediaError: no frame, an unreadable frame, frames of different sizes.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3:
@@ -37,7 +37,7 @@ def load(
         )
     total = len(source)
     if total == 0:
-        raise MediaError("a video of no frame" if name.startswith("<") else f"{name}: no frame")
+        raise MediaError(f"{name}: no frame")
     if total > limits.frames:
         raise LimitError(f"{name}: {total} frames are above the limit of {limits.frames}")
     if total / rate > limits.duration:
@@ -52,18 +52,18 @@ def load(
 
 
 def in_order(folder, name: str) -> list[str]:
-    """The images in a folder, by their names with numbers as numbers (2.png before 10.png).
+    """Returns the images in a folder in natural order of their names (2.png before 10.png).
 
-    Hidden files do not count (`gve_jax.media.walk`). Anything else is refused: a folder that holds
-    more than frames is likely not the one that was meant.
+    Hidden files are skipped (`gve_jax.media.walk`). Other files are an error: a folder with other
+    files is probably not a folder of frames.
     """
     paths = list_folder(folder)
     for path in paths:
         if "image" not in possible_kinds(path) or not os.path.isfile(path):
-            raise MediaError(f"{name}: holds {os.path.basename(path)!r}, which is not an image")
+            raise MediaError(f"{name}: contains {os.path.basename(path)!r}, which is not an image")
     return sorted(paths, key=lambda path: _natural(os.path.basename(path)))
 
 
 def _natural(text: str) -> tuple:
-    parts = re.split(r"(\d+)", text)  # text and digits by turns: like is compared with like
+    parts = re.split(r"(\d+)", text)  # text and digits alternate, so that types agree
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), text

@@ -64,8 +64,8 @@ _ELSEWHERE = {
     "video_url": "video",
     "images": "image",
     "videos": "video",
-    "resized_height": "min_pixels and max_pixels, or a picture of that size",
-    "resized_width": "min_pixels and max_pixels, or a picture of that size",
+    "resized_height": "min_pixels and max_pixels, or an image of that size",
+    "resized_width": "min_pixels and max_pixels, or an image of that size",
 }
 
 
@@ -87,7 +87,7 @@ def as_item(value: "str | Mapping | Item", allow_empty: bool = False) -> Item:
         unknown = sorted(set(value) - _FIELDS, key=str)
         if unknown:
             instead = _ELSEWHERE.get(unknown[0])
-            known = f"give {instead} instead" if instead else f"known: {sorted(_FIELDS)}"
+            known = f"use {instead}" if instead else f"known: {sorted(_FIELDS)}"
             raise UserError(f"unknown key {unknown[0]!r} in an input; {known}")
         item = Item(**{key: entry for key, entry in value.items() if _present(entry)})
     else:
@@ -110,7 +110,7 @@ def _check_text(key: str, text) -> None:
         raise UserError(f"{key} must be a text, not {type(text).__name__}")
     try:
         (text or "").encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, as cut JSON escapes leave it
+    except UnicodeEncodeError as error:  # an unpaired surrogate, as in truncated JSON escapes
         raise UserError(f"{key} is not valid Unicode: {error}") from error
 
 
@@ -153,7 +153,7 @@ def _check_frames(item: Item) -> None:
         if not (item.video is None or is_frames(item.video) or missing):
             raise UserError(
                 f"num_frames {ALL_FRAMES!r} is for an array, a list or a folder of "
-                "frames; of a file, give how many are sampled, or fps"
+                "frames; for a file, set the number of frames, or fps"
             )
     elif not (is_whole(count) and count >= 2 and count % 2 == 0):
         raise UserError(
@@ -163,12 +163,12 @@ def _check_frames(item: Item) -> None:
     for key in ("min_frames", "max_frames"):
         if getattr(item, key) is not None:
             raise UserError(
-                f"num_frames and {key} exclude each other: {key} is a bound where "
-                "sampling goes by fps"
+                f"num_frames and {key} exclude each other: {key} bounds the frames of "
+                "sampling by fps"
             )
     if item.fps is not None and item.video is not None and not is_frames(item.video):
         raise UserError(
-            "fps and num_frames exclude each other: both say how many frames of a file are sampled"
+            "fps and num_frames exclude each other: both set the number of sampled frames of a file"
         )
 
 

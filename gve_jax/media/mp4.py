@@ -1,12 +1,12 @@
-"""The tables of an MP4 file that FFmpeg does not expose, frame by frame (ISO/IEC 14496-12)."""
+"""Parses tables of MP4 files that FFmpeg does not expose (ISO/IEC 14496-12)."""
 
 import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 
-_LARGEST = 64 << 20  # bytes of a `moov` or `moof` box; a frame takes some 20 of them
-# Flags of `tfhd` and `trun` and the bytes of the fields that they announce.
+_LARGEST = 64 << 20  # maximum bytes of a `moov` or `moof` box; a frame takes about 20
+# Flags of `tfhd` and `trun`, with the sizes of the fields that they announce.
 _TFHD = {0x01: 8, 0x02: 4, 0x08: 4, 0x10: 4}
 _TFHD_DURATION, _TFHD_SIZE = 0x08, 0x10
 _TRUN = {0x01: 4, 0x04: 4}
@@ -18,12 +18,11 @@ class Samples:
     """The samples of a track in the order of the file.
 
     Attributes:
-      sizes: int64 [N], bytes.
-      durations: int64 [N], how long each lasts, in units of the track.
-      offsets: int64 [N], how much later than it is decoded each sample is shown (up to one number
-        for all), in units of the track; None where samples lie in fragments, or where the decoder's
-        parameters change midway: the table does not say where.
-      edits: what the edit list says; None without one.
+      sizes: int64 [N], in bytes.
+      durations: int64 [N], in units of the track.
+      offsets: int64 [N], time of showing minus time of decoding (up to a constant), in units of the
+        track; None for fragments, and if the decoder's parameters change at an unknown sample.
+      edits: the edit list; None without one.
     """
 
     sizes: np.ndarray
@@ -34,13 +33,13 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Edits:
-    """What an edit list says of the presentation of a track.
+    """The presentation of a track by its edit list.
 
     Attributes:
-      end, shown: seconds at which it ends, and of which something is shown (what comes before is
-        empty); None where it ends with the track.
-      speeds: the rates that it plays at, 1.0 alone in nearly every file.
-      pauses: whether something empty comes later than at the beginning.
+      end, shown: seconds at which the presentation ends, and seconds that are not empty; None if it
+        ends with the track.
+      speeds: rates of the edits, usually 1.0 only.
+      pauses: whether there are empty edits after the first one.
     """
 
     end: float | None
@@ -50,18 +49,18 @@ class Edits:
 
 
 def read_samples(file, track: int, limit: int) -> Samples | None:
-    """The samples of a track by its tables and, of a fragmented file, by its fragments.
+    """Reads the samples of a track from its tables and, in a fragmented file, its fragments.
 
-    None where the tables do not fit each other, or name more than `limit` samples. `file` is left
-    where it was.
+    Returns None if the tables are inconsistent or have more than `limit` samples. The position of
+    `file` is restored.
     """
-    place = file.tell()
+    offset = file.tell()
     try:
         return _read(file, track, limit)
-    except (IndexError, ValueError):  # a table that is shorter than it says
+    except (IndexError, ValueError):  # a table is shorter than it states
         return None
     finally:
-        file.seek(place)
+        file.seek(offset)
 
 
 def _read(file, track: int, limit: int) -> Samples | None:
@@ -97,7 +96,7 @@ def _read(file, track: int, limit: int) -> Samples | None:
 
 
 def _top_level(file, wanted: bytes) -> Iterator[bytes]:
-    """The contents of all boxes of one kind; the others are not read."""
+    """Yields the contents of all boxes of one kind, without reading others."""
     size, at = file.seek(0, 2), 0
     while at + 8 <= size:
         file.seek(at)
@@ -114,7 +113,7 @@ def _top_level(file, wanted: bytes) -> Iterator[bytes]:
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, content) of the boxes that follow each other in `data`."""
+    """Yields (kind, content) of consecutive boxes in `data`."""
     at = 0
     while at + 8 <= len(data):
         length = int.from_bytes(data[at : at + 4])
@@ -143,7 +142,7 @@ def _sizes(table: bytes, limit: int) -> np.ndarray | None:
     if content is None or len(content) < 12:
         return None
     size, count = np.frombuffer(content, ">u4", 2, 4).tolist()
-    if count > limit:  # before it is used: a hostile count is no reason to allocate
+    if count > limit:  # checked first, so that a hostile count does not allocate memory
         return None
     if size:
         return np.full(count, size, np.int64)
@@ -151,8 +150,8 @@ def _sizes(table: bytes, limit: int) -> np.ndarray | None:
 
 
 def _runs(table: bytes, kind: bytes, samples: int) -> np.ndarray | None:
-    """A number for each sample, which `stts` and `ctts` store as (count, number); zeros for a box
-    that is not there, None for one that does not fit."""
+    """Returns a number for each sample from the (count, number) rows of `stts` or `ctts`; zeros if
+    the box is missing, None if it is inconsistent."""
     content = _inside(table, kind)
     if content is None:
         return np.zeros(samples, np.int64)
@@ -184,7 +183,7 @@ def _edits(movie: bytes, trak: bytes) -> Edits | None:
     lengths = rows["duration"].tolist()
     speeds = tuple(sorted({rate / 65536 for rate in rows["rate"][filled].tolist()}))
     pauses = bool(filled.any() and not filled[filled.argmax() :].all())
-    # A duration of 0, or of all ones, is that of whatever follows.
+    # A duration of 0, or of all ones, is that of the rest of the track.
     if not units or not filled.any() or any(not 0 < length < 2**63 for length in lengths):
         return Edits(None, None, speeds, pauses)
     shown = sum(length for length, some in zip(lengths, filled.tolist(), strict=True) if some)
@@ -192,7 +191,7 @@ def _edits(movie: bytes, trak: bytes) -> Edits | None:
 
 
 def _defaults(extension: bytes, track: int) -> tuple[int, int]:
-    """The duration and size that `trex` states for the samples of a track."""
+    """Returns the default duration and size of the samples of a track (`trex`)."""
     for kind, content in _boxes(extension):
         if kind == b"trex" and int.from_bytes(content[4:8]) == track:
             return int.from_bytes(content[12:16]), int.from_bytes(content[16:20])
@@ -200,7 +199,7 @@ def _defaults(extension: bytes, track: int) -> tuple[int, int]:
 
 
 def _fragment(fragment: bytes, track: int, defaults: tuple[int, int], limit: int):
-    """int64 [2, n], durations and sizes of the samples, for each run of a track in a `moof`."""
+    """Yields int64 [2, n], durations and sizes of samples, for each run of a track in a `moof`."""
     for kind, part in _boxes(fragment):
         header = _inside(part, b"tfhd") if kind == b"traf" else None
         if header is None or int.from_bytes(header[4:8]) != track:

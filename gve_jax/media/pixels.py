@@ -1,4 +1,4 @@
-"""Images, sizes, and frames -> patches: the reference's rounding and patch order."""
+"""Loads images, computes sizes and extracts patches as the reference does."""
 
 import io
 import math
@@ -15,25 +15,27 @@ from gve_jax.storage.files import LFS_POINTER
 # qwen-vl-utils 0.0.14
 MAX_RATIO = 200
 VIDEO_MAX_TOKENS = 768  # of a frame
-VIDEO_TOTAL_TOKENS = 128_000  # the length of a sequence; nine tenths of it are for a video
-# What people have; Pillow reads more, some of it through other programs (EPS runs Ghostscript).
+VIDEO_TOTAL_TOKENS = 128_000  # maximum length of a sequence; a video gets nine tenths of it
+# Common formats; Pillow reads more, some with external programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_HEAD = 1024  # bytes by which a format that is not read is recognized
-# Numbers without a fixed range: Pillow clips them at 255, so that most pictures come out white.
+_HEAD = 1024  # bytes that identify an unsupported format
+# Values without a fixed range: Pillow clips them at 255, so that most images become white.
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: float
 ) -> tuple[int, int]:
-    """A size near the given one: both sides multiples of `factor` (28 at the real sizes), the area
-    within the limits, the ratio kept (qwen-vl-utils 0.0.14 `smart_resize`; Python's `round` is
-    banker's rounding, and that is part of it). Guards the reference has not, for limits that are
-    close together: a side is never below `factor`, the area never above `max_pixels`.
+    """Returns a size close to the given one, with sides that are multiples of `factor` (28 for
+    Qwen2.5-VL) and an area within the limits (qwen-vl-utils 0.0.14 `smart_resize`, including
+    Python's rounding half to even).
+
+    Unlike in the reference, a side is never below `factor` and the area never above `max_pixels`,
+    even if the limits are close together.
 
     Raises:
-      MediaError: a ratio of sides above 200, no pixel at all, `max_pixels` below one merged token.
+      MediaError: an aspect ratio above 200, no pixels, `max_pixels` below one merged token.
     """
     if min(height, width) < 1:
         raise MediaError(f"sides {height} x {width}: no pixels")
@@ -51,7 +53,7 @@ def smart_resize(
         beta = math.sqrt(height * width / max_pixels)
         rows = max(factor, math.floor(height / beta / factor) * factor)
         cols = max(factor, math.floor(width / beta / factor) * factor)
-        if rows * cols > max_pixels:  # the short side was lifted to `factor`: cut the long one
+        if rows * cols > max_pixels:  # the short side was raised to `factor`: limit the long one
             longest = int(max_pixels // factor**2) * factor
             rows, cols = min(rows, longest), min(cols, longest)
     return rows, cols
@@ -60,14 +62,15 @@ def smart_resize(
 def frame_budget(
     frames: int, factor: int, min_pixels: int, max_pixels: int, total_pixels: float | None
 ) -> float:
-    """The `max_pixels` of one frame of a video (qwen-vl-utils 0.0.14 `fetch_video`).
+    """Returns the `max_pixels` of a frame of a video (qwen-vl-utils 0.0.14 `fetch_video`).
 
     Args:
-      frames: of the video, after sampling.
-      factor: pixels a side of a merged token.
-      min_pixels, max_pixels: of a frame; the first is what a long video can always have, nearly.
-      total_pixels: of all frames together, a frame pair counted as one; None is what qwen-vl-utils
-        has without an environment variable, 115,200 tokens.
+      frames: number of sampled frames.
+      factor: side of a merged token in pixels.
+      min_pixels, max_pixels: bounds for a frame; the result is at least 1.05 * `min_pixels`, or
+        `max_pixels`.
+      total_pixels: pixels of all frames, counting a frame pair once; None for the default of
+        qwen-vl-utils, 115,200 tokens.
     """
     token = factor**2
     total = 0.9 * VIDEO_TOTAL_TOKENS * token if total_pixels is None else total_pixels
@@ -76,10 +79,10 @@ def frame_budget(
 
 
 def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> patches uint8 [T / temporal, P, 3 * temporal * patch**2].
+    """Maps frames uint8 [T, H, W, 3] to patches uint8 [T / temporal, P, 3 * temporal * patch**2].
 
-    An odd last frame is repeated. A patch is ordered channel, frame, row, column, as the kernel of
-    the reference's Conv3d; patches are in the layout's (window) order.
+    An odd last frame is repeated. The order within a patch is channel, frame, row, column, as in
+    the kernel of the reference's Conv3d; patches are in window order.
     """
     short = -len(frames) % temporal
     if short:
@@ -89,28 +92,26 @@ def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> n
         count // temporal, temporal, height // patch, patch, width // patch, patch, channels
     )
     row, col = layout.coords.T
-    picked = grid[
-        :, :, row, :, col
-    ]  # [P, F, temporal, patch, patch, channels]: numpy moves P first
+    # [P, F, temporal, patch, patch, channels]: numpy moves P first.
+    picked = grid[:, :, row, :, col]
     return np.ascontiguousarray(picked.transpose(1, 0, 5, 2, 3, 4)).reshape(
         count // temporal, len(row), -1
     )
 
 
 def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.ndarray:
-    """A path, encoded bytes, a PIL image or uint8 [H, W, 3] -> uint8 [H, W, 3].
+    """Loads a path, encoded bytes, a PIL image or uint8 [H, W, 3] as uint8 [H, W, 3].
 
-    As qwen-vl-utils does: RGBA is put on white; in other modes (palettes, grey with alpha) the
-    transparency is dropped and the colour under it shows. A file of several pictures gives its
-    first one.
+    As in qwen-vl-utils, RGBA is composed on white; in other modes (palettes, grey with alpha)
+    transparency is ignored. A file with several images gives the first one.
 
     Args:
-      most_pixels: above which a picture is refused.
-      exif: turn the picture as its EXIF orientation says. qwen-vl-utils does not.
+      most_pixels: maximum number of pixels.
+      exif: rotate the image by its EXIF orientation, which qwen-vl-utils does not.
 
     Raises:
-      MediaError: what Pillow cannot read; a format or pixel type that is not accepted; a picture
-        over Pillow's decompression-bomb limit.
+      MediaError: an image that Pillow cannot read; an unsupported format or pixel type; an image
+        that exceeds `most_pixels` or Pillow's limit for decompression bombs.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
@@ -132,7 +133,7 @@ def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.
         else:
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             image = Image.open(file, formats=IMAGE_FORMATS)
-        # None is how Pillow's users lift its limit.
+        # Users disable Pillow's limit by None.
         limit = min(Image.MAX_IMAGE_PIXELS or math.inf, most_pixels)
         if image.width * image.height > limit:
             raise LimitError(
@@ -150,18 +151,18 @@ def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.
         raise
     except UnidentifiedImageError as error:
         raise MediaError(f"{name}: not a readable image ({_unknown_format(source)})") from error
-    except Exception as error:  # Pillow's decoders raise all kinds of things on damaged data
+    except Exception as error:  # Pillow's decoders raise any exception on damaged data
         raise MediaError(f"{name}: not a readable image ({error})") from error
 
 
 def check_mode(image: Image.Image, name: str) -> None:
-    """MediaError for numbers that do not fit 8 bits."""
+    """Raises MediaError for pixels with more than 8 bits."""
     if image.mode in _DEEP_MODES:
         raise MediaError(f"{name}: pixels of type {image.mode}; convert them to 8 bits first")
 
 
 def _unknown_format(source) -> str:
-    """Why Pillow knows no format of a path or bytes, and what to do."""
+    """Explains why Pillow does not recognize a file, and what to do."""
     if isinstance(source, bytes):
         head = source[:_HEAD]
     else:
@@ -181,19 +182,18 @@ def _unknown_format(source) -> str:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8. Where it is absent, damaged or meaningless it is 1, upright: no
-    reason to refuse a picture."""
+    """Returns the EXIF orientation, 1 to 8; 1 (upright) if it is missing, damaged or invalid."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's reader of EXIF raises all kinds of things on damaged data
+    except Exception:  # Pillow's EXIF reader raises any exception on damaged data
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def turn(picture: np.ndarray, orientation: int) -> np.ndarray:
-    """[H, W, 3] as it is to be looked at; `orientation` says where its first row and column are
-    then: 1 top left, 2 top right, 3 bottom right, 4 bottom left, and 5 to 8 left top, right top,
-    right bottom, left bottom."""
+    """Rotates and mirrors [H, W, 3] by an EXIF orientation, which is the position of the first row
+    and column: 1 top left, 2 top right, 3 bottom right, 4 bottom left, 5 left top, 6 right top, 7
+    right bottom, 8 left bottom."""
     if orientation in (5, 6, 7, 8):
         picture = picture.transpose(1, 0, 2)
     down = -1 if orientation in (3, 4, 7, 8) else 1

@@ -1,4 +1,4 @@
-"""Frames to another size: bicubic with antialiasing, in the ways of the references, by name."""
+"""Resizes frames: bicubic with antialiasing, in the modes of the references."""
 
 import functools
 
@@ -6,21 +6,21 @@ import numpy as np
 from PIL import Image
 
 _BICUBIC = Image.Resampling.BICUBIC
-_BLOCK = 8  # rows or columns of the output a product: more would multiply more zeros
-# Multiplications of a product up to which OpenBLAS stays on the calling thread. Larger ones wake a
-# thread on every core, for less than a millisecond of work: beside other workers, ten times slower.
+_BLOCK = 8  # rows or columns of the output per product: more would multiply more zeros
+# Multiplications up to which OpenBLAS uses the calling thread only. Larger products start a thread
+# on every core for less than a millisecond of work: ten times slower if other workers are running.
 _SERIAL = 4 * 65536
 _F32 = np.float32
 
 
 def resize(frames: np.ndarray, height: int, width: int, kind: str, mode: str) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> uint8 [T, height, width, 3].
+    """Resizes frames uint8 [T, H, W, 3] to uint8 [T, height, width, 3].
 
     Args:
       frames: the frames of a video, or one image.
-      height, width: the size wanted; frames that have it are returned as they are.
+      height, width: the new size; frames of that size are returned unchanged.
       kind: "video" or "image": the reference treats them differently.
-      mode: a name of `RESIZE`.
+      mode: a key of `RESIZE`.
     """
     if frames.shape[1:3] == (height, width):
         return frames
@@ -28,12 +28,12 @@ def resize(frames: np.ndarray, height: int, width: int, kind: str, mode: str) ->
 
 
 def _rounded_once(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The weighted sums in float32, rounded (a half to the even number) and clamped at the end:
+    """Computes weighted sums in float32, rounded half to even and clamped at the end, as
     torchvision's `transforms.functional.resize` on uint8, which qwen-vl-utils calls.
 
-    Each block of outputs is a small matrix product with the inputs that it needs. Rows go first,
+    Each block of outputs is a small matrix product with the required inputs. Rows are first, while
     torch begins with columns: sums differ in their last bits, so that about one value in ten
-    thousand is rounded to its other neighbour.
+    thousand is rounded differently.
     """
     count, rows, cols, channels = frames.shape
     lines = frames.reshape(count, rows, cols * channels)
@@ -51,7 +51,7 @@ def _rounded_once(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _along_rows(weights: np.ndarray, lines: np.ndarray, out: np.ndarray) -> None:
-    """out = weights @ lines, some columns at a time."""
+    """Computes out = weights @ lines in blocks of columns."""
     size = max(1, _SERIAL // weights.size)
     whole = lines.shape[1] // size * size
     if whole:  # views, and one call for all of them
@@ -62,7 +62,7 @@ def _along_rows(weights: np.ndarray, lines: np.ndarray, out: np.ndarray) -> None
 
 
 def _along_columns(lines: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    """out = lines @ weights, some rows at a time."""
+    """Computes out = lines @ weights in blocks of rows."""
     size = max(1, _SERIAL // weights.size)
     whole = len(lines) // size * size
     if whole:
@@ -73,8 +73,8 @@ def _along_columns(lines: np.ndarray, weights: np.ndarray, out: np.ndarray) -> N
 
 @functools.lru_cache(maxsize=64)
 def _blocks(old: int, new: int, channels: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """(outputs, the inputs they need, weights [outputs, inputs]) along an axis whose entries are
-    of `channels` interleaved values each."""
+    """Returns (outputs, required inputs, weights [outputs, inputs]) along an axis whose entries
+    have `channels` interleaved values."""
     first, stop, weights = _weights(old, new)
     blocks = []
     for start in range(0, new, _BLOCK):
@@ -84,7 +84,7 @@ def _blocks(old: int, new: int, channels: int) -> list[tuple[slice, slice, np.nd
         for row in range(start, end):
             taps = stop[row] - first[row]
             dense[row - start, first[row] - low :][:taps] = weights[row, :taps]
-        # A channel's weights, spread out over values that stand `channels` apart.
+        # The weights of a channel, for values that are `channels` apart.
         dense = np.kron(dense, np.eye(channels, dtype=_F32))
         into = slice(start * channels, end * channels)
         blocks.append((into, slice(low * channels, high * channels), dense))
@@ -92,8 +92,8 @@ def _blocks(old: int, new: int, channels: int) -> list[tuple[slice, slice, np.nd
 
 
 def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First input, one past the last, and weights [new, taps] of each output: torch's filter
-    (a = -0.5, widened by the scale when shrinking), computed in float32 as torch does."""
+    """Returns first input, last input + 1, and weights [new, taps] of each output: torch's filter
+    (a = -0.5, widened by the scale for downsampling), computed in float32 as in torch."""
     scale = _F32(old) / _F32(new)
     wide = max(scale, _F32(1))
     centre = scale * (np.arange(new, dtype=_F32) + _F32(0.5))
@@ -110,10 +110,11 @@ def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _rounded_twice(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Columns first, rounded and clamped to uint8 between the two passes: Pillow up to 12, which
-    qwen-vl-utils uses on images, and nearly torch's own uint8 path, which transformers uses.
+    """Resizes columns first, rounding and clamping to uint8 between the two passes, as Pillow up to
+    12, which qwen-vl-utils uses for images, and nearly as torch's uint8 path, which transformers
+    uses.
 
-    One call a pass: left alone, Pillow 13 takes the cheaper one first.
+    One call per pass: otherwise Pillow 13 begins with the cheaper one.
     """
     across = (width, frames.shape[1])
     return np.stack(
@@ -126,10 +127,10 @@ def _rounded_twice(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     )
 
 
-# Mode -> what resizes a video's frames, and what resizes an image.
+# Functions that resize videos and images, by mode.
 RESIZE = {
     # qwen-vl-utils 0.0.8 - 0.0.14: torchvision for videos, Pillow for images.
     "exact": {"video": _rounded_once, "image": _rounded_twice},
-    # transformers' own processors from 4.52 on, without qwen-vl-utils.
+    # Processors of transformers from 4.52 on, without qwen-vl-utils.
     "uint8": {"video": _rounded_twice, "image": _rounded_twice},
 }

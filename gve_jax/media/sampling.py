@@ -1,4 +1,4 @@
-"""Frame sampling by the rules of qwen-vl-utils 0.0.14, in numpy."""
+"""Frame sampling with the rules of qwen-vl-utils 0.0.14, in numpy."""
 
 import dataclasses
 import math
@@ -7,17 +7,17 @@ import numpy as np
 
 from gve_jax.media.errors import MediaError
 
-PAIR = 2  # the reference's FRAME_FACTOR: counts of frames are even, since a patch spans two
+PAIR = 2  # the reference's FRAME_FACTOR: numbers of frames are even, since a patch spans two
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How densely, and between which times, a video is sampled.
+    """The density and the interval of sampling.
 
     Attributes:
-      num_frames: frames in all, None for every one; without effect where `fps` is set.
-      fps: frames a second, but at least `min_frames` and at most `max_frames` in all.
-      start, end: seconds from the first frame; the whole video when absent.
+      num_frames: number of frames, None for all; ignored if `fps` is set.
+      fps: frames per second; the number of frames is within `min_frames` and `max_frames`.
+      start, end: seconds from the first frame (default: the complete video).
     """
 
     num_frames: int | None = 8
@@ -30,13 +30,13 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """When the frames of a video are shown.
+    """The times at which the frames of a video are shown.
 
     Attributes:
-      total: frames.
-      rate: frames a second, on average.
-      times: float64 [total + 1], seconds at which each frame begins and the last one ends, the
-        first at 0; None where every frame lasts as long as the others.
+      total: number of frames.
+      rate: average frames per second.
+      times: float64 [total + 1], begin of each frame and end of the last one in seconds, from 0;
+        None if all frames have the same duration.
     """
 
     total: int
@@ -45,11 +45,11 @@ class Timeline:
 
 
 def sample(sampling: Sampling, timeline: Timeline, name: str) -> tuple[np.ndarray, float]:
-    """int64 indices of the frames taken, ascending, and how many of them there are to a second.
+    """Returns ascending int64 indices of the sampled frames, and their number per second.
 
-    A single frame, which the reference refuses, is given alone; so is a video with fewer frames
-    than `num_frames` given with what it has, an odd last one dropped. Where every frame is asked
-    for, their number may be odd.
+    A single frame, which the reference refuses, is sampled alone. A video with fewer frames than
+    `num_frames` gives those that it has, without an odd last one. If all frames are requested,
+    their number may be odd.
 
     Raises:
       MediaError: no two frames between `start` and `end`.
@@ -63,11 +63,11 @@ def sample(sampling: Sampling, timeline: Timeline, name: str) -> tuple[np.ndarra
 
 
 def spread(first: int, last: int, count: int) -> np.ndarray:
-    """`torch.linspace(first, last, count).round().long()`, to the bit.
+    """Equals `torch.linspace(first, last, count).round().long()` exactly.
 
-    torch computes in float32, in a fused multiply-add, and from both ends towards the middle;
-    numpy's float64 line rounds one index in some hundred thousand to its neighbour. Both round a
-    half to the even side.
+    torch computes in float32, with fused multiply-add, from both ends to the middle; numpy's
+    float64 values round one index in about a hundred thousand to its neighbour. Both round half to
+    even.
     """
     if count == 1:
         return np.array([first])
@@ -79,7 +79,7 @@ def spread(first: int, last: int, count: int) -> np.ndarray:
 
 
 def _count(sampling: Sampling, total: int, rate: float) -> int:
-    """`smart_nframes`."""
+    """`smart_nframes` of the reference."""
     if sampling.fps is None:
         if sampling.num_frames is None:
             return total
@@ -91,7 +91,8 @@ def _count(sampling: Sampling, total: int, rate: float) -> int:
 
 
 def _frame_range(sampling: Sampling, timeline: Timeline, name: str) -> tuple[int, int]:
-    """`calculate_video_frame_range`; by the frames' own times where they differ in length."""
+    """`calculate_video_frame_range` of the reference; by the times of frames if durations
+    differ."""
     start, end, total = sampling.start, sampling.end, timeline.total
     first, last = 0, total - 1
     if start is None and end is None:

@@ -1,7 +1,7 @@
 """Detects truncated files by the length in their header.
 
-FFmpeg reads such a file as if it were whole. A fragmented MP4, MPEG-TS, MPEG program streams and
-live recordings state no length.
+FFmpeg reads a truncated file as if it were complete. Fragmented MP4, MPEG-TS, MPEG program streams
+and live recordings state no length.
 """
 
 import os
@@ -15,8 +15,8 @@ _HEAD, _TAIL = 1 << 16, 1 << 20  # bytes; a page of Ogg has at most 65,307
 
 
 def check_length(file, name: str) -> None:
-    """Raises MediaError for a file that is shorter than its header says; `file` is at its start,
-    and left there."""
+    """Raises MediaError for a file that is shorter than its header states. `file` is at its start,
+    before and after."""
     head, size = file.read(4096), file.seek(0, os.SEEK_END)
     if head.startswith(b"\x1a\x45\xdf\xa3"):
         _compare(size, _matroska(head), name)
@@ -26,7 +26,7 @@ def check_length(file, name: str) -> None:
         _check_flv(file, size, name)
     elif head.startswith(b"OggS") and not _ogg_ends(_tail(file, size)):
         raise MediaError(
-            f"{name}: cut off, its last page does not end the stream (of a live "
+            f"{name}: truncated, its last page does not end the stream (for a live "
             "recording: ffmpeg -i INPUT -c copy OUTPUT.mkv)"
         )
     file.seek(0)
@@ -35,7 +35,7 @@ def check_length(file, name: str) -> None:
 def _compare(size: int, stated: float, name: str) -> None:
     if size < stated:
         raise MediaError(
-            f"{name}: cut off, {size} of {stated:.0f} bytes (if it plays to its end: "
+            f"{name}: truncated, {size} of {stated:.0f} bytes (if it plays to its end: "
             "ffmpeg -i INPUT -c copy OUTPUT.mkv)"
         )
 
@@ -49,7 +49,7 @@ def _check_flv(file, size: int, name: str) -> None:
         end = _flv_end(_tail(file, size))
         if end < 0.95 * seconds - 1:
             raise MediaError(
-                f"{name}: cut off, {max(end, 0):.1f} of {seconds:.1f} s (if it "
+                f"{name}: truncated, {max(end, 0):.1f} of {seconds:.1f} s (if it "
                 "plays to its end: ffmpeg -i INPUT -c copy OUTPUT.mkv)"
             )
 
@@ -63,19 +63,19 @@ def _matroska(head: bytes) -> int:
     at = head.find(b"\x18\x53\x80\x67") + 4
     if not 4 <= at < len(head) or head[at] == 0:
         return 0
-    length = 9 - head[at].bit_length()  # of the number that follows: as many bytes as leading zeros
+    length = 9 - head[at].bit_length()  # of the following number, by leading zeros
     unknown = 2 ** (7 * length) - 1  # of a live recording
     segment = int.from_bytes(head[at : at + length]) & unknown
     return 0 if segment == unknown else at + length + segment
 
 
 def asf_is_live(file) -> bool:
-    """Whether an ASF was recorded without going back to state its length; `file` is moved."""
+    """Whether an ASF is a recording without a stated length; moves the position of `file`."""
     return not (fields := _asf_fields(file)) or bool(int.from_bytes(fields[64:68], "little") & 1)
 
 
 def _asf_fields(file) -> bytes:
-    """The fields of the file properties, from the file's id on; nothing without them."""
+    """Returns the fields of the file properties object from the file id on; b"" without it."""
     file.seek(0)
     head = file.read(_HEAD)
     at = head.find(_ASF_PROPERTIES)
@@ -87,7 +87,7 @@ def _asf(file) -> int:
 
 
 def _flv(head: bytes, key: str) -> float:
-    """A number of the metadata of an FLV, 0 if it has none."""
+    """Returns a number of the metadata of an FLV; 0 if it is missing."""
     word = key.encode()
     at = head.find(struct.pack(">H", len(word)) + word + b"\0") + len(word) + 3
     if at < len(word) + 3 or at + 8 > len(head):
@@ -97,7 +97,7 @@ def _flv(head: bytes, key: str) -> float:
 
 
 def _flv_end(tail: bytes) -> float:
-    """Seconds at which the last tag of an FLV begins; -1 if it is not whole."""
+    """Begin of the last tag of an FLV in seconds; -1 if the tag is truncated."""
     length = int.from_bytes(tail[-4:])
     tag = tail[-4 - length : -4]
     if length < 11 or len(tag) != length or int.from_bytes(tag[1:4]) != length - 11:

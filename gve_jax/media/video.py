@@ -1,4 +1,4 @@
-"""Sampled frames of a video of any kind."""
+"""Loads sampled frames of any kind of video."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from gve_jax.media.timeline import timeline
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Sampled frames uint8 [T, H, W, 3] and `fps`, their number a second of the video."""
+    """Sampled frames uint8 [T, H, W, 3], and their number per second of the video, `fps`."""
 
     frames: np.ndarray
     fps: float
@@ -39,17 +39,16 @@ def load_video(
     """Samples a video.
 
     Args:
-      source: a path of a video, of a GIF, or of a folder of images; encoded bytes; uint8
+      source: the path of a video, an animation or a folder of images; encoded bytes; uint8
         [T, H, W, 3]; a list of images.
-      sampling: which frames; a number stands for that many, uniformly.
-      fps: frames a second of an array, a list or a folder (2 where absent, as in the reference).
-      limits: what the video may cost.
-      exif: turn pictures as their EXIF orientation says: frames that are images, and animations.
+      sampling: which frames; a number is a number of uniformly sampled frames.
+      fps: frames per second of an array, a list or a folder (default: 2, as in the reference).
+      limits: limits of time and memory.
+      exif: rotate frames that are images, and animations, by their EXIF orientation.
 
     Raises:
-      MediaError: an unreadable, empty or damaged video: never a shorter clip in silence, where
-        the container states a length at all (MPEG-TS and program streams, fragments and live
-        recordings do not).
+      MediaError: an unreadable, empty, truncated or damaged video. (MPEG-TS, program streams,
+        fragments and live recordings state no length, so that truncation is not detected.)
     """
     limits = limits or Limits()
     if not isinstance(sampling, Sampling):
@@ -77,16 +76,16 @@ def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
     with open_video(source, name, limits) as opened:
         video = _Video(opened, source, name, limits)
         while True:
-            places, fps = sample(sampling, video.timeline(), name)
+            positions, fps = sample(sampling, video.timeline(), name)
             try:
-                return Clip(video.frames(places), fps)
+                return Clip(video.frames(positions), fps)
             except (Damaged, seek.Fewer) as error:
                 if not video.look_closer(error):
                     raise
 
 
 class _Video:
-    """A video file and what is known of it before it is decoded."""
+    """A video file, its index and the plan of decoding it."""
 
     def __init__(self, opened, source, name: str, limits: Limits):
         self._opened, self._name, self._limits = opened, name, limits
@@ -100,12 +99,12 @@ class _Video:
         self._index = read_index(container, stream, file, self._name, self._limits, self._table)
         self._plan = seek.make_plan(container, stream, self._index, self._open)
         if not len(self._plan.numbers):
-            raise MediaError(f"{self._name}: no frame that can be decoded")
+            raise MediaError(f"{self._name}: no decodable frame")
 
     def look_closer(self, error: Exception) -> bool:
-        """Whether other frames are to be expected than those that failed to decode: the table of an
-        MP4 says nothing of large samples without a picture, and of some codecs no header that we
-        read says which packets hold a frame."""
+        """Whether other frames can be expected after a failure: the table of an MP4 does not reveal
+        large samples without a picture, and for some codecs no header that we parse tells which
+        packets have a frame."""
         if self._table:
             before, self._table, self._opened = self._index, False, None
             with self._open() as opened:
@@ -118,7 +117,7 @@ class _Video:
                 return True
         if not isinstance(error, seek.Fewer) or not self._may_lack(error.numbers):
             return False
-        self._strict = False  # FFmpeg's messages are read: there may be no complaint
+        self._strict = False  # FFmpeg's log must have no error then
         self._plan = dataclasses.replace(self._plan, starts=None, numbers=error.numbers)
         return True
 
@@ -126,9 +125,8 @@ class _Video:
         return timeline(self._index, self._plan.numbers, self._name, self._limits)
 
     def _may_lack(self, numbers: np.ndarray) -> bool:
-        """Whether it is in order that only these packets gave a frame: no header that we read says
-        that the others hold one, or they are leading pictures of the first keyframe without times.
-        """
+        """Whether the other packets may be without a frame: no header that we parse tells that they
+        have one, or they are leading pictures of the first keyframe without times."""
         expected = np.sort(self._plan.numbers)
         if not len(numbers) or not np.isin(numbers, expected).all():
             return False
@@ -138,19 +136,19 @@ class _Video:
         with self._open() as (_, stream, _):
             return not Headers(stream.codec_context).known or bool(leading and untimed)
 
-    def frames(self, places: np.ndarray) -> np.ndarray:
-        """The frames at these places in the order of showing, by seeking where that works.
+    def frames(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the frames at these positions in the order of showing, by seeking if possible.
 
         Raises:
           Damaged: a picture is damaged.
-          seek.Fewer: none is, but there are fewer frames than the index says.
+          seek.Fewer: no picture is damaged, but there are fewer frames than in the index.
         """
         seeks = self._plan.starts is not None
         if seeks:
             try:
                 with contextlib.ExitStack() as stack:
                     opened = self._opened or stack.enter_context(self._open())
-                    return self._seek(opened, places)
+                    return self._seek(opened, positions)
             except seek.Lost:
                 seeks = False
             except Damaged:
@@ -159,28 +157,31 @@ class _Video:
         if seeks:
             try:
                 with listen() as messages, self._open() as opened:
-                    return self._seek(opened, places, messages)
+                    return self._seek(opened, positions, messages)
             except (seek.Lost, Damaged):
-                pass  # the index may lie: the same frames the long way, or an error
+                pass  # the index may be wrong: decode all packets for the frames or an error
         if self._strict:
             try:
-                return self._decode_all(places)
+                return self._decode_all(positions)
             except Damaged:
                 if not self._forgiving:
                     raise
         with listen() as messages:
-            return self._decode_all(places, messages)
+            return self._decode_all(positions, messages)
 
-    def _seek(self, opened, places: np.ndarray, messages: list | None = None) -> np.ndarray:
-        pictures, wanted = _Pictures(self._name, self._limits), self._plan.numbers[places].tolist()
+    def _seek(self, opened, positions: np.ndarray, messages: list | None = None) -> np.ndarray:
+        pictures, wanted = (
+            _Pictures(self._name, self._limits),
+            self._plan.numbers[positions].tolist(),
+        )
         container, stream, _ = opened
         seek.decode_wanted(
             container, stream, self._index, self._plan, wanted, pictures.take, messages
         )
         return pictures.stack(wanted)
 
-    def _decode_all(self, places: np.ndarray, messages: list | None = None) -> np.ndarray:
-        pictures, wanted = _Pictures(self._name, self._limits), places.tolist()
+    def _decode_all(self, positions: np.ndarray, messages: list | None = None) -> np.ndarray:
+        pictures, wanted = _Pictures(self._name, self._limits), positions.tolist()
         with self._open() as (container, stream, _):
             seek.decode_all(
                 container, stream, self._index, self._plan, wanted, pictures.take, messages
@@ -189,12 +190,12 @@ class _Video:
 
 
 class _Pictures:
-    """Decoded frames as upright RGB, all of one size."""
+    """Collects decoded frames as upright RGB of one size."""
 
     def __init__(self, name: str, limits: Limits):
         self._name, self._limits, self._pictures = name, limits, {}
-        # One converter for all frames, on one thread: `frame.to_ndarray(format=...)` sets up a
-        # converter with a thread pool for every frame, four times the cost of decoding it.
+        # One converter with one thread for all frames: `frame.to_ndarray(format=...)` creates a
+        # converter with a thread pool for every frame, at four times the cost of decoding it.
         self._converter = VideoReformatter()
 
     def take(self, number: int, frame) -> None:
@@ -216,23 +217,23 @@ class _Pictures:
 
 
 def upright(picture: np.ndarray, matrix: bytes, name: str) -> np.ndarray:
-    """uint8 [H, W, 3] as a display matrix (nine int32, row by row) says it is shown.
+    """Rotates and mirrors uint8 [H, W, 3] by a display matrix (nine int32 in row-major order).
 
-    It sends column x and row y to a x + c y and b x + d y. Cameras turn by quarters and mirror;
-    its scale, and the aspect ratio of pixels, are not applied: the reference has square pixels.
+    The matrix maps column x and row y to a x + c y and b x + d y. Cameras rotate by multiples of 90
+    degrees and mirror. Scale and pixel aspect ratio are ignored, as in the reference.
 
     Raises:
       MediaError: another angle.
     """
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
     lengths = np.hypot(a, b), np.hypot(c, d)
-    if not all(lengths):  # no matrix at all, as some writers leave it
+    if not all(lengths):  # an empty matrix, as some writers store
         return picture
     turn = np.array([[a, b], [c, d]]) / np.array(lengths)[:, None]
     exact = turn.round()
     if np.abs(turn - exact).max() > 0.02 or abs(round(np.linalg.det(exact))) != 1:
         degrees = np.degrees(np.arctan2(b, a))
-        raise MediaError(f"{name}: turned by {degrees:.0f} degrees, not by quarters")
+        raise MediaError(f"{name}: rotated by {degrees:.0f} degrees, not by a multiple of 90")
     (a, b), (c, d) = exact.astype(int)
     if a == 0:
         picture, across, down = picture.transpose(1, 0, 2), c, b

@@ -298,7 +298,7 @@ def test_avif():
     assert numbers(found.frames) == list(range(24)) and found.fps == pytest.approx(10)
     found = load_video(avif(FILM[:12], duration=[100] * 11 + [3000]), 12)
     assert numbers(found.frames) == list(range(12)) and found.fps == pytest.approx(12 / 4.1)
-    with pytest.raises(MediaError, match="a picture without motion; give it as an image"):
+    with pytest.raises(MediaError, match="a still image; pass it as an image"):
         load_video(avif(FILM[:1]), 8)
 
 

@@ -61,7 +61,7 @@ def test_names_with_and_without_numbers(tmp_path):
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, name):
     folder(tmp_path)
     (tmp_path / name).mkdir() if name == "more" else (tmp_path / name).write_text("x")
-    refused(tmp_path, f"holds '{name}', which is not an image")
+    refused(tmp_path, f"contains '{name}', which is not an image")
 
 
 def test_an_empty_folder(tmp_path):
@@ -155,7 +155,7 @@ def test_one_frame_and_pictures_without_motion():
     one = Image.fromarray(numbered(2)[1])
     assert numbers(load_video(picture(one, "GIF"), 8).frames) == [1]
     for kind in ("PNG", "WEBP"):
-        refused(picture(one, kind), "a picture without motion; give it as an image")
+        refused(picture(one, kind), "a still image; pass it as an image")
     refused(picture(one, "JPEG"), "not a readable video")
 
 

@@ -202,7 +202,9 @@ def padded_avi(count: int) -> bytes:
 def test_empty_chunks_at_the_end_of_an_avi():
     assert seconds(padded_avi(0)) == pytest.approx(2.4)
     assert seconds(padded_avi(30)) == pytest.approx(5.4)
-    with pytest.raises(MediaError, match="cut off, 24 of 54"):  # without the index that names them
+    with pytest.raises(
+        MediaError, match="truncated, 24 of 54"
+    ):  # without the index that names them
         load_video(padded_avi(30).replace(b"idx1", b"JUNK"), 8)
 
 
