@@ -160,8 +160,8 @@ def test_content_that_no_item_has_is_refused(content, named):
         (["user", "assistant"], "role 'assistant'"),
         (["user", "user"], "another user message"),
         (["system"], "no user message"),
-        (["user", "system"], "a further system message"),
-        (["system", "system", "user"], "a further system message"),
+        (["user", "system"], "another system message"),
+        (["system", "system", "user"], "another system message"),
         (["tool"], "role 'tool'"),
     ],
 )

@@ -126,9 +126,9 @@ def test_frames_are_turned_as_the_file_says(a, b, c, d):
     assert found.flags.c_contiguous
 
 
-@situation("Media", "video turned by 45 degrees", "refused by name", since="0.1.0")
+@situation("Media", "video rotated by 45 degrees", "refused by name", since="0.1.0")
 def test_another_angle_is_refused():
-    refused(turned(encode(textured(8)), 0.7071, 0.7071, -0.7071, 0.7071), "turned by 45 degrees")
+    refused(turned(encode(textured(8)), 0.7071, 0.7071, -0.7071, 0.7071), "rotated by 45 degrees")
 
 
 def turned(data: bytes, a, b, c, d) -> bytes:

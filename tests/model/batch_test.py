@@ -11,7 +11,7 @@ from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.model.batch import Batch, Frames, Packed, batch_sizes
 from gve_jax.model.config import VisionConfig
 
-SIZES = dict(B=4, L=8, F=2, P=16, C=12, S=64, V=8, G=3, I=2, D=6)
+SIZES = dict(B=4, L=8, F=2, P=16, patch_dim=12, S=64, V=8, G=3, I=2, D=6)
 FLOATING = {"visual"}
 INDICES = {"window_slots", "window_inverse", "visual_slots", "visual_inverse", "segments"}
 
@@ -40,4 +40,4 @@ def test_sizes_of_the_released_architecture():
     bucket = Bucket(pairs=4, patches=800, windows=18, length=896)
     sizes = batch_sizes(2, bucket, vision)
     assert sizes == batch_sizes(2, bucket, InputSpec())
-    assert sizes == dict(B=2, L=896, F=4, P=800, C=1176, S=18 * 64, V=800)
+    assert sizes == dict(B=2, L=896, F=4, P=800, patch_dim=1176, S=18 * 64, V=800)

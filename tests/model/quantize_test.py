@@ -134,7 +134,7 @@ def test_gradients_reach_the_adapters_of_a_packed_base(params):
 
 
 def test_adapters_do_not_merge_into_a_packed_base(params):
-    with pytest.raises(UserError, match="before it was quantized"):
+    with pytest.raises(UserError, match="quantized base; load the original"):
         lora.merge(quantize(params, "int8"), WIDE)
 
 
