@@ -47,15 +47,16 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Every feature, without what takes long: process kills, two hosts, full runs of commands, long fuzzing.
-# Programs are compiled without optimizing: compiling takes longer than running them.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-test: lint
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow"
+# Programs are compiled without optimizing: compiling takes longer than running them. quickstart and parity run
+# them as users do.
+PYTEST := JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-# The slow tests run programs as users do.
-test-all: test
-	$(PYTEST) -m slow
+# Every feature, without process kills, two hosts, full runs of commands and long fuzzing.
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
 
 # Beside transformers' own Qwen2.5-VL, qwen-vl-utils and MTEB, in an environment of its own: torch
 # is large. Packages that are only read (a tokenizer, a template, films, photographs) are kept there.
