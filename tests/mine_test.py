@@ -189,7 +189,7 @@ def test_negatives_are_those_of_a_brute_force(pairs, tmp_path, first, last, marg
             (rank, name) for rank, _, name, _ in wanted
         ]
     tallies = json.loads((tmp_path / "out" / "mining.json").read_text())["sources"]
-    lost = {name: its["lost"]["too few negatives"] for name, its in tallies.items()}
+    lost = {name: tally["lost"]["too few negatives"] for name, tally in tallies.items()}
     assert sum(lost.values()) == len(few)
     assert tallies["T2T_1"]["lost"]["query unreadable"] == 1
     assert tallies["T2T_1"]["lost"]["positive unreadable"] == 1
@@ -225,10 +225,10 @@ def test_random_negatives_are_of_the_window_and_of_the_seed(pairs, tmp_path):
     a, b, c = (ids_of(tmp_path / name) for name in "abc")
     assert a == b and a != c
     expected = brute_force(pairs, 5, 30, 0, 0.95, False)
-    assert any(one["rank"] > 10 for its in a.values() for one in its)
-    for key, its in a.items():
-        assert len({one["id"] for one in its}) == 3
-        assert {one["rank"] for one in its} <= {rank for rank, *_ in expected[key]}
+    assert any(each["rank"] > 10 for negatives in a.values() for each in negatives)
+    for key, negatives in a.items():
+        assert len({each["id"] for each in negatives}) == 3
+        assert {each["rank"] for each in negatives} <= {rank for rank, *_ in expected[key]}
 
 
 def test_more_exclusions_than_are_spare_ask_for_more(tmp_path):

@@ -17,6 +17,7 @@ from data.pairs import media
 from data.pairs.formats import FORMATS
 from data.pairs.rows import input_files, read_rows
 from gve_jax.errors import UserError
+from gve_jax.streams.pairs import item_fields
 from gve_jax.streams.rows import (
     MAX_NEGATIVES,
     MODALITY_PAIR,
@@ -111,7 +112,7 @@ class Source:
         return int.from_bytes(digest.digest())
 
     def _item(self, fields: dict) -> dict:
-        item = {"text": "", "instruction": "", "image": b"", "video": b""}
+        item = item_fields()
         for key, value in fields.items():
             if key in _MEDIA:
                 found = media.locate(value, self.root)

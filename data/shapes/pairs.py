@@ -35,6 +35,7 @@ from data.shapes.scene import (
     make_rng,
     pick,
 )
+from gve_jax.streams.pairs import item_fields
 
 Record = dict
 
@@ -46,18 +47,14 @@ MOTIONS = ("move", "enter", "leave", "grow", "shrink")
 SIBLINGS = {"T2V_crossing": 2, "T2V_motion": 2, "T2V_camera": 2}
 
 
-def item(text: str = "", image: bytes = b"", video: bytes = b"", instruction: str = "") -> dict:
-    return {"text": text, "instruction": instruction, "image": image, "video": video}
-
-
 def _query(source: str, rng: np.random.Generator, **media) -> dict:
-    return item(instruction=pick(rng, instructions.TRAINING[source]), **media)
+    return item_fields(instruction=pick(rng, instructions.TRAINING[source]), **media)
 
 
 def _scene_family(rng: np.random.Generator) -> dict[str, tuple]:
     scene = sample_scene(rng, TRAIN_PAIRS)
     frames = render(scene)
-    positive = item(video=encode_mp4(frames))
+    positive = item_fields(video=encode_mp4(frames))
     text, instruction = pick(
         rng,
         (
@@ -70,7 +67,7 @@ def _scene_family(rng: np.random.Generator) -> dict[str, tuple]:
     still = encode_png(frames[pick(rng, fullest_frames(scene))])
     first = encode_png(frames[0])
     return {
-        "T2V_whole": (item(text=text, instruction=instruction), positive),
+        "T2V_whole": (item_fields(text=text, instruction=instruction), positive),
         "T2V_keywords": (_query("T2V_keywords", rng, text=captions.keywords(scene, rng)), positive),
         "T2V_theme": (_query("T2V_theme", rng, text=captions.theme(scene, rng)), positive),
         "I2V": (_query("I2V", rng, image=still), positive),
@@ -83,7 +80,7 @@ def _scene_family(rng: np.random.Generator) -> dict[str, tuple]:
 
 def _place_family(rng: np.random.Generator) -> dict[str, tuple]:
     scene = sample_scene(rng, TRAIN_PAIRS)
-    positive = item(video=encode_mp4(render(scene)))
+    positive = item_fields(video=encode_mp4(render(scene)))
     thing, deed = pick(rng, [(t, e) for t in scene.things for e in t.events])
     return {
         "T2V_spatial": (_query("T2V_spatial", rng, text=captions.spatial(scene, rng)), positive),
@@ -98,7 +95,7 @@ def _temporal_family(rng: np.random.Generator) -> dict[str, tuple]:
     swapped = swap_phases(scene)
     # Hard negative: the same objects and positions in another order of time.
     other = render(swapped) if swapped and rng.integers(2) else frames[::-1]
-    videos = [item(video=encode_mp4(shown)) for shown in (frames, other)]
+    videos = [item_fields(video=encode_mp4(shown)) for shown in (frames, other)]
     query = _query("T2V_temporal", rng, text=captions.temporal(scene, rng))
     return {"T2V_temporal": (query, videos[0], videos[1:])}
 
@@ -149,7 +146,7 @@ def _camera_family(rng: np.random.Generator) -> list[Scene]:
 def _long_family(rng: np.random.Generator) -> dict[str, tuple]:
     scenes = sample_long(rng, TRAIN_PAIRS)
     shots = [render(s) for s in scenes]
-    positive = item(video=encode_mp4(np.concatenate(shots)))
+    positive = item_fields(video=encode_mp4(np.concatenate(shots)))
     clip = encode_mp4(pick(rng, shots)[CLIP], crf=CLIP_CRF)
     return {
         "T2V_long": (_query("T2V_long", rng, text=captions.long(scenes, rng)), positive),
@@ -162,7 +159,8 @@ def _continuation_family(rng: np.random.Generator) -> dict[str, tuple]:
     frames = render(scene)
     start = encode_mp4(frames[:PHASE_FRAMES])
     text = captions.what_follows(scene, rng, phases=(1,))
-    return {"TV2V": (_query("TV2V", rng, text=text, video=start), item(video=encode_mp4(frames)))}
+    positive = item_fields(video=encode_mp4(frames))
+    return {"TV2V": (_query("TV2V", rng, text=text, video=start), positive)}
 
 
 def _text_family(rng: np.random.Generator) -> dict[str, tuple]:
@@ -176,12 +174,12 @@ def _text_family(rng: np.random.Generator) -> dict[str, tuple]:
         lambda: captions.spatial(scene, rng),
     )
     first, second = rng.permutation(len(kinds))[:2].tolist()
-    return {"T2T": (_query("T2T", rng, text=kinds[first]()), item(text=kinds[second]()))}
+    return {"T2T": (_query("T2T", rng, text=kinds[first]()), item_fields(text=kinds[second]()))}
 
 
 def _image_family(rng: np.random.Generator) -> dict[str, tuple]:
     scene = edits.sample_still(rng, TRAIN_PAIRS)
-    image = item(image=encode_png(render(scene, only=0)[0]))
+    image = item_fields(image=encode_png(render(scene, only=0)[0]))
     return {"T2I": (_query("T2I", rng, text=captions.spatial(scene, rng)), image)}
 
 
@@ -192,7 +190,7 @@ def _moment_family(rng: np.random.Generator) -> dict[str, tuple]:
     )
     if rng.integers(2):
         early, late = late, early
-    return {"I2I": (_query("I2I", rng, image=early), item(image=late))}
+    return {"I2I": (_query("I2I", rng, image=early), item_fields(image=late))}
 
 
 def _edit_family(rng: np.random.Generator) -> dict[str, tuple]:
@@ -200,10 +198,10 @@ def _edit_family(rng: np.random.Generator) -> dict[str, tuple]:
     order, edited = edits.sample_edit(rng, scene, TRAIN_PAIRS)
     before, after = (encode_png(render(s, only=0)[0]) for s in (scene, edited))
     return {
-        "TI2I": (_query("TI2I", rng, text=order, image=before), item(image=after)),
+        "TI2I": (_query("TI2I", rng, text=order, image=before), item_fields(image=after)),
         "TI2T": (
             _query("TI2T", rng, text=order, image=before),
-            item(text=captions.spatial(edited, rng)),
+            item_fields(text=captions.spatial(edited, rng)),
         ),
     }
 
@@ -280,7 +278,7 @@ def _sibling(seed: int, source: str, index: int) -> dict[str, tuple]:
     scene = sample(make_rng(seed, f"train/{source}", group))[number]
     rng = make_rng(seed, f"train/{source}/text", index)
     query = _query(source, rng, text=caption(scene, rng))
-    return {source: (query, item(video=encode_mp4(render(scene))))}
+    return {source: (query, item_fields(video=encode_mp4(render(scene))))}
 
 
 def family_records(pool: Pool, seed: int, scale: float, family: str) -> Iterator[dict[str, Record]]:

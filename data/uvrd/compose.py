@@ -13,6 +13,7 @@ from data.uvrd.settings import KINDS, PROFILES, TYPES, Settings
 from data.uvrd.source import Entry
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.media.sandbox import Failure
+from gve_jax.streams.pairs import item_fields
 from gve_jax.streams.rows import Reject
 
 SOURCE = "uvrd"  # suffix of split names: T2V_uvrd
@@ -140,32 +141,34 @@ class _Composer:
         order = list(KINDS)
         self._rng["T2V"].shuffle(order)
         for kind in order[: self.count["T2V"]]:
-            query = item(texts[kind], instruction=INSTRUCTIONS[_SET_BY_KIND[kind]])
-            self._add("T2V", kind, query, item(video=self.video.data), answer, {"caption": kind})
+            query = item_fields(texts[kind], instruction=INSTRUCTIONS[_SET_BY_KIND[kind]])
+            self._add(
+                "T2V", kind, query, item_fields(video=self.video.data), answer, {"caption": kind}
+            )
         unused = order[self.count["T2V"] :]
         unused = unused if len(unused) > 1 else order
         for number in range(self.count["T2T"]):
             first, second = self._rng["T2T"].sample(unused, 2)
-            query = item(texts[first], instruction=_NOT_IN_UVRB["T2T"])
+            query = item_fields(texts[first], instruction=_NOT_IN_UVRB["T2T"])
             details = {"caption": first, "positive": second}
-            self._add("T2T", number, query, item(texts[second]), answer, details)
+            self._add("T2T", number, query, item_fields(texts[second]), answer, details)
 
     async def _text_to_image(self, name: str, number: int, rng: random.Random) -> None:
         time, image = await self._still(rng, 1.0)
         answer = await self._ask("frame_captions", self._slots(), [image])
         kind = rng.choice(KINDS)
-        query = item(captions(answer.value)[kind], instruction=_NOT_IN_UVRB["T2I"])
+        query = item_fields(captions(answer.value)[kind], instruction=_NOT_IN_UVRB["T2I"])
         details = {"caption": kind, "frame": time}
-        self._add(name, number, query, item(image=image), answer, details)
+        self._add(name, number, query, item_fields(image=image), answer, details)
 
     async def _image_query(self, name: str, number: int, rng: random.Random) -> None:
         time, image = await self._still(rng, self.settings.frame.latest)
         frames, strategy = await self._frames(), rng.choice(prompts.STRATEGIES)
         slots = self._slots() | {"images": len(frames), "strategy": strategy}
         answer = await self._ask("image_query", slots, [image, *frames])
-        query = item(answer.value["query"], image=image, instruction=_instruction(name))
+        query = item_fields(answer.value["query"], image=image, instruction=_instruction(name))
         details = {"frame": time, "strategy": strategy}
-        self._add(name, number, query, item(video=self.video.data), answer, details)
+        self._add(name, number, query, item_fields(video=self.video.data), answer, details)
 
     async def _clip_query(self, name: str, number: int, rng: random.Random) -> None:
         span, clip, data = await self._span(rng, 0.5)
@@ -180,19 +183,19 @@ class _Composer:
             "relation": relation,
         }
         answer = await self._ask("clip_query", slots, [*clip_frames, *frames])
-        query = item(answer.value["query"], video=data, instruction=_instruction(name))
+        query = item_fields(answer.value["query"], video=data, instruction=_instruction(name))
         details = {"span": span, "relation": relation}
-        self._add(name, number, query, item(video=self.video.data), answer, details)
+        self._add(name, number, query, item_fields(video=self.video.data), answer, details)
 
     async def _frame_to_video(self, name: str, number: int, rng: random.Random) -> None:
         time, image = await self._still(rng, 1.0)
-        query = item(image=image, instruction=_instruction(name))
-        self._add(name, number, query, item(video=self.video.data), None, {"frame": time})
+        query = item_fields(image=image, instruction=_instruction(name))
+        self._add(name, number, query, item_fields(video=self.video.data), None, {"frame": time})
 
     async def _clip_to_video(self, name: str, number: int, rng: random.Random) -> None:
         span, _, data = await self._span(rng, 1.0)
-        query = item(video=data, instruction=_instruction(name))
-        self._add(name, number, query, item(video=self.video.data), None, {"span": span})
+        query = item_fields(video=data, instruction=_instruction(name))
+        self._add(name, number, query, item_fields(video=self.video.data), None, {"span": span})
 
     def _slots(self) -> dict:
         lengths = {
@@ -284,10 +287,6 @@ class _Composer:
 
 def _instruction(type: str) -> str:
     return INSTRUCTIONS[_SET_BY_TYPE[type]]
-
-
-def item(text: str = "", image: bytes = b"", video: bytes = b"", instruction: str = "") -> dict:
-    return {"text": text, "instruction": instruction, "image": image, "video": video}
 
 
 def captions(value: dict) -> dict[str, str]:

@@ -16,6 +16,7 @@ from gve_jax.mining.search import ItemVectors
 from gve_jax.retrieval.negatives import Rule
 from gve_jax.storage.artifacts import build_folder
 from gve_jax.storage.files import write_json
+from gve_jax.streams.pairs import item_fields
 from gve_jax.streams.writing import pair_info, write_sources
 
 MANIFEST = "mining.json"
@@ -184,7 +185,7 @@ def stored(item: Item, id: str) -> dict:
         if not isinstance(medium, bytes | None):
             raise UserError(f"document {id!r} is a video of frames, which a pair cannot hold")
         media[key] = medium or b""
-    return {"text": item.text or "", "instruction": item.instruction or "", **media}
+    return item_fields(item.text or "", instruction=item.instruction or "", **media)
 
 
 def card(name: str, sources: Mapping[str, dict], settings: Mapping) -> str:

@@ -24,6 +24,13 @@ def pair_features() -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(pair | {"negatives": tfds.features.Sequence(item)})
 
 
+def item_fields(
+    text: str = "", image: bytes = b"", video: bytes = b"", instruction: str = ""
+) -> dict[str, str | bytes]:
+    """Returns the fields of a stored item; empty ones are absent."""
+    return {"text": text, "instruction": instruction, "image": image, "video": video}
+
+
 class PairSources:
     """The sources of one TFDS directory; reads records by (source, index). Pickles by its path.
 
