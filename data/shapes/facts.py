@@ -1,8 +1,8 @@
 """Captions and videos as sets of facts: the ground truth of the benchmark.
 
 A video satisfies a caption if it shows all facts of the caption: `said(a) <= shown(b)`. A set of
-the benchmark is valid if each caption is satisfied by its own video only. Facts omit what a caption
-omits (the phase, the position).
+the benchmark is valid if only its own video satisfies each caption. Facts omit what a caption omits
+(the phase, the position).
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ def _numbered(words: list) -> Facts:
     return Facts((w, k) for w, n in Counter(words).items() for k in range(n))
 
 
-def _deeds(thing: Thing) -> list[tuple[str, str]]:
+def _actions(thing: Thing) -> list[tuple[str, str]]:
     return [(e.action, e.argument) for e in thing.events] or [("still", "")]
 
 
@@ -28,12 +28,12 @@ def _camera(scene: Scene) -> Facts:
 
 
 def short(scene: Scene) -> Facts:
-    things = [(captions.name(t), *d) for t in scene.things for d in _deeds(t)]
+    things = [(captions.name(t), *d) for t in scene.things for d in _actions(t)]
     return Facts(things) | {("ground", scene.background)} | _camera(scene)
 
 
 def whole(scene: Scene) -> Facts:
-    things = [(captions.full_name(t), t.place, *d) for t in scene.things for d in _deeds(t)]
+    things = [(captions.full_name(t), t.place, *d) for t in scene.things for d in _actions(t)]
     return Facts(things) | {("ground", scene.background), ("camera", scene.camera)}
 
 
@@ -64,8 +64,9 @@ def theme(scene: Scene) -> Facts:
     return _numbered(captions.theme_list(scene)) | {("ground", scene.background)}
 
 
-def event(thing: Thing, deed: Event) -> Facts:
-    return Facts({(captions.full_name(thing), thing.place, deed.action, deed.argument)})
+def event(thing: Thing, action: Event) -> Facts:
+    fact = captions.full_name(thing), thing.place, action.action, action.argument
+    return Facts({fact})
 
 
 def events(scene: Scene) -> Facts:
@@ -74,8 +75,8 @@ def events(scene: Scene) -> Facts:
 
 def one_thing(scene: Scene, thing: Thing) -> Facts:
     """An object in detail as a single fact, so that two objects cannot satisfy it together."""
-    deeds = tuple((e.phase, e.action, e.argument) for e in thing.events)
-    return Facts({(captions.full_name(thing), thing.place, deeds, scene.background)})
+    events = tuple((e.phase, e.action, e.argument) for e in thing.events)
+    return Facts({(captions.full_name(thing), thing.place, events, scene.background)})
 
 
 def main_object(scene: Scene) -> Facts:
@@ -91,7 +92,7 @@ def detailed(scene: Scene) -> Facts:
 
 
 class Distinct:
-    """Admits scenes of which none satisfies the caption of another.
+    """Admits a scene if it satisfies no caption of an admitted scene, and vice versa.
 
     Args:
         said, shown: facts of a caption and of a video; `shown` is `said` by default.

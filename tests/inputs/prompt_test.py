@@ -1,4 +1,4 @@
-"""The chat around an item, decoded back token by token."""
+"""Token ids of prompts, compared with the text that they decode to."""
 
 import pickle
 
@@ -35,7 +35,7 @@ def test_the_instruction_is_the_system_turn(prompt):
 
 
 @pytest.mark.parametrize("video, image", [(5, 0), (0, 3), (5, 3), (1, 1)])
-def test_visuals_come_first_video_before_image_each_at_its_start(prompt, video, image):
+def test_visuals_precede_the_text_and_starts_are_their_first_tokens(prompt, video, image):
     ids, starts = prompt.ids("red", "", video, image)
     middle = visual(VIDEO, video) * bool(video) + visual(IMAGE, image) * bool(image)
     assert spell(ids) == f"{SYSTEM}<|im_start|>user\n{middle}red{TAIL}"
@@ -67,7 +67,7 @@ def test_a_spelled_out_pad_does_not_displace_the_visual(prompt, text, instructio
         assert spell(ids[:start]).startswith(f"{system}<|im_start|>user\n")
 
 
-def test_a_long_text_is_cut_and_keeps_the_end_token(tokenizer_file):
+def test_a_long_text_is_truncated_before_the_end_token(tokenizer_file):
     whole, starts = Prompt(tokenizer_file, 512).ids("ring " * 60, "", 7, 0)
     for limit in (starts[0] + 7 + 1, 60, len(whole) - 1):
         prompt = Prompt(tokenizer_file, limit)
@@ -78,28 +78,28 @@ def test_a_long_text_is_cut_and_keeps_the_end_token(tokenizer_file):
         assert Prompt(tokenizer_file, limit).ids("ring " * 60, "", 7, 0)[0] == whole
 
 
-def test_a_visual_is_never_cut(tokenizer_file):
+def test_a_visual_is_never_truncated(tokenizer_file):
     _, (start,) = Prompt(tokenizer_file, 512).ids("", "", 7, 0)
     with pytest.raises(ValueError, match=str(start + 7)):
         Prompt(tokenizer_file, start + 7).ids("", "", 7, 0)
 
 
-def test_truncation_and_padding_of_the_file_are_not_ours(tokenizer_file, prompt, tmp_path):
+def test_truncation_and_padding_of_the_file_are_ignored(tokenizer_file, prompt, tmp_path):
     other = small_tokenizer().from_str(small_tokenizer().to_str())
     other.enable_truncation(10)
     other.enable_padding(length=64, direction="left")
     other.save(str(tmp_path / "tokenizer.json"))
-    theirs = Prompt(tmp_path / "tokenizer.json", 512)
-    assert theirs.ids("a red ring", "", 9, 0) == prompt.ids("a red ring", "", 9, 0)
+    configured = Prompt(tmp_path / "tokenizer.json", 512)
+    assert configured.ids("a red ring", "", 9, 0) == prompt.ids("a red ring", "", 9, 0)
 
 
-def test_it_travels_to_workers(prompt):
+def test_pickles(prompt):
     again = pickle.loads(pickle.dumps(prompt))
     assert again.ids("red", "", 2, 1) == prompt.ids("red", "", 2, 1)
     assert again.vocab_size == prompt.vocab_size == small_tokenizer().get_vocab_size()
 
 
-def test_a_file_that_is_no_tokenizer_of_qwen_is_named(tmp_path):
+def test_other_files_are_refused(tmp_path):
     from tokenizers import Tokenizer, models
 
     path = tmp_path / "tokenizer.json"
@@ -113,7 +113,7 @@ def test_a_file_that_is_no_tokenizer_of_qwen_is_named(tmp_path):
         Prompt(path, 64)
 
 
-def test_many_at_once_are_what_each_is_alone(tokenizer_file):
+def test_a_batch_equals_single_calls(tokenizer_file):
     prompt = Prompt(tokenizer_file, 80)
     entries = [
         (text, instruction, video, image)
@@ -135,7 +135,7 @@ def test_many_at_once_are_what_each_is_alone(tokenizer_file):
         prompt.ids_batch([*entries, ("", "", 90, 0)])
 
 
-def test_a_thousand_instructions_do_not_pile_up(prompt):
+def test_the_cache_of_instructions_is_bounded(prompt):
     for i in range(1000):
         ids, _ = prompt.ids("red", f"Find {i}.", 0, 0)
         assert f"Find {i}." in spell(ids)

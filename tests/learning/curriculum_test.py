@@ -1,4 +1,4 @@
-"""What stages sample, by hand: schedules, tasks, sigma, bounds; and what of a policy is refused."""
+"""Sampling weights of stages, compared with values computed by hand; invalid policies."""
 
 import math
 
@@ -124,7 +124,7 @@ def test_sigma_of_a_step():
         ),
     ],
 )
-def test_the_ways_of_sigma(form, expected):
+def test_schedules_of_sigma(form, expected):
     curriculum = make(stages=5, sigma=form)
     assert [curriculum.record(n, R)["sigma"] for n in range(5)] == pytest.approx(expected)
 
@@ -166,13 +166,13 @@ NAN = float("nan")
         ),
     ],
 )
-def test_a_policy_that_cannot_work_is_named(fields, named):
+def test_invalid_policies_are_refused(fields, named):
     with pytest.raises((UserError, ValueError), match=named) as error:
         make(**fields)
     assert "\n" not in str(error.value)
 
 
-def test_a_tiny_sigma_overflows_nowhere():
+def test_a_tiny_sigma_does_not_overflow():
     record = make(sigma_first=1e-6).record(0, R)
     assert (
         record["P"]["T2T_a"] == pytest.approx(1) and np.isfinite(list(record["P"].values())).all()

@@ -1,4 +1,4 @@
-"""Unit rows of vectors of every size, and what is refused by its row."""
+"""Unit rows of vectors of any magnitude, and vectors that are refused."""
 
 import math
 from fractions import Fraction
@@ -36,7 +36,7 @@ def exact_unit(row):
         (np.float16, 6e-8),
     ],
 )
-def test_unit_rows_of_every_size(dtype, scale):
+def test_unit_rows_of_any_magnitude(dtype, scale):
     shape = np.random.default_rng(0).uniform(-3, 3, size=(4, 24)).round()
     shape[:, 0] = 3
     vectors = (shape * scale).astype(dtype)
@@ -94,7 +94,7 @@ def test_a_row_without_a_direction_is_named(value, named):
         ([None, [1, 2]], "vectors"),
     ],
 )
-def test_what_are_no_vectors_is_refused(bad, named):
+def test_values_that_are_not_vectors_are_refused(bad, named):
     with pytest.raises(UserError, match=named):
         unit_rows(bad)
 

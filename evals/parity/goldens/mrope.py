@@ -1,13 +1,12 @@
-"""Makes mrope.npz: the position ids transformers' Qwen2.5-VL gives, one release after the other.
+"""Writes mrope.npz: position ids of transformers' Qwen2.5-VL, by release.
 
     pip install torch==2.13.0 transformers==VERSION
     python evals/parity/goldens/mrope.py
 
-The release installed says which regime is written (RELEASES). A further release of a regime is
-compared with what the file holds and noted in it; a difference is an error that names the cases.
-Only `get_rope_index` runs, without weights. Every case runs alone and in batches padded on either
-side, which must agree, so that the file needs to hold it once: `REGIME/CASE`, int16 [3, L], and
-`REGIME/versions`.
+The installed release decides which regime is written (RELEASES). Another release of a regime is
+compared with the file and recorded in it; a difference is an error that names the cases. Only
+`get_rope_index` runs, without weights. Every case runs alone and in batches padded on either side,
+which must agree, so that the file has it once: `REGIME/CASE`, int16 [3, L], and `REGIME/versions`.
 """
 
 import pathlib
@@ -17,9 +16,9 @@ from types import SimpleNamespace
 import numpy as np
 
 FILE = pathlib.Path(__file__).with_suffix(".npz")
-# First release of each regime, newest first. 5.3.0 - 5.5.4 stand for none: all steps of a video
-# shared one time, its rows were counted across steps, and before 5.5.4 an image stood at a multiple
-# of its time and took the seconds of the next video.
+# First release of each regime, newest first. 5.3.0 - 5.5.4 have none: all steps of a video had the
+# same time, rows were counted across steps, and before 5.5.4 an image was at a multiple of its time
+# and used the seconds of the next video.
 RELEASES = {(5, 18): "hf518", (5, 6): "hf53", (4, 52): "hf452", (4, 49): "qwen_train"}
 UNNAMED = ((5, 3), (5, 4), (5, 5))
 
@@ -53,9 +52,9 @@ CASES = {
     "long, 0.5 fps": (2, [text(2), video(390, 2, 2, 0.5), text(2)]),
     "long, 0.7 fps": (2, [text(2), video(390, 2, 2, 0.7), text(2)]),
     "long, 30 fps": (2, [text(2), video(300, 2, 2, 30000 / 1001), text(2)]),
-    # 2 frames a second by a rate that is a last bit above: a second in float32, less in float64.
+    # 2 frames per second by the next larger float64: a second in float32, less in float64.
     "a second, nearly": (2, [text(1), video(4, 4, 4, np.nextafter(2, 3)), text(1)]),
-    # Other resolutions: the order of the products shows.
+    # Other time resolutions, where the order of the products matters.
     **{f"tps {tps}": (tps, [text(3), video(60, 2, 2, 2.7), text(2)]) for tps in (3, 4, 25)},
     "image": (2, [text(4), image(8, 12), text(4)]),
     "image, tall, first": (2, [image(18, 4), text(4)]),
@@ -73,7 +72,7 @@ CASES = {
 
 
 def segments(name: str) -> list[tuple]:
-    """A case as `mrope_positions` takes it: every visual between its start and end token."""
+    """Returns the arguments of `mrope_positions`: every visual between start and end token."""
     out = []
     for kind, size, *seconds in CASES[name][1]:
         if kind == "text":
@@ -96,7 +95,7 @@ def token_ids(parts: list[tuple]) -> list[int]:
 
 
 def reference(batch: list[list[tuple]], tokens_per_second: int, side: str) -> list[np.ndarray]:
-    """transformers' positions of each row [3, L], of a batch padded on that side."""
+    """Returns the positions [3, L] of transformers for each row of a batch padded on `side`."""
     import torch
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
@@ -116,8 +115,8 @@ def reference(batch: list[list[tuple]], tokens_per_second: int, side: str) -> li
     ids = np.full((len(rows), longest), PAD)
     mask = np.zeros_like(ids)
     for i, row in enumerate(rows):
-        place = slice(longest - len(row), None) if side == "left" else slice(len(row))
-        ids[i, place], mask[i, place] = row, 1
+        columns = slice(longest - len(row), None) if side == "left" else slice(len(row))
+        ids[i, columns], mask[i, columns] = row, 1
     arguments = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
     if "mm_token_type_ids" in owner.get_rope_index.__code__.co_varnames:  # since 5.3
         kinds = np.where(ids == VIDEO_PAD, 2, np.where(ids == IMAGE_PAD, 1, 0))
@@ -127,7 +126,7 @@ def reference(batch: list[list[tuple]], tokens_per_second: int, side: str) -> li
         grids = [grid for name, grid, _ in visuals if name == kind]
         arguments[f"{kind}_grid_thw"] = torch.tensor(grids) if grids else None
     seconds = [float(seconds) for name, _, seconds in visuals if name == "video"]
-    # float32, as the processor makes it.
+    # float32, as from the processor.
     arguments["second_per_grid_ts"] = torch.tensor(seconds) if seconds else None
     positions, _ = model.get_rope_index(**arguments)
     return [positions[:, i].numpy()[:, mask[i] == 1] for i in range(len(rows))]
@@ -140,7 +139,7 @@ def main():
     release = tuple(int(n) for n in transformers.__version__.split(".")[:2])
     regime = next((name for first, name in RELEASES.items() if release >= first), None)
     if regime is None or release in UNNAMED:
-        sys.exit(f"error: transformers {transformers.__version__} stands for no regime")
+        sys.exit(f"error: transformers {transformers.__version__} has no regime")
 
     made = {}
     for tokens_per_second in sorted({tps for tps, _ in CASES.values()}):
@@ -158,7 +157,9 @@ def main():
     if before:
         differ = [n for n, p in made.items() if n in kept and not np.array_equal(p, kept[n])]
         if differ:
-            sys.exit(f"error: transformers {transformers.__version__} is unlike {before}: {differ}")
+            sys.exit(
+                f"error: transformers {transformers.__version__} differs from {before}: {differ}"
+            )
     python = ".".join(map(str, sys.version_info[:3]))
     here = f"transformers {transformers.__version__}, torch {torch.__version__}, python {python}"
     made[f"{regime}/versions"] = np.array(sorted({*before, here}))
