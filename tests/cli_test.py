@@ -44,7 +44,7 @@ def test_a_file_that_fails_is_named_with_its_line(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_none_is_named(tmp_path):
+def test_other_files_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=f"--config {tmp_path}/none.py: no such file"):
         load_config(f"{tmp_path}/none.py")
     with pytest.raises(UserError, match="is a folder, not a file"):

@@ -35,7 +35,7 @@ def clips(tmp_path) -> Path:
     "only the clips are embedded; the others are counted",
     since="0.2.0",
 )
-def test_companions_of_a_mac_are_no_items(clips, tmp_path, capsys):
+def test_mac_companion_files_are_not_items(clips, tmp_path, capsys):
     for number in range(3):
         (clips / f"._{number}.mp4").write_bytes(b"bad\0\5\x16\7")
     (clips / ".DS_Store").write_bytes(b"x")
@@ -287,7 +287,7 @@ def test_an_item_that_changed_is_named(tmp_path, change, id):
         (b'{"id": "a",\r\n"text": "x"}', "items.jsonl:1: not valid JSON"),
     ],
 )
-def test_what_is_wrong_with_a_list_is_named(tmp_path, text, message):
+def test_errors_in_a_list_are_named(tmp_path, text, message):
     (tmp_path / "items.jsonl").write_bytes(text)
     with pytest.raises(UserError, match=message) as error:
         run(tmp_path / "items.jsonl", tmp_path / "out")

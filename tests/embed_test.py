@@ -173,7 +173,7 @@ def test_repeating_asks_the_model_for_nothing(folder, tmp_path):
         "ids-00000.jsonl manifest.json",
     ],
 )
-def test_what_is_missing_is_embedded_again_and_no_more(folder, tmp_path, lost):
+def test_only_missing_items_are_embedded_again(folder, tmp_path, lost):
     output = tmp_path / "out"
     run(folder / "items.jsonl", output, "--shard-size", "3")
     before = contents(output)
@@ -291,7 +291,7 @@ def test_damaged_outputs_are_named(folder, tmp_path, damage, message):
         (["text"], ":1: expected a JSON object"),
     ],
 )
-def test_a_list_that_cannot_be_is_refused_by_its_line(folder, tmp_path, records, message):
+def test_an_invalid_list_is_refused_with_its_line(folder, tmp_path, records, message):
     (folder / "link").symlink_to("/etc")
     write(folder / "items.jsonl", records)
     with pytest.raises(UserError, match=message) as error:
@@ -408,7 +408,7 @@ def test_two_hosts_that_ended_go_on_where_they_were(two_hosts, folder, tmp_path)
     assert contents(output) == contents(tmp_path / "alone")
 
 
-def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
+def test_one_host_resumes_the_output_of_two(two_hosts, folder, tmp_path):
     source, output = folder / "items.jsonl", tmp_path / "out"
     run(source, tmp_path / "alone", "--shard-size", "2")
     options = {"stop_after": 0, "host 1": {"stop_after": 2}}
@@ -442,7 +442,7 @@ def test_one_host_goes_on_where_two_ended(two_hosts, folder, tmp_path):
         ({"host 1": {"source": "set"}}, "host 1 was started with --input."),
     ],
 )
-def test_what_two_hosts_refuse_both_say(two_hosts, folder, tmp_path, options, message):
+def test_both_hosts_report_an_error(two_hosts, folder, tmp_path, options, message):
     source, output = folder / "items.jsonl", tmp_path / "out"
     run(source, output, "--shard-size", "2")
     before = contents(output)

@@ -92,6 +92,6 @@ def test_marked_fields_are_left_out_of_a_record():
     assert whole.keys() - as_json(made, leave_out="per_host").keys() == {"kind"}
 
 
-def test_ranges_can_be_checked_of_what_was_not_built():
+def test_ranges_of_unbuilt_sections_can_be_checked():
     with pytest.raises(ValueError, match="rate 2.0 must be in"):
         check_rules(Section(1, rate=2.0))

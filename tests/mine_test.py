@@ -467,7 +467,7 @@ def test_the_rule_by_hand(scores, positive, rule, expected):
         (["--queries-vectors", "none"], "none: no finished vectors"),
     ],
 )
-def test_what_cannot_be_is_one_line(pairs, tmp_path, monkeypatch, options, message):
+def test_invalid_options_give_one_line(pairs, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     if "--share" in options and "0" in options:
         options = [*options, "--margin", "1.9"]
@@ -585,7 +585,7 @@ def test_items_that_are_the_same_count_each(tmp_path):
         )
 
 
-def test_given_vectors_that_lack_what_many_pairs_share(tmp_path):
+def test_given_vectors_that_lack_a_shared_item(tmp_path):
     pairs = lost_pairs(tmp_path, 12)
     mine(pairs, tmp_path / "own", "--ranks", "1-20", "--max-bad-share", "0.2")
     work = tmp_path / "own.mining"

@@ -306,7 +306,7 @@ def test_our_own_rows_with_media_inline(run):
     since="0.2.0",
 )
 @pytest.mark.parametrize("options", [(), ("--by-reference",)])
-def test_negatives_that_are_none_by_content_are_counted(run, options):
+def test_negatives_with_positive_content_are_counted(run, options):
     Path("media/copy.png").write_bytes(RED)
     rows = lines(
         "p.jsonl",
@@ -367,7 +367,7 @@ def test_crossed_pairs_are_counted_as_by_sets():
         ),
     ],
 )
-def test_white_space_alone_is_no_text_in_any_format(run, format, row):
+def test_white_space_alone_is_not_a_text_in_any_format(run, format, row):
     with pytest.raises(UserError, match="no pair of format .*an empty item"):
         run(*importing(format, f"x={lines('rows.jsonl', row)}"))
     if format == "pair":
@@ -462,7 +462,7 @@ def test_too_many_rejects_end_the_import_and_leave_no_directory(run):
         (["T2V_x=broken.parquet"], "not a readable Parquet file"),
     ],
 )
-def test_inputs_that_are_no_source_are_named(run, inputs, message):
+def test_inputs_that_are_not_sources_are_refused(run, inputs, message):
     lines("rows.jsonl", PAIR)
     Path("empty.jsonl").touch()
     Path("broken.parquet").write_bytes(b"PAR1 and nothing else")

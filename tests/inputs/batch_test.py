@@ -85,7 +85,7 @@ def test_inverse_maps_are_inverses(rows):
         np.testing.assert_array_equal(mask.any(-1), inverse >= 0)
 
 
-def test_each_visual_token_gets_its_place_in_raster_order(rows):
+def test_visual_tokens_are_in_raster_order(rows):
     """From a token to its merged patches to their coordinates: rows and columns of M-RoPE."""
     batch = collate(rows, Bucket(pairs=5, patches=56, windows=4, length=128), SPEC)
     coords = batch["patch_coords"].reshape(3, 5 * 14, 4, 2)
@@ -133,12 +133,12 @@ def test_the_first_shape_that_fits(sizes, expected):
 @pytest.mark.parametrize(
     "sizes", [[(0, 65)], [(6, 10)], [(4, 201)], [(5, 193)], [(5, 10), (0, 193)]]
 )
-def test_what_exceeds_every_shape_is_refused(sizes):
+def test_inputs_that_exceed_every_shape_are_refused(sizes):
     with pytest.raises(ValueError, match="exceed every declared bucket"):
         BUCKETS.fit([fake(*size) for size in sizes])
 
 
-def test_shapes_are_bounded_by_what_is_declared():
+def test_shapes_are_among_the_declared_ones():
     seen = set()
     for pairs, length in itertools.product(range(7), range(1, 210, 3)):
         try:

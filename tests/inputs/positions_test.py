@@ -113,7 +113,7 @@ def test_text_alone_counts_up_and_empty_segments_take_no_place(regime):
         ("hf518", [0, 3, 6, 9], 13),
     ],
 )
-def test_an_input_is_placed_by_the_regime_of_its_spec(prompt, regime, steps, last):
+def test_positions_follow_the_regime_of_the_spec(prompt, regime, steps, last):
     """8 frames at 1.3 a second, 2 x 2 merged tokens a step; `last`: from the video's start."""
     spec = InputSpec(max_length=512, max_pixels=4 * 28 * 28, mrope=regime)
     item = Item("a red ring", video=numbered(8)[:, :28, :28], fps=1.3)

@@ -281,7 +281,7 @@ def test_shuffled_is_never_nearly_in_order(preprocess, count):
     assert (order == np.arange(count)).mean() <= 0.25
 
 
-def test_what_cannot_be_read_is_media_error(preprocess, tokenizer_file):
+def test_unreadable_media_raise_media_error(preprocess, tokenizer_file):
     for item in (
         Item(video=b"x"),
         Item(image="missing.png"),
@@ -297,7 +297,7 @@ def test_what_cannot_be_read_is_media_error(preprocess, tokenizer_file):
         short(Item(video=clip(24), max_pixels=PIXELS))
 
 
-def test_it_travels_to_workers(preprocess):
+def test_pickles(preprocess):
     item = Item("red", video=clip(8), max_pixels=PIXELS)
     mine, theirs = preprocess(item), pickle.loads(pickle.dumps(preprocess))(item)
     np.testing.assert_array_equal(mine.tokens, theirs.tokens)
@@ -323,6 +323,6 @@ def test_patches_of_a_video_equal_patchify_of_its_frames(preprocess):
         ("exif_orientation", 1),
     ],
 )
-def test_a_spec_that_cannot_be_names_its_field(field, value):
+def test_an_invalid_spec_names_its_field(field, value):
     with pytest.raises(UserError, match=field if field != "mrope" else "M-RoPE regime 'hf999'"):
         InputSpec(**{field: value})

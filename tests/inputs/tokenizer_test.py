@@ -236,7 +236,7 @@ def test_a_tokenizer_that_contradicts_itself_is_refused(path, change, named):
         (b"[1", "not a tokenizer file"),
     ],
 )
-def test_a_file_that_is_no_tokenizer_is_named(path, data, named):
+def test_a_file_that_is_not_a_tokenizer_is_refused(path, data, named):
     path.write_bytes(data)
     for read in (open_tokenizer, token_ids, lambda path: Prompt(path, 64)):
         with pytest.raises(UserError, match=f"tokenizer.json: .*{named}"):
@@ -249,7 +249,7 @@ def test_a_file_that_is_no_tokenizer_is_named(path, data, named):
         open_tokenizer(path)
 
 
-def test_the_digest_is_of_what_decides_ids_and_not_of_the_formatting(path):
+def test_the_digest_depends_on_ids_and_not_on_formatting(path):
     digest = tokenizer_digest(path)
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_padding()

@@ -93,7 +93,7 @@ def test_collections_of_inputs(many):
     assert [item.text for item in read(many)] == ["a", "b"]
 
 
-def test_no_input_is_a_list_of_none():
+def test_an_empty_list_has_no_inputs():
     for none in ([], (), np.array([], object), Column()):
         assert split_inputs(none) == ([], False)
 
@@ -126,7 +126,7 @@ class Table(dict):
         (np.float32(7), "not float32"),
     ],
 )
-def test_what_holds_no_inputs_is_refused(bad, named):
+def test_values_without_inputs_are_refused(bad, named):
     with pytest.raises(UserError, match=named):
         read(bad)
 
@@ -182,7 +182,7 @@ def test_what_holds_no_inputs_is_refused(bad, named):
         ([MESSAGE, "a"], "a list is not an input"),
     ],
 )
-def test_a_bad_input_is_named_by_its_index(bad, named):
+def test_a_bad_input_is_refused_with_its_index(bad, named):
     with pytest.raises(UserError, match=f"^input 2: .*{named}"):
         read_inputs(["a", "b", bad, "c"])
     with pytest.raises(UserError, match=f"^the input: .*{named}"):

@@ -117,7 +117,7 @@ def test_unreadable_pairs_and_twins_take_no_part():
     since="0.2.0",
 )
 @pytest.mark.parametrize("case", ["own positive", "own query", "twin's positive", "crossed"])
-def test_what_has_the_content_of_a_pair_is_not_its_negative(case):
+def test_the_content_of_a_pair_is_not_its_negative(case):
     arrays = draw(5)  # vectors all differ, as dropout makes them
     query, _, negatives, valid, query_id, positive_id, negative_id = arrays
     for hard in negatives:
@@ -187,7 +187,7 @@ def hard_case():
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_what_is_no_negative(setting):
+def test_excluded_negatives(setting):
     ours, settings = SETTINGS[setting]
     arrays, cfg = hard_case(), dataclasses.replace(PLAIN, **ours)
     loss, _ = info_nce(*arrays, cfg)

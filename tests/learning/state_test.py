@@ -109,7 +109,7 @@ def test_every_factor_is_the_first_patterns():
         (LORA, (("merger|lora", 1.0), (".*", 0))),
     ],
 )
-def test_moments_are_float32_and_only_of_what_trains(mesh, cfg, rates):
+def test_moments_are_float32_and_of_trained_parameters_only(mesh, cfg, rates):
     cfg = dataclasses.replace(cfg, dtype="bfloat16", param_dtype="bfloat16")
     tx = optimizer(rates)
     state, frozen = abstract_state(cfg, tx, mesh, rates)
@@ -227,7 +227,7 @@ def test_losses_of_adapters_do_not_depend_on_the_mesh(trained, name):
     assert losses(name) == pytest.approx(losses("data"), rel=1e-3, abs=1e-5)
 
 
-def test_a_checkpoint_holds_what_trains_alone(trained):
+def test_a_checkpoint_has_trained_parameters_only(trained):
     runs, _, saved = trained
     with Checkpoints(saved, keep=1, fingerprint={}) as checkpoints:
         restored = checkpoints.restore(runs["data"].abstract)
@@ -239,7 +239,7 @@ def test_a_checkpoint_holds_what_trains_alone(trained):
 
 
 @pytest.mark.parametrize("name", [SLOW[1], "mixed"])
-def test_restored_on_another_mesh_training_goes_on(trained, name):
+def test_training_resumes_on_another_mesh(trained, name):
     runs, losses, saved = trained
     run = runs[name]
     with Checkpoints(saved, keep=1, fingerprint={}) as checkpoints:

@@ -160,7 +160,7 @@ def test_apng_with_palette_and_without_alpha():
     "its default image",
     since="0.1.0",
 )
-def test_a_default_image_outside_the_animation_is_no_frame():
+def test_a_default_image_outside_the_animation_is_not_a_frame():
     pictures = [
         np.dstack([frame, np.full(frame.shape[:2], 255, np.uint8)]) for frame in numbered(5)
     ]

@@ -235,7 +235,7 @@ def test_the_stream_marked_as_default_is_taken(first, second, taken):
 @situation(
     "Media", "a cover picture before the film", "the film is taken for the video", since="0.1.0"
 )
-def test_a_cover_is_no_video():
+def test_a_cover_is_not_a_video():
     cover = picture(Image.fromarray(numbered(2)[1]), "JPEG")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as out:

@@ -40,7 +40,7 @@ def indices(data: bytes, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in STREAMS if name != "vp8"])
 @pytest.mark.parametrize("box", ["mp4", "mov"])
 @pytest.mark.parametrize("times", [None, [0, 1, 2, 5, 9, 10, 20, 21, 22, 30, 31, 32]])
-def test_the_table_of_an_mp4_says_what_its_packets_say(name, box, times, monkeypatch):
+def test_the_table_of_an_mp4_equals_its_packets(name, box, times, monkeypatch):
     codec, options = STREAMS[name]
     if box == "mov" and codec not in ("libx264", "libx265", "mpeg4"):
         pytest.skip("FFmpeg writes no such mov")
@@ -143,7 +143,7 @@ def test_a_table_that_does_not_fit_is_not_used(change):
         {"movflags": "frag_keyframe+empty_moov"},
     ],
 )
-def test_any_bytes_are_no_table(options):
+def test_random_bytes_are_not_a_table(options):
     data = encode(numbered(24), options=options)
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -154,7 +154,7 @@ def test_any_bytes_are_no_table(options):
         assert found is None or found.sizes.shape == found.durations.shape <= (30,)
 
 
-def test_a_stream_that_begins_midway_is_no_crash():
+def test_a_stream_that_begins_midway_does_not_crash():
     """PyAV 18 numbers the streams at the beginning: a later one is off its list, once or always."""
 
     class Packet:
@@ -265,7 +265,7 @@ def test_pictures_alone_are_a_video_of_one_frame():
     "attached files do not count as streams",
     since="0.2.0",
 )
-def test_attached_files_are_no_streams():
+def test_attached_files_are_not_streams():
     data = tracks("matroska", ("libx264", FILM, True), fonts=70)
     with av.open(io.BytesIO(data)) as file:
         assert len(file.streams) == 71

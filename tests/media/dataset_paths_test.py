@@ -57,7 +57,7 @@ def root(tmp_path) -> Path:
         ("ü\n.mp4", "ü\n.mp4"),
     ],
 )
-def test_what_stays_inside_is_the_true_path(root, path, leads):
+def test_a_path_inside_is_resolved(root, path, leads):
     assert inside(root, path, "video") == root.resolve() / leads
 
 
@@ -97,14 +97,14 @@ def test_an_absolute_path_and_a_root_that_is_a_link(root, tmp_path):
         ".",
     ],
 )
-def test_what_leads_outside_is_refused(root, path):
+def test_a_path_that_leads_outside_is_refused(root, path):
     with pytest.raises(UserError) as error:
         inside(root, path, "data.jsonl:7: video")
     assert str(error.value) == f"data.jsonl:7: video {path!r} leaves the folder {root}"
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "v.mp4\0", None, 5, b"v.mp4", ["v.mp4"], {"a": 1}])
-def test_what_is_no_path(root, path):
+def test_values_that_are_not_paths(root, path):
     with pytest.raises(UserError, match=r"^video .* is not a path$"):
         inside(root, path, "video")
 

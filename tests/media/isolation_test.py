@@ -90,7 +90,7 @@ def test_rows_are_those_of_the_caller_s_own_process(isolated, preprocess, tmp_pa
     assert process_id(isolated) == first
 
 
-def test_what_the_caller_holds_decoded_needs_no_process(isolated, preprocess):
+def test_decoded_media_need_no_process(isolated, preprocess):
     image = Image.fromarray(numbered(3)[2])
     items = [
         Item("red"),
@@ -154,7 +154,7 @@ def test_an_attack_costs_one_item(isolated, preprocess, medium):
     assert_same(isolated(good), expected)
 
 
-def test_what_a_library_prints_is_no_answer(isolated, preprocess):
+def test_output_of_a_library_is_not_an_answer(isolated, preprocess):
     good = Item(video=clip(8))
     for _ in range(12):  # 1.2 MB in all: more than a process may write into one file
         assert_same(isolated(Item(video=b"PRINT" + clip(8))), preprocess(good))

@@ -163,11 +163,11 @@ _GIF_IN_MATROSKA = (
     "the last frame lasts as the others; FFmpeg's 10 ms for each are made up",
     since="0.2.0",
 )
-def test_a_duration_that_a_parser_made_up_is_none():
+def test_estimated_durations_are_ignored():
     assert seconds(zlib.decompress(base64.b85decode(_GIF_IN_MATROSKA))) == pytest.approx(0.4)
 
 
-def test_what_states_no_end_lasts_as_the_others():
+def test_without_a_stated_end_the_last_frame_lasts_as_the_others():
     assert seconds(held(*GIF, "mpegts", "libx264", {"bf": "0"})) == pytest.approx(0.8)
 
 

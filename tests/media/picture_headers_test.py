@@ -118,7 +118,7 @@ HEVC = {"message": b"\x4e\x01\x05\x04abcd\x80", "delimiter": b"\x46\x01\x50"}
     "codec, unit",
     [("libx264", unit) for unit in H264.values()] + [("libx265", unit) for unit in HEVC.values()],
 )
-def test_samples_without_a_picture_are_no_frames(box, codec, unit):
+def test_samples_without_a_picture_are_not_frames(box, codec, unit):
     hevc = codec == "libx265"
     data = encode(
         numbered(24), codec=codec, codec_options={"x265-params": "log-level=none"} if hevc else {}
@@ -158,7 +158,7 @@ def not_coded(data: bytes) -> bytes:
     since="0.2.0",
 )
 @pytest.mark.parametrize("box", ["avi", "mp4", "matroska"])
-def test_pictures_that_are_not_coded_are_no_frames(box):
+def test_uncoded_pictures_are_not_frames(box):
     data = encode(numbered(24), container="avi", codec="mpeg4")
     coded = []
     for k, each in enumerate(take_apart(data)):
@@ -237,7 +237,7 @@ def test_a_large_picture_that_says_it_is_not_coded_is_damaged():
         ("vp8", [0b00000001], picture_headers.HIDDEN),
     ],
 )
-def test_headers_say_what_is_never_shown(codec, data, holds):
+def test_headers_reveal_hidden_pictures(codec, data, holds):
     headers = picture_headers.Headers(av.CodecContext.create(codec, "r"))
     assert headers.read_bytes(bytes(data)) == holds
 

@@ -73,7 +73,7 @@ def recorded():
     return np.load(golden.FILE)["sizes"].tolist()
 
 
-def test_sizes_equal_what_qwen_vl_utils_gave(recorded):
+def test_sizes_equal_recorded_ones_of_qwen_vl_utils(recorded):
     for frames, height, width, low, high, total, *expected in recorded:
         if frames:
             high = frame_budget(frames, 28, low, high, total or None)
@@ -271,7 +271,7 @@ def test_the_orientation_of_a_camera(kind, orientation):
 )
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it finds
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_damaged_exif_is_no_reason_to_refuse_a_picture(kind):
+def test_damaged_exif_is_ignored(kind):
     for orientation in (0, 9, 65535):
         data = oriented(kind, orientation)
         assert spelled(load_image(data, exif=True)) == UPRIGHT[1]
@@ -300,7 +300,7 @@ def test_a_damaged_exif_is_no_reason_to_refuse_a_picture(kind):
     since="0.1.0",
 )
 @pytest.mark.parametrize("kind", ["MPO", "TIFF", "GIF", "WEBP", "PNG"])
-def test_an_image_of_several_pictures_is_its_first_one(kind):
+def test_an_image_file_of_several_images_gives_the_first(kind):
     colours = ((250, 250, 250), (0, 0, 0))
     first, second = (Image.new("RGB", (16, 16), colour) for colour in colours)
     data = picture(first, kind, save_all=True, append_images=[second])
@@ -421,7 +421,7 @@ def test_a_bomb_is_refused_before_it_goes_off(side):
 @situation(
     "Images and animations", "JPEG cut short", "refused; never filled up with grey", since="0.1.0"
 )
-def test_what_is_no_image_is_named(source, names):
+def test_files_that_are_not_images_are_refused(source, names):
     with pytest.raises(MediaError, match=names) as error:
         load_image(source)
     assert "\n" not in str(error.value)

@@ -83,7 +83,7 @@ def test_a_share_of_nothing_stops_at_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("share", [-0.1, 5, float("nan")])
-def test_a_share_that_is_none_is_refused(tmp_path, share):
+def test_an_invalid_share_is_refused(tmp_path, share):
     with pytest.raises(UserError, match="share"):
         Quarantine(tmp_path / "q.jsonl", share)
 
@@ -127,7 +127,7 @@ def test_a_medium_without_a_path_is_named_by_its_record(item, path):
     assert line == {"id": "T2V-7", "path": path, "reason": "bad", "seconds": 0.123}
 
 
-def test_what_is_tried_again_leaves_count_and_file(tmp_path):
+def test_retried_items_leave_count_and_file(tmp_path):
     path = tmp_path / "q.jsonl"
     first = Quarantine(path, 0.5)
     for id in ("A/1", "A/2", "B/1"):
@@ -150,7 +150,7 @@ def test_of_a_copy_the_place_that_stays_is_named(tmp_path):
     assert (tmp_path / "q.jsonl").is_file()
 
 
-def test_what_may_pass_is_forgotten_when_the_command_is_repeated(tmp_path):
+def test_transient_failures_are_forgotten_when_the_command_is_repeated(tmp_path):
     path = tmp_path / "q.jsonl"
     first = Quarantine(path, 0.5)
     first.record("slow", "s.mp4", "not decoded in 60 seconds", 60, retry=True)

@@ -85,7 +85,7 @@ def test_a_frame_of_the_size_is_returned_and_each_frame_stands_alone():
             np.testing.assert_array_equal(resize(frame[None], 56, 84, "video", mode)[0], got)
 
 
-def test_a_mode_that_is_none_is_named():
+def test_an_unknown_mode_is_refused():
     with pytest.raises(UserError, match="unknown resize mode 'fast'; known: exact, uint8"):
         InputSpec(resize="fast")
     with pytest.raises(UserError, match="total_pixels must be above 0, not 0"):

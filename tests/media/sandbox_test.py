@@ -199,7 +199,7 @@ def test_header_accepts_the_animations_that_can_be_loaded(sandbox, data, tmp_pat
 
 
 @pytest.mark.parametrize("data", OTHERS)
-def test_header_refuses_what_cannot_be_loaded_as_a_video(sandbox, data):
+def test_header_refuses_media_that_cannot_be_loaded(sandbox, data):
     for read in (lambda: sandbox.header(data, "video"), lambda: load_video(data, 2)):
         with pytest.raises(MediaError, match="not a readable video"):
             read()

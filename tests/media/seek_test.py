@@ -117,7 +117,7 @@ def test_they_come_without_decoding_the_whole(streams, container, name, no_long_
 
 
 @pytest.mark.parametrize("container, name", sorted(WHOLE))
-def test_what_cannot_be_sought_is_decoded_as_a_whole(streams, container, name, monkeypatch):
+def test_without_seeking_all_packets_are_decoded(streams, container, name, monkeypatch):
     def refuse(*_):
         raise AssertionError("sought")
 
@@ -241,7 +241,7 @@ def test_times_that_jump_back_midway(streams):
     "not noticed; refused when a sampled frame needs them",
     since="0.1.0",
 )
-def test_damage_where_no_frame_is_wanted_passes_and_elsewhere_does_not(streams):
+def test_damage_is_refused_only_near_wanted_frames(streams):
     """The price of not decoding: what is not needed is not looked at."""
     data = bytearray(streams("mp4", "h264 no b"))
     with av.open(io.BytesIO(bytes(data))) as file:

@@ -241,7 +241,7 @@ def test_steps_of_a_clock_that_may_restart(pts, length):
         ([0, 3000, 1000, 2000, 6000, 4000, 5000], 7.0),
     ],
 )
-def test_steps_of_a_clock_that_goes_on(pts, length):
+def test_steps_of_a_continuous_clock(pts, length):
     dts = pts if len(pts) == 8 else sorted(pts)
     assert seconds(made(pts, dts)) == pytest.approx(length)
 

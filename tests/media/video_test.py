@@ -229,7 +229,7 @@ def test_sampling_by_rate():
     "accepted; the gap counts as time",
     since="0.1.0",
 )
-def test_frames_dropped_at_recording_are_no_damage():
+def test_frames_dropped_at_recording_are_not_damage():
     """AVI writes an empty chunk for each; nothing was cut off."""
     times = [k if k < 10 else k + 5 for k in range(24)]
     found = load_video(encode(numbered(24), container="avi", codec="mpeg4", times=times), 8)
@@ -249,7 +249,7 @@ def refused(source, names: str | None = None) -> None:
     "refused by name, in one line",
     since="0.1.0",
 )
-def test_files_that_are_no_video(tmp_path):
+def test_files_that_are_not_videos(tmp_path):
     refused(tmp_path / "missing.mp4", "missing.mp4: no such file")
     refused(tmp_path, "no frame")
     refused("http://localhost/v.mp4", "no such file")
@@ -384,7 +384,7 @@ def test_a_playlist_connects_to_nothing(tmp_path, name, scheme):
 
 
 @situation("Media", "zipped or gzipped video", "refused", since="0.1.0")
-def test_archives_are_no_video(tmp_path):
+def test_archives_are_not_videos(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("v.mp4", clip())
@@ -408,7 +408,7 @@ def test_archives_are_no_video(tmp_path):
         ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 6, 3), np.uint8)], "differ in size"),
     ],
 )
-def test_values_that_are_no_video(source, names):
+def test_values_that_are_not_videos(source, names):
     refused(source, names)
 
 

@@ -99,7 +99,7 @@ def test_links_to_folders_and_files_inside_are_followed(tmp_path):
     assert names(tmp_path / "alias", is_clip) == list(found)
 
 
-def test_a_link_to_a_folder_above_is_no_loop_and_is_counted(tmp_path):
+def test_a_link_to_a_parent_folder_is_skipped_and_counted(tmp_path):
     folder = make(tmp_path / "f", "a/b/0.mp4", "c/1.mp4")
     (folder / "a" / "b" / "up").symlink_to("../..", target_is_directory=True)
     (folder / "self").symlink_to(".", target_is_directory=True)

@@ -47,7 +47,7 @@ def draw_segments(batch, count):
     return np.repeat([[0, 1, 2, -1]], batch, 0).repeat([2, 3, count - 7, 2], axis=1)
 
 
-def test_sequences_side_by_side_see_themselves_and_what_they_share():
+def test_packed_sequences_attend_to_themselves_and_the_prefix():
     q, k, v, _ = draw(5, length=11, count=11)
     segments, everything = draw_segments(2, 11), np.ones((2, 11), bool)
     wanted = by_rows(q, k, v, everything, True, segments=segments)

@@ -235,7 +235,7 @@ def test_an_adapter_drops_inputs_at_its_rate_and_keeps_their_mean():
     assert dropped.mean() == pytest.approx(x.mean(), rel=0.01)
 
 
-def test_every_layer_and_projection_drops_inputs_of_its_own():
+def test_layers_and_projections_drop_different_inputs():
     model = model_of(LCFG, drawn(LCFG))
     lora.enable_dropout(model, jax.random.split(KEY, 3))
     keys = np.concatenate(

@@ -138,7 +138,7 @@ def test_adapters_do_not_merge_into_a_packed_base(params):
         lora.merge(quantize(params, "int8"), WIDE)
 
 
-def test_what_cannot_be_packed_is_an_error(params, monkeypatch):
+def test_kernels_that_cannot_be_packed_are_an_error(params, monkeypatch):
     with pytest.raises(UserError, match="unknown quantization 'fp4'; known: nf4, int8"):
         quantize(params, "fp4")
     with pytest.raises(UserError, match="matches no kernel"):

@@ -36,7 +36,7 @@ def find(mesh) -> dict[str, np.ndarray]:
     return found
 
 
-def test_two_hosts_find_what_one_does(two_hosts, tmp_path):
+def test_two_hosts_equal_one(two_hosts, tmp_path):
     two_hosts.run("tests.retrieval.hosts_test:save", str(tmp_path))
     expected = find(Mesh(np.array(jax.devices()[:1]), ("data",)))
     for key in ("rank", "pessimistic"):  # scores are exact on this grid

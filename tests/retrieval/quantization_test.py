@@ -123,6 +123,6 @@ def test_a_single_vector_gives_no_ranges():
         (np.where(np.eye(3, 9), np.nan, VECTORS), {}, "embeddings: vector 0 contains NaN"),
     ],
 )
-def test_what_cannot_be_quantized_is_refused(vectors, options, named):
+def test_invalid_vectors_or_options_are_refused(vectors, options, named):
     with pytest.raises(UserError, match=named):
         quantize_embeddings(vectors, **({"precision": "int8"} | options))

@@ -93,7 +93,7 @@ def test_distances_of_equal_rows_are_zero():
 )
 @pytest.mark.parametrize("compare", [all_pairs, by_rows])
 @pytest.mark.parametrize("value, what", [(np.nan, "contains NaN"), (-np.inf, "contains infinite")])
-def test_rows_that_are_no_vectors_are_named(compare, value, what):
+def test_invalid_rows_are_named(compare, value, what):
     good, bad = np.ones((4, 3)), np.ones((4, 3))
     bad[2, 1] = value
     for name in SIMILARITIES:
@@ -107,7 +107,7 @@ def test_rows_that_are_no_vectors_are_named(compare, value, what):
     assert (compare(good, bad, "dot") >= 0).all()
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_vectors_that_cannot_be_compared_are_refused():
     a = np.ones((3, 5))
     with pytest.raises(UserError, match=r"\(3, 5\) and \(3, 4\)"):
         all_pairs(a, a[:, :4])
