@@ -1,9 +1,8 @@
-"""Lists of the best documents in the very order that `Ranks` counted, for run files.
+"""Lists of the best documents in the order of `Ranks`, for run files.
 
-A rank is counted, a list is sorted, and the two come from programs that may round one score in two
-ways: near-copies then change places between them, and whoever computes a metric from the list gets
-another one. Here the positives take the places that were counted, so the list has the metrics of
-the ranks up to its length.
+Ranks are counted and lists are sorted by programs that may round a score differently, so that
+near-copies are ordered differently and metrics computed from a list differ. Here the positives are
+placed at their counted ranks, so that the list has the metrics of the ranks up to its length.
 """
 
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from gve_jax.retrieval.ranks import Ranks
 
 
 def spare_documents(ranks: Ranks) -> int:
-    """How many documents beyond k a list must hold for `ranked_lists`: as many as a query has
-    positives, which may all stand further down than the list has them."""
+    """Number of documents beyond k that `ranked_lists` requires: the largest number of positives of
+    a query, which may all be ranked lower than in the list."""
     return int(np.bincount(ranks.query, minlength=1).max())
 
 
@@ -27,22 +26,22 @@ def ranked_lists(
     order: np.ndarray,
     k: int,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The k best documents of some queries in the order of `ranks`.
+    """Returns the k best documents of some queries in the order of `ranks`.
 
-    Sorting a list by score (as float32), equal ones by id descending, gives it back: scores that
-    were rounded out of the counted order go to its places in descending order, and where the ids of
-    equal ones contradict that order, the later score is lowered to the next float32.
+    Sorting a list by float32 score, and equal scores by descending id, reproduces it: scores that
+    contradict the counted order are sorted, and if ids of equal scores contradict it, the later
+    score is lowered to the next float32.
 
     Args:
-      ranks: of all queries.
-      queries: indices of those whose lists are wanted, n of them.
-      documents, scores: of each, the corpus indices and cosines float32 of its best documents, best
-        first: k and `spare_documents`, or all that it ranks.
-      order: int [C], the place of each document's id among all sorted as strings.
-      k: length of the lists; fewer where a query ranks fewer documents.
+      ranks: the ranks of all queries.
+      queries: indices of the n queries to list.
+      documents, scores: for each of them, corpus indices and float32 cosines of its best documents,
+        best first: k plus `spare_documents`, or all that it ranks.
+      order: int [C], the rank of each document's id in string order.
+      k: length of the lists; shorter if a query ranks fewer documents.
 
     Returns:
-      Corpus indices int64 and scores float32, by query.
+      Corpus indices int64 and scores float32, for each of the n queries.
     """
     starts = np.searchsorted(ranks.query, np.arange(ranks.queries + 1))
     lists, values = [], []
@@ -77,8 +76,8 @@ def _place_positives(found, cosines, k, positives, rank, score):
 
 
 def _descending(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Scores of a list, so that (score, id's order) descends strictly."""
-    scores = np.sort(scores + np.float32(0))[::-1].copy()  # no -0.0, which some print
+    """Returns scores of a list such that (score, order of the id) decreases strictly."""
+    scores = np.sort(scores + np.float32(0))[::-1].copy()  # no -0.0
     wrong = (np.diff(scores) == 0) & (np.diff(order) > 0)
     if not wrong.any():
         return scores
