@@ -28,7 +28,8 @@ from gve_jax.fields import build
 from gve_jax.inputs.batch import Buckets, default_buckets
 from gve_jax.inputs.packing import Plan, collate_decode, collate_tower, make_plan
 from gve_jax.inputs.padding import Padding
-from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor, Row, geometry
+from gve_jax.inputs.profiles import Profile, find_profile
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.inputs.tokenizer import tokenizer_digest
 from gve_jax.inputs.user_inputs import Inputs, input_label, read_inputs, split_inputs, warn_of_paths
@@ -67,7 +68,7 @@ class GVE(SentenceTransformersInterface):
         mesh: jax.sharding.Mesh,
         source: Mapping[str, str] | None = None,
     ):
-        super().__init__()
+        super().__init__(preprocess.prompt.profile)
         self.source = source  # repository and commit on the Hub, if known
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh
@@ -95,6 +96,7 @@ class GVE(SentenceTransformersInterface):
         mrope: str | None = None,
         attention: str | None = None,
         adapter: str | os.PathLike | None = None,
+        profile: str | None = None,
         limits: Limits | None = None,
         show_progress_bar: bool = False,
         revision: str | None = None,
@@ -102,11 +104,12 @@ class GVE(SentenceTransformersInterface):
         local_files_only: bool = False,
         **unsupported,
     ) -> "GVE":
-        """Loads a model in gve_jax's own format, or a Hugging Face checkpoint of Qwen2.5-VL.
+        """Loads a model in gve_jax's own format, or a Hugging Face checkpoint of Qwen2-VL,
+        Qwen2.5-VL or Qwen3-VL.
 
         Models written by `gve_jax.train` or `save_pretrained` have their own input settings.
-        Released checkpoints use those of the GVE paper: 8 uniformly sampled frames of 4 to 200
-        merged tokens each, 8,192 tokens in total.
+        Released checkpoints use those of their profile; for GVE, those of the paper: 8 uniformly
+        sampled frames of 4 to 200 merged tokens each, 8,192 tokens in total.
 
         Args:
           directory: a directory with `config.json`, `tokenizer.json` and the parameters (`params/`
@@ -120,7 +123,9 @@ class GVE(SentenceTransformersInterface):
           attention: a kernel of `gve_jax.model.attention` (default: as saved; "xla" for released
             checkpoints).
           adapter: a directory of PEFT's LoRA files for this model, local, gs:// or a Hub id; it is
-            not merged into the weights.
+            not merged into the weights, except DoRA.
+          profile: a name of `gve_jax.inputs.profiles`: prompt, pooled token, positions and frames
+            (default: as recorded; for released checkpoints by architecture and name).
           limits: limits of one media file; files are decoded in separate processes.
           show_progress_bar: shows progress on standard error while a released checkpoint is read.
           revision: branch, tag or commit of a Hub id (default: its main branch). The commit is
@@ -131,7 +136,8 @@ class GVE(SentenceTransformersInterface):
         Raises:
           UserError: no such directory or id, an unsupported format or architecture, damaged files,
             tensors that do not fit the configuration, NaN weights, a tokenizer or weights other
-            than config.json records, a kernel that cannot run here, an adapter that does not fit.
+            than config.json records, a kernel that cannot run here, an adapter that does not fit,
+            a profile of another architecture, or none where the name does not decide it.
           UnsupportedArgument: an argument of another library's loader; it names the alternative.
         """
         refuse_arguments(cls.from_pretrained, unsupported)
@@ -147,11 +153,13 @@ class GVE(SentenceTransformersInterface):
         try:
             _check_dtype(config.dtype)
             config = dataclasses.replace(config, attention=attention or config.attention)
-            spec, buckets = pretrained.inputs() or _paper_inputs(config)
+            spec, buckets = pretrained.inputs(profile) or released_inputs(
+                config, pretrained.profile(profile)
+            )
             spec = dataclasses.replace(spec, mrope=mrope or spec.mrope)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
-        prompt = Prompt(pretrained.tokenizer, spec.max_length)
+        prompt = Prompt(pretrained.tokenizer, spec.max_length, find_profile(spec.profile))
         mesh = mesh or make_mesh({"data": -1})
         pretrained.check_tokenizer(pretrained.tokenizer)
         params = pretrained.load(config, mesh, show=show_progress_bar)
@@ -236,7 +244,8 @@ class GVE(SentenceTransformersInterface):
         """
         fields = dataclasses.asdict(self.preprocess.spec) | changes
         spec = build(InputSpec, fields, "with_inputs")
-        preprocess = Preprocessor(self.preprocess.prompt, spec, self.preprocess.limits)
+        prompt = Prompt(self.preprocess.prompt.path, spec.max_length, find_profile(spec.profile))
+        preprocess = Preprocessor(prompt, spec, self.preprocess.limits)
         model = GVE(
             self.config, self.params, preprocess, default_buckets(spec), self.mesh, self.source
         )
@@ -424,7 +433,7 @@ class GVE(SentenceTransformersInterface):
         visuals = {index: np.concatenate(parts) for index, parts in pairs.items()}
         for batch in plan.decoder:
             arrays = collate_decode(
-                batch, rows, visuals, self.embedding_dim, jnp.dtype(self.config.dtype)
+                batch, rows, visuals, self.config.visual_dim, jnp.dtype(self.config.dtype)
             )
             hidden = self._run_program(self._decode, Packed(**arrays))
             vectors = [hidden[b, : len(items)] for b, items in enumerate(batch.rows)]
@@ -447,19 +456,11 @@ def _programs(config: ModelConfig) -> tuple[Callable, Callable]:
     return jax.jit(tower), jax.jit(decode)
 
 
-def _paper_inputs(config: ModelConfig) -> tuple[InputSpec, Buckets]:
-    """Input settings of released checkpoints."""
-    vision = config.vision
-    token = (vision.patch_size * vision.spatial_merge_size) ** 2
-    spec = InputSpec(
-        min_pixels=4 * token,
-        max_pixels=200 * token,
-        patch_size=vision.patch_size,
-        merge=vision.spatial_merge_size,
-        temporal=vision.temporal_patch_size,
-        window_side=vision.window_side,
-        tokens_per_second=vision.tokens_per_second,
-    )
+def released_inputs(config: ModelConfig, profile: Profile) -> tuple[InputSpec, Buckets]:
+    """Input settings of a released checkpoint."""
+    token = (config.vision.patch_size * config.vision.spatial_merge_size) ** 2
+    fields = dict(min_pixels=4 * token, max_pixels=200 * token) | dict(profile.inputs)
+    spec = InputSpec(profile=profile.name, **fields, **geometry(config))
     return spec, default_buckets(spec)
 
 

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int, Num
 from gve_jax.errors import UnsupportedArgument, UnsupportedAttribute, UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS, choose_instruction
 from gve_jax.inputs.preprocess import InputSpec
+from gve_jax.inputs.profiles import Profile
+from gve_jax.inputs.prompt import Entry
 from gve_jax.inputs.user_inputs import Inputs, input_label, read_inputs, split_inputs
 from gve_jax.media.item import Item, is_whole
 from gve_jax.retrieval import similarity
@@ -133,13 +135,17 @@ class SentenceTransformersInterface:
 
     Attributes:
       prompts: instructions by name, initially those of UVRB's queries. `encode_query` uses "query"
-        by default, `encode_document` "document", "passage" or "corpus"; initially unset.
+        by default, `encode_document` "document", "passage" or "corpus"; initially those of the
+        profile, if it has any.
       default_prompt_name: name of the default instruction; None for no instruction.
       truncate_dim: number of dimensions that `encode` keeps by default; None for all.
     """
 
-    def __init__(self):
+    def __init__(self, profile: Profile):
         self.prompts: dict[str, str] = dict(INSTRUCTIONS)
+        for side in ("query", "document"):
+            if (instruction := getattr(profile, side)) is not None:
+                self.prompts[side] = instruction
         self.default_prompt_name: str | None = None
         self.truncate_dim: int | None = None
         self._similarity_fn_name = "cosine"
@@ -245,10 +251,10 @@ class SentenceTransformersInterface:
                     f"{input_label(index, single)}: tokenize supports texts only; the number of "
                     "tokens of an image or a video is known once it is read"
                 )
-        entries = [(item.text, item.instruction or instruction or "", 0, 0) for item in items]
+        entries = [Entry(item.text, item.instruction or instruction or "") for item in items]
         rows = [ids for ids, _ in self.preprocess.prompt.ids_batch(entries)] if entries else []
         shape = len(rows), max(map(len, rows), default=0)
-        ids = np.full(shape, self.preprocess.prompt.end, np.int32)
+        ids = np.full(shape, self.preprocess.prompt.pad, np.int32)
         mask = np.zeros(shape, np.int32)
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1

@@ -11,6 +11,7 @@ from gve_jax import GVE
 from gve_jax.errors import UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.preprocess import Preprocessor
+from gve_jax.inputs.prompt import Entry
 from gve_jax.media import sandbox
 from gve_jax.media.item import as_item
 from gve_jax.media.limits import Limits
@@ -206,7 +207,7 @@ def test_with_inputs_shares_the_weights(model, inputs):
         ({"num_frames": 3}, "num_frames must be an even number"),
         ({"num_frames": None}, "num_frames None must be an integer"),
         ({"max_pixels": float("nan")}, "max_pixels nan must be an integer"),
-        ({"frames": 4}, "with_inputs.frames: unknown field; known: num_frames"),
+        ({"frames": 4}, "with_inputs.frames: unknown field; known: profile, num_frames"),
     ):
         with pytest.raises(UserError, match=named):
             model.with_inputs(**changes)
@@ -351,7 +352,7 @@ def test_damaged_directory_is_named(model, tmp_path, damage, named):
 
 
 def test_truncated_text_keeps_its_end_token(model):
-    ids, _ = model.preprocess.prompt.ids("a red circle " * 500, "", 0, 0)
+    ids, _ = model.preprocess.prompt.ids(Entry("a red circle " * 500))
     assert len(ids) == model.preprocess.spec.max_length
     assert ids[-1] == model.preprocess.prompt.end and ids[-2] != ids[-1]
 

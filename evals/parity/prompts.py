@@ -9,7 +9,7 @@ import numpy as np
 
 from evals.parity.reference_inputs import processor
 from gve_jax.inputs.instructions import INSTRUCTIONS
-from gve_jax.inputs.prompt import Prompt
+from gve_jax.inputs.prompt import Entry, Prompt, Slot
 
 SHORT = (
     "",
@@ -126,6 +126,11 @@ class Reference:
         return list(ids)[: max_length - 1] + [self.end]
 
 
+def _entry(text: str, instruction: str, video: int, image: int) -> Entry:
+    counts = {"video": video, "image": image}
+    return Entry(text, instruction, [Slot(k, k, count) for k, count in counts.items() if count])
+
+
 def compare_prompts(folder: Path, template: str) -> list[tuple[str, int, int]]:
     """(what, cases, equal cases), one by one and as a batch, up to 8,192 and up to 256 tokens."""
     reference = Reference(folder, template)
@@ -133,10 +138,10 @@ def compare_prompts(folder: Path, template: str) -> list[tuple[str, int, int]]:
     found: dict[str, list[bool]] = {}
     for max_length in (8192, 256):
         prompt = Prompt(folder / "tokenizer.json", max_length)
-        batch = prompt.ids_batch([entry for _, entry in wanted])
+        batch = prompt.ids_batch([_entry(*entry) for _, entry in wanted])
         for (what, entry), (together, _) in zip(wanted, batch, strict=True):
             expected = reference.ids(entry, max_length)
-            alone, starts = prompt.ids(*entry)
+            alone, starts = prompt.ids(_entry(*entry))
             pads = [(prompt.video_pad, entry[2]), (prompt.image_pad, entry[3])]
             pads = [(pad, count) for pad, count in pads if count]
             placed = all(

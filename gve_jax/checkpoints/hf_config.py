@@ -1,9 +1,10 @@
-"""Converts between ModelConfig and the config.json of a Hugging Face Qwen2.5-VL checkpoint.
+"""Converts between ModelConfig and the config.json of a Hugging Face checkpoint of Qwen2-VL,
+Qwen2.5-VL or Qwen3-VL.
 
-Two layouts are read: the flat one of the released checkpoints, with the decoder's fields at the top
-level, and the nested one of transformers 5 (`text_config`, `rope_parameters`). Fields that affect
-shapes or numbers have no defaults: those of transformers' classes differ from the released models
-(`tokens_per_second` 4 instead of 2, a tower 3,584 wide).
+Two layouts are read: the flat one of the released Qwen2-VL and Qwen2.5-VL, with the decoder's
+fields at the top level, and the nested one of Qwen3-VL and of transformers 5 (`text_config`,
+`rope_parameters`). Fields that affect shapes or numbers have no defaults: those of transformers'
+classes differ from the released models (`tokens_per_second` 4 instead of 2, a tower 3,584 wide).
 
 Each field is read, has no effect on an encoder (`_INERT`), or is unknown. Unknown fields are
 ignored if null, false or empty, and refused by name otherwise: they may stand for arithmetic that
@@ -13,11 +14,10 @@ is not implemented.
 import math
 import sys
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import Any, NamedTuple
 
-from gve_jax.model.config import PIXEL_MEAN, PIXEL_STD, ModelConfig, TextConfig, VisionConfig
+from gve_jax.model.config import HALVES, ModelConfig, TextConfig, VisionConfig
 
-MODEL_TYPE = "qwen2_5_vl"
 # Integers with the same name on both sides.
 _TEXT_FIELDS = tuple(
     """
@@ -25,13 +25,77 @@ _TEXT_FIELDS = tuple(
     num_key_value_heads
     """.split()
 )
-_VISION_FIELDS = tuple(
-    """
-    depth hidden_size intermediate_size num_heads out_hidden_size window_size patch_size
-    spatial_merge_size temporal_patch_size tokens_per_second
-    """.split()
-)
+_SHARED_VISION_FIELDS = "depth num_heads patch_size spatial_merge_size temporal_patch_size"
 _TOWER_THETA, _TOWER_EPS = 10_000.0, 1e-6  # constants of the architecture, not in config.json
+
+
+class _Architecture(NamedTuple):
+    """What distinguishes the config.json of one `model_type`.
+
+    Attributes:
+      head: class of transformers with a vocabulary head.
+      vision: fields of `vision_config` with the name of ours, beside those that all have.
+      activations: of the tower, as config.json names them.
+      tower, decoder: fields of ours that the architecture implies.
+      nested: whether releases have a `text_config`.
+      max_positions: of the released models.
+    """
+
+    head: str
+    vision: str
+    activations: tuple[str, ...]
+    tower: Mapping[str, Any]
+    decoder: Mapping[str, Any]
+    nested: bool
+    max_positions: int
+
+
+_ARCHITECTURES = {
+    "qwen2_vl": _Architecture(
+        "Qwen2VLForConditionalGeneration",
+        "",
+        ("quick_gelu",),
+        dict(norm="layer", mlp="quick_gelu", window_size=0, tokens_per_second=0),
+        {},
+        nested=False,
+        max_positions=32_768,
+    ),
+    "qwen2_5_vl": _Architecture(
+        "Qwen2_5_VLForConditionalGeneration",
+        "hidden_size intermediate_size out_hidden_size window_size tokens_per_second",
+        ("silu",),
+        {},
+        {},
+        nested=False,
+        max_positions=128_000,
+    ),
+    "qwen3_vl": _Architecture(
+        "Qwen3VLForConditionalGeneration",
+        "hidden_size intermediate_size out_hidden_size",
+        ("gelu_pytorch_tanh",),
+        dict(
+            norm="layer",
+            mlp="gelu_tanh",
+            window_size=0,
+            tokens_per_second=0,
+            patch_bias=True,
+            pixel_mean=HALVES,
+            pixel_std=HALVES,
+        ),
+        dict(qkv_bias=False, qk_norm=True, mrope_interleaved=True),
+        nested=True,
+        max_positions=262_144,
+    ),
+}
+MODEL_TYPES = {name: name for name in _ARCHITECTURES} | {"unite_qwen2_vl": "qwen2_vl"}
+# Architectures that users may take for one of these.
+_OTHERS = {
+    "qwen3_vl_moe": "its mixture of experts is not implemented",
+    "qwen3_5": "its gated delta-rule layers are not implemented",
+    "qwen3_5_moe": "its gated delta-rule layers and experts are not implemented",
+    "qwen2": "it has no vision tower",
+    "qwen3": "it has no vision tower",
+}
 _DTYPES = ("float32", "bfloat16", "float16")
 
 # Fields of transformers' PretrainedConfig (4.49.0) and PreTrainedConfig (5.23.0) that are metadata,
@@ -76,8 +140,12 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
         unsupported variant of the architecture, an unknown field that is set.
     """
     kind = fields.get("model_type")
-    if kind != MODEL_TYPE:
-        raise ValueError(f"model_type is {kind!r}; only {MODEL_TYPE!r} can be loaded")
+    if kind not in MODEL_TYPES:
+        why = f", {_OTHERS[kind]}" if kind in _OTHERS else ""
+        known = ", ".join(MODEL_TYPES)
+        raise ValueError(f"model_type is {kind!r}{why}; supported: {known}")
+    name = MODEL_TYPES[kind]
+    architecture = _ARCHITECTURES[name]
     missing: list[str] = []
     flat = fields.get("text_config") is None
     top = _Fields(fields, "", missing)
@@ -87,34 +155,37 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
     rope = text.section(rope_name)
     theta = rope if "rope_theta" in rope.fields else text
     config = dict(
-        vision=dict(
-            {name: vision.integer(name) for name in _VISION_FIELDS},
-            fullatt_block_indexes=vision.integers("fullatt_block_indexes"),
-            in_channels=vision.integer("in_channels", "in_chans"),
-        ),
+        vision=_vision(name, vision) | dict(architecture.tower),
         text=dict(
             {name: text.integer(name) for name in _TEXT_FIELDS},
             mrope_section=rope.integers("mrope_section"),
             rope_theta=theta.number("rope_theta"),
             rms_norm_eps=text.number("rms_norm_eps"),
+            **architecture.decoder,
         ),
     )
+    if architecture.nested:
+        config["text"]["head_dim"] = text.integer("head_dim")
     if fields.get("quantization_config") is not None:
         raise ValueError(
             "quantization_config: quantized checkpoints cannot be loaded; give the original in "
             "bfloat16 or float32"
         )
     if missing:
-        raise ValueError(f"required fields of {MODEL_TYPE} are missing: {', '.join(missing)}")
-    for part in (text, vision):
-        part.only("hidden_act", "silu")
+        raise ValueError(f"required fields of {kind} are missing: {', '.join(missing)}")
+    text.only("hidden_act", "silu")
+    vision.only("hidden_act", *architecture.activations)
+    text.only("attention_bias", False)
     text.only("use_sliding_window", False)
     text.only("is_causal", True)
     layers = config["text"]["num_hidden_layers"]
     text.only("layer_types", ["full_attention"] * layers)
-    for name in ("rope_type", "type"):
-        rope.only(name, "default", "mrope")
+    for field in ("rope_type", "type"):
+        rope.only(field, "default", "mrope")
     rope.only("partial_rotary_factor", 1.0)
+    rope.only("mrope_interleaved", architecture.decoder.get("mrope_interleaved", False))
+    if name == "qwen2_vl":  # of its tower `hidden_size` is the decoder's width
+        vision.only("hidden_size", config["text"]["hidden_size"])
     vision.only("in_channels", 3)
     vision.only("in_chans", 3)
     vision.only("spatial_patch_size", config["vision"]["patch_size"])
@@ -124,6 +195,7 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
     built = ModelConfig(
         vision=VisionConfig(**config["vision"], rope_theta=_TOWER_THETA, rms_norm_eps=_TOWER_EPS),
         text=TextConfig(**config["text"]),
+        architecture=name,
         dtype=dtype,
         param_dtype=dtype,
     )
@@ -132,11 +204,35 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
     for part in (rope, tower_rope):
         part.refuse_unknown(frozenset())
     vision.refuse_unknown(_INERT | _TOKEN_IDS)
-    inert = _INERT | _TEXT_INERT | _TOKEN_IDS | {"gve_jax"}
+    inert = _INERT | _TEXT_INERT | _TOKEN_IDS | {"gve_jax", "emb_token_ids"}
     text.refuse_unknown(inert)
     if not flat:
         top.refuse_unknown(inert | text.known | {"rope_theta", "rope_scaling", "rope_parameters"})
     return built
+
+
+def _vision(name: str, vision: "_Fields") -> dict[str, Any]:
+    """The fields of a `vision_config` that its architecture does not imply."""
+    named = f"{_SHARED_VISION_FIELDS} {_ARCHITECTURES[name].vision}".split()
+    found = {field: vision.integer(field) for field in named}
+    found["in_channels"] = vision.integer("in_channels", "in_chans")
+    if name == "qwen2_vl":
+        width, ratio = vision.integer("embed_dim"), vision.number("mlp_ratio")
+        found |= dict(hidden_size=width, out_hidden_size=vision.fields.get("hidden_size"))
+        if found["out_hidden_size"] is None:
+            vision.integer("hidden_size")  # is missing
+        found["intermediate_size"] = None if None in (width, ratio) else int(width * ratio)
+    if name == "qwen2_5_vl":
+        found["fullatt_block_indexes"] = vision.integers("fullatt_block_indexes")
+    else:
+        found["fullatt_block_indexes"] = tuple(range(found["depth"] or 0))
+    if name == "qwen3_vl":
+        found["deepstack"] = vision.integers("deepstack_visual_indexes")
+        positions = vision.integer("num_position_embeddings")
+        found["position_side"] = None if positions is None else math.isqrt(positions)
+        if positions is not None and found["position_side"] ** 2 != positions:
+            raise ValueError(f"num_position_embeddings {positions} is not a square")
+    return found
 
 
 def recorded_dtype(fields: Mapping[str, Any]) -> str | None:
@@ -170,8 +266,8 @@ def check_preprocessor(fields: Mapping[str, Any], vision: VisionConfig) -> None:
       ValueError: naming the field and the supported value.
     """
     read = _Fields(fields, "", [])
-    read.only("image_mean", list(PIXEL_MEAN))
-    read.only("image_std", list(PIXEL_STD))
+    read.only("image_mean", list(vision.pixel_mean))
+    read.only("image_std", list(vision.pixel_std))
     read.only("resample", 3)  # bicubic
     for name in ("do_normalize", "do_rescale", "do_resize"):
         read.only(name, True)
@@ -198,45 +294,69 @@ def to_hf(cfg: ModelConfig, ids: Mapping[str, int], dtype: str, layout: str) -> 
     Raises:
       ValueError: a tower that config.json cannot describe.
     """
-    v, t = cfg.vision, cfg.text
+    v, t, name = cfg.vision, cfg.text, cfg.architecture
+    architecture = _ARCHITECTURES[name]
     if (v.rope_theta, v.rms_norm_eps) != (_TOWER_THETA, _TOWER_EPS):
         raise ValueError(
-            f"Qwen2.5-VL's tower has rope_theta {_TOWER_THETA} and rms_norm_eps "
+            f"the tower of {name} has rope_theta {_TOWER_THETA} and rms_norm_eps "
             f"{_TOWER_EPS}, not {v.rope_theta} and {v.rms_norm_eps}"
         )
+    for part, implied in ((v, architecture.tower), (t, architecture.decoder)):
+        for field, value in implied.items():
+            if getattr(part, field) != value:
+                raise ValueError(f"{name} has {field} {value!r}, not {getattr(part, field)!r}")
     text = dict(
-        {name: getattr(t, name) for name in _TEXT_FIELDS},
+        {field: getattr(t, field) for field in _TEXT_FIELDS},
         rms_norm_eps=t.rms_norm_eps,
         hidden_act="silu",
         attention_dropout=0.0,
-        max_position_embeddings=128_000,  # as in the released models
-        use_sliding_window=False,
+        max_position_embeddings=architecture.max_positions,
         use_cache=True,
         bos_token_id=ids["bos_token_id"],
         eos_token_id=ids["eos_token_id"],
     )
+    if architecture.nested:
+        text |= dict(head_dim=t.head_dim, attention_bias=False)
+    else:
+        text["use_sliding_window"] = False
+    named = f"{_SHARED_VISION_FIELDS} {architecture.vision}".split()
     vision = dict(
-        {name: getattr(v, name) for name in _VISION_FIELDS},
-        fullatt_block_indexes=list(v.fullatt_block_indexes),
-        spatial_patch_size=v.patch_size,
+        {field: getattr(v, field) for field in named},
         in_channels=v.in_channels,
-        in_chans=v.in_channels,
-        hidden_act="silu",
+        hidden_act=architecture.activations[0],
     )
-    section = list(t.mrope_section)
+    if name == "qwen2_vl":
+        if v.intermediate_size % v.hidden_size:
+            raise ValueError("vision.intermediate_size must be a multiple of its hidden_size")
+        ratio = v.intermediate_size // v.hidden_size
+        vision |= dict(embed_dim=v.hidden_size, mlp_ratio=ratio, hidden_size=v.out_hidden_size)
+    if name == "qwen2_5_vl":
+        vision["fullatt_block_indexes"] = list(v.fullatt_block_indexes)
+    if name == "qwen3_vl":
+        vision["deepstack_visual_indexes"] = list(v.deepstack)
+        vision["num_position_embeddings"] = v.position_side**2
+    else:
+        vision |= dict(spatial_patch_size=v.patch_size, in_chans=v.in_channels)
     shared = dict(
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        model_type=MODEL_TYPE,
+        architectures=[architecture.head],
+        model_type=name,
         tie_word_embeddings=True,
-        **{name: ids[name] for name in ids if name.split("_")[0] in ("image", "video", "vision")},
+        **{key: ids[key] for key in ids if key.split("_")[0] in ("image", "video", "vision")},
     )
+    rope = {"mrope_section": list(t.mrope_section)}
+    if t.mrope_interleaved:
+        rope["mrope_interleaved"] = True
     if layout == "4.49":
-        rope = {"type": "mrope", "mrope_section": section}
-        flat = dict(rope_theta=t.rope_theta, rope_scaling=rope, torch_dtype=dtype)
-        return shared | text | flat | {"vision_config": vision}
-    rope = {"rope_type": "default", "rope_theta": t.rope_theta, "mrope_section": section}
-    text |= {"model_type": f"{MODEL_TYPE}_text", "rope_parameters": rope, "dtype": dtype}
-    vision |= {"model_type": f"{MODEL_TYPE}_vision", "dtype": dtype}
+        if not architecture.nested:
+            rope["type"] = "mrope"
+            flat = dict(rope_theta=t.rope_theta, rope_scaling=rope, torch_dtype=dtype)
+            return shared | text | flat | {"vision_config": vision}
+        rope["rope_type"] = "default"
+        text |= dict(rope_theta=t.rope_theta, rope_scaling=rope)
+    else:
+        text["rope_parameters"] = rope | {"rope_type": "default", "rope_theta": t.rope_theta}
+    text |= {"model_type": f"{name}_text", "dtype": dtype}
+    vision |= {"model_type": f"{name}_vision", "dtype": dtype}
     return shared | {"dtype": dtype, "text_config": text, "vision_config": vision}
 
 

@@ -23,6 +23,7 @@ from gve_jax.errors import UserError
 from gve_jax.fields import build
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.preprocess import InputSpec
+from gve_jax.inputs.profiles import Profile, choose_profile
 from gve_jax.inputs.tokenizer import check_tokenizer, tokenizer_digest
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
@@ -42,12 +43,14 @@ class PretrainedModel:
       fields: contents of config.json.
       config: with the requested dtype.
       params: folder of the parameters of a native model, local or a gs:// path.
+      names: what the caller and the files call it, its adapter first.
     """
 
     directory: Path
     fields: dict
     config: ModelConfig
     params: Path
+    names: tuple[str, ...]
 
     @property
     def is_native(self) -> bool:
@@ -68,11 +71,23 @@ class PretrainedModel:
         """Repository and commit on the Hub that the weights came from, if known."""
         return hub_source(self.directory) or self.exported.get("source")
 
-    def inputs(self) -> tuple[InputSpec, Buckets] | None:
+    def profile(self, name: str | None) -> Profile:
+        """The profile of a released checkpoint, by default according to its names.
+
+        Raises:
+          UserError: a profile of another architecture; the names do not decide it.
+        """
+        kind = str(self.fields.get("model_type")) + " emb_token_ids" * (
+            "emb_token_ids" in self.fields
+        )
+        return choose_profile(name, self.config.architecture, (kind, *self.names))
+
+    def inputs(self, profile: str | None = None) -> tuple[InputSpec, Buckets] | None:
         """The recorded input settings; None for a released checkpoint.
 
         Raises:
-          UserError: naming a setting that is missing, unknown or of another type.
+          UserError: naming a setting that is missing, unknown or of another type; another profile
+            than the recorded one.
         """
         if not self.exported:
             return None
@@ -82,6 +97,10 @@ class PretrainedModel:
             buckets = build(Buckets, self.exported.get("buckets"), f"{name}buckets")
         except UserError as error:
             raise UserError(f"{self.directory / 'config.json'}: damaged ({error})") from error
+        if profile not in (None, spec.profile):
+            raise UserError(
+                f"{self.directory}: was trained or saved with profile {spec.profile}, not {profile}"
+            )
         return spec, buckets
 
     def check_tokenizer(self, path: Path) -> None:
@@ -212,4 +231,6 @@ def open_pretrained(
         raise UserError(f"{path}: {error}") from error
     if dtype:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    return PretrainedModel(directory, fields, config, params)
+    given = (adapter, name, (hub_source(directory) or {}).get("repository"), directory.resolve())
+    names = tuple(Path(each).name for each in given if each is not None)
+    return PretrainedModel(directory, fields, config, params, names)

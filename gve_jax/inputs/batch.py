@@ -7,7 +7,8 @@ import numpy as np
 
 from gve_jax.fields import setting
 from gve_jax.inputs.layout import Layout
-from gve_jax.inputs.preprocess import InputSpec, Row
+from gve_jax.inputs.preprocess import InputSpec, Row, time_steps
+from gve_jax.inputs.profiles import find_profile
 from gve_jax.model.batch import Batch, batch_sizes
 
 # Tokens of the default buckets, in steps of a half and a third: a fifth of them is padding.
@@ -34,9 +35,11 @@ class Buckets:
         least=0,
     )
     patches: int = setting(help="patches of a frame pair of the largest frame", least=1)
-    windows: int = setting(help="attention windows of a frame pair of the largest frame", least=1)
+    windows: int = setting(
+        help="attention windows of a frame pair of the largest frame; 0 for towers without", least=0
+    )
     frames: tuple[tuple[int, int], ...] = setting(
-        (), "(patches, windows) of smaller frames, used where all of a batch fit", least=1
+        (), "(patches, windows) of smaller frames, used where all of a batch fit", least=0
     )
 
     def __post_init__(self):
@@ -112,13 +115,14 @@ def default_buckets(spec: InputSpec) -> Buckets:
     aspect ratio: a narrow frame has several times as many windows as a square one.
     """
     lengths = [n for n in _LENGTHS if n < spec.max_length] + [spec.max_length]
-    pairs = -(-spec.num_frames // spec.temporal)
+    profile = find_profile(spec.profile)
+    pairs = time_steps(spec.num_frames, profile, spec.temporal)
     most = 8 * pairs
     if spec.fps is not None:
-        most = max(most, -(-spec.max_frames // spec.temporal))
+        most = max(most, time_steps(spec.max_frames, profile, spec.temporal))
     doubled = {pairs << n for n in range(1, most.bit_length()) if pairs << n < most}
     kinds = {0, 1, pairs, pairs + 1, most, *doubled}  # + 1: an image beside it
-    tokens = spec.max_pixels // (spec.patch_size * spec.merge) ** 2
+    tokens = spec.largest // (spec.patch_size * spec.merge) ** 2
     patches, side = spec.merge**2, spec.window_side // spec.merge
     frames = [(max(1, round(tokens / 2 ** (step / 8))), 3) for step in range(24, -1, -1)]
     return Buckets(
@@ -131,7 +135,9 @@ def default_buckets(spec: InputSpec) -> Buckets:
 
 def _most_windows(tokens: int, side: int, ratio: int) -> int:
     """Maximum number of windows of `side` x `side` merged tokens in a grid of `tokens` with an
-    aspect ratio up to `ratio`."""
+    aspect ratio up to `ratio`; 0 for a tower without windows, `side` 0."""
+    if not side:
+        return 0
     grids = ((rows, min(tokens // rows, ratio * rows)) for rows in range(1, tokens + 1))
     return max(-(-rows // side) * -(-cols // side) for rows, cols in grids if rows <= cols)
 

@@ -1,4 +1,4 @@
-"""Patch layout of a frame: window order, coordinates and inverse (numpy)."""
+"""Patch layout of a frame: order of patches, coordinates and windows (numpy)."""
 
 import dataclasses
 import functools
@@ -9,6 +9,9 @@ import numpy as np
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The patches of one frame pair of gh x gw patches, in window order.
+
+    Without windows the order is that of merged tokens in raster order; `window_slots` is empty and
+    `window_inverse` -1.
 
     Attributes:
       coords: int32 [P, 2], row and column of each patch.
@@ -32,20 +35,24 @@ class Layout:
     @functools.cached_property
     def window_sizes(self) -> tuple[int, ...]:
         """Patches of each window."""
+        if not self.windows:
+            return (len(self.coords),)
         slots = self.window_slots.reshape(self.windows, -1)
         return tuple((slots >= 0).sum(axis=1).tolist())
 
 
 @functools.lru_cache(maxsize=512)
 def window_layout(gh: int, gw: int, side: int, merge: int) -> Layout:
-    """Returns the layout of transformers 4.49 (`get_window_index`, `rot_pos_emb`).
+    """Returns the layout of transformers 4.49 (`get_window_index`, `rot_pos_emb` of Qwen2.5-VL; of
+    the towers of Qwen2-VL and Qwen3-VL, which have no windows, `rot_pos_emb`).
 
     Args:
       gh, gw: height and width of a frame in patches, multiples of `merge`.
-      side: side of a window in patches, a multiple of `merge`.
+      side: side of a window in patches, a multiple of `merge`; 0: no windows.
       merge: side of a merged token in patches.
     """
-    rows, cols, step = gh // merge, gw // merge, side // merge
+    rows, cols = gh // merge, gw // merge
+    step = side // merge or max(rows, cols)
     row, col = np.divmod(np.arange(rows * cols), cols)  # merged tokens in raster order
     windows_per_row = -(-cols // step)
     window = (row // step) * windows_per_row + col // step
@@ -59,6 +66,11 @@ def window_layout(gh: int, gw: int, side: int, merge: int) -> Layout:
         axis=-1,
     ).reshape(-1, 2)
 
+    merged = np.argsort(order).astype(np.int32)
+    coords = coords.astype(np.int32)
+    if not side:
+        none = np.full(gh * gw, -1, np.int32)
+        return Layout(coords, np.empty(0, np.int32), none, merged, windows=0)
     slots = np.full(((int(window.max()) + 1), side**2), -1, np.int32)
     inverse = np.empty(gh * gw, np.int32)
     window_of_patch = np.repeat(window[order], merge**2)
@@ -66,5 +78,4 @@ def window_layout(gh: int, gw: int, side: int, merge: int) -> Layout:
         patches = np.flatnonzero(window_of_patch == index)
         slots[index, : len(patches)] = patches
         inverse[patches] = index * side**2 + np.arange(len(patches))
-    merged = np.argsort(order).astype(np.int32)
-    return Layout(coords.astype(np.int32), slots.reshape(-1), inverse, merged, len(slots))
+    return Layout(coords, slots.reshape(-1), inverse, merged, len(slots))

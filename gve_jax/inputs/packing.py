@@ -225,11 +225,12 @@ def collate_decode(
     """The fields of `gve_jax.model.batch.Packed`, by name.
 
     Args:
-      visuals: merged tokens [V, D] of each item with visuals, in raster order.
-      width, dtype: of the token embeddings.
+      visuals: merged tokens [V, visual] of each item with visuals, in raster order.
+      width: of the tower's output, `visual`.
+      dtype: of the token embeddings.
     """
     length, shared = batch.length, batch.shared
-    sizes = {"B": batch.count, "L": length, "I": most_items(length), "D": width}
+    sizes = {"B": batch.count, "L": length, "I": most_items(length), "visual": width}
     arrays: dict[str, np.ndarray | None] = Packed.padding(sizes, dtype)
     if not batch.visual:
         arrays |= {"visual": None, "visual_mask": None}

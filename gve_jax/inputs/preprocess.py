@@ -3,14 +3,17 @@
 import dataclasses
 import math
 import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from gve_jax.errors import UserError
 from gve_jax.fields import setting
-from gve_jax.inputs.layout import window_layout
+from gve_jax.inputs.layout import Layout, window_layout
 from gve_jax.inputs.positions import REGIMES, mrope_positions
-from gve_jax.inputs.prompt import Prompt
+from gve_jax.inputs.profiles import Profile, find_profile
+from gve_jax.inputs.prompt import Entry, Prompt, Slot
 from gve_jax.media.errors import MediaError
 from gve_jax.media.item import ALL_FRAMES, Item, is_frames
 from gve_jax.media.limits import Limits
@@ -18,6 +21,7 @@ from gve_jax.media.pixels import frame_budget, load_image, patchify, smart_resiz
 from gve_jax.media.resize import RESIZE, resize
 from gve_jax.media.sampling import Sampling
 from gve_jax.media.video import load_video
+from gve_jax.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,7 @@ class InputSpec:
       UserError: a value out of range, or an unknown mode or regime; the message names the field.
     """
 
+    profile: str = setting("gve", "prompt and frames, see gve_jax/inputs/profiles.py")
     num_frames: int = setting(8, "frames of a video, uniformly sampled; ignored with fps")
     fps: float | None = setting(None, "frames per second, within min_frames and max_frames")
     min_frames: int = setting(4, "minimum frames of a video, with fps")
@@ -36,6 +41,8 @@ class InputSpec:
     max_pixels: int = setting(
         200 * 28 * 28, "maximum pixels of a frame or image; the paper: 200 tokens per frame"
     )
+    image_min_pixels: int | None = setting(None, "of an image; None: min_pixels", least=1)
+    image_max_pixels: int | None = setting(None, "of an image; None: max_pixels", least=1)
     total_pixels: int | None = setting(None, "maximum pixels of all frames of a video together")
     exif_orientation: bool = setting(False, "rotate images by EXIF; qwen-vl-utils does not")
     resize: str = setting("exact", "resize mode, see gve_jax/media/resize.py")
@@ -46,6 +53,12 @@ class InputSpec:
     temporal: int = 2  # frames of a patch
     window_side: int = 8  # patches
     tokens_per_second: int = 2
+    timestamps: bool = False  # whether each frame pair is a visual of its own, after its time
+
+    @property
+    def largest(self) -> int:
+        """Maximum pixels of any frame or image."""
+        return max(self.max_pixels, self.image_max_pixels or 0)
 
     @property
     def patch_dim(self) -> int:
@@ -61,11 +74,13 @@ class InputSpec:
         token = (self.patch_size * self.merge) ** 2
         if self.num_frames < 2 or self.num_frames % 2:
             raise UserError(f"num_frames must be an even number above 0, not {self.num_frames}")
-        if self.max_pixels < max(token, self.min_pixels):
-            raise UserError(
-                f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels} or the "
-                f"{token} of one token"
-            )
+        for kind in ("", "image_"):
+            least, most = pixel_limits(self, kind == "image_")
+            if most < max(token, least):
+                raise UserError(
+                    f"{kind}max_pixels {most} is below {kind}min_pixels {least} or the "
+                    f"{token} of one token"
+                )
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise UserError(f"fps must be a number above 0, not {self.fps}")
         for name, least in (("min_frames", 1), ("max_frames", 2)):
@@ -83,6 +98,32 @@ class InputSpec:
             raise UserError(f"unknown resize mode {self.resize!r}; known: {', '.join(RESIZE)}")
         if self.mrope not in REGIMES:
             raise UserError(f"unknown M-RoPE regime {self.mrope!r}; known: {REGIMES}")
+        find_profile(self.profile)
+
+
+def geometry(config: ModelConfig) -> dict[str, int | bool]:
+    """The fields of an `InputSpec` that follow from a model."""
+    vision = config.vision
+    return dict(
+        patch_size=vision.patch_size,
+        merge=vision.spatial_merge_size,
+        temporal=vision.temporal_patch_size,
+        window_side=vision.window_side,
+        tokens_per_second=vision.tokens_per_second,
+        timestamps=config.architecture == "qwen3_vl",
+    )
+
+
+def time_steps(frames: int, profile: Profile, temporal: int) -> int:
+    """Frame pairs of a video of that many frames."""
+    return frames if profile.frames_as_images else -(-frames // temporal)
+
+
+def pixel_limits(spec: InputSpec, is_image: bool) -> tuple[int, int]:
+    """Minimum and maximum pixels of a frame, or of an image."""
+    if not is_image:
+        return spec.min_pixels, spec.max_pixels
+    return spec.image_min_pixels or spec.min_pixels, spec.image_max_pixels or spec.max_pixels
 
 
 def sampling_of(item: Item, spec: InputSpec) -> Sampling:
@@ -113,19 +154,56 @@ def applies_exif(item: Item, spec: InputSpec) -> bool:
     return spec.exif_orientation if item.exif_orientation is None else item.exif_orientation
 
 
-def pixel_bounds(item: Item, spec: InputSpec) -> tuple[int, int]:
-    """Minimum and maximum pixels of a frame or an image of an item.
+def pixel_bounds(item: Item, spec: InputSpec, is_image: bool) -> tuple[int, int]:
+    """Minimum and maximum pixels of a frame, or of an image, of an item.
 
     Raises:
       UserError: the item's min_pixels exceeds the maximum.
     """
-    most = min(item.max_pixels or spec.max_pixels, spec.max_pixels)
+    least, limit = pixel_limits(spec, is_image)
+    most = min(item.max_pixels or limit, limit)
     if item.min_pixels is not None and item.min_pixels > most:
         raise UserError(
             f"min_pixels {item.min_pixels} is above the model's max_pixels {most}: "
             "lower it, or raise the model's (with_inputs)"
         )
-    return item.min_pixels or spec.min_pixels, most
+    return item.min_pixels or least, most
+
+
+class Medium(NamedTuple):
+    """A medium of an item, decoded and resized.
+
+    Attributes:
+      kind: "video" or "image".
+      frames: uint8 [T, H, W, 3].
+      fps: frames per second; 0 for an image.
+      times: seconds of each frame from the beginning of the video; empty for an image.
+    """
+
+    kind: str
+    frames: np.ndarray
+    fps: float
+    times: Sequence[float]
+
+
+class Visual(NamedTuple):
+    """A medium as patches.
+
+    Attributes:
+      kind: "video" or "image".
+      patches: uint8 [F, P, patch_dim].
+      layout: of each frame pair.
+      grid: merged tokens (t, h, w); t is F.
+      seconds: between frame pairs; 0 for an image.
+      times: seconds of each frame pair from the beginning of the video; empty for an image.
+    """
+
+    kind: str
+    patches: np.ndarray
+    layout: Layout
+    grid: tuple[int, int, int]
+    seconds: float
+    times: Sequence[float]
 
 
 @dataclasses.dataclass
@@ -149,61 +227,72 @@ class Preprocessor:
         """Raises MediaError for unreadable media."""
         return self.row(item, self.visuals(item))
 
-    def frames(self, item: Item) -> list[tuple[str, np.ndarray, float]]:
-        """Decodes and resizes the media of an item, the video first. Only this method reads
-        untrusted files; it does not need the prompt.
-
-        Returns:
-          For each medium "video" or "image", frames uint8 [T, H, W, 3], and frames per second (0
-          for an image).
+    def frames(self, item: Item) -> list[Medium]:
+        """Decodes and resizes the media of an item, in the order of its prompt. Only this method
+        reads untrusted files; it does not need the prompt.
 
         Raises:
           MediaError: unreadable media, or media with more tokens than a sequence.
         """
         spec, found = self.spec, []
         exif = applies_exif(item, spec)
-        pixel_bounds(item, spec)  # before anything is decoded
+        for is_image in (False, True):
+            pixel_bounds(item, spec, is_image)  # before anything is decoded
         if item.video is not None:
             rate = item.fps if is_frames(item.video) else None
             clip = load_video(item.video, sampling_of(item, spec), rate, self.limits, exif)
             frames = _reorder(clip.frames, item.frame_order)
-            found.append(("video", self._resize(frames, item, "video"), clip.fps))
+            found.append(Medium("video", self._resize(frames, item, "video"), clip.fps, clip.times))
         if item.image is not None:
             image = load_image(item.image, self.limits.frame_pixels, exif)
-            found.append(("image", self._resize(image[None], item, "image"), 0.0))
+            found.append(Medium("image", self._resize(image[None], item, "image"), 0.0, ()))
+        found.sort(key=lambda medium: self._profile.media.index(medium.kind))
         pixels = (spec.patch_size * spec.merge) ** 2
-        shapes = [frames.shape for _, frames, _ in found]
-        tokens = sum(-(-t // spec.temporal) * (h * w // pixels) for t, h, w, _ in shapes)
+        tokens = 0
+        for kind, (count, height, width, _) in ((m.kind, m.frames.shape) for m in found):
+            steps = time_steps(count, self._profile, spec.temporal) if kind == "video" else 1
+            tokens += steps * (height * width // pixels)
         if tokens > spec.max_length:
             raise MediaError(f"too many visual tokens: {tokens} exceed {spec.max_length}")
         return found
 
-    def visuals(self, item: Item) -> list[tuple]:
-        """Returns (patches uint8 [F, P, patch_dim], layout, grid of merged tokens (t, h, w),
-        seconds per frame pair) of each visual of `frames`."""
+    def visuals(self, item: Item) -> list[Visual]:
+        """`frames` as patches."""
         spec, visuals = self.spec, []
-        for _, frames, fps in self.frames(item):
+        for kind, frames, fps, times in self.frames(item):
             rows, columns = (side // spec.patch_size for side in frames.shape[1:3])
             layout = window_layout(rows, columns, spec.window_side, spec.merge)
+            if kind == "video" and self._profile.frames_as_images:
+                frames = frames.repeat(spec.temporal, axis=0)
+                times = np.repeat(times, spec.temporal)
             patches = patchify(frames, layout, spec.patch_size, spec.temporal)
             grid = (len(patches), rows // spec.merge, columns // spec.merge)
-            visuals.append((patches, layout, grid, spec.temporal / fps if fps else 0.0))
+            seconds = spec.temporal / fps if fps else 0.0
+            visuals.append(Visual(kind, patches, layout, grid, seconds, self._pair_times(times)))
         return visuals
 
-    def row(self, item: Item, visuals: list[tuple]) -> Row:
+    def _pair_times(self, times: Sequence[float]) -> list[float]:
+        """The mean time of each frame pair; an odd last frame is repeated."""
+        step = self.spec.temporal
+        pairs = [list(times[i : i + step]) for i in range(0, len(times), step)]
+        return [float(sum(p) + p[-1] * (step - len(p))) / step for p in pairs]
+
+    def row(self, item: Item, visuals: list[Visual]) -> Row:
         """The row of an item with its decoded visuals; MediaError if they exceed max_length."""
         spec = self.spec
-        counts = [t * h * w for _, _, (t, h, w), _ in visuals]
-        video = counts.pop(0) if item.video is not None else 0
-        image = counts.pop(0) if item.image is not None else 0
+        grids, slots = [], []
+        for visual in visuals:
+            for pad, stamp, grid in self._slots(visual):
+                slots.append(Slot(visual.kind, pad, math.prod(grid), stamp))
+                grids.append((grid, visual.seconds if pad == "video" else 0.0))
         try:
-            ids, starts = self.prompt.ids(item.text or "", item.instruction or "", video, image)
+            ids, starts = self.prompt.ids(Entry(item.text or "", item.instruction or "", slots))
         except ValueError as error:
             raise MediaError(f"too many visual tokens: {error}") from error
 
         segments, tokens, done = [], [np.empty(0, np.int32)], 0
-        for start, (_, _, grid, seconds) in zip(starts, visuals, strict=True):
-            size = grid[0] * grid[1] * grid[2]
+        for start, (grid, seconds) in zip(starts, grids, strict=True):
+            size = math.prod(grid)
             segments += [("text", start - done), ("visual", grid, seconds)]
             tokens.append(np.arange(start, start + size, dtype=np.int32))
             done = start + size
@@ -211,18 +300,39 @@ class Preprocessor:
         return Row(
             tokens=np.array(ids, np.int32),
             positions=mrope_positions(segments, spec.tokens_per_second, spec.mrope),
-            patches=[pair for patches, *_ in visuals for pair in patches],
-            layouts=[layout for patches, layout, *_ in visuals for _ in patches],
+            patches=[pair for visual in visuals for pair in visual.patches],
+            layouts=[visual.layout for visual in visuals for _ in visual.patches],
             visual_tokens=np.concatenate(tokens),
         )
+
+    def _slots(self, visual: Visual) -> Iterator[tuple[str, str, tuple[int, int, int]]]:
+        """(kind of the tokens, text before them, grid) of each visual of the prompt."""
+        steps, height, width = visual.grid
+        if visual.kind == "image":
+            yield "image", "", visual.grid
+        elif self._profile.frames_as_images:
+            yield from [("image", "", (1, height, width))] * steps
+        elif self.spec.timestamps:
+            for seconds in visual.times:
+                yield "video", f"<{seconds:.1f} seconds>", (1, height, width)
+        else:
+            yield "video", "", visual.grid
+
+    @property
+    def _profile(self) -> Profile:
+        return find_profile(self.spec.profile)
 
     def _resize(self, frames: np.ndarray, item: Item, kind: str) -> np.ndarray:
         spec = self.spec
         factor = spec.patch_size * spec.merge
-        least, limit = pixel_bounds(item, spec)
+        least, limit = pixel_bounds(item, spec, kind == "image")
         if kind == "video":
             total = item.total_pixels or spec.total_pixels
             limit = frame_budget(len(frames), factor, least, limit, total)
+            kind = "image" if self._profile.frames_as_images else kind
+        if kind == "image" and self._profile.resized_twice:
+            first = smart_resize(*frames.shape[1:3], factor, 4 * factor**2, 16_384 * factor**2)
+            frames = resize(frames, *first, kind, spec.resize)
         height, width = smart_resize(*frames.shape[1:3], factor, least, limit)
         return resize(frames, height, width, kind, spec.resize)
 

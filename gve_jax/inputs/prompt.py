@@ -1,12 +1,14 @@
-"""Qwen's chat template around an item, as token ids."""
+"""The prompt of an item as token ids, by profile."""
 
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from gve_jax.errors import UserError
+from gve_jax.inputs.profiles import FROM_TOKENIZER, PROFILES, Profile
 from gve_jax.inputs.tokenizer import open_tokenizer
 
-DEFAULT_SYSTEM = "You are a helpful assistant."
 SPECIALS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -18,91 +20,163 @@ SPECIALS = (
 )
 
 
+class Slot(NamedTuple):
+    """The place of a visual in a prompt.
+
+    Attributes:
+      medium: the part of the item that it belongs to, "video" or "image".
+      pad: kind of its tokens, "video" or "image".
+      tokens: their number.
+      stamp: text before it.
+    """
+
+    medium: str
+    pad: str
+    tokens: int
+    stamp: str = ""
+
+
+class Entry(NamedTuple):
+    """What a prompt is made of; `slots` are in the order of the prompt."""
+
+    text: str
+    instruction: str = ""
+    slots: Sequence[Slot] = ()
+
+
 class Prompt:
-    """Converts (instruction, visuals, text) to the token ids of the reference's processor.
+    """Converts entries to the token ids of the reference's processor.
 
     Args:
-      path: a `tokenizer.json` with Qwen2.5-VL's special tokens.
-      max_length: maximum tokens; longer sequences are truncated before the final
-        `<|endoftext|>`.
+      path: a `tokenizer.json` with Qwen's special tokens.
+      max_length: maximum tokens; longer sequences are truncated before the end token.
+      profile: of the embedder.
 
     Raises:
       UserError: no such file, not a tokenizer, a special token missing.
     """
 
-    def __init__(self, path: str | os.PathLike, max_length: int):
-        self.path, self.max_length = os.fspath(path), max_length
+    def __init__(
+        self, path: str | os.PathLike, max_length: int, profile: Profile = PROFILES["gve"]
+    ):
+        self.path, self.max_length, self.profile = os.fspath(path), max_length, profile
         self._tokenizer = open_tokenizer(self.path)
         # A file may enable both; they would truncate visuals or move the end token.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        ids = {token: self._tokenizer.token_to_id(token) for token in SPECIALS}
+        own = {profile.end} - {"", FROM_TOKENIZER, *SPECIALS}
+        ids = {token: self._tokenizer.token_to_id(token) for token in (*SPECIALS, *own)}
         missing = [token for token, index in ids.items() if index is None]
         if missing:
             raise UserError(f"{self.path}: the tokenizer has no {missing[0]}")
+        self._ids = ids
         self._systems: dict[str, list[int]] = {}
-        self.end, self.image_pad, self.video_pad = (
+        self.pad, self.image_pad, self.video_pad = (
             ids[token] for token in ("<|endoftext|>", "<|image_pad|>", "<|video_pad|>")
         )
+        self._begin, self._end = self._frame()
 
     def __reduce__(self):  # reading a Tokenizer again is cheaper than pickling it
-        return Prompt, (self.path, self.max_length)
+        return Prompt, (self.path, self.max_length, self.profile)
 
     @property
     def vocab_size(self) -> int:
         """Number of token embeddings that the tokenizer requires: its largest id plus one."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
-    def ids(
-        self, text: str, instruction: str, video_tokens: int, image_tokens: int
-    ) -> tuple[list[int], list[int]]:
-        """Token ids of system turn, user turn (video, image, text), assistant header and end token.
-
-        Returns the ids and the index of the first token of each visual (video first).
+    def ids(self, entry: Entry) -> tuple[list[int], list[int]]:
+        """Token ids of an entry, and the index of the first token of each visual.
 
         Raises:
           ValueError: the visual tokens exceed `max_length`; a visual is not truncated, since its
             vector would be that of a part.
         """
-        return self.ids_batch([(text, instruction, video_tokens, image_tokens)])[0]
+        return self.ids_batch([entry])[0]
 
-    def ids_batch(
-        self, entries: Sequence[tuple[str, str, int, int]]
-    ) -> list[tuple[list[int], list[int]]]:
+    def ids_batch(self, entries: Sequence[Entry]) -> list[tuple[list[int], list[int]]]:
         """`ids` of many entries, on all cores (on one core with TOKENIZERS_PARALLELISM=false, and
         after a fork). Raises ValueError if one of them does."""
-        # In two parts, which no token spans (the second starts with a special token): our pads come
-        # first in the user turn; pads in a text or an instruction are ordinary tokens.
-        users = self._encode([_user(text, video, image) for text, _, video, image in entries])
+        # No token spans the parts: all but the first follow or precede a special token. Pads in a
+        # text or an instruction are ordinary tokens.
+        parts = [list(self._parts(entry)) for entry in entries]
+        texts = [part for each in parts for part in each if isinstance(part, str)]
+        encoded = iter(self._encode(texts))
         return [
-            self._join(self._system(instruction), user, video, image)
-            for (_, instruction, video, image), user in zip(entries, users, strict=True)
+            self._join(
+                self._system(entry.instruction),
+                [next(encoded) if isinstance(part, str) else part for part in each],
+            )
+            for entry, each in zip(entries, parts, strict=True)
         ]
 
+    def _parts(self, entry: Entry) -> Iterator[str | Slot]:
+        """The user turn and what follows: texts, and the visuals between them."""
+        profile, text = self.profile, "<|im_start|>user\n" if self.profile.chat else ""
+        parts: dict[str, str | list[Slot]] = {
+            "text": entry.text,
+            "instruction": _instruction(profile, entry.instruction),
+            "video": [slot for slot in entry.slots if slot.medium == "video"],
+            "image": [slot for slot in entry.slots if slot.medium == "image"],
+        }
+        present = [n for n, part in enumerate(profile.user) if parts.get(part)]
+        for n, part in enumerate(profile.user):
+            if part not in parts and n - 1 in present and n < present[-1]:
+                text += part
+            elif part in profile.media:
+                for slot in parts[part]:
+                    if text + slot.stamp:
+                        yield text + slot.stamp
+                    yield slot
+                    text = ""
+            elif part in parts:
+                text += parts[part]
+        text += profile.suffix.format(kinds=_kinds(entry)) if profile.suffix else ""
+        if profile.chat:
+            text += "<|im_end|>\n<|im_start|>assistant\n"
+        if text:
+            yield text
+
     def _join(
-        self, system: list[int], user: list[int], video: int, image: int
+        self, system: list[int], parts: list[list[int] | Slot]
     ) -> tuple[list[int], list[int]]:
-        ids, starts = list(system), []
-        done = last_visual = 0
-        for pad, count in ((self.video_pad, video), (self.image_pad, image)):
-            if count:
-                at = user.index(pad, done)
-                ids += user[done:at]
+        ids, starts, last_visual = self._begin + system, [], 0
+        for part in parts:
+            if isinstance(part, Slot):
+                framed = self.profile.vision_tokens
+                ids += [self._ids["<|vision_start|>"]] if framed else []
                 starts.append(len(ids))
-                ids += [pad] * count
-                done, last_visual = at + 1, len(ids)
-        if last_visual > self.max_length - 1:
+                ids += [self._ids[f"<|{part.pad}_pad|>"]] * part.tokens
+                last_visual = len(ids)
+                ids += [self._ids["<|vision_end|>"]] if framed else []
+            else:
+                ids += part
+        room = self.max_length - len(self._end)
+        if last_visual > room:
             raise ValueError(f"{last_visual} tokens up to the last visual exceed {self.max_length}")
-        ids += user[done:]
-        return ids[: self.max_length - 1] + [self.end], starts
+        return ids[:room] + self._end, starts
 
     def _system(self, instruction: str) -> list[int]:
+        if self.profile.system is None or not self.profile.chat:
+            return []
         if instruction not in self._systems:
             if len(self._systems) == 256:  # a queue of texts may have an instruction each
                 self._systems.clear()
-            turn = f"<|im_start|>system\n{instruction or DEFAULT_SYSTEM}<|im_end|>\n"
+            content = self.profile.system.format(
+                instruction=_instruction(self.profile, instruction)
+                or self.profile.default_instruction
+            )
+            turn = f"<|im_start|>system\n{content}<|im_end|>\n" if content else ""
             (self._systems[instruction],) = self._encode([turn])
         return self._systems[instruction]
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The tokens before and after each prompt."""
+        if self.profile.end != FROM_TOKENIZER:
+            return [], [self._ids[self.profile.end]] if self.profile.end else []
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        framed = self._tokenizer.encode("a", add_special_tokens=True).ids
+        at = next(i for i in range(len(framed)) if framed[i : i + len(plain)] == plain)
+        return framed[:at], framed[at + len(plain) :]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if len(texts) == 1:  # starts no thread, so that the process can still be forked
@@ -112,7 +186,14 @@ class Prompt:
         return [each.ids for each in encoded]
 
 
-def _user(text: str, video_tokens: int, image_tokens: int) -> str:
-    video = "<|vision_start|><|video_pad|><|vision_end|>" if video_tokens else ""
-    image = "<|vision_start|><|image_pad|><|vision_end|>" if image_tokens else ""
-    return f"<|im_start|>user\n{video}{image}{text}<|im_end|>\n<|im_start|>assistant\n"
+def _instruction(profile: Profile, instruction: str) -> str:
+    if profile.full_stop and instruction and not unicodedata.category(instruction[-1])[0] == "P":
+        return f"{instruction}."
+    return instruction
+
+
+def _kinds(entry: Entry) -> str:
+    """The parts of an item in words, as in Unite's prompts: "sentence and video"."""
+    media = {slot.medium for slot in entry.slots}
+    kinds = ["sentence"] * bool(entry.text or not media) + sorted(media)
+    return " and ".join(kinds)

@@ -37,7 +37,8 @@ def is_animation(source) -> bool:
 
 
 def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = False):
-    """Returns frames uint8 [T, H, W, 3], transparency on white, and frames per second.
+    """Returns frames uint8 [T, H, W, 3], transparency on white, frames per second, and the
+    seconds of each frame.
 
     Args:
       exif: rotate frames by the file's EXIF orientation.
@@ -53,14 +54,15 @@ def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = Fal
         lengths, total = np.diff(times), len(animation.frames)
         even = bool(np.ptp(lengths) < 1e-9)
         rate = float(1 / lengths[0] if even else total / times[-1])
-        indices, fps = sample(sampling, Timeline(total, rate, None if even else times), name)
+        timeline = Timeline(total, rate, None if even else times)
+        indices, fps = sample(sampling, timeline, name)
         canvases = _compose(animation, indices.tolist(), name)
         pictures = [load_image(canvas) for canvas in canvases]
         if exif:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 orientation = exif_orientation(image)
             pictures = [turn(picture, orientation) for picture in pictures]
-        return np.stack(pictures), fps
+        return np.stack(pictures), fps, timeline.at(indices)
     except MediaError:
         raise
     except Exception as error:  # Pillow's decoders raise any exception on damaged data

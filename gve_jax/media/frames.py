@@ -15,8 +15,9 @@ from gve_jax.media.walk import list_folder
 
 def load(
     source, name: str, sampling: Sampling, rate: float, limits: Limits, exif: bool = False
-) -> tuple[np.ndarray, float]:
-    """Returns frames uint8 [T, H, W, 3] and frames per second, from frames at `rate` per second.
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Returns frames uint8 [T, H, W, 3], frames per second and the seconds of each frame, from
+    frames at `rate` per second.
 
     Reads sampled frames only; with `exif`, rotates them by their EXIF orientation.
 
@@ -44,11 +45,12 @@ def load(
         raise LimitError(
             f"{name}: {total / rate:.0f} s are above the limit of {limits.duration:g} s"
         )
-    indices, fps = sample(sampling, Timeline(total, rate), name)
+    timeline = Timeline(total, rate)
+    indices, fps = sample(sampling, timeline, name)
     pictures = [load_image(source[i], limits.frame_pixels, exif) for i in indices]
     if len({picture.shape for picture in pictures}) > 1:
         raise MediaError(f"{name}: the frames of a video differ in size")
-    return np.stack(pictures), fps
+    return np.stack(pictures), fps, timeline.at(indices)
 
 
 def in_order(folder, name: str) -> list[str]:

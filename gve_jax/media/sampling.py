@@ -43,6 +43,10 @@ class Timeline:
     rate: float
     times: np.ndarray | None = None
 
+    def at(self, indices: np.ndarray) -> np.ndarray:
+        """Seconds at which frames begin, float64."""
+        return indices / self.rate if self.times is None else self.times[indices]
+
 
 def sample(sampling: Sampling, timeline: Timeline, name: str) -> tuple[np.ndarray, float]:
     """Returns ascending int64 indices of the sampled frames, and their number per second.

@@ -18,7 +18,8 @@ from typing import TypeVar
 import numpy as np
 
 from gve_jax.inputs.layout import window_layout
-from gve_jax.inputs.preprocess import InputSpec, applies_exif
+from gve_jax.inputs.preprocess import InputSpec, Visual, applies_exif, pixel_limits
+from gve_jax.inputs.profiles import find_profile
 from gve_jax.media.errors import MediaError, RetryableMediaError
 from gve_jax.media.item import Item, source_name
 from gve_jax.media.limits import Limits
@@ -166,12 +167,12 @@ class Sandbox:
         size = {"count": count, "height": height, "width": width}
         return self._run("thumbnails", item, check, count * most * 3, **size)
 
-    def visuals(self, item: Item, spec: InputSpec) -> list[tuple]:
+    def visuals(self, item: Item, spec: InputSpec) -> list[Visual]:
         """As `Preprocessor.visuals`."""
         # merge**2 patches are a token.
         most = spec.max_length * spec.merge**2 * 3 * spec.temporal * spec.patch_size**2
 
-        def check(header: dict, body: np.ndarray) -> list[tuple]:
+        def check(header: dict, body: np.ndarray) -> list[Visual]:
             return _visuals(header, body, spec, item)
 
         fields = dataclasses.asdict(spec)
@@ -259,25 +260,33 @@ def _clip(header: dict, body: np.ndarray, most_pixels: int) -> Clip:
     return Clip(body.reshape(count, height, width, 3), float(fps))
 
 
-def _visuals(header: dict, body: np.ndarray, spec: InputSpec, item: Item) -> list[tuple]:
+def _visuals(header: dict, body: np.ndarray, spec: InputSpec, item: Item) -> list[Visual]:
     """As `_clip`, of patches."""
-    visuals, offset = [], 0
-    width = 3 * spec.temporal * spec.patch_size**2
-    for frames, rows, columns, seconds in header["visuals"]:
+    visuals, offset, width = [], 0, spec.patch_dim
+    for kind, frames, rows, columns, seconds, times in header["visuals"]:
         sides_fit = all(0 < side and side % spec.merge == 0 for side in (rows, columns))
         if not (sides_fit and 0 < frames and 0 <= seconds < float("inf")):
             raise ValueError
-        if rows * columns * spec.patch_size**2 > spec.max_pixels:
+        if rows * columns * spec.patch_size**2 > pixel_limits(spec, kind == "image")[1]:
+            raise ValueError
+        if len(times) != (frames if kind == "video" else 0):
+            raise ValueError
+        if not all(0 <= float(time) < float("inf") for time in times):
             raise ValueError
         size = frames * rows * columns * width
         patches = body[offset : offset + size].reshape(frames, rows * columns, width)
         offset += size
         layout = window_layout(rows, columns, spec.window_side, spec.merge)
         grid = (frames, rows // spec.merge, columns // spec.merge)
-        visuals.append((patches, layout, grid, seconds))
-    tokens = sum(t * h * w for _, _, (t, h, w), _ in visuals)
-    count = (item.video is not None) + (item.image is not None)
-    if len(visuals) != count or offset != len(body) or tokens > spec.max_length:
+        visuals.append(Visual(kind, patches, layout, grid, seconds, times))
+    tokens = sum(math.prod(visual.grid) for visual in visuals)
+    order = find_profile(spec.profile).media
+    kinds = [kind for kind in order if getattr(item, kind) is not None]
+    if (
+        [visual.kind for visual in visuals] != kinds
+        or offset != len(body)
+        or tokens > spec.max_length
+    ):
         raise ValueError
     return visuals
 

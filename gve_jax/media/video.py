@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 
 import av
 import numpy as np
@@ -23,10 +24,12 @@ from gve_jax.media.timeline import timeline
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Sampled frames uint8 [T, H, W, 3], and their number per second of the video, `fps`."""
+    """Sampled frames uint8 [T, H, W, 3], their number per second of the video, `fps`, and the
+    seconds of each from the beginning of the video, `times`."""
 
     frames: np.ndarray
     fps: float
+    times: Sequence[float] = ()
 
 
 def load_video(
@@ -76,9 +79,10 @@ def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
     with open_video(source, name, limits) as opened:
         video = _Video(opened, source, name, limits)
         while True:
-            positions, fps = sample(sampling, video.timeline(), name)
+            shown = video.timeline()
+            positions, fps = sample(sampling, shown, name)
             try:
-                return Clip(video.frames(positions), fps)
+                return Clip(video.frames(positions), fps, shown.at(positions))
             except (Damaged, seek.Fewer) as error:
                 if not video.look_closer(error):
                     raise

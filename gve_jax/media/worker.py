@@ -110,13 +110,17 @@ def _visuals(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.n
     spec = InputSpec(**request["spec"])
     visuals = Preprocessor(None, spec, limits).visuals(item)
     side = spec.merge
-    shapes = [[t, h * side, w * side, float(s)] for _, _, (t, h, w), s in visuals]
-    return {"visuals": shapes}, [np.ascontiguousarray(patches) for patches, *_ in visuals]
+    shapes = [
+        [visual.kind, visual.grid[0], visual.grid[1] * side, visual.grid[2] * side]
+        + [float(visual.seconds), visual.times]
+        for visual in visuals
+    ]
+    return {"visuals": shapes}, [np.ascontiguousarray(visual.patches) for visual in visuals]
 
 
 def _frames(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
     spec = InputSpec(**request["spec"])
-    ((_, frames, fps),) = Preprocessor(None, spec, limits).frames(item)
+    ((_, frames, fps, _),) = Preprocessor(None, spec, limits).frames(item)
     return {"frames": [*frames.shape[:3], float(fps)]}, [np.ascontiguousarray(frames)]
 
 

@@ -104,7 +104,7 @@ class Packed(_Arrays):
     positions: Int[Array, "B 3 L"] = _padded(0)
     segments: Int[Array, "B L"] = _padded(-1)
     last_token: Int[Array, "B I"] = _padded(0)  # of each item; 0 for absent items
-    visual: Float[Array, "B L D"] | None = _padded(0)  # merged tokens; None for texts
+    visual: Float[Array, "B L visual"] | None = _padded(0)  # merged tokens; None for texts
     visual_mask: Bool[Array, "B L"] | None = _padded(0)
 
 

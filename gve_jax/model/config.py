@@ -1,4 +1,4 @@
-"""Sizes of a Qwen2.5-VL encoder, named as in its config.json."""
+"""Sizes and parts of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL encoder, named as in its config.json."""
 
 import dataclasses
 import re
@@ -14,6 +14,14 @@ LORA_TARGETS = r"^language/layers/(self_attn/(q|k|v)_proj|mlp/(gate|up|down)_pro
 REMAT = ("none", "dots", "full")
 ATTENTION = ("xla", "cudnn", "splash")  # kernels of gve_jax.model.attention
 DTYPES = ("float32", "bfloat16", "float16")
+NORMS = ("rms", "layer")
+MLPS = ("swiglu", "quick_gelu", "gelu_tanh")
+ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # `model_type` of config.json
+
+# Statistics of pixels from 0 to 1, as in each preprocessor_config.json.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Qwen2-VL and Qwen2.5-VL
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALVES = (0.5, 0.5, 0.5)  # Qwen3-VL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +36,36 @@ class VisionConfig:
     fullatt_block_indexes: tuple[int, ...] = setting(
         help="blocks that attend to the full frame pair, others within windows", least=0
     )
-    window_size: int = setting(112, "side of an attention window, in pixels", least=1)
+    window_size: int = setting(112, "side of an attention window, in pixels; 0: none", least=0)
     patch_size: int = setting(14, "side of a patch, in pixels", least=1)
     spatial_merge_size: int = setting(2, "side of a merged token, in patches", least=1)
     temporal_patch_size: int = setting(2, "frames of a patch", least=1)
     in_channels: int = setting(3, "color channels", least=3, most=3)
-    tokens_per_second: int = setting(2, "M-RoPE positions per second", least=1)
+    tokens_per_second: int = setting(
+        2, "M-RoPE positions per second; 0: one per time step", least=0
+    )
     rope_theta: float = setting(10_000.0, "base of the rotary frequencies", above=0)
-    rms_norm_eps: float = setting(1e-6, "epsilon of RMSNorm", above=0)
+    rms_norm_eps: float = setting(1e-6, "epsilon of the norms", above=0)
+    norm: str = setting("rms", "norm of blocks and mergers; layer: with bias", choices=NORMS)
+    mlp: str = setting("swiglu", "MLP of the blocks", choices=MLPS)
+    patch_bias: bool = setting(False, "bias of the patch embedding")
+    position_side: int = setting(
+        0, "side of the table of learned positions, which is interpolated; 0: none", least=0
+    )
+    deepstack: tuple[int, ...] = setting(
+        (), "blocks whose output is also merged, and added after the first decoder layers", least=0
+    )
+    pixel_mean: tuple[float, float, float] = setting(CLIP_MEAN, "mean of the colors", least=0)
+    pixel_std: tuple[float, float, float] = setting(CLIP_STD, "their deviation", above=0)
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether a block attends within windows."""
+        return len(set(self.fullatt_block_indexes)) < self.depth
 
     @property
     def patch_dim(self) -> int:
-        """Size of a patch: channels x frames x height x width (1,176 for Qwen2.5-VL)."""
+        """Numbers of a patch: channels x frames x height x width (1,176 for Qwen2.5-VL)."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
@@ -49,14 +75,12 @@ class VisionConfig:
 
     @property
     def window_side(self) -> int:
-        """Side of an attention window in patches, a multiple of `spatial_merge_size`."""
+        """Side of an attention window in patches, a multiple of `spatial_merge_size`; 0 if no block
+        has windows."""
+        if not self.has_windows:
+            return 0
         merged = self.window_size // self.patch_size // self.spatial_merge_size
         return merged * self.spatial_merge_size
-
-
-# CLIP's statistics of pixels from 0 to 1, as in Qwen2.5-VL's preprocessor_config.json.
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +98,18 @@ class TextConfig:
     )
     rope_theta: float = setting(1_000_000.0, "base of the rotary frequencies", above=0)
     rms_norm_eps: float = setting(1e-6, "epsilon of RMSNorm", above=0)
+    head_dim: int = setting(0, "size of a head; 0: hidden_size / num_attention_heads", least=0)
+    qkv_bias: bool = setting(True, "biases of the projections to queries, keys and values")
+    qk_norm: bool = setting(False, "RMSNorm of each head's query and key")
+    mrope_interleaved: bool = setting(
+        False, "whether the axes' frequencies alternate, instead of one block for each axis"
+    )
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def __post_init__(self):
+        if not self.head_dim and self.num_attention_heads > 0:
+            size, rest = divmod(self.hidden_size, self.num_attention_heads)
+            _require(not rest, "text.hidden_size", "a multiple of num_attention_heads")
+            object.__setattr__(self, "head_dim", size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +146,9 @@ class ModelConfig:
 
     vision: VisionConfig
     text: TextConfig
+    architecture: str = setting(
+        "qwen2_5_vl", "model_type of an exported config.json", choices=ARCHITECTURES
+    )
     dtype: str = setting("float32", "dtype of activations", choices=DTYPES)
     param_dtype: str = setting(
         "float32", "dtype of parameters; adapters are float32", choices=DTYPES
@@ -136,24 +171,27 @@ class ModelConfig:
         v, t = self.vision, self.text
         for part, cfg in (("vision", v), ("text", t)):
             for field in dataclasses.fields(cfg):
-                value = getattr(cfg, field.name)
+                value, rule = getattr(cfg, field.name), field.metadata["rule"]
                 if not isinstance(value, tuple):
-                    _require(value > 0, f"{part}.{field.name}", "positive")
+                    _require(rule.allows(value), f"{part}.{field.name}", str(rule))
+        _require(
+            self.architecture in ARCHITECTURES, "architecture", f"one of {', '.join(ARCHITECTURES)}"
+        )
         for name in ("remat_vision", "remat_text"):
             _require(getattr(self, name) in REMAT, name, f"one of {', '.join(REMAT)}")
         _require(v.hidden_size % v.num_heads == 0, "vision.hidden_size", "a multiple of num_heads")
         _require(v.hidden_size // v.num_heads % 4 == 0, "vision head size", "a multiple of 4")
         _require(v.out_hidden_size == t.hidden_size, "vision.out_hidden_size", "text.hidden_size")
-        _require(v.window_side > 0, "vision.window_size", "at least one merged token")
+        if v.has_windows:
+            _require(v.window_side > 0, "vision.window_size", "at least one merged token")
+        for name in ("fullatt_block_indexes", "deepstack"):
+            blocks = getattr(v, name)
+            _require(all(0 <= i < v.depth for i in blocks), f"vision.{name}", "indices of blocks")
+        _require(v.deepstack == tuple(sorted({*v.deepstack})), "vision.deepstack", "ascending")
         _require(
-            all(0 <= i < v.depth for i in v.fullatt_block_indexes),
-            "vision.fullatt_block_indexes",
-            "indices of blocks",
-        )
-        _require(
-            t.hidden_size % t.num_attention_heads == 0,
-            "text.hidden_size",
-            "a multiple of num_attention_heads",
+            len(v.deepstack) <= t.num_hidden_layers,
+            "vision.deepstack",
+            f"at most as many as text.num_hidden_layers, {t.num_hidden_layers}",
         )
         _require(
             t.num_attention_heads % t.num_key_value_heads == 0,
@@ -165,6 +203,11 @@ class ModelConfig:
     @property
     def embedding_dim(self) -> int:
         return self.text.hidden_size
+
+    @property
+    def visual_dim(self) -> int:
+        """Width of the tower's output: a merged token and its deepstack features."""
+        return (1 + len(self.vision.deepstack)) * self.vision.out_hidden_size
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

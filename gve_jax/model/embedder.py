@@ -14,7 +14,7 @@ from gve_jax.model.vision import VisionTower
 
 
 class Embedder(nnx.Module):
-    """Qwen2.5-VL, pooled at the last token (`<|endoftext|>`), unit length, float32.
+    """A Qwen-VL tower and decoder, pooled at the last token of each row, unit length, float32.
 
     Args:
       cfg: sizes, dtypes and kernels.
@@ -47,20 +47,22 @@ class Embedder(nnx.Module):
 
     def pooled(self, batch: Batch) -> Float[Array, "B D"]:
         """Last hidden state of each row, float32, not normalized."""
+        x, deepstack = self._token_vectors(batch)
         last_token = (batch.length - 1)[:, None]
-        x = self.language.pooled(self._token_vectors(batch), batch.positions, last_token)
+        x = self.language.pooled(x, batch.positions, last_token, deepstack=deepstack)
         return x[:, 0].astype(jnp.float32)
 
     def hidden(self, batch: Batch) -> Float[Array, "B L D"]:
         """Hidden states after the final norm, padding included."""
-        return self.language(self._token_vectors(batch), batch.positions)
+        x, deepstack = self._token_vectors(batch)
+        return self.language(x, batch.positions, deepstack)
 
     def packed(self, rows: Packed) -> Float[Array, "B I D"]:
         """`pooled` of the items of packed rows."""
-        x = self._embed_tokens(rows.tokens)
+        x, deepstack = self._embed_tokens(rows.tokens), None
         if rows.visual is not None:
-            x = jnp.where(rows.visual_mask[..., None], rows.visual.astype(x.dtype), x)
-        x = self.language.pooled(x, rows.positions, rows.last_token, rows.segments)
+            x, deepstack = self._replace(x, rows.visual_mask, rows.visual.astype(x.dtype))
+        x = self.language.pooled(x, rows.positions, rows.last_token, rows.segments, deepstack)
         return x.astype(jnp.float32)
 
     def _embed_tokens(self, tokens):
@@ -68,9 +70,10 @@ class Embedder(nnx.Module):
             self.language.embed_tokens[...][tokens].astype(jnp.dtype(self.cfg.dtype))
         )
 
-    def _token_vectors(self, batch: Batch) -> Float[Array, "B L D"]:
-        """Token embeddings, with those of visual tokens replaced by merged tokens."""
-        x = self._embed_tokens(batch.tokens)
+    def _token_vectors(self, batch: Batch):
+        """Token embeddings [B, L, D], with those of visual tokens replaced by merged tokens, and
+        the deepstack features [taps, B, L, D] or None."""
+        x, deepstack = self._embed_tokens(batch.tokens), None
         items, pairs, patches, _ = batch.patches.shape
         if pairs:
             merged = self.visual(
@@ -87,8 +90,16 @@ class Embedder(nnx.Module):
             )
             merged = merged.reshape(items, -1, merged.shape[-1])
             visual = permute(merged, batch.visual_slots, batch.visual_inverse)
-            x = jnp.where((batch.visual_slots >= 0)[..., None], visual, x)
-        return x
+            x, deepstack = self._replace(x, batch.visual_slots >= 0, visual)
+        return x, deepstack
+
+    def _replace(self, x, is_visual, visual):
+        """(token vectors, deepstack features) with `visual` [B, L, (1 + taps) * D] in place of the
+        embeddings where `is_visual` [B, L]; elsewhere it is zero."""
+        taps = len(self.cfg.vision.deepstack)
+        merged, *deepstack = jnp.split(visual, 1 + taps, axis=-1) if taps else (visual,)
+        x = jnp.where(is_visual[..., None], merged, x)
+        return x, jnp.stack(deepstack) if taps else None
 
 
 def init_params(cfg: ModelConfig, seed: int):

@@ -1,9 +1,13 @@
-"""Qwen2.5-VL's causal decoder: grouped-query attention, M-RoPE, SwiGLU, no vocabulary head
-(transformers 4.49, `modeling_qwen2_5_vl.py: Qwen2_5_VLModel`)."""
+"""The causal decoder: grouped-query attention, M-RoPE, SwiGLU, no vocabulary head.
+
+That of Qwen2-VL and Qwen2.5-VL (transformers 4.49, `modeling_qwen2_5_vl.py: Qwen2_5_VLModel`), and
+that of Qwen3-VL, which normalizes each head's query and key, has no biases, and adds the tower's
+deepstack features to visual tokens after its first layers (transformers 5.23,
+`modeling_qwen3_vl.py: Qwen3VLTextModel`).
+"""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -22,10 +26,15 @@ class Attention(nnx.Module):
         def linear(inputs, outputs, bias):
             return Linear(inputs, outputs, bias=bias, dtype=dtype, rngs=rngs)
 
-        self.q_proj = linear(width, self.heads * size, True)
-        self.k_proj = linear(width, self.groups * size, True)
-        self.v_proj = linear(width, self.groups * size, True)
+        self.q_proj = linear(width, self.heads * size, cfg.qkv_bias)
+        self.k_proj = linear(width, self.groups * size, cfg.qkv_bias)
+        self.v_proj = linear(width, self.groups * size, cfg.qkv_bias)
         self.o_proj = linear(self.heads * size, width, False)
+
+        def head_norm():
+            return RMSNorm(size, cfg.rms_norm_eps, dtype=dtype, rngs=rngs) if cfg.qk_norm else None
+
+        self.q_norm, self.k_norm = head_norm(), head_norm()
 
     def __call__(self, x, cos_sin, segments=None, query_positions=None):
         """Maps x [B, L, D] to [B, L, D], or to [B, I, D] at `query_positions` [B, I]."""
@@ -37,6 +46,8 @@ class Attention(nnx.Module):
         query = self.q_proj(source).reshape(batch, -1, self.heads, self.size)
         key = self.k_proj(x).reshape(batch, length, self.groups, self.size)
         value = self.v_proj(x).reshape(batch, length, self.groups, self.size)
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key = rope.rotate(query, query_cos_sin), rope.rotate(key, cos_sin)
         attended = attend(
             query,
@@ -80,15 +91,22 @@ class LanguageModel(nnx.Module):
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, dtype=param_dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B L D"], positions: Int[Array, "B 3 L"]
+        self,
+        x: Float[Array, "B L D"],
+        positions: Int[Array, "B 3 L"],
+        deepstack: Float[Array, "taps B L D"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """Right padding needs no mask: causal attention does not reach it."""
+        """Right padding needs no mask: causal attention does not reach it.
+
+        Args:
+          deepstack: added to the outputs of the first layers.
+        """
         cos_sin = self._cos_sin(positions)
 
-        def body(layer, x):
-            return shard_batch(layer(x, cos_sin))
+        def body(layer, x, index):
+            return shard_batch(_add_deepstack(layer(x, cos_sin), deepstack, index))
 
-        return self.norm(scan_layers(self.layers, x, body, remat=self.remat))
+        return self.norm(scan_layers(self.layers, x, body, self._indices, remat=self.remat))
 
     def pooled(
         self,
@@ -96,33 +114,50 @@ class LanguageModel(nnx.Module):
         positions: Int[Array, "B 3 L"],
         query_positions: Int[Array, "B I"],
         segments: Int[Array, "B L"] | None = None,
+        deepstack: Float[Array, "taps B L D"] | None = None,
     ) -> Float[Array, "B I D"]:
         """The rows of `__call__` at `query_positions`; the last layer computes only those.
 
         Args:
           segments: segment of each token, if a row has several sequences; see
             `gve_jax.model.attention.attend`.
+          deepstack: added to the outputs of the first layers; zero at `query_positions`.
         """
         cos_sin = self._cos_sin(positions)
 
-        def body(layer, carry, last):
+        def body(layer, carry, index):
             x, pooled = shard_batch(carry[0]), carry[1]
             # One scanned stack: a separate last layer would need a copy of the other weights.
             return jax.lax.cond(
-                last,
+                index == self.cfg.num_hidden_layers - 1,
                 lambda: (x, layer(x, cos_sin, segments, query_positions)),
-                lambda: (layer(x, cos_sin, segments), pooled),
+                lambda: (_add_deepstack(layer(x, cos_sin, segments), deepstack, index), pooled),
             )
 
-        last = np.arange(self.cfg.num_hidden_layers) == self.cfg.num_hidden_layers - 1
         carry = (x, jnp.zeros_like(_take(x, query_positions)))
-        return self.norm(
-            scan_layers(self.layers, carry, body, jnp.asarray(last), remat=self.remat)[1]
-        )
+        return self.norm(scan_layers(self.layers, carry, body, self._indices, remat=self.remat)[1])
+
+    @property
+    def _indices(self) -> Int[Array, " layers"]:
+        return jnp.arange(self.cfg.num_hidden_layers)
 
     def _cos_sin(self, positions):
         cfg = self.cfg
-        return rope.mrope_cos_sin(positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+        return rope.mrope_cos_sin(
+            positions, cfg.head_dim, cfg.rope_theta, cfg.mrope_section, cfg.mrope_interleaved
+        )
+
+
+def _add_deepstack(x, deepstack, index):
+    """Adds `deepstack[index]`; nothing after the layers that it has."""
+    if deepstack is None:
+        return x
+    # A conditional in the one scanned body: other layers do not read the features.
+    return jax.lax.cond(
+        index < len(deepstack),
+        lambda: x + jax.lax.dynamic_index_in_dim(deepstack, index, keepdims=False),
+        lambda: x,
+    )
 
 
 def _take(x: Float[Array, "B L D"], query_positions: Int[Array, "B I"]) -> Float[Array, "B I D"]:

@@ -33,6 +33,22 @@ class RMSNorm(nnx.Module):
         return self.weight[...].astype(x.dtype) * (x32 * scale).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """Layer norm with bias, computed in float32, returned in the input's dtype."""
+
+    def __init__(self, size: int, eps: float, *, dtype, rngs: nnx.Rngs):
+        self.weight = nnx.Param(jnp.ones((size,), dtype))
+        self.bias = nnx.Param(jnp.zeros((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        scale = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        weight, bias = (one[...].astype(jnp.float32) for one in (self.weight, self.bias))
+        return (x32 * scale * weight + bias).astype(x.dtype)
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias`; the kernel is [in, out], the transpose of PyTorch's weight."""
 
@@ -64,6 +80,24 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+class MLP(nnx.Module):
+    """`fc2(activation(fc1(x)))`, with biases; `activation` is a key of `ACTIVATIONS`."""
+
+    def __init__(self, width: int, inner: int, activation: str, *, dtype, rngs: nnx.Rngs):
+        self.fc1 = Linear(width, inner, bias=True, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(inner, width, bias=True, dtype=dtype, rngs=rngs)
+        self.activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 def shard_batch(x: Array) -> Array:

@@ -20,13 +20,25 @@ def vision_cos_sin(
 
 
 def mrope_cos_sin(
-    positions: Int[Array, "B 3 L"], head_dim: int, theta: float, section: tuple[int, int, int]
+    positions: Int[Array, "B 3 L"],
+    head_dim: int,
+    theta: float,
+    section: tuple[int, int, int],
+    interleaved: bool = False,
 ) -> Float[Array, "B L head_dim"]:
     """Embeddings of the decoder: of the head_dim / 2 frequencies, the first `section[0]` rotate
     with time, the next with the row, the last with the column (transformers 4.49,
-    `apply_multimodal_rotary_pos_emb`)."""
+    `apply_multimodal_rotary_pos_emb`).
+
+    If they are interleaved, as many of each three rotate with time, row and column, and the
+    remaining ones with time (transformers 4.57, Qwen3-VL's `apply_interleaved_mrope`).
+    """
     inverse = theta ** -(np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
     axis = np.repeat(np.arange(3), section)  # [head_dim / 2]: the position of each frequency
+    if interleaved:
+        axis = np.zeros_like(axis)
+        for one in (1, 2):
+            axis[one : 3 * section[one] : 3] = one
     chosen = jnp.take(positions.astype(jnp.float32), axis, axis=1)  # [B, head_dim / 2, L]
     return _cos_sin(chosen.swapaxes(1, 2) * inverse)
 

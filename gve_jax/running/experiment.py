@@ -25,7 +25,8 @@ from gve_jax.errors import UserError
 from gve_jax.gve import GVE
 from gve_jax.hardware import flops
 from gve_jax.inputs.counts import Counts
-from gve_jax.inputs.preprocess import InputSpec, Preprocessor
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor, geometry
+from gve_jax.inputs.profiles import find_profile
 from gve_jax.inputs.prompt import Prompt
 from gve_jax.learning import state
 from gve_jax.learning.curriculum import Curriculum
@@ -73,20 +74,15 @@ class Experiment(StepSetup):
             parse(config.data.pairs, config.data.cache, workdir), config.data.sources
         )
         self.batch_sizes = source_batch_sizes(config, self.sources.sizes)
-        vision = self.model.vision
         try:
             spec = InputSpec(
                 **vars(config.inputs),
                 max_length=self.buckets.max_length,
-                patch_size=vision.patch_size,
-                merge=vision.spatial_merge_size,
-                temporal=vision.temporal_patch_size,
-                window_side=vision.window_side,
-                tokens_per_second=vision.tokens_per_second,
+                **geometry(self.model),
             )
         except UserError as error:
             raise UserError(f"config.inputs: {error}") from error
-        prompt = Prompt(self._tokenizer(), spec.max_length)
+        prompt = Prompt(self._tokenizer(), spec.max_length, find_profile(spec.profile))
         self.preprocess = Preprocessor(prompt, spec, config.limits)
         # One decoding process for each of the loader's workers, or for each of its threads.
         self._isolated = Isolated(self.preprocess, processes=1 if config.data.workers else 2)

@@ -33,6 +33,7 @@ DERIVED_INPUTS = (
     "temporal",
     "window_side",
     "tokens_per_second",
+    "timestamps",
 )
 MAX_STEPS = 2**31 - 1  # step numbers are int32
 # Formats: {name: (folder in the workdir, file that is written last, pattern of another file)}.
@@ -64,7 +65,11 @@ def _select(name: str, kind: type, left_out: tuple[str, ...] = (), **replaced) -
 
 # Shapes are optional: by default they come from the config.json of `config.pretrained`.
 ModelFields = _select(
-    "ModelFields", ModelConfig, vision=VisionConfig | None, text=TextConfig | None
+    "ModelFields",
+    ModelConfig,
+    vision=VisionConfig | None,
+    text=TextConfig | None,
+    architecture=str | None,
 )
 InputFields = _select("InputFields", InputSpec, DERIVED_INPUTS)
 
@@ -295,6 +300,16 @@ def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfi
                     f"config.model.{part}.{name} is {getattr(stated, name)}; {base.directory} has "
                     f"{value}"
                 )
+    stated = fields.pop("architecture")
+    if base is not None:
+        if stated not in (None, base.config.architecture):
+            raise UserError(
+                f"config.model.architecture is {stated}; {base.directory} has "
+                f"{base.config.architecture}"
+            )
+        stated = base.config.architecture
+    if stated is not None:
+        fields["architecture"] = stated
     if base is not None and base.config.lora is not None:
         raise UserError(
             f"config.pretrained: {base.directory} has adapters; merge them first "

@@ -98,14 +98,16 @@ def test_all_missing_fields_are_named_at_once():
 
 # A change of config.json, and what the error names.
 VARIANTS = r"""
-{"model_type": "qwen2_vl"} -> model_type is 'qwen2_vl'
+{"model_type": "llava"} -> model_type is 'llava'; supported: qwen2_vl, qwen2_5_vl, qwen3_vl
+{"model_type": "qwen3_vl_moe"} -> 'qwen3_vl_moe', its mixture of experts is not implemented
+{"model_type": "qwen3"} -> model_type is 'qwen3', it has no vision tower
 {"model_type": null} -> model_type is None
 {"hidden_act": "gelu"} -> hidden_act 'gelu'
 {"use_sliding_window": true} -> use_sliding_window
 {"rope_scaling": {"type": "yarn", "mrope_section": [2, 2, 2]}} -> rope_scaling.type 'yarn'
 {"rope_scaling": {"mrope_section": [2, 2, "2"]}} -> rope_scaling.mrope_section
 {"hidden_size": "48"} -> hidden_size is '48'
-{"hidden_size": 50} -> out_hidden_size
+{"hidden_size": 50} -> text.hidden_size must be a multiple of num_attention_heads
 {"head_dim": 64} -> head_dim 64
 {"rms_norm_eps": true} -> rms_norm_eps is True
 {"quantization_config": {}} -> quantized
@@ -114,14 +116,14 @@ VARIANTS = r"""
 {"layer_types": ["full_attention"]} -> layer_types
 {"is_causal": false} -> is_causal False
 {"use_bidirectional_attention": true} -> use_bidirectional_attention = True: unknown field
-{"attention_bias": 0} -> attention_bias = 0: unknown field
+{"attention_bias": true} -> attention_bias True is not supported
 {"rope_scaling.factor": 4.0} -> rope_scaling.factor = 4.0: unknown field
 {"rope_scaling.partial_rotary_factor": 0.5} -> rope_scaling.partial_rotary_factor 0.5
 {"rope_scaling.mrope_interleaved": true} -> interleaved
 {"rope_scaling": "yarn"} -> rope_scaling is 'yarn', not an object
 {"vision_config.deepstack_indexes": [1]} -> vision_config.deepstack_indexes
 {"use_sliding_window": 1} -> use_sliding_window 1
-{"num_attention_heads": 0} -> num_attention_heads must be positive
+{"num_attention_heads": 0} -> num_attention_heads must be at least 1
 {"rms_norm_eps": NaN} -> rms_norm_eps is nan
 {"rms_norm_eps": "1e-6"} -> rms_norm_eps is '1e-6', not a number
 {"vocab_size": [1, 2]} -> vocab_size is \[1, 2\]

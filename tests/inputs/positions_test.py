@@ -7,7 +7,7 @@ import pytest
 
 from evals.parity.goldens import mrope as golden
 from gve_jax.errors import UserError
-from gve_jax.inputs.positions import REGIMES, mrope_positions
+from gve_jax.inputs.positions import MROPE, mrope_positions
 from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.media.item import Item
 from tests.media.files import numbered
@@ -38,7 +38,7 @@ TABLE += [(8 / seconds, (20, 34), *row) for seconds, row in BY_DURATION.items()]
 
 
 @pytest.mark.parametrize("case", golden.CASES)
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", MROPE)
 def test_positions_are_those_of_the_release(regime, case):
     expected = NUMBERS[f"{regime}/{case}"]
     mine = mrope_positions(golden.segments(case), golden.CASES[case][0], regime)
@@ -46,7 +46,7 @@ def test_positions_are_those_of_the_release(regime, case):
     np.testing.assert_array_equal(mine, expected)
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", MROPE)
 def test_the_goldens_name_the_releases_they_came_from(regime):
     releases = {
         "qwen_train": ("4.49.", "4.51."),
@@ -81,7 +81,7 @@ def test_a_video_is_placed_as_measured(fps, grid, a_times, a_tail, b_times, b_ta
         assert positions[:, -2:].tolist() == [[tail, tail + 1]] * 3, regime
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", MROPE)
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 7.5])
 def test_an_image_stands_at_one_time(regime, seconds):
     segments = [("text", 1), ("visual", (1, 2, 3), seconds), ("text", 1)]
@@ -97,7 +97,7 @@ def test_an_image_stands_at_one_time(regime, seconds):
     ]
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", MROPE)
 def test_text_alone_counts_up_and_empty_segments_take_no_place(regime):
     assert mrope_positions([("text", 4)], 2, regime).tolist() == [[0, 1, 2, 3]] * 3
     with_empty = mrope_positions([("text", 2), ("text", 0), ("visual", (1, 1, 1), 0)], 2, regime)

@@ -52,7 +52,7 @@ def test_video_image_and_text_agree(preprocess, prompt):
     pads = np.flatnonzero(row.tokens == prompt.image_pad)
     assert (len(video), len(pads)) == (4 * 6, 6)
     assert row.visual_tokens.tolist() == video.tolist() + pads.tolist()
-    assert row.tokens[-1] == prompt.end
+    assert row.tokens[-1] == prompt.pad
     assert row.positions.shape == (3, len(row.tokens)) and row.positions.dtype == np.int32
 
     # 8 of 24 frames at 10 a second: 2 frames last 0.6 s, at 2 positions a second 1.2.

@@ -103,8 +103,9 @@ def test_decoded_media_need_no_process(isolated, preprocess):
     assert not isolated.pids
 
 
-def answer(*visuals, bytes_: int = 0, **fields) -> bytes:
-    return b"FORGE" + pack({"visuals": list(visuals), **fields}, bytes_) + bytes(bytes_)
+def answer(*visuals, bytes_: int = 0, kind: str = "video", times=(0.0,)) -> bytes:
+    visuals = [[kind, *visual, list(times)] for visual in visuals]
+    return b"FORGE" + pack({"visuals": visuals}, bytes_) + bytes(bytes_)
 
 
 PATCHES = 4 * 1176  # bytes of the least picture
@@ -129,6 +130,9 @@ ATTACKS = {
     answer([1.0, 2, 2, 0.0], bytes_=PATCHES): "an answer that cannot be",
     answer([1, "2", 2, 0.0], bytes_=PATCHES): "an answer that cannot be",
     answer([1, 2, 402, 0.0], bytes_=201 * PATCHES): "an answer that cannot be",  # > max_pixels
+    answer([1, 2, 2, 0.0], bytes_=PATCHES, kind="image"): "an answer that cannot be",
+    answer([1, 2, 2, 0.0], bytes_=PATCHES, times=()): "an answer that cannot be",
+    answer([1, 2, 2, 0.0], bytes_=PATCHES, times=(-1.0,)): "an answer that cannot be",
     answer([4, 28, 28, 0.0], bytes_=4 * 196 * PATCHES): "more than any item has",  # > max_length
     b"FORGE{}": "not decoded in 4 seconds",
 }

@@ -11,7 +11,7 @@ from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.model.batch import Batch, Frames, Packed, batch_sizes
 from gve_jax.model.config import VisionConfig
 
-SIZES = dict(B=4, L=8, F=2, P=16, patch_dim=12, S=64, V=8, G=3, I=2, D=6)
+SIZES = dict(B=4, L=8, F=2, P=16, patch_dim=12, S=64, V=8, G=3, I=2, visual=6)
 FLOATING = {"visual"}
 INDICES = {"window_slots", "window_inverse", "visual_slots", "visual_inverse", "segments"}
 

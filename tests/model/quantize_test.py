@@ -23,7 +23,7 @@ WIDE = dataclasses.replace(
     CFG,
     vision=dataclasses.replace(CFG.vision, out_hidden_size=128),
     text=dataclasses.replace(
-        CFG.text, hidden_size=128, intermediate_size=192, mrope_section=(4, 6, 6)
+        CFG.text, hidden_size=128, intermediate_size=192, head_dim=32, mrope_section=(4, 6, 6)
     ),
     lora=LoraConfig(rank=4),
 )
