@@ -49,26 +49,10 @@ def main():
     import transformers
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    rope = {
-        "rope_type": "default",
-        "mrope_section": base.CONFIG["text"]["mrope_section"],
-        "rope_theta": 1_000_000.0,
-    }
-    text = {k: v for k, v in base.CONFIG["text"].items() if k != "mrope_section"}
     config = Qwen2_5_VLConfig(
-        text_config=text
-        | {
-            "rope_parameters": rope,
-            "rms_norm_eps": 1e-6,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": None,
-        },
+        text_config=base.text_config(base.CONFIG["text"], 1_000_000.0),
         vision_config=base.CONFIG["vision"] | {"tokens_per_second": 2},
-        video_token_id=base.VIDEO_PAD,
-        image_token_id=base.IMAGE_PAD,
-        vision_start_token_id=base.VISION_START,
-        vision_end_token_id=base.VISION_END,
+        **base.TOKEN_IDS,
     )
     config._attn_implementation = "eager"
     used = (transformers, torch, peft)
@@ -109,27 +93,7 @@ def pooled(model, number: int) -> np.ndarray:
     """The unit vector of an item, by torch."""
     import torch
 
-    item = base.ITEMS[number]
-    ids, positions = base.tokens_of(number, item)
-    visual = {}
-    for kind, values, grid in (
-        ("video", "pixel_values_videos", "video_grid_thw"),
-        ("image", "pixel_values", "image_grid_thw"),
-    ):
-        if item[kind]:
-            frames = base.frames_of(number, kind, item[kind])
-            visual[values] = torch.from_numpy(base.reference_patches(frames))
-            visual[grid] = torch.tensor([item[kind]])
-    kinds = {base.VIDEO_PAD: 2, base.IMAGE_PAD: 1}
-    with torch.no_grad():
-        hidden = model(
-            input_ids=torch.tensor([ids]),
-            position_ids=torch.tensor(positions).T[:, None],
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-            mm_token_type_ids=torch.tensor([[kinds.get(i, 0) for i in ids]]),
-            use_cache=False,
-            **visual,
-        ).last_hidden_state[0]
+    hidden = base.hidden_states(model, *base.example(number, base.ITEMS[number]))
     return torch.nn.functional.normalize(hidden[-1], dim=-1).numpy()
 
 
