@@ -1,4 +1,4 @@
-"""The encoder at the widths of GVE-3B and GVE-7B against transformers (goldens/widths.py)."""
+"""The encoder at the widths of released models against transformers (goldens/widths.py)."""
 
 from pathlib import Path
 
@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from gve_jax.inputs.batch import Bucket
+from gve_jax.inputs.batch import Bucket, collate, need
+from gve_jax.model.batch import Batch
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import make_embed
 from tests.goldens import widths as golden
 from tests.model.embedder_test import ROWS, cosine, make_batch, reference_params
+from tests.model.references import input_spec, make_row, read_config, read_params
 
 NUMBERS = np.load(Path(golden.__file__).with_suffix(".npz"))
 
@@ -21,9 +23,23 @@ def test_vectors_equal_the_reference_at_real_widths(size):
     fields = {k: dict(v) for k, v in golden.SIZES[size].items()}
     cfg = ModelConfig.from_dict(fields)
     params = reference_params(cfg, NUMBERS[f"{size}/names"])
-    embed = jax.jit(make_embed(cfg, normalize=False))
     batch = make_batch([ROWS[n] for n in golden.NUMBERS], Bucket(4, 140, 4, 160))
-    found = np.asarray(embed(params, batch))
+    compare(size, cfg, params, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", golden.OTHERS)
+def test_vectors_equal_the_reference_at_real_widths_of_other_architectures(size):
+    script, _ = golden.OTHERS[size]
+    cfg = read_config(NUMBERS, f"{size}/")
+    params = read_params(cfg, NUMBERS, f"{size}/")
+    spec = input_spec(cfg)
+    rows = [make_row(script, number, spec) for number in golden.NUMBERS]
+    compare(size, cfg, params, Batch(**collate(rows, need(rows), spec)))
+
+
+def compare(size, cfg, params, batch):
+    found = np.asarray(jax.jit(make_embed(cfg, normalize=False))(params, batch))
     for vector, number in zip(found, golden.NUMBERS, strict=True):
         assert cosine(vector, NUMBERS[f"{size}/{number}/pooled"]) > 0.999999
         last = NUMBERS[f"{size}/{number}/last"]
