@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from gve_jax.checkpoints.hf_config import from_hf
+from gve_jax.checkpoints.huggingface import load_hf, save_hf
 from gve_jax.distributed.sharding import make_mesh, param_shardings, place_batch
 from gve_jax.inputs.batch import Buckets, collate, need
 from gve_jax.inputs.packing import collate_decode, collate_tower, make_plan
@@ -23,6 +24,7 @@ from gve_jax.model.embedder import Embedder, abstract_state, make_embed, make_en
 from tests.goldens import qwen2vl, qwen3vl
 from tests.goldens.qwen2vl import named_visuals
 from tests.goldens.qwen25vl import draw
+from tests.media.files import small_tokenizer
 from tests.model.embedder_test import cosine
 from tests.model.references import input_spec, make_row, read_config, read_params
 
@@ -88,18 +90,17 @@ def assert_close(found, expected, relative: float):
 def test_positions_equal_those_written_token_by_token(reference):
     """Qwen2-VL's step is one position; Qwen3-VL's frame pairs are visuals of their own."""
     for number, item in enumerate(reference.script.ITEMS):
-        if item.get("sequential"):
-            continue
         segments: list[tuple] = [("text", item["before"])]
         for kind, (t, h, w) in item["visuals"]:
             if reference.script is qwen2vl:
-                segments += [("text", 1), ("visual", (t, h // 2, w // 2), 1.0), ("text", 1)]
+                segments += [("text", 1), ("visual", (t, h // 2, w // 2), 0.83), ("text", 1)]
                 continue
             stamp = qwen3vl.TIME_TOKENS if kind == "video" else 0
-            pair = [("text", stamp + 1), ("visual", (1, h // 2, w // 2), 0.0), ("text", 1)]
+            pair = [("text", stamp + 1), ("visual", (1, h // 2, w // 2), 0.83), ("text", 1)]
             segments += pair * t
         segments.append(("text", item["after"]))
-        found = mrope_positions(segments, tokens_per_second=1)
+        regime = "sequential" if item.get("sequential") else "qwen_train"
+        found = mrope_positions(segments, reference.cfg.vision.tokens_per_second, regime)
         np.testing.assert_array_equal(found, reference.rows[number].positions)
 
 
@@ -196,12 +197,6 @@ def test_gradients_reach_every_parameter_and_remat_changes_nothing(reference):
         np.testing.assert_allclose(other, leaf, atol=1e-5 * float(np.abs(leaf).max()))
 
 
-@pytest.fixture
-def qwen3():
-    numbers = np.load(Path(qwen3vl.__file__).with_suffix(".npz"))
-    return json.loads(str(numbers["config.json"]))
-
-
 @pytest.mark.parametrize("reference", ["qwen3_vl"], indirect=True)
 def test_deepstack_changes_items_with_visuals(reference, embed):
     """Without the features of either tap, items with visuals change and texts do not."""
@@ -216,7 +211,72 @@ def test_deepstack_changes_items_with_visuals(reference, embed):
             assert (similarity[number] < 0.9999) == bool(row.patches)
 
 
-def test_fewer_layers_than_taps_are_refused(qwen3):
-    qwen3["text_config"]["num_hidden_layers"] = 1
+def recorded_config(script) -> dict:
+    """The config.json of transformers 5."""
+    return json.loads(str(np.load(Path(script.__file__).with_suffix(".npz"))["config.json"]))
+
+
+def test_fewer_layers_than_taps_are_refused():
+    fields = recorded_config(qwen3vl)
+    fields["text_config"]["num_hidden_layers"] = 1
     with pytest.raises(ValueError, match="deepstack"):
-        from_hf(qwen3, "float32")
+        from_hf(fields, "float32")
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "unite_qwen2_vl"])
+def test_flat_config_of_qwen2_vl_is_that_of_transformers_5(model_type):
+    text = dict(qwen2vl.CONFIG["text"])
+    rope = {"type": "mrope", "mrope_section": text.pop("mrope_section")}
+    fields = text | {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "model_type": model_type,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": rope,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.41.2",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "video_token_id": 151656,
+        "vision_config": qwen2vl.CONFIG["vision"]
+        | {
+            "in_chans": 3,
+            "model_type": "qwen2_vl",
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+    }
+    assert from_hf(fields, "float32") == from_hf(recorded_config(qwen2vl), "float32")
+
+
+def test_config_of_qwen3_vl_of_transformers_4_is_that_of_5():
+    expected = recorded_config(qwen3vl)
+    fields = recorded_config(qwen3vl)
+    text = fields["text_config"]
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    fields["vision_config"]["model_type"] = "qwen3_vl"
+    del fields["vision_config"]["rope_parameters"]
+    assert from_hf(fields, "float32") == from_hf(expected, "float32")
+
+
+@pytest.mark.parametrize("layout", ["4.49", "5"])
+def test_saved_checkpoint_is_loaded_again(reference, tmp_path, layout):
+    tokenizer = tmp_path / "tokenizer.json"
+    small_tokenizer().save(str(tokenizer))
+    saved = tmp_path / "saved"
+    save_hf(saved, reference.cfg, reference.params, tokenizer, layout=layout)
+    assert from_hf(json.loads((saved / "config.json").read_text()), "float32") == reference.cfg
+    params = load_hf(saved, reference.cfg, make_mesh({"fsdp": 2, "tensor": 4}))
+    jax.tree.map(np.testing.assert_array_equal, params, reference.params)
