@@ -86,14 +86,17 @@ def get_config(form: str = "") -> ConfigDict:
     config.pyramid.stages = 3  # one an epoch, and 3 epochs; section 3.3
     config.pyramid.sigma_first = 0.1  # section 3.3
     config.pyramid.sigma_last = 1.0  # section 3.3
-    config.pyramid.prober = None  # section 3.3: GME-7B; here the initial weights, unless named
+    # Section 3.3. None, the initial weights, where it cannot be had.
+    config.pyramid.prober = "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct"
     config.mesh.update(data=1, fsdp=-1)
     config.export = ("gve_jax", "peft")
 
     if form in ("i", "s"):
         config.pyramid.schedule = "proportional"
+        config.pyramid.prober = None
     if form == "own":
         config.batch_size = 1024
+        config.pyramid.prober = None
         config.data.sources = config.data.batch_sizes = ()
     if form == "smoke":
         make_small(config)
@@ -121,4 +124,5 @@ def make_small(config: ConfigDict) -> None:
     config.loss.duplicate_cosine = None  # an untrained model puts everything close together
     config.pyramid.stages = 1
     config.pyramid.pairs = 8
+    config.pyramid.prober = None
     config.mesh.update(data=-1, fsdp=1)

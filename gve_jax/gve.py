@@ -115,6 +115,7 @@ class GVE(SentenceTransformersInterface):
           directory: a directory with `config.json`, `tokenizer.json` and the parameters (`params/`
             or safetensors files): a local path, `gs://bucket/run/model`, or a Hugging Face Hub id
             such as `Alibaba-NLP/GVE-3B` or `Alibaba-NLP/GVE-3B@main`, which is downloaded once.
+            `PROFILE=LOCATION` states the profile too, in every command that takes a model.
           mesh: devices to run on (default: all devices, data parallel).
           dtype: of parameters and activations, "bfloat16", "float32" or "float16" (default: as
             recorded in config.json; bfloat16 for the released checkpoints).

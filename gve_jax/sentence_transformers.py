@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from gve_jax.errors import UnsupportedArgument, UnsupportedAttribute, UserError
+from gve_jax.errors import UnsupportedArgument, UnsupportedAttribute, UserError, warn_user
 from gve_jax.inputs.instructions import INSTRUCTIONS, choose_instruction
 from gve_jax.inputs.preprocess import InputSpec
 from gve_jax.inputs.profiles import Profile
@@ -295,7 +295,11 @@ class SentenceTransformersInterface:
         """The instruction of a call, by default that of `default_prompt_name`."""
         if prompt is None and prompt_name is None:
             prompt_name = self.default_prompt_name
-        return choose_instruction(prompt, prompt_name, self.prompts)
+        instruction = choose_instruction(prompt, prompt_name, self.prompts)
+        profile = self.preprocess.prompt.profile
+        if instruction and not profile.takes_instructions:
+            warn_user(f"{profile.name} takes no instructions: {instruction!r} is left out")
+        return instruction
 
     def _width(self, truncate_dim: int | None) -> int | None:
         """Number of leading dimensions to keep; None for all."""
@@ -306,4 +310,8 @@ class SentenceTransformersInterface:
             raise UserError(
                 f"truncate_dim must be an integer in 1..{self.embedding_dim}, not {width!r}"
             )
+        shortest = self.preprocess.prompt.profile.shortest
+        if width < self.embedding_dim and (shortest is None or width < shortest):
+            name = self.preprocess.prompt.profile.name
+            warn_user(f"{name} was not trained for vectors of {width} dimensions")
         return int(width)

@@ -354,7 +354,7 @@ def test_damaged_directory_is_named(model, tmp_path, damage, named):
 def test_truncated_text_keeps_its_end_token(model):
     ids, _ = model.preprocess.prompt.ids(Entry("a red circle " * 500))
     assert len(ids) == model.preprocess.spec.max_length
-    assert ids[-1] == model.preprocess.prompt.end and ids[-2] != ids[-1]
+    assert ids[-1] == model.preprocess.prompt.pad and ids[-2] != ids[-1]
 
 
 def test_dtype_and_mrope_can_be_overridden(model, inputs, tmp_path):

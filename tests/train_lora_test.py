@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from configs import gve_3b
+from configs import gve_3b, qwen3vl_2b
 from gve_jax.distributed.sharding import AXES
 from gve_jax.errors import StoppedError, UserError
 from gve_jax.gve import GVE
@@ -161,8 +161,9 @@ def test_a_stopped_and_resumed_run_has_bitwise_identical_losses(
 
 
 @pytest.mark.slow
-def test_the_published_config_runs_at_tiny_widths(world, tmp_path):
-    config = gve_3b.get_config("smoke")
+@pytest.mark.parametrize("recipe", [gve_3b, qwen3vl_2b], ids=["gve_3b", "qwen3vl_2b"])
+def test_the_published_config_runs_at_tiny_widths(world, tmp_path, recipe):
+    config = recipe.get_config("smoke")
     config.data.pairs, config.data.tokenizer = f"{world}/pairs", f"{world}/tokenizer.json"
     train(config, tmp_path)
     assert sorted(losses(tmp_path)) == [0, 1]

@@ -23,7 +23,7 @@ from gve_jax.errors import UserError
 from gve_jax.fields import build
 from gve_jax.inputs.batch import Buckets
 from gve_jax.inputs.preprocess import InputSpec
-from gve_jax.inputs.profiles import Profile, choose_profile
+from gve_jax.inputs.profiles import PROFILES, Profile, choose_profile
 from gve_jax.inputs.tokenizer import check_tokenizer, tokenizer_digest
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import init_params
@@ -44,6 +44,7 @@ class PretrainedModel:
       config: with the requested dtype.
       params: folder of the parameters of a native model, local or a gs:// path.
       names: what the caller and the files call it, its adapter first.
+      stated: the profile in its name, PROFILE=LOCATION.
     """
 
     directory: Path
@@ -51,6 +52,7 @@ class PretrainedModel:
     config: ModelConfig
     params: Path
     names: tuple[str, ...]
+    stated: str | None
 
     @property
     def is_native(self) -> bool:
@@ -80,7 +82,7 @@ class PretrainedModel:
         kind = str(self.fields.get("model_type")) + " emb_token_ids" * (
             "emb_token_ids" in self.fields
         )
-        return choose_profile(name, self.config.architecture, (kind, *self.names))
+        return choose_profile(name or self.stated, self.config.architecture, (kind, *self.names))
 
     def inputs(self, profile: str | None = None) -> tuple[InputSpec, Buckets] | None:
         """The recorded input settings; None for a released checkpoint.
@@ -97,7 +99,7 @@ class PretrainedModel:
             buckets = build(Buckets, self.exported.get("buckets"), f"{name}buckets")
         except UserError as error:
             raise UserError(f"{self.directory / 'config.json'}: damaged ({error})") from error
-        if profile not in (None, spec.profile):
+        if (profile := profile or self.stated) not in (None, spec.profile):
             raise UserError(
                 f"{self.directory}: was trained or saved with profile {spec.profile}, not {profile}"
             )
@@ -188,6 +190,7 @@ def open_pretrained(
     """Opens a local directory, a gs:// path or a Hub id.
 
     Args:
+      name: LOCATION, or PROFILE=LOCATION with a name of `gve_jax.inputs.profiles`.
       dtype: of parameters and activations; by default what config.json records, or the dtype of
         the tensors.
       adapter: the adapter that the caller adds. Without it, a directory with an adapter beside the
@@ -197,6 +200,7 @@ def open_pretrained(
     Raises:
       UserError: no such model, a damaged config.json, another format or architecture.
     """
+    name, stated = _split_profile(name)
     directory = find_directory(
         name, FETCHED, revision=revision, token=token, local_files_only=local_files_only
     )
@@ -233,4 +237,10 @@ def open_pretrained(
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     given = (adapter, name, (hub_source(directory) or {}).get("repository"), directory.resolve())
     names = tuple(Path(each).name for each in given if each is not None)
-    return PretrainedModel(directory, fields, config, params, names)
+    return PretrainedModel(directory, fields, config, params, names, stated)
+
+
+def _split_profile(name: str | os.PathLike) -> tuple[str | os.PathLike, str | None]:
+    """Splits PROFILE=LOCATION; the profile of any other name is None."""
+    profile, equals, location = name.partition("=") if isinstance(name, str) else ("", "", "")
+    return (location, profile) if equals and profile in PROFILES else (name, None)

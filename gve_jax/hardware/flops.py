@@ -66,13 +66,11 @@ def _attention(pairs: float, width: int, query: bool, key: bool, value: bool) ->
     return 2.0 * pairs * width * (2 + query + key + (query or key) + value)
 
 
-def _mlp(cfg, path, rows, sizes, below, trained) -> float:
-    total = sum(
-        _projection(cfg, f"{path}/{gate}", rows, sizes, below, trained)
-        for gate in ("gate_proj", "up_proj")
-    )
-    below = below or trained(rf"^{path}/(gate|up)_proj/")
-    return total + _projection(cfg, f"{path}/down_proj", rows, sizes[::-1], below, trained)
+def _mlp(cfg, path, rows, sizes, below, trained, gated: bool = True) -> float:
+    ins, out = (("gate_proj", "up_proj"), "down_proj") if gated else (("fc1",), "fc2")
+    total = sum(_projection(cfg, f"{path}/{one}", rows, sizes, below, trained) for one in ins)
+    below = below or trained(rf"^{path}/({'|'.join(ins)})/")
+    return total + _projection(cfg, f"{path}/{out}", rows, sizes[::-1], below, trained)
 
 
 def _tower(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
@@ -80,7 +78,7 @@ def _tower(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
     if not rows:
         return 0.0
     total = _projection(cfg, "visual/patch_embed", rows, (v.patch_dim, wide), False, trained)
-    first, blocks = trained("^visual/patch_embed/"), trained("^visual/blocks/")
+    first, blocks = trained("^visual/(patch_embed/|pos_embed$)"), trained("^visual/blocks/")
     for layer in range(v.depth):
         path = "visual/blocks"  # stacked: a parameter trains in all layers or in none
         below = first or (blocks and layer > 0) or trained(rf"^{path}/norm1/")
@@ -90,14 +88,16 @@ def _tower(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:
         total += _attention(pairs, wide, below, below, below)
         total += _projection(cfg, f"{path}/attn/proj", rows, (wide, wide), below, trained)
         below = below or trained(rf"^{path}/(attn/proj|norm2)/")
-        total += _mlp(cfg, f"{path}/mlp", rows, (wide, v.intermediate_size), below, trained)
+        sizes, gated = (wide, v.intermediate_size), v.mlp == "swiglu"
+        total += _mlp(cfg, f"{path}/mlp", rows, sizes, below, trained, gated)
     side, rows = wide * v.merge_unit, rows / v.merge_unit
-    below = first or blocks or trained("^visual/merger/ln_q/")
-    total += _projection(cfg, "visual/merger/mlp_0", rows, (side, side), below, trained)
-    below = below or trained("^visual/merger/mlp_0/")
-    return total + _projection(
-        cfg, "visual/merger/mlp_2", rows, (side, v.out_hidden_size), below, trained
-    )
+    for path in ["visual/merger"] + ["visual/deepstack"] * len(v.deepstack):
+        below = first or blocks or trained(f"^{path}/ln_q/")
+        total += _projection(cfg, f"{path}/mlp_0", rows, (side, side), below, trained)
+        below = below or trained(f"^{path}/mlp_0/")
+        sizes = (side, v.out_hidden_size)
+        total += _projection(cfg, f"{path}/mlp_2", rows, sizes, below, trained)
+    return total
 
 
 def _decoder(cfg: ModelConfig, counts: Counts, trained: Trains) -> float:

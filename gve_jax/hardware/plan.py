@@ -97,7 +97,8 @@ def fused_flops(program: Program, shapes: Shapes, batch: int) -> float:
     trained = trains(trained_names(program))
     total = 0.0
     for counts in side_counts(program, shapes, batch):
-        decoder = 4.0 * counts.causal_pairs * cfg.text.hidden_size * cfg.text.num_hidden_layers
+        heads = cfg.text.num_attention_heads * cfg.text.head_dim
+        decoder = 4.0 * counts.causal_pairs * heads * cfg.text.num_hidden_layers
         blocks = len(cfg.vision.fullatt_block_indexes)
         tower = 4.0 * counts.full_pairs * cfg.vision.hidden_size * blocks
         total += decoder * (3.5 + (cfg.remat_text != "none"))

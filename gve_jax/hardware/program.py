@@ -15,6 +15,8 @@ from gve_jax.distributed.sharding import ROWS
 from gve_jax.errors import UserError
 from gve_jax.hardware.topology import Topology
 from gve_jax.inputs.batch import Bucket
+from gve_jax.inputs.preprocess import time_steps
+from gve_jax.inputs.profiles import find_profile
 from gve_jax.learning.step import make_train_step
 from gve_jax.model.batch import Batch, batch_sizes
 from gve_jax.running.sections import largest_batch_size, read_settings
@@ -85,7 +87,8 @@ class Program(StepSetup):
         The default is the paper's largest case: the query is the shortest declared text, the
         positive a video of `inputs.num_frames` with the longest text declared for it.
         """
-        frames = -(-self.config.inputs.num_frames // self.model.vision.temporal_patch_size)
+        inputs, temporal = self.config.inputs, self.model.vision.temporal_patch_size
+        frames = time_steps(inputs.num_frames, find_profile(inputs.profile), temporal)
         declared = self.buckets.shapes
         videos = [shape for shape in declared if shape[0] == frames] or [declared[-1]]
         return Shapes(

@@ -50,8 +50,8 @@ class Counts(NamedTuple):
         cls, window_side: int, items: int, pairs: int, patches: int, tokens: int
     ) -> "Counts":
         """Counts of a batch that fills its static shape [B, F, P] and [B, L]; a window holds
-        `window_side`**2 patches."""
-        full, rest = divmod(patches, window_side**2)
-        frame = [window_side**2] * full + [rest] * bool(rest)
+        `window_side`**2 patches, or all of a frame pair if that is 0."""
+        full, rest = divmod(patches, window_side**2 or patches or 1)
+        frame = [window_side**2 or patches] * full + [rest] * bool(rest)
         item = cls.of([tokens], [frame] * pairs)
         return cls(*(field * items for field in item))

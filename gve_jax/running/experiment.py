@@ -82,6 +82,11 @@ class Experiment(StepSetup):
             )
         except UserError as error:
             raise UserError(f"config.inputs: {error}") from error
+        if self.base is not None and self.base.stated not in (None, spec.profile):
+            raise UserError(
+                f"config.pretrained states profile {self.base.stated}, config.inputs.profile "
+                f"{spec.profile}"
+            )
         prompt = Prompt(self._tokenizer(), spec.max_length, find_profile(spec.profile))
         self.preprocess = Preprocessor(prompt, spec, config.limits)
         # One decoding process for each of the loader's workers, or for each of its threads.

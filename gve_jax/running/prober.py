@@ -57,7 +57,8 @@ def measure_cosines(
 ) -> dict[str, list[np.ndarray]]:
     """Cosines of query and positive by the encoder at `model`, float32, by source.
 
-    The encoder's inputs and width may differ from those of the model in training. On several hosts
+    The encoder's profile, inputs and width may differ from those of the model in training; cosines
+    are compared within one stage only. On several hosts
     each has a copy on its devices, and all return the numbers of host 0.
 
     Raises:
@@ -68,7 +69,10 @@ def measure_cosines(
     try:
         encoder = GVE.from_pretrained(model, mesh=mesh, limits=limits)
     except UserError as error:
-        raise UserError(f"pyramid.prober: {error}") from error
+        raise UserError(
+            f"pyramid.prober: {error}; set config.pyramid.prober to a directory of its weights, to "
+            "a JSON file {task: R}, or to None to probe with the initial weights"
+        ) from error
     measured: dict[str, list[np.ndarray]] = {}
     for source, indices in batches:
         pairs = sources.read(source, indices)

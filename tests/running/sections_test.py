@@ -6,9 +6,11 @@ import math
 import jax
 import pytest
 
-from configs import gve_3b, gve_7b, gve_mixture, quickstart
+from configs import gve_3b, gve_7b, gve_mixture, quickstart, qwen3vl_2b
 from evals.parity.reference import SIZES
+from gve_jax.checkpoints.hf_config import from_hf, to_hf
 from gve_jax.errors import UserError
+from gve_jax.inputs.tokenizer import TOKENS
 from gve_jax.learning.curriculum import PyramidConfig
 from gve_jax.learning.pyramid import modality
 from gve_jax.model.embedder import init_params
@@ -43,6 +45,24 @@ def test_the_published_configurations_have_the_released_shapes(size, file):
     adapted = jax.eval_shape(lambda: init_params(cfg, 0)[1])
     added = sum(leaf.size for leaf in jax.tree.leaves(adapted)) - PARAMETERS[size]
     assert added == RANK * ends * t.num_hidden_layers
+
+
+def test_the_recipe_on_qwen3_has_the_released_shapes():
+    """Qwen3-VL-2B: its total and its shapes are facts of the release (tests/goldens/widths.py)."""
+    config = qwen3vl_2b.get_config()
+    cfg = model_config(read_settings(config), None)
+    shapes = jax.eval_shape(lambda: init_params(dataclasses.replace(cfg, lora=None), 0)[1])
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 2_127_532_032
+    assert from_hf(to_hf(cfg, dict.fromkeys(TOKENS, 1), "float32", "5"), "float32") == (
+        dataclasses.replace(
+            cfg,
+            lora=None,
+            **dict(dtype="float32", param_dtype="float32", remat_text="none", remat_vision="none"),
+        )
+    )
+    paper = gve_3b.get_config()
+    for section in ("optimizer", "loss", "pyramid", "data"):
+        assert config[section] == paper[section]
 
 
 def test_both_sizes_have_the_same_smoke_variant():
@@ -340,4 +360,7 @@ def test_the_configs_name_the_papers_mixture():
     batches = batches_of(full)
     assert batches["T2V_webvid"] == 1024 and batches["T2V_pevideo"] == batches["TV2V_uvrd"] == 2048
     own = gve_7b.get_config("own")
-    assert own.data.sources == own.data.batch_sizes == () and own.pyramid == full.pyramid
+    assert own.data.sources == own.data.batch_sizes == ()
+    assert "gme" in full.pyramid.prober and own.pyramid.prober is plain.pyramid.prober is None
+    own.pyramid.prober = full.pyramid.prober
+    assert own.pyramid == full.pyramid
