@@ -10,7 +10,7 @@ frame pair has its time as text before it.
 from ml_collections import ConfigDict
 
 from configs import gve_3b
-from gve_jax.model.config import HALVES
+from gve_jax.model.config import HALF
 
 
 def get_config(form: str = "") -> ConfigDict:
@@ -33,8 +33,8 @@ def get_config(form: str = "") -> ConfigDict:
             patch_bias=True,
             position_side=48,
             deepstack=(5, 11, 17),
-            pixel_mean=HALVES,
-            pixel_std=HALVES,
+            pixel_mean=HALF,
+            pixel_std=HALF,
         )
     )
     config.model.text = ConfigDict(

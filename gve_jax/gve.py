@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Num
 from rich.console import Console
 from rich.progress import Progress
@@ -471,8 +472,11 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _attach(adapter: str | os.PathLike, config: ModelConfig, params, mesh: jax.sharding.Mesh):
-    """Adds an adapter from files; returns (config, parameters)."""
+    """Adds an adapter from files, DoRA merged into the weights; returns (config, parameters)."""
     if config.lora is not None:
         raise UserError(f"{adapter}: the model already has an adapter; merge it first")
-    config, tree = read_adapter(adapter, config)
-    return config, lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
+    adapted, tree = read_adapter(adapter, config)
+    joined = lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
+    if any(path[-1] == "magnitude" for path in flatten_dict(tree)):
+        return config, lora.merge(joined, adapted)
+    return adapted, joined

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
-from gve_jax.model.config import HALVES, ModelConfig, TextConfig, VisionConfig
+from gve_jax.model.config import HALF, ModelConfig, TextConfig, VisionConfig
 
 # Integers with the same name on both sides.
 _TEXT_FIELDS = tuple(
@@ -79,8 +79,8 @@ _ARCHITECTURES = {
             window_size=0,
             tokens_per_second=0,
             patch_bias=True,
-            pixel_mean=HALVES,
-            pixel_std=HALVES,
+            pixel_mean=HALF,
+            pixel_std=HALF,
         ),
         dict(qkv_bias=False, qk_norm=True, mrope_interleaved=True),
         nested=True,

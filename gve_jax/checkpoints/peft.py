@@ -58,7 +58,8 @@ def read_adapter(
     """Reads a PEFT adapter for the base model `cfg`.
 
     Any layout is read, also with the prefixes of PyTorch wrappers. `use_rslora` becomes an alpha of
-    the same effect.
+    the same effect. DoRA's magnitudes are leaves `lora/magnitude`, float32 [outputs], which
+    `gve_jax.model.lora.merge` applies; such an adapter cannot be used without merging.
 
     Args:
       directory: local, a gs:// path, or a Hub id.
@@ -80,6 +81,8 @@ def read_adapter(
     for name, projection in projections.items():
         expected[_tensor(name, "A")] = (peft.rank, projection.inputs)
         expected[_tensor(name, "B")] = (projection.outputs, peft.rank)
+        if peft.dora:
+            expected[_magnitude(name)] = (projection.outputs,)
     _check(path, tensors, expected)
 
     arrays = {}
@@ -92,6 +95,11 @@ def read_adapter(
             out = arrays[leaf_path]
             out = out[projection.layer] if projection.stack else out
             tensor.read([Part((0, rows), (0, columns), out.T)])
+        if peft.dora:
+            leaf_path, size = (*projection.path.split("/"), "lora", "magnitude"), projection.outputs
+            out = arrays.setdefault(leaf_path, np.empty((*projection.stack, size), np.float32))
+            out = out[projection.layer] if projection.stack else out
+            tensors[_magnitude(name)].read([Part((0, size), (0, 1), out[:, None])])
     bad = ["/".join(leaf_path) for leaf_path, a in arrays.items() if not np.isfinite(a).all()]
     if bad:
         raise UserError(f"{path}: NaN or infinite numbers in {', '.join(bad)}")
@@ -174,6 +182,10 @@ def _tensor(module: str, half: str) -> str:
     return f"{_PREFIX}{module}.lora_{half}.weight"
 
 
+def _magnitude(module: str) -> str:
+    return f"{_PREFIX}{module}.lora_magnitude_vector"
+
+
 @functools.cache
 def _projections(cfg: ModelConfig, layout: str) -> dict[str, _Projection]:
     """Projections by the names of the PyTorch modules, layers in ascending order."""
@@ -244,6 +256,8 @@ def _read_tensors(path: Path) -> dict[str, StoredTensor]:
             del parts[:2]
         if len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
             adapters.add(parts.pop(-2))  # as in model.state_dict(): lora_A.default.weight
+        if "lora_magnitude_vector" in parts:
+            del parts[parts.index("lora_magnitude_vector") + 1 :]
         plain = _PREFIX + ".".join(parts)
         if plain in tensors:
             raise UserError(f"{path}: {tensors[plain].name} and {name} are the same tensor")

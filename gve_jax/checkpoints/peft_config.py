@@ -63,6 +63,7 @@ _READ: dict[str, tuple[Callable[[object], bool], str]] = {
         "a regular expression or a list of names",
     ),
     "use_rslora": (_is_switch, "true or false"),
+    "use_dora": (_is_switch, "true or false"),
     "fan_in_fan_out": (_is_switch, "true or false"),
     "bias": (lambda v: v in (None, "none"), "'none'"),
     "init_lora_weights": (
@@ -83,6 +84,7 @@ class PeftConfig:
     dropout: float
     targets: str | list[str]
     excluded: str | list[str]
+    dora: bool  # whether each projection also has a vector of magnitudes (arXiv 2402.09353)
 
     def adapts(self, module: str) -> bool:
         """Whether a linear module of the PyTorch model has an adapter.
@@ -139,6 +141,7 @@ def read_config(path: Path) -> PeftConfig:
         dropout=float(fields.get("lora_dropout", 0.0)),
         targets=fields["target_modules"],
         excluded=fields.get("exclude_modules") or [],
+        dora=bool(fields.get("use_dora")),
     )
 
 

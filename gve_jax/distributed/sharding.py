@@ -40,7 +40,7 @@ _RULES = (
     (r"visual/merger/mlp_2/kernel$", P("tensor", "fsdp"), True),
     (r"visual/deepstack/mlp_0/kernel$", P(None, "fsdp", "tensor"), True),
     (r"visual/deepstack/mlp_2/kernel$", P(None, "tensor", "fsdp"), True),
-    (r".*/(bias|weight)$", P(), False),
+    (r".*/(bias|weight|lora/magnitude)$", P(), False),
     # LoRA factors are sharded as their kernel: `a` on its input dimension, `b` on its output.
     (r"/((q|k|v|gate|up)_proj|qkv|fc1)/lora/a$", P(None, "fsdp"), True),
     (r"/((q|k|v|gate|up)_proj|qkv|fc1)/lora/b$", P(None, None, "tensor"), True),

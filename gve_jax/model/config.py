@@ -21,7 +21,7 @@ ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # `model_type` of config
 # Statistics of pixels from 0 to 1, as in each preprocessor_config.json.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Qwen2-VL and Qwen2.5-VL
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HALVES = (0.5, 0.5, 0.5)  # Qwen3-VL
+HALF = (0.5, 0.5, 0.5)  # Qwen3-VL
 
 
 @dataclasses.dataclass(frozen=True)

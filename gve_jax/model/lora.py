@@ -128,6 +128,9 @@ def join(base: dict, adapters: dict) -> dict:
 def merge(params: dict, cfg: ModelConfig) -> dict:
     """Adds the adapters to the kernels of the base, in float32; returns the base tree.
 
+    With DoRA (arXiv 2402.09353; peft 0.21, `tuners/lora/dora.py`) the sum's columns, the rows of
+    PyTorch's weight, then get the lengths `lora/magnitude`.
+
     The config of the result is `cfg` with `lora=None`. In bfloat16 kernels the sum is rounded.
 
     Raises:
@@ -154,16 +157,20 @@ def _add(base: dict, adapters: dict, scale: float) -> dict:
                 raise UserError(
                     "adapters cannot be merged into a quantized base; load the original base"
                 )
-            base[path] = _add_product(base[path], a, b, scale)
+            magnitude = adapters.get((*projection, "lora", "magnitude"))
+            base[path] = _add_product(base[path], a, b, scale, magnitude)
     return unflatten_dict(base)
 
 
 @jax.jit
-def _add_product(kernel, a, b, scale):
+def _add_product(kernel, a, b, scale, magnitude=None):
     def add(one):
-        kernel, a, b = one
-        product = jnp.matmul(a, b, precision="highest")
-        return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+        kernel, a, b, magnitude = one
+        total = kernel.astype(jnp.float32) + scale * jnp.matmul(a, b, precision="highest")
+        if magnitude is not None:
+            total *= magnitude / jnp.linalg.norm(total, axis=0)
+        return total.astype(kernel.dtype)
 
     # Layer by layer: the float32 sums of all layers at once are twice the size of the kernels.
-    return add((kernel, a, b)) if kernel.ndim == 2 else jax.lax.map(add, (kernel, a, b))
+    one = (kernel, a, b, magnitude)
+    return add(one) if kernel.ndim == 2 else jax.lax.map(add, one)

@@ -45,8 +45,8 @@ def tensors_of(directory):
     tensors = {}
     for name, tensor in read_header(directory / WEIGHTS).items():
         tensors[name] = np.empty(tensor.shape, np.float32)
-        rows, columns = tensor.shape
-        tensor.read([Part((0, rows), (0, columns), tensors[name])])
+        rows, columns = (*tensor.shape, 1)[:2]
+        tensor.read([Part((0, rows), (0, columns), tensors[name].reshape(rows, columns))])
     return tensors
 
 
