@@ -69,7 +69,7 @@ class GVE(SentenceTransformersInterface):
         mesh: jax.sharding.Mesh,
         source: Mapping[str, str] | None = None,
     ):
-        super().__init__(preprocess.prompt.profile)
+        super().__init__()
         self.source = source  # repository and commit on the Hub, if known
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh

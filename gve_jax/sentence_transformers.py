@@ -14,7 +14,6 @@ from jaxtyping import Float, Int, Num
 from gve_jax.errors import UnsupportedArgument, UnsupportedAttribute, UserError, warn_user
 from gve_jax.inputs.instructions import INSTRUCTIONS, choose_instruction
 from gve_jax.inputs.preprocess import InputSpec
-from gve_jax.inputs.profiles import Profile
 from gve_jax.inputs.prompt import Entry
 from gve_jax.inputs.user_inputs import Inputs, input_label, read_inputs, split_inputs
 from gve_jax.media.item import Item, is_whole
@@ -135,17 +134,13 @@ class SentenceTransformersInterface:
 
     Attributes:
       prompts: instructions by name, initially those of UVRB's queries. `encode_query` uses "query"
-        by default, `encode_document` "document", "passage" or "corpus"; initially those of the
-        profile, if it has any.
+        by default, `encode_document` "document", "passage" or "corpus"; initially unset.
       default_prompt_name: name of the default instruction; None for no instruction.
       truncate_dim: number of dimensions that `encode` keeps by default; None for all.
     """
 
-    def __init__(self, profile: Profile):
+    def __init__(self):
         self.prompts: dict[str, str] = dict(INSTRUCTIONS)
-        for side in ("query", "document"):
-            if (instruction := getattr(profile, side)) is not None:
-                self.prompts[side] = instruction
         self.default_prompt_name: str | None = None
         self.truncate_dim: int | None = None
         self._similarity_fn_name = "cosine"

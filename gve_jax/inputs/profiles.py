@@ -28,6 +28,7 @@ class Profile:
       repositories: regular expression of the names of its releases.
       system: content of the system turn, in which `{instruction}` is the instruction or
         `default_instruction`; None, or an empty content, for no system turn.
+      default_instruction: of queries and documents alike.
       user: the parts of the user turn in order, "video", "image", "instruction" and "text", and
         strings between them, which are written after a part if another one follows.
       suffix: end of the user turn, in which `{kinds}` names the item's parts ("image and text").
@@ -39,7 +40,7 @@ class Profile:
       frames_as_images: whether each frame of a video is an image of its own.
       resized_twice: whether images, and frames as images, are first resized within 4 to 16,384
         merged tokens, then within their limits.
-      query, document: default instructions of `encode_query` and `encode_document`.
+      bare_video: instruction of a video with neither text nor instruction.
       inputs: fields of `gve_jax.inputs.preprocess.InputSpec` that differ from GVE's.
       shortest: fewest leading dimensions that are a vector of their own (Matryoshka training); None
         if it was not trained for shorter vectors.
@@ -58,8 +59,7 @@ class Profile:
     full_stop: bool = False
     frames_as_images: bool = False
     resized_twice: bool = False
-    query: str | None = None
-    document: str | None = None
+    bare_video: str = ""
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shortest: int | None = None
 
@@ -98,7 +98,7 @@ _VLM2VEC = Profile(
     chat=False,
     vision_tokens=False,
     end="",
-    document="Understand the content of the provided video.",
+    bare_video="Understand the content of the provided video.",
     inputs=dict(mrope=SEQUENTIAL, max_pixels=1280 * _TOKEN2),
 )
 _PROFILES = (
@@ -120,7 +120,7 @@ _PROFILES = (
         ),
     ),
     _VLM2VEC,
-    dataclasses.replace(_VLM2VEC, name="b3", repositories=r"\bb3[-_]", document=None),
+    dataclasses.replace(_VLM2VEC, name="b3", repositories=r"\bb3[-_]", bare_video=""),
     dataclasses.replace(
         _GME,
         name="rzenembed",

@@ -90,6 +90,7 @@ class Prompt:
         Raises:
           ValueError: the visual tokens exceed `max_length`; a visual is not truncated, since its
             vector would be that of a part.
+          UserError: an empty text, in a profile whose prompt has no other tokens.
         """
         return self.ids_batch([entry])[0]
 
@@ -114,10 +115,12 @@ class Prompt:
         profile, text = self.profile, "<|im_start|>user\n" if self.profile.chat else ""
         parts: dict[str, str | list[Slot]] = {
             "text": entry.text,
-            "instruction": _instruction(profile, entry.instruction),
+            "instruction": entry.instruction,
             "video": [slot for slot in entry.slots if slot.medium == "video"],
             "image": [slot for slot in entry.slots if slot.medium == "image"],
         }
+        if parts["video"] and not (entry.text or entry.instruction):
+            parts["instruction"] = profile.bare_video
         present = [n for n, part in enumerate(profile.user) if parts.get(part)]
         for n, part in enumerate(profile.user):
             if part not in parts and n - 1 in present and n < present[-1]:
@@ -150,6 +153,8 @@ class Prompt:
                 ids += [self._ids["<|vision_end|>"]] if framed else []
             else:
                 ids += part
+        if not ids + self._end:
+            raise UserError(f"profile {self.profile.name}: an empty text has no tokens to pool")
         room = self.max_length - len(self._end)
         if last_visual > room:
             raise ValueError(f"{last_visual} tokens up to the last visual exceed {self.max_length}")

@@ -58,7 +58,8 @@ WANTED = [
     ("vlm2vec-v2", "iI", f"{IMAGE * 2} Find it"),
     ("vlm2vec-v2", "tiI", f"{IMAGE * 2} Find it red"),
     ("vlm2vec-v2", "vI", f"{VIDEO * 2} Find it"),
-    ("vlm2vec-v2", "v", VIDEO * 2),
+    ("vlm2vec-v2", "v", f"{VIDEO * 2} Understand the content of the provided video."),
+    ("b3", "v", VIDEO * 2),
     ("b3", "tiI", f"{IMAGE * 2} Find it red"),
     ("rzenembed", "tI", HELPFUL + user("Find itred")),
     ("rzenembed", "tvI", HELPFUL + user(f"{FRAMES}Find itred")),
@@ -131,6 +132,11 @@ def test_end_tokens_of_the_tokenizer_file_are_honoured(file, tmp_path):
         ).ids[: len(ids) - 1] + [end]
     gve = Prompt(tmp_path / "tokenizer.json", 64)  # writes its own
     assert gve.ids(Entry("red")) == Prompt(file, 64).ids(Entry("red"))
+
+
+def test_a_prompt_without_tokens_is_refused(file):
+    with pytest.raises(UserError, match="profile b3: an empty text has no tokens to pool"):
+        Prompt(file, 64, find_profile("b3")).ids(Entry(""))
 
 
 def test_a_missing_end_token_is_named(tokenizer_file):
