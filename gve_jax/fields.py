@@ -162,8 +162,8 @@ def _convert(value: Any, hint: Any, rule: Rule, path: str) -> Any:
 
 def _one_of(value: Any, hints: tuple, rule: Rule, path: str) -> Any:
     """`value` as the first of the types that takes it."""
-    if value is None and type(None) in hints:
-        return None
+    if type(None) in hints and (value is None or (str in hints and value == "none")):
+        return None  # a command line cannot spell None
     hints = tuple(hint for hint in hints if hint is not type(None))
     for hint in hints[:-1]:
         try:

@@ -55,7 +55,7 @@ class PyramidConfig:
     prober: str | None = setting(
         None,
         "source of R for the first stage: directory or Hub id of a model, or a JSON file "
-        "{task: R}; None: the initial weights",
+        "{task: R}; none: the initial weights",
     )
     pairs: int = setting(1024, "pairs per source from which R is measured", least=1)
 

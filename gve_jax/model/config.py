@@ -147,7 +147,7 @@ class ModelConfig:
     vision: VisionConfig
     text: TextConfig
     architecture: str = setting(
-        "qwen2_5_vl", "model_type of an exported config.json", choices=ARCHITECTURES
+        "qwen2_5_vl", "model_type of config.json; None: that of pretrained", choices=ARCHITECTURES
     )
     dtype: str = setting("float32", "dtype of activations", choices=DTYPES)
     param_dtype: str = setting(

@@ -56,7 +56,8 @@ def _select(name: str, kind: type, left_out: tuple[str, ...] = (), **replaced) -
     hints, selected = typing.get_type_hints(kind), []
     for field in dataclasses.fields(kind):
         if field.name in replaced:
-            selected.append((field.name, replaced[field.name], dataclasses.field(default=None)))
+            optional = dataclasses.field(default=None, metadata=field.metadata)
+            selected.append((field.name, replaced[field.name], optional))
         elif field.name not in left_out:
             same = dataclasses.field(default=field.default, metadata=field.metadata)
             selected.append((field.name, hints[field.name], same))
