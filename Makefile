@@ -62,7 +62,7 @@ test-all: lint
 # is large. Packages that are only read (a tokenizer, a template, films, photographs) are kept there.
 PARITY_VENV ?= .venv-parity
 ASSETS := $(PARITY_VENV)/share/parity
-SIZES ?= small,3b,7b
+SIZES ?= small,3b,7b,qwen2vl-small,qwen2vl-2b,qwen3vl-small,qwen3vl-2b,qwen3vl-4b
 PIP := $(PARITY_VENV)/bin/python -m pip --quiet --disable-pip-version-check
 parity:
 	@$(MAKE) --no-print-directory venv VENV=$(PARITY_VENV)

@@ -1,11 +1,11 @@
-"""Compares inputs and encoder with transformers' Qwen2.5-VL, part by part, with random weights:
+"""Compares inputs and encoder with transformers, part by part, with random weights:
 
     make parity        # or, with torch and transformers installed:
     python -m evals.parity --report docs/parity.md
 
-The reference saves checkpoints in the widths, head sizes and rotary sections of GVE-3B and GVE-7B
-(two layers each of tower and decoder, few vocabulary rows); gve_jax loads them with the code that
-loads the released ones. Inputs are also compared with qwen-vl-utils, on third-party files that
+The reference saves checkpoints in the widths, head sizes and rotary sections of released Qwen2-VL,
+Qwen2.5-VL (GVE) and Qwen3-VL (two layers each of tower and decoder, few vocabulary rows); gve_jax
+loads them with the code that loads the released ones. Inputs are also compared with qwen-vl-utils, on third-party files that
 `make parity` downloads. Exits with status 1 if a limit is exceeded.
 """
 
@@ -28,8 +28,8 @@ from gve_jax.storage.filesystem import local_path
 
 def main() -> None:
     parser = Parser("python -m evals.parity", __doc__)
-    text = f"sizes of {', '.join(SIZES)} (default: small,3b,7b)"
-    parser.add_argument("--sizes", default="small,3b,7b", help=text)
+    text = f"sizes of {', '.join(SIZES)} (default: all)"
+    parser.add_argument("--sizes", default=",".join(SIZES), help=text)
     parser.add_argument(
         "--assets",
         type=local_path,
@@ -68,7 +68,7 @@ def main() -> None:
 
 def _text(line: Line) -> str:
     limit = "" if line.limit is None else f"  (limit {line.limit:g})"
-    return f"{line.size:5} {line.part:48} {line.dtype:8} {_value(line):>11}{limit}"
+    return f"{line.size:13} {line.part:70} {line.dtype:8} {_value(line):>11}{limit}"
 
 
 def _value(line: Line) -> str:
@@ -118,7 +118,8 @@ PAGE = """# Parity
 Written by `make parity`: transformers {transformers} with torch {torch}, compared with gve_jax with
 JAX {jax}, Python {python}, on a CPU. Weights are random (the released ones have the same names,
 shapes and files); widths, heads, windows and rotary sections are those of GVE-3B and GVE-7B
-(`small` is 512 wide), with two blocks of the tower and two layers of the decoder.
+(Qwen2.5-VL), Qwen2-VL-2B, Qwen3-VL-2B and 4B (`small` is 512 wide), with two blocks of the tower and
+two layers of the decoder.
 
 Each block gets the input of the reference's block. The numbers are the largest difference over the
 largest value; for vectors the smallest cosine over four items, as its distance from 1: a video of

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from evals.parity.reference import Example, Reference, make_example, write_checkpoint
+from evals.parity.reference import Example, Reference, load_gve, make_example, write_checkpoint
 from gve_jax.gve import GVE
 from gve_jax.inputs.batch import Bucket, collate
 from gve_jax.media.item import Item
 from gve_jax.model import rope
 from gve_jax.model.batch import Batch
 from gve_jax.model.embedder import abstract_state
-from gve_jax.model.vision import normalise
+from gve_jax.model.vision import interpolate_positions, normalise
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
@@ -41,18 +41,19 @@ class Line:
         return self.value >= self.limit if cosine else self.value <= self.limit
 
 
-def draw_items(seed: int = 0) -> list[Item]:
+def draw_items(token: int = 28, seed: int = 0) -> list[Item]:
     """Items of all kinds: grids that are not multiples of the window of 8 x 8 patches, a video with
-    an image, text alone; sides are multiples of 28, so that nothing is resized."""
+    an image, text alone; sides are multiples of a merged `token`, so that nothing is resized."""
     rng = np.random.default_rng(seed)
 
-    def pixels(*shape):
-        return rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    def pixels(*frames, rows, columns):
+        return rng.integers(0, 256, (*frames, rows * token, columns * token, 3)).astype(np.uint8)
 
+    video, short = pixels(6, rows=5, columns=7), pixels(4, rows=4, columns=4)
     return [
-        Item(text="a wheel", video=pixels(6, 140, 196), fps=2.4, image=pixels(56, 84)),
-        Item(text="then it rains", instruction="Find the clip.", video=pixels(4, 112, 112), fps=2),
-        Item(text="what is left of it?", image=pixels(252, 56)),
+        Item(text="a wheel", video=video, fps=2.4, image=pixels(rows=2, columns=3)),
+        Item(text="then it rains", instruction="Find the clip.", video=short, fps=2),
+        Item(text="what is left of it?", image=pixels(rows=9, columns=2)),
         Item(text="a longer text about nothing in particular, read by a byte at a time"),
     ]
 
@@ -61,13 +62,13 @@ def compare(size: str, folder: Path) -> Iterator[Line]:
     """All lines of one size; writes its checkpoint to `folder`."""
     source = folder / size
     write_checkpoint(source, size)
-    model = GVE.from_pretrained(source, dtype=FLOAT32)
+    model = load_gve(source, size)
     spec = dataclasses.replace(model.preprocess.spec, num_frames=6)
     items = [
         dataclasses.replace(i, num_frames=len(i.video) if i.video is not None else None)
-        for i in draw_items()
+        for i in draw_items(spec.patch_size * spec.merge)
     ]
-    examples = [make_example(item, model.preprocess) for item in items]
+    examples = [make_example(item, model) for item in items]
     reference = Reference(source)
     for part, found, wanted in _parts(model, spec, examples[0], reference):
         yield Line(size, part, FLOAT32, "relative", relative(found, wanted), 1e-5)
@@ -82,7 +83,7 @@ def compare(size: str, folder: Path) -> Iterator[Line]:
     wanted = np.concatenate([reference.embed([e]) for e in examples])
     yield _cosines(size, "vectors, `encode`", FLOAT32, model.encode(items), wanted, 0.999999)
 
-    hf518 = GVE.from_pretrained(source, dtype=FLOAT32, mrope="hf518")
+    hf518 = load_gve(source, size, mrope="hf518")
     label = "vectors, transformers' positions (`hf518`)"
     theirs = reference.embed(examples, own_positions=True)
     yield _cosines(size, label, FLOAT32, hf518.encode(items), theirs, 0.999999)
@@ -95,7 +96,7 @@ def compare(size: str, folder: Path) -> Iterator[Line]:
     del model, hf518, reference
     gc.collect()
 
-    half = GVE.from_pretrained(source, dtype=BFLOAT16).encode(items)
+    half = load_gve(source, size, dtype=BFLOAT16).encode(items)
     yield _cosines(size, "vectors, against transformers in float32", BFLOAT16, half, wanted, 0.999)
     theirs = np.concatenate([Reference(source, BFLOAT16).embed([e]) for e in examples])
     yield _cosines(size, "transformers', against its float32", BFLOAT16, theirs, wanted, None)
@@ -161,9 +162,15 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
     yield "patch embedding", embedded, recorded["patch_embed"][1][order]
 
     coords, mask = jnp.asarray(batch.patch_coords[0]), jnp.asarray(batch.patch_mask[0])
+    if tower.pos_embed is not None:
+        learned = interpolate_positions(tower.pos_embed[...], coords, mask)
+        first = embedded + learned.reshape(embedded.shape)
+        yield "with learned positions", first, recorded["blocks.0"][0]
     size = cfg.vision.hidden_size // cfg.vision.num_heads
     cos_sin = rope.vision_cos_sin(coords, size, cfg.vision.rope_theta)
-    slots = (batch.window_slots[0], batch.window_inverse[0], cfg.vision.window_side**2)
+    slots = None
+    if cfg.vision.has_windows:
+        slots = (batch.window_slots[0], batch.window_inverse[0], cfg.vision.window_side**2)
     for index in range(cfg.vision.depth):
         full = index in cfg.vision.fullatt_block_indexes
         before, after = recorded[f"blocks.{index}"]
@@ -174,10 +181,15 @@ def _parts(model: GVE, spec, example: Example, reference: Reference):
     before, after = recorded["merger"]
     merged = tower.merger(jnp.asarray(before).reshape(pairs, patches, -1))
     yield "merger", np.asarray(merged).reshape(after.shape), after
+    for index in range(len(cfg.vision.deepstack)):
+        before, after = recorded[f"deepstack.{index}"]
+        x = jnp.asarray(before).reshape(pairs, patches, -1)
+        merged = _layer(tower.deepstack, index)(x)
+        yield f"deepstack merger {index}", np.asarray(merged).reshape(after.shape), after
 
     positions = jnp.asarray(example.row.positions)[None]
     text = cfg.text
-    cos_sin = rope.mrope_cos_sin(positions, text.head_dim, text.rope_theta, text.mrope_section)
+    cos_sin = decoder._cos_sin(positions)
     for index in range(text.num_hidden_layers):
         before, after = recorded[f"layers.{index}"]
         found = _layer(decoder.layers, index)(jnp.asarray(before), cos_sin)
@@ -199,6 +211,8 @@ def _record(reference: Reference, example: Example) -> dict[str, tuple[np.ndarra
     tower, decoder = reference.core.visual, reference.core.language_model
     modules = {"patch_embed": tower.patch_embed, "merger": tower.merger, "norm": decoder.norm}
     modules |= {f"blocks.{i}": block for i, block in enumerate(tower.blocks)}
+    deepstack = getattr(tower, "deepstack_merger_list", ())
+    modules |= {f"deepstack.{i}": merger for i, merger in enumerate(deepstack)}
     modules |= {f"layers.{i}": layer for i, layer in enumerate(decoder.layers)}
 
     def hook(name):

@@ -1,4 +1,4 @@
-"""The reference of parity and speed: transformers' Qwen2.5-VL with random weights.
+"""The reference of parity and speed: transformers' models with random weights.
 
 Only this file and `reference_inputs` import torch, and only inside functions. The released weights
 are not available everywhere, and the arithmetic does not depend on them.
@@ -13,39 +13,68 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gve_jax.inputs.preprocess import Preprocessor, Row
+from gve_jax.gve import GVE
+from gve_jax.inputs.preprocess import Row
 from gve_jax.inputs.prompt import SPECIALS
 from gve_jax.media.item import Item
+from gve_jax.model.config import VisionConfig
+from gve_jax.storage.files import read_json
 
-# Widths, heads and vocabulary rows of the released models (facts of their config.json), few layers.
-# `text` and `vision` are arguments of transformers.
-_TOWER = dict(hidden_size=1280, intermediate_size=3420, num_heads=16, window_size=112)
-_ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
+# Classes of transformers: (configuration, model with a head).
+CLASSES = {
+    "qwen2_vl": ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration"),
+    "qwen2_5_vl": ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
+    "qwen3_vl": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
+}
+# Profiles that pool `<|endoftext|>` behind the same prompt, with M-RoPE.
+PROFILES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "gve", "qwen3_vl": "qwen3-vl"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Widths, heads and rotary sections of a released model (facts of its config.json).
+
+    Attributes:
+      architecture: a key of `CLASSES`.
+      vision, text: arguments of transformers' configurations, without the numbers of layers.
+      tied: whether the head is the token embedding.
+    """
+
+    architecture: str
+    vision: dict
+    text: dict
+    tied: bool = True
+
+    def __getitem__(self, part: str) -> dict:
+        return getattr(self, part)
+
+
+def _text(hidden: int, inner: int, heads: int, groups: int, **more) -> dict:
+    widths = dict(hidden_size=hidden, intermediate_size=inner)
+    return widths | dict(num_attention_heads=heads, num_key_value_heads=groups) | more
+
+
+_QWEN2 = dict(embed_dim=1280, mlp_ratio=4, num_heads=16)
+_QWEN2_5 = dict(hidden_size=1280, intermediate_size=3420, num_heads=16, window_size=112)
+_QWEN3 = dict(hidden_size=1024, intermediate_size=4096, num_heads=16, num_position_embeddings=2304)
+_SMALL = _text(512, 1536, 4, 2)
 SIZES = {
-    "small": dict(
-        vision=dict(hidden_size=256, intermediate_size=512, num_heads=4, window_size=112),
-        text=dict(
-            hidden_size=512, intermediate_size=1536, num_attention_heads=4, num_key_value_heads=2
-        ),
-        mrope_section=(16, 24, 24),
-        tied=True,
+    "small": Size(
+        "qwen2_5_vl",
+        dict(hidden_size=256, intermediate_size=512, num_heads=4, window_size=112),
+        _SMALL,
     ),
-    "3b": dict(
-        vision=_TOWER,
-        text=dict(
-            hidden_size=2048, intermediate_size=11008, num_attention_heads=16, num_key_value_heads=2
-        ),
-        mrope_section=(16, 24, 24),
-        tied=True,
+    "3b": Size("qwen2_5_vl", _QWEN2_5, _text(2048, 11008, 16, 2)),
+    "7b": Size("qwen2_5_vl", _QWEN2_5, _text(3584, 18944, 28, 4), tied=False),
+    "qwen2vl-small": Size("qwen2_vl", dict(embed_dim=256, mlp_ratio=4, num_heads=4), _SMALL),
+    "qwen2vl-2b": Size("qwen2_vl", _QWEN2, _text(1536, 8960, 12, 2)),
+    "qwen3vl-small": Size(
+        "qwen3_vl",
+        _QWEN3 | dict(hidden_size=256, intermediate_size=512, num_heads=4),
+        _text(512, 1536, 8, 2, head_dim=128),
     ),
-    "7b": dict(
-        vision=_TOWER,
-        text=dict(
-            hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4
-        ),
-        mrope_section=(16, 24, 24),
-        tied=False,
-    ),
+    "qwen3vl-2b": Size("qwen3_vl", _QWEN3, _text(2048, 6144, 16, 8, head_dim=128)),
+    "qwen3vl-4b": Size("qwen3_vl", _QWEN3, _text(2560, 9728, 32, 8, head_dim=128)),
 }
 _VOCABULARY = 512
 
@@ -86,43 +115,53 @@ def write_checkpoint(
 ) -> None:
     """Saves a transformers model with random weights, biases and norms included.
 
-    Every second block of the tower, including the last one, attends to complete frame pairs.
+    Of Qwen2.5-VL's tower every second block, including the last one, attends to complete frame
+    pairs; Qwen3-VL's has deepstack taps after its first blocks, as many as the decoder has layers
+    but at most three.
     """
     import torch
 
     import_torchvision()
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    import transformers
 
     directory.mkdir(parents=True, exist_ok=True)
     ids = write_tokenizer(directory / "tokenizer.json")
     shape = SIZES[size]
-    full = list(range(vision_depth - 1, -1, -2))[::-1]
-    config = Qwen2_5_VLConfig(
-        text_config=shape["text"]
+    width = shape.text["hidden_size"]
+    rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]}
+    vision = shape.vision | dict(depth=vision_depth)
+    match shape.architecture:
+        case "qwen2_vl":
+            vision |= dict(hidden_size=width)
+        case "qwen2_5_vl":
+            full = list(range(vision_depth - 1, -1, -2))[::-1]
+            vision |= dict(out_hidden_size=width, fullatt_block_indexes=full, tokens_per_second=2)
+        case "qwen3_vl":
+            taps = list(range(min(3, vision_depth, text_depth)))
+            vision |= dict(out_hidden_size=width, deepstack_visual_indexes=taps)
+            rope |= {"rope_theta": 5_000_000.0, "mrope_section": [24, 20, 20]}
+            rope["mrope_interleaved"] = True
+    make_config, make_model = (getattr(transformers, name) for name in CLASSES[shape.architecture])
+    config = make_config(
+        text_config=shape.text
         | dict(
             num_hidden_layers=text_depth,
             vocab_size=_VOCABULARY,
             rms_norm_eps=1e-6,
-            rope_parameters=_ROPE | {"mrope_section": list(shape["mrope_section"])},
+            rope_parameters=rope,
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=None,
-            tie_word_embeddings=shape["tied"],
+            tie_word_embeddings=shape.tied,
         ),
-        vision_config=shape["vision"]
-        | dict(
-            depth=vision_depth,
-            out_hidden_size=shape["text"]["hidden_size"],
-            fullatt_block_indexes=full,
-            tokens_per_second=2,
-        ),
+        vision_config=vision,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=shape["tied"],
+        tie_word_embeddings=shape.tied,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = make_model(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -135,38 +174,47 @@ def write_checkpoint(
     model.save_pretrained(directory)
 
 
+def load_gve(directory: Path, size: str, **options) -> GVE:
+    """Our model of a checkpoint of `write_checkpoint`, in float32 unless `dtype` is given."""
+    profile = PROFILES[SIZES[size].architecture]
+    return GVE.from_pretrained(directory, profile=profile, **({"dtype": "float32"} | options))
+
+
 @dataclasses.dataclass
 class Example:
     """One item for both sides: our row, and the reference's patches and grids."""
 
     row: Row
-    video: np.ndarray | None  # float32 [patches, 1176], raster order
+    video: np.ndarray | None  # float32 [patches, patch_dim], raster order
     image: np.ndarray | None
-    video_grid: tuple[int, int, int] | None  # in patches
+    video_grid: tuple[int, int, int] | None  # (t, h, w), h and w in patches
     image_grid: tuple[int, int, int] | None
     seconds: float  # duration of a frame pair
 
 
-def make_example(item: Item, preprocess: Preprocessor) -> Example:
+def make_example(item: Item, model: GVE) -> Example:
     """Media must be arrays that need no resizing, to compare the models alone."""
+    vision = model.config.vision
     frames = None if item.video is None else np.asarray(item.video)
     image = None if item.image is None else np.asarray(item.image)[None]
-    video, video_grid = (None, None) if frames is None else reference_patches(frames)
-    picture, image_grid = (None, None) if image is None else reference_patches(image)
+    video, video_grid = (None, None) if frames is None else reference_patches(frames, vision)
+    picture, image_grid = (None, None) if image is None else reference_patches(image, vision)
     seconds = 0.0 if item.fps is None else 2 / item.fps
-    return Example(preprocess(item), video, picture, video_grid, image_grid, seconds)
+    row = model.preprocess(item)
+    return Example(row, video, picture, video_grid, image_grid, seconds)
 
 
-def reference_patches(frames: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """uint8 [T, H, W, 3] -> float32 [patches, 1176] and the grid, in the axis order of
-    transformers' Qwen2VLImageProcessor: (time, row / 2, column / 2, 2, 2, channel, 2, 14, 14)."""
-    mean = np.array([0.48145466, 0.4578275, 0.40821073])
-    std = np.array([0.26862954, 0.26130258, 0.27577711])
+def reference_patches(
+    frames: np.ndarray, vision: VisionConfig
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """uint8 [T, H, W, 3] -> float32 [patches, patch_dim] and the grid, in the axis order of
+    transformers' Qwen2VLImageProcessor: (time, row / 2, column / 2, 2, 2, channel, 2, p, p)."""
     if len(frames) % 2:
         frames = np.concatenate([frames, frames[-1:]])
-    t, h, w = len(frames) // 2, frames.shape[1] // 14, frames.shape[2] // 14
+    p, mean, std = vision.patch_size, np.array(vision.pixel_mean), np.array(vision.pixel_std)
+    t, h, w = len(frames) // 2, frames.shape[1] // p, frames.shape[2] // p
     x = ((frames / 255.0 - mean) / std).transpose(0, 3, 1, 2)
-    x = x.reshape(t, 2, 3, h // 2, 2, 14, w // 2, 2, 14).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    x = x.reshape(t, 2, 3, h // 2, 2, p, w // 2, 2, p).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return x.reshape(t * h * w, -1).astype(np.float32), (t, h, w)
 
 
@@ -183,13 +231,16 @@ class Reference:
         import torch
 
         import_torchvision()
-        from transformers import Qwen2_5_VLForConditionalGeneration, logging
+        import transformers
 
-        logging.disable_progress_bar()
+        transformers.logging.disable_progress_bar()
         self.torch = torch
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            directory, dtype=getattr(torch, dtype), attn_implementation=attention
-        ).eval()
+        architecture = read_json(directory / "config.json")["model_type"]
+        self.model = (
+            getattr(transformers, CLASSES[architecture][1])
+            .from_pretrained(directory, dtype=getattr(torch, dtype), attn_implementation=attention)
+            .eval()
+        )
         self.config = self.model.config
 
     @property
@@ -226,7 +277,7 @@ class Reference:
                 batch[grid] = torch.tensor([getattr(e, f"{kind}_grid") for e in found])
         if own_positions:
             seconds = [e.seconds for e in examples if e.video is not None]
-            if seconds:
+            if seconds and self.config.model_type == "qwen2_5_vl":
                 batch["second_per_grid_ts"] = torch.tensor(seconds)
         else:
             batch["position_ids"] = torch.from_numpy(positions)

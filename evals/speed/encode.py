@@ -11,16 +11,16 @@ from time import perf_counter
 
 import numpy as np
 
-from evals.parity.reference import SIZES, Reference, make_example, write_checkpoint
+from evals.parity.reference import SIZES, Reference, load_gve, make_example, write_checkpoint
 from evals.speed import harness
 from evals.speed.items import draw_items
 from gve_jax.gve import GVE
 from gve_jax.inputs.preprocess import Row
 
 
-def draw_side(largest: int):
-    """Draws (height, width), multiples of 28 up to 28 * `largest`, so that nothing is resized."""
-    return lambda rng: tuple(28 * int(rng.integers(4, largest + 1)) for _ in range(2))
+def draw_side(largest: int, token: int = 28):
+    """Draws (height, width), up to `largest` merged tokens each, so that nothing is resized."""
+    return lambda rng: tuple(token * int(rng.integers(4, largest + 1)) for _ in range(2))
 
 
 OPTIONS = dict(
@@ -35,9 +35,10 @@ OPTIONS = dict(
 def measure(folder: Path, args) -> dict:
     source = folder / "model"
     write_checkpoint(source, args.size, args.layers, args.layers)
-    items = draw_items(args.items, draw_side(14), draw_side(9))
-    model = GVE.from_pretrained(source, dtype="float32")
-    examples = [make_example(item, model.preprocess) for item in items]
+    model = load_gve(source, args.size)
+    token = model.preprocess.spec.patch_size * model.preprocess.spec.merge
+    items = draw_items(args.items, draw_side(14, token), draw_side(9, token))
+    examples = [make_example(item, model) for item in items]
     tokens = sum(len(e.row.tokens) for e in examples)
     reference = Reference(source)
 

@@ -177,7 +177,7 @@ class Ours:
 def draw_examples(args, model: GVE) -> list[list]:
     """The same in every process."""
     sides = draw_pairs(args.pairs, (args.side, args.side), 64)
-    return [[make_example(item, model.preprocess) for item in side] for side in sides]
+    return [[make_example(item, model) for item in side] for side in sides]
 
 
 class ReferenceStep:
