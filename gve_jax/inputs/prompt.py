@@ -192,9 +192,11 @@ class Prompt:
 
 
 def _instruction(profile: Profile, instruction: str) -> str:
-    if profile.full_stop and instruction and not unicodedata.category(instruction[-1])[0] == "P":
-        return f"{instruction}."
-    return instruction
+    if not profile.full_stop:
+        return instruction
+    instruction = instruction.strip()
+    ends = not instruction or unicodedata.category(instruction[-1]).startswith("P")
+    return instruction if ends else f"{instruction}."
 
 
 def _kinds(entry: Entry) -> str:

@@ -133,3 +133,68 @@ def test_the_default_is_the_released_weights():
 def test_an_unknown_regime_is_named():
     with pytest.raises(UserError, match="unknown M-RoPE regime 'hf999'.*qwen_train.*hf518"):
         mrope_positions([("text", 1)], 2, regime="hf999")
+
+
+# Integers that transformers gave for Qwen2-VL and Qwen3-VL (4.49.0, 4.57.6 and 5.23.0), (time, row,
+# column), with one position for each time step.
+def axes(time: str, row: str | None = None, column: str | None = None) -> list[list[int]]:
+    def numbers(text: str) -> list[int]:
+        found = []
+        for word in text.split():
+            value, _, count = word.partition("x")
+            found += [int(value)] * int(count or 1)
+        return found
+
+    return [numbers(time), numbers(row or time), numbers(column or row or time)]
+
+
+COUNTED = [
+    (  # three texts, a video of 2 x 2 x 3 merged tokens between vision tokens, two texts
+        [("text", 4), ("visual", (2, 2, 3), 9.9), ("text", 3)],
+        axes(
+            "0 1 2 3 4x6 5x6 7 8 9",
+            "0 1 2 3 4x3 5x3 4x3 5x3 7 8 9",
+            "0 1 2 3 4 5 6 4 5 6 4 5 6 4 5 6 7 8 9",
+        ),
+        ("qwen_train", "hf452", "hf518"),
+    ),
+    (  # more time steps than rows: releases differ in the text after it
+        [("text", 2), ("visual", (6, 2, 2), 1.0), ("text", 2)],
+        axes("0 1 2x4 3x4 4x4 5x4 6x4 7x4 8 9")[0],
+        ("qwen_train", "hf452"),
+    ),
+    (
+        [("text", 2), ("visual", (6, 2, 2), 1.0), ("text", 2)],
+        axes("0 1 2x4 3x4 4x4 5x4 6x4 7x4 4 5")[0],
+        ("hf53", "hf518"),
+    ),
+    (  # two images
+        [("text", 2), ("visual", (1, 2, 2), 0), ("text", 2), ("visual", (1, 2, 3), 0), ("text", 2)],
+        axes("0 1 2x4 4 5 6x6 9 10")[0],
+        ("qwen_train", "hf518"),
+    ),
+    (  # Qwen3-VL: two frame pairs of 2 x 2 tokens, each after its time
+        [
+            ("text", 10),
+            ("visual", (1, 2, 2), 0),
+            ("text", 8),
+            ("visual", (1, 2, 2), 0),
+            ("text", 4),
+        ],
+        axes("0 1 2 3 4 5 6 7 8 9 10x4 12 13 14 15 16 17 18 19 20x4 22 23 24 25")[0],
+        ("qwen_train", "hf452", "hf53", "hf518"),
+    ),
+]
+
+
+@pytest.mark.parametrize("segments, wanted, regimes", COUNTED)
+def test_time_steps_are_counted_where_no_seconds_are(segments, wanted, regimes):
+    for regime in regimes:
+        found = mrope_positions(segments, 0, regime).tolist()
+        assert (found if isinstance(wanted[0], list) else found[0]) == wanted
+
+
+def test_positions_in_sequence_are_indices():
+    segments = COUNTED[0][0]
+    found = mrope_positions(segments, 2, "sequential")
+    assert found.tolist() == [list(range(19))] * 3

@@ -39,7 +39,7 @@ STAMPED = f"<0.5 seconds>{visual(VIDEO)}<2.5 seconds>{visual(VIDEO)}"
 FRAMES = visual(IMAGE) * 3
 
 # (profile, parts of the item, prompt); "t", "i", "v" and "I" stand for text, image, video and
-# instruction.
+# instruction, "S" for one with white space around it.
 WANTED = [
     ("gve", "t", HELPFUL + user("red")),
     ("gve", "tI", system("Find it") + user("red")),
@@ -68,6 +68,7 @@ WANTED = [
     ("qwen2-vl", "tv", HELPFUL + user(f"{visual(VIDEO)}red")),
     ("qwen3-vl-embedding", "t", system("Represent the user's input.") + user("red", "")),
     ("qwen3-vl-embedding", "tI", system("Find it.") + user("red", "")),
+    ("qwen3-vl-embedding", "tS", system("Find it!") + user("red", "")),
     ("qwen3-vl-embedding", "tiv", system("Represent the user's input.")
      + user(f"{STAMPED}{visual(IMAGE)}red", "")),
     ("embed-rl", "t", user(f"red{ONE_WORD}", EMB)),
@@ -101,9 +102,8 @@ def slots(profile, parts: str) -> list[Slot]:
 def test_prompts_are_those_of_the_release(file, name, parts, wanted):
     profile = find_profile(name)
     prompt = Prompt(file, 512, profile)
-    entry = Entry(
-        "red" if "t" in parts else "", "Find it" if "I" in parts else "", slots(profile, parts)
-    )
+    instruction = "Find it" if "I" in parts else " Find it!\n" if "S" in parts else ""
+    entry = Entry("red" if "t" in parts else "", instruction, slots(profile, parts))
     ids, starts = prompt.ids(entry)
     tokenizer = prompt._tokenizer
     assert ids == tokenizer.encode(wanted, add_special_tokens=False).ids
