@@ -184,8 +184,6 @@ def from_hf(fields: Mapping[str, Any], dtype: str) -> ModelConfig:
         rope.only(field, "default", "mrope")
     rope.only("partial_rotary_factor", 1.0)
     rope.only("mrope_interleaved", architecture.decoder.get("mrope_interleaved", False))
-    if name == "qwen2_vl":  # of its tower `hidden_size` is the decoder's width
-        vision.only("hidden_size", config["text"]["hidden_size"])
     vision.only("in_channels", 3)
     vision.only("in_chans", 3)
     vision.only("spatial_patch_size", config["vision"]["patch_size"])
@@ -218,9 +216,8 @@ def _vision(name: str, vision: "_Fields") -> dict[str, Any]:
     found["in_channels"] = vision.integer("in_channels", "in_chans")
     if name == "qwen2_vl":
         width, ratio = vision.integer("embed_dim"), vision.number("mlp_ratio")
-        found |= dict(hidden_size=width, out_hidden_size=vision.fields.get("hidden_size"))
-        if found["out_hidden_size"] is None:
-            vision.integer("hidden_size")  # is missing
+        # There `hidden_size` is the decoder's width.
+        found |= dict(hidden_size=width, out_hidden_size=vision.integer("hidden_size"))
         found["intermediate_size"] = None if None in (width, ratio) else int(width * ratio)
     if name == "qwen2_5_vl":
         found["fullatt_block_indexes"] = vision.integers("fullatt_block_indexes")

@@ -79,10 +79,9 @@ class PretrainedModel:
         Raises:
           UserError: a profile of another architecture; the names do not decide it.
         """
-        kind = str(self.fields.get("model_type")) + " emb_token_ids" * (
-            "emb_token_ids" in self.fields
-        )
-        return choose_profile(name or self.stated, self.config.architecture, (kind, *self.names))
+        kinds = str(self.fields.get("model_type")), *(self.fields.keys() & {"emb_token_ids"})
+        called = *kinds, *self.names
+        return choose_profile(name or self.stated, self.config.architecture, called)
 
     def inputs(self, profile: str | None = None) -> tuple[InputSpec, Buckets] | None:
         """The recorded input settings; None for a released checkpoint.

@@ -236,8 +236,9 @@ class Preprocessor:
         """
         spec, found = self.spec, []
         exif = applies_exif(item, spec)
-        for is_image in (False, True):
-            pixel_bounds(item, spec, is_image)  # before anything is decoded
+        for is_image, medium in ((False, item.video), (True, item.image)):
+            if medium is not None:
+                pixel_bounds(item, spec, is_image)  # before anything is decoded
         if item.video is not None:
             rate = item.fps if is_frames(item.video) else None
             clip = load_video(item.video, sampling_of(item, spec), rate, self.limits, exif)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gve_jax.checkpoints.hf_config import from_hf, recorded_dtype, to_hf
@@ -94,6 +96,9 @@ def test_all_missing_fields_are_named_at_once():
     nested["text_config"]["rope_parameters"] = {}
     with pytest.raises(ValueError, match="text_config.num_key_value_heads.*rope_parameters.mrope_"):
         from_hf(nested, "float32")
+
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 # A change of config.json, and what the error names.
@@ -226,3 +231,35 @@ def test_dtype_is_read_as_each_release_writes_it(fields, dtype):
     assert recorded_dtype(fields) == dtype
     for layout in ("4.49", "5"):
         assert recorded_dtype(to_hf(CFG, IDS, "float32", layout)) == "float32"
+
+
+# Changes of the config.json that transformers writes for another architecture.
+OTHER_VARIANTS = [
+    ("qwen2vl", "vision_config.embed_dim", None, "missing: vision_config.embed_dim"),
+    ("qwen2vl", "vision_config.mlp_ratio", None, "missing: vision_config.mlp_ratio"),
+    ("qwen2vl", "vision_config.hidden_act", "gelu", "hidden_act 'gelu' is not supported"),
+    ("qwen2vl", "vision_config.fullatt_block_indexes", [1], "fullatt_block_indexes"),
+    ("qwen2vl", "vision_config.hidden_size", 40, "out_hidden_size must be text.hidden_size"),
+    ("qwen3vl", "text_config.head_dim", None, "missing: text_config.head_dim"),
+    ("qwen3vl", "text_config.rope_parameters.rope_type", "yarn", "rope_type 'yarn' is not"),
+    ("qwen3vl", "text_config.rope_parameters.mrope_interleaved", False, "mrope_interleaved False"),
+    ("qwen3vl", "text_config.num_experts", 8, "text_config.num_experts = 8: unknown field"),
+    ("qwen3vl", "vision_config.deepstack_visual_indexes", None, "deepstack_visual_indexes"),
+    ("qwen3vl", "vision_config.deepstack_visual_indexes", [2, 0], "deepstack must be ascending"),
+    ("qwen3vl", "vision_config.num_position_embeddings", 35, "35 is not a square"),
+    ("qwen3vl", "vision_config", {"model_type": "siglip"}, "missing: vision_config.depth, .*"),
+]
+
+
+@pytest.mark.parametrize("script, field, value, message", OTHER_VARIANTS)
+def test_variants_of_other_architectures_are_refused_by_field(script, field, value, message):
+    numbers = np.load(GOLDENS / f"{script}.npz")
+    fields = json.loads(str(numbers["config.json"]))
+    from_hf(fields, "float32")
+    *sections, name = field.split(".")
+    part = fields
+    for section in sections:
+        part = part[section]
+    part[name] = value
+    with pytest.raises(ValueError, match=message):
+        from_hf(fields, "float32")

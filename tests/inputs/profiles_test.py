@@ -190,6 +190,26 @@ def test_each_frame_pair_of_qwen3_has_its_time_and_its_positions(file):
         assert (row.positions[:, first + 4] == start + 2).all()
 
 
+def test_images_may_have_limits_of_their_own(file):
+    spec = InputSpec(
+        profile="gme",
+        mrope=SEQUENTIAL,
+        max_pixels=8 * 28**2,
+        image_min_pixels=20 * 28**2,
+        image_max_pixels=40 * 28**2,
+    )
+    preprocess = Preprocessor(Prompt(file, 8192, find_profile("gme")), spec)
+    image, video = Item(image=numbered(1)[0]), Item(video=numbered(2), num_frames="all")
+    assert 20 <= len(preprocess(image).visual_tokens) <= 40
+    assert len(preprocess(video).visual_tokens) <= 2 * 8
+    own = dataclasses.replace(image, min_pixels=30 * 28**2)
+    assert 30 <= len(preprocess(own).visual_tokens) <= 40
+    with pytest.raises(UserError, match="min_pixels 23520 is above the model's max_pixels 6272"):
+        preprocess(dataclasses.replace(video, min_pixels=30 * 28**2))
+    with pytest.raises(UserError, match="image_max_pixels 784 is below image_min_pixels 3136"):
+        InputSpec(image_max_pixels=784)
+
+
 def test_times_are_those_of_the_sampled_frames(file):
     spec = InputSpec(
         profile="qwen3-vl", timestamps=True, patch_size=16, window_side=0, tokens_per_second=0
@@ -216,7 +236,7 @@ def test_times_are_those_of_the_sampled_frames(file):
         ("qwen2_vl", ["RzenEmbed-v2-7B"], "rzenembed"),
         ("qwen2_vl", ["Ops-MM-embedding-v1-2B"], "ops-mm"),
         ("qwen3_vl", ["Qwen3-VL-Embedding-2B"], "qwen3-vl-embedding"),
-        ("qwen3_vl", ["qwen3_vl emb_token_ids", "mine"], "embed-rl"),
+        ("qwen3_vl", ["qwen3_vl", "emb_token_ids", "mine"], "embed-rl"),
         ("qwen3_vl", ["Embed-RL-4B"], "embed-rl"),
         ("qwen3_vl", ["Qwen3-VL-8B-Instruct"], "qwen3-vl"),
     ],
