@@ -36,11 +36,29 @@ CFG = ModelConfig.from_dict(
         ),
     )
 )
+# Qwen3-VL: two matrices in the tower's MLP, no windows, two deepstack mergers, heads that are wider
+# in sum than the decoder.
+QWEN3 = ModelConfig(
+    vision=dataclasses.replace(
+        CFG.vision,
+        fullatt_block_indexes=(0, 1, 2),
+        window_size=0,
+        norm="layer",
+        mlp="gelu_tanh",
+        patch_bias=True,
+        position_side=4,
+        deepstack=(0, 1),
+    ),
+    text=dataclasses.replace(
+        CFG.text, head_dim=32, mrope_section=(6, 5, 5), mrope_interleaved=True, qk_norm=True
+    ),
+    architecture="qwen3_vl",
+)
 ITEMS, PAIRS, PATCHES, TOKENS = 2, 3, 32, 40  # frames of two full windows of 16 patches
 ADAPTERS = ((r"/lora/[ab]$", 1.0), (".*", 0.0))
 
 
-def batch(pairs: int = PAIRS) -> Batch:
+def batch(pairs: int = PAIRS, slots: int = PATCHES) -> Batch:
     patches = PATCHES if pairs else 0
     shapes = dict(
         tokens=(ITEMS, TOKENS),
@@ -49,7 +67,7 @@ def batch(pairs: int = PAIRS) -> Batch:
         patches=(ITEMS, pairs, patches, CFG.vision.patch_dim),
         patch_mask=(ITEMS, pairs, patches),
         patch_coords=(ITEMS, pairs, patches, 2),
-        window_slots=(ITEMS, pairs, patches),
+        window_slots=(ITEMS, pairs, slots if pairs else 0),
         window_inverse=(ITEMS, pairs, patches),
         visual_slots=(ITEMS, TOKENS),
         visual_inverse=(ITEMS, pairs * patches // 4),
@@ -89,31 +107,37 @@ def abstract(cfg):
 def masked_flops(cfg, sides) -> float:
     """FLOPs of masked scores, which the program computes in all layers except the last."""
     masked = TOKENS**2 - TOKENS * (TOKENS + 1) / 2
-    return 4.0 * sides * ITEMS * masked * cfg.text.hidden_size * (cfg.text.num_hidden_layers - 1)
+    width = cfg.text.num_attention_heads * cfg.text.head_dim
+    return 4.0 * sides * ITEMS * masked * width * (cfg.text.num_hidden_layers - 1)
 
 
-def test_encoding_counts_the_products_of_the_program():
-    executed = products(jax.make_jaxpr(make_embed(CFG))(abstract(CFG), batch()).jaxpr)
-    counts = flops.Counts.of_shape(CFG.vision.window_side, ITEMS, PAIRS, PATCHES, TOKENS)
-    expected = flops.encode(CFG, counts)
-    assert expected.total + masked_flops(CFG, 1) == pytest.approx(executed, rel=1e-3)
-    texts = flops.encode(CFG, flops.Counts.of_shape(CFG.vision.window_side, ITEMS, 0, 0, TOKENS))
+@pytest.mark.parametrize("cfg", [CFG, QWEN3], ids=["qwen2_5_vl", "qwen3_vl"])
+def test_encoding_counts_the_products_of_the_program(cfg):
+    side = cfg.vision.window_side
+    arrays = batch(slots=PATCHES if side else 0)
+    executed = products(jax.make_jaxpr(make_embed(cfg))(abstract(cfg), arrays).jaxpr)
+    counts = flops.Counts.of_shape(side, ITEMS, PAIRS, PATCHES, TOKENS)
+    expected = flops.encode(cfg, counts)
+    assert expected.total + masked_flops(cfg, 1) == pytest.approx(executed, rel=1e-3)
+    texts = flops.encode(cfg, flops.Counts.of_shape(side, ITEMS, 0, 0, TOKENS))
     assert texts == (0.0, expected.decoder)
 
 
 @pytest.mark.parametrize(
     "rates", [ADAPTERS, ((".*", 1.0),), (("^visual/merger/", 1.0), (".*", 0.0))]
 )
-def test_a_step_counts_the_products_of_its_gradient(rates):
+@pytest.mark.parametrize("plain", [CFG, QWEN3], ids=["qwen2_5_vl", "qwen3_vl"])
+def test_a_step_counts_the_products_of_its_gradient(plain, rates):
     """Without recomputation; a frozen tower has no backward pass."""
-    cfg = dataclasses.replace(CFG, lora=LoraConfig(rank=4)) if rates is ADAPTERS else CFG
+    cfg = dataclasses.replace(plain, lora=LoraConfig(rank=4)) if rates is ADAPTERS else plain
     trained, frozen = split(abstract(cfg), rates)
     embed = make_embed(cfg)
 
     def gradient(trained, frozen, arrays):
         return jax.grad(lambda t: embed(join(t, frozen), arrays).sum())(trained)
 
-    executed = products(jax.make_jaxpr(gradient)(trained, frozen, batch()).jaxpr)
+    arrays = batch(slots=PATCHES if cfg.vision.window_side else 0)
+    executed = products(jax.make_jaxpr(gradient)(trained, frozen, arrays).jaxpr)
     names = [
         "/".join(str(key.key) for key in path)
         for path, _ in jax.tree_util.tree_flatten_with_path(trained)[0]
@@ -123,7 +147,8 @@ def test_a_step_counts_the_products_of_its_gradient(rates):
     unnecessary = masked_flops(cfg, 3)
     if rates is ADAPTERS:
         # The inputs of the first layer's q, k, v need no gradients, but a scan computes them.
-        unnecessary += 2.0 * ITEMS * TOKENS * (64 * (64 + 32 + 32) + 64 * 4 * 3)
+        heads = cfg.text.num_attention_heads * cfg.text.head_dim  # of k and v: half as many each
+        unnecessary += 2.0 * ITEMS * TOKENS * (64 * 2 * heads + 64 * 4 * 3)
     assert expected.total + unnecessary == pytest.approx(executed, rel=1e-3)
 
 
