@@ -44,6 +44,7 @@ _RULES = (
     (r"/((o|down)_proj|proj)/lora/a$", P(None, "tensor"), True),
     (r"/((o|down)_proj|proj)/lora/b$", P(None, None, "fsdp"), True),
     (r"visual/merger/.*/lora/[ab]$", P(), True),
+    (r"/lora/magnitude$", P(), False),  # of DoRA, until it is merged
     (r"^loss/log_temperature$", P(), False),
 )
 RULES: tuple[Rule, ...] = tuple(Rule(*rule) for rule in _RULES)
