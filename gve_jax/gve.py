@@ -119,8 +119,8 @@ class GVE(SentenceTransformersInterface):
             released checkpoints).
           attention: a kernel of `gve_jax.model.attention` (default: as saved; "xla" for released
             checkpoints).
-          adapter: a directory of PEFT's LoRA files for this model, local, gs:// or a Hub id; it is
-            not merged into the weights.
+          adapter: a directory of PEFT's LoRA or DoRA files for this model, local, gs:// or a Hub
+            id. LoRA is not merged into the weights; DoRA is, and leaves no adapter.
           limits: limits of one media file; files are decoded in separate processes.
           show_progress_bar: shows progress on standard error while a released checkpoint is read.
           revision: branch, tag or commit of a Hub id (default: its main branch). The commit is
@@ -469,8 +469,15 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _attach(adapter: str | os.PathLike, config: ModelConfig, params, mesh: jax.sharding.Mesh):
-    """Adds an adapter from files; returns (config, parameters)."""
+    """Adds an adapter from files, DoRA by freeing `params`; returns (config, parameters)."""
     if config.lora is not None:
         raise UserError(f"{adapter}: the model already has an adapter; merge it first")
     config, tree = read_adapter(adapter, config)
-    return config, lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
+    params = lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
+    if not lora.has_magnitudes(tree):
+        return config, params
+    merged = lora.merge(params, config, free=True)
+    return (
+        dataclasses.replace(config, lora=None),
+        jax.device_put(merged, param_shardings(merged, mesh)),
+    )

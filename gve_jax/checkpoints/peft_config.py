@@ -63,6 +63,7 @@ _READ: dict[str, tuple[Callable[[object], bool], str]] = {
         "a regular expression or a list of names",
     ),
     "use_rslora": (_is_switch, "true or false"),
+    "use_dora": (_is_switch, "true or false"),
     "fan_in_fan_out": (_is_switch, "true or false"),
     "bias": (lambda v: v in (None, "none"), "'none'"),
     "init_lora_weights": (
@@ -75,7 +76,7 @@ _REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
 
 @dataclasses.dataclass(frozen=True)
 class PeftConfig:
-    """The fields of a LoRA adapter."""
+    """The fields of a LoRA or DoRA adapter."""
 
     path: Path
     rank: int
@@ -83,6 +84,7 @@ class PeftConfig:
     dropout: float
     targets: str | list[str]
     excluded: str | list[str]
+    dora: bool
 
     def adapts(self, module: str) -> bool:
         """Whether a linear module of the PyTorch model has an adapter.
@@ -139,6 +141,7 @@ def read_config(path: Path) -> PeftConfig:
         dropout=float(fields.get("lora_dropout", 0.0)),
         targets=fields["target_modules"],
         excluded=fields.get("exclude_modules") or [],
+        dora=bool(fields.get("use_dora")),
     )
 
 
