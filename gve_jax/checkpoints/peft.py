@@ -19,6 +19,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gve_jax.checkpoints import weight_names
+from gve_jax.checkpoints.hf_config import MODEL_TYPE
 from gve_jax.checkpoints.hub import find_directory, split_revision
 from gve_jax.checkpoints.peft_config import CONFIG, PeftConfig, read_config
 from gve_jax.checkpoints.safetensors import DTYPES, Part, StoredTensor, read_header, write_file
@@ -78,7 +79,10 @@ def read_adapter(
     peft = read_config(directory / CONFIG)
     path = directory / WEIGHTS
     tensors = _read_tensors(path)
-    projections = _targeted(peft, _layout_of(path, tensors, cfg))
+    where = f"{path} (an adapter of {peft.base})" if peft.base else f"{path}"
+    if peft.architecture not in (None, MODEL_TYPE):
+        raise UserError(f"{where}: of architecture {peft.architecture!r}, not {MODEL_TYPE!r}")
+    projections = _targeted(peft, _layout_of(where, tensors, cfg))
     magnitudes = sum(name.endswith(MAGNITUDE[1]) for name in tensors)
     if bool(magnitudes) != peft.dora:
         raise UserError(
@@ -92,7 +96,7 @@ def read_adapter(
         shapes = ((peft.rank, inputs), (outputs, peft.rank), (outputs,))
         for (_, suffix), shape in zip(leaves, shapes, strict=False):
             expected[_tensor(name, suffix)] = shape
-    _check(path, tensors, expected)
+    _check(where, tensors, expected)
 
     arrays = {}
     for name, projection in projections.items():
@@ -205,7 +209,7 @@ def _projections(cfg: ModelConfig, layout: str) -> dict[str, _Projection]:
 
 
 def _layout_of(
-    path: Path, tensors: Mapping[str, StoredTensor], cfg: ModelConfig
+    where: str, tensors: Mapping[str, StoredTensor], cfg: ModelConfig
 ) -> dict[str, _Projection]:
     """The projections by the names of the layout that matches most tensors.
 
@@ -224,19 +228,19 @@ def _layout_of(
     if matches(best):
         return best
     if not tensors:
-        raise UserError(f"{path}: no tensors")
+        raise UserError(f"{where}: no tensors")
     for projections in layouts:
         for module in projections:
             for name, tensor in tensors.items():
                 before, found, _ = name.partition(f".{module}.lora_")
                 if found:
                     raise UserError(
-                        f"{path}: tensor {tensor.name} has the unknown prefix "
+                        f"{where}: tensor {tensor.name} has the unknown prefix "
                         f"{before.removeprefix(_PREFIX) + '.'!r}; rename the tensors as PEFT does: "
                         f"{_tensor(module, HALVES[0][1])}"
                     )
     raise UserError(
-        f"{path}: no tensor belongs to a projection of this model; the first is "
+        f"{where}: no tensor belongs to a projection of this model; the first is "
         f"{next(iter(tensors.values())).name}, expected "
         f"{_tensor(next(iter(best)), HALVES[0][1])}: an adapter of another model?"
     )
@@ -297,7 +301,7 @@ def _targeted(peft: PeftConfig, projections: dict[str, _Projection]) -> dict[str
 
 
 def _check(
-    path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
+    where: str, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
     problems = [f"missing: {name}" for name in expected if name not in tensors]
     problems += [
@@ -311,4 +315,4 @@ def _check(
             problems.append(f"{tensor.name} is {tensor.dtype}, not one of {', '.join(DTYPES)}")
     if problems:
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise UserError(f"{path}: {'; '.join(problems[:_LISTED])}{more}")
+        raise UserError(f"{where}: {'; '.join(problems[:_LISTED])}{more}")

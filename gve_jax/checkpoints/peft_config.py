@@ -85,6 +85,8 @@ class PeftConfig:
     targets: str | list[str]
     excluded: str | list[str]
     dora: bool
+    base: str | None  # directory or Hub id of the base model
+    architecture: str | None  # its folder in `transformers.models`, if recorded
 
     def adapts(self, module: str) -> bool:
         """Whether a linear module of the PyTorch model has an adapter.
@@ -142,7 +144,16 @@ def read_config(path: Path) -> PeftConfig:
         targets=fields["target_modules"],
         excluded=fields.get("exclude_modules") or [],
         dora=bool(fields.get("use_dora")),
+        base=fields.get("base_model_name_or_path"),
+        architecture=_architecture(fields.get("auto_mapping")),
     )
+
+
+def _architecture(mapping: object) -> str | None:
+    """From `auto_mapping`: PEFT records the module of the base model's class there."""
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    found = re.match(r"transformers\.models\.(\w+)", library) if isinstance(library, str) else None
+    return found and found[1]
 
 
 def _shown(value: object, most: int = 80) -> str:
