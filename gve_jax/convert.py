@@ -4,8 +4,8 @@
     python -m gve_jax.convert --input Alibaba-NLP/GVE-3B --output gve-3b --to gve_jax
     python -m gve_jax.convert --input gve-3b --adapter mine --output merged --to hf
 
-`--adapter` adds PEFT's LoRA files. `--to hf` merges adapters and writes no head (transformers ties
-it to the embeddings).
+`--adapter` adds PEFT's LoRA or DoRA files. `--to hf` merges adapters and writes no head
+(transformers ties it to the embeddings).
 """
 
 import argparse
@@ -45,7 +45,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="directory or Hub id (ORG/NAME or ORG/NAME@REVISION) of the model",
     )
-    parser.add_argument("--adapter", help="directory or Hub id of PEFT's LoRA files to add")
+    parser.add_argument("--adapter", help="directory or Hub id of PEFT's LoRA or DoRA files to add")
     parser.add_argument("--output", required=True, type=any_path, help="new directory to write")
     parser.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     parser.add_argument(

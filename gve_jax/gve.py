@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jaxtyping import Num
 from rich.console import Console
 from rich.progress import Progress
@@ -124,8 +123,8 @@ class GVE(SentenceTransformersInterface):
             released checkpoints).
           attention: a kernel of `gve_jax.model.attention` (default: as saved; "xla" for released
             checkpoints).
-          adapter: a directory of PEFT's LoRA files for this model, local, gs:// or a Hub id; it is
-            not merged into the weights, except DoRA.
+          adapter: a directory of PEFT's LoRA or DoRA files for this model, local, gs:// or a Hub
+            id. LoRA is not merged into the weights; DoRA is, and leaves no adapter.
           profile: a name of `gve_jax.inputs.profiles`: prompt, pooled token, positions and frames
             (default: as recorded; for released checkpoints by architecture and name).
           limits: limits of one media file; files are decoded in separate processes.
@@ -472,11 +471,12 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _attach(adapter: str | os.PathLike, config: ModelConfig, params, mesh: jax.sharding.Mesh):
-    """Adds an adapter from files, DoRA merged into the weights; returns (config, parameters)."""
+    """Adds an adapter from files, DoRA by freeing `params`; returns (config, parameters)."""
     if config.lora is not None:
         raise UserError(f"{adapter}: the model already has an adapter; merge it first")
     adapted, tree = read_adapter(adapter, config)
-    joined = lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
-    if any(path[-1] == "magnitude" for path in flatten_dict(tree)):
-        return config, lora.merge(joined, adapted)
-    return adapted, joined
+    params = lora.join(params, jax.device_put(tree, param_shardings(tree, mesh)))
+    if not lora.has_magnitudes(tree):
+        return adapted, params
+    merged = lora.merge(params, adapted, free=True)
+    return config, jax.device_put(merged, param_shardings(merged, mesh))

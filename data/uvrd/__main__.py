@@ -23,7 +23,10 @@ _OPTIONS = {
     "output": (None, "directory of pairs to write (required)"),
     "server": ("http://127.0.0.1:8000/v1", "base URL of an OpenAI-compatible server"),
     "model": (None, "the model's name on the server (required)"),
-    "embedder": ("", "directory or Hub id of an embedder that compares captions and videos; GME in the paper"),
+    "embedder": (
+        "",
+        "directory or Hub id of an embedder for captions and videos; GME in the paper",
+    ),
     "media_root": (None, "folder that relative paths start from (default: that of the input)"),
     "cache": (None, "folder of answers and vectors (default: OUTPUT.work/cache)"),
     "license": ("", "identifier for the dataset card, such as cc-by-4.0"),

@@ -6,6 +6,7 @@ Tensors are named after the modules of the adapted PyTorch model, in the layouts
 
 import dataclasses
 import functools
+import json
 import os
 import re
 from collections import Counter
@@ -29,7 +30,9 @@ from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import as_path, is_gcs_path
 
 WEIGHTS = "adapter_model.safetensors"
-HALVES = (("a", "A"), ("b", "B"))  # (parameter, tensor)
+# (parameter, tensor). As PEFT saves them: it removes `.weight` from the name of DoRA's vector.
+HALVES = (("a", "lora_A.weight"), ("b", "lora_B.weight"))
+MAGNITUDE = ("magnitude", "lora_magnitude_vector")
 
 # Components of tensor names added by PyTorch wrappers: DDP and DeepSpeed, torch.compile, FSDP,
 # activation checkpointing, Lightning Fabric.
@@ -58,8 +61,7 @@ def read_adapter(
     """Reads a PEFT adapter for the base model `cfg`.
 
     Any layout is read, also with the prefixes of PyTorch wrappers. `use_rslora` becomes an alpha of
-    the same effect. DoRA's magnitudes are leaves `lora/magnitude`, float32 [outputs], which
-    `gve_jax.model.lora.merge` applies; such an adapter cannot be used without merging.
+    the same effect. The tree of DoRA (`lora.has_magnitudes`) can only be merged.
 
     Args:
       directory: local, a gs:// path, or a Hub id.
@@ -76,30 +78,36 @@ def read_adapter(
     peft = read_config(directory / CONFIG)
     path = directory / WEIGHTS
     tensors = _read_tensors(path)
-    projections = _targeted(peft, _layout_of(path, tensors, cfg))
+    where = f"{path} (an adapter of {peft.base})" if peft.base else f"{path}"
+    if peft.architecture not in (None, cfg.architecture):
+        raise UserError(f"{where}: of architecture {peft.architecture}, not {cfg.architecture}")
+    projections = _targeted(peft, _layout_of(where, tensors, cfg))
+    magnitudes = sum(name.endswith(MAGNITUDE[1]) for name in tensors)
+    if bool(magnitudes) != peft.dora:
+        raise UserError(
+            f"{path}: {magnitudes or 'no'} tensors {MAGNITUDE[1]}, but {CONFIG} has use_dora = "
+            f"{json.dumps(peft.dora)}: are both files of one adapter?"
+        )
+    leaves = (*HALVES, MAGNITUDE) if peft.dora else HALVES
     expected = {}
     for name, projection in projections.items():
-        expected[_tensor(name, "A")] = (peft.rank, projection.inputs)
-        expected[_tensor(name, "B")] = (projection.outputs, peft.rank)
-        if peft.dora:
-            expected[_magnitude(name)] = (projection.outputs,)
-    _check(path, tensors, expected)
+        inputs, outputs = projection.inputs, projection.outputs
+        shapes = ((peft.rank, inputs), (outputs, peft.rank), (outputs,))
+        for (_, suffix), shape in zip(leaves, shapes, strict=False):
+            expected[_tensor(name, suffix)] = shape
+    _check(where, tensors, expected)
 
     arrays = {}
     for name, projection in projections.items():
-        for leaf, half in HALVES:
-            tensor = tensors[_tensor(name, half)]
-            leaf_path, (rows, columns) = (*projection.path.split("/"), "lora", leaf), tensor.shape
+        for leaf, suffix in leaves:
+            tensor = tensors[_tensor(name, suffix)]
+            leaf_path = (*projection.path.split("/"), "lora", leaf)
+            rows, columns, *_ = (*tensor.shape, 1)  # a vector is a column
             if leaf_path not in arrays:
                 arrays[leaf_path] = np.empty((*projection.stack, columns, rows), np.float32)
             out = arrays[leaf_path]
             out = out[projection.layer] if projection.stack else out
             tensor.read([Part((0, rows), (0, columns), out.T)])
-        if peft.dora:
-            leaf_path, size = (*projection.path.split("/"), "lora", "magnitude"), projection.outputs
-            out = arrays.setdefault(leaf_path, np.empty((*projection.stack, size), np.float32))
-            out = out[projection.layer] if projection.stack else out
-            tensors[_magnitude(name)].read([Part((0, size), (0, 1), out[:, None])])
     bad = ["/".join(leaf_path) for leaf_path, a in arrays.items() if not np.isfinite(a).all()]
     if bad:
         raise UserError(f"{path}: NaN or infinite numbers in {', '.join(bad)}")
@@ -130,8 +138,9 @@ def write_adapter(
         `base_model_name_or_path` and `revision`.
 
     Raises:
-      UserError: an unknown layout, a model without adapters.
+      UserError: an unknown layout, a model without adapters, adapters of DoRA.
     """
+    lora.refuse_magnitudes(params)
     if layout not in weight_names.LAYOUTS:
         known = ", ".join(weight_names.LAYOUTS)
         raise UserError(f"adapter layout {layout!r} is unknown; known: {known}")
@@ -146,10 +155,10 @@ def write_adapter(
         if f"{projection.path}/lora/a" not in flat:
             continue
         modules[re.sub(r"\\\.\d+\\\.", r"\.\\d+\.", re.escape(name), count=1)] = None
-        for leaf, half in HALVES:
+        for leaf, suffix in HALVES:
             array = np.asarray(flat[f"{projection.path}/lora/{leaf}"], np.float32)
             array = array[projection.layer] if projection.stack else array
-            tensors[_tensor(name, half)] = np.ascontiguousarray(array.T)
+            tensors[_tensor(name, suffix)] = np.ascontiguousarray(array.T)
     shapes = {name: (array.shape, array.dtype) for name, array in tensors.items()}
     write_file(directory / WEIGHTS, shapes, iter(tensors.values()))
     alpha, revision = cfg.lora.alpha, None
@@ -178,12 +187,8 @@ def write_adapter(
     )
 
 
-def _tensor(module: str, half: str) -> str:
-    return f"{_PREFIX}{module}.lora_{half}.weight"
-
-
-def _magnitude(module: str) -> str:
-    return f"{_PREFIX}{module}.lora_magnitude_vector"
+def _tensor(module: str, suffix: str) -> str:
+    return f"{_PREFIX}{module}.{suffix}"
 
 
 @functools.cache
@@ -203,7 +208,7 @@ def _projections(cfg: ModelConfig, layout: str) -> dict[str, _Projection]:
 
 
 def _layout_of(
-    path: Path, tensors: Mapping[str, StoredTensor], cfg: ModelConfig
+    where: str, tensors: Mapping[str, StoredTensor], cfg: ModelConfig
 ) -> dict[str, _Projection]:
     """The projections by the names of the layout that matches most tensors.
 
@@ -216,27 +221,27 @@ def _layout_of(
     layouts.append(headless)
 
     def matches(projections: Mapping[str, _Projection]) -> int:
-        return sum(_tensor(name, half) in tensors for name in projections for _, half in HALVES)
+        return sum(_tensor(name, suffix) in tensors for name in projections for _, suffix in HALVES)
 
     best = max(layouts, key=matches)
     if matches(best):
         return best
     if not tensors:
-        raise UserError(f"{path}: no tensors")
+        raise UserError(f"{where}: no tensors")
     for projections in layouts:
         for module in projections:
             for name, tensor in tensors.items():
                 before, found, _ = name.partition(f".{module}.lora_")
                 if found:
                     raise UserError(
-                        f"{path}: tensor {tensor.name} has the unknown prefix "
+                        f"{where}: tensor {tensor.name} has the unknown prefix "
                         f"{before.removeprefix(_PREFIX) + '.'!r}; rename the tensors as PEFT does: "
-                        f"{_tensor(module, 'A')}"
+                        f"{_tensor(module, HALVES[0][1])}"
                     )
     raise UserError(
-        f"{path}: no tensor belongs to a projection of this model; the first is "
-        f"{next(iter(tensors.values())).name}, expected {_tensor(next(iter(best)), 'A')}: an "
-        "adapter of another model?"
+        f"{where}: no tensor belongs to a projection of this model; the first is "
+        f"{next(iter(tensors.values())).name}, expected "
+        f"{_tensor(next(iter(best)), HALVES[0][1])}: an adapter of another model?"
     )
 
 
@@ -254,10 +259,13 @@ def _read_tensors(path: Path) -> dict[str, StoredTensor]:
         parts = [part for part in name.split(".") if part not in _WRAPPERS]
         while parts[:2] == ["base_model", "model"]:
             del parts[:2]
+        if MAGNITUDE[1] in parts[-3:-1] and parts[-1] == "weight":
+            parts.pop()  # PEFT before 0.12 had no `.weight` in its state dict either
+        # As in model.state_dict(): lora_A.default.weight, lora_magnitude_vector.default.
         if len(parts) > 2 and parts[-3] in ("lora_A", "lora_B"):
-            adapters.add(parts.pop(-2))  # as in model.state_dict(): lora_A.default.weight
-        if "lora_magnitude_vector" in parts:
-            del parts[parts.index("lora_magnitude_vector") + 1 :]
+            adapters.add(parts.pop(-2))
+        elif parts[-2:-1] == [MAGNITUDE[1]]:
+            adapters.add(parts.pop())
         plain = _PREFIX + ".".join(parts)
         if plain in tensors:
             raise UserError(f"{path}: {tensors[plain].name} and {name} are the same tensor")
@@ -292,7 +300,7 @@ def _targeted(peft: PeftConfig, projections: dict[str, _Projection]) -> dict[str
 
 
 def _check(
-    path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
+    where: str, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
     problems = [f"missing: {name}" for name in expected if name not in tensors]
     problems += [
@@ -306,4 +314,4 @@ def _check(
             problems.append(f"{tensor.name} is {tensor.dtype}, not one of {', '.join(DTYPES)}")
     if problems:
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise UserError(f"{path}: {'; '.join(problems[:_LISTED])}{more}")
+        raise UserError(f"{where}: {'; '.join(problems[:_LISTED])}{more}")

@@ -76,7 +76,7 @@ _REQUIRED = ("peft_type", "r", "lora_alpha", "target_modules")
 
 @dataclasses.dataclass(frozen=True)
 class PeftConfig:
-    """The fields of a LoRA adapter."""
+    """The fields of a LoRA or DoRA adapter."""
 
     path: Path
     rank: int
@@ -84,7 +84,9 @@ class PeftConfig:
     dropout: float
     targets: str | list[str]
     excluded: str | list[str]
-    dora: bool  # whether each projection also has a vector of magnitudes (arXiv 2402.09353)
+    dora: bool
+    base: str | None  # directory or Hub id of the base model
+    architecture: str | None  # its folder in `transformers.models`, if recorded
 
     def adapts(self, module: str) -> bool:
         """Whether a linear module of the PyTorch model has an adapter.
@@ -142,7 +144,16 @@ def read_config(path: Path) -> PeftConfig:
         targets=fields["target_modules"],
         excluded=fields.get("exclude_modules") or [],
         dora=bool(fields.get("use_dora")),
+        base=fields.get("base_model_name_or_path"),
+        architecture=_architecture(fields.get("auto_mapping")),
     )
+
+
+def _architecture(mapping: object) -> str | None:
+    """From `auto_mapping`: PEFT records the module of the base model's class there."""
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    found = re.match(r"transformers\.models\.(\w+)", library) if isinstance(library, str) else None
+    return found and found[1]
 
 
 def _shown(value: object, most: int = 80) -> str:

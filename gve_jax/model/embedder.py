@@ -161,6 +161,7 @@ def _builder(cfg: ModelConfig):
     graph, _ = abstract_state(cfg)
 
     def build(params) -> Embedder:
+        lora.refuse_magnitudes(params)
         _, state = abstract_state(cfg)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)

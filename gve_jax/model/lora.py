@@ -4,6 +4,9 @@ A projection becomes `x @ kernel + bias + alpha / rank * dropout(x) @ a @ b`. In
 an adapter is beside its kernel, as `.../q_proj/lora/a` and `.../q_proj/lora/b`; those of stacked
 layers have a leading layer axis. Without these leaves, the tree is that of the base model.
 Values and initialisation are those of PEFT (0.21, `tuners/lora/layer.py`).
+
+DoRA (arXiv 2402.09353) scales the columns of `kernel + alpha / rank * a @ b` to the lengths
+`.../q_proj/lora/magnitude` [1, out]. Such adapters can only be merged.
 """
 
 import re
@@ -125,45 +128,68 @@ def join(base: dict, adapters: dict) -> dict:
     return unflatten_dict(flatten_dict(base) | flatten_dict(adapters))
 
 
-def merge(params: dict, cfg: ModelConfig) -> dict:
-    """Adds the adapters to the kernels of the base, in float32; returns the base tree.
+def has_magnitudes(params: dict) -> bool:
+    """Whether the adapters are DoRA's."""
+    return any(path[-2:] == ("lora", "magnitude") for path in flatten_dict(params))
 
-    With DoRA (arXiv 2402.09353; peft 0.21, `tuners/lora/dora.py`) the sum's columns, the rows of
-    PyTorch's weight, then get the lengths `lora/magnitude`.
 
-    The config of the result is `cfg` with `lora=None`. In bfloat16 kernels the sum is rounded.
+def refuse_magnitudes(params: dict) -> None:
+    """Raises UserError if the adapters are DoRA's."""
+    if has_magnitudes(params):
+        raise UserError(
+            "a DoRA adapter can only be merged (GVE.from_pretrained(..., adapter=) does), not "
+            "trained, unmerged or written; continue with new LoRA adapters on the merged model"
+        )
+
+
+def merge(params: dict, cfg: ModelConfig, *, free: bool = False) -> dict:
+    """Merges the adapters into the kernels of the base, in float32; returns the base tree.
+
+    The config of the result is `cfg` with `lora=None`. Each kernel is rounded once, to its dtype.
+    DoRA as PEFT's `DoraLinearVariant.merge_safe`; a column of zeros becomes NaN, as there.
+
+    Args:
+      free: deletes each adapted kernel of `params` (jax.Array) after its merge.
 
     Raises:
       UserError: the base is quantized.
     """
-    return _add(*split(params), cfg.lora.scale)
+    return _add(*split(params), cfg.lora.scale, free)
 
 
 def unmerge(merged: dict, adapters: dict, cfg: ModelConfig) -> dict:
     """Inverts `merge`; returns base and adapters in one tree.
 
     The base is exact to the rounding of the kernels' dtype.
+
+    Raises:
+      UserError: the adapters are DoRA's.
     """
+    refuse_magnitudes(adapters)
     return join(_add(merged, adapters, -cfg.lora.scale), adapters)
 
 
-def _add(base: dict, adapters: dict, scale: float) -> dict:
+def _add(base: dict, adapters: dict, scale: float, free: bool = False) -> dict:
     base, adapters = flatten_dict(base), flatten_dict(adapters)
     for *projection, _, leaf in adapters:
         if leaf == "a":
-            a, b = (adapters[(*projection, "lora", name)] for name in "ab")
+            a, b, magnitude = (
+                adapters.get((*projection, "lora", name)) for name in ("a", "b", "magnitude")
+            )
             path = (*projection, "kernel")
-            if isinstance(base[path], Quantized):
+            kernel = base[path]
+            if isinstance(kernel, Quantized):
                 raise UserError(
                     "adapters cannot be merged into a quantized base; load the original base"
                 )
-            magnitude = adapters.get((*projection, "lora", "magnitude"))
-            base[path] = _add_product(base[path], a, b, scale, magnitude)
+            base[path] = _add_product(kernel, a, b, magnitude, scale)
+            if free:
+                kernel.delete()
     return unflatten_dict(base)
 
 
 @jax.jit
-def _add_product(kernel, a, b, scale, magnitude=None):
+def _add_product(kernel, a, b, magnitude, scale):
     def add(one):
         kernel, a, b, magnitude = one
         total = kernel.astype(jnp.float32) + scale * jnp.matmul(a, b, precision="highest")

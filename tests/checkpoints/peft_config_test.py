@@ -1,5 +1,6 @@
 """The allow-list of adapter_config.json, and values of wrong types."""
 
+import dataclasses
 import json
 import re
 
@@ -64,6 +65,7 @@ ODD = json.loads(
     "target_modules": [[], [1], {"q_proj": 1}, 3, ""],
     "exclude_modules": [3, [null]],
     "use_rslora": ["true", 1],
+    "use_dora": ["false", 0],
     "bias": ["all", "lora_only", [], true],
     "init_lora_weights": ["pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga", "mica",
     1, []],
@@ -81,8 +83,11 @@ def assert_adapter(directory, expected):
 def test_every_field_of_peft_is_covered():
     saved = json.loads(NUMBERS[f"paper/{CONFIG}"].tobytes())
     assert saved.keys() == DEFAULTS.keys()
-    read = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"}
-    read |= {"bias", "use_rslora", "use_dora"}
+    read = set(
+        """
+        peft_type r lora_alpha lora_dropout target_modules exclude_modules bias use_rslora use_dora
+        """.split()
+    )
     assert DEFAULTS.keys() | {"runtime_config"} == ON.keys() | NOTES.keys() | read
 
 
@@ -107,7 +112,6 @@ def test_every_field_of_peft_is_covered():
         {"new_config": {"a": 1}},
         {"new_scale": 0},
         {"layers_to_transform": [0]},
-        {"use_qalora": "false"},
         {"use_qalora": True, "use_new_variant": "on"},
     ],
 )
@@ -295,6 +299,38 @@ def test_unknown_prefixes_are_named(pefts, rename, named):
     with pytest.raises(UserError, match=named) as error:
         read_adapter(directory, CFG)
     assert len(str(error.value)) < 800
+
+
+@situation(
+    "Models and checkpoints",
+    "an adapter of another architecture or size than the model's",
+    "an error that names the adapter's base model",
+    since="0.3.0",
+)
+def test_adapter_of_another_base_names_that_base(pefts):
+    directory = pefts("paper")
+    edit(directory, base_model_name_or_path="org/base")
+    wider = dataclasses.replace(CFG.text, intermediate_size=2 * CFG.text.intermediate_size)
+    with pytest.raises(UserError, match="an adapter of org/base.: misshapen: .*gate_proj"):
+        read_adapter(directory, dataclasses.replace(CFG, text=wider))
+    deeper = dataclasses.replace(CFG.text, num_hidden_layers=3)
+    with pytest.raises(UserError, match="an adapter of org/base.: missing: .*layers.2"):
+        read_adapter(directory, dataclasses.replace(CFG, text=deeper))
+    edit(directory, base_model_name_or_path=None)
+    recorded = json.loads((directory / CONFIG).read_text())["auto_mapping"]
+    assert read_config(directory / CONFIG).architecture == "qwen2_5_vl"
+    # The decoders of Qwen2-VL-7B and Qwen2.5-VL-7B have the same names and shapes.
+    for library, refused in (
+        (recorded["parent_library"].replace("2_5", "2"), True),
+        ("custom.modeling", False),
+        (None, False),
+    ):
+        edit(directory, auto_mapping=recorded | {"parent_library": library})
+        if not refused:
+            read_adapter(directory, CFG)
+            continue
+        with pytest.raises(UserError, match="architecture qwen2_vl, not qwen2_5_vl$"):
+            read_adapter(directory, CFG)
 
 
 def test_duplicate_tensors_and_several_adapters_are_refused(pefts):

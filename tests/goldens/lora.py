@@ -37,6 +37,14 @@ CASES = {
         init_lora_weights="orthogonal",
     ),
 }
+# Merged when loaded; the magnitudes are the lengths of the base's columns by drawn factors.
+DORA = dict(
+    r=3,
+    lora_alpha=6,
+    use_rslora=True,
+    use_dora=True,
+    target_modules=["q_proj", "o_proj", "gate_proj", "down_proj", "qkv", "mlp.0"],
+)
 
 
 def draw_adapter(name: str, shape) -> np.ndarray:
@@ -57,7 +65,7 @@ def main():
     config._attn_implementation = "eager"
     used = (transformers, torch, peft)
     out = {"versions": np.array([f"{module.__name__} {module.__version__}" for module in used])}
-    for case, settings in CASES.items():
+    for case, settings in (CASES | {"dora": DORA}).items():
         model = Qwen2_5_VLForConditionalGeneration(config).eval()
         weights = {
             name: torch.from_numpy(
@@ -68,11 +76,15 @@ def main():
         model.load_state_dict(weights)
         adapted = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
         for name, value in adapted.named_parameters():
-            if "lora_" in name:
+            if "lora_magnitude_vector" in name:
+                value.data *= torch.from_numpy(1 + base.draw(name, tuple(value.shape), 0.3))
+            elif "lora_" in name:
                 drawn = draw_adapter(name.replace(".default.", "."), tuple(value.shape))
                 value.data = torch.from_numpy(drawn)
         with tempfile.TemporaryDirectory() as directory:
             adapted.save_pretrained(directory)
+            if case == "dora":
+                out["dora/state_dict"] = np.array([n for n in adapted.state_dict() if "lora_" in n])
             out[f"{case}/modules"] = np.array(
                 sorted(
                     {
