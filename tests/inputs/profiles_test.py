@@ -159,6 +159,20 @@ def test_frames_as_images_are_images_with_positions_in_sequence(file):
         np.testing.assert_array_equal(patches, single.patches[0])
 
 
+@pytest.mark.parametrize("name, sides", [("gve", (560, 1008)), ("vlm2vec-v2", (756, 1316))])
+def test_frames_of_processors_have_no_limits_but_their_own(file, name, sides):
+    """1,269 tokens a frame, where qwen-vl-utils' `fetch_video` has at most 768."""
+    profile = find_profile(name)
+    spec = InputSpec(profile=name, max_pixels=1280 * 28**2)
+    preprocess = Preprocessor(Prompt(file, 8192, profile), spec)
+    (medium,) = preprocess.frames(Item(video=np.zeros((2, 800, 1400, 3), np.uint8)))
+    assert medium.frames.shape[1:3] == sides
+    (medium,) = preprocess.frames(
+        Item(video=np.zeros((2, 800, 1400, 3), np.uint8), total_pixels=256 * 28**2)
+    )
+    assert medium.frames.shape[1] * medium.frames.shape[2] <= 256 * 28**2
+
+
 def test_each_frame_pair_of_qwen3_has_its_time_and_its_positions(file):
     """8 of 240 frames at 24 a second: the times of the facts of transformers 4.57.6."""
     spec = InputSpec(
