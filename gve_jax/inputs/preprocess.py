@@ -329,7 +329,8 @@ class Preprocessor:
         least, limit = pixel_bounds(item, spec, kind == "image")
         if kind == "video":
             total = item.total_pixels or spec.total_pixels
-            limit = frame_budget(len(frames), factor, least, limit, total)
+            if total or self._profile.video_limits:
+                limit = frame_budget(len(frames), factor, least, limit, total)
             kind = "image" if self._profile.frames_as_images else kind
         if kind == "image" and self._profile.resized_twice:
             first = smart_resize(*frames.shape[1:3], factor, 4 * factor**2, 16_384 * factor**2)

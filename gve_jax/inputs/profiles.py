@@ -41,6 +41,9 @@ class Profile:
       frames_as_images: whether each frame of a video is an image of its own.
       resized_twice: whether images, and frames as images, are first resized within 4 to 16,384
         merged tokens, then within their limits.
+      video_limits: whether frames of videos also have the limits of qwen-vl-utils' `fetch_video`:
+        768 merged tokens each and 115,200 together. Scripts that leave videos to transformers'
+        processor have only their own.
       bare_video: instruction of a video with neither text nor instruction.
       inputs: fields of `gve_jax.inputs.preprocess.InputSpec` that differ from GVE's.
       shortest: fewest leading dimensions that are a vector of their own (Matryoshka training); None
@@ -60,6 +63,7 @@ class Profile:
     full_stop: bool = False
     frames_as_images: bool = False
     resized_twice: bool = False
+    video_limits: bool = True
     bare_video: str = ""
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shortest: int | None = None
@@ -88,6 +92,7 @@ _GME = Profile(
     repositories=r"\bgme-qwen2",
     frames_as_images=True,  # as the paper gives it videos; its script reads images only
     resized_twice=True,
+    video_limits=False,
     inputs=dict(mrope=SEQUENTIAL, image_min_pixels=256 * _TOKEN2, image_max_pixels=1280 * _TOKEN2),
 )
 _VLM2VEC = Profile(
@@ -95,11 +100,12 @@ _VLM2VEC = Profile(
     architectures=_QWEN2,
     repositories=r"vlm2vec",
     system=None,
-    user=("video", " ", "image", " ", "instruction", " ", "text"),
+    user=("image", " ", "video", " ", "instruction", " ", "text"),
     chat=False,
     vision_tokens=False,
     end="",
     bare_video="Understand the content of the provided video.",
+    video_limits=False,
     inputs=dict(mrope=SEQUENTIAL, max_pixels=1280 * _TOKEN2),
 )
 _PROFILES = (
@@ -127,7 +133,7 @@ _PROFILES = (
         name="rzenembed",
         repositories=r"rzenembed",
         system=_DEFAULT,
-        user=("video", "image", "instruction", "text"),  # instructions end in a space
+        user=("image", "video", "instruction", "text"),  # instructions end in a space
         inputs=dict(
             mrope=SEQUENTIAL,
             max_length=2000,
@@ -141,7 +147,9 @@ _PROFILES = (
         name="ops-mm",
         architectures=_QWEN2,
         repositories=r"\bops-mm",
+        user=("image", "video", "text"),
         frames_as_images=True,
+        video_limits=False,
         inputs=dict(max_length=12_288, min_pixels=256 * _TOKEN2, max_pixels=1280 * _TOKEN2),
     ),
     Profile(  # an untrained baseline has no convention: GME's prompt

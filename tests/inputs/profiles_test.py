@@ -59,12 +59,15 @@ WANTED = [
     ("vlm2vec-v2", "tiI", f"{IMAGE * 2} Find it red"),
     ("vlm2vec-v2", "vI", f"{VIDEO * 2} Find it"),
     ("vlm2vec-v2", "v", f"{VIDEO * 2} Understand the content of the provided video."),
+    ("vlm2vec-v2", "tivI", f"{IMAGE * 2} {VIDEO * 2} Find it red"),
     ("b3", "v", VIDEO * 2),
     ("b3", "tiI", f"{IMAGE * 2} Find it red"),
     ("rzenembed", "tI", HELPFUL + user("Find itred")),
     ("rzenembed", "tvI", HELPFUL + user(f"{FRAMES}Find itred")),
+    ("rzenembed", "tivI", HELPFUL + user(f"{visual(IMAGE)}{FRAMES}Find itred")),
     ("ops-mm", "tI", system("Find it") + user("red")),
     ("ops-mm", "tv", HELPFUL + user(f"{FRAMES}red")),
+    ("ops-mm", "tiv", HELPFUL + user(f"{visual(IMAGE)}{FRAMES}red")),
     ("qwen2-vl", "tv", HELPFUL + user(f"{visual(VIDEO)}red")),
     ("qwen3-vl-embedding", "t", system("Represent the user's input.") + user("red", "")),
     ("qwen3-vl-embedding", "tI", system("Find it.") + user("red", "")),
@@ -157,6 +160,20 @@ def test_frames_as_images_are_images_with_positions_in_sequence(file):
         assert (first == second).all()
         single = preprocess(Item(image=numbered(4)[number]))
         np.testing.assert_array_equal(patches, single.patches[0])
+
+
+@pytest.mark.parametrize("name, sides", [("gve", (560, 1008)), ("vlm2vec-v2", (756, 1316))])
+def test_frames_of_processors_have_no_limits_but_their_own(file, name, sides):
+    """1,269 tokens a frame, where qwen-vl-utils' `fetch_video` has at most 768."""
+    profile = find_profile(name)
+    spec = InputSpec(profile=name, max_pixels=1280 * 28**2)
+    preprocess = Preprocessor(Prompt(file, 8192, profile), spec)
+    (medium,) = preprocess.frames(Item(video=np.zeros((2, 800, 1400, 3), np.uint8)))
+    assert medium.frames.shape[1:3] == sides
+    (medium,) = preprocess.frames(
+        Item(video=np.zeros((2, 800, 1400, 3), np.uint8), total_pixels=256 * 28**2)
+    )
+    assert medium.frames.shape[1] * medium.frames.shape[2] <= 256 * 28**2
 
 
 def test_each_frame_pair_of_qwen3_has_its_time_and_its_positions(file):
