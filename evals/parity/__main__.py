@@ -80,7 +80,7 @@ def main() -> None:
 
 def _text(line: Line) -> str:
     limit = "" if line.limit is None else f"  (limit {line.limit:g})"
-    return f"{line.size:13} {line.part:70} {line.dtype:8} {_value(line):>11}{limit}"
+    return f"{line.size:18} {line.part:70} {line.dtype:8} {_value(line):>11}{limit}"
 
 
 def _value(line: Line) -> str:
@@ -154,9 +154,9 @@ largest value; for vectors the smallest cosine over four items, as its distance 
 ## Profiles
 
 The vectors of MTEB's own wrapper of each release (mteb 2.26.24) at random weights in the released
-layout, float32, 512 wide: the smallest cosine over texts, images from 90 x 70 to 1400 x 1100, clips
-of 4 and 8 frames, and each with a text, with and without an instruction. Everything from the prompt
-to the resizing is each side's own.
+layout, float32, 512 wide: the smallest cosine over texts, images from 24 x 36 to 1400 x 1100, clips
+of 2 to 8 frames, and each with a text, with and without an instruction. Everything from the prompt
+to the resizing is each side's own. An empty cell: the wrapper does not read such items.
 
 {profiles}
 

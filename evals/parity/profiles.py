@@ -7,6 +7,7 @@ this transformers is known to differ from the release, it is set right here, and
 """
 
 import dataclasses
+import itertools
 import json
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -18,16 +19,19 @@ import numpy as np
 from evals.parity.compare import FLOAT32, Line
 from evals.parity.reference import import_torchvision, write_checkpoint
 from gve_jax.gve import GVE
+from gve_jax.inputs.profiles import find_profile
 
-KINDS = ("text", "image", "video")
+KINDS = ("text", "image", "video", "image and video")
 INSTRUCTION = "Find the clip. "  # RzenEmbed's end in a space
+# VLM2Vec's wrapper has instructions in a table by task: this is a query's.
+TASK = ("MSRVTTT2V", "Find a video that contains the following visual content:")
 _TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' and default %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}{% else %}"
     "{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif c['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif c['type'] == 'video' %}{{ video }}"
     "{% elif 'text' in c %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -44,9 +48,8 @@ class Case:
       note: what is set right in the wrapper, or in the profile's inputs.
       inputs: of our model, where the wrapper's differ from the profile's: transformers' processor
         resizes clips in uint8, the releases' scripts in float.
-      instructed: whether an instruction can be compared.
-      task: MTEB's name of the task, where the wrapper has a table of instructions by it.
-      only: kinds of items that the wrapper supports.
+      instructions: to compare with; "" for none.
+      beside: options of our item for an image beside a video; None if it is not compared.
     """
 
     profile: str
@@ -54,9 +57,8 @@ class Case:
     size: str = "qwen2vl-small"
     note: str = ""
     inputs: dict = dataclasses.field(default_factory=dict)
-    instructed: bool = True
-    task: str = "any"
-    only: tuple[str, ...] = KINDS
+    instructions: tuple[str, ...] = ("", INSTRUCTION)
+    beside: dict | None = None
 
 
 def _rzen(folder: Path):
@@ -85,6 +87,9 @@ def _unite(folder: Path):
     from transformers import Qwen2VLForConditionalGeneration
 
     wrapper = UniteWrapper(str(folder), None, device="cpu")
+    # transformers 5 lets these, meant for images, override the wrapper's limits of videos.
+    for name in ("min_pixels", "max_pixels"):
+        wrapper.processor.tokenizer.init_kwargs.pop(name)
     model = wrapper.model.float()
     # transformers 5 renames the tensors of a checkpoint for its own classes only.
     plain = Qwen2VLForConditionalGeneration.from_pretrained(folder)
@@ -157,31 +162,40 @@ def _qwen3(folder: Path):
     return Qwen3VLEmbeddingWrapper(str(folder), device="cpu")
 
 
+_UINT8 = dict(resize="uint8")
+_RZEN_VIDEO = dict(min_pixels=160 * 28**2, max_pixels=180 * 28**2)
 CASES = (
     Case("gme", _gme, note="by RzenEmbed's wrapper, with GME's place of the instruction"),
     Case(
         "unite",
         _unite,
-        note="tower's output as on transformers 4; on 5 clips have the limits of images",
-        inputs=dict(min_pixels=256 * 28**2, max_pixels=1280 * 28**2, resize="uint8"),
-        instructed=False,
+        note="tower's output and limits of videos as on transformers 4",
+        inputs=_UINT8,
+        instructions=("",),
     ),
     Case(
         "vlm2vec-v2",
         _vlm2vec,
-        note="positions in sequence, as on transformers 4; DoRA adapter",
-        inputs=dict(resize="uint8"),
-        task="MSRVTTT2V",
+        note="positions in sequence, as on transformers 4; DoRA adapter; media with text only with "
+        "an instruction, without which MTEB writes a second space",
+        inputs=_UINT8,
+        instructions=("", TASK[1]),
+        beside={},
     ),
-    Case("rzenembed", _rzen),
-    Case("ops-mm", _ops),
+    Case(
+        "rzenembed",
+        _rzen,
+        note="an image beside a video has the video's limits in MTEB: given to our item",
+        beside=_RZEN_VIDEO,
+    ),
+    Case("ops-mm", _ops, beside={}),
     Case(
         "qwen3-vl-embedding",
         _qwen3,
         "qwen3vl-small",
-        note="no videos: MTEB's frames have no times, its text precedes them, and transformers 5 "
-        "adds vision tokens",
-        only=("text", "image"),
+        note="no vision tokens around a video's, which transformers 5.10 leaves there; keys in the "
+        "release's order; frames at MTEB's 24 a second, with sides that its first resizing keeps",
+        beside={},
     ),
 )
 
@@ -202,16 +216,22 @@ def draw_items() -> list[tuple[str, dict]]:
     def video(count, height, width):
         return np.stack([np.asarray(picture(height, width)) for _ in range(count)])
 
+    # Sides of videos are multiples of 32: MTEB resizes Qwen3-VL's twice, first to such sides.
+    few = video(4, 96, 128)
     return [
         ("text", {"text": "a wheel"}),
         ("text", {"text": "a longer text, naïve 日本, read by a byte at a time\n\n with lines"}),
         ("image", {"image": picture(90, 70)}),
         ("image", {"image": picture(640, 360)}),
         ("image", {"image": picture(1400, 1100)}),
+        ("image", {"image": picture(24, 36)}),
         ("image", {"image": picture(211, 333), "text": "what is it?"}),
-        ("video", {"video": video(8, 90, 120)}),
-        ("video", {"video": video(4, 240, 320)}),
-        ("video", {"text": "it moves", "video": video(8, 180, 320)}),
+        ("video", {"video": video(8, 96, 128)}),
+        ("video", {"video": video(5, 160, 224)}),
+        ("video", {"video": video(2, 800, 1408)}),
+        ("video", {"text": "it moves", "video": video(4, 192, 320)}),
+        ("image and video", {"image": picture(96, 160), "video": few}),
+        ("image and video", {"image": picture(96, 160), "video": few, "text": "both"}),
     ]
 
 
@@ -235,36 +255,29 @@ def compare_profiles(folder: Path, names: Sequence[str]) -> Iterator[Line]:
         )
         ours = ours.with_inputs(**case.inputs) if case.inputs else ours
         worst: dict[str, float] = {}
-        for kind, item in draw_items():
-            if kind not in case.only:
+        for (kind, item), instruction in itertools.product(draw_items(), case.instructions):
+            options = {"num_frames": "all", "fps": 24.0} if "video" in item else {}
+            if kind == KINDS[-1]:
+                if case.beside is None:
+                    continue
+                options |= case.beside
+            wanted = _encode(wrapper, case, item, instruction)
+            if wanted is None:
                 continue
-            for instruction in ("", INSTRUCTION)[: 1 + case.instructed]:
-                instruction = _of_task(case, instruction)
-                wanted = _encode(wrapper, case, item, instruction)
-                found = ours.encode(_our_item(item), prompt=instruction or None)
-                cosine = float(np.sum(found * wanted))
-                worst[kind] = min(worst.get(kind, 1.0), cosine)
+            found = ours.encode(item | options, prompt=instruction or None)
+            worst[kind] = min(worst.get(kind, 1.0), float(np.sum(found * wanted)))
         for kind, value in worst.items():
             yield Line(case.profile, kind, FLOAT32, "cosine", value, 0.99999)
 
 
-def _of_task(case: Case, instruction: str) -> str:
-    """VLM2Vec's wrapper takes instructions from its table, by the name of the task."""
-    if case.task == "any":
-        return instruction
-    return "Find a video that contains the following visual content:"
-
-
-def _our_item(item: dict) -> dict:
-    more = {"num_frames": "all"} if "video" in item else {}
-    return item | more
-
-
-def _encode(wrapper, case: Case, item: dict, instruction: str) -> np.ndarray:
+def _encode(wrapper, case: Case, item: dict, instruction: str) -> np.ndarray | None:
+    """The wrapper's vector; None if its prompt is known to differ."""
     import torch
     from mteb.types import PromptType
 
-    batch = {key: [value] for key, value in item.items()}
+    # Sentence Transformers writes an item in the order of its keys.
+    order = [key for key in find_profile(case.profile).user if key in item]
+    batch = {key: [item[key]] for key in order}
     if "video" in batch:
         batch["video"] = [torch.from_numpy(item["video"]).permute(0, 3, 1, 2)]
 
@@ -275,17 +288,23 @@ def _encode(wrapper, case: Case, item: dict, instruction: str) -> np.ndarray:
         def __iter__(self):
             yield dict(batch)
 
+    task, side = "any", PromptType.query
+    if case.profile == "vlm2vec-v2":
+        if instruction or order == ["video"]:  # a video alone has a document's instruction
+            task, side = TASK[0], PromptType.query if instruction else PromptType.document
+        elif len(order) > 1:
+            return None
     prompt = {"query": instruction} if instruction else None
     if case.profile == "gme":  # RzenEmbed's wrapper writes instructions into the user turn
         wrapper.default_instruction = instruction or "You are a helpful assistant."
         prompt = None
-    metadata = types.SimpleNamespace(name=case.task, prompt=prompt, type="Retrieval")
+    metadata = types.SimpleNamespace(name=task, prompt=prompt, type="Retrieval")
     vectors = wrapper.encode(
         Loader(),
         task_metadata=metadata,
         hf_split="",
         hf_subset="",
-        prompt_type=PromptType.query,
+        prompt_type=side,
         show_progress_bar=False,
     )
     return np.asarray(vectors, np.float32)[0]
@@ -319,6 +338,8 @@ def _write_processor(folder: Path, size: str) -> None:
         "padding_side": "left",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    default = "false" if config["model_type"] == "qwen3_vl" else "true"
-    template = "{% set default = " + default + " %}" + _TEMPLATE
+    is_qwen3 = config["model_type"] == "qwen3_vl"
+    video = "<|video_pad|>" if is_qwen3 else "<|vision_start|><|video_pad|><|vision_end|>"
+    default = "false" if is_qwen3 else "true"
+    template = "{% set default = " + default + " %}{% set video = '" + video + "' %}" + _TEMPLATE
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
