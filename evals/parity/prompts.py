@@ -128,15 +128,23 @@ class Reference:
 
 
 def compare_timestamps(folder: Path) -> tuple[str, int, int]:
-    """The ids of a video of Qwen3-VL, two frame pairs of 2 x 2 tokens with their times and a text,
-    as recorded from transformers 4.57.6 with Qwen3's tokenizer."""
-    slots = [Slot("video", "video", 4, f"<{seconds} seconds>") for seconds in (0.5, 2.5)]
+    """The ids of videos of Qwen3-VL, frame pairs of 2 x 2 tokens with their times, and a text, as
+    recorded from transformers 4.57.6 with Qwen3's tokenizer."""
     prompt = Prompt(folder / "tokenizer.json", 8192, find_profile("qwen3-vl"))
-    ids, starts = prompt.ids(Entry("hi", "", slots))
-    pads = [151652, *[151656] * 4, 151653]
-    wanted = [151644, 872, 198, 27, 15, 13, 20, 6486, 29, *pads, 27, 17, 13, 20, 6486, 29, *pads]
-    wanted += [6023, 151645, 198, 151644, 77091, 198, 151643]
-    return "times and frame pairs of Qwen3-VL", 1, int(ids == wanted and starts == [10, 22])
+    pads, closing = [151652, *[151656] * 4, 151653], [6486, 29]  # " seconds", ">"
+    stamps = {0.5: [27, 15, 13, 20], 2.5: [27, 17, 13, 20], 12.3: [27, 16, 17, 13, 18]}
+    equal = 0
+    for times in ((0.5, 2.5), (12.3,)):
+        slots = [Slot("video", "video", 4, f"<{seconds} seconds>") for seconds in times]
+        ids, starts = prompt.ids(Entry("hi", "", slots))
+        wanted, at = [151644, 872, 198], []
+        for seconds in times:
+            wanted += stamps[seconds] + closing
+            at.append(len(wanted) + 1)
+            wanted += pads
+        wanted += [6023, 151645, 198, 151644, 77091, 198, 151643]
+        equal += ids == wanted and starts == at
+    return "times and frame pairs of Qwen3-VL", 2, equal
 
 
 def _entry(text: str, instruction: str, video: int, image: int) -> Entry:

@@ -198,3 +198,5 @@ def test_positions_in_sequence_are_indices():
     segments = COUNTED[0][0]
     found = mrope_positions(segments, 2, "sequential")
     assert found.tolist() == [list(range(19))] * 3
+    bare = mrope_positions([("visual", (2, 2, 3), 1.0), ("text", 2)], 2, "sequential")
+    assert bare.tolist() == [list(range(14))] * 3

@@ -227,6 +227,26 @@ def test_images_may_have_limits_of_their_own(file):
         InputSpec(image_max_pixels=784)
 
 
+@pytest.mark.parametrize(
+    "frames, options, wanted",
+    [  # as transformers 4.57.6 writes them: 0.25 is 0.2; without a rate, ours is 2, not its 24
+        (4, {"fps": 2.0, "num_frames": "all"}, ["0.2", "1.2"]),
+        (4, {"num_frames": "all"}, ["0.2", "1.2"]),
+        (17, {"fps": 25.0, "num_frames": 4}, ["0.1", "0.5"]),
+        (5, {"fps": 1.0, "num_frames": "all"}, ["0.5", "2.5", "4.0"]),
+    ],
+)
+def test_times_are_written_as_recorded(file, frames, options, wanted):
+    spec = InputSpec(
+        profile="qwen3-vl", timestamps=True, patch_size=16, window_side=0, tokens_per_second=0
+    )
+    preprocess = Preprocessor(Prompt(file, 8192, find_profile("qwen3-vl")), spec)
+    row = preprocess(Item("red", video=np.zeros((frames, 64, 64, 3), np.uint8), **options))
+    text = preprocess.prompt._tokenizer.decode(row.tokens.tolist(), skip_special_tokens=False)
+    stamps = "".join(f"<{seconds} seconds>{visual(VIDEO, 4)}" for seconds in wanted)
+    assert text == user(f"{stamps}red")
+
+
 def test_times_are_those_of_the_sampled_frames(file):
     spec = InputSpec(
         profile="qwen3-vl", timestamps=True, patch_size=16, window_side=0, tokens_per_second=0
