@@ -106,7 +106,7 @@ _VLM2VEC = Profile(
     end="",
     bare_video="Understand the content of the provided video.",
     video_limits=False,
-    inputs=dict(mrope=SEQUENTIAL, max_pixels=1280 * _TOKEN2),
+    inputs=dict(mrope=SEQUENTIAL, max_pixels=1280 * _TOKEN2, resize="uint8"),
 )
 _PROFILES = (
     _GVE,
