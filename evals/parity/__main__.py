@@ -119,7 +119,7 @@ def _page(lines: list[Line], embedders: list[Line], regimes) -> str:
     for line in embedders:
         smallest.setdefault(line.size, {})[line.part] = line
     profiles = [
-        f"| profile | {' | '.join(KINDS)} | limit | set right in the wrapper |",
+        f"| profile | {' | '.join(KINDS)} | limit | set right in the wrapper, or not compared |",
         f"| --- | {' | '.join('---' for _ in KINDS)} | --- | --- |",
     ]
     for case in CASES:

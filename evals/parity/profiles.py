@@ -45,9 +45,7 @@ class Case:
       profile: its name.
       open: makes the wrapper of a checkpoint directory; returns it and a context for `encode`.
       size: of the checkpoint.
-      note: what is set right in the wrapper, or in the profile's inputs.
-      inputs: of our model, where the wrapper's differ from the profile's: transformers' processor
-        resizes clips in uint8, the releases' scripts in float.
+      note: what is set right in the wrapper, or cannot be compared.
       instructions: to compare with; "" for none.
       beside: options of our item for an image beside a video; None if it is not compared.
     """
@@ -56,7 +54,6 @@ class Case:
     open: Callable[[Path], Any]
     size: str = "qwen2vl-small"
     note: str = ""
-    inputs: dict = dataclasses.field(default_factory=dict)
     instructions: tuple[str, ...] = ("", INSTRUCTION)
     beside: dict | None = None
 
@@ -108,6 +105,7 @@ def _unite(folder: Path):
 
 def _vlm2vec(folder: Path):
     import peft
+    import torch
     from mteb.models.model_implementations.vlm2vec_models import VLM2VEC2Wrapper
     from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
@@ -117,6 +115,7 @@ def _vlm2vec(folder: Path):
     config = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=targets, use_dora=True, init_lora_weights=False
     )
+    torch.manual_seed(0)  # of the adapter's weights
     peft.get_peft_model(base, config).save_pretrained(adapter)
     AutoProcessor.from_pretrained(folder).save_pretrained(adapter)
     load = Qwen2VLForConditionalGeneration.from_pretrained.__func__
@@ -162,23 +161,20 @@ def _qwen3(folder: Path):
     return Qwen3VLEmbeddingWrapper(str(folder), device="cpu")
 
 
-_UINT8 = dict(resize="uint8")
 _RZEN_VIDEO = dict(min_pixels=160 * 28**2, max_pixels=180 * 28**2)
 CASES = (
     Case("gme", _gme, note="by RzenEmbed's wrapper, with GME's place of the instruction"),
     Case(
         "unite",
         _unite,
-        note="tower's output and limits of videos as on transformers 4",
-        inputs=_UINT8,
+        note="tower's output and limits of videos as on transformers 4; clips resized in uint8",
         instructions=("",),
     ),
     Case(
         "vlm2vec-v2",
         _vlm2vec,
-        note="positions in sequence, as on transformers 4; DoRA adapter; media with text only with "
-        "an instruction, without which MTEB writes a second space",
-        inputs=_UINT8,
+        note="positions in sequence, as on transformers 4; DoRA adapter; media with text only "
+        "with an instruction, without which MTEB writes a second space",
         instructions=("", TASK[1]),
         beside={},
     ),
@@ -253,7 +249,6 @@ def compare_profiles(folder: Path, names: Sequence[str]) -> Iterator[Line]:
             dtype=FLOAT32,
             adapter=adapter if adapter.is_dir() else None,
         )
-        ours = ours.with_inputs(**case.inputs) if case.inputs else ours
         worst: dict[str, float] = {}
         for (kind, item), instruction in itertools.product(draw_items(), case.instructions):
             options = {"num_frames": "all", "fps": 24.0} if "video" in item else {}
