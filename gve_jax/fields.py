@@ -69,6 +69,7 @@ def setting(
     *,
     resume: bool = False,
     per_host: bool = False,
+    later: bool = False,
     **rule,
 ) -> Any:
     """A field of a section.
@@ -79,9 +80,12 @@ def setting(
       resume: whether it may change when a run is resumed: it affects where and how the run
         executes, not its result.
       per_host: whether the hosts of a job may have different values.
+      later: whether runs of 0.2.0 lack the field: records of a run leave it out while it has its
+        default, so that those runs can be resumed.
       rule: as of `Rule`; holds for the value, or for each number or text within it.
     """
     metadata = {"help": help, "rule": Rule(**rule), "resume": resume, "per_host": per_host}
+    metadata["later"] = later
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -226,19 +230,25 @@ def as_json(value: Any, leave_out: str | None = None) -> Any:
     """A built section as plain JSON values.
 
     Args:
-      leave_out: "resume" or "per_host": fields with that mark are left out, at every level.
+      leave_out: "resume" or "per_host": fields with that mark are left out, at every level, and
+        `later` ones that have their default.
     """
     if dataclasses.is_dataclass(value):
         return {
             field.name: as_json(getattr(value, field.name), leave_out)
             for field in dataclasses.fields(value)
-            if not (leave_out and field.metadata.get(leave_out))
+            if not (leave_out and _is_left_out(field, getattr(value, field.name), leave_out))
         }
     if isinstance(value, Mapping):
         return {key: as_json(one, leave_out) for key, one in value.items()}
     if isinstance(value, tuple | list):
         return [as_json(one, leave_out) for one in value]
     return value
+
+
+def _is_left_out(field: dataclasses.Field, value: Any, leave_out: str) -> bool:
+    is_default = field.metadata.get("later", False) and value == field.default
+    return field.metadata.get(leave_out, False) or is_default
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,7 +84,7 @@ class GVE(SentenceTransformersInterface):
             "weights": weights_digest(self.params),
             "tokenizer": tokenizer_digest(Path(self.preprocess.prompt.path)),
             "dtype": self.config.dtype,
-            **{f"inputs.{k}": v for k, v in dataclasses.asdict(self.preprocess.spec).items()},
+            **_inputs_fingerprint(self.config, self.preprocess.spec),
         }
 
     @classmethod
@@ -253,8 +253,8 @@ class GVE(SentenceTransformersInterface):
         model.prompts, model.default_prompt_name = dict(self.prompts), self.default_prompt_name
         model.truncate_dim, model.similarity_fn_name = self.truncate_dim, self.similarity_fn_name
         # The same weights need not be hashed again.
-        inputs = {f"inputs.{name}": value for name, value in dataclasses.asdict(spec).items()}
-        model.fingerprint = {**self.fingerprint, **inputs}
+        kept = {k: v for k, v in self.fingerprint.items() if not k.startswith("inputs.")}
+        model.fingerprint = kept | _inputs_fingerprint(self.config, spec)
         return model
 
     @property
@@ -455,6 +455,17 @@ def _programs(config: ModelConfig) -> tuple[Callable, Callable]:
     """Jitted tower and decoder, shared by all models of a configuration: compiled once."""
     tower, decode = make_encode(config)
     return jax.jit(tower), jax.jit(decode)
+
+
+def _inputs_fingerprint(config: ModelConfig, spec: InputSpec) -> dict[str, Any]:
+    """The input settings of a fingerprint. Those that vectors of version 0.2.0 do not record are
+    left out where their values are the only ones there were, so that such vectors stay valid."""
+    fields = dataclasses.asdict(spec)
+    if config.architecture == "qwen2_5_vl":
+        then = {"profile": "gve", "timestamps": False}
+        then |= {"image_min_pixels": None, "image_max_pixels": None}
+        fields = {k: v for k, v in fields.items() if k not in then or v != then[k]}
+    return {f"inputs.{name}": value for name, value in fields.items()}
 
 
 def released_inputs(config: ModelConfig, profile: Profile) -> tuple[InputSpec, Buckets]:

@@ -32,7 +32,7 @@ class InputSpec:
       UserError: a value out of range, or an unknown mode or regime; the message names the field.
     """
 
-    profile: str = setting("gve", "prompt and frames, see gve_jax/inputs/profiles.py")
+    profile: str = setting("gve", "prompt and frames, see gve_jax/inputs/profiles.py", later=True)
     num_frames: int = setting(8, "frames of a video, uniformly sampled; ignored with fps")
     fps: float | None = setting(None, "frames per second, within min_frames and max_frames")
     min_frames: int = setting(4, "minimum frames of a video, with fps")
@@ -41,8 +41,12 @@ class InputSpec:
     max_pixels: int = setting(
         200 * 28 * 28, "maximum pixels of a frame or image; the paper: 200 tokens per frame"
     )
-    image_min_pixels: int | None = setting(None, "of an image; None: min_pixels", least=1)
-    image_max_pixels: int | None = setting(None, "of an image; None: max_pixels", least=1)
+    image_min_pixels: int | None = setting(
+        None, "of an image; None: min_pixels", least=1, later=True
+    )
+    image_max_pixels: int | None = setting(
+        None, "of an image; None: max_pixels", least=1, later=True
+    )
     total_pixels: int | None = setting(None, "maximum pixels of all frames of a video together")
     exif_orientation: bool = setting(False, "rotate images by EXIF; qwen-vl-utils does not")
     resize: str = setting("exact", "resize mode, see gve_jax/media/resize.py")

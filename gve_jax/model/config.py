@@ -46,17 +46,29 @@ class VisionConfig:
     )
     rope_theta: float = setting(10_000.0, "base of the rotary frequencies", above=0)
     rms_norm_eps: float = setting(1e-6, "epsilon of the norms", above=0)
-    norm: str = setting("rms", "norm of blocks and mergers; layer: with bias", choices=NORMS)
-    mlp: str = setting("swiglu", "MLP of the blocks", choices=MLPS)
-    patch_bias: bool = setting(False, "bias of the patch embedding")
+    norm: str = setting(
+        "rms", "norm of blocks and mergers; layer: with bias", choices=NORMS, later=True
+    )
+    mlp: str = setting("swiglu", "MLP of the blocks", choices=MLPS, later=True)
+    patch_bias: bool = setting(False, "bias of the patch embedding", later=True)
     position_side: int = setting(
-        0, "side of the table of learned positions, which is interpolated; 0: none", least=0
+        0,
+        "side of the table of learned positions, which is interpolated; 0: none",
+        least=0,
+        later=True,
     )
     deepstack: tuple[int, ...] = setting(
-        (), "blocks whose output is also merged, and added after the first decoder layers", least=0
+        (),
+        "blocks whose output is also merged, and added after the first decoder layers",
+        least=0,
+        later=True,
     )
-    pixel_mean: tuple[float, float, float] = setting(CLIP_MEAN, "mean of the colors", least=0)
-    pixel_std: tuple[float, float, float] = setting(CLIP_STD, "their deviation", above=0)
+    pixel_mean: tuple[float, float, float] = setting(
+        CLIP_MEAN, "mean of the colors", least=0, later=True
+    )
+    pixel_std: tuple[float, float, float] = setting(
+        CLIP_STD, "their deviation", above=0, later=True
+    )
 
     @property
     def has_windows(self) -> bool:
@@ -98,11 +110,17 @@ class TextConfig:
     )
     rope_theta: float = setting(1_000_000.0, "base of the rotary frequencies", above=0)
     rms_norm_eps: float = setting(1e-6, "epsilon of RMSNorm", above=0)
-    head_dim: int = setting(0, "size of a head; 0: hidden_size / num_attention_heads", least=0)
-    qkv_bias: bool = setting(True, "biases of the projections to queries, keys and values")
-    qk_norm: bool = setting(False, "RMSNorm of each head's query and key")
+    head_dim: int = setting(
+        0, "size of a head; 0: hidden_size / num_attention_heads", least=0, later=True
+    )
+    qkv_bias: bool = setting(
+        True, "biases of the projections to queries, keys and values", later=True
+    )
+    qk_norm: bool = setting(False, "RMSNorm of each head's query and key", later=True)
     mrope_interleaved: bool = setting(
-        False, "whether the axes' frequencies alternate, instead of one block for each axis"
+        False,
+        "whether the axes' frequencies alternate, instead of one block for each axis",
+        later=True,
     )
 
     def __post_init__(self):
@@ -147,7 +165,10 @@ class ModelConfig:
     vision: VisionConfig
     text: TextConfig
     architecture: str = setting(
-        "qwen2_5_vl", "model_type of config.json; None: that of pretrained", choices=ARCHITECTURES
+        "qwen2_5_vl",
+        "model_type of config.json; None: that of pretrained",
+        choices=ARCHITECTURES,
+        later=True,
     )
     dtype: str = setting("float32", "dtype of activations", choices=DTYPES)
     param_dtype: str = setting(

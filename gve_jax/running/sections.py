@@ -326,6 +326,9 @@ def resume_fields(settings: Settings, model: ModelConfig) -> dict[str, Any]:
     """The fields that must not change for a run to resume as if it had never stopped."""
     fields = as_json(settings, leave_out="resume")
     fields["model"] = as_json(model, leave_out="resume")
+    text = fields["model"]["text"]  # runs of 0.2.0 do not record the usual size of a head
+    if text["head_dim"] * text["num_attention_heads"] == text["hidden_size"]:
+        del text["head_dim"]
     fields["start"] = "random" if settings.pretrained is None else "pretrained"
     return fields
 

@@ -229,7 +229,7 @@ def test_header_finds_the_kind_of_a_file(sandbox):
 
 def test_frames_are_those_that_patches_are_made_of(sandbox):
     item = Item(video=clip(12), frame_order="reversed")
-    ((_, frames, fps),) = Preprocessor(None, SPEC).frames(item)
+    ((_, frames, fps, _),) = Preprocessor(None, SPEC).frames(item)
     found = sandbox.frames(item, SPEC)
     np.testing.assert_array_equal(found.frames, frames)
     assert found.fps == fps
