@@ -245,7 +245,9 @@ class GVE(SentenceTransformersInterface):
         """
         fields = dataclasses.asdict(self.preprocess.spec) | changes
         spec = build(InputSpec, fields, "with_inputs")
-        prompt = Prompt(self.preprocess.prompt.path, spec.max_length, find_profile(spec.profile))
+        prompt, profile = self.preprocess.prompt, find_profile(spec.profile)
+        if (prompt.max_length, prompt.profile) != (spec.max_length, profile):
+            prompt = Prompt(prompt.path, spec.max_length, profile)
         preprocess = Preprocessor(prompt, spec, self.preprocess.limits)
         model = GVE(
             self.config, self.params, preprocess, default_buckets(spec), self.mesh, self.source

@@ -196,7 +196,7 @@ PROFILES: Mapping[str, Profile] = {profile.name: profile for profile in _PROFILE
 
 
 def find_profile(name: str) -> Profile:
-    """The profile of that name; UserError if there is none."""
+    """Returns the profile with this name; raises UserError if it is unknown."""
     if name not in PROFILES:
         raise UserError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
     return PROFILES[name]

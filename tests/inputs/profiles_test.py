@@ -195,7 +195,7 @@ def test_each_frame_pair_of_qwen3_has_its_time_and_its_positions(file):
     pair = visual(VIDEO, 4)
     stamps = [f"<{seconds} seconds>{pair}" for seconds in ("0.7", "3.5", "6.4", "9.2")]
     assert text == user("".join(stamps))
-    # A frame pair is at one time; text goes on after its largest position.
+    # All tokens of a frame pair have one time; the text continues after its largest position.
     for first in row.visual_tokens[::4]:
         start = row.positions[0, first]
         assert row.positions[:, first : first + 4].tolist() == [
