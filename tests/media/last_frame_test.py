@@ -23,7 +23,7 @@ KINDS = {
     "mp4": ("mp4", "libx264", {"bf": "0"}, {}),
     "mp4 with B-frames": ("mp4", "libx264", {"bf": "2"}, {}),
     "mp4 vp9": ("mp4", "libvpx-vp9", {}, {}),
-    "mp4 hevc": ("mp4", "libx265", {"x265-params": "log-level=none"}, {}),
+    "mp4 hevc": ("mp4", "libx265", {"x265-params": "log-level=none:bframes=0"}, {}),
     "mov mpeg4": ("mov", "mpeg4", {}, {}),
     "3gp": ("3gp", "mpeg4", {}, {}),
     "fragments": ("mp4", "libx264", {"bf": "0"}, {"movflags": "frag_keyframe+empty_moov"}),
