@@ -17,6 +17,7 @@ from gve_jax.model.batch import Frames, Packed
 
 ROW = 512  # tokens of a row of short items, and patches per row of a batch of the tower
 ITEM = 16  # tokens of a row per item that it can hold
+BATCH = 128  # patches that take as long as starting a batch of the tower (reading its weights)
 
 
 @dataclasses.dataclass
@@ -102,12 +103,37 @@ def make_plan(
         for pair, layout in enumerate(row.layouts):
             frame = next(s for s in buckets.frame_sizes if layout.fits(*s))
             grouped.setdefault(frame, []).append((index, pair))
-    tower = [
-        Tower(count, *frame, part)
-        for frame, frames in sorted(grouped.items(), reverse=True)
-        for part, count in _batches(frames, _most_frames(frame[0], size, unit), unit)
-    ]
-    return Plan(tower, decoder)
+    tower, left = [], []
+    for frame, frames in sorted(grouped.items(), reverse=True):
+        most = _most_frames(frame[0], size, unit)
+        full = len(frames) // most * most if frame[1] == 0 else len(frames)
+        for part, count in _batches(frames[:full], most, unit):
+            tower.append(Tower(count, *frame, part))
+        left += [(frame[0], entry) for entry in frames[full:]]
+    tower += _merge(left, size, unit)
+    return Plan(sorted(tower, key=lambda batch: (-batch.patches, -batch.windows)), decoder)
+
+
+def _merge(frames: list[tuple[int, tuple[int, int]]], size: int, unit: int) -> list[Tower]:
+    """Batches of least cost for frame pairs (patches, entry) without windows, the largest first.
+
+    A smaller frame may be padded to the size of a larger one: a batch costs its patches, and as
+    much again as `BATCH` patches.
+    """
+    costs, choices = [0] * (len(frames) + 1), [0] * len(frames)  # of the frames from each on
+    for start in reversed(range(len(frames))):
+        patches = frames[start][0]
+        costs[start], choices[start] = min(
+            (count * patches + BATCH + costs[min(start + count, len(frames))], count)
+            for count in _counts(_most_frames(patches, size, unit), unit)
+        )
+    batches, start = [], 0
+    while start < len(frames):
+        count = choices[start]
+        part = [entry for _, entry in frames[start : start + count]]
+        batches.append(Tower(count, frames[start][0], 0, part))
+        start += count
+    return batches
 
 
 def declared_shapes(buckets: Buckets, size: int, unit: int) -> set[tuple]:

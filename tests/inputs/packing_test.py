@@ -1,11 +1,16 @@
 """Packing: every item once, in declared shapes, taken apart again to what went in."""
 
+import dataclasses
+import functools
+
 import numpy as np
 import pytest
 
 from gve_jax.inputs.batch import Buckets, default_buckets
 from gve_jax.inputs.layout import window_layout
 from gve_jax.inputs.packing import (
+    BATCH,
+    ROW,
     Plan,
     batch_sizes,
     collate_decode,
@@ -19,11 +24,12 @@ from gve_jax.inputs.preprocess import InputSpec, Row
 
 SPEC = InputSpec(max_length=2048)
 BUCKETS = default_buckets(SPEC)
+FLAT = dataclasses.replace(SPEC, window_side=0)  # a tower without windows
 START = np.arange(900, 914)  # what all items begin with
 WIDTH = 6
 
 
-def make_rows(count: int, seed: int = 0, start=START) -> dict[int, Row]:
+def make_rows(count: int, seed: int = 0, start=START, spec=SPEC) -> dict[int, Row]:
     """Texts, images and videos of random sizes, under indices that are no ranks."""
     rng = np.random.default_rng(seed)
     rows = {}
@@ -31,7 +37,7 @@ def make_rows(count: int, seed: int = 0, start=START) -> dict[int, Row]:
         layouts, tokens = [], list(start)
         places: list[int] = []
         if n % 3:
-            layout = window_layout(*(2 * rng.integers(4, 12, 2)), SPEC.window_side, SPEC.merge)
+            layout = window_layout(*(2 * rng.integers(4, 12, 2)), spec.window_side, spec.merge)
             layouts = [layout] * int(rng.choice([1, 4]))
             size = len(layouts) * len(layout.merged)
             places = list(range(len(tokens), len(tokens) + size))
@@ -114,10 +120,11 @@ def test_packed_rows_taken_apart_are_the_items(share):
     assert seen == len(rows)
 
 
-def test_tower_batches_hold_the_frames_they_name():
-    rows = make_rows(20, seed=3)
-    for batch in make_plan(rows, BUCKETS, 4, 1).tower:
-        arrays = collate_tower(batch, rows, SPEC)
+@pytest.mark.parametrize("spec", [SPEC, FLAT], ids=["windows", "none"])
+def test_tower_batches_hold_the_frames_they_name(spec):
+    rows = make_rows(20, seed=3, spec=spec)
+    for batch in make_plan(rows, default_buckets(spec), 4, 1).tower:
+        arrays = collate_tower(batch, rows, spec)
         assert arrays["patches"].shape == (batch.count, batch.patches, 1176)
         for g, (index, pair) in enumerate(batch.frames):
             mask = arrays["patch_mask"][g]
@@ -137,6 +144,46 @@ def test_shapes_are_among_those_declared_and_few():
     lengths, frames = len(BUCKETS.lengths), len(BUCKETS.frame_sizes)
     assert len(declared) <= 6 * 2 * lengths + 14 * frames
     assert len(make_plan(make_rows(300, 9), BUCKETS, 16, 1).shapes) < 40
+
+
+@pytest.mark.parametrize("unit", [1, 8])
+def test_frames_without_windows_are_merged_at_least_cost(unit):
+    """Beside the least cost of all divisions into batches of declared shapes."""
+    buckets, most = default_buckets(FLAT), 4 * ROW
+    for seed in range(6):
+        rows = make_rows(12, seed, spec=FLAT)
+        batches = make_plan(rows, buckets, 4, unit).tower
+        frames = [(i, p) for i in sorted(rows) for p in range(len(rows[i].patches))]
+        assert sorted(frame for batch in batches for frame in batch.frames) == frames
+        declared = declared_shapes(buckets, 4, unit)
+        assert {batch.shape for batch in batches} <= declared
+        full = [b for b in batches if b.count == max(most // b.patches // unit, 1) * unit]
+        left = [b for b in batches if b not in full]
+        sizes = sorted((len(rows[i].patches[p]) for b in left for i, p in b.frames), reverse=True)
+        counts = {}
+        for kind, count, *rest in declared:
+            if kind == "tower":
+                counts.setdefault(rest[0], set()).add(count)
+
+        @functools.cache
+        def least(start, sizes=tuple(sizes), counts=counts):
+            if start == len(sizes):
+                return 0
+            patches = min(size for size in counts if size >= sizes[start])
+            return min(
+                count * patches + BATCH + least(min(start + count, len(sizes)))
+                for count in counts[patches]
+            )
+
+        assert sum(b.count * b.patches + BATCH for b in left) <= least(0)
+
+
+def test_merging_frames_saves_programs():
+    rows = make_rows(100, seed=9, spec=FLAT)
+    flat = make_plan(rows, default_buckets(FLAT), 8, 1)
+    windowed = make_plan(make_rows(100, seed=9), BUCKETS, 8, 1)
+    assert len({b.shape for b in flat.tower}) < len({b.shape for b in windowed.tower})
+    assert 1 - flat.used(rows)["patches"] / flat.slots["patches"] < 0.15
 
 
 def test_padding_is_small_and_counted():
