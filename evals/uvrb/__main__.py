@@ -57,7 +57,7 @@ SHOWN_PER_SET = 4  # queries of each set in the report
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
     """The command line. `load` opens an encoder by its name (default: a `GVE`)."""
     args = _parse(argv)
-    load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    load = load or functools.partial(_load_gve, **limits.decoding_options(args))
     hosts.check_same(_shared_options(args))
     tasks = choose(args.datasets)
     motion = [task for task in tasks if task.name in MOTION]
@@ -205,10 +205,10 @@ def _check(results: Mapping) -> None:
     print("check passed")
 
 
-def _load_gve(name: str, limits: limits.Limits) -> Encoder:
+def _load_gve(name: str, **options) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, mesh=local_mesh(), limits=limits)
+    return GVE.from_pretrained(name, mesh=local_mesh(), **options)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

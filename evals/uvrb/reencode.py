@@ -22,6 +22,7 @@ import jax
 
 from evals.uvrb.transcode import RETRY, Coding
 from gve_jax.distributed import hosts
+from gve_jax.distributed.cores import usable_cores
 from gve_jax.errors import UserError
 from gve_jax.media.limits import Limits
 from gve_jax.storage.digests import file_sha256
@@ -60,7 +61,7 @@ class Reencoder:
             if os.path.isdir(video):
                 raise UserError(f"--reencode: {video} is a folder of frames, not a file")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             digests = list(pool.map(file_sha256, videos))
             # Equal content is encoded once.
             first = dict(zip(reversed(digests), reversed(videos), strict=True))
