@@ -25,7 +25,7 @@ from gve_jax.media.item import Item, source_name
 from gve_jax.media.limits import Limits
 from gve_jax.media.process import WorkerLost, WorkerProcess, printable
 from gve_jax.media.video import Clip
-from gve_jax.media.wire import pack_item, paths
+from gve_jax.media.wire import pack_item
 
 WORKER = "gve_jax.media.worker"
 T = TypeVar("T")
@@ -198,10 +198,8 @@ class Sandbox:
         Raises:
           MediaError: the file cannot be read, crashed its process, or exceeded a limit.
         """
-        fields, buffers = pack_item(item, exif)
+        fields, buffers, files = pack_item(item, exif)
         request = {"operation": operation, "item": fields} | arguments
-        if not all(map(os.path.isabs, paths(fields))):
-            request["folder"] = os.getcwd()  # may have changed since the process was started
         name = source_name(item.video if item.video is not None else item.image)
         if os.getpid() != self._owner:  # after a fork, the processes belong to the other side
             self._start()
@@ -212,7 +210,7 @@ class Sandbox:
                 except IndexError:
                     worker = WorkerProcess(WORKER, self.limits)
                 try:
-                    header, body = worker.ask(request, buffers, most_bytes)
+                    header, body = worker.ask(request, buffers, most_bytes, files)
                     result = None if "error" in header else _checked(check, header, body)
                 except WorkerLost as loss:
                     worker.kill()
@@ -221,6 +219,9 @@ class Sandbox:
                         continue
                     kind = RetryableMediaError if loss.retry else MediaError
                     raise kind(f"{name}: {loss}") from None
+                except MediaError:  # its file cannot be opened
+                    self._idle.append(worker)
+                    raise
                 except BaseException:
                     worker.kill()  # interrupted: its next answer would belong to this request
                     raise

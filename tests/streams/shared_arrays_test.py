@@ -156,9 +156,10 @@ def processes_of(group: str) -> list[str]:
     found = []
     for process in Path("/proc").iterdir():
         try:
-            if process.name.isdigit() and f"GVE_JAX_TEST_GROUP={group}\0".encode() in (
-                process / "environ"
-            ).read_bytes():
+            if (
+                process.name.isdigit()
+                and f"GVE_JAX_TEST_GROUP={group}\0".encode() in (process / "environ").read_bytes()
+            ):
                 found.append(process.name)
         except OSError:
             continue
@@ -181,7 +182,7 @@ def segments() -> set[str]:
 
 @situation(
     "Training",
-    "the trainer is killed (SIGKILL), alone or with all its processes, in its first seconds or later",
+    "the trainer is killed (SIGKILL), alone or with all its processes, also in its first seconds",
     "no process and no shared memory stays",
     since="0.3.0",
 )
@@ -198,7 +199,7 @@ def test_nothing_outlives_a_killed_trainer_at_any_time(delay, whole_group, tmp_p
 
 
 def _kill(folder: Path, delay: float | None, whole_group: bool) -> None:
-    """Kills a trainer `delay` seconds after its first worker appeared; None: when it has batches."""
+    """Kills a trainer `delay` seconds after its first worker appeared; None: after a batch."""
     before = segments()
     script = folder / "trainer.py"
     script.write_text(_TRAINER)
