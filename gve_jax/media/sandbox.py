@@ -28,6 +28,7 @@ from gve_jax.media.video import Clip
 from gve_jax.media.wire import pack_item
 
 WORKER = "gve_jax.media.worker"
+_warned = False
 T = TypeVar("T")
 
 
@@ -85,6 +86,7 @@ class Sandbox:
         if processes < 1:
             raise ValueError(f"processes must be at least 1, not {processes}")
         self.limits, self.processes = limits or Limits(), processes
+        self._protection: dict[str, bool | int] | None = None
         self._start()
 
     def __reduce__(self):
@@ -178,6 +180,20 @@ class Sandbox:
         fields = dataclasses.asdict(spec)
         return self._run("visuals", item, check, most, applies_exif(item, spec), spec=fields)
 
+    def protection(self) -> dict[str, bool | int]:
+        """What the kernel denies to the decoding processes, for records: `no_new_privs`, the
+        version of `landlock` (0: none), `seccomp`. Starts a process if none has been started."""
+        if self._protection is None:
+            with self._free:
+                self._idle.append(self._new_worker())
+        return dict(self._protection)
+
+    def _new_worker(self) -> WorkerProcess:
+        worker = WorkerProcess(WORKER, self.limits)
+        self._protection = worker.protection
+        _warn_once(worker.protection)
+        return worker
+
     def _run(
         self,
         operation: str,
@@ -208,7 +224,7 @@ class Sandbox:
                 try:
                     worker = self._idle.pop()
                 except IndexError:
-                    worker = WorkerProcess(WORKER, self.limits)
+                    worker = self._new_worker()
                 try:
                     header, body = worker.ask(request, buffers, most_bytes, files)
                     result = None if "error" in header else _checked(check, header, body)
@@ -232,6 +248,19 @@ class Sandbox:
                     kind = RetryableMediaError if header.get("retry") else MediaError
                     raise kind(text if header.get("named") else f"{name}: {text}")
                 return result
+
+
+def _warn_once(protection: dict[str, bool | int]) -> None:
+    global _warned
+    names = {"no_new_privs": "no_new_privs", "landlock": "Landlock", "seccomp": "seccomp"}
+    lacking = [name for key, name in names.items() if not protection[key]]
+    if lacking and not _warned:
+        _warned = True
+        warnings.warn(
+            f"decoding processes are not fully sandboxed: this system lacks {', '.join(lacking)}; "
+            "a file that takes over the decoder has more rights than it should (docs/inputs.md)",
+            stacklevel=2,
+        )
 
 
 def _checked(check: Callable[[dict, np.ndarray], T], header: dict, body: np.ndarray) -> T:
