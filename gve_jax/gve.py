@@ -89,6 +89,12 @@ class GVE(SentenceTransformersInterface):
             **_inputs_fingerprint(self.config, self.preprocess.spec),
         }
 
+    @property
+    def sandbox(self) -> dict[str, bool | int] | None:
+        """What the system denied to the processes that decoded media; None if there were none. See
+        docs/inputs.md, "Isolation and quarantine"."""
+        return self._isolated.sandbox.held
+
     @classmethod
     def from_pretrained(
         cls,

@@ -112,6 +112,7 @@ def _score(
         )
         results = summary(args.model, model.fingerprint, scored)
         results |= scorer.score_variants(model, tasks, motion, scored, results)
+        sandbox = getattr(model, "sandbox", None)  # None: stored vectors, or another decoder
         del model
         scorer.release()
         if args.baseline:
@@ -126,6 +127,7 @@ def _score(
     results["rules"] = list(RULES)
     results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
+    results["sandbox"] = sandbox
     results["seconds"] = round(time.perf_counter() - started, 1)
     written = {*scorer.written, *write_results(args.output, results)}
     if removed := remove_stale(args.output, written):

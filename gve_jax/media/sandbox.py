@@ -80,17 +80,19 @@ class Sandbox:
     Args:
       limits: for each request.
       processes: how many at most, and how many requests are served at once.
+      worker: module of their program (default: WORKER); one of its own adds operations for `run`.
     """
 
-    def __init__(self, limits: Limits | None = None, processes: int = 1):
+    def __init__(self, limits: Limits | None = None, processes: int = 1, worker: str | None = None):
         if processes < 1:
             raise ValueError(f"processes must be at least 1, not {processes}")
         self.limits, self.processes = limits or Limits(), processes
+        self._worker = worker
         self._protection: dict[str, bool | int] | None = None
         self._start()
 
     def __reduce__(self):
-        return Sandbox, (self.limits, self.processes)
+        return Sandbox, (self.limits, self.processes, self._worker)
 
     def _start(self) -> None:
         self._owner = os.getpid()
@@ -135,7 +137,7 @@ class Sandbox:
                 raise ValueError
             return Header(found, width, height, seconds)
 
-        return self._run("header", Item(video=medium), check, 0, kind=kind)
+        return self.run("header", Item(video=medium), check, 0, kind=kind)
 
     def frames(self, item: Item, spec: InputSpec) -> Clip:
         """Sampled and resized frames of an item with one image or one video.
@@ -149,7 +151,7 @@ class Sandbox:
             return _clip(header, body, spec.max_pixels)
 
         fields = dataclasses.asdict(spec)
-        return self._run("frames", item, check, most, applies_exif(item, spec), spec=fields)
+        return self.run("frames", item, check, most, applies_exif(item, spec), spec=fields)
 
     def thumbnails(self, item: Item, count: int, height: int, width: int) -> Clip:
         """An image, or `count` frames of a video, the first and the last included; resized to fit
@@ -167,7 +169,7 @@ class Sandbox:
             return clip
 
         size = {"count": count, "height": height, "width": width}
-        return self._run("thumbnails", item, check, count * most * 3, **size)
+        return self.run("thumbnails", item, check, count * most * 3, **size)
 
     def visuals(self, item: Item, spec: InputSpec) -> list[Visual]:
         """As `Preprocessor.visuals`."""
@@ -178,23 +180,28 @@ class Sandbox:
             return _visuals(header, body, spec, item)
 
         fields = dataclasses.asdict(spec)
-        return self._run("visuals", item, check, most, applies_exif(item, spec), spec=fields)
+        return self.run("visuals", item, check, most, applies_exif(item, spec), spec=fields)
+
+    @property
+    def held(self) -> dict[str, bool | int] | None:
+        """As `protection`; None if no process has been started."""
+        return self._protection and dict(self._protection)
 
     def protection(self) -> dict[str, bool | int]:
-        """What the kernel denies to the decoding processes, for records: `no_new_privs`, the
-        version of `landlock` (0: none), `seccomp`. Starts a process if none has been started."""
+        """What holds for the decoding processes, for records: `no_new_privs`, the version of
+        `landlock` (0: none), `seccomp`. Starts a process if none has been started."""
         if self._protection is None:
             with self._free:
                 self._idle.append(self._new_worker())
         return dict(self._protection)
 
     def _new_worker(self) -> WorkerProcess:
-        worker = WorkerProcess(WORKER, self.limits)
+        worker = WorkerProcess(self._worker or WORKER, self.limits)
         self._protection = worker.protection
         _warn_once(worker.protection)
         return worker
 
-    def _run(
+    def run(
         self,
         operation: str,
         item: Item,
