@@ -182,9 +182,8 @@ def _start_worker(index: int, count: int) -> None:
     Otherwise the workers of a killed run would stay and keep their memory.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes
-    warnings.filterwarnings(
-        "ignore", "decoding processes are not fully sandboxed"
-    )  # by the trainer
+    # The trainer has said it once.
+    warnings.filterwarnings("ignore", "decoding processes are not fully sandboxed")
     os.nice(3)  # the step has priority on a machine with few cores
     # Not `os.getppid()`: the parent may have died while this process imported its modules.
     parent = multiprocessing.parent_process().pid
