@@ -26,6 +26,7 @@ from gve_jax.media.isolation import Failure, Isolated
 from gve_jax.media.item import Item
 from gve_jax.media.quarantine import failure
 from gve_jax.model.batch import Batch
+from gve_jax.streams.semaphores import claim_semaphores
 from gve_jax.streams.shared_arrays import IS_SUPPORTED, Received, SendArrays, SenderLost
 from gve_jax.streams.sources import Sources
 
@@ -170,6 +171,7 @@ def read_ahead(
     stream = dataset.map(load).to_iter_dataset(options)
     if workers:
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
+        claim_semaphores()
         if IS_SUPPORTED:
             stream = stream.map(SendArrays())
         stream = stream.mp_prefetch(processes, worker_init_fn=_start_worker)
