@@ -4,6 +4,7 @@ The attacks (attacker.py) run inside a real worker. As a control, those that nee
 are run in a worker that keeps its rights, where they must succeed.
 """
 
+import dataclasses
 import os
 import re
 import socket
@@ -11,18 +12,24 @@ import struct
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from gve_jax.inputs.preprocess import InputSpec, Preprocessor
 from gve_jax.media import lockdown, sandbox
+from gve_jax.media.errors import RetryableMediaError
 from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
 from gve_jax.media.process import WorkerLost, WorkerProcess
 from gve_jax.media.sandbox import Sandbox
 from gve_jax.media.wire import pack_item
 from tests.media.attacker import ACTIONS, BOUNDED
-from tests.media.files import clip
+from tests.media.files import clip, picture, textured
+from tests.media.formats import samples
 from tests.situations import situation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -202,6 +209,44 @@ def test_what_held_is_reported():
         held = opened.protection()
         assert list(held) == ["no_new_privs", "landlock", "seccomp"]
         assert opened.protection() == held and len(opened.pids) == 1
+
+
+def test_every_format_gives_the_same_frames_as_without(tmp_path):
+    """Also by path, and as frames of a folder and of a list, which are opened by the caller."""
+    preprocess = Preprocessor(None, InputSpec(max_length=2000))
+    with Sandbox(Limits(seconds=30)) as opened:
+        for name, item in samples().items():
+            kind = "image" if item.video is None else "video"
+            data, path = getattr(item, kind), tmp_path / "medium"
+            path.write_bytes(data)
+            expected = preprocess.visuals(item)
+            for source in (data, path):
+                given = dataclasses.replace(item, **{kind: source})
+                found = opened.visuals(given, preprocess.spec)
+                for one, other in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(one.patches, other.patches, err_msg=name)
+        folder = tmp_path / "frames"
+        folder.mkdir()
+        for number, frame in enumerate(textured(90)):
+            (folder / f"{number}.png").write_bytes(picture(Image.fromarray(frame)))
+        everything = list(map(str, sorted(folder.iterdir(), key=lambda path: int(path.stem))))
+        for source in (folder, everything):
+            for count in (8, "all"):  # more than may be open at once
+                item = Item(video=source, num_frames=count, max_pixels=4 * 784, fps=4.0)
+                (expected,), (found,) = (
+                    reader(item)
+                    for reader in (
+                        preprocess.visuals,
+                        partial(opened.visuals, spec=preprocess.spec),
+                    )
+                )
+                np.testing.assert_array_equal(found.patches, expected.patches)
+        (folder / "3.png").unlink()
+        with pytest.raises(RetryableMediaError, match="3.png: no such file"):
+            opened.visuals(
+                Item(video=everything, num_frames="all", max_pixels=3136), preprocess.spec
+            )
+        assert len(opened.pids) == 1  # the same process all the time
 
 
 @pytest.mark.parametrize("version", range(9))
