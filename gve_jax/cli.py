@@ -133,12 +133,14 @@ def load_config(given: str) -> ConfigDict:
     return config.lock()
 
 
-def load_encoder(name: str, limits: "Limits") -> "Encoder":
+def load_encoder(name: str, limits: "Limits", workers: int | None = None) -> "Encoder":
     """Loads a model on all devices of this host; see `GVE.from_pretrained`."""
     from gve_jax import GVE  # imported late: most mistakes are reported before JAX is loaded
     from gve_jax.distributed.sharding import local_mesh
 
-    return GVE.from_pretrained(name, mesh=local_mesh(), limits=limits, show_progress_bar=True)
+    return GVE.from_pretrained(
+        name, mesh=local_mesh(), limits=limits, workers=workers, show_progress_bar=True
+    )
 
 
 def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     """The command line. `load` opens an encoder by its name (default: a `GVE`)."""
     args = _parse(argv)
     prompt = choose_instruction(args.prompt, args.prompt_name)
-    load = load or functools.partial(load_encoder, limits=limits.from_arguments(args))
+    load = load or functools.partial(load_encoder, **limits.decoding_options(args))
     report = (lambda line: None) if jax.process_index() else print
     entries = hosts.run_on_all_hosts(
         lambda: read_entries(

@@ -22,6 +22,7 @@ from gve_jax.checkpoints.huggingface import copy_tokenizer, save_hf
 from gve_jax.checkpoints.orbax import save_params
 from gve_jax.checkpoints.peft import read_adapter
 from gve_jax.checkpoints.pretrained import FORMAT, open_pretrained
+from gve_jax.distributed.cores import usable_cores
 from gve_jax.distributed.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
 from gve_jax.errors import UnsupportedArgument, UserError
 from gve_jax.fields import build
@@ -67,12 +68,13 @@ class GVE(SentenceTransformersInterface):
         buckets: Buckets,
         mesh: jax.sharding.Mesh,
         source: Mapping[str, str] | None = None,
+        workers: int | None = None,
     ):
         super().__init__()
         self.source = source  # repository and commit on the Hub, if known
         self.config, self.params, self.preprocess = config, params, preprocess
         self.buckets, self.mesh = buckets, mesh
-        self._isolated = Isolated(preprocess, processes=os.cpu_count() or 1)
+        self._isolated = Isolated(preprocess, processes=workers or usable_cores())
         self._tower, self._decode = _programs(config)
         self._shapes, self._padding = set(), Padding()
 
@@ -87,6 +89,12 @@ class GVE(SentenceTransformersInterface):
             **_inputs_fingerprint(self.config, self.preprocess.spec),
         }
 
+    @property
+    def sandbox(self) -> dict[str, bool | int] | None:
+        """What the system denied to the processes that decoded media; None if there were none. See
+        docs/inputs.md, "Isolation and quarantine"."""
+        return self._isolated.sandbox.held
+
     @classmethod
     def from_pretrained(
         cls,
@@ -98,6 +106,7 @@ class GVE(SentenceTransformersInterface):
         adapter: str | os.PathLike | None = None,
         profile: str | None = None,
         limits: Limits | None = None,
+        workers: int | None = None,
         show_progress_bar: bool = False,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -128,6 +137,8 @@ class GVE(SentenceTransformersInterface):
           profile: a name of `gve_jax.inputs.profiles`: prompt, pooled token, positions and frames
             (default: as recorded; for released checkpoints by architecture and name).
           limits: limits of one media file; files are decoded in separate processes.
+          workers: how many processes at most; they start when they are first needed, and stay
+            (default: the CPU cores that this process may use).
           show_progress_bar: shows progress on standard error while a released checkpoint is read.
           revision: branch, tag or commit of a Hub id (default: its main branch). The commit is
             recorded in `source`, but is not part of the fingerprint.
@@ -142,6 +153,8 @@ class GVE(SentenceTransformersInterface):
           UnsupportedArgument: an argument of another library's loader; it names the alternative.
         """
         refuse_arguments(cls.from_pretrained, unsupported)
+        if workers is not None and workers < 1:
+            raise UserError(f"workers must be at least 1, not {workers}")
         pretrained = open_pretrained(
             directory,
             dtype,
@@ -171,7 +184,8 @@ class GVE(SentenceTransformersInterface):
         source = pretrained.source
         if adapter is not None and source is not None:
             source = {**source, "adapter": os.fspath(adapter)}
-        model = cls(config, params, Preprocessor(prompt, spec, limits), buckets, mesh, source)
+        preprocess = Preprocessor(prompt, spec, limits)
+        model = cls(config, params, preprocess, buckets, mesh, source, workers)
         if adapter is None and pretrained.is_native and "params" not in pretrained.fields:
             # Saved by 0.1, without the digest that `load` compares. Hashing takes much longer.
             pretrained.check_weights(model.fingerprint["weights"])
@@ -250,7 +264,13 @@ class GVE(SentenceTransformersInterface):
             prompt = Prompt(prompt.path, spec.max_length, profile)
         preprocess = Preprocessor(prompt, spec, self.preprocess.limits)
         model = GVE(
-            self.config, self.params, preprocess, default_buckets(spec), self.mesh, self.source
+            self.config,
+            self.params,
+            preprocess,
+            default_buckets(spec),
+            self.mesh,
+            self.source,
+            self._isolated.processes,
         )
         model.prompts, model.default_prompt_name = dict(self.prompts), self.default_prompt_name
         model.truncate_dim, model.similarity_fn_name = self.truncate_dim, self.similarity_fn_name

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     if hosts.run_on_host0(lambda: _is_mined(output, options, args)):
         _print(f"{output} is already mined")
         return
-    load = load or functools.partial(load_encoder, limits=limits.from_arguments(args))
+    load = load or functools.partial(load_encoder, **limits.decoding_options(args))
     with contextlib.ExitStack() as locks:
         # Not OUTPUT itself, which is created by a rename.
         for folder in dict.fromkeys((default_work, work)):

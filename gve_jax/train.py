@@ -108,6 +108,7 @@ def _train(run: Experiment) -> None:
         quarantine.forget_retryable()
         # --- start or resume: (1) the newest undamaged checkpoint in the workdir, (2) the
         # pretrained weights with new adapters from the seed, (3) random weights from the seed ----
+        sandbox = run.sandbox()  # here, so that a warning comes once and not from each worker
         restored = checkpoints.restore(run.abstract)
         run.write_run_record()
         if restored:
@@ -168,7 +169,7 @@ def _train(run: Experiment) -> None:
         # --- last checkpoint, then the model; each export is complete with its last file ----------
         checkpoints.save(step, state, {"curriculum": curriculum})
         checkpoints.wait()
-        record = log.close() | {"quarantined": quarantine.count}
+        record = log.close() | {"quarantined": quarantine.count, "sandbox": sandbox}
         if record["steps"] and jax.process_index() == 0:  # no steps: only an export was missing
             write_json(workdir / "train.json", record)
         for name in config.export:

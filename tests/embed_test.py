@@ -113,6 +113,29 @@ def unit(*row: float) -> list[float]:
     return pytest.approx([x / np.linalg.norm(row) for x in row], abs=1e-6)
 
 
+def test_the_manifest_says_how_the_decoder_was_confined(folder, tmp_path):
+    output, held = tmp_path / "out", {"no_new_privs": True, "landlock": 7, "seccomp": True}
+    model = Lengths()
+    model.sandbox = held
+    run(folder / "items.jsonl", output, model=model)
+    settings = (output / "settings.json").read_bytes()
+    assert "sandbox" not in json.loads(settings)
+    assert json.loads((output / "manifest.json").read_text())["sandbox"] == held
+    model.sandbox = None  # nothing was left to decode
+    run(folder / "items.jsonl", output, model=model)
+    assert json.loads((output / "manifest.json").read_text())["sandbox"] == held
+    model.sandbox = held | {"landlock": 0}  # another kernel: the vectors are the same
+    run(folder / "items.jsonl", output, model=model)
+    assert (output / "settings.json").read_bytes() == settings
+
+
+def test_an_input_that_is_empty_or_a_single_video_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="a file of the kind video; give its folder, or a JSONL"):
+        run(folder / "sub/0.mp4", tmp_path / "out")
+    with pytest.raises(UserError, match="--input: '' is not a path: it is empty"):
+        main(["--model", "m", "--input", "", "--output", str(tmp_path / "out")])
+
+
 @situation(
     "Embedding",
     "a list with one damaged video",

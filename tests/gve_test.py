@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from gve_jax import GVE
+from gve_jax.distributed.cores import usable_cores
 from gve_jax.errors import UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS
 from gve_jax.inputs.preprocess import Preprocessor
@@ -287,6 +288,20 @@ def test_hostile_files_affect_only_their_own_items(model, inputs, tmp_path, monk
         assert reason in line["reason"]
     with pytest.raises(UserError, match=r"input 3: <5 bytes>: its process died of SIGSEGV"):
         hostile.encode(mixed[1:])
+
+
+def test_the_number_of_decoding_processes(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    for workers, expected in ((None, usable_cores()), (3, 3)):
+        opened = GVE.from_pretrained(tmp_path, workers=workers)
+        for one in (opened, opened.with_inputs(num_frames=4)):
+            assert one._isolated.processes == expected
+    with pytest.raises(UserError, match="workers must be at least 1, not 0"):
+        GVE.from_pretrained(tmp_path, workers=0)
+    assert opened.sandbox is None  # nothing was decoded
+    opened.encode([{"image": picture(Image.new("RGB", (56, 56)))}])
+    assert opened.sandbox.keys() == {"no_new_privs", "landlock", "seccomp"}
+    assert "sandbox" not in opened.fingerprint
 
 
 def test_limits_are_set_by_the_caller(model, tmp_path):

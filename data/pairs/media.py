@@ -1,15 +1,15 @@
 """Locates the media of rows, keeps them inside their folder and reads their headers."""
 
-import os
 from pathlib import Path
 
+from gve_jax.distributed.cores import usable_cores
 from gve_jax.errors import UserError
 from gve_jax.media.dataset_paths import inside
 from gve_jax.media.errors import MediaError
 from gve_jax.media.sandbox import Sandbox
 from gve_jax.streams.rows import Reject
 
-_SANDBOX = Sandbox(processes=os.cpu_count() or 1)  # as many as threads ask at once
+_SANDBOX = Sandbox(processes=usable_cores())  # as many as threads ask at once
 
 
 def is_medium(value: object) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data.shapes import benchmark_files, pairs, tokenizer
 from data.shapes.builder import Shapes, ShapesConfig
+from gve_jax.distributed.cores import usable_cores
 from gve_jax.progress import progress_bar
 from gve_jax.storage.artifacts import build_folder, read_manifest
 from gve_jax.storage.files import write_json
@@ -47,7 +48,7 @@ def _build(building: Path, seed: int, scale: float, processes: int | None) -> di
     families = dict.fromkeys(pairs.SOURCES.values())
     rendered = sum(max(pairs.family_sizes(f, scale).values()) for f in families)
     # spawn: a fork after JAX or grain threads have started can deadlock.
-    pool = multiprocessing.get_context("spawn").Pool(processes or os.cpu_count())
+    pool = multiprocessing.get_context("spawn").Pool(processes or usable_cores())
     with pool, progress_bar(redirect_stdout=False) as progress:
         bar = progress.add_task("training pairs", total=rendered)
         config = ShapesConfig(name="generated", seed=seed, scale=scale)

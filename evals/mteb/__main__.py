@@ -41,7 +41,7 @@ def _score(args: argparse.Namespace) -> None:
     chosen = choose(args.datasets)
     source = Sets(args.data, args.output / "sets", moment_pool=args.moment_pool)
     source.check(chosen)
-    model = GVE.from_pretrained(args.model, limits=limits.from_arguments(args))
+    model = GVE.from_pretrained(args.model, **limits.decoding_options(args))
     encoder = GVEEncoder(model, args.name or model_name(args.model))
     found = mteb.evaluate(
         encoder,

@@ -57,7 +57,7 @@ SHOWN_PER_SET = 4  # queries of each set in the report
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
     """The command line. `load` opens an encoder by its name (default: a `GVE`)."""
     args = _parse(argv)
-    load = load or functools.partial(_load_gve, limits=limits.from_arguments(args))
+    load = load or functools.partial(_load_gve, **limits.decoding_options(args))
     hosts.check_same(_shared_options(args))
     tasks = choose(args.datasets)
     motion = [task for task in tasks if task.name in MOTION]
@@ -112,6 +112,7 @@ def _score(
         )
         results = summary(args.model, model.fingerprint, scored)
         results |= scorer.score_variants(model, tasks, motion, scored, results)
+        sandbox = getattr(model, "sandbox", None)  # None: stored vectors, or another decoder
         del model
         scorer.release()
         if args.baseline:
@@ -126,6 +127,7 @@ def _score(
     results["rules"] = list(RULES)
     results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
+    results["sandbox"] = sandbox
     results["seconds"] = round(time.perf_counter() - started, 1)
     written = {*scorer.written, *write_results(args.output, results)}
     if removed := remove_stale(args.output, written):
@@ -205,10 +207,10 @@ def _check(results: Mapping) -> None:
     print("check passed")
 
 
-def _load_gve(name: str, limits: limits.Limits) -> Encoder:
+def _load_gve(name: str, **options) -> Encoder:
     from gve_jax import GVE
 
-    return GVE.from_pretrained(name, mesh=local_mesh(), limits=limits)
+    return GVE.from_pretrained(name, mesh=local_mesh(), **options)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -4,28 +4,30 @@
     python -m evals.uvrb ... --reencode codec=mpeg4,bitrate=100k
 
 Frames keep their timestamps and are rotated upright; an odd last row or column is cropped, since
-the codecs need even sides; sound is dropped. Each file is read by a separate process, which can be
-killed, under the limits of `gve_jax.media.limits` (except the seconds: re-encoding a file takes
-longer than decoding eight frames). The copies stay in OUTPUT/reencoded, which may be deleted.
+the codecs need even sides; sound is dropped. Files are read and written in a sandbox, under the
+limits of `gve_jax.media.limits` (except the seconds: re-encoding takes longer than decoding eight
+frames). The copies stay in OUTPUT/reencoded, which may be deleted.
 """
 
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from evals.uvrb.transcode import RETRY, Coding
+from evals.uvrb.transcode import Coding
 from gve_jax.distributed import hosts
+from gve_jax.distributed.cores import usable_cores
 from gve_jax.errors import UserError
+from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
+from gve_jax.media.sandbox import Failure, Sandbox, attempt
 from gve_jax.storage.digests import file_sha256
-from gve_jax.storage.files import write_json
+from gve_jax.storage.files import atomic_write, write_json
 
 WORKER = "evals.uvrb.transcode"
 SECONDS = 1800.0  # limit for one file
@@ -47,7 +49,8 @@ class Reencoder:
 
     def __init__(self, folder: Path, coding: Coding, limits: Limits | None = None):
         self.folder, self.coding = folder / coding.name, coding
-        self.limits = limits or Limits()
+        self.limits = dataclasses.replace(limits or Limits(), seconds=SECONDS)
+        self._sandbox = Sandbox(self.limits, usable_cores(), worker=WORKER)
         self.failed: dict[str, str] = {}
 
     def __call__(self, videos: Sequence[Path]) -> list[Path]:
@@ -60,7 +63,7 @@ class Reencoder:
             if os.path.isdir(video):
                 raise UserError(f"--reencode: {video} is a folder of frames, not a file")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             digests = list(pool.map(file_sha256, videos))
             # Equal content is encoded once.
             first = dict(zip(reversed(digests), reversed(videos), strict=True))
@@ -70,6 +73,7 @@ class Reencoder:
                     if found[digest]:
                         reason = found[digest].replace(str(first[digest]), str(video))
                         self.failed[str(video)] = reason
+        self._sandbox.close()
         hosts.barrier()  # host 0 encodes, the others wait
         return [self.folder / f"{digest}.mp4" for digest in digests]
 
@@ -80,31 +84,24 @@ class Reencoder:
             reason, retry = _read_failure(copy)
             if not retry:
                 return reason
-        part = copy.with_suffix(f".{os.getpid()}.part")
-        settings = {"coding": vars(self.coding), "limits": dataclasses.asdict(self.limits)}
-        command = [sys.executable, "-m", WORKER, video, part, json.dumps(settings)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=SECONDS,
-                env=environment,
-            )
-            reason = "" if done.returncode == 0 else _last_line(done.stderr)
-            # A negative status is a signal, which the next attempt may not receive.
-            retry = done.returncode < 0 or done.returncode == RETRY
-        except subprocess.TimeoutExpired:
-            reason, retry = f"not encoded in {SECONDS:g} seconds", True
-        if reason:
-            write_json(copy.with_suffix(".json"), {"reason": reason, "retry": retry})
-            part.write_bytes(b"")
-        else:
-            copy.with_suffix(".json").unlink(missing_ok=True)
-        os.replace(part, copy)
-        return reason
+        copy.with_suffix(".json").unlink(missing_ok=True)
+        data = attempt(self._encode, video)
+        if isinstance(data, Failure):
+            record = {"reason": data.reason[:_REASON], "retry": data.retry}
+            write_json(copy.with_suffix(".json"), record)
+            atomic_write(copy, lambda file: None)
+            return record["reason"]
+        atomic_write(copy, lambda file: file.write(data))
+        return ""
+
+    def _encode(self, video: Path) -> np.ndarray:
+        def check(header: dict, body: np.ndarray) -> np.ndarray:
+            if header["bytes"] != len(body) or not len(body):
+                raise ValueError
+            return body
+
+        item, coding = Item(video=video), vars(self.coding)
+        return self._sandbox.run("encode", item, check, self.limits.memory, coding=coding)
 
 
 def _read_failure(copy: Path) -> tuple[str, bool]:
@@ -116,9 +113,3 @@ def _read_failure(copy: Path) -> tuple[str, bool]:
         return str(line["reason"]), bool(line["retry"])
     except (OSError, ValueError, KeyError, TypeError):
         return "", True  # written by a version without reasons: retry
-
-
-def _last_line(text: str) -> str:
-    """One printable line: the text may come from the file."""
-    lines = text.strip().split("\n")
-    return "".join(c if c.isprintable() else "?" for c in lines[-1][:_REASON]) or "it crashed"

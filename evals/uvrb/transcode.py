@@ -1,22 +1,19 @@
-"""Re-encodes one video file; runs as a process without JAX, since it reads untrusted files."""
+"""Re-encodes videos: the program of decoding processes that also encode."""
 
 import dataclasses
-import json
+import io
 import re
-import resource
-import sys
-from pathlib import Path
 
 import av
 import numpy as np
 
 from gve_jax.errors import UserError
+from gve_jax.media import worker
 from gve_jax.media.container import open_video
 from gve_jax.media.errors import LimitError, MediaError
+from gve_jax.media.item import Item, source_name
 from gve_jax.media.limits import Limits
 from gve_jax.media.video import upright
-
-RETRY = 3  # exit status after a transient failure: see `MediaError.retry`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +65,17 @@ def parse_coding(text: str) -> Coding:
     return Coding(codec, **numbers)
 
 
-def encode(source: Path, target: Path, coding: Coding, limits: Limits) -> None:
-    """Encodes one file.
+def encode(source, coding: Coding, limits: Limits) -> bytes:
+    """Encodes one medium (see `open_source`) as MP4.
 
     Raises:
       MediaError: a file that cannot be read, is damaged, or exceeds a limit.
     """
-    name = str(source)
+    name, buffer = source_name(source), io.BytesIO()
     options = {} if coding.crf is None else {"crf": str(coding.crf)}
     with (
-        open_video(str(source), name, limits) as (container, stream, _),
-        av.open(str(target), "w", format="mp4") as output,
+        open_video(source, name, limits) as (container, stream, _),
+        av.open(buffer, "w", format="mp4") as output,
     ):
         encoder = None
         for count, frame in enumerate(container.decode(stream), start=1):
@@ -108,27 +105,14 @@ def encode(source: Path, target: Path, coding: Coding, limits: Limits) -> None:
         if encoder is None:
             raise MediaError(f"{name}: no decodable frame")
         output.mux(encoder.encode())
+    return buffer.getvalue()
 
 
-def _main(source: str, target: str, settings: str) -> None:
-    """Encodes one file in this process, under the limit of memory."""
-    settings = json.loads(settings)
-    limits = Limits(**settings["limits"])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        limit = now + int(limits.memory)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    except FileNotFoundError:
-        pass  # without Linux's /proc there is no limit of memory, as for decoding
-    try:
-        encode(Path(source), Path(target), Coding(**settings["coding"]), limits)
-    except (MediaError, av.FFmpegError, OSError, EOFError, ValueError, MemoryError) as error:
-        print(str(error) or type(error).__name__, file=sys.stderr)
-        retry = isinstance(error, OSError | MemoryError) or getattr(error, "retry", False)
-        sys.exit(RETRY if retry else 1)
+def _encode(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    data = encode(item.video, Coding(**request["coding"]), limits)
+    return {"bytes": len(data)}, [np.frombuffer(data, np.uint8)]
 
 
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+def main() -> None:
+    worker.OPERATIONS["encode"] = _encode
+    worker.main()

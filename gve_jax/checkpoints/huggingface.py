@@ -7,7 +7,6 @@ into the buffers of this process's shards. Writing holds one tensor.
 import contextlib
 import functools
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from gve_jax.checkpoints import hf_config
 from gve_jax.checkpoints.hub import ADAPTER_CONFIG, why_no_weights
 from gve_jax.checkpoints.safetensors import DTYPES, Part, StoredTensor, read_header, write_file
 from gve_jax.checkpoints.weight_names import LAYOUTS, Source, match_names, sources
+from gve_jax.distributed.cores import usable_cores
 from gve_jax.distributed.sharding import param_shardings, replicated
 from gve_jax.errors import UserError
 from gve_jax.inputs.tokenizer import token_ids
@@ -136,7 +136,7 @@ def load_hf(
     # Largest first: if a buffer must be copied, memory is still free.
     order = sorted(filter(keep, leaves), key=lambda path: -leaves[path].size)
     params = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         for path in _track(order, "loading", show):
             tensors = [stored[name] for name in names[path]]
             leaf, sharding = leaves[path], shardings[path]

@@ -43,6 +43,11 @@ def read_entries(
     """
     if path.is_dir():
         entries = list(_read_folder(path, follow_links, remedy, report))
+    elif path.is_file() and (kinds := possible_kinds(path)):
+        raise UserError(
+            f"{path}: a file of the kind {kinds[0]}; give its folder, or a JSONL file with a line "
+            f'such as {{"id": "1", "{kinds[0]}": "{path.name}"}}'
+        )
     else:
         entries = list(_read_list(path, follow_links))
     if not entries:

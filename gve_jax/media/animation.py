@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -20,18 +19,16 @@ from gve_jax.media.errors import LimitError, MediaError
 from gve_jax.media.limits import Limits
 from gve_jax.media.pixels import check_mode, exif_orientation, load_image, turn
 from gve_jax.media.sampling import Sampling, Timeline, sample
+from gve_jax.media.source import open_source, read_source
 
 _FORMATS = ("GIF", "PNG", "WEBP")
 _SHORTEST, _USUAL = 0.01, 0.1  # seconds: browsers show frames of 0 to 10 ms for 100 ms
 
 
 def is_animation(source) -> bool:
-    """Whether a path or bytes are in one of these formats."""
-    if isinstance(source, bytes):
-        head = source[:12]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(12)
+    """Whether a medium is in one of these formats."""
+    with open_source(source) as file:
+        head = file.read(12)
     webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
     return head.startswith((b"GIF8", PNG_SIGNATURE)) or webp
 
@@ -48,7 +45,7 @@ def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = Fal
         single frame; every GIF is.
     """
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = read_source(source)
         animation = read_frames(data, name, limits)
         times = _times(animation, name, limits)
         lengths, total = np.diff(times), len(animation.frames)

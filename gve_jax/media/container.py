@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from gve_jax.media import avi, last_frame, mp4, picture_headers
 from gve_jax.media.errors import LimitError, MediaError
 from gve_jax.media.limits import Limits
 from gve_jax.media.packets import NO_TIME, Index
+from gve_jax.media.source import is_file, open_source
 from gve_jax.media.truncation import check_length
 
 # Common containers that cannot refer to other files or hosts, unlike other inputs of FFmpeg
@@ -45,7 +45,7 @@ _PICTURES = ("avif", "mif1", "heic", "heix")  # brands of ISO/IEC 23008-12
 
 @contextlib.contextmanager
 def open_video(source, name: str, limits: Limits) -> Iterator:
-    """Yields the container, the video stream and the file of a path or of encoded bytes.
+    """Yields the container, the video stream and the file of a medium (`open_source`).
 
     Covers, pictures of chapters and attached files do not count as streams. Of several streams,
     those with a single picture are used only if there are no others; then the first marked as
@@ -54,10 +54,10 @@ def open_video(source, name: str, limits: Limits) -> Iterator:
     Raises:
       MediaError: an unsupported container, no video stream, too many streams, frames too large.
     """
-    if not isinstance(source, bytes) and not os.path.isfile(source):
+    if not isinstance(source, bytes) and not is_file(source):
         raise MediaError(f"{name}: no such file")
     # PyAV reads a file object, so that no protocol of FFmpeg is used.
-    file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+    file = open_source(source)
     with file, contextlib.ExitStack() as stack:
         check_length(file, name)
         container = stack.enter_context(_open(file, name))

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from gve_jax.errors import UserError
+from gve_jax.media.source import PassedFile, PassedFolder
 
 ALL_FRAMES = "all"
 FRAME_ORDERS = ("forward", "reversed", "shuffled")
@@ -181,7 +182,7 @@ def is_frames(video) -> bool:
     """Whether a video consists of frames (then `fps` is their rate) and is not a file."""
     if isinstance(video, str | os.PathLike):
         return os.path.isdir(video)
-    return not isinstance(video, bytes)
+    return not isinstance(video, bytes | PassedFile)
 
 
 def _has_content(item: Item) -> bool:
@@ -201,6 +202,8 @@ def source_name(media) -> str:
     """The name of a medium in messages: its path, or its type and size."""
     if isinstance(media, str | os.PathLike):
         return os.fspath(media)
+    if isinstance(media, PassedFile | PassedFolder):
+        return media.name
     if isinstance(media, bytes):
         return f"<{len(media)} bytes>"
     return f"<{type(media).__name__}>"

@@ -35,7 +35,13 @@ class Limits:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds an option per field: `--limits.seconds 20`, ..."""
+    """Adds `--workers`, and an option per field: `--limits.seconds 20`, ..."""
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="decoding processes at most (default: the CPU cores that this process may use)",
+    )
     group = parser.add_argument_group("limits of one file (gve_jax/media/limits.py)")
     for field in dataclasses.fields(Limits):
         group.add_argument(
@@ -45,6 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{field.metadata['help']} (default: {field.default:,})",
         )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def decoding_options(args: argparse.Namespace) -> dict[str, Limits | int | None]:
+    """`limits` and `workers` of a command line, for `GVE.from_pretrained`."""
+    return {"limits": from_arguments(args), "workers": args.workers}
 
 
 def from_arguments(args: argparse.Namespace) -> Limits:

@@ -1,6 +1,5 @@
 """Loads images, computes sizes and extracts patches as the reference does."""
 
-import io
 import math
 import os
 
@@ -10,6 +9,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from gve_jax.inputs.layout import Layout
 from gve_jax.media.errors import LimitError, MediaError
 from gve_jax.media.item import source_name
+from gve_jax.media.source import PassedFile, open_source
 from gve_jax.storage.files import LFS_POINTER
 
 # qwen-vl-utils 0.0.14
@@ -100,7 +100,7 @@ def patchify(frames: np.ndarray, layout: Layout, patch: int, temporal: int) -> n
 
 
 def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.ndarray:
-    """Loads a path, encoded bytes, a PIL image or uint8 [H, W, 3] as uint8 [H, W, 3].
+    """Loads a file, encoded bytes, a PIL image or uint8 [H, W, 3] as uint8 [H, W, 3].
 
     As in qwen-vl-utils, RGBA is composed on white; in other modes (palettes, grey with alpha)
     transparency is ignored. A file with several images gives the first one.
@@ -119,7 +119,7 @@ def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.
                 f"an image array must be uint8 [H, W, 3], not {source.dtype} {list(source.shape)}"
             )
         return source
-    if not isinstance(source, str | os.PathLike | bytes | Image.Image):
+    if not isinstance(source, str | os.PathLike | bytes | PassedFile | Image.Image):
         raise MediaError(
             f"an image must be a path, bytes, a PIL image or a uint8 array, not "
             f"{type(source).__name__}"
@@ -131,7 +131,8 @@ def load_image(source, most_pixels: float = math.inf, exif: bool = False) -> np.
         if isinstance(source, Image.Image):
             image = source
         else:
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            passed = isinstance(source, bytes | PassedFile)
+            file = open_source(source) if passed else source  # Pillow closes what it opens itself
             image = Image.open(file, formats=IMAGE_FORMATS)
         # Users disable Pillow's limit by None.
         limit = min(Image.MAX_IMAGE_PIXELS or math.inf, most_pixels)
@@ -163,11 +164,8 @@ def check_mode(image: Image.Image, name: str) -> None:
 
 def _unknown_format(source) -> str:
     """Explains why Pillow does not recognize a file, and what to do."""
-    if isinstance(source, bytes):
-        head = source[:_HEAD]
-    else:
-        with open(source, "rb") as file:
-            head = file.read(_HEAD)
+    with open_source(source) as file:
+        head = file.read(_HEAD)
     if not head:
         return "the file is empty"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:

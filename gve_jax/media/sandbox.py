@@ -25,9 +25,10 @@ from gve_jax.media.item import Item, source_name
 from gve_jax.media.limits import Limits
 from gve_jax.media.process import WorkerLost, WorkerProcess, printable
 from gve_jax.media.video import Clip
-from gve_jax.media.wire import pack_item, paths
+from gve_jax.media.wire import pack_item
 
 WORKER = "gve_jax.media.worker"
+_warned = False
 T = TypeVar("T")
 
 
@@ -79,16 +80,19 @@ class Sandbox:
     Args:
       limits: for each request.
       processes: how many at most, and how many requests are served at once.
+      worker: module of their program (default: WORKER); one of its own adds operations for `run`.
     """
 
-    def __init__(self, limits: Limits | None = None, processes: int = 1):
+    def __init__(self, limits: Limits | None = None, processes: int = 1, worker: str | None = None):
         if processes < 1:
             raise ValueError(f"processes must be at least 1, not {processes}")
         self.limits, self.processes = limits or Limits(), processes
+        self._worker = worker
+        self._protection: dict[str, bool | int] | None = None
         self._start()
 
     def __reduce__(self):
-        return Sandbox, (self.limits, self.processes)
+        return Sandbox, (self.limits, self.processes, self._worker)
 
     def _start(self) -> None:
         self._owner = os.getpid()
@@ -133,7 +137,7 @@ class Sandbox:
                 raise ValueError
             return Header(found, width, height, seconds)
 
-        return self._run("header", Item(video=medium), check, 0, kind=kind)
+        return self.run("header", Item(video=medium), check, 0, kind=kind)
 
     def frames(self, item: Item, spec: InputSpec) -> Clip:
         """Sampled and resized frames of an item with one image or one video.
@@ -147,7 +151,7 @@ class Sandbox:
             return _clip(header, body, spec.max_pixels)
 
         fields = dataclasses.asdict(spec)
-        return self._run("frames", item, check, most, applies_exif(item, spec), spec=fields)
+        return self.run("frames", item, check, most, applies_exif(item, spec), spec=fields)
 
     def thumbnails(self, item: Item, count: int, height: int, width: int) -> Clip:
         """An image, or `count` frames of a video, the first and the last included; resized to fit
@@ -165,7 +169,7 @@ class Sandbox:
             return clip
 
         size = {"count": count, "height": height, "width": width}
-        return self._run("thumbnails", item, check, count * most * 3, **size)
+        return self.run("thumbnails", item, check, count * most * 3, **size)
 
     def visuals(self, item: Item, spec: InputSpec) -> list[Visual]:
         """As `Preprocessor.visuals`."""
@@ -176,9 +180,28 @@ class Sandbox:
             return _visuals(header, body, spec, item)
 
         fields = dataclasses.asdict(spec)
-        return self._run("visuals", item, check, most, applies_exif(item, spec), spec=fields)
+        return self.run("visuals", item, check, most, applies_exif(item, spec), spec=fields)
 
-    def _run(
+    @property
+    def held(self) -> dict[str, bool | int] | None:
+        """As `protection`; None if no process has been started."""
+        return self._protection and dict(self._protection)
+
+    def protection(self) -> dict[str, bool | int]:
+        """What holds for the decoding processes, for records: `no_new_privs`, the version of
+        `landlock` (0: none), `seccomp`. Starts a process if none has been started."""
+        if self._protection is None:
+            with self._free:
+                self._idle.append(self._new_worker())
+        return dict(self._protection)
+
+    def _new_worker(self) -> WorkerProcess:
+        worker = WorkerProcess(self._worker or WORKER, self.limits)
+        self._protection = worker.protection
+        _warn_once(worker.protection)
+        return worker
+
+    def run(
         self,
         operation: str,
         item: Item,
@@ -198,10 +221,8 @@ class Sandbox:
         Raises:
           MediaError: the file cannot be read, crashed its process, or exceeded a limit.
         """
-        fields, buffers = pack_item(item, exif)
+        fields, buffers, files = pack_item(item, exif)
         request = {"operation": operation, "item": fields} | arguments
-        if not all(map(os.path.isabs, paths(fields))):
-            request["folder"] = os.getcwd()  # may have changed since the process was started
         name = source_name(item.video if item.video is not None else item.image)
         if os.getpid() != self._owner:  # after a fork, the processes belong to the other side
             self._start()
@@ -210,9 +231,9 @@ class Sandbox:
                 try:
                     worker = self._idle.pop()
                 except IndexError:
-                    worker = WorkerProcess(WORKER, self.limits)
+                    worker = self._new_worker()
                 try:
-                    header, body = worker.ask(request, buffers, most_bytes)
+                    header, body = worker.ask(request, buffers, most_bytes, files)
                     result = None if "error" in header else _checked(check, header, body)
                 except WorkerLost as loss:
                     worker.kill()
@@ -221,6 +242,9 @@ class Sandbox:
                         continue
                     kind = RetryableMediaError if loss.retry else MediaError
                     raise kind(f"{name}: {loss}") from None
+                except MediaError:  # its file cannot be opened
+                    self._idle.append(worker)
+                    raise
                 except BaseException:
                     worker.kill()  # interrupted: its next answer would belong to this request
                     raise
@@ -231,6 +255,19 @@ class Sandbox:
                     kind = RetryableMediaError if header.get("retry") else MediaError
                     raise kind(text if header.get("named") else f"{name}: {text}")
                 return result
+
+
+def _warn_once(protection: dict[str, bool | int]) -> None:
+    global _warned
+    names = {"no_new_privs": "no_new_privs", "landlock": "Landlock", "seccomp": "seccomp"}
+    lacking = [name for key, name in names.items() if not protection[key]]
+    if lacking and not _warned:
+        _warned = True
+        warnings.warn(
+            f"decoding processes are not fully sandboxed: this system lacks {', '.join(lacking)}; "
+            "a file that takes over the decoder has more rights than it should (docs/inputs.md)",
+            stacklevel=2,
+        )
 
 
 def _checked(check: Callable[[dict, np.ndarray], T], header: dict, body: np.ndarray) -> T:

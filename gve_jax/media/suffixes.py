@@ -1,7 +1,8 @@
 """The one table of media suffixes: which files are videos and which are images, by their names."""
 
-import io
 import os
+
+from gve_jax.media.source import PassedFile, open_source
 
 # What gve_jax/media/container.py opens; the format of a file is recognized by its content.
 _VIDEOS = (
@@ -34,13 +35,13 @@ def media_kind(path: str | os.PathLike) -> str | None:
     return kinds[0] if kinds else None
 
 
-def is_animated_gif(source: bytes | str | os.PathLike) -> bool:
+def is_animated_gif(source: bytes | str | os.PathLike | PassedFile) -> bool:
     """Whether a file or bytes are a GIF of more than one frame; False if they cannot be read.
 
     Blocks are skipped by their lengths up to the second frame; nothing is decoded.
     """
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        with open_source(source) as file:
             return _has_second_frame(file)
     except (OSError, IndexError):  # IndexError: the end of the file
         return False

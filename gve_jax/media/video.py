@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 
 import av
@@ -14,11 +13,12 @@ from gve_jax.media import animation, frames, seek
 from gve_jax.media.container import check_size, open_video, read_index
 from gve_jax.media.decoder import FORGIVING, Damaged, listen
 from gve_jax.media.errors import MediaError
-from gve_jax.media.item import source_name
+from gve_jax.media.item import is_frames, source_name
 from gve_jax.media.limits import Limits
 from gve_jax.media.packets import NO_TIME
 from gve_jax.media.picture_headers import Headers
 from gve_jax.media.sampling import Sampling, Timeline, sample
+from gve_jax.media.source import is_file
 from gve_jax.media.timeline import timeline
 
 
@@ -57,9 +57,9 @@ def load_video(
     if not isinstance(sampling, Sampling):
         sampling = Sampling(num_frames=sampling)
     name = source_name(source)
-    if not isinstance(source, str | os.PathLike | bytes) or os.path.isdir(source):
+    if is_frames(source):
         return Clip(*frames.load(source, name, sampling, fps or 2.0, limits, exif))
-    if not isinstance(source, bytes) and not os.path.isfile(source):
+    if not isinstance(source, bytes) and not is_file(source):
         raise MediaError(f"{name}: no such file")
     try:
         if animation.is_animation(source):

@@ -92,6 +92,7 @@ def embed_all(
         Shard(output, number, ids[start : start + size], stamps[start : start + size], start)
         for number, start in enumerate(range(0, len(ids), size))
     ]
+    before = _sandbox_of(output)
     counts: dict[int, int] = {}  # vectors of each finished shard, on host 0
 
     def plan() -> list[tuple[int, list[int]]]:
@@ -123,11 +124,16 @@ def embed_all(
         count = sum(counts.values())
         sums = {"dim": dim, "vectors": count, "quarantined": len(ids) - count}
         content = {"input": settings["input"] | {"content": digest_rows(ids, stamps)}}
+        # Another encoder may decode elsewhere; a run that resumed may have had only texts left.
+        held = getattr(model, "sandbox", None) or before
         listed = [
             {"vectors": shard.vectors.name, "ids": shard.ids.name, "count": counts[n]}
             for n, shard in enumerate(shards)
         ]
-        write_json(output / "manifest.json", settings | content | sums | {"shards": listed})
+        decoded = {"sandbox": held} if held else {}
+        write_json(
+            output / "manifest.json", settings | content | sums | decoded | {"shards": listed}
+        )
         return count
 
     # On one host, since hosts may see different states of a network folder.
@@ -253,6 +259,15 @@ def digest_rows(*texts: Sequence[str]) -> str:
     for row in zip(*texts, strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+def _sandbox_of(output: Path) -> dict | None:
+    """The `sandbox` entry of a manifest, if there is one."""
+    try:
+        found = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+        return found.get("sandbox")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def check_or_write_settings(

@@ -372,6 +372,10 @@ class Experiment(StepSetup):
         limits = self.preprocess.limits
         return measure_cosines(prober, self.sources, batches, self.mesh, limits, quarantine)
 
+    def sandbox(self) -> dict[str, bool | int]:
+        """What the system denies to the decoding processes of this host."""
+        return self._isolated.sandbox.protection()
+
     def loader(self) -> LoadPairs:
         self.sources.fetch()  # copies gs:// files before workers read them
         rows = {size: local_rows(self.mesh, size) for size in set(self.batch_sizes.values())}

@@ -70,7 +70,10 @@ class JsonlSources:
             opened = os.open(rows_file.path, os.O_RDONLY)
             try:
                 if stamp(opened) != self._index.stamps[file]:
-                    raise UserError(f"{location}: the file has changed; repeat the command")
+                    raise UserError(
+                        f"{location}: the file has changed since the command began; restore it "
+                        "and repeat the command, or start again with another output folder"
+                    )
                 data = os.pread(opened, length, start)
             finally:
                 os.close(opened)

@@ -1,11 +1,13 @@
 """Reads, decodes and pads pairs in workers, and places batches on the mesh."""
 
 import dataclasses
+import multiprocessing
 import os
 import re
 import signal
 import threading
 import time
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,9 +26,12 @@ from gve_jax.media.isolation import Failure, Isolated
 from gve_jax.media.item import Item
 from gve_jax.media.quarantine import failure
 from gve_jax.model.batch import Batch
+from gve_jax.streams.semaphores import claim_semaphores
+from gve_jax.streams.shared_arrays import IS_SUPPORTED, Received, SendArrays, SenderLost
 from gve_jax.streams.sources import Sources
 
 _DIED = re.compile(r"Worker process was terminated .* exit code (-?\d+)")
+_REMEDY = "if memory ran out, reduce data.workers; repeat the command to resume"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +170,11 @@ def read_ahead(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     stream = dataset.map(load).to_iter_dataset(options)
     if workers:
-        multiprocessing = grain.MultiprocessingOptions(
-            num_workers=workers, per_worker_buffer_size=buffer
-        )
-        stream = stream.mp_prefetch(multiprocessing, worker_init_fn=_start_worker)
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
+        claim_semaphores()
+        if IS_SUPPORTED:
+            stream = stream.map(SendArrays())
+        stream = stream.mp_prefetch(processes, worker_init_fn=_start_worker)
     return stream
 
 
@@ -178,8 +184,11 @@ def _start_worker(index: int, count: int) -> None:
     Otherwise the workers of a killed run would stay and keep their memory.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes
+    # The trainer has said it once.
+    warnings.filterwarnings("ignore", "decoding processes are not fully sandboxed")
     os.nice(3)  # the step has priority on a machine with few cores
-    parent = os.getppid()
+    # Not `os.getppid()`: the parent may have died while this process imported its modules.
+    parent = multiprocessing.parent_process().pid
 
     def watch():
         while os.getppid() == parent:
@@ -191,8 +200,9 @@ def _start_worker(index: int, count: int) -> None:
 
 def to_device(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
     """Places a decoded batch on the mesh, with rows sharded over (data, fsdp)."""
-    # Arrays from workers are in shared memory, which arrays on a CPU device would alias.
-    batch = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, dict(batch))
+    if not IS_SUPPORTED:
+        # grain's shared memory, which arrays on a CPU device would alias.
+        batch = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, dict(batch))
     negatives = [f"negative{number}" for number in range(batch["negative_id"].shape[1])]
     arrays = {
         "query": Batch(**batch["query"]),
@@ -207,7 +217,10 @@ def to_device(batch: Mapping, mesh: jax.sharding.Mesh) -> PairBatch:
 def _next(iterator: Iterator[dict]) -> dict | None:
     """The next decoded batch; None after the last."""
     try:
-        return next(iterator, None)
+        batch = next(iterator, None)
+        return batch.take() if isinstance(batch, Received) else batch
+    except SenderLost:
+        raise UserError(f"a decoding process of data.workers was killed; {_REMEDY}") from None
     except RuntimeError as error:  # grain has no special class for it
         if match := _DIED.search(str(error)):
             raise UserError(_describe_exit(int(match[1]))) from error
@@ -219,10 +232,7 @@ def _describe_exit(code: int) -> str:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
     except ValueError:  # a real-time signal has no name
         how = f"was killed by signal {-code}"
-    return (
-        f"a decoding process of data.workers {how}; if memory ran out, reduce data.workers; "
-        "repeat the command to resume"
-    )
+    return f"a decoding process of data.workers {how}; {_REMEDY}"
 
 
 def device_batches(

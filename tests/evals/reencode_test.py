@@ -35,7 +35,7 @@ CODECS = {"crf=45": "h264", "codec=mpeg4,bitrate=50k": "mpeg4", "codec=libx265,c
 
 @pytest.mark.parametrize("text", CODECS)
 def test_keeps_frames_and_times_in_fewer_bytes(noisy, tmp_path, text):
-    encode(noisy, tmp_path / "x.mp4", parse_coding(text), Limits())
+    (tmp_path / "x.mp4").write_bytes(encode(noisy, parse_coding(text), Limits()))
     with av.open(str(noisy)) as a, av.open(str(tmp_path / "x.mp4")) as b:
         assert b.streams.video[0].codec_context.name == CODECS[text]
         times = [[float(frame.time) for frame in one.decode(video=0)] for one in (a, b)]
@@ -66,9 +66,9 @@ def test_copies_are_reused_and_reproducible(noisy, tmp_path):
         (Limits(frame_pixels=100), "above the limit of 100 pixels"),
     ],
 )
-def test_enforces_limits(noisy, tmp_path, limits, message):
+def test_enforces_limits(noisy, limits, message):
     with pytest.raises(MediaError, match=message):
-        encode(noisy, tmp_path / "x.mp4", Coding(crf=40), limits)
+        encode(noisy, Coding(crf=40), limits)
 
 
 @situation(
@@ -87,7 +87,8 @@ def test_retries_transient_failures(noisy, tmp_path, monkeypatch, older):
     noisy.with_name("twin.mp4").write_bytes(noisy.read_bytes())
     paths = [str(noisy), str(noisy.with_name("twin.mp4"))]  # equal content: both are reported
     monkeypatch.setattr(reencode, "SECONDS", 0.001)
-    assert run() == (dict.fromkeys(paths, "not encoded in 0.001 seconds"), [False, False])
+    late = {path: f"{path}: not decoded in 0.001 seconds (limits.seconds)" for path in paths}
+    assert run() == (late, [False, False])
     monkeypatch.setattr(reencode, "SECONDS", 600)
     failed, encoded = run(Limits(frames=3))
     assert encoded == [False, False] and list(failed) == paths
@@ -109,7 +110,7 @@ def test_does_not_retry_damaged_files(tmp_path, monkeypatch):
         reencoder = Reencoder(tmp_path / "a", Coding(crf=40))
         reencoder([bad])
         failed.append(reencoder.failed)
-        monkeypatch.setattr(reencode.subprocess, "run", None)
+        monkeypatch.setattr(reencode, "attempt", None)
     assert failed[0] == failed[1] and "Invalid data found" in failed[0][str(bad)]
 
 

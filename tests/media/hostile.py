@@ -16,6 +16,7 @@ import numpy as np
 from gve_jax.media import worker
 from gve_jax.media.errors import MediaError
 from gve_jax.media.item import Item
+from gve_jax.media.source import PassedFile
 
 LEAKED = []
 
@@ -49,10 +50,8 @@ def cast(spell: bytes) -> None:
         os.write(4, spell[5:])
         time.sleep(3600)
     if spell.startswith(b"ASK"):
-        status = open("/proc/self/status").read()
-        resident = int(status.split("VmRSS:")[1].split()[0])
         modules = [name for name in ("jax", "grain", "huggingface_hub") if name in sys.modules]
-        raise MediaError(f"{os.getpid()} {resident} {modules}")
+        raise MediaError(f"{os.getpid()} {modules}")
 
 
 def enchant(operation):
@@ -63,8 +62,8 @@ def enchant(operation):
             cast(item.video)
             if item.video.startswith(b"PRINT"):
                 item = dataclasses.replace(item, video=item.video[5:])
-        elif isinstance(item.video, str) and os.path.isfile(item.video):
-            with open(item.video, "rb") as file:
+        elif isinstance(item.video, PassedFile):
+            with item.video.open() as file:
                 cast(file.read(8))
         return operation(request, item, limits)
 

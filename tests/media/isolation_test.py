@@ -175,7 +175,8 @@ def test_harm_done_by_one_item_does_not_cost_the_next(isolated, preprocess):
 
 def test_the_process_is_small_and_stays(isolated):
     ids = {process_id(isolated) for _ in range(3)}
-    _, resident, modules = isolated.attempt(Item(video=b"ASK")).reason.split(" ", 2)
+    pid, modules = isolated.attempt(Item(video=b"ASK")).reason.split(" ", 1)
+    resident = _status(int(pid)).split("VmRSS:")[1].split()[0]
     assert len(ids) == 1 and ids != {os.getpid()}
     assert "jax" not in modules and "grain" not in modules
     assert int(resident) < 100_000, "kilobytes"
@@ -268,8 +269,9 @@ def test_orientation_and_all_frames_are_the_same_in_the_other_process(preprocess
 
 def test_the_plain_fields_of_an_item_travel_unchanged():
     item = Item("ä\n", video=b"abc", fps=np.float64(0.1), num_frames=np.int64(4))
-    fields, buffers = pack_item(item)
-    again = unpack_item(json.loads(json.dumps(fields)), memoryview(b"".join(buffers)))
+    fields, buffers, files = pack_item(item)
+    assert not files
+    again = unpack_item(json.loads(json.dumps(fields)), memoryview(b"".join(buffers)), None)
     assert again == item and type(again.num_frames) is int
 
 
@@ -403,10 +405,10 @@ def test_a_disk_that_fails_may_recover_and_damage_does_not(monkeypatch):
     request = {"operation": "visuals", "item": item, "spec": spec}
     for number, retry in ((errno.EIO, True), (errno.ESTALE, True), (errno.EINVAL, False)):
         monkeypatch.setattr(Preprocessor, "frames", fails(number))
-        header, _ = worker._answer(request, memoryview(b"abc"), Limits())
+        header, _ = worker._answer(request, memoryview(b"abc"), Limits(), None)
         assert header["retry"] == retry and header["error"].startswith("v.mp4: not a readable")
     monkeypatch.undo()
     with pytest.raises(av.FFmpegError):  # damage, with an error number of the system
         av.open(io.BytesIO(b""))
-    header, _ = worker._answer(request, memoryview(b"abc"), Limits())
+    header, _ = worker._answer(request, memoryview(b"abc"), Limits(), None)
     assert not header["retry"]

@@ -151,7 +151,7 @@ def test_numbers_that_cannot_be_are_refused(operation, monkeypatch):
         def __init__(self, module, limits):
             pass
 
-        def ask(self, request, buffers, most_bytes):
+        def ask(self, request, buffers, most_bytes, files):
             header, size = answer
             return header, np.zeros(size, np.uint8)
 
