@@ -22,6 +22,7 @@ from gve_jax.media.container import check_size, open_video
 from gve_jax.media.errors import LimitError, MediaError
 from gve_jax.media.item import Item, source_name
 from gve_jax.media.limits import Limits
+from gve_jax.media.outline import read_outline, read_pictures
 from gve_jax.media.pixels import IMAGE_FORMATS, load_image
 from gve_jax.media.suffixes import is_animated_gif
 from gve_jax.media.video import load_video
@@ -170,9 +171,29 @@ def _read_header(kind: str, medium: str | bytes, name: str, limits: Limits) -> t
     return {"header": [kind, width, height, seconds]}, []
 
 
+def _outline(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    found = read_outline(item.video, limits)
+    shown = found.timeline
+    times = np.zeros(0) if shown.times is None else np.asarray(shown.times, np.float64)
+    arrays = [times, found.first.astype(np.int64), found.bytes.astype(np.int64)]
+    header = {"outline": [int(shown.total), float(shown.rate), len(times)]}
+    return header, [*arrays, found.key.astype(np.uint8)]
+
+
+def _pictures(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    spec = request["spec"] and InputSpec(**request["spec"])
+    positions, size = np.array(request["positions"], np.int64), request["size"]
+    frames = read_pictures(
+        item.video, positions, request["total"], limits, spec, request["count"], size
+    )
+    return {"pictures": list(frames.shape[:3])}, [np.ascontiguousarray(frames)]
+
+
 OPERATIONS: dict[str, Callable[[dict, Item, Limits], tuple[dict, list[np.ndarray]]]] = {
     "header": _header,
     "frames": _frames,
+    "outline": _outline,
+    "pictures": _pictures,
     "thumbnails": _thumbnails,
     "visuals": _visuals,
 }
