@@ -7,7 +7,7 @@ import pytest
 
 from gve_jax.errors import UserError
 from gve_jax.index.filters import Filters, read_metadata
-from gve_jax.index.query import Snapshot
+from gve_jax.index.query import Snapshot, widen
 from gve_jax.index.store import create_store
 
 DIM = 16
@@ -61,6 +61,14 @@ def test_equals_brute_force(tmp_path, dtype, k):
     assert [(hit.path, hit.start_sec) for hit in hits] == [row[1:] for row in expected[:k]]
     assert [hit.score for hit in hits] == pytest.approx([-row[0] for row in expected[:k]], abs=1e-6)
     assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+
+
+def test_every_float16_is_widened_exactly():
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values = values[np.isfinite(values)].reshape(1, -1)
+    wide = widen(values, np.empty(values.shape, np.float32))
+    assert (wide == values.astype(np.float32)).all()
+    assert (np.signbit(wide) == np.signbit(values)).all()
 
 
 def test_ties_are_in_the_order_of_paths_and_begins(tmp_path):
