@@ -4,6 +4,7 @@ Several windows of a video may share frames. Whoever knows the outline can choos
 windows, and ask for each of them once, in the order of decoding.
 """
 
+import collections
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from gve_jax.media.limits import Limits
 from gve_jax.media.sampling import Timeline
 from gve_jax.media.video import VideoFile, reading
 
+REQUEST_PIXELS = 500 * 1280 * 720  # that are decoded for a request
+_KEPT = 2  # files whose index stays in memory: their next frames are often asked for soon
+_kept: collections.OrderedDict[tuple, VideoFile] = collections.OrderedDict()
+
 
 @dataclasses.dataclass(frozen=True)
 class Outline:
@@ -31,12 +36,14 @@ class Outline:
       first: int64 [T], equal for frames for which decoding begins at the same packet.
       bytes: int64 [T], of the packet of each frame; 0 in animations.
       key: bool [T], whether a frame is a keyframe.
+      pixels: of a frame, as the file states them.
     """
 
     timeline: Timeline
     first: np.ndarray
     bytes: np.ndarray
     key: np.ndarray
+    pixels: int = 1
 
     @property
     def total(self) -> int:
@@ -52,17 +59,25 @@ class Outline:
         return self.timeline.at(np.asarray(positions))
 
     def requests(self, positions: np.ndarray, most: int) -> Iterator[np.ndarray]:
-        """Divides ascending positions into parts of at most `most`. A part ends where decoding
-        begins anew, so that no frame is decoded for two parts, unless more than `most` positions
-        need the same beginning."""
-        start = 0
-        while start < len(positions):
-            stop = min(start + most, len(positions))
-            if stop < len(positions):
-                begins = np.flatnonzero(np.diff(self.first[positions[start : stop + 1]])) + 1
-                stop = start + int(begins[-1]) if len(begins) else stop
-            yield positions[start:stop]
-            start = stop
+        """Divides ascending positions into parts that are decoded in a few seconds, of at most
+        `most` positions. A part ends where decoding begins anew, so that no frame is decoded for
+        two parts, unless more than `most` positions need the same beginning."""
+        part: list[np.ndarray] = []
+        count = cost = 0
+        ends = np.flatnonzero(np.diff(self.first[positions])) + 1
+        for group in np.split(positions, ends) if len(positions) else []:
+            begin = int(np.searchsorted(self.first, self.first[group[0]]))
+            decoded = max(len(group), int(group[-1]) - begin + 1) * self.pixels
+            if part and (count + len(group) > most or cost + decoded > REQUEST_PIXELS):
+                yield np.concatenate(part)
+                part, count, cost = [], 0, 0
+            while len(group) > most:
+                yield group[:most]
+                group = group[most:]
+            part.append(group)
+            count, cost = count + len(group), cost + decoded
+        if part:
+            yield np.concatenate(part)
 
 
 def read_outline(source: str | os.PathLike | bytes, limits: Limits) -> Outline:
@@ -74,12 +89,16 @@ def read_outline(source: str | os.PathLike | bytes, limits: Limits) -> Outline:
     name = _existing(source)
     with reading(name):
         if animation.is_animation(source):
-            shown, _ = animation.read_timeline(animation.read_bytes(source), name, limits)
+            data = animation.read_bytes(source)
+            shown, _ = animation.read_timeline(data, name, limits)
+            canvas = animation.read_frames(data, name, limits)
             none = np.zeros(shown.total, np.int64)
-            return Outline(shown, none, none, np.arange(shown.total) == 0)
+            pixels = canvas.width * canvas.height
+            return Outline(shown, none, none, np.arange(shown.total) == 0, pixels)
         with open_video(source, name, limits) as opened:
-            video = VideoFile(opened, source, name, limits)
-            return Outline(video.timeline(), *video.outline())
+            pixels = opened[1].width * opened[1].height
+            video = _open_indexed(opened, source, name, limits)
+            return Outline(video.timeline(), *video.outline(), pixels)
 
 
 def read_pictures(
@@ -115,7 +134,7 @@ def read_pictures(
                 return np.stack([_averaged(picture, size) for picture in found])
             return np.stack([convert(picture) for picture in found])
         with open_video(source, name, limits) as opened:
-            video = VideoFile(opened, source, name, limits)
+            video = _open_indexed(opened, source, name, limits)
             while True:
                 if video.timeline().total != total:
                     raise MediaError(f"{name}: damaged, its table has frames that do not decode")
@@ -124,6 +143,20 @@ def read_pictures(
                 except (Damaged, seek.Fewer) as error:
                     if not video.look_closer(error):
                         raise
+
+
+def _open_indexed(opened, source, name: str, limits: Limits) -> VideoFile:
+    """A `VideoFile`, with the index of an earlier call where the file is the same: an index takes
+    as long to read as hundreds of frames to decode."""
+    if isinstance(source, bytes):
+        return VideoFile(opened, source, name, limits)
+    status = os.stat(source)
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, limits)
+    video = VideoFile(opened, source, name, limits, _kept.pop(key, None))
+    _kept[key] = video
+    while len(_kept) > _KEPT:
+        _kept.popitem(last=False)
+    return video
 
 
 def _averaged(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -298,7 +298,8 @@ def _whole(value: object) -> int:
 
 def _outline(header: dict, body: np.ndarray) -> Outline:
     """As `_clip`, of an outline."""
-    total, rate, timed = header["outline"]
+    total, rate, timed, pixels = header["outline"]
+    _whole(pixels)
     if _whole(total) and not (0 < rate < math.inf and timed in (0, total + 1)):
         raise ValueError
     if len(body) != 8 * timed + 17 * total:
@@ -311,7 +312,8 @@ def _outline(header: dict, body: np.ndarray) -> Outline:
     if first.min() < 0 or sizes.min() < 0:
         raise ValueError
     key = body[8 * (timed + 2 * total) :].astype(bool)
-    return Outline(Timeline(total, float(rate), times if timed else None), first, sizes, key)
+    shown = Timeline(total, float(rate), times if timed else None)
+    return Outline(shown, first, sizes, key, pixels)
 
 
 def _clip(header: dict, body: np.ndarray, most_pixels: int) -> Clip:

@@ -98,11 +98,17 @@ def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
 class VideoFile:
     """A video file, its index and the plan of decoding it."""
 
-    def __init__(self, opened, source, name: str, limits: Limits):
+    def __init__(self, opened, source, name: str, limits: Limits, known: "VideoFile | None" = None):
+        """`known`: the same file, opened before, whose index is taken."""
         self._opened, self._name, self._limits = opened, name, limits
         self._open = functools.partial(open_video, source, name, limits)
         self._table, self._strict = True, True
-        self._read(opened)
+        if known is None:
+            self._read(opened)
+        else:
+            self._forgiving, self._index = known._forgiving, known._index
+            self._plan = known._plan
+            self._table, self._strict = known._table, known._strict
 
     def _read(self, opened) -> None:
         container, stream, file = opened

@@ -176,7 +176,7 @@ def _outline(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.n
     shown = found.timeline
     times = np.zeros(0) if shown.times is None else np.asarray(shown.times, np.float64)
     arrays = [times, found.first.astype(np.int64), found.bytes.astype(np.int64)]
-    header = {"outline": [int(shown.total), float(shown.rate), len(times)]}
+    header = {"outline": [int(shown.total), float(shown.rate), len(times), int(found.pixels)]}
     return header, [*arrays, found.key.astype(np.uint8)]
 
 
