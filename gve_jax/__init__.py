@@ -24,7 +24,7 @@ words, such as `[pairs, heads, head_dim]`:
 """
 
 __version__ = "0.2.0"
-__all__ = ["GVE"]
+__all__ = ["GVE", "Index"]
 
 
 def __getattr__(name: str):
@@ -33,4 +33,8 @@ def __getattr__(name: str):
         from gve_jax.gve import GVE
 
         return GVE
+    if name == "Index":
+        from gve_jax.index.index import Index
+
+        return Index
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

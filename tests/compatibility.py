@@ -16,6 +16,7 @@ AREAS = (
     "Media",
     "Images and animations",
     "Embedding",
+    "Search",
     "Models and checkpoints",
     "Python API",
     "Evaluation",

@@ -327,14 +327,20 @@ class Preprocessor:
     def _profile(self) -> Profile:
         return find_profile(self.spec.profile)
 
-    def _resize(self, frames: np.ndarray, item: Item, kind: str) -> np.ndarray:
+    def resize_frame(self, frame: np.ndarray, count: int) -> np.ndarray:
+        """A frame uint8 [H, W, 3] of a video, resized as one of `count` sampled frames."""
+        return self._resize(frame[None], Item(), "video", count)[0]
+
+    def _resize(
+        self, frames: np.ndarray, item: Item, kind: str, count: int | None = None
+    ) -> np.ndarray:
         spec = self.spec
         factor = spec.patch_size * spec.merge
         least, limit = pixel_bounds(item, spec, kind == "image")
         if kind == "video":
             total = item.total_pixels or spec.total_pixels
             if total or self._profile.video_limits:
-                limit = frame_budget(len(frames), factor, least, limit, total)
+                limit = frame_budget(count or len(frames), factor, least, limit, total)
             kind = "image" if self._profile.frames_as_images else kind
         if kind == "image" and self._profile.resized_twice:
             first = smart_resize(*frames.shape[1:3], factor, 4 * factor**2, 16_384 * factor**2)

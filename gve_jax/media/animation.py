@@ -44,22 +44,40 @@ def load(source, name: str, sampling: Sampling, limits: Limits, exif: bool = Fal
       MediaError: a still image, or damage. A file that declares an animation is one, even with a
         single frame; every GIF is.
     """
+    data = read_source(source)
+    shown, _ = read_timeline(data, name, limits)
+    positions, fps = sample(sampling, shown, name)
+    return np.stack(list(pictures(data, positions, name, limits, exif))), fps, shown.at(positions)
+
+
+def read_timeline(data: bytes, name: str, limits: Limits) -> tuple[Timeline, np.ndarray]:
+    """When the frames are shown; and the begin of each and the end of the last one in seconds,
+    float64 [frames + 1]. Errors as in `load`."""
     try:
-        data = read_source(source)
         animation = read_frames(data, name, limits)
         times = _times(animation, name, limits)
-        lengths, total = np.diff(times), len(animation.frames)
-        even = bool(np.ptp(lengths) < 1e-9)
-        rate = float(1 / lengths[0] if even else total / times[-1])
-        timeline = Timeline(total, rate, None if even else times)
-        indices, fps = sample(sampling, timeline, name)
-        canvases = _compose(animation, indices.tolist(), name)
-        pictures = [load_image(canvas) for canvas in canvases]
+    except MediaError:
+        raise
+    except Exception as error:  # any exception on damaged data
+        raise MediaError(f"{name}: not a readable video ({error})") from error
+    lengths, total = np.diff(times), len(animation.frames)
+    even = bool(np.ptp(lengths) < 1e-9)
+    rate = float(1 / lengths[0] if even else total / times[-1])
+    return Timeline(total, rate, None if even else times), times
+
+
+def pictures(
+    data: bytes, positions: np.ndarray, name: str, limits: Limits, exif: bool = False
+) -> Iterator[np.ndarray]:
+    """Yields the frames at ascending positions, uint8 [H, W, 3]; arguments and errors as in
+    `load`."""
+    try:
+        animation, orientation = read_frames(data, name, limits), 1
         if exif:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 orientation = exif_orientation(image)
-            pictures = [turn(picture, orientation) for picture in pictures]
-        return np.stack(pictures), fps, timeline.at(indices)
+        for canvas in _compose(animation, positions.tolist(), name):
+            yield turn(load_image(canvas), orientation)
     except MediaError:
         raise
     except Exception as error:  # Pillow's decoders raise any exception on damaged data

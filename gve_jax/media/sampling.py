@@ -58,7 +58,13 @@ def sample(sampling: Sampling, timeline: Timeline, name: str) -> tuple[np.ndarra
     Raises:
       MediaError: no two frames between `start` and `end`.
     """
-    first, last = _frame_range(sampling, timeline, name)
+    return sample_between(sampling, timeline, *_frame_range(sampling, timeline, name))
+
+
+def sample_between(
+    sampling: Sampling, timeline: Timeline, first: int, last: int
+) -> tuple[np.ndarray, float]:
+    """`sample` of the frames from `first` to `last`, whatever `start` and `end` say."""
     total, rate = last - first + 1, timeline.rate
     if timeline.times is not None:
         rate = float(total / (timeline.times[last + 1] - timeline.times[first]))

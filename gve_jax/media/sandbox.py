@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +23,9 @@ from gve_jax.inputs.profiles import find_profile
 from gve_jax.media.errors import MediaError, RetryableMediaError
 from gve_jax.media.item import Item, source_name
 from gve_jax.media.limits import Limits
+from gve_jax.media.outline import Outline
 from gve_jax.media.process import WorkerLost, WorkerProcess, printable
+from gve_jax.media.sampling import Timeline
 from gve_jax.media.video import Clip
 from gve_jax.media.wire import pack_item
 
@@ -171,6 +173,55 @@ class Sandbox:
         size = {"count": count, "height": height, "width": width}
         return self.run("thumbnails", item, check, count * most * 3, **size)
 
+    def outline(self, video: str | os.PathLike | bytes) -> Outline:
+        """The frames of a video without decoding them.
+
+        Raises:
+          MediaError: a file that cannot be read, or is not a video.
+        """
+        most = 8 * 3 * (self.limits.frames + 1) + self.limits.frames
+        same = _identity(video)
+        return self.run("outline", Item(video=video), _outline, most, identity=same)
+
+    def pictures(
+        self,
+        video: str | os.PathLike | bytes,
+        positions: Sequence[int],
+        outline: Outline,
+        *,
+        spec: InputSpec | None = None,
+        count: int = 1,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Frames of a video, uint8 [N, H, W, 3], at ascending `positions` of its outline; frames
+        from which others are predicted are decoded with them. See `read_pictures`.
+
+        Args:
+          spec: resizes frames as for a model, as `count` frames of an item.
+          size: height and width to which frames are averaged instead, coarsely and unrotated.
+
+        Raises:
+          MediaError: a file that cannot be read.
+        """
+        most = self.limits.frame_pixels
+        if size or spec:
+            most = size[0] * size[1] if size else spec.max_pixels
+
+        def check(header: dict, body: np.ndarray) -> np.ndarray:
+            found, height, width = map(_whole, header["pictures"])
+            if found != len(positions) or height * width > most:
+                raise ValueError
+            if size and (height, width) != tuple(size):
+                raise ValueError
+            return body.reshape(found, height, width, 3)
+
+        request = {"positions": [int(position) for position in positions], "count": count}
+        request |= {"total": outline.total, "size": size and list(size)}
+        request |= {"identity": _identity(video)}
+        fields = dataclasses.asdict(spec) if spec else None
+        bytes_ = len(positions) * most * 3
+        return self.run("pictures", Item(video=video), check, bytes_, spec=fields, **request)
+
     def visuals(self, item: Item, spec: InputSpec) -> list[Visual]:
         """As `Preprocessor.visuals`."""
         # merge**2 patches are a token.
@@ -282,6 +333,35 @@ def _whole(value: object) -> int:
     if type(value) is not int or value <= 0:
         raise ValueError
     return value
+
+
+def _identity(video: str | os.PathLike | bytes) -> list[int] | None:
+    """Equal for the same content of a file; None for bytes and missing files."""
+    try:
+        status = None if isinstance(video, bytes) else os.stat(video)
+    except (OSError, ValueError):  # ValueError: a null byte
+        return None
+    return status and [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def _outline(header: dict, body: np.ndarray) -> Outline:
+    """As `_clip`, of an outline."""
+    total, rate, timed, pixels = header["outline"]
+    _whole(pixels)
+    if _whole(total) and not (0 < rate < math.inf and timed in (0, total + 1)):
+        raise ValueError
+    if len(body) != 8 * timed + 17 * total:
+        raise ValueError
+    numbers = body[: 8 * (timed + 2 * total)]
+    times = numbers[: 8 * timed].copy().view(np.float64)
+    first, sizes = numbers[8 * timed :].copy().view(np.int64).reshape(2, total)
+    if timed and not (np.isfinite(times).all() and times[0] >= 0 and (np.diff(times) > 0).all()):
+        raise ValueError
+    if first.min() < 0 or sizes.min() < 0:
+        raise ValueError
+    key = body[8 * (timed + 2 * total) :].astype(bool)
+    shown = Timeline(total, float(rate), times if timed else None)
+    return Outline(shown, first, sizes, key, pixels)
 
 
 def _clip(header: dict, body: np.ndarray, most_pixels: int) -> Clip:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import av
 import numpy as np
@@ -61,10 +61,17 @@ def load_video(
         return Clip(*frames.load(source, name, sampling, fps or 2.0, limits, exif))
     if not isinstance(source, bytes) and not is_file(source):
         raise MediaError(f"{name}: no such file")
-    try:
+    with reading(name):
         if animation.is_animation(source):
             return Clip(*animation.load(source, name, sampling, limits, exif))
         return _load(source, name, sampling, limits)
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns the errors of FFmpeg and of damaged files into `MediaError`s that name the file."""
+    try:
+        yield
     except seek.Fewer as error:
         raise MediaError(f"{name}: damaged, {error}") from error
     except Damaged as error:
@@ -77,7 +84,7 @@ def load_video(
 
 def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
     with open_video(source, name, limits) as opened:
-        video = _Video(opened, source, name, limits)
+        video = VideoFile(opened, source, name, limits)
         while True:
             shown = video.timeline()
             positions, fps = sample(sampling, shown, name)
@@ -88,14 +95,20 @@ def _load(source, name: str, sampling: Sampling, limits: Limits) -> Clip:
                     raise
 
 
-class _Video:
+class VideoFile:
     """A video file, its index and the plan of decoding it."""
 
-    def __init__(self, opened, source, name: str, limits: Limits):
+    def __init__(self, opened, source, name: str, limits: Limits, known: "VideoFile | None" = None):
+        """`known`: the same file, opened before, whose index is taken."""
         self._opened, self._name, self._limits = opened, name, limits
         self._open = functools.partial(open_video, source, name, limits)
         self._table, self._strict = True, True
-        self._read(opened)
+        if known is None:
+            self._read(opened)
+        else:
+            self._forgiving, self._index = known._forgiving, known._index
+            self._plan = known._plan
+            self._table, self._strict = known._table, known._strict
 
     def _read(self, opened) -> None:
         container, stream, file = opened
@@ -140,13 +153,31 @@ class _Video:
         with self._open() as (_, stream, _):
             return not Headers(stream.codec_context).known or bool(leading and untimed)
 
-    def frames(self, positions: np.ndarray) -> np.ndarray:
+    def outline(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each frame, in the order of showing: the number of the packet from which decoding must
+        begin for it (0 for all if the file cannot be sought in), the bytes of its packet, and
+        whether it is a keyframe."""
+        numbers, starts = self._plan.numbers, self._plan.starts
+        first = np.zeros(len(numbers), np.int64) if starts is None else starts[numbers]
+        return first, self._index.size[numbers], self._index.key[numbers]
+
+    def frames(
+        self,
+        positions: np.ndarray,
+        convert: Callable[[np.ndarray], np.ndarray] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """Returns the frames at these positions in the order of showing, by seeking if possible.
+
+        Args:
+          convert: is applied to each frame, uint8 [H, W, 3], once it is decoded.
+          size: height and width to which frames are averaged instead, coarsely and unrotated.
 
         Raises:
           Damaged: a picture is damaged.
           seek.Fewer: no picture is damaged, but there are fewer frames than in the index.
         """
+        self._pictures = functools.partial(_Pictures, self._name, self._limits, convert, size)
         seeks = self._plan.starts is not None
         if seeks:
             try:
@@ -174,10 +205,7 @@ class _Video:
             return self._decode_all(positions, messages)
 
     def _seek(self, opened, positions: np.ndarray, messages: list | None = None) -> np.ndarray:
-        pictures, wanted = (
-            _Pictures(self._name, self._limits),
-            self._plan.numbers[positions].tolist(),
-        )
+        pictures, wanted = self._pictures(), self._plan.numbers[positions].tolist()
         container, stream, _ = opened
         seek.decode_wanted(
             container, stream, self._index, self._plan, wanted, pictures.take, messages
@@ -185,7 +213,7 @@ class _Video:
         return pictures.stack(wanted)
 
     def _decode_all(self, positions: np.ndarray, messages: list | None = None) -> np.ndarray:
-        pictures, wanted = _Pictures(self._name, self._limits), positions.tolist()
+        pictures, wanted = self._pictures(), positions.tolist()
         with self._open() as (container, stream, _):
             seek.decode_all(
                 container, stream, self._index, self._plan, wanted, pictures.take, messages
@@ -196,24 +224,34 @@ class _Video:
 class _Pictures:
     """Collects decoded frames as upright RGB of one size."""
 
-    def __init__(self, name: str, limits: Limits):
-        self._name, self._limits, self._pictures = name, limits, {}
+    def __init__(
+        self,
+        name: str,
+        limits: Limits,
+        convert: Callable | None = None,
+        size: tuple[int, int] | None = None,
+    ):
+        self._name, self._limits, self._convert, self._size = name, limits, convert, size
+        self._pictures, self._sizes = {}, set()
         # One converter with one thread for all frames: `frame.to_ndarray(format=...)` creates a
         # converter with a thread pool for every frame, at four times the cost of decoding it.
         self._converter = VideoReformatter()
 
     def take(self, number: int, frame) -> None:
         check_size(frame.width, frame.height, self._name, self._limits)
-        picture = self._converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        self._pictures[number] = (
-            picture if matrix is None else upright(picture, bytes(matrix), self._name)
-        )
+        options = {"format": "rgb24", "threads": 1}
+        if self._size:
+            options |= dict(height=self._size[0], width=self._size[1], interpolation="AREA")
+        picture = self._converter.reformat(frame, **options).to_ndarray()
+        matrix = None if self._size else frame.side_data.get("DISPLAYMATRIX")
+        if matrix is not None:
+            picture = upright(picture, bytes(matrix), self._name)
+        self._sizes.add(picture.shape[:2])
+        self._pictures[number] = picture if self._convert is None else self._convert(picture)
 
     def stack(self, numbers: list[int]) -> np.ndarray:
         chosen = [self._pictures[number] for number in numbers]
-        sizes = sorted({picture.shape[:2] for picture in chosen})
-        if len(sizes) > 1:
+        if len(sizes := sorted(self._sizes)) > 1:
             raise MediaError(
                 f"{self._name}: the size changes midway, from {sizes[0]} to {sizes[1]}"
             )

@@ -49,6 +49,7 @@ class Listing:
       loops: names of links to a folder that contains them.
       dangling: names of links to nothing that are not in `files`.
       special: names of pipes, sockets and devices.
+      links: names of links that were not followed.
     """
 
     files: list[File] = dataclasses.field(default_factory=list)
@@ -57,6 +58,7 @@ class Listing:
     loops: list[str] = dataclasses.field(default_factory=list)
     dangling: list[str] = dataclasses.field(default_factory=list)
     special: list[str] = dataclasses.field(default_factory=list)
+    links: list[str] = dataclasses.field(default_factory=list)
 
     def passed_over(self) -> str:
         """A line about what is not in `files`, except `others`; "" if there is nothing."""
@@ -65,6 +67,7 @@ class Listing:
             (self.loops, "link to a folder that it is in", "links to folders that they are in"),
             (self.dangling, "link to nothing", "links to nothing"),
             (self.special, "pipe, socket or device", "pipes, sockets or devices"),
+            (self.links, "link", "links"),
         )
         parts = [
             f"{len(names):,} {several} ({names[0]!r}, ...)"
@@ -93,6 +96,7 @@ def walk(
     wanted: Callable[[str], bool] = lambda name: True,
     *,
     follow_links: bool = False,
+    skip_links: bool = False,
     remedy: str = REMEDY,
 ) -> Listing:
     """The files below a folder, in the order of their names.
@@ -104,6 +108,7 @@ def walk(
       folder: may itself be hidden, or a link.
       wanted: whether a file is wanted, by its name.
       follow_links: links may leave `folder` (see `allowed_folders`).
+      skip_links: no link below `folder` is followed; they are counted instead.
       remedy: the advice in the error about a link that leaves `folder`.
 
     Raises:
@@ -122,6 +127,9 @@ def walk(
                 listing.hidden.append(name + entry.name)
                 continue
             own = name + entry.name
+            if skip_links and entry.is_symlink():
+                listing.links.append(own)
+                continue
             kind, is_link = _kind(entry), entry.is_symlink()
             real = os.path.realpath(entry.path) if is_link else entry.path
             if kind != "folder" and not wanted(entry.name):
@@ -148,7 +156,13 @@ def walk(
                     )
                 below.append((own + "/", real, above, by_link or is_link))
     listing.files.sort(key=lambda file: file.name)
-    for names in (listing.hidden, listing.loops, listing.dangling, listing.special):
+    for names in (
+        listing.hidden,
+        listing.loops,
+        listing.dangling,
+        listing.special,
+        listing.links,
+    ):
         names.sort()
     return listing
 
@@ -157,6 +171,10 @@ def _entries(folder: str | os.PathLike, name: str, path: str) -> list[os.DirEntr
     try:
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        if name:  # removed since its parent was listed
+            return []
+        raise UserError(f"{folder}: no such directory") from None
     except OSError as error:
         raise UserError(f"{folder}: {name or '.'!r} cannot be listed ({error.strerror})") from error
 

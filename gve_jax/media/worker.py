@@ -25,6 +25,7 @@ from gve_jax.media.errors import LimitError, MediaError, RetryableMediaError
 from gve_jax.media.item import Item, source_name
 from gve_jax.media.limits import Limits
 from gve_jax.media.lockdown import lock_down
+from gve_jax.media.outline import read_outline, read_pictures
 from gve_jax.media.pixels import IMAGE_FORMATS, load_image
 from gve_jax.media.source import PassedFile, open_source, read_source
 from gve_jax.media.suffixes import is_animated_gif
@@ -259,9 +260,36 @@ def _read_header(
     return {"header": [kind, width, height, seconds]}, []
 
 
+def _outline(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    found = read_outline(item.video, limits, request["identity"])
+    shown = found.timeline
+    times = np.zeros(0) if shown.times is None else np.asarray(shown.times, np.float64)
+    arrays = [times, found.first.astype(np.int64), found.bytes.astype(np.int64)]
+    header = {"outline": [int(shown.total), float(shown.rate), len(times), int(found.pixels)]}
+    return header, [*arrays, found.key.astype(np.uint8)]
+
+
+def _pictures(request: dict, item: Item, limits: Limits) -> tuple[dict, list[np.ndarray]]:
+    spec = request["spec"] and InputSpec(**request["spec"])
+    positions, size = np.array(request["positions"], np.int64), request["size"]
+    frames = read_pictures(
+        item.video,
+        positions,
+        request["total"],
+        limits,
+        spec,
+        request["count"],
+        size,
+        request["identity"],
+    )
+    return {"pictures": list(frames.shape[:3])}, [np.ascontiguousarray(frames)]
+
+
 OPERATIONS: dict[str, Callable[[dict, Item, Limits], tuple[dict, list[np.ndarray]]]] = {
     "header": _header,
     "frames": _frames,
+    "outline": _outline,
+    "pictures": _pictures,
     "thumbnails": _thumbnails,
     "visuals": _visuals,
 }

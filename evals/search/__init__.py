@@ -1,0 +1,1 @@
+"""Search over long generated films: recall of moments and its cost, and shot cuts."""

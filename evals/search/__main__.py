@@ -1,0 +1,59 @@
+"""Measures search on long generated films:
+
+    python -m evals.search films --output films --films 6 --minutes 5
+    python -m evals.search shots --films films
+    python -m evals.search recall --films films --model M --output scores
+
+`films` writes films of scenes of 4 s, joined by cuts and fades, and queries for some of the scenes.
+`shots` scores shot cuts, beside PySceneDetect's AdaptiveDetector where `scenedetect` is installed.
+`recall` scores how well moments are found, by policy of windows, beside one frame a second.
+"""
+
+from collections.abc import Sequence
+
+from data.shapes.films import write_films
+from evals.search import recall, shots
+from gve_jax.cli import Parser, load_encoder, run_cli
+from gve_jax.errors import UserError
+from gve_jax.hardware.malloc import retain_freed_memory
+from gve_jax.media.limits import Limits
+from gve_jax.storage.filesystem import local_path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser("python -m evals.search", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    films = commands.add_parser("films", help="write films, queries and cuts")
+    films.add_argument("--output", required=True, type=local_path, help="folder to write")
+    films.add_argument("--films", type=int, default=6, help="number of films (default: 6)")
+    films.add_argument("--minutes", type=float, default=5.0, help="of a film (default: 5)")
+    films.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    scored = {
+        "shots": commands.add_parser("shots", help="score shot cuts"),
+        "recall": commands.add_parser("recall", help="score moments by policy of windows"),
+    }
+    for command in scored.values():
+        command.add_argument("--films", required=True, type=local_path, help="output of `films`")
+    scored["recall"].add_argument("--model", required=True, help="directory or Hub id of the model")
+    scored["recall"].add_argument(
+        "--output", required=True, type=local_path, help="folder of the indexes and scores.jsonl"
+    )
+    args = parser.parse_args(argv)
+    if args.command == "films":
+        if args.films < 1 or args.minutes <= 0:
+            raise UserError("--films and --minutes must be above 0")
+        write_films(args.output, args.seed, args.films, args.minutes)
+        print(f"{args.output}: {args.films} films of {args.minutes:g} minutes")
+        return
+    if args.command == "shots":
+        rows = shots.score_cuts(args.films)
+    else:
+        args.output.mkdir(parents=True, exist_ok=True)
+        rows = recall.score_policies(args.films, args.output, load_encoder(args.model, Limits()))
+        shots.write(args.output / "scores.jsonl", rows)
+    print(shots.table(rows))
+
+
+if __name__ == "__main__":
+    retain_freed_memory()
+    run_cli(main)
