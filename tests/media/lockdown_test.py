@@ -27,6 +27,7 @@ from gve_jax.media.limits import Limits
 from gve_jax.media.process import WorkerLost, WorkerProcess
 from gve_jax.media.sandbox import Sandbox
 from gve_jax.media.wire import pack_item
+from tests.conftest import ROOT
 from tests.media.attacker import ACTIONS, BOUNDED
 from tests.media.files import clip, picture, textured
 from tests.media.formats import samples
@@ -247,6 +248,21 @@ def test_every_format_gives_the_same_frames_as_without(tmp_path):
                 Item(video=everything, num_frames="all", max_pixels=3136), preprocess.spec
             )
         assert len(opened.pids) == 1  # the same process all the time
+
+
+def test_lower_limits_of_a_scheduler_stay():
+    code = """
+import resource
+from gve_jax.media.sandbox import Sandbox
+resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000))
+with Sandbox() as opened:
+    opened.protection()
+    (pid,) = opened.pids
+    kinds = resource.RLIMIT_CPU, resource.RLIMIT_NOFILE
+    print(*(resource.prlimit(pid, kind)[1] for kind in kinds))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["1000", "64"], done.stderr
 
 
 @pytest.mark.parametrize("version", range(9))
