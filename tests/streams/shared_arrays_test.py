@@ -226,14 +226,14 @@ def _kill(folder: Path, delay: float | None, whole_group: bool) -> None:
             while trainer.stdout.readline() != "batch\n":
                 assert trainer.poll() is None
         else:
-            assert wait_for(lambda: len(processes_of(str(folder))) > 1, 240)
+            assert wait_for(lambda: len(processes_of(str(folder))) > 1, 600)
             time.sleep(delay)
         if whole_group:
             os.killpg(trainer.pid, signal.SIGKILL)
         else:
             trainer.kill()
         trainer.wait()
-        assert wait_for(lambda: not processes_of(str(folder)), 60)
+        assert wait_for(lambda: not processes_of(str(folder)), 120)
     finally:
         for pid in processes_of(str(folder)):
             os.kill(int(pid), signal.SIGKILL)
