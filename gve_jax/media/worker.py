@@ -152,21 +152,27 @@ def _restrict(limits: Limits) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # it writes only messages
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_MOST_FILES, _MOST_FILES))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, 1 << 20)  # it writes only messages
+    _limit(resource.RLIMIT_NOFILE, _MOST_FILES)
     # Of the process, not of an item: ends one whose caller was killed and that resists the timer.
-    cpu = int(_CPU_SECONDS + 2 * limits.seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+    _limit(resource.RLIMIT_CPU, int(_CPU_SECONDS + 2 * limits.seconds))
     try:
         with open("/proc/self/statm") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
-        most = now + int(limits.memory)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        _limit(resource.RLIMIT_AS, now + int(limits.memory))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # a machine short of memory ends this process, not the trainer
     except FileNotFoundError:
         pass  # not Linux: `Sandbox` has warned that memory is not limited
+
+
+def _limit(kind: int, most: int) -> None:
+    """Lowers a limit for good; one that the user or a scheduler set lower stays."""
+    _, hard = resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(kind, (most, most))
 
 
 def _answer(

@@ -204,7 +204,7 @@ def test_nothing_outlives_a_killed_trainer(delay, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 5.0, None])
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0, 2.0, 5.0, None])
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_nothing_outlives_a_killed_trainer_at_any_time(delay, whole_group, tmp_path):
     _kill(tmp_path, delay, whole_group)
@@ -226,14 +226,14 @@ def _kill(folder: Path, delay: float | None, whole_group: bool) -> None:
             while trainer.stdout.readline() != "batch\n":
                 assert trainer.poll() is None
         else:
-            assert wait_for(lambda: len(processes_of(str(folder))) > 1, 60)
+            assert wait_for(lambda: len(processes_of(str(folder))) > 1, 600)
             time.sleep(delay)
         if whole_group:
             os.killpg(trainer.pid, signal.SIGKILL)
         else:
             trainer.kill()
         trainer.wait()
-        assert wait_for(lambda: not processes_of(str(folder)), 30)
+        assert wait_for(lambda: not processes_of(str(folder)), 120)
     finally:
         for pid in processes_of(str(folder)):
             os.kill(int(pid), signal.SIGKILL)
