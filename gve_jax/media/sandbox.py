@@ -176,7 +176,11 @@ class Sandbox:
           MediaError: a file that cannot be read, or is not a video.
         """
         most = 8 * 3 * (self.limits.frames + 1) + self.limits.frames
-        return self._run("outline", Item(video=video), _outline, most)
+
+        def check(header: dict, body: np.ndarray) -> Outline:
+            return _outline(header, body, self.limits)
+
+        return self._run("outline", Item(video=video), check, most)
 
     def pictures(
         self,
@@ -296,7 +300,7 @@ def _whole(value: object) -> int:
     return value
 
 
-def _outline(header: dict, body: np.ndarray) -> Outline:
+def _outline(header: dict, body: np.ndarray, limits: Limits) -> Outline:
     """As `_clip`, of an outline."""
     total, rate, timed, pixels = header["outline"]
     _whole(pixels)
@@ -313,7 +317,11 @@ def _outline(header: dict, body: np.ndarray) -> Outline:
         raise ValueError
     key = body[8 * (timed + 2 * total) :].astype(bool)
     shown = Timeline(total, float(rate), times if timed else None)
-    return Outline(shown, first, sizes, key, pixels)
+    outline = Outline(shown, first, sizes, key, pixels)
+    # Whoever divides it into windows makes as many as its duration asks for.
+    if not outline.seconds <= limits.duration:
+        raise ValueError
+    return outline
 
 
 def _clip(header: dict, body: np.ndarray, most_pixels: int) -> Clip:
