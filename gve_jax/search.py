@@ -131,7 +131,7 @@ def _index(args: argparse.Namespace, load: Callable) -> None:
             follow_links=args.follow_links,
             metadata=args.metadata,
             batch_size=args.batch_size,
-            report=progress.console.print,
+            report=functools.partial(progress.console.print, markup=False, soft_wrap=True),
             progress=show,
         )
     _print_changes(index, changes)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gve_jax.errors import UserError
+from gve_jax.index.filters import METADATA
 from gve_jax.index.store import Media, Store
 from gve_jax.media.dataset_paths import path_to_text
 from gve_jax.media.suffixes import possible_kinds
@@ -84,8 +85,9 @@ def list_media(
       UserError: no such folder, or one that cannot be listed.
     """
     listing = walk(root, possible_kinds, follow_links=follow_links, skip_links=not follow_links)
+    listing.others -= (root / METADATA).is_file()
     if listing.others:
-        report(f"{root}: {listing.others:,} files are neither videos nor images by their names")
+        report(f"{root}: {listing.others:,} other files, neither videos nor images by their names")
     if passed_over := listing.passed_over():
         report(f"{root}: {passed_over}")
     files = (look_at(entry.path, entry.name) for entry in listing.files)

@@ -439,7 +439,12 @@ class Index:
     def _opened(self) -> tuple[Snapshot, Mapping[str, dict]]:
         with self._lock:
             if self._snapshot is None:
-                self._snapshot = Snapshot(self._store)
+                try:
+                    self._snapshot = Snapshot(self._store)
+                except UserError:  # another process has compacted the index since it was opened
+                    if not self.refresh():
+                        raise
+                    self._snapshot = Snapshot(self._store)
                 path = self.folder / METADATA
                 self._metadata = read_metadata(path) if path.is_file() else {}
             return self._snapshot, self._metadata

@@ -23,7 +23,7 @@ from gve_jax.media.sampling import Timeline
 from gve_jax.media.source import PassedFile, is_file, read_source
 from gve_jax.media.video import VideoFile, reading
 
-REQUEST_PIXELS = 500 * 1280 * 720  # that are decoded for a request
+REQUEST_PIXELS = 250 * 1280 * 720  # that are decoded for a request
 _KEPT = 2  # files whose index stays in memory: their next frames are often asked for soon
 _kept: collections.OrderedDict[tuple, VideoFile] = collections.OrderedDict()
 

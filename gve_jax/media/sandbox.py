@@ -180,8 +180,12 @@ class Sandbox:
           MediaError: a file that cannot be read, or is not a video.
         """
         most = 8 * 3 * (self.limits.frames + 1) + self.limits.frames
+
+        def check(header: dict, body: np.ndarray) -> Outline:
+            return _outline(header, body, self.limits)
+
         same = _identity(video)
-        return self.run("outline", Item(video=video), _outline, most, identity=same)
+        return self.run("outline", Item(video=video), check, most, identity=same)
 
     def pictures(
         self,
@@ -344,7 +348,7 @@ def _identity(video: str | os.PathLike | bytes) -> list[int] | None:
     return status and [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
 
 
-def _outline(header: dict, body: np.ndarray) -> Outline:
+def _outline(header: dict, body: np.ndarray, limits: Limits) -> Outline:
     """As `_clip`, of an outline."""
     total, rate, timed, pixels = header["outline"]
     _whole(pixels)
@@ -361,7 +365,11 @@ def _outline(header: dict, body: np.ndarray) -> Outline:
         raise ValueError
     key = body[8 * (timed + 2 * total) :].astype(bool)
     shown = Timeline(total, float(rate), times if timed else None)
-    return Outline(shown, first, sizes, key, pixels)
+    outline = Outline(shown, first, sizes, key, pixels)
+    # Whoever divides it into windows makes as many as its duration asks for.
+    if not outline.seconds <= limits.duration:
+        raise ValueError
+    return outline
 
 
 def _clip(header: dict, body: np.ndarray, most_pixels: int) -> Clip:

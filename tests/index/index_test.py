@@ -344,6 +344,15 @@ def test_a_reader_sees_changes_after_refresh(index, media):
         assert reader.refresh() and len(reader.search("x", k=50, merge=-1)) == 7
 
 
+def test_a_reader_that_was_opened_before_the_index_was_compacted(index, monkeypatch):
+    monkeypatch.setattr("gve_jax.index.store.COMPACT_ROWS", 1)
+    reader = Index.open(index.folder, Model(), sandbox=SANDBOX)
+    for path in ("a.mp4", "b.mkv"):
+        index.remove(path)
+    assert not (index.folder / "vectors-00000.bin").exists()
+    assert {hit.path for hit in reader.search("x")} == {"p.png", "sub/c.mp4"}
+
+
 @situation(
     "Search",
     "`search index` twice at once on one index",

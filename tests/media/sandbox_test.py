@@ -12,6 +12,8 @@ from gve_jax.media import sandbox as module
 from gve_jax.media.errors import MediaError
 from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
+from gve_jax.media.outline import Outline
+from gve_jax.media.sampling import Timeline
 from gve_jax.media.sandbox import Failure, Header, Sandbox, attempt
 from gve_jax.media.video import load_video
 from gve_jax.media.wire import MAX_HEADER, pack
@@ -25,7 +27,12 @@ OPERATIONS = {
     "frames": lambda sandbox, medium: sandbox.frames(Item(video=medium), SPEC),
     "thumbnails": lambda sandbox, medium: sandbox.thumbnails(Item(video=medium), 4, 20, 30),
     "visuals": lambda sandbox, medium: sandbox.visuals(Item(video=medium), SPEC),
+    "outline": lambda sandbox, medium: sandbox.outline(medium),
+    "pictures": lambda sandbox, medium: sandbox.pictures(medium, [0, 3], OUTLINE, size=(20, 30)),
 }
+OUTLINE = Outline(
+    Timeline(8, 10.0), np.zeros(8, np.int64), np.zeros(8, np.int64), np.zeros(8, bool)
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +145,30 @@ FORGED = {
         ({"frames": [1, 1, 31, 1.0]}, 93),
         ({"frames": [1, 21, 1, 1.0]}, 63),
         ({"frames": [1, 20, 31, 1.0]}, 1860),
+    ],
+    "outline": [
+        ({"outline": [1, 10.0, 0, 4]}, 16),
+        ({"outline": [1, 10.0, 2, 4]}, 17),
+        ({"outline": [1, 10.0, 2, 4]}, 33),  # times that do not rise
+        ({"outline": [1, 10.0, 1, 4]}, 25),
+        ({"outline": [1, 10.0, "0", 4]}, 17),
+        ({"outline": [1, 0.0, 0, 4]}, 17),
+        ({"outline": [1, 1e-9, 0, 4]}, 17),  # longer than the limit
+        ({"outline": [1, float("nan"), 0, 4]}, 17),
+        ({"outline": [1, 10**400, 0, 4]}, 17),
+        ({"outline": [0, 10.0, 0, 4]}, 0),
+        ({"outline": [-1, 10.0, 0, 4]}, 17),
+        ({"outline": [1, 10.0, 0, 0]}, 17),
+        ({"outline": [1, 10.0, 0]}, 17),
+        ({}, 17),
+    ],
+    "pictures": [
+        ({"pictures": [2, 20, 30]}, 3599),
+        ({"pictures": [1, 20, 30]}, 1800),
+        ({"pictures": [2, 30, 20]}, 3600),
+        ({"pictures": [2, 20, 30.0]}, 3600),
+        ({"pictures": [2, 20]}, 3600),
+        ({}, 3600),
     ],
 }
 FORGED["thumbnails"] += FORGED["frames"]
