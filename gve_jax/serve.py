@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     args = _parse(argv)
     try:
-        from gve_jax.serving.server import bind, serve
+        from gve_jax.serving.server import bind, make_server
         from gve_jax.serving.service import Service, Settings
     except ImportError as error:
         raise UserError(
@@ -75,15 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     service = Service(model, settings)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    serve(
-        service,
-        listener,
-        lambda: print(
-            f"serving {settings.names[0]} ({model.embedding_dim} dimensions) at {url}; fingerprint "
-            f"{service.fingerprint}",
-            flush=True,
-        ),
+    started = (
+        f"serving {settings.names[0]} ({model.embedding_dim} dimensions) at {url}; fingerprint "
+        f"{service.fingerprint}"
     )
+    make_server(service, lambda: print(started, flush=True)).run(sockets=[listener])
     print("stopped", flush=True)
 
 

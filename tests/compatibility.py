@@ -21,6 +21,7 @@ AREAS = (
     "Evaluation",
     "Training",
     "Training data",
+    "Server",
 )
 
 _INTRODUCTION = """\

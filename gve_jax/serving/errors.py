@@ -1,5 +1,7 @@
 """Errors that are answers to a client."""
 
+_LONGEST = 1000  # characters of a message
+
 
 class RequestError(Exception):
     """A request that cannot be answered.
@@ -20,6 +22,7 @@ class RequestError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ):
+        message = message[:_LONGEST]  # a client may have sent a part of it
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry_after = retry_after

@@ -112,8 +112,8 @@ class Fetcher:
             if size > self._most:
                 raise too_large
             parts.append(block)
-        if answer.length:  # it states more than it sent
-            raise bad_request(f"{host}: the response ended early")
+        if answer.length:  # it states more than it sent, or was ended at the deadline
+            raise http.client.IncompleteRead(b"", answer.length)
         return b"".join(parts)
 
 

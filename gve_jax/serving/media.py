@@ -77,7 +77,10 @@ class Resolver:
             path = unquote(path, errors="strict")
         except UnicodeDecodeError:
             raise UserError("the path of a file: URI is not UTF-8") from None
-        real = inside(self._root, path, "the path of a file: URI")
+        try:
+            real = inside(self._root, path, "the path")
+        except UserError:  # its message names the root
+            raise UserError(f"{path[:200]!r} is not a path below the server's media root") from None
         try:
             mode = os.stat(real).st_mode
         except OSError:

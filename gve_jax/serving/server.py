@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable
 
 import uvicorn
@@ -58,7 +59,7 @@ class _Connection(H11Protocol):
             self.transport.abort()
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """A server that ends with status 0 on SIGTERM or SIGINT, once it has answered what it accepted;
     a second signal ends it at once."""
 
@@ -72,6 +73,9 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self):
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {each: signal.signal(each, self.handle_exit) for each in signals}
         try:
@@ -102,11 +106,10 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(service: Service, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serves until SIGTERM or SIGINT.
+def make_server(service: Service, ready: Callable[[], None] = lambda: None) -> Server:
+    """A server, to `run(sockets=[bind(...)])` until SIGTERM or SIGINT.
 
     Args:
-      listener: of `bind`.
       ready: is called once requests are accepted.
     """
     config = uvicorn.Config(
@@ -123,4 +126,4 @@ def serve(service: Service, listener: socket.socket, ready: Callable[[], None]) 
         timeout_graceful_shutdown=int(service.settings.deadline + GRACE),
         h11_max_incomplete_event_size=64 << 10,
     )
-    _Server(config, service, ready).run(sockets=[listener])
+    return Server(config, service, ready)
