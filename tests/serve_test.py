@@ -3,6 +3,7 @@
 import base64
 import io
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_merged_batches_an_api_key_and_sigterm(tiny_model, model, requests):  # 
     [
         (
             "--host 0.0.0.0",
-            "--host 0.0.0.0 can be reached from other machines and needs an API key",
+            "can be reached from other machines and needs an API key",
         ),
         ("--port 70000", "--port must be in 0..65535"),
         ("--max-requests 0", "--max-requests must be above 0"),
@@ -157,8 +158,6 @@ def test_mistakes_are_one_line(arguments, message, monkeypatch):
 
 
 def test_missing_packages_are_named(monkeypatch):
-    import sys
-
     for name in list(sys.modules):
         if name.startswith(("gve_jax.serving.", "uvicorn")):
             monkeypatch.delitem(sys.modules, name)
