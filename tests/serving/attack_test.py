@@ -198,7 +198,7 @@ BODIES: tuple[Callable, ...] = (
 )
 
 
-def raw(port: int, data: bytes, wait: float = 20) -> bytes:
+def raw(port: int, data: bytes, wait: float = 120) -> bytes:
     """The first line that a server answers to bytes."""
     with socket.create_connection(("127.0.0.1", port), timeout=wait) as client:
         try:
@@ -243,7 +243,7 @@ def attack(live: Live, number: int) -> str | None:
     body = rng.choice(BODIES)(rng)
     if not isinstance(body, bytes):
         body = json.dumps(body).encode()
-    status, answer, _ = live.post(path, body, timeout=120)
+    status, answer, _ = live.post(path, body, timeout=300)
     error = answer["error"] if path == PATHS[0] and isinstance(answer, dict) else {"message": "x"}
     clean = 400 <= status < 500 and error["message"] and len(json.dumps(answer)) < 8000
     return None if clean else f"{path} {body[:200]!r}: {status} {str(answer)[:500]}"

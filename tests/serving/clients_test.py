@@ -6,6 +6,7 @@ Those that are not installed are skipped: docs/serving.md says what to install.
 import base64
 import io
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,7 +21,7 @@ TEXTS = ["a red circle moves left", "a blue square", "it leaves"]
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return GVE.from_pretrained(tiny_model, mesh=make_mesh({"data": 1}))
+    return GVE.from_pretrained(tiny_model, mesh=make_mesh({"data": 1}, jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")

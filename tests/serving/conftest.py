@@ -15,7 +15,7 @@ def server(tiny_model):
     """Serves `tiny_model`; file: URIs are allowed below its folder's `media`."""
     media = tiny_model.parent / "media"
     media.mkdir()
-    options = ("--media-root", str(media), "--allow-urls", "--limits.seconds", "30")
+    options = ("--media-root", str(media), "--allow-urls", "--limits.seconds", "300")
     with in_process(tiny_model, *options) as live:
         live.media = media
         yield live

@@ -76,7 +76,7 @@ class Live:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
-    def post(self, path: str, body, headers=None, timeout=60):
+    def post(self, path: str, body, headers=None, timeout=300):
         """(status, JSON of the answer, headers); `body` is JSON unless it is bytes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.request(
@@ -86,7 +86,7 @@ class Live:
     def get(self, path: str, headers=None):
         return self.request("GET", path, None, {}, headers)
 
-    def request(self, method, path, data, defaults, headers=None, timeout=60):
+    def request(self, method, path, data, defaults, headers=None, timeout=300):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             connection.request(method, path, data, defaults | (headers or {}))

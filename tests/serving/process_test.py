@@ -6,6 +6,7 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,6 @@ from gve_jax.distributed.sharding import make_mesh
 from gve_jax.errors import UserError
 from gve_jax.serve import main
 from tests.media.files import clip
-from tests.serving.conftest import server, tiny_model  # noqa: F401
 from tests.serving.servers import NAME, in_process
 from tests.situations import situation
 
@@ -33,8 +33,8 @@ def uri(data: bytes, kind: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model):  # noqa: F811
-    return GVE.from_pretrained(tiny_model, mesh=make_mesh({"data": 1}))
+def model(tiny_model):
+    return GVE.from_pretrained(tiny_model, mesh=make_mesh({"data": 1}, jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def requests():
     return found
 
 
-def ask(server, inputs) -> np.ndarray:  # noqa: F811
+def ask(server, inputs) -> np.ndarray:
     body = {"model": NAME, "input": inputs, "encoding_format": "base64"}
     status, answer, _ = server.post(PATH, body, timeout=300)
     assert status == 200, answer
@@ -71,7 +71,7 @@ def ask(server, inputs) -> np.ndarray:  # noqa: F811
     since="0.3.0",
 )
 @pytest.mark.parametrize("clients", [1, 4, 64])
-def test_vectors_equal_encode_to_the_byte(server, model, requests, clients):  # noqa: F811
+def test_vectors_equal_encode_to_the_byte(server, model, requests, clients):
     expected = [model.encode(inputs) for _, inputs in requests]
     order = list(range(len(requests))) * (1 if clients == 1 else 5)
     np.random.default_rng(clients).shuffle(order)
@@ -81,7 +81,7 @@ def test_vectors_equal_encode_to_the_byte(server, model, requests, clients):  # 
         np.testing.assert_array_equal(answer, expected[n])
 
 
-def test_an_instruction_is_that_of_encode(server, model):  # noqa: F811
+def test_an_instruction_is_that_of_encode(server, model):
     body = {"input": ["a cat"], "instruction": "Find the clip."}
     answer = server.post(PATH, body)[1]["data"][0]["embedding"]
     np.testing.assert_array_equal(
@@ -97,7 +97,7 @@ def test_an_instruction_is_that_of_encode(server, model):  # noqa: F811
     assert other["data"][0]["embedding"] != answer
 
 
-def test_files_below_the_root(server, model):  # noqa: F811
+def test_files_below_the_root(server, model):
     (server.media / "a.mp4").write_bytes(clip(8))
     status, answer, _ = server.post(PATH, {"input": {"video": f"file://{server.media}/a.mp4"}})
     assert status == 200, answer
@@ -109,7 +109,7 @@ def test_files_below_the_root(server, model):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_merged_batches_an_api_key_and_sigterm(tiny_model, model, requests):  # noqa: F811
+def test_merged_batches_an_api_key_and_sigterm(tiny_model, model, requests):
     options = ("--batching", "merged", "--max-requests", "100")
     with in_process(tiny_model, *options, GVE_API_KEY="secret") as live:
         key = {"Authorization": "Bearer secret"}
