@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float, Num
 from rich.console import Console
 from rich.progress import Progress
 
@@ -390,15 +390,39 @@ class GVE(SentenceTransformersInterface):
         vectors, valid = self._run(items, prompt, batch_size, show_progress_bar, record)
         return unit_rows(vectors, "the model"), valid
 
+    def prepare(self, item: Item, prompt: str | None = None) -> Row | Failure:
+        """Reads an item, in the sandbox what is untrusted, and makes its row for `encode_rows`.
+
+        May be called from several threads at once.
+
+        Args:
+          prompt: instruction of an item without one of its own.
+        """
+        (item,) = _with_instruction([item], prompt)
+        return self._isolated.attempt(item, self.buckets.fit)
+
+    def encode_rows(self, rows: Sequence[Row], batch_size: int = 32) -> Float[np.ndarray, "N D"]:
+        """Hidden states of rows of `prepare`, of which `encode` returns the unit vectors.
+
+        The items of a call are packed together: rounding, and nothing else, depends on the others.
+        One thread at a time may call it.
+
+        Raises:
+          UserError: a vector is not finite, or zero.
+        """
+        vectors = np.empty((len(rows), self.embedding_dim), np.float32)
+        for start in range(0, len(rows), batch_size * CHUNK):
+            chunk = dict(enumerate(rows[start : start + batch_size * CHUNK], start))
+            for indices, batch in self._vectors(chunk, batch_size):
+                vectors[indices] = batch
+        _check_vectors(vectors, np.arange(len(rows)))
+        return vectors
+
     def _run(self, items: list[Item], prompt, batch_size, show, on_error: Callable):
         """Pooled hidden states of the readable items, float32 [n, D], and their mask, bool [N]."""
         if not is_whole(batch_size) or batch_size < 1:
             raise UserError(f"batch_size must be an integer of at least 1, not {batch_size!r}")
-        if prompt:
-            items = [
-                item if item.instruction else dataclasses.replace(item, instruction=prompt)
-                for item in items
-            ]
+        items = _with_instruction(items, prompt)
         vectors = np.empty((len(items), self.embedding_dim), np.float32)
         valid = np.zeros(len(items), bool)
         if show is None:
@@ -416,12 +440,7 @@ class GVE(SentenceTransformersInterface):
             if show:
                 progress.print(self.summary())
         vectors = vectors[valid]
-        good = np.isfinite(vectors).all(axis=-1) & vectors.any(axis=-1)
-        if not good.all():
-            index = int(np.flatnonzero(valid)[np.argmin(good)])
-            raise UserError(
-                f"input {index}: the model returned a vector that is not finite, or zero"
-            )
+        _check_vectors(vectors, np.flatnonzero(valid))
         return vectors, valid
 
     def _rows(self, items: list[Item], start: int, on_error: Callable) -> dict[int, Row]:
@@ -470,6 +489,25 @@ class GVE(SentenceTransformersInterface):
     def _run_program(self, program: Callable, arrays) -> np.ndarray:
         with jax.set_mesh(self.mesh):  # fused attention is sharded over it
             return np.asarray(program(self.params, place_batch(arrays, self.mesh)))
+
+
+def _with_instruction(items: list[Item], prompt: str | None) -> list[Item]:
+    """Items with the instruction `prompt` where they have none of their own."""
+    if not prompt:
+        return items
+    return [
+        item if item.instruction else dataclasses.replace(item, instruction=prompt)
+        for item in items
+    ]
+
+
+def _check_vectors(vectors: np.ndarray, indices: np.ndarray) -> None:
+    """Raises UserError that names the first input, by `indices` [n], whose vector of [n, D] has no
+    direction."""
+    good = np.isfinite(vectors).all(axis=-1) & vectors.any(axis=-1)
+    if not good.all():
+        index = int(indices[np.argmin(good)])
+        raise UserError(f"input {index}: the model returned a vector that is not finite, or zero")
 
 
 @functools.lru_cache(maxsize=8)

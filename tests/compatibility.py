@@ -22,6 +22,7 @@ AREAS = (
     "Evaluation",
     "Training",
     "Training data",
+    "Server",
 )
 
 _INTRODUCTION = """\

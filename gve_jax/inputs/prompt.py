@@ -94,6 +94,13 @@ class Prompt:
         """
         return self.ids_batch([entry])[0]
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of token ids; raises ValueError for one that the tokenizer does not have."""
+        for index in ids:
+            if not 0 <= index < 2**32 or self._tokenizer.id_to_token(index) is None:
+                raise ValueError(f"the tokenizer has no token {index}")
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
     def ids_batch(self, entries: Sequence[Entry]) -> list[tuple[list[int], list[int]]]:
         """`ids` of many entries, on all cores (on one core with TOKENIZERS_PARALLELISM=false, and
         after a fork). Raises ValueError if one of them does."""
@@ -163,16 +170,18 @@ class Prompt:
     def _system(self, instruction: str) -> list[int]:
         if self.profile.system is None or not self.profile.chat:
             return []
-        if instruction not in self._systems:
-            if len(self._systems) == 256:  # a queue of texts may have an instruction each
-                self._systems.clear()
+        ids = self._systems.get(instruction)
+        if ids is None:
             content = self.profile.system.format(
                 instruction=_instruction(self.profile, instruction)
                 or self.profile.default_instruction
             )
             turn = f"<|im_start|>system\n{content}<|im_end|>\n" if content else ""
-            (self._systems[instruction],) = self._encode([turn])
-        return self._systems[instruction]
+            (ids,) = self._encode([turn])
+            if len(self._systems) >= 256:  # a queue of texts may have an instruction each
+                self._systems.clear()  # other threads hold their own references
+            self._systems[instruction] = ids
+        return ids
 
     def _frame(self) -> tuple[list[int], list[int]]:
         """The tokens before and after each prompt."""
