@@ -73,6 +73,9 @@ def encode(source, coding: Coding, limits: Limits) -> bytes:
     """
     name, buffer = source_name(source), io.BytesIO()
     options = {} if coding.crf is None else {"crf": str(coding.crf)}
+    if coding.codec == "libx265":
+        # With B-frames, FFmpeg 8 gives the packets of one or two frames decoding times by chance.
+        options["x265-params"] = "log-level=none:bframes=0"
     with (
         open_video(source, name, limits) as (container, stream, _),
         av.open(buffer, "w", format="mp4") as output,

@@ -1,5 +1,7 @@
 """Re-encoded videos: equal frames and timestamps, lower quality; failures have reasons."""
 
+import io
+
 import av
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from gve_jax.media.errors import MediaError
 from gve_jax.media.limits import Limits
 from gve_jax.media.video import load_video
 from tests.evals.small_uvrb import ColourEncoder, evaluate, make_benchmark
+from tests.media.files import held
 from tests.situations import situation
 
 
@@ -46,6 +49,22 @@ def test_keeps_frames_and_times_in_fewer_bytes(noisy, tmp_path, text):
     assert before.shape == after.shape
     assert 2 < np.abs(before - after).mean() < 25  # different pixels, same scene
     assert np.abs(before.mean(axis=(1, 2)) - after.mean(axis=(1, 2))).max() < 12
+
+
+@situation(
+    "Evaluation",
+    "a video of one or two frames, re-encoded as HEVC",
+    "encoded, every time; before, x265 failed by chance",
+    since="0.3.0",
+)
+@pytest.mark.parametrize("times", [[0], [0, 1000]])
+def test_hevc_of_few_frames(times):
+    data = held(times, 9000, codec_options={"bf": "0"})
+    for _ in range(10):  # it failed in a third of the attempts
+        copy = encode(data, Coding("libx265", crf=40), Limits())
+        with av.open(io.BytesIO(copy)) as container:
+            shown = [round(1000 * float(frame.time)) for frame in container.decode(video=0)]
+        assert shown == times
 
 
 def test_copies_are_reused_and_reproducible(noisy, tmp_path):
