@@ -283,7 +283,7 @@ def test_bad_uploads_are_answers(live, body, status):
 
 def test_an_upload_without_a_length_is_limited(live):
     parts = iter([bytes(1 << 19)] * 3)
-    answer = live.request("POST", "/api/upload", parts, Transfer_Encoding="chunked")
+    answer = live.request("POST", "/api/upload", parts)  # chunked
     assert answer.status == 413
 
 
