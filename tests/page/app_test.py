@@ -3,7 +3,10 @@
 import io
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,9 +18,10 @@ from gve_jax.errors import UserError
 from gve_jax.index import Index
 from gve_jax.page.queries import Recent
 from gve_jax.page.server import bind
-from tests.index.fake import movie
+from tests.conftest import ROOT
+from tests.index.fake import make_index, movie
 from tests.media.files import numbers
-from tests.page.pages import live_page
+from tests.page.pages import Live, live_page, write_media
 
 VIDEO = "/media/cam%201/a%231.mp4"
 STRIP = "/thumbnails/cam%201/a%231.mp4"
@@ -323,6 +327,25 @@ def test_a_port_in_use_is_one_line(tmp_path):
             bind("127.0.0.1", used.getsockname()[1])
     with pytest.raises(UserError, match="cannot listen on no.invalid"):
         bind("no.invalid", 0)
+
+
+def test_the_command(tmp_path):
+    media = write_media(tmp_path / "media")
+    with make_index(tmp_path / "index", media) as index:
+        index.update()
+    script = (
+        "from gve_jax.search import main\nfrom tests.index.fake import Model\n"
+        f"main(['serve', '--index', {str(index.folder)!r}, '--no-browser', '--model', 'm'], "
+        "load=lambda name: Model())"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        assert line.startswith(f"{index.folder}: 5 moments at http://127.0.0.1:"), line
+        live = Live(index, media, line.split()[4])
+        assert live.get("/").status == 200 and len(live.search(text="x")) > 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
 
 
 def test_recent_values_are_kept():

@@ -125,7 +125,7 @@ def test_filters_and_groups(tab):
     tab.wait(f"{HITS} > 2")
     assert tab.run("document.querySelector('#text').value") == "a dog"
     tab.run("document.querySelector('#group').click()")
-    tab.wait(f"{HITS} === 3 && document.querySelector('.moments button')")
+    tab.wait(f"{HITS} === 3 && !!document.querySelector('.moments button')")
 
 
 @pytest.mark.parametrize("width", [1300, 800, 400])
