@@ -4,6 +4,7 @@
     python -m gve_jax.search query --index idx "a dog jumps into the water"
     python -m gve_jax.search query --index idx --image photo.jpg "but at night"
     python -m gve_jax.search query --index idx --video a.mp4 --from 12 --to 15
+    python -m gve_jax.search serve --index idx
 
 `index` divides videos into windows and embeds each of them. Repeated, it embeds what is new or has
 changed, drops what is gone and follows renames; model and windows are those of the index then. It
@@ -322,6 +323,51 @@ def _add_unreadable_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object for each file")
 
 
+# ---- serve ---------------------------------------------------------------------------------------
+
+
+def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", help="directory or Hub id of the model (default: that of the index)"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address; if other machines can reach it, the page has a key (default: 127.0.0.1)",
+    )
+    parser.add_argument("--port", type=int, default=0, help="0: a free one (default: 0)")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the address, and open no browser"
+    )
+    parser.add_argument(
+        "--max-upload", type=int, default=256, help="MiB of a dropped file (default: 256)"
+    )
+
+
+def _serve(args: argparse.Namespace, load: Callable) -> None:
+    try:
+        from gve_jax.page.server import bind, make_server, open_browser
+    except ImportError as error:
+        raise UserError(
+            f"the page needs {error.name}, which is not installed: pip install 'gve_jax[serve]'"
+        ) from error
+    if args.max_upload < 1:
+        raise UserError("--max-upload must be at least 1")
+    options = {"load": load, "limits": limits.from_arguments(args)}
+    with Index.open(args.index, args.model, **options) as index:
+        listener = bind(args.host, args.port)
+        _ = index.model  # before the page is announced
+
+        def ready(url: str) -> None:
+            print(f"{index.folder}: {len(index):,} moments at {url} (Ctrl-C ends)", flush=True)
+            if not args.no_browser:
+                open_browser(url)
+
+        upload = args.max_upload << 20
+        server = make_server(index, listener, args.host, max_upload=upload, ready=ready)
+        server.run(sockets=[listener])
+
+
 # By name: adds its arguments, runs it, help.
 COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
     "index": (_add_index_arguments, _index, "make an index of a folder, or bring it up to date"),
@@ -331,6 +377,7 @@ COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
         _unreadable,
         "list the files that could not be read, with the reasons",
     ),
+    "serve": (_add_serve_arguments, _serve, "search an index in a local page"),
 }
 
 

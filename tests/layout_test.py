@@ -13,7 +13,7 @@ TIERS = """
     storage distributed
     model media inputs
     learning streams retrieval checkpoints
-    running index mining hardware gve sentence_transformers serving
+    running index mining hardware gve sentence_transformers serving page
     cli
     train embed search serve mine convert plan
 """

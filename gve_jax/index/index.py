@@ -16,7 +16,7 @@ from gve_jax.errors import UserError
 from gve_jax.index import folder, frames
 from gve_jax.index.filters import METADATA, Filters, read_metadata
 from gve_jax.index.query import Hit, Snapshot
-from gve_jax.index.store import FORMAT, SETTINGS, Store, Unreadable, create_store
+from gve_jax.index.store import FORMAT, SETTINGS, Media, Store, Unreadable, create_store
 from gve_jax.index.update import Outcome, embed_pending
 from gve_jax.index.windows import Windows
 from gve_jax.inputs.user_inputs import read_inputs
@@ -180,6 +180,11 @@ class Index:
     def files(self) -> list:
         """The files of the index, `gve_jax.index.store.Media`, in the order of their paths."""
         return sorted(self._store.media.values(), key=lambda media: media.path)
+
+    def find(self, path: str) -> Media | None:
+        """The file of a path, as hits have it; None if the index has no such file."""
+        store = self._store
+        return store.media.get(store.paths.get(path, -1))
 
     @property
     def unreadable(self) -> list[Unreadable]:

@@ -1,0 +1,1 @@
+"""The local page of an index: search, playable moments, thumbnails."""
