@@ -346,7 +346,8 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _serve(args: argparse.Namespace, load: Callable) -> None:
     try:
-        from gve_jax.page.server import bind, make_server, open_browser
+        from gve_jax.page.server import make_server, open_browser
+        from gve_jax.serving.sockets import bind
     except ImportError as error:
         raise UserError(
             f"the page needs {error.name}, which is not installed: pip install 'gve_jax[serve]'"

@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     args = _parse(argv)
     try:
-        from gve_jax.serving.server import bind, make_server
+        from gve_jax.serving.server import Server
         from gve_jax.serving.service import Service, Settings
+        from gve_jax.serving.sockets import bind
     except ImportError as error:
         raise UserError(
             f"gve_jax.serve needs {error.name}, which is not installed: "
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"serving {settings.names[0]} ({model.embedding_dim} dimensions) at {url}; fingerprint "
         f"{service.fingerprint}"
     )
-    make_server(service, lambda: print(started, flush=True)).run(sockets=[listener])
+    Server(service, lambda: print(started, flush=True)).run(sockets=[listener])
     print("stopped", flush=True)
 
 

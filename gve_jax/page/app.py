@@ -38,6 +38,7 @@ from gve_jax.media.dataset_paths import text_to_path
 from gve_jax.media.errors import MediaError
 from gve_jax.page.queries import Encoder, read_query, read_search
 from gve_jax.page.thumbnails import Thumbnails
+from gve_jax.serving.sockets import host_name
 
 STATIC = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -170,8 +171,7 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         host = request.headers.get("host", "")
-        name = host if host.endswith("]") else host.rsplit(":", 1)[0]
-        if not self._host_allowed(name.strip("[]").lower()):
+        if not self._host_allowed(host_name(host)):
             return _error(403, "the Host header names another machine")
         site = request.headers.get("sec-fetch-site", "same-origin")
         if site not in ("same-origin", "none") and request.url.path != "/":

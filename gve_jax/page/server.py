@@ -1,66 +1,18 @@
 """Runs the page on a socket."""
 
-import contextlib
 import ipaddress
 import secrets
-import signal
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
-
-from gve_jax.errors import UserError
 from gve_jax.index import Index
 from gve_jax.page.app import MAX_UPLOAD, create_app
+from gve_jax.serving.sockets import Server
 
 CONNECTIONS = 128  # above it, uvicorn answers 503
 GRACE = 3  # seconds that requests in flight have when the server is stopped
-
-
-class Server(uvicorn.Server):
-    """A server that calls `ready` once requests are accepted."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets=None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Without uvicorn's second delivery of the signal: Ctrl-C is how the page is ended."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {
-            each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket of an address; a port of 0 is a free one.
-
-    Raises:
-      UserError: no such address, or a port that is in use.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host} port {port}: {reason}") from error
-    return bound
 
 
 def make_server(
@@ -94,20 +46,8 @@ def make_server(
     app = create_app(index, max_upload=max_upload, host_allowed=host_allowed, key=key)
     shown = f"[{address}]" if ":" in address else address
     url = f"http://{shown}:{port}/" + ("" if key is None else f"?key={key}")
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=GRACE,
-    )
-    return Server(config, lambda: ready(url))
+    options = {"lifespan": "off", "limit_concurrency": CONNECTIONS}
+    return Server(app, lambda: ready(url), timeout_graceful_shutdown=GRACE, **options)
 
 
 def open_browser(url: str) -> None:

@@ -2,5 +2,5 @@
 
 `protocols` reads the requests of several APIs into one `requests.EmbedRequest`; `media` resolves
 what it refers to, `fetch` downloads; `batching` decodes and encodes; `app` answers; `server` runs
-it on a socket.
+it on a socket (`sockets`).
 """

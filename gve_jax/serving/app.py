@@ -20,6 +20,7 @@ from gve_jax.serving.body import read_body
 from gve_jax.serving.errors import RequestError
 from gve_jax.serving.protocols import PROTOCOLS, Protocol, openai_error
 from gve_jax.serving.service import Service, to_json
+from gve_jax.serving.sockets import host_name
 
 OPEN_PATHS = ("/health",)  # without an API key
 
@@ -105,8 +106,7 @@ class Guard:
 
 def _is_local(host: str) -> bool:
     """Whether a Host header names the loopback."""
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    name = name.strip("[]").lower()
+    name = host_name(host)
     if name == "localhost":
         return True
     try:

@@ -17,7 +17,7 @@ pytest.importorskip("starlette", reason="needs the extra serve")
 from gve_jax.errors import UserError
 from gve_jax.index import Index
 from gve_jax.page.queries import Recent
-from gve_jax.page.server import bind
+from gve_jax.serving.sockets import bind
 from tests.conftest import ROOT
 from tests.index.fake import make_index, movie
 from tests.media.files import numbers

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from gve_jax.index import Index
-from gve_jax.page.server import bind, make_server
+from gve_jax.page.server import make_server
+from gve_jax.serving.sockets import bind
 from tests.index.fake import make_index, movie
 from tests.media.files import numbered
 

@@ -148,7 +148,7 @@ def test_a_slow_body_is_408():
 
 
 def test_slow_headers_close_the_connection(monkeypatch):
-    monkeypatch.setattr("gve_jax.serving.server.IDLE", 0.5)
+    monkeypatch.setattr("gve_jax.serving.sockets.IDLE", 0.5)
     with in_thread() as live:
         with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
             began = time.monotonic()

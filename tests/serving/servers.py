@@ -20,8 +20,9 @@ from gve_jax.inputs.batch import default_buckets
 from gve_jax.inputs.preprocess import InputSpec, Row
 from gve_jax.inputs.profiles import PROFILES
 from gve_jax.media.sandbox import Failure
-from gve_jax.serving.server import bind, make_server
+from gve_jax.serving.server import Server
 from gve_jax.serving.service import Service, Settings
+from gve_jax.serving.sockets import bind
 from tests import checkpoint_files
 from tests.conftest import ROOT
 
@@ -106,7 +107,7 @@ def in_thread(model=None, fetcher=None, **settings) -> Iterator[Live]:
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     ready = threading.Event()
-    server = make_server(service, ready.set)
+    server = Server(service, ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
