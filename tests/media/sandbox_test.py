@@ -178,6 +178,7 @@ FORGED["thumbnails"] += FORGED["frames"]
 def test_numbers_that_cannot_be_are_refused(operation, monkeypatch):
     class Forger:
         served = 0
+        protection = {"no_new_privs": True, "landlock": 1, "seccomp": True}
 
         def __init__(self, module, limits):
             pass
