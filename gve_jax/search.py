@@ -40,7 +40,7 @@ SHOWN = 10  # unreadable files that are listed
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Any] | None = None) -> None:
     """The command line. `load` opens an encoder by its name (default: a `GVE`)."""
     args = _parse(argv)
-    load = load or functools.partial(load_encoder, limits=limits.from_arguments(args))
+    load = load or functools.partial(load_encoder, **limits.decoding_options(args))
     COMMANDS[args.command][1](args, load)
 
 
@@ -140,7 +140,7 @@ def _index(args: argparse.Namespace, load: Callable) -> None:
 
 def _open_or_create(args: argparse.Namespace, load: Callable) -> Index:
     old = args.index / SETTINGS
-    options = {"load": load, "limits": limits.from_arguments(args)}
+    options = {"load": load, "limits": limits.from_arguments(args), "processes": args.workers}
     if not old.is_file():
         for name in ("model", "media"):
             if getattr(args, name) is None:
@@ -278,7 +278,7 @@ def _query(args: argparse.Namespace, load: Callable) -> None:
         before=args.before,
         where=args.where,
     )
-    options = {"load": load, "limits": limits.from_arguments(args), "processes": 1}
+    options = {"load": load, "limits": limits.from_arguments(args), "processes": args.workers or 1}
     with Index.open(args.index, args.model, **options) as index:
         hits = index.search(
             item,
@@ -354,7 +354,7 @@ def _serve(args: argparse.Namespace, load: Callable) -> None:
         ) from error
     if args.max_upload < 1:
         raise UserError("--max-upload must be at least 1")
-    options = {"load": load, "limits": limits.from_arguments(args)}
+    options = {"load": load, "limits": limits.from_arguments(args), "processes": args.workers}
     with Index.open(args.index, args.model, **options) as index:
         listener = bind(args.host, args.port)
         _ = index.model  # before the page is announced

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     listener = bind(args.host, args.port)
     if jax.process_count() > 1:
         raise UserError("gve_jax.serve runs on one host: start one server on each")
-    model = load_encoder(args.model, limits=limits.from_arguments(args))
+    model = load_encoder(args.model, **limits.decoding_options(args))
     for role in ("query", "document"):
         if instruction := getattr(args, f"{role}_instruction"):
             model.prompts[role] = instruction

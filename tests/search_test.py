@@ -55,6 +55,14 @@ def test_indexing_says_what_it_did(tmp_path, media, capsys):
     assert json.loads(capsys.readouterr().out)["path"] == "bad.mp4"
 
 
+def test_workers_bounds_the_decoding_processes(index, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Index, "update", lambda self, **_: seen.append(self.sandbox.processes))
+    monkeypatch.setattr("gve_jax.search._print_changes", lambda *_: None)
+    run("index", "--index", index, "--workers", 3)
+    assert seen == [3]
+
+
 def test_hits_are_printed(index, capsys):
     run("query", "--index", index, "--video", "a.mp4", "--from", 1, "--to", 3, "--merge", -1)
     lines = capsys.readouterr().out.splitlines()
