@@ -1,5 +1,6 @@
 """Long films of the generated world: scenes after each other, joined by cuts and fades, and the
-moments that queries ask for.
+moments that queries ask for: complete scenes of 4 s. The scenes between them break off at any
+frame, so that moments do not begin at multiples of 4 s.
 
 Half of the moments that are asked for are groups of eight scenes that show the same frames in
 different orders: only the order of frames tells them from each other. The scenes between them have
@@ -31,6 +32,7 @@ from data.shapes.scene import (
 
 FADE = 4  # frames, half of them of each scene
 FADES = 0.25  # share of the transitions
+SHORTEST = 6  # frames of a scene that no query asks for
 # With keyframes where the encoder sees a cut, and with keyframes at a fixed distance only.
 ENCODINGS = (
     {"preset": "veryfast", "x264-params": "keyint=250:scenecut=40"},
@@ -40,27 +42,30 @@ ENCODINGS = (
 
 @dataclass(frozen=True)
 class Film:
-    """Scenes of 4 s, and for each but the first whether it is faded in."""
+    """Scenes, the number of frames that are shown of each, and for each but the first whether it
+    is faded in."""
 
     scenes: tuple[Scene, ...]
+    lengths: tuple[int, ...]
     faded: tuple[bool, ...]
 
     @property
     def cuts(self) -> list[int]:
         """Frames at which a new scene begins, or is half faded in."""
-        return [SCENE_FRAMES * n for n in range(1, len(self.scenes))]
+        return np.cumsum(self.lengths)[:-1].tolist()
 
     def frames(self) -> Iterator[np.ndarray]:
         """The frames, uint8 [112, 112, 3]."""
         for number, scene in enumerate(self.scenes):
-            shown = render(scene).astype(np.float32)
+            shown = render(scene)[: self.lengths[number]].astype(np.float32)
             for other, begins in ((number - 1, True), (number + 1, False)):
                 if not 0 <= other < len(self.scenes):
                     continue
                 if not self.faded[max(number, other) - 1]:
                     continue
                 # The neighbour's nearest frame is held while it fades.
-                near = render(self.scenes[other], only=SCENE_FRAMES - 1 if begins else 0)[0]
+                nearest = self.lengths[other] - 1 if begins else 0
+                near = render(self.scenes[other], only=nearest)[0]
                 for k in range(FADE // 2):
                     share = 0.5 - (k + 0.5) / FADE  # of the neighbour
                     at = k if begins else -1 - k
@@ -70,10 +75,10 @@ class Film:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a query asks for: a scene of a film."""
+    """What a query asks for: a scene of a film, from its begin in seconds."""
 
     film: int
-    scene: int
+    begin: float
     text: str
     kind: str  # "order" or "events"
     prompt_name: str
@@ -81,7 +86,7 @@ class Moment:
 
 def plan_films(seed: int, count: int, minutes: float) -> tuple[list[Film], list[Moment]]:
     """Films, and the moments that are asked for: a third of the scenes
-    of many films, more of a few."""
+    of many films, more of a few. `minutes` counts every scene as complete."""
     rng = make_rng(seed, "films", 0)
     each = max(4, round(minutes * 60 * FPS / SCENE_FRAMES))
     total = count * each
@@ -105,18 +110,21 @@ def plan_films(seed: int, count: int, minutes: float) -> tuple[list[Film], list[
     by_place = dict(zip(order, asked, strict=False))
     films, moments = [], []
     for film in range(count):
-        scenes = []
+        scenes, lengths = [], []
         for number in range(each):
             if found := by_place.get(film * each + number):
                 scene, kind = found
                 text = (captions.temporal if kind == "order" else captions.events)(scene, rng)
                 prompt = "CRB-T" if kind == "order" else "DiDeMo"
-                moments.append(Moment(film, number, text, kind, prompt))
+                begin = sum(lengths) / FPS
+                moments.append(Moment(film, begin, text, kind, prompt))
+                lengths.append(SCENE_FRAMES)
             else:
                 scene = sample_scene(rng, TRAIN_PAIRS, count=pick(rng, (1, 2, 3)))
+                lengths.append(int(rng.integers(SHORTEST, SCENE_FRAMES + 1)))
             scenes.append(scene)
         faded = tuple((rng.random(each - 1) < FADES).tolist())
-        films.append(Film(tuple(scenes), faded))
+        films.append(Film(tuple(scenes), tuple(lengths), faded))
     return films, moments
 
 
@@ -150,8 +158,8 @@ def write_films(folder: Path, seed: int, count: int, minutes: float) -> None:
             "prompt_name": moment.prompt_name,
             "kind": moment.kind,
             "path": names[moment.film],
-            "start_sec": moment.scene * seconds,
-            "end_sec": (moment.scene + 1) * seconds,
+            "start_sec": moment.begin,
+            "end_sec": moment.begin + seconds,
         }
         for moment in moments
     ]

@@ -12,14 +12,18 @@ from gve_jax.index.query import Hit
 from gve_jax.index.windows import Windows
 from gve_jax.storage.files import read_records
 
-POLICIES = {
-    "frames, 1 a second": Windows("fixed", length=1.0, stride=1.0),
-    "shots": Windows("shots"),
-    "fixed 8 s, stride 4": Windows("fixed", length=8.0, stride=4.0),
-    "fixed 4 s, stride 4": Windows("fixed", length=4.0, stride=4.0),
-    "fixed 4 s, stride 2": Windows("fixed", length=4.0, stride=2.0),
-    "fixed 4 s, stride 1": Windows("fixed", length=4.0, stride=1.0),
-    "fixed 2 s, stride 1": Windows("fixed", length=2.0, stride=1.0),
+# Windows, and the frames of each; None: the model's own number.
+POLICIES: dict[str, tuple[Windows, int | None]] = {
+    "frames, 1 a second": (Windows("fixed", length=1.0, stride=1.0), None),
+    "shots": (Windows("shots"), None),
+    "shots, 4 frames": (Windows("shots"), 4),
+    "shots of at most 4 s": (Windows("shots", length=4.0), None),
+    "fixed 8 s, stride 4": (Windows("fixed", length=8.0, stride=4.0), None),
+    "fixed 4 s, stride 4": (Windows("fixed", length=4.0, stride=4.0), None),
+    "fixed 4 s, stride 2": (Windows("fixed", length=4.0, stride=2.0), None),
+    "fixed 4 s, stride 2, 4 frames": (Windows("fixed", length=4.0, stride=2.0), 4),
+    "fixed 4 s, stride 1": (Windows("fixed", length=4.0, stride=1.0), None),
+    "fixed 2 s, stride 1": (Windows("fixed", length=2.0, stride=1.0), None),
 }
 MERGES = (-1.0, 0.05, 0.1, 0.2, 0.4)
 
@@ -49,8 +53,10 @@ def score_policies(films: Path, output: Path, model, names=tuple(POLICIES)) -> l
     ]
     rows = []
     for name in names:
-        policy = POLICIES[name]
+        policy, frames = POLICIES[name]
         encoder = FrameModel(model) if name.startswith("frames") else model
+        if frames is not None:
+            encoder = model.with_inputs(num_frames=frames)
         folder = output / name.replace(" ", "-").replace(",", "")
         began = time.perf_counter()
         with Index.create(folder, films / "media", encoder, windows=policy) as index:

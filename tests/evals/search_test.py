@@ -63,6 +63,6 @@ def test_policies_are_scored(films, tmp_path, monkeypatch):
 
     rows = score_policies(films, tmp_path, Prompted(), names)
     assert [row["windows"] for row in rows] == list(names)
-    assert [row["moments"] for row in rows] == [80, 20]
+    assert [row["moments"] for row in rows] == [78, 20]
     assert all(0 <= row["R@1 all"] <= row["R@5 all"] <= 1 for row in rows)
     assert rows[0]["R@1 all"] == 0  # a second of four
