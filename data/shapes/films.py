@@ -1,6 +1,6 @@
 """Long films of the generated world: scenes after each other, joined by cuts and fades, and the
-moments that queries ask for: complete scenes of 4 s. The scenes between them break off at any
-frame, so that moments do not begin at multiples of 4 s.
+moments that queries ask for: complete scenes of 4 s, or slower ones. The scenes between them break
+off at any frame, so that moments do not begin at multiples of their length.
 
 Half of the moments that are asked for are groups of eight scenes that show the same frames in
 different orders: only the order of frames tells them from each other. The scenes between them have
@@ -75,20 +75,19 @@ class Film:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a query asks for: a scene of a film, from its begin in seconds."""
+    """What a query asks for: a scene of a film, from its first frame."""
 
     film: int
-    begin: float
+    first: int
     text: str
     kind: str  # "order" or "events"
     prompt_name: str
 
 
-def plan_films(seed: int, count: int, minutes: float) -> tuple[list[Film], list[Moment]]:
-    """Films, and the moments that are asked for: a third of the scenes
-    of many films, more of a few. `minutes` counts every scene as complete."""
+def plan_films(seed: int, count: int, each: int) -> tuple[list[Film], list[Moment]]:
+    """Films of `each` scenes, and the moments that are asked for: a third of the scenes of many
+    films, more of a few."""
     rng = make_rng(seed, "films", 0)
-    each = max(4, round(minutes * 60 * FPS / SCENE_FRAMES))
     total = count * each
     asked: list[tuple[Scene, str]] = []
     orders, events = facts.Distinct(facts.temporal), facts.Distinct(facts.events)
@@ -116,8 +115,7 @@ def plan_films(seed: int, count: int, minutes: float) -> tuple[list[Film], list[
                 scene, kind = found
                 text = (captions.temporal if kind == "order" else captions.events)(scene, rng)
                 prompt = "CRB-T" if kind == "order" else "DiDeMo"
-                begin = sum(lengths) / FPS
-                moments.append(Moment(film, begin, text, kind, prompt))
+                moments.append(Moment(film, sum(lengths), text, kind, prompt))
                 lengths.append(SCENE_FRAMES)
             else:
                 scene = sample_scene(rng, TRAIN_PAIRS, count=pick(rng, (1, 2, 3)))
@@ -128,11 +126,11 @@ def plan_films(seed: int, count: int, minutes: float) -> tuple[list[Film], list[
     return films, moments
 
 
-def write_film(path: Path, film: Film, encoding: dict[str, str]) -> None:
+def write_film(path: Path, film: Film, encoding: dict[str, str], fps: Fraction) -> None:
     """Encodes a film as H.264."""
     with av.open(str(path), "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=FPS, options=dict(encoding, crf="20"))
-        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, FPS)
+        stream = out.add_stream("libx264", rate=fps, options=dict(encoding, crf="20"))
+        stream.pix_fmt, stream.time_base = "yuv420p", 1 / fps
         for number, array in enumerate(film.frames()):
             if not number:
                 stream.height, stream.width = array.shape[:2]
@@ -140,26 +138,34 @@ def write_film(path: Path, film: Film, encoding: dict[str, str]) -> None:
         out.mux(stream.encode())
 
 
-def write_films(folder: Path, seed: int, count: int, minutes: float) -> None:
+def write_films(
+    folder: Path, seed: int, count: int, minutes: float, scene_seconds: int = SCENE_FRAMES // FPS
+) -> None:
     """Writes `media/film-000.mp4`, ..., `queries.jsonl` (text, prompt_name, kind, path, start_sec,
-    end_sec) and `cuts.jsonl` (path, cuts, fades: frames)."""
-    films, moments = plan_films(seed, count, minutes)
+    end_sec) and `cuts.jsonl` (path, cuts, fades: frames).
+
+    Args:
+      minutes: of a film, if none of its scenes broke off.
+      scene_seconds: of a complete scene; each has the same 16 frames.
+    """
+    each = max(4, round(minutes * 60 / scene_seconds))
+    films, moments = plan_films(seed, count, each)
+    fps = Fraction(SCENE_FRAMES, scene_seconds)
     (folder / "media").mkdir(parents=True, exist_ok=True)
     names = [f"film-{number:03}.mp4" for number in range(count)]
     with open(folder / "cuts.jsonl", "w", encoding="utf-8") as file:
         for number, (name, film) in enumerate(zip(names, films, strict=True)):
-            write_film(folder / "media" / name, film, ENCODINGS[number % len(ENCODINGS)])
+            write_film(folder / "media" / name, film, ENCODINGS[number % len(ENCODINGS)], fps)
             fades = [at for at, fade in zip(film.cuts, film.faded, strict=True) if fade]
             file.write(json.dumps({"path": name, "cuts": film.cuts, "fades": fades}) + "\n")
-    seconds = SCENE_FRAMES / FPS
     rows = [
         {
             "text": moment.text,
             "prompt_name": moment.prompt_name,
             "kind": moment.kind,
             "path": names[moment.film],
-            "start_sec": moment.begin,
-            "end_sec": moment.begin + seconds,
+            "start_sec": moment.first / float(fps),
+            "end_sec": (moment.first + SCENE_FRAMES) / float(fps),
         }
         for moment in moments
     ]

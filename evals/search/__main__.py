@@ -4,7 +4,7 @@
     python -m evals.search shots --films films
     python -m evals.search recall --films films --model M --output scores
 
-`films` writes films of scenes of 4 s, joined by cuts and fades, and queries for some of the scenes.
+`films` writes films of scenes, joined by cuts and fades, and queries for some of the scenes.
 `shots` scores shot cuts, beside PySceneDetect's AdaptiveDetector where `scenedetect` is installed.
 `recall` scores how well moments are found, by policy of windows, beside one frame a second.
 """
@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     films.add_argument("--output", required=True, type=local_path, help="folder to write")
     films.add_argument("--films", type=int, default=6, help="number of films (default: 6)")
     films.add_argument("--minutes", type=float, default=5.0, help="of a film (default: 5)")
+    films.add_argument(
+        "--scene-seconds", type=int, default=4, help="of a complete scene (default: 4)"
+    )
     films.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     scored = {
         "shots": commands.add_parser("shots", help="score shot cuts"),
@@ -40,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.command == "films":
-        if args.films < 1 or args.minutes <= 0:
-            raise UserError("--films and --minutes must be above 0")
-        write_films(args.output, args.seed, args.films, args.minutes)
+        if min(args.films, args.minutes, args.scene_seconds) <= 0:
+            raise UserError("--films, --minutes and --scene-seconds must be above 0")
+        write_films(args.output, args.seed, args.films, args.minutes, args.scene_seconds)
         print(f"{args.output}: {args.films} films of {args.minutes:g} minutes")
         return
     if args.command == "shots":
