@@ -32,6 +32,7 @@ import jax
 from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.distributed import hosts
 from gve_jax.hardware.malloc import retain_freed_memory
+from gve_jax.hardware.programs import keep_compiled_programs
 from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.media import limits
@@ -124,4 +125,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     retain_freed_memory()
+    keep_compiled_programs()
     run_cli(lambda: hosts.run(main))

@@ -23,6 +23,7 @@ from typing import Any
 from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
+from gve_jax.hardware.programs import keep_compiled_programs
 from gve_jax.index.filters import Filters
 from gve_jax.index.index import DTYPES, MERGE, Changes, Index
 from gve_jax.index.query import GROUPS, Hit
@@ -384,4 +385,5 @@ COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
 
 if __name__ == "__main__":
     retain_freed_memory()
+    keep_compiled_programs()
     run_cli(main)

@@ -28,6 +28,7 @@ import jax
 from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import return_freed_memory
+from gve_jax.hardware.programs import keep_compiled_programs
 from gve_jax.media import limits
 from gve_jax.storage.filesystem import local_path
 
@@ -186,4 +187,5 @@ def _is_loopback(host: str) -> bool:
 
 if __name__ == "__main__":
     return_freed_memory()
+    keep_compiled_programs()
     run_cli(main)

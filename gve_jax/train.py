@@ -35,6 +35,7 @@ from gve_jax.distributed import hosts, work
 from gve_jax.distributed.preemption import Preemption
 from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
+from gve_jax.hardware.programs import keep_compiled_programs, share_compiled_programs
 from gve_jax.learning import pyramid
 from gve_jax.learning.optimizer import make_schedule
 from gve_jax.learning.state import join
@@ -87,6 +88,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 def _train(run: Experiment) -> None:
     """Trains from the last checkpoint or from step 0, while the workdir is locked."""
     config, workdir = run.config, run.workdir
+    if jax.process_count() > 1:
+        share_compiled_programs(workdir)
     for warning in run.sources.warnings() if jax.process_index() == 0 else ():
         print(f"warning: {warning}", flush=True)
     train_step = make_train_step(
@@ -239,4 +242,5 @@ def record_failures(batch: PairBatch, quarantine: Quarantine, run: Experiment) -
 
 if __name__ == "__main__":
     retain_freed_memory()
+    keep_compiled_programs()
     run_cli(main)

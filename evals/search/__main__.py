@@ -16,6 +16,7 @@ from evals.search import recall, shots
 from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
+from gve_jax.hardware.programs import keep_compiled_programs
 from gve_jax.media.limits import Limits
 from gve_jax.storage.filesystem import local_path
 
@@ -59,4 +60,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     retain_freed_memory()
+    keep_compiled_programs()
     run_cli(main)

@@ -44,6 +44,7 @@ from gve_jax.distributed import hosts
 from gve_jax.distributed.sharding import local_mesh
 from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
+from gve_jax.hardware.programs import keep_compiled_programs
 from gve_jax.media import limits
 from gve_jax.media.quarantine import Quarantine
 from gve_jax.progress import progress_bar
@@ -264,4 +265,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     retain_freed_memory()
+    keep_compiled_programs()
     run_cli(lambda: hosts.run(main))

@@ -144,7 +144,7 @@ def local_copy(folder: epath.Path, names: Sequence[str]) -> Path:
     if not objects:
         raise UserError(f"{folder}: no such directory")
     key = json_sha256(objects)[:16]
-    copy = _cache() / remote / key
+    copy = user_cache("buckets") / remote / key
     if copy.is_dir():
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -212,6 +212,7 @@ def _client() -> Any:
         raise UserError(f"gs://: no usable credentials ({' '.join(str(error).split())})") from error
 
 
-def _cache() -> Path:
+def user_cache(name: str) -> Path:
+    """A folder of the user's for what can be made again: `~/.cache/gve_jax/NAME`."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "gve_jax" / "buckets"
+    return Path(root) / "gve_jax" / name
