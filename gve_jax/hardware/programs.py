@@ -25,7 +25,7 @@ except ImportError:
     zstandard = None
 
 LIMIT = 4 << 30  # bytes
-LEAST_SECONDS = 0.2  # programs that compile faster are not kept
+LEAST_SECONDS = 0.05  # what compiles faster is not kept
 # The user's own decision about the cache.
 VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
 _CHECKED = "checked"  # its time of modification: files before it are known to be complete
