@@ -5,14 +5,16 @@
     python -m gve_jax.search query --index idx --image photo.jpg "but at night"
     python -m gve_jax.search query --index idx --video a.mp4 --from 12 --to 15
     python -m gve_jax.search serve --index idx
+    python -m gve_jax.search export --index idx --output moments.parquet
 
 `index` divides videos into windows and embeds each of them. Repeated, it embeds what is new or has
 changed, drops what is gone and follows renames; model and windows are those of the index then. It
 may be killed at any time. `query` prints the best moments with their files and seconds. See
-docs/search.md.
+docs/search.md, and docs/stores.md for LanceDB and Qdrant (`--store`).
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -24,6 +26,7 @@ from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.hardware.programs import keep_compiled_programs
+from gve_jax.index.databases import open_database
 from gve_jax.index.filters import Filters
 from gve_jax.index.index import DTYPES, MERGE, Changes, Index
 from gve_jax.index.query import GROUPS, Hit
@@ -116,11 +119,22 @@ def _add_index_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="follow links, also out of the media folder (default: links are passed over)",
     )
+    _add_store_argument(parser, "make this database hold the same moments afterwards")
+
+
+def _add_store_argument(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="KIND=PLACE",
+        help=f"{purpose}: lancedb=FOLDER, qdrant=http://HOST:PORT or qdrant=FOLDER, perhaps with "
+        f"#TABLE (default: none)",
+    )
 
 
 def _index(args: argparse.Namespace, load: Callable) -> None:
     if args.batch_size < 1:
         raise UserError("--batch-size must be at least 1")
+    store = open_database(args.store) if args.store else None
     index = _open_or_create(args, load)
     with index, progress_bar() as progress:
 
@@ -137,6 +151,10 @@ def _index(args: argparse.Namespace, load: Callable) -> None:
             progress=show,
         )
     _print_changes(index, changes)
+    if store:
+        with store:
+            added, removed = index.write_to(store)
+        print(f"{store.name}: {added:,} moments added, {removed:,} removed")
 
 
 def _open_or_create(args: argparse.Namespace, load: Callable) -> Index:
@@ -236,6 +254,7 @@ def _add_query_arguments(parser: argparse.ArgumentParser) -> None:
         f"score; negative: never (default: {MERGE:g})",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object for each hit")
+    _add_store_argument(parser, "compute the scores in this database")
     group = parser.add_argument_group("filters (all must hold)")
     group.add_argument(
         "--path", action="append", default=[], metavar="GLOB", help="paths, such as 'cam1/*.mp4'"
@@ -280,7 +299,9 @@ def _query(args: argparse.Namespace, load: Callable) -> None:
         where=args.where,
     )
     options = {"load": load, "limits": limits.from_arguments(args), "processes": args.workers or 1}
-    with Index.open(args.index, args.model, **options) as index:
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(open_database(args.store)) if args.store else None
+        index = stack.enter_context(Index.open(args.index, args.model, **options))
         hits = index.search(
             item,
             args.k,
@@ -289,6 +310,7 @@ def _query(args: argparse.Namespace, load: Callable) -> None:
             prompt=args.prompt,
             prompt_name=args.prompt_name,
             filters=filters,
+            store=store,
         )
     if args.json:
         for hit in hits:
@@ -322,6 +344,25 @@ def _unreadable(args: argparse.Namespace, load: Callable) -> None:
 
 def _add_unreadable_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object for each file")
+
+
+# ---- export --------------------------------------------------------------------------------------
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", required=True, type=local_path, help="file.parquet or folder.lance to write"
+    )
+
+
+def _export(args: argparse.Namespace, load: Callable) -> None:
+    try:
+        count = Index.open(args.index).export(args.output)
+    except ImportError as error:
+        raise UserError(
+            f"export needs {error.name}, which is not installed: pip install -e '.[import]'"
+        ) from error
+    print(f"{args.output}: {count:,} moments")
 
 
 # ---- serve ---------------------------------------------------------------------------------------
@@ -379,6 +420,7 @@ COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
         _unreadable,
         "list the files that could not be read, with the reasons",
     ),
+    "export": (_add_export_arguments, _export, "write the moments of an index as a table"),
     "serve": (_add_serve_arguments, _serve, "search an index in a local page"),
 }
 

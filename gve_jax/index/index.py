@@ -13,10 +13,11 @@ import numpy as np
 
 from gve_jax.distributed.cores import usable_cores
 from gve_jax.errors import UserError
-from gve_jax.index import folder, frames
+from gve_jax.index import databases, folder, frames
+from gve_jax.index.databases import Database
 from gve_jax.index.filters import METADATA, Filters, read_metadata
 from gve_jax.index.query import Hit, Snapshot
-from gve_jax.index.store import FORMAT, SETTINGS, Media, Store, Unreadable, create_store
+from gve_jax.index.store import FORMAT, SETTINGS, Media, Store, Unreadable, create_store, moment_id
 from gve_jax.index.update import Outcome, embed_pending
 from gve_jax.index.windows import Windows
 from gve_jax.inputs.user_inputs import read_inputs
@@ -26,6 +27,7 @@ from gve_jax.media.isolation import is_untrusted
 from gve_jax.media.item import Item, is_frames
 from gve_jax.media.limits import Limits
 from gve_jax.media.sandbox import Sandbox
+from gve_jax.storage.digests import json_sha256
 from gve_jax.storage.files import atomic_write, check_record
 from gve_jax.storage.filesystem import as_local_path
 from gve_jax.storage.locks import is_free, lock_for_process
@@ -167,6 +169,11 @@ class Index:
     @property
     def settings(self) -> dict:
         return self._store.settings
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the model's fingerprint, as the server of vectors sends it."""
+        return json_sha256(self.settings["fingerprint"], sort_keys=True)[:16]
 
     @property
     def media_folder(self) -> Path:
@@ -377,6 +384,7 @@ class Index:
         prompt: str | None = None,
         prompt_name: str | None = None,
         filters: Filters | None = None,
+        store: Database | None = None,
         **conditions,
     ) -> list[Hit]:
         """The best hits of a query, exactly.
@@ -391,9 +399,12 @@ class Index:
           merge: see `gve_jax.index.query.Snapshot.hits`.
           prompt, prompt_name: instruction of the query, as of `GVE.encode_query`.
           filters, conditions: see `gve_jax.index.filters.Filters`; its fields may be given alone.
+          store: a database that computes the scores, instead of the vectors of the index; see
+            `write_to`.
 
         Raises:
-          UserError: an unreadable query, another model than that of the index, a malformed filter.
+          UserError: an unreadable query, another model than that of the index, a malformed filter,
+            a database that does not have the moments of the index.
         """
         if (query is None) == (vector is None):
             raise UserError("give a query or a vector, and not both")
@@ -404,8 +415,41 @@ class Index:
         if vector.shape != (self.settings["dim"],):
             raise UserError(f"a vector must be [{self.settings['dim']}], not {list(vector.shape)}")
         snapshot, metadata = self._opened()
-        scores = snapshot.scores(vector, filters.choose(snapshot.media, metadata))
-        return snapshot.hits(scores, k, group_by=group_by, merge=merge, metadata=metadata)
+        chosen = filters.choose(snapshot.media, metadata)
+        options = {"group_by": group_by, "merge": merge, "metadata": metadata}
+        if store is not None:
+            digest = self.fingerprint
+            return databases.search(
+                snapshot, store, vector, k, fingerprint=digest, chosen=chosen, **options
+            )
+        return snapshot.hits(snapshot.scores(vector, chosen), k, **options)
+
+    def write_to(self, store: Database) -> tuple[int, int]:
+        """Makes a database hold the moments of this index, at the cost of what differs.
+
+        Args:
+          store: opened by `gve_jax.index.databases.open_database`.
+
+        Returns:
+          Numbers of moments that were added and removed.
+
+        Raises:
+          UserError: it has vectors of another model; another process writes the index.
+        """
+        with lock_for_process(self.folder):  # two at once would add moments twice
+            self.refresh()
+            return databases.synchronize(self._opened()[0], store, self.fingerprint)
+
+    def export(self, output: str | os.PathLike) -> int:
+        """Writes all moments as a table, FILE.parquet or FOLDER.lance; returns their number.
+
+        See `gve_jax.index.export`.
+        """
+        from gve_jax.index.export import export  # needs pyarrow
+
+        snapshot, metadata = self._opened()
+        model = self.settings["fingerprint"]
+        return export(snapshot, metadata, model, self.fingerprint, as_local_path(output))
 
     def timeline(self, vector: np.ndarray, path: str | os.PathLike) -> list[tuple]:
         """The score of each moment of a file, as (start_sec, end_sec, score), in order."""
@@ -489,11 +533,6 @@ class Index:
             return text
         real = os.path.abspath(os.path.join(self.media_folder, text))
         return path_to_text(os.path.relpath(real, self.media_folder).replace(os.sep, "/"))
-
-
-def moment_id(media, start_sec: float, end_sec: float) -> str:
-    """The id of a moment: the path of an image, `path#12.000-15.000` of a video."""
-    return media.path if media.kind == "image" else f"{media.path}#{start_sec:.3f}-{end_sec:.3f}"
 
 
 def _load(name: str):

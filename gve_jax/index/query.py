@@ -92,9 +92,13 @@ class Snapshot:
 
     def vector(self, row: int) -> np.ndarray:
         """The vector of a moment, float32 [D]."""
-        media = self.media[number := int(self.media_of(np.array(row)))]
-        at = media.row + row - int(self.edges[number])
-        return np.asarray(self._vectors[media.shard][at], np.float32)
+        number = int(self.media_of(np.array(row)))
+        return np.asarray(self.file_vectors(number)[row - int(self.edges[number])], np.float32)
+
+    def file_vectors(self, number: int) -> np.ndarray:
+        """The vectors of a file by its place in `media`, [n, D] as stored; not read yet."""
+        media = self.media[number]
+        return self._vectors[media.shard][media.row : media.row + media.count]
 
     def scores(self, query: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
         """Cosines of a unit vector [D] with all moments, float32 [N].
@@ -156,6 +160,7 @@ class Snapshot:
         group_by: str = "moment",
         merge: float = 0.0,
         metadata: dict[str, dict] | None = None,
+        median: float | None = None,
     ) -> list[Hit]:
         """The k best hits.
 
@@ -169,12 +174,13 @@ class Snapshot:
           merge: by which share of the distance from a hit's score down to the median score a
             neighbour may be worse; 0 takes in equal ones only, a negative number none at all.
           metadata: of files, by path.
+          median: of the scores, where `scores` has not all of them.
         """
         if group_by not in GROUPS:
             raise UserError(f"group_by must be one of {', '.join(GROUPS)}, not {group_by!r}")
         if k < 1:
             raise UserError(f"k must be at least 1, not {k}")
-        median = _median(scores)
+        median = _median(scores) if median is None else median
         taken: set[int] = set()
         groups: dict[int, list[tuple[int, float, float]]] = {}
         hits: list[tuple[int, int, float, float]] = []

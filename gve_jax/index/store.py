@@ -53,6 +53,11 @@ class Media:
     count: int
 
 
+def moment_id(media: Media, start_sec: float, end_sec: float) -> str:
+    """The id of a moment: the path of an image, `path#12.000-15.000` of a video."""
+    return media.path if media.kind == "image" else f"{media.path}#{start_sec:.3f}-{end_sec:.3f}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
     """A file that could not be read, and its content then."""
