@@ -1,6 +1,7 @@
 """Moments in a table of LanceDB, embedded: files in a folder, or in a bucket (s3://, gs://)."""
 
 import contextlib
+import datetime
 from collections.abc import Iterator, Sequence
 
 import lancedb
@@ -10,6 +11,10 @@ import pyarrow as pa
 from gve_jax.errors import UserError
 from gve_jax.index.databases import Database, Rows
 from gve_jax.index.export import to_batch
+
+
+FRAGMENTS = 64  # small ones, above which they are rewritten as large ones
+KEPT = datetime.timedelta(hours=1)  # earlier versions, which others may be reading
 
 
 class LanceTable(Database):
@@ -57,8 +62,10 @@ class LanceTable(Database):
             self._table.add(pa.Table.from_batches([batch]))
 
     def finish(self) -> None:
+        # Not after each change: it may rewrite the table, and keeps what others may be reading.
         with self._reported():
-            self._table.optimize()  # small fragments become large ones
+            if self._table.stats()["fragment_stats"]["num_small_fragments"] > FRAGMENTS:
+                self._table.optimize(cleanup_older_than=KEPT)
 
     def search(
         self,
