@@ -17,6 +17,7 @@ AREAS = (
     "Images and animations",
     "Embedding",
     "Search",
+    "Search page",
     "Models and checkpoints",
     "Python API",
     "Evaluation",

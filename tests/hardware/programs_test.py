@@ -11,6 +11,7 @@ import pytest
 
 from gve_jax.hardware import programs
 from tests.conftest import ROOT
+from tests.situations import situation
 
 # Compiles a program, forgets it, and compiles it again; then prints what JAX found in its cache.
 CODE = """
@@ -47,6 +48,12 @@ def test_a_program_is_compiled_once(tmp_path):
     assert list(Path(folder).glob("*-cache"))
 
 
+@situation(
+    "Embedding",
+    "the cache of compiled programs cannot be written",
+    "a line that says so; everything is compiled",
+    since="0.3.0",
+)
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "gve_jax").write_text("a file")
     done = run(tmp_path)
@@ -70,6 +77,12 @@ def write(folder: Path, name: str, data: bytes, age: float) -> Path:
     return path
 
 
+@situation(
+    "Embedding",
+    "a kill or a full disk left damaged compiled programs",
+    "removed at the next start, and compiled again",
+    since="0.3.0",
+)
 def test_incomplete_files_are_removed(tmp_path):
     data = zlib.compress(os.urandom(1000))
     whole, cut = write(tmp_path, "whole", data, 100), write(tmp_path, "cut", data[:-20], 100)

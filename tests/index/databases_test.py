@@ -12,6 +12,7 @@ from gve_jax.index import Index, databases
 from gve_jax.index.databases import open_database
 from tests.index.fake import SANDBOX, Model
 from tests.index.qdrant_server import serve
+from tests.situations import situation
 
 MEDIA = {"a/one.mp4": 7, "b's.mp4": 12, "c.jpg": 1, "d.mp4": 40}
 KINDS = ("lancedb", "qdrant")
@@ -64,6 +65,12 @@ def ask(index: Index, store, seed: int, **options):
     return plain, scores, inner
 
 
+@situation(
+    "Search",
+    "a query with --store",
+    "the answers of the index itself, with scores of the database",
+    since="0.3.0",
+)
 @pytest.mark.filterwarnings("ignore:Local mode")  # of the server's stand-in
 def test_answers_are_those_of_the_index(index, place, monkeypatch):
     monkeypatch.setattr(databases, "ROWS", 16)
@@ -93,6 +100,12 @@ def test_answers_are_those_of_the_index(index, place, monkeypatch):
                 np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@situation(
+    "Search",
+    "`index --store` repeated after changes, or after a kill",
+    "only what differs is written; nothing is there twice",
+    since="0.3.0",
+)
 @pytest.mark.filterwarnings("ignore:Local mode")
 def test_only_changes_are_written(index, place):
     with open_database(f"{place}#clips") as store:
@@ -118,6 +131,12 @@ def test_only_changes_are_written(index, place):
         assert sum(store.versions().values()) == len(index) == 53
 
 
+@situation(
+    "Search",
+    "a database with vectors of another model, or not of this index",
+    "refused in one line with the remedy",
+    since="0.3.0",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_stores_that_do_not_fit_are_refused(index, tmp_path, kind):
     with open_database(f"{kind}={tmp_path / 'db'}") as store:
@@ -162,6 +181,12 @@ def test_a_folder_in_use_and_a_full_place(tmp_path):
         open_database(f"lancedb={tmp_path / 'file'}")
 
 
+@situation(
+    "Search",
+    "`search export`, the output exists",
+    "refused; otherwise the file is complete or absent",
+    since="0.3.0",
+)
 @pytest.mark.parametrize("suffix", ["parquet", "lance"])
 def test_export(index, tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(databases, "ROWS", 16)

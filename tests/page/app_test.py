@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 from tests.index.fake import make_index, movie
 from tests.media.files import numbers
 from tests.page.pages import Live, live_page, write_media
+from tests.situations import situation
 
 VIDEO = "/media/cam%201/a%231.mp4"
 STRIP = "/thumbnails/cam%201/a%231.mp4"
@@ -147,6 +148,12 @@ def test_only_files_of_the_index_are_served(live, folder, path):
     assert answer.status == 404 and "no such file" in answer.message
 
 
+@situation(
+    "Search page",
+    "a file of the index that has changed since it was indexed",
+    "not served: 404",
+    since="0.3.0",
+)
 def test_a_file_that_has_changed_is_not_served(live):
     path = live.media / "b.mp4"
     before = path.stat()
@@ -189,6 +196,12 @@ def test_thumbnails_are_decoded_once(live, monkeypatch):
     assert live.get(f"{STRIP}?start_sec=0&end_sec=2").body == first
 
 
+@situation(
+    "Search page",
+    "a request that another web site makes the browser send",
+    "refused: 403",
+    since="0.3.0",
+)
 @pytest.mark.parametrize(
     "headers, status",
     [
@@ -291,6 +304,12 @@ def test_an_upload_without_a_length_is_limited(live):
     assert answer.status == 413
 
 
+@situation(
+    "Search page",
+    "`search index` adds files while the page is open",
+    "the page shows them within seconds",
+    since="0.3.0",
+)
 def test_an_index_that_changes_is_followed(tmp_path):
     with live_page(tmp_path) as live:
         before = live.get("/api/index").json()
@@ -306,6 +325,12 @@ def test_an_index_that_changes_is_followed(tmp_path):
         assert live.get("/media/c.mp4").status == 404
 
 
+@situation(
+    "Search page",
+    "--host 0.0.0.0: other machines can reach the page",
+    "its address has a key, and requests without it are refused",
+    since="0.3.0",
+)
 def test_other_machines_need_the_key(tmp_path):
     with live_page(tmp_path, host="0.0.0.0") as live:
         key = live.url.partition("?key=")[2]
@@ -321,6 +346,12 @@ def test_other_machines_need_the_key(tmp_path):
         assert live.get("/api/index", Cookie=given, Host="evil.example").status == 403
 
 
+@situation(
+    "Search page",
+    "a port that another program uses",
+    "one line that names it",
+    since="0.3.0",
+)
 def test_a_port_in_use_is_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as used:
         with pytest.raises(UserError, match="cannot listen on 127.0.0.1 port .*in use"):

@@ -6,6 +6,7 @@ pytest.importorskip("starlette", reason="needs the extra serve")
 
 from tests.page import chromium
 from tests.page.pages import live_page
+from tests.situations import situation
 
 pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="needs Chromium (Debian: chromium)")
 
@@ -47,6 +48,12 @@ def test_hits_and_thumbnails(tab, live):
     assert tab.run(TEXT.format("#size")) == "media: 5 moments of 3 files, 1 unreadable"
 
 
+@situation(
+    "Search page",
+    "a hit is played",
+    "from its first second to its last; playing again goes on",
+    since="0.3.0",
+)
 def test_a_moment_plays_from_its_start_to_its_end(tab):
     tab.run("$ = document.querySelector('article[aria-label^=\"cam 1/a#1\"]')")
     tab.run("$.querySelector('.play').click()")
@@ -128,6 +135,12 @@ def test_filters_and_groups(tab):
     tab.wait(f"{HITS} === 3 && !!document.querySelector('.moments button')")
 
 
+@situation(
+    "Search page",
+    "a window of 400, 800 or 1300 pixels, light or dark",
+    "nothing overflows, and the text is readable",
+    since="0.3.0",
+)
 @pytest.mark.parametrize("width", [1300, 800, 400])
 @pytest.mark.parametrize("dark", [False, True])
 def test_widths_and_colours(tab, width, dark):

@@ -12,7 +12,6 @@ from gve_jax.errors import UserError
 from gve_jax.index.databases import Database, Rows
 from gve_jax.index.export import to_batch
 
-
 FRAGMENTS = 64  # small ones, above which they are rewritten as large ones
 KEPT = datetime.timedelta(hours=1)  # earlier versions, which others may be reading
 
