@@ -14,7 +14,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from gve_jax import __version__
 from gve_jax.checkpoints.digests import file_digest, not_finite, sampled_digest, weights_digest
 from gve_jax.checkpoints.huggingface import COMPANIONS
 from gve_jax.checkpoints.peft import write_adapter
@@ -56,6 +55,10 @@ from gve_jax.storage.filesystem import (
 from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
 from gve_jax.streams.mixture import UNLIMITED, Stage, batches, choose, epoch_batches
 from gve_jax.streams.sources import Sources, parse
+
+# The version since which equal configurations and data give equal runs: raise it only with a change
+# that alters them, because runs of before can no longer be resumed.
+RUNS_SINCE = "0.2.0"
 
 
 class Experiment(StepSetup):
@@ -103,7 +106,7 @@ class Experiment(StepSetup):
             self.scores = read_scores(policy.prober, self.curriculum.tasks)
         self._check_quantize()
         self.fingerprint = {
-            "code": __version__,
+            "code": RUNS_SINCE,
             "config": self._with_scores(resume_fields(config, self.model)),
             "data": {
                 "sources": self.sources.sizes,
