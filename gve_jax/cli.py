@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -57,12 +58,17 @@ def run_cli(main: Callable[[], None]) -> None:
     """Runs `main`; exits with one line and a status on errors that are not bugs.
 
     2: a `UserError` or an error of the operating system, such as a full disk; 143: SIGTERM; 130:
-    interrupted.
+    interrupted; 141: the reader of standard output has closed it, as `head` does, without a line.
     """
     # File names may contain bytes that the terminal's encoding cannot represent.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit, and would report the error again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:
         sys.exit(report_error(error))
 

@@ -181,7 +181,8 @@ def _train(run: Experiment) -> None:
     if jax.process_index():
         return
     where = ", ".join(str(workdir / EXPORTS[name][0]) for name in config.export)
-    print(f"{log.summary()}; the model is in {where}")
+    trained = log.summary() if record["steps"] else "no step was left to train"
+    print(f"{trained}; the model is in {where}")
     print(quarantine.summary(sum(run.sources.sizes.values())))
 
 

@@ -100,7 +100,7 @@ class Quarantine:
     ) -> None:
         if id in self._lines:
             return
-        line = {"id": id, "path": _utf8(path), "reason": _utf8(reason)}
+        line = {"id": id, "path": _utf8(path), "reason": _utf8(reason.removeprefix(f"{path}: "))}
         line["seconds"] = round(seconds, 3)
         stamp = stamp or self.stamps.get(id)
         line |= ({"retry": True} if retry else {}) | ({"stamp": stamp} if stamp else {})
