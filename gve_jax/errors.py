@@ -30,6 +30,11 @@ class StoppedError(Exception):
         self.status = status
 
 
+def install_command(extra: str) -> str:
+    """What a message tells a user to run for the packages of an extra; see docs/install.md."""
+    return f"pip install -e '.[{extra}]' in the checkout of gve_jax"
+
+
 def warn_user(message: str) -> None:
     """Warns at the line of the caller outside this package."""
     level, frame = 1, sys._getframe()

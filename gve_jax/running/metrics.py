@@ -22,7 +22,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Sends scalars to Weights & Biases through its client (`pip install gve_jax[wandb]`).
+    """Sends scalars to Weights & Biases through its client (the extra `wandb`).
 
     The client's environment variables apply: WANDB_MODE=offline writes local files only. A resumed
     run continues the W&B run whose id is in `wandb.txt` in `workdir`.
@@ -127,7 +127,7 @@ class WandbWriter:
         try:
             import wandb
         except ImportError as error:
-            raise UserError("config.wandb needs wandb: pip install 'gve_jax[wandb]'") from error
+            raise UserError(f"config.wandb needs wandb: {install_command('wandb')}") from error
         path = Path(workdir, "wandb.txt")
         try:
             id = path.read_text(encoding="utf-8").strip() if path.exists() else None
