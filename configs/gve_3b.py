@@ -9,7 +9,8 @@ docs/reproduce.md describes how to obtain it. Forms:
     gve_3b.py         GVE: collected and synthesized pairs, the Modality Pyramid
     gve_3b.py:s       GVE-s: the same pairs, no curriculum: sources in proportion to their size
     gve_3b.py:i       GVE-i: collected pairs alone, no curriculum
-    gve_3b.py:own     GVE's recipe on pairs of your own: `--config.data.pairs=PAIRS`
+    gve_3b.py:own     GVE's recipe on pairs of your own, `--config.data.pairs=PAIRS`, and on any
+                      base: its config.json decides the shapes
     gve_3b.py:smoke   at tiny widths, from random weights, on the generated world of
                       `python -m data.shapes --output WORKDIR/data`: does it run at all?
 """
@@ -21,6 +22,7 @@ from gve_jax.model.config import LORA_TARGETS
 from gve_jax.running.sections import base_config
 
 FORMS = ("i", "s", "own", "smoke")
+FINISHED = ("own", "smoke")  # forms of `finish`
 
 
 def get_config(form: str = "") -> ConfigDict:
@@ -94,13 +96,19 @@ def get_config(form: str = "") -> ConfigDict:
     if form in ("i", "s"):
         config.pyramid.schedule = "proportional"
         config.pyramid.prober = None
+    finish(config, form)
+    return config
+
+
+def finish(config: ConfigDict, form: str) -> None:
+    """The forms that replace fields of a complete configuration."""
     if form == "own":
         config.batch_size = 1024
         config.pyramid.prober = None
         config.data.sources = config.data.batch_sizes = ()
+        del config.model.vision, config.model.text  # as in the config.json of `pretrained`
     if form == "smoke":
         make_small(config)
-    return config
 
 
 def make_small(config: ConfigDict) -> None:

@@ -12,7 +12,7 @@ from configs import gve_3b
 
 
 def get_config(form: str = "") -> ConfigDict:
-    config = gve_3b.get_config("" if form == "smoke" else form)
+    config = gve_3b.get_config("" if form in gve_3b.FINISHED else form)
     config.pretrained = "Qwen/Qwen2.5-VL-7B-Instruct"  # directory or Hub id
     config.model.vision.out_hidden_size = 3584  # the decoder's width; else the 3B's tower
     config.model.text = ConfigDict(
@@ -26,6 +26,5 @@ def get_config(form: str = "") -> ConfigDict:
             mrope_section=(16, 24, 24),  # frequencies for time, row, column
         )
     )
-    if form == "smoke":
-        gve_3b.make_small(config)
+    gve_3b.finish(config, form)
     return config

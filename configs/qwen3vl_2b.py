@@ -14,7 +14,7 @@ from gve_jax.model.config import HALF
 
 
 def get_config(form: str = "") -> ConfigDict:
-    config = gve_3b.get_config("" if form == "smoke" else form)
+    config = gve_3b.get_config("" if form in gve_3b.FINISHED else form)
     config.pretrained = "Qwen/Qwen3-VL-2B-Instruct"
     config.model.architecture = "qwen3_vl"
     config.model.vision = ConfigDict(
@@ -57,8 +57,8 @@ def get_config(form: str = "") -> ConfigDict:
     config.inputs.max_pixels = 200 * 32**2
     config.buckets.frames = ()
     config.buckets.windows = 0
+    gve_3b.finish(config, form)
     if form == "smoke":
-        gve_3b.make_small(config)
         config.model.vision.update(fullatt_block_indexes=(0, 1), window_size=0)
         config.model.vision.update(position_side=4, deepstack=(0,))
         config.model.text.update(head_dim=16)

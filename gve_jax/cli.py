@@ -8,7 +8,10 @@ import argparse
 import difflib
 import importlib.machinery
 import importlib.util
+import itertools
 import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from gve_jax.errors import StoppedError, UserError, report_error
-from gve_jax.fields import describe
+from gve_jax.fields import describe, shown
 from gve_jax.storage.filesystem import as_local_path
 
 if TYPE_CHECKING:
@@ -26,6 +29,13 @@ if TYPE_CHECKING:
     from gve_jax.retrieval.embedding import Encoder
 
 _MODULE = "gve_jax_configuration"
+_NAMES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    tuple: 'a tuple, such as "(1, 2)" or "(\'a\',)"',
+    ConfigDict: "a mapping, such as \"{'name': 1}\"",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,12 +58,17 @@ def run_cli(main: Callable[[], None]) -> None:
     """Runs `main`; exits with one line and a status on errors that are not bugs.
 
     2: a `UserError` or an error of the operating system, such as a full disk; 143: SIGTERM; 130:
-    interrupted.
+    interrupted; 141: the reader of standard output has closed it, as `head` does, without a line.
     """
     # File names may contain bytes that the terminal's encoding cannot represent.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit, and would report the error again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:
         sys.exit(report_error(error))
 
@@ -116,6 +131,10 @@ def load_config(given: str) -> ConfigDict:
     loader = importlib.machinery.SourceFileLoader(_MODULE, path)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(_MODULE, loader))
     sys.modules[_MODULE] = module
+    # A file may import others beside it and, as `from configs import gve_3b`, from its checkout.
+    folder = os.path.dirname(os.path.abspath(path))
+    added = [each for each in (folder, os.path.dirname(folder)) if each not in sys.path]
+    sys.path += added
     try:
         loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
@@ -127,6 +146,8 @@ def load_config(given: str) -> ConfigDict:
         form_refused = form is not None and isinstance(error, ValueError)
         where = "" if form_refused else _where(error, path)
         raise UserError(f"--config {given}: {where}{_text(error)}") from error
+    finally:
+        sys.path[:] = [each for each in sys.path if each not in added]
     if not isinstance(config, ConfigDict):
         what = "nothing: it may lack a return" if config is None else type(config).__name__
         raise UserError(f"--config {path}: get_config() must return a ConfigDict, not {what}")
@@ -206,7 +227,26 @@ def _describe(error: Exception, argv: Sequence[str], config: ConfigDict) -> str:
             return f"--{name}: {why}"
     while error.args and isinstance(error.args[0], Exception):  # absl wraps ml_collections' errors
         error = error.args[0]
-    return " ".join(str(error.args[0] if error.args else error).split())
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    # absl's `flag --config.steps=abc: REASON`, with a reason for programmers.
+    if match := re.match(r"flag --(config\.[^=]+)=", text):
+        name = match[1]
+        kind = _type_of(name, config)
+        for argument, following in itertools.pairwise([*argv, ""]):
+            given, equals, value = argument.lstrip("-").partition("=")
+            if given == name and kind in _NAMES:
+                return f"--{name}={shown(value if equals else following)} must be {_NAMES[kind]}"
+    indexed = [argument for argument in argv[1:] if re.match(r"--?config\.[^=]*\[", argument)]
+    return f"{indexed[0]}: {text}" if indexed and "flag" not in text else text
+
+
+def _type_of(name: str, config: ConfigDict) -> type | None:
+    """The type of the field `config.SECTION.FIELD`; None if it is within a tuple."""
+    *sections, field = name.split(".")[1:]
+    for section in sections:
+        config = config.get(section) if isinstance(config, ConfigDict) else None
+    known = isinstance(config, ConfigDict) and field in config
+    return config.get_type(field) if known else None
 
 
 def _unknown(name: str, config: ConfigDict) -> str | None:

@@ -19,9 +19,20 @@ class UnsupportedAttribute(UserError, AttributeError):
 
 
 class StoppedError(Exception):
-    """The job received SIGTERM and saved a checkpoint.
+    """The job received a signal and saved a checkpoint, if it had anything to save.
 
-    Exit status 143, so that a scheduler runs the command again."""
+    Attributes:
+      status: the exit status; 143 for SIGTERM, so that a scheduler runs the command again.
+    """
+
+    def __init__(self, message: str, status: int = 128 + signal.SIGTERM):
+        super().__init__(message)
+        self.status = status
+
+
+def install_command(extra: str) -> str:
+    """What a message tells a user to run for the packages of an extra; see docs/install.md."""
+    return f"pip install -e '.[{extra}]' in the checkout of gve_jax"
 
 
 def warn_user(message: str) -> None:
@@ -40,7 +51,7 @@ def report_error(error: BaseException) -> int:
         return _fail(str(error))
     if isinstance(error, StoppedError):
         print(error, file=sys.stderr, flush=True)
-        return 128 + signal.SIGTERM
+        return error.status
     if isinstance(error, OSError):
         # A full disk or a missing permission is not a bug: no traceback.
         where = f": {error.filename}" if error.filename else ""

@@ -105,7 +105,7 @@ def build(kind: type, values: object, path: str, **derived) -> Any:
         range, and for anything that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{path} {_shown(values)} must be a section of fields")
+        raise UserError(f"{path} {shown(values)} must be a section of fields")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     hints = _hints(kind)
     prefix = f"{path}."
@@ -218,10 +218,11 @@ _NAMES = {bool: "True or False", int: "an integer", float: "a number", str: "a t
 
 
 def _mistake(path: str, value: Any, wanted: str) -> UserError:
-    return UserError(f"{path} {_shown(value)} must be {wanted}")
+    return UserError(f"{path} {shown(value)} must be {wanted}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """The value as a message shows it: in one line of at most 80 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -291,9 +292,9 @@ def describe(kind: type, values: Mapping) -> list[str]:
         for name in field.path.split("."):
             value = value.get(name, _NO_DEFAULT) if isinstance(value, Mapping) else _NO_DEFAULT
         default = "required" if field.default is _NO_DEFAULT else f"default: {field.default!r}"
-        shown = "not set" if value is _NO_DEFAULT else _shown(value)
+        text = "not set" if value is _NO_DEFAULT else shown(value)
         notes = [default, *filter(None, [field.range]), *(["may change on resume"] * field.resume)]
-        lines += [f"{field.path} = {shown}", f"    {field.help} ({'; '.join(notes)})"]
+        lines += [f"{field.path} = {text}", f"    {field.help} ({'; '.join(notes)})"]
     return lines
 
 

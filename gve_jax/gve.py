@@ -16,7 +16,6 @@ from jaxtyping import Float, Num
 from rich.console import Console
 from rich.progress import Progress
 
-from gve_jax import __version__
 from gve_jax.checkpoints.digests import not_finite, weights_digest
 from gve_jax.checkpoints.huggingface import copy_tokenizer, save_hf
 from gve_jax.checkpoints.orbax import save_params
@@ -49,6 +48,9 @@ from gve_jax.storage.files import read_json, write_json
 from gve_jax.storage.filesystem import as_path, is_gcs_path
 
 FORMATS = ("gve_jax", "hf")
+# The version since which equal weights and settings give equal vectors: raise it only with a change
+# that alters vectors, because stored ones become invalid. tests/old_formats_test.py compares.
+VECTORS_SINCE = "0.2.0"
 CHUNK = 16  # batches that are decoded and planned together; bounds the memory
 
 
@@ -82,7 +84,7 @@ class GVE(SentenceTransformersInterface):
     def fingerprint(self) -> dict[str, Any]:
         """Everything that vectors depend on; vectors are only mixed if their fingerprints agree."""
         return {
-            "code": __version__,
+            "code": VECTORS_SINCE,
             "weights": weights_digest(self.params),
             "tokenizer": tokenizer_digest(Path(self.preprocess.prompt.path)),
             "dtype": self.config.dtype,

@@ -4,7 +4,8 @@
     python -m gve_jax.mine --pairs pairs --model M --corpus clips/ --ranks 10-100 --negatives 3 \\
         --choose random --output mined
 
-Every query of PAIRS is compared with every document of the corpus: the positives of the pairs, or
+PAIRS is what `config.data.pairs` takes: directories or JSONL files, several separated by commas,
+and `*`. Every query is compared with every document of the corpus: the positives of the pairs, or
 with --corpus the positives of another directory of pairs, a folder of media, or a JSONL file (as
 `gve_jax.embed` reads them). The nearest documents are ranked, and those that the rule allows become
 the pair's negatives. A document is excluded if it has the content or the id of the query or of a
@@ -46,6 +47,7 @@ from gve_jax.storage.artifacts import read_manifest
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_folder
 from gve_jax.streams.rows import MAX_NEGATIVES
+from gve_jax.streams.sources import Sources, parse
 
 FORMAT = "gve_jax mined pairs 1"
 
@@ -185,13 +187,14 @@ def _options(args) -> dict:
     options = {key: getattr(args, key) for key in keys}
     options |= {key: str(value) for key, value in options.items() if isinstance(value, Path)}
     files = {}
-    for path in (args.pairs, args.corpus):
-        if path is not None and not path.exists():
-            raise UserError(f"{path}: no such file or folder")
-        if path is not None and path.is_dir():
+    if args.corpus is not None and not args.corpus.exists():
+        raise UserError(f"{args.corpus}: no such file or folder")
+    corpus = [] if args.corpus is None else [args.corpus]
+    for path in (*Sources(parse(args.pairs)).paths(), *corpus):
+        if path.is_dir():
             for file in walk(path, follow_links=True).files:  # readers judge links later
                 files[str(path / file.name)] = size_and_time(file.path)
-        elif path is not None:
+        else:
             files[str(path)] = size_and_time(path)
     return json.loads(json.dumps(options | {"files": files}))
 
@@ -242,7 +245,14 @@ def _limit(text: str) -> float | None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("python -m gve_jax.mine", __doc__)
     add = parser.add_argument
-    add("--pairs", required=True, type=local_path, help="directory of training pairs")
+    add(
+        "--pairs",
+        required=True,
+        action="append",
+        metavar="LOCATION",
+        help="training pairs, as config.data.pairs: directories or JSONL files, several by commas "
+        "or repeated, * as wildcard",
+    )
     add("--output", required=True, type=local_path, help="directory of pairs to write")
     add("--model", help="directory of the model, or its Hub id, ORG/NAME or ORG/NAME@REVISION")
     add(
@@ -329,6 +339,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
+    if len(args.pairs) == 1:
+        (args.pairs,) = args.pairs
     for name in ("batch_size", "shard_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

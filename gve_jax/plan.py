@@ -2,8 +2,8 @@
 
     python -m gve_jax.plan --config configs/gve_7b.py --topology v5p:4x4x4
 
-`--topology` is CHIP:GRID: v5e:4x4, v5p:4x4x4, v6e:16x16 (needs `pip install 'gve_jax[tpu]'`), or
-h200:1x1x8, h100:1x1x8 (`gve_jax[cuda]`). No data and no weights are read. Override fields as
+`--topology` is CHIP:GRID: v5e:4x4, v5p:4x4x4, v6e:16x16 (needs `pip install -e '.[tpu]'`), or
+h200:1x1x8, h100:1x1x8 (`'.[cuda]'`). No data and no weights are read. Override fields as
 `--config.batch_size=256 --config.model.attention=splash`.
 
   --query 0x128 --positive 4x896   declared shapes (frame pairs x tokens) to plan (default: the

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gve_jax.cli import Parser, load_encoder, run_cli
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 from gve_jax.hardware.malloc import retain_freed_memory
 from gve_jax.hardware.programs import keep_compiled_programs
 from gve_jax.index.databases import open_database
@@ -392,7 +392,7 @@ def _serve(args: argparse.Namespace, load: Callable) -> None:
         from gve_jax.serving.sockets import bind
     except ImportError as error:
         raise UserError(
-            f"the page needs {error.name}, which is not installed: pip install 'gve_jax[serve]'"
+            f"the page needs {error.name}, which is not installed: {install_command('serve')}"
         ) from error
     if args.max_upload < 1:
         raise UserError("--max-upload must be at least 1")

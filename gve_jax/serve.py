@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import jax
 
 from gve_jax.cli import Parser, load_encoder, run_cli
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 from gve_jax.hardware.malloc import return_freed_memory
 from gve_jax.hardware.programs import keep_compiled_programs
 from gve_jax.media import limits
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from gve_jax.serving.sockets import bind
     except ImportError as error:
         raise UserError(
-            f"gve_jax.serve needs {error.name}, which is not installed: "
-            "pip install 'gve_jax[serve]'"
+            f"gve_jax.serve needs {error.name}, which is not installed: {install_command('serve')}"
         ) from error
     key = args.api_key or os.environ.get(KEY) or None
     if key is None and not _is_loopback(args.host):

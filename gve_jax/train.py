@@ -14,7 +14,7 @@ once when the run is complete. Override a field as `--config.optimizer.learning_
 `--config FILE --help` lists all fields.
 
 Exit status: 0 success; 2 an error, such as an invalid field or a full disk, in one line; 143
-received SIGTERM and saved a checkpoint: repeat the command to resume.
+received SIGTERM, 130 Ctrl-C, and saved a checkpoint: repeat the command to resume.
 """
 
 import logging
@@ -153,6 +153,7 @@ def _train(run: Experiment) -> None:
                     log.before_step(step)
                     with jax.set_mesh(run.mesh), StepTraceAnnotation("train", step_num=step):
                         state, scalars = train_step(state, frozen, batch.arrays, step)
+                    preemption.unsaved = True
                     # Waits for the previous step's results only now that this step is dispatched.
                     log.after_step(step, number, batch, scalars)
                     hosts.set_location(f"in step {step}")
@@ -180,7 +181,8 @@ def _train(run: Experiment) -> None:
     if jax.process_index():
         return
     where = ", ".join(str(workdir / EXPORTS[name][0]) for name in config.export)
-    print(f"{log.summary()}; the model is in {where}")
+    trained = log.summary() if record["steps"] else "no step was left to train"
+    print(f"{trained}; the model is in {where}")
     print(quarantine.summary(sum(run.sources.sizes.values())))
 
 

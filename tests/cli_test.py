@@ -1,10 +1,15 @@
 """Configuration files and command lines: what is wrong with them is one line."""
 
+import re
+import sys
+
 import pytest
 from absl import flags
 
 from gve_jax.cli import load_config, parse_arguments
 from gve_jax.errors import UserError
+from gve_jax.fields import field_infos
+from gve_jax.running.sections import Settings, read_settings
 from tests.conftest import ROOT
 from tests.situations import situation
 
@@ -87,12 +92,12 @@ def test_fields_are_overridden_and_flags_parsed(tmp_path):
     ("argument", "message"),
     [
         ("--config.rat=1", "^--config.rat: unknown field 'rat'; did you mean config.rate[?]$"),
-        ("--config.rate=None", "--config.rate=None: could not convert"),
+        ("--config.rate=None", "--config.rate='None' must be a number"),
         ("--config.foo=1", "^--config.foo: unknown field 'foo'; known: form, part, rate$"),
         ("--config.part.sizes=1", "unknown field 'sizes'; did you mean config.part.size[?]$"),
         ("--config.rate.x=1", "^--config.rate.x: config.rate has no fields$"),
-        ("--config.part=3", "Failed to parse '3' as a ConfigDict"),
-        ("--config.part.size=1.5", "invalid literal for int"),
+        ("--config.part=3", "--config.part='3' must be a mapping"),
+        ("--config.part.size=1.5", "--config.part.size='1.5' must be an integer"),
         ("--nope", "Unknown command line flag 'nope'"),
         ("extra", "unknown argument 'extra'"),
     ],
@@ -101,6 +106,39 @@ def test_a_wrong_argument_is_one_line(tmp_path, argument, message):
     with pytest.raises(UserError, match=message) as error:
         parse(tmp_path, argument)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["abc", ""])
+def test_a_value_of_a_wrong_type_is_one_line_for_every_field(value):
+    named = 0
+    for info in field_infos(Settings):
+        if "str" in info.type and not info.range:  # takes any text
+            continue
+        flag = f"--config.{info.path}={value}"
+        argv = ["train", f"--config={ROOT}/configs/gve_3b.py", flag]
+        with pytest.raises(UserError) as error:
+            read_settings(parse_arguments(argv, flags.FlagValues(), "python -m it"))
+        message = str(error.value)
+        assert info.path in message and re.search("must|unknown field", message), (flag, message)
+        assert "\n" not in message
+        named += 1
+    assert named > 60
+
+
+def test_a_file_finds_what_is_beside_it_and_in_its_checkout(tmp_path, monkeypatch):
+    """Wherever the command runs; `sys.path` stays as it was."""
+    (tmp_path / "settings").mkdir()
+    for name, text in (("base_of_it", "rate = 0.5\n"), ("settings/other_of_it", "step = 3\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "settings" / "c.py").write_text(
+        "import base_of_it, other_of_it\nfrom settings import other_of_it as same\n"
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict(dict(rate=base_of_it.rate, step=same.step))\n"
+    )
+    monkeypatch.chdir("/")
+    before = list(sys.path)
+    config = load_config(f"{tmp_path}/settings/c.py")
+    assert (config.rate, config.step, sys.path) == (0.5, 3, before)
 
 
 def test_without_a_file_the_flag_is_named():

@@ -196,6 +196,20 @@ def test_negatives_are_those_of_a_brute_force(pairs, tmp_path, first, last, marg
     assert sum(tallies["T2T_0"]["negative scores"]) == 2 * tallies["T2T_0"]["mined"]
 
 
+def test_pairs_may_be_lists_and_wildcards(pairs, tmp_path):
+    """The rows that `pairs` was imported from, as JSONL files; the result is the same."""
+    mine(pairs, tmp_path / "imported")
+    listed = ",".join(f"{pairs.parent}/T2T_{source}.jsonl" for source in (0, 1))
+    for number, given in enumerate((listed, f"{pairs.parent}/T2T_*.jsonl")):
+        output = tmp_path / str(number)
+        mine(given, output)
+        assert ids_of(output) == ids_of(tmp_path / "imported")
+    mine(f"{pairs.parent}/T2T_0.jsonl", tmp_path / "two", "--pairs", f"{pairs.parent}/T2T_1.jsonl")
+    assert ids_of(tmp_path / "two") == ids_of(tmp_path / "imported")
+    with pytest.raises(UserError, match="no file matches .*none_.*jsonl"):
+        mine(f"{pairs.parent}/none_*.jsonl", tmp_path / "none")
+
+
 @situation(
     "Training data",
     "hard negatives mined where pairs share queries and positives have copies",

@@ -82,6 +82,29 @@ def stopped(world, base, tmp_path_factory):
     return workdir
 
 
+def test_a_run_continues_the_adapters_of_a_finished_one(world, finished, tmp_path):
+    """With the recipe of the finished run; the base is the same, without them."""
+    config = recipe(world, finished / "model")
+    run = Experiment(config, tmp_path)
+    model = flatten_dict(GVE.from_pretrained(finished / "model").params, sep="/")
+    started = flatten_dict(run.initial_state()["params"], sep="/")
+    assert started and all("/lora/" in name for name in started)
+    for name, leaf in (started | flatten_dict(run.load_frozen(), sep="/")).items():
+        np.testing.assert_array_equal(leaf, model[name], name)
+    for lora, message in ((dict(rank=2, alpha=8.0), "rank 4, .* states 2"), (None, "states None")):
+        with config.ignore_type():
+            config.model.lora = lora
+        with pytest.raises(UserError, match=f"has adapters with {message}.*gve_jax.convert"):
+            Experiment(config, tmp_path)
+
+
+def test_a_finished_run_is_not_lengthened_but_says_how_to_go_on(world, base, finished):
+    config = recipe(world, base)
+    config.steps = 8
+    with pytest.raises(UserError, match="steps was 4, is 8.*add --config.pretrained=.*/model"):
+        Experiment(config, finished).is_complete()
+
+
 def test_all_exports_of_the_trained_model_agree(base, finished):
     assert not (finished / "initial").exists()  # the base is the initial model
     models = {

@@ -10,6 +10,7 @@ from rich.table import Table
 from data.pairs.formats import FORMATS
 from gve_jax.cli import Parser, run_cli
 from gve_jax.errors import UserError
+from gve_jax.progress import progress_bar
 from gve_jax.storage.filesystem import as_local_path, local_path
 from gve_jax.streams.rows import MAX_NEGATIVES
 
@@ -58,9 +59,17 @@ def main() -> None:
     show.add_argument("pairs", help="a directory, or whatever `config.data.pairs` takes")
     show.add_argument("--rows", type=int, default=2, help="of each source (2)")
 
-    check = commands.add_parser("check", help="whether a directory can be trained on")
+    check = commands.add_parser(
+        "check", help="whether pairs can be trained on: their shape and media"
+    )
     check.add_argument("pairs", help="as of show")
     check.add_argument("--batch-size", type=int, default=1, help="pairs of a global batch (1)")
+    check.add_argument("--samples", type=int, default=8, help="pairs of each source to decode (8)")
+    check.add_argument(
+        "--max-bad-share",
+        type=float,
+        help="share of a source's pairs that may lack a file (default: as in training, 0.01)",
+    )
 
     args = parser.parse_args()
     {"import": _import, "show": _show, "check": _check}[args.command](args)
@@ -78,7 +87,7 @@ def _input(text: str) -> str:
 
 def _import(args) -> None:
     from data.pairs import card
-    from data.pairs.builder import run_import
+    from data.pairs.builder import MANIFEST, run_import
 
     if not 0 <= args.max_reject_share <= 1:
         raise UserError(f"--max-reject-share must be from 0 to 1, not {args.max_reject_share}")
@@ -89,6 +98,7 @@ def _import(args) -> None:
     if args.corpus and args.format != "tevatron":
         raise UserError("--corpus is for --format tevatron")
     args.input = [_input(text) for text in args.input]
+    was_there = (args.output / MANIFEST).is_file()
     tallies = run_import(
         args.output,
         args.input,
@@ -106,7 +116,7 @@ def _import(args) -> None:
         print(card.line(name, tally))
         for warning in card.warnings(name, tally):
             print(f"warning: {warning}")
-    print(f"wrote {args.output}")
+    print(f"{args.output} is already imported" if was_there else f"wrote {args.output}")
 
 
 def _show(args) -> None:
@@ -137,8 +147,15 @@ def _show(args) -> None:
 
 
 def _check(args) -> None:
+    from data.pairs.check import check_media
+    from gve_jax.running.sections import DataConfig
     from gve_jax.streams.sources import Sources, parse
 
+    share = DataConfig.max_bad_share if args.max_bad_share is None else args.max_bad_share
+    if not 0 <= share <= 1:
+        raise UserError(f"--max-bad-share must be from 0 to 1, not {share}")
+    if args.samples < 1:
+        raise UserError(f"--samples must be at least 1, not {args.samples}")
     sources = Sources(parse(args.pairs))
     sources.check(dict.fromkeys(sources.sizes, args.batch_size))
     sources.fetch()
@@ -150,9 +167,14 @@ def _check(args) -> None:
                 f"{args.pairs}: source {name!r} has pairs of {sorted(counts)} "
                 "negatives; a batch has one number of them"
             )
-    for warning in sources.warnings():
-        print(f"warning: {warning}")
     pairs = sum(sources.sizes.values())
+    with progress_bar("percent") as progress:
+        bar = progress.add_task("looking for media", total=pairs)
+        warnings = check_media(
+            sources, args.samples, share, lambda count: progress.advance(bar, count)
+        )
+    for warning in (*sources.warnings(), *warnings):
+        print(f"warning: {warning}")
     print(
         f"{args.pairs}: {len(sources.sizes)} sources, {pairs:,} pairs, ready for batches of "
         f"{args.batch_size}"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from data.pairs.importer import Source, outcomes
 from data.pairs.rows import read_rows
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 
 try:
     import apache_beam as beam
 except ImportError as error:
     raise UserError(
-        "--beam needs Apache Beam, which is not installed: pip install 'gve_jax[beam]'"
+        f"--beam needs Apache Beam, which is not installed: {install_command('beam')}"
     ) from error
 
 RUNNER = "DirectRunner"

@@ -181,6 +181,7 @@ def _build(pairs: Path, inputs, corpus, pipeline, max_share, output, rules) -> d
                 f"all are in {saved}"
             )
     os.replace(rejects, pairs / REJECTS)
+    output.with_name(f"{output.name}.{REJECTS}").unlink(missing_ok=True)  # of an earlier attempt
     return tallies
 
 

@@ -11,7 +11,7 @@ from absl import logging
 
 from data.uvrd.part import Parts, make_part
 from data.uvrd.run import DESCRIPTION, Job, split_name
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 from gve_jax.streams.pairs import pair_features
 
 try:
@@ -19,7 +19,7 @@ try:
     from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 except ImportError as error:
     raise UserError(
-        "--beam needs Apache Beam, which is not installed: pip install 'gve_jax[synth,beam]'"
+        f"--beam needs Apache Beam, which is not installed: {install_command('synth,beam')}"
     ) from error
 
 

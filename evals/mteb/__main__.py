@@ -15,7 +15,7 @@ from data.uvrb.sets import Sets
 from data.uvrb.tasks import POOLS, choose
 from evals.mteb.files import model_name
 from gve_jax.cli import Parser, run_cli
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 from gve_jax.media import limits
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_folder
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import mteb  # noqa: F401
     except ImportError as error:
-        raise UserError(f"MTEB is not installed ({error}): pip install -e '.[mteb]'") from error
+        raise UserError(f"MTEB is not installed ({error}): {install_command('mteb')}") from error
     with lock_folder(args.output):
         _score(args)
 

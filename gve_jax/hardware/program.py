@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from gve_jax.checkpoints.pretrained import PretrainedModel, open_pretrained
 from gve_jax.distributed.sharding import ROWS
 from gve_jax.errors import UserError
 from gve_jax.hardware.topology import Topology
@@ -19,7 +21,7 @@ from gve_jax.inputs.preprocess import time_steps
 from gve_jax.inputs.profiles import find_profile
 from gve_jax.learning.step import make_train_step
 from gve_jax.model.batch import Batch, batch_sizes
-from gve_jax.running.sections import largest_batch_size, read_settings
+from gve_jax.running.sections import Settings, largest_batch_size, read_settings
 from gve_jax.running.setup import StepSetup
 
 
@@ -74,10 +76,23 @@ class Program(StepSetup):
         config = read_settings(config)
         if config.quantize is not None:
             raise UserError("config.quantize works on one device; plan without it")
-        super().__init__(config, devices=topology.devices)
+        super().__init__(config, self._shapes_of(config), devices=topology.devices)
         self.topology = topology
         self.batch_size = largest_batch_size(config)
         self.check_batch(self.batch_size, config.gradcache_chunk)
+
+    @staticmethod
+    def _shapes_of(config: Settings) -> PretrainedModel | None:
+        """The base whose config.json has the shapes that the configuration does not state."""
+        if config.pretrained is None or None not in (config.model.vision, config.model.text):
+            return None
+        if not os.path.isdir(os.path.expanduser(config.pretrained)):
+            raise UserError(
+                f"config.model states no shapes, and {config.pretrained} would be downloaded for "
+                "them: plan a form that states them (not :own), or set config.pretrained to the "
+                "folder of the model"
+            )
+        return open_pretrained(config.pretrained)
 
     def shapes(
         self, query: str | None = None, positive: str | None = None, negatives: int = 0

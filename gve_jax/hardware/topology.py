@@ -4,7 +4,7 @@ import re
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 from gve_jax.hardware.chips import CHIPS, Chip
 from gve_jax.hardware.gpus import target_config, usable_fraction
 
@@ -65,7 +65,7 @@ def open_topology(name: str) -> Topology:
 
 def _tpu(name: str, chip: Chip) -> list:
     if find_spec("libtpu") is None:
-        raise UserError(f"--topology {name}: libtpu is not installed: pip install 'gve_jax[tpu]'")
+        raise UserError(f"--topology {name}: libtpu is not installed: {install_command('tpu')}")
     from jax.experimental import topologies
 
     try:
@@ -77,7 +77,7 @@ def _tpu(name: str, chip: Chip) -> list:
 def _gpu(name: str, chip: Chip, grid: tuple[int, ...]) -> list:
     if find_spec("jax_cuda13_plugin") is None and find_spec("jax_cuda12_plugin") is None:
         raise UserError(
-            f"--topology {name}: JAX's CUDA plugin is not installed: pip install 'gve_jax[cuda]'"
+            f"--topology {name}: JAX's CUDA plugin is not installed: {install_command('cuda')}"
         )
     from jax.experimental import topologies
 

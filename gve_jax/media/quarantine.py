@@ -100,7 +100,7 @@ class Quarantine:
     ) -> None:
         if id in self._lines:
             return
-        line = {"id": id, "path": _utf8(path), "reason": _utf8(reason)}
+        line = {"id": id, "path": _utf8(path), "reason": _utf8(reason.removeprefix(f"{path}: "))}
         line["seconds"] = round(seconds, 3)
         stamp = stamp or self.stamps.get(id)
         line |= ({"retry": True} if retry else {}) | ({"stamp": stamp} if stamp else {})
@@ -135,19 +135,24 @@ class Quarantine:
         """The sum in a line: how many of `total`, their share, and why, the commonest first."""
         if not self.count:
             return f"all of {total:,} items could be read"
-        kinds = collections.Counter(line.kind for line in self._lines.values()).most_common()
+        kinds = self._kinds()
         why = [f"{count:,} x {kind}" for kind, count in kinds[:TOP]]
         if rest := sum(count for _, count in kinds[TOP:]):
             why.append(f"{rest:,} x other reasons")
         share = f"{self.count:,} of {total:,} items ({self.count / total:.2%}) could not be read"
         return f"{share}: {'; '.join(why)}; see {self._shown}"
 
+    def _kinds(self) -> list[tuple[str, int]]:
+        """The reasons with their numbers, the commonest first."""
+        return collections.Counter(line.kind for line in self._lines.values()).most_common()
+
     def check(self, total: int) -> None:
         """Raises UserError when more than `max_share` of `total` items were unreadable."""
         if self.count > self.max_share * total:
+            kind, count = self._kinds()[0]
             raise UserError(
                 f"{self.count} of {total} items could not be read, more than the allowed "
-                f"{self.max_share:.1%}; see {self._shown}"
+                f"{self.max_share:.1%}: {count:,} x {kind}; see {self._shown}"
             )
 
 

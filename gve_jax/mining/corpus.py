@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from gve_jax.inputs.entries import read_entries
 from gve_jax.media.item import Item
 from gve_jax.media.walk import list_folder
 from gve_jax.streams.pairs import PairSources
+from gve_jax.streams.sources import Sources, parse
 
 BLOCK = 64  # records read at a time
 WITHIN = ("modality", "source", "all")
@@ -96,7 +97,7 @@ class MiningCorpus:
       pair_ids: for each source, the ids of its pairs.
     """
 
-    sources: PairSources
+    sources: Sources
     queries: UniqueItems
     positives: UniqueItems
     documents: UniqueItems
@@ -181,18 +182,20 @@ class Group:
 
 
 def read_mining_corpus(
-    pairs: Path, corpus: Path | None, advance: Callable[[int], None]
+    pairs: str | Sequence[str], corpus: Path | None, advance: Callable[[int], None]
 ) -> MiningCorpus:
     """Reads all pairs and finds equal items.
 
     Args:
+      pairs: as `config.data.pairs`.
       corpus: pairs, a folder or a JSONL file; None for the positives of the pairs.
       advance: called with 1 for every pair.
 
     Raises:
       UserError: a directory without pairs, damaged records, a corpus without documents.
     """
-    sources = PairSources(pairs)
+    sources = Sources(parse(pairs))
+    sources.fetch()
     sources.check({name: 1 for name, size in sources.sizes.items() if size})
     queries, positives = UniqueItems(), UniqueItems()
     mining = MiningCorpus(sources, queries, positives, positives, {}, {}, {})
@@ -230,19 +233,21 @@ def _read_corpus(path: Path) -> UniqueItems:
     return items
 
 
-def _add(items: UniqueItems, sources: PairSources, name: str, index: int, pair: dict) -> int:
+def _add(
+    items: UniqueItems, sources: Sources | PairSources, name: str, index: int, pair: dict
+) -> int:
     digest = content_digest(pair["positive"])
     read = _reader(sources, name, index, "positive")
     return items.add(f"{name}/{pair['id']}", digest, pair["positive"], digest, read)
 
 
-def _records(sources: PairSources, name: str) -> Iterator[tuple[int, dict]]:
+def _records(sources: Sources | PairSources, name: str) -> Iterator[tuple[int, dict]]:
     for start in range(0, sources.sizes[name], BLOCK):
         indices = np.arange(start, min(start + BLOCK, sources.sizes[name]))
         yield from zip(indices.tolist(), sources.read(name, indices), strict=True)
 
 
-def _reader(sources: PairSources, name: str, index: int, side: str) -> Callable[[], Item]:
+def _reader(sources: Sources | PairSources, name: str, index: int, side: str) -> Callable[[], Item]:
     return lambda: sources.read(name, np.array([index]))[0][side]
 
 

@@ -1,5 +1,6 @@
 """Sizes and parts of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL encoder, named as in its config.json."""
 
+import ast
 import dataclasses
 import re
 from typing import Any
@@ -136,17 +137,23 @@ class LoraConfig:
 
     `targets` is a regular expression that is searched in the path of a projection, such as
     `language/layers/self_attn/o_proj`, `visual/blocks/attn/qkv` or `visual/merger/mlp_0`. It
-    applies to all layers of a stack.
+    applies to all layers of a stack. Names of projections, as PEFT's `target_modules` has them, are
+    converted: `("q_proj", "v_proj")`, or such a tuple as text.
     """
 
     rank: int = setting(16, "rank", least=1)
     alpha: float = setting(32.0, "scale times rank", above=0)
     dropout: float = setting(0.1, "dropout of the adapters' inputs in training", least=0, below=1)
-    targets: str = setting(LORA_TARGETS, "regular expression of the paths of adapted projections")
+    targets: str | tuple[str, ...] = setting(
+        LORA_TARGETS,
+        "regular expression of the paths of adapted projections, or their names: "
+        "('q_proj', 'v_proj')",
+    )
 
     def __post_init__(self):
         _require(self.rank > 0, "lora.rank", "positive")
         _require(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)")
+        object.__setattr__(self, "targets", _expression(self.targets))
         try:
             re.compile(self.targets)
         except re.error as error:
@@ -156,6 +163,21 @@ class LoraConfig:
     def scale(self) -> float:
         """The factor of an adapter's output."""
         return self.alpha / self.rank
+
+
+def _expression(targets: str | tuple[str, ...]) -> str:
+    """The regular expression of `LoraConfig.targets`, for names as well."""
+    names = targets
+    if isinstance(targets, str):
+        if targets[:1] not in ("(", "["):
+            return targets
+        try:
+            names = ast.literal_eval(targets)
+        except (ValueError, SyntaxError):  # an expression that begins with a group
+            return targets
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        return targets
+    return f"(^|/)({'|'.join(map(re.escape, names))})$"
 
 
 @dataclasses.dataclass(frozen=True)

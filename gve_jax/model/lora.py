@@ -65,7 +65,12 @@ def attach(model: nnx.Module, cfg: LoraConfig, rngs: nnx.Rngs) -> None:
     """
     chosen = [linear for path, linear in projections(model) if re.search(cfg.targets, path)]
     if not chosen:
-        raise UserError(f"lora.targets {cfg.targets!r} matches no projection of the model")
+        known = sorted({path.rsplit("/", 1)[1] for path, _ in projections(model)})
+        raise UserError(
+            f"lora.targets {cfg.targets!r} matches no projection of the model; give a regular "
+            "expression over paths such as 'language/layers/self_attn/(q|v)_proj', or names as "
+            f"\"('q_proj', 'v_proj')\"; names: {', '.join(known)}"
+        )
     for linear in chosen:
         linear.lora = Adapter(linear.kernel.shape, cfg, rngs)
 

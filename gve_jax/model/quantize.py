@@ -13,7 +13,7 @@ import jax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 
 KINDS = ("nf4", "int8")
 DECODER = r"^language/layers/.*/kernel$"
@@ -53,7 +53,7 @@ def quantize(params: dict[str, Any], kind: str, targets: str = DECODER) -> dict[
     try:
         import qwix
     except ImportError as error:
-        raise UserError("quantization needs qwix: pip install 'gve_jax[quant]'") from error
+        raise UserError(f"quantization needs qwix: {install_command('quant')}") from error
 
     @jax.jit
     def pack(kernel):

@@ -14,7 +14,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from gve_jax import __version__
 from gve_jax.checkpoints.digests import file_digest, not_finite, sampled_digest, weights_digest
 from gve_jax.checkpoints.huggingface import COMPANIONS
 from gve_jax.checkpoints.peft import write_adapter
@@ -56,6 +55,10 @@ from gve_jax.storage.filesystem import (
 from gve_jax.streams.loader import LoadPairs, local_rows, read_ahead
 from gve_jax.streams.mixture import UNLIMITED, Stage, batches, choose, epoch_batches
 from gve_jax.streams.sources import Sources, parse
+
+# The version since which equal configurations and data give equal runs: raise it only with a change
+# that alters them, because runs of before can no longer be resumed.
+RUNS_SINCE = "0.2.0"
 
 
 class Experiment(StepSetup):
@@ -103,7 +106,7 @@ class Experiment(StepSetup):
             self.scores = read_scores(policy.prober, self.curriculum.tasks)
         self._check_quantize()
         self.fingerprint = {
-            "code": __version__,
+            "code": RUNS_SINCE,
             "config": self._with_scores(resume_fields(config, self.model)),
             "data": {
                 "sources": self.sources.sizes,
@@ -241,9 +244,16 @@ class Experiment(StepSetup):
             expected["frozen_weights"] = saved.get("frozen_weights")  # reading them takes too long
             if changed := differences(saved, expected):
                 field, (was, now) = next(iter(changed.items()))
+                remedy = "choose another --workdir"
+                if field == "config.steps":
+                    folder = self.workdir / EXPORTS["gve_jax"][0]
+                    remedy = (
+                        "its learning rate and stages span all steps. To train its model on, add "
+                        f"--config.pretrained={folder} and choose another --workdir"
+                    )
                 raise UserError(
                     f"{self.workdir} holds a finished run of another configuration ({field} was "
-                    f"{json.dumps(was)}, is {json.dumps(now)}); choose another --workdir"
+                    f"{json.dumps(was)}, is {json.dumps(now)}); {remedy}"
                 )
             return True
         try:
@@ -289,7 +299,8 @@ class Experiment(StepSetup):
         return quantize(frozen, self.config.quantize) if self.config.quantize else frozen
 
     def initial_state(self) -> dict:
-        """The state before the first step; parameters that the base lacks are random."""
+        """The state before the first step; parameters that the base lacks, such as adapters, are
+        random."""
         abstract = self.abstract["params"]
         if self.base is None:
             return state.init_train_state(self._random_params(abstract), self.tx, self.abstract)
@@ -305,7 +316,7 @@ class Experiment(StepSetup):
     def _load_base(self, abstract: dict) -> dict:
         """Loads the parameters of `abstract` that the base has."""
         names = flatten_dict(abstract, sep="/").keys()
-        plain = dataclasses.replace(self.model, lora=None)
+        plain = dataclasses.replace(self.model, lora=self.base.config.lora)
         params = self.base.load(plain, self.mesh, names.__contains__, show=sys.stderr.isatty())
         if bad := not_finite(params):
             raise UserError(f"{self.base.directory}: NaN or infinite numbers in {', '.join(bad)}")
@@ -401,7 +412,9 @@ class Experiment(StepSetup):
             # Replicated: host 0 cannot write shards of other hosts.
             adapters = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))(adapters)
             if jax.process_index() == 0:
-                base = None if self.base is None else str(self.config.pretrained)
+                # PEFT applies an adapter to a base without adapters.
+                bare = self.base is not None and self.base.config.lora is None
+                base = str(self.config.pretrained) if bare else None
                 write_adapter(directory, adapters, self.model, base_model=base)
             return directory
         if self.config.quantize:  # exports contain the base's weights before quantization

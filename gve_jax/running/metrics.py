@@ -22,7 +22,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Sends scalars to Weights & Biases through its client (`pip install gve_jax[wandb]`).
+    """Sends scalars to Weights & Biases through its client (the extra `wandb`).
 
     The client's environment variables apply: WANDB_MODE=offline writes local files only. A resumed
     run continues the W&B run whose id is in `wandb.txt` in `workdir`.
@@ -127,7 +127,7 @@ class WandbWriter:
         try:
             import wandb
         except ImportError as error:
-            raise UserError("config.wandb needs wandb: pip install 'gve_jax[wandb]'") from error
+            raise UserError(f"config.wandb needs wandb: {install_command('wandb')}") from error
         path = Path(workdir, "wandb.txt")
         try:
             id = path.read_text(encoding="utf-8").strip() if path.exists() else None
@@ -181,8 +181,8 @@ class Progress:
         stream: TextIO | None = None,
         every_s: float = 30.0,
     ):
-        self._total, self._first, self._every_s = total, first_step, every_s
-        self._start, self._last_line = time.monotonic(), -math.inf
+        self._total, self._every_s = total, every_s
+        self._last_line = -math.inf
         self._console = Console(file=stream or sys.stderr, quiet=jax.process_index() != 0)
         self._bar = None
         if self._console.is_terminal:
@@ -201,11 +201,23 @@ class Progress:
             self._bar.stop()
 
     def update(
-        self, step: int, *, stage: int, loss: float, pairs_per_s: float, wait_share: float
+        self,
+        step: int,
+        *,
+        stage: int,
+        loss: float,
+        pairs_per_s: float,
+        wait_share: float,
+        step_s: float | None,
     ) -> None:
-        """Shows the state after `step` steps; `wait_share` is a fraction of the time."""
-        done, now = step - self._first, time.monotonic()
-        left = _clock((now - self._start) / done * (self._total - step)) if done > 0 else "?"
+        """Shows the state after `step` steps.
+
+        Args:
+          wait_share: a fraction of the time.
+          step_s: seconds of a step that compiles nothing, for the time left; None: not known yet.
+        """
+        now = time.monotonic()
+        left = "?" if step_s is None else _clock(step_s * (self._total - step))
         text = (
             f"stage {stage}  loss {loss:.4f}  {pairs_per_s:.1f} pairs/s  "
             f"waiting {wait_share:.1%}  {left} left"

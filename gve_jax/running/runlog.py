@@ -55,7 +55,7 @@ class RunLog:
         self.progress = Progress(steps, first_step=first_step)
         self._began, self._steps = time.perf_counter(), 0
         self._warm_time = self._warm_wait = 0.0
-        self._warm_pairs = self._warm_tokens = 0
+        self._warm_steps = self._warm_pairs = self._warm_tokens = 0
         self._warm_flops = Flops(0.0, 0.0)
         self.restart_warmup()
 
@@ -89,6 +89,7 @@ class RunLog:
         else:
             self._warm_time += step_s
             self._warm_wait += wait_s
+            self._warm_steps += 1
             self._warm_pairs += len(batch.arrays["valid"])
             self._warm_tokens += batch.used["tokens"]
             self._warm_flops = Flops(*map(sum, zip(self._warm_flops, work, strict=True)))
@@ -111,7 +112,12 @@ class RunLog:
         check_finite(step, scalars, batch.source, batch.ids)
         speed, wait = self._speed(), self._wait_share()
         self.progress.update(
-            step + 1, stage=stage, loss=scalars["loss"], pairs_per_s=speed, wait_share=wait
+            step + 1,
+            stage=stage,
+            loss=scalars["loss"],
+            pairs_per_s=speed,
+            wait_share=wait,
+            step_s=self._warm_time / self._warm_steps if self._warm_steps else None,
         )
         stage_scalars = self._stages.pop(step, {})
         if step % self._every == 0 or stage_scalars:

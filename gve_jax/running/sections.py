@@ -22,7 +22,7 @@ from gve_jax.learning.curriculum import PyramidConfig
 from gve_jax.learning.loss import LossConfig
 from gve_jax.learning.patterns import assign
 from gve_jax.media.limits import Limits
-from gve_jax.model.config import ModelConfig, TextConfig, VisionConfig
+from gve_jax.model.config import LoraConfig, ModelConfig, TextConfig, VisionConfig
 from gve_jax.model.quantize import KINDS
 
 # Fields of `InputSpec` that follow from `config.model` and `config.buckets`.
@@ -205,11 +205,7 @@ class Settings:
     )
 
     def __post_init__(self):
-        if not 0 <= self.optimizer.warmup_steps < self.steps:
-            raise UserError(
-                f"config.optimizer.warmup_steps {self.optimizer.warmup_steps} must be in "
-                f"0..{self.steps - 1} (config.steps is {self.steps})"
-            )
+        self._check_steps()
         if not self.export:
             raise UserError(
                 f"config.export must name a format of the trained model: {', '.join(EXPORTS)}"
@@ -226,6 +222,22 @@ class Settings:
         ):
             if value == "":
                 raise UserError(f"config.{name} is empty; set None to leave it out")
+
+    def _check_steps(self) -> None:
+        """All that depends on the number of steps is named at once."""
+        warmup, stages = self.optimizer.warmup_steps, self.pyramid.stages
+        wrong = {}
+        if not warmup < self.steps:
+            wrong["optimizer.warmup_steps"] = (warmup, self.steps - 1, self.steps // 10)
+        if stages > self.steps and not self.pyramid.bounds:
+            wrong["pyramid.stages"] = (stages, self.steps, self.steps)
+        if wrong:
+            values = " and ".join(
+                f"config.{name} {value} must be at most {most}"
+                for name, (value, most, _) in wrong.items()
+            )
+            flags = " ".join(f"--config.{name}={value}" for name, (*_, value) in wrong.items())
+            raise UserError(f"{values}, since config.steps is {self.steps}; for example {flags}")
 
 
 def base_config() -> ConfigDict:
@@ -299,7 +311,8 @@ def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfi
             if stated is not None and getattr(stated, name) != value:
                 raise UserError(
                     f"config.model.{part}.{name} is {getattr(stated, name)}; {base.directory} has "
-                    f"{value}"
+                    f"{value}; to take all shapes from config.pretrained, remove "
+                    f"config.model.{part} (del config.model.{part}), or use the form :own"
                 )
     stated = fields.pop("architecture")
     if base is not None:
@@ -312,14 +325,25 @@ def model_config(settings: Settings, base: PretrainedModel | None) -> ModelConfi
     if stated is not None:
         fields["architecture"] = stated
     if base is not None and base.config.lora is not None:
-        raise UserError(
-            f"config.pretrained: {base.directory} has adapters; merge them first "
-            "(python -m gve_jax.convert)"
-        )
+        _check_adapters(fields["lora"], base)
     try:
         return ModelConfig(**fields)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model: {error}") from error
+
+
+def _check_adapters(stated: LoraConfig | None, base: PretrainedModel) -> None:
+    """Raises UserError unless `config.model.lora` are the base's adapters, which train on."""
+    for name in ("rank", "alpha", "targets"):
+        has = getattr(base.config.lora, name)
+        if stated is None or getattr(stated, name) != has:
+            now = None if stated is None else getattr(stated, name)
+            raise UserError(
+                f"config.pretrained: {base.directory} has adapters with {name} {has}, "
+                f"config.model.lora states {now}: state the same to train them on, or merge them "
+                f"into a new base: python -m gve_jax.convert --input {base.directory} --to hf "
+                "--output BASE"
+            )
 
 
 def resume_fields(settings: Settings, model: ModelConfig) -> dict[str, Any]:

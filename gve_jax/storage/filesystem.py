@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
-from gve_jax.errors import UserError
+from gve_jax.errors import UserError, install_command
 from gve_jax.storage.digests import json_sha256
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -199,7 +199,7 @@ def _client() -> Any:
         import fsspec
         import gcsfs  # noqa: F401
     except ImportError as error:
-        raise UserError("gs:// paths need pip install 'gve_jax[gcs]'") from error
+        raise UserError(f"gs:// paths need {install_command('gcs')}") from error
     # Otherwise epath uses TensorFlow's file system, where installed, which behaves differently.
     os.environ.setdefault("EPATH_USE_TF", "0")
     # Cached listings would miss what Orbax, or another host, has written since.

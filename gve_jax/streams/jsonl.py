@@ -46,6 +46,10 @@ class JsonlSources:
         if problems := too_small(self.sizes, batch_sizes):
             raise UserError(f"{self.location}: {'; '.join(problems)}")
 
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [Path(file.path) for file in self._index.files]
+
     def downloads(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
         """Empty: GCS files were copied before their rows were indexed."""
         return []

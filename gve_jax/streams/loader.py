@@ -31,6 +31,8 @@ from gve_jax.streams.shared_arrays import IS_SUPPORTED, Received, SendArrays, Se
 from gve_jax.streams.sources import Sources
 
 _DIED = re.compile(r"Worker process was terminated .* exit code (-?\d+)")
+# Signals of schedulers and terminals to all processes of a run: the trainer handles them.
+_HANDLED = (signal.SIGTERM, signal.SIGINT)
 _REMEDY = "if memory ran out, reduce data.workers; repeat the command to resume"
 
 
@@ -183,7 +185,8 @@ def _start_worker(index: int, count: int) -> None:
 
     Otherwise the workers of a killed run would stay and keep their memory.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_IGN)
     # The trainer has said it once.
     warnings.filterwarnings("ignore", "decoding processes are not fully sandboxed")
     os.nice(3)  # the step has priority on a machine with few cores
@@ -245,9 +248,9 @@ def device_batches(
     """
     iterator = iter(stream)
     try:
-        # Workers start with the first batch and inherit the mask, so that SIGTERM, which a
-        # scheduler may send to all processes, cannot stop them before they ignore it.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        # Workers start with the first batch and inherit the mask, so that these signals cannot
+        # stop them before they ignore them.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
             batch = _next(iterator)
         finally:

@@ -102,6 +102,10 @@ class PairSources:
     def _has(self, shard: Path) -> bool:
         return shard.name in self._remote.names if self._remote else os.path.isfile(shard)
 
+    def paths(self) -> list[Path]:
+        """The directory."""
+        return [Path(self.directory)]
+
     def downloads(self, sources: Iterable[str]) -> list[tuple[str, Path]]:
         """(URL, path) of each shard of these sources that must be copied from GCS."""
         if self._remote is None:

@@ -92,9 +92,16 @@ class Sources:
         return datasets
 
     def check(self, batch_sizes: Mapping[str, int]) -> None:
-        """As `PairSources.check`, for every dataset in turn."""
+        """As `PairSources.check`, for every dataset in turn; sources without a size are not
+        checked."""
         for dataset, names in self._by_dataset().items():
-            dataset.check({name: batch_sizes[full] for name, full in names.items()})
+            dataset.check(
+                {name: batch_sizes[full] for name, full in names.items() if full in batch_sizes}
+            )
+
+    def paths(self) -> list[Path]:
+        """The local folders and files of all datasets, for their sizes and times."""
+        return [path for _, dataset in self.datasets for path in dataset.paths()]
 
     def warnings(self) -> list[str]:
         """Returns a warning for each source with negatives that duplicate their own pair."""

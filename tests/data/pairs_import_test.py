@@ -572,6 +572,39 @@ def test_show_and_check(run):
         run("check", "out")
 
 
+def test_check_looks_for_the_media_and_decodes_some(run):
+    """Of a list of rows, whose media may go missing or be damaged; imports were checked."""
+    good = {"id": "g", "query": "q", "positive": {"video": "media/a.mp4"}}
+    rows = [good | {"id": str(number)} for number in range(9)]
+    lost = good | {"id": "lost", "positive": {"video": "media/none.mp4"}}
+    lines("one.jsonl", *rows, lost)
+    with pytest.raises(
+        UserError,
+        match="source T2V_one: files of 1 of 10 pairs do not exist, such as .*none.mp4 of lost",
+    ):
+        run("check", "one.jsonl")
+    printed = run("check", "one.jsonl", "--max-bad-share", "0.1", "--batch-size", "2")
+    assert "warning: source T2V_one: files of 1 of 10 pairs" in printed and "ready" in printed
+    Path("media/damaged.mp4").write_bytes(b"no video")
+    damaged = good | {"positive": {"video": "media/damaged.mp4"}}
+    lines("few.jsonl", *rows, damaged)
+    assert "1 of 8 decoded pairs cannot be read, such as g: " in run("check", "few.jsonl")
+    lines("all.jsonl", *(damaged | {"id": str(number)} for number in range(9)))
+    with pytest.raises(UserError, match="8 of 8 decoded pairs cannot be read"):
+        run("check", "all.jsonl")
+
+
+def test_a_repeated_import_says_so_and_a_mended_one_leaves_no_rejects(run):
+    bad = PAIR | {"positive": {"video": "none.mp4"}}
+    with pytest.raises(UserError, match="all are in .*out.rejects.jsonl"):
+        run(*importing("pair", f"T2V_x={lines('r.jsonl', PAIR, bad)}"))
+    assert Path("out.rejects.jsonl").exists()
+    lines("r.jsonl", PAIR)
+    assert run(*importing("pair", "T2V_x=r.jsonl")).endswith("wrote out\n")
+    assert not Path("out.rejects.jsonl").exists()
+    assert run(*importing("pair", "T2V_x=r.jsonl")).endswith("out is already imported\n")
+
+
 def test_without_beam_the_option_says_so_in_one_line(run):
     code = (
         "import sys; sys.modules['apache_beam'] = None; sys.argv[1:] = sys.argv[1:];"
@@ -586,7 +619,8 @@ def test_without_beam_the_option_says_so_in_one_line(run):
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: --beam needs Apache Beam, which is not installed: pip install 'gve_jax[beam]'"
+        "error: --beam needs Apache Beam, which is not installed: "
+        "pip install -e '.[beam]' in the checkout of gve_jax"
     ]
 
 

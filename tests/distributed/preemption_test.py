@@ -34,12 +34,58 @@ print(step, flush=True)
 def test_a_signal_is_recorded_and_the_previous_handler_restored():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
+        preemption.unsaved = True
         assert not preemption.reached(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.reached(2)
         with pytest.raises(StoppedError, match="saved at step 2; repeat the command to resume"):
             preemption.stop(2)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ctrl_c_saves_as_well_and_a_second_one_interrupts(capfd):
+    with Preemption() as preemption:
+        preemption.unsaved = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.reached(2)
+        assert "Ctrl-C again stops at once" in capfd.readouterr().err
+        with pytest.raises(StoppedError, match="Ctrl-C: checkpoint saved at step 2") as error:
+            preemption.stop(2)
+        assert error.value.status == 130
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_before_the_first_step_stops_at_once():
+    with Preemption(), pytest.raises(StoppedError, match="SIGTERM: no step to save"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+# The main thread is in C code that no signal interrupts, as in a compiler: it waits for a mutex of
+# its own.
+COMPILING = """
+import ctypes, threading
+from gve_jax.distributed.preemption import Preemption
+mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+with Preemption():
+    lock(mutex)
+    threading.Timer(1, lambda: print("compiling", flush=True)).start()
+    lock(mutex)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a mutex of zeros is one of Linux")
+def test_a_signal_while_compiling_ends_the_process():
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPILING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"compiling\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (
+        143,
+        b"received SIGTERM: no step to save since the start; repeat the command to resume",
+    )
 
 
 def test_no_handler_is_installed_outside_the_main_thread():

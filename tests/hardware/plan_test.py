@@ -98,7 +98,8 @@ def test_a_missing_compiler_names_the_extra_to_install():
     done = plan("--topology", "v5e:2x2")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: --topology v5e:2x2: libtpu is not installed: pip install 'gve_jax[tpu]'\n"
+        "error: --topology v5e:2x2: libtpu is not installed: "
+        "pip install -e '.[tpu]' in the checkout of gve_jax\n"
     )
 
 

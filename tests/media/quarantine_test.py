@@ -70,7 +70,7 @@ def test_check_stops_past_the_share_and_not_at_it(tmp_path):
     quarantine.check(0)
     quarantine.record("a", "a.mp4", "bad", 0)
     quarantine.check(4)
-    with pytest.raises(UserError, match=r"1 of 3 .* 25\.0%; see .*q\.jsonl"):
+    with pytest.raises(UserError, match=r"1 of 3 .* 25\.0%: 1 x bad; see .*q\.jsonl"):
         quarantine.check(3)
 
 

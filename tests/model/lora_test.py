@@ -102,9 +102,18 @@ def test_targets_are_an_expression_over_paths(pattern, expected):
     assert adapted(with_targets(pattern)) == expected
 
 
+@pytest.mark.parametrize(
+    "names", [("q_proj", "v_proj"), "('q_proj', 'v_proj')", '["q_proj","v_proj"]']
+)
+def test_targets_may_be_names_as_in_peft(names):
+    expected = {f"language/layers/self_attn/{name}_proj" for name in "qv"}
+    assert adapted(with_targets(names)) == expected
+    assert adapted(ModelConfig.from_dict(with_targets(names).to_dict())) == expected
+
+
 @pytest.mark.parametrize("pattern", ["q_project", "visual/patch_embed", "norm"])
 def test_targets_that_match_no_projection_are_an_error(pattern):
-    with pytest.raises(UserError, match=pattern):
+    with pytest.raises(UserError, match=f"{pattern}.*such as 'language/.*names: .*q_proj"):
         make_embed(with_targets(pattern))
 
 

@@ -136,7 +136,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     assert metrics.open_writers(tmp_path) == []
     stream = io.StringIO()
     with metrics.Progress(1, stream=stream) as progress:
-        progress.update(1, stage=0, loss=1.0, pairs_per_s=1.0, wait_share=0.0)
+        progress.update(1, stage=0, loss=1.0, pairs_per_s=1.0, wait_share=0.0, step_s=None)
         progress.note("hello")
     assert stream.getvalue() == "" and not list(tmp_path.iterdir())
 
@@ -154,7 +154,9 @@ def test_without_a_terminal_progress_is_a_line_every_30_seconds(monkeypatch):
     with metrics.Progress(200, first_step=100, stream=stream) as progress:
         for step in range(101, 201):
             clock.now += 1.0
-            progress.update(step, stage=2, loss=1.25, pairs_per_s=31.96, wait_share=0.012)
+            progress.update(
+                step, stage=2, loss=1.25, pairs_per_s=31.96, wait_share=0.012, step_s=1.0
+            )
     lines = stream.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == [
         "101/200",
@@ -173,7 +175,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     stream = io.StringIO()
     with metrics.Progress(7300, stream=stream) as progress:
-        progress.update(7300, stage=1, loss=0.5, pairs_per_s=8.0, wait_share=0.5)
+        progress.update(7300, stage=1, loss=0.5, pairs_per_s=8.0, wait_share=0.5, step_s=1.0)
         progress.note("stage 2 begins [sigma 0.4]")
     text = stream.getvalue()
     assert "7300/7300" in text and "━" in text and "waiting 50.0%" in text

@@ -65,6 +65,31 @@ def test_the_recipe_on_qwen3_has_the_released_shapes():
         assert config[section] == paper[section]
 
 
+def test_steps_alone_name_all_that_depends_on_them():
+    config = gve_3b.get_config()
+    config.steps = 2
+    with pytest.raises(
+        UserError, match="warmup_steps 100 .*stages 3 .*steps is 2; for example"
+    ) as e:
+        read_settings(config)
+    config.update_from_flattened_dict(
+        {
+            name.removeprefix("--config."): int(value)
+            for name, value in (
+                flag.split("=") for flag in str(e.value).split("example ")[1].split()
+            )
+        }
+    )
+    assert read_settings(config).steps == 2
+
+
+@pytest.mark.parametrize("file", [gve_3b, gve_7b, qwen3vl_2b])
+def test_the_form_for_own_pairs_takes_its_shapes_from_any_base(file):
+    own = read_settings(file.get_config("own"))
+    assert own.model.vision is own.model.text is None
+    assert own.batch_size == 1024
+
+
 def test_both_sizes_have_the_same_smoke_variant():
     assert gve_7b.get_config("smoke").to_dict() == gve_3b.get_config("smoke").to_dict()
     for file in (gve_3b, gve_7b):
@@ -76,7 +101,10 @@ INVALID = [
     (dict(optimizer__rates=(("lora", 1.0), (".*", 1.0))), "rates: pattern 'lora' matches no"),
     (dict(optimizer__rates=((".*", 0),)), "optimizer.rates freezes every parameter"),
     (dict(optimizer__learning_rate=0.0), "optimizer.learning_rate 0.0 must be above 0"),
-    (dict(optimizer__warmup_steps=6), r"optimizer.warmup_steps 6 must be in 0..5"),
+    (
+        dict(optimizer__warmup_steps=6),
+        r"optimizer.warmup_steps 6 must be at most 5, since config.steps is 6",
+    ),
     (dict(optimizer__b2=1.0), r"optimizer.b2 1.0 must be in \[0, 1\)"),
     (dict(loss__temperature=0.0), "loss.temperature 0.0 must be above 0"),
     (dict(steps=0), r"steps 0 must be in \[1, 2147483647\]"),
