@@ -8,7 +8,8 @@ an HTML page; `--frames`, `--tokens` and `--reencode` show how scores depend on 
 UVRB/<SET>/, or the archives <SET>.tar.gz.partNN as released (`python -m data.uvrb.verify` checks
 either); `--one-at-a-time` extracts one set, embeds it, and removes it. Embeddings are stored in
 OUTPUT/embeddings: repeating the command resumes, on any number of hosts. `--embeddings DIR` scores
-vectors of another program (evals/uvrb/vectors.py). docs/uvrb.md describes all files.
+vectors of another program (evals/uvrb/vectors.py). `--set NAME=DIR` scores sets of your own.
+docs/uvrb.md describes all files.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rich.progress import (
     TaskID,
 )
 
+from data.uvrb.own import own_sets
 from data.uvrb.reader import RetrievalSet
 from data.uvrb.sets import Sets
 from data.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
@@ -60,13 +62,14 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
     args = _parse(argv)
     load = load or functools.partial(_load_gve, **limits.decoding_options(args))
     hosts.check_same(_shared_options(args))
-    tasks = choose(args.datasets)
-    motion = [task for task in tasks if task.name in MOTION]
-    if args.control and not motion:
-        raise UserError(f"--control needs a motion set: {' or '.join(MOTION)}")
+    tasks = choose(args.datasets) if args.datasets or not args.own else ()
     if args.check and len(tasks) < len(TASKS):
         raise UserError("--check needs all sixteen sets")
 
+    tasks = (*tasks, *args.own)
+    motion = [task for task in tasks if task.name in MOTION or task in args.own]
+    if args.control and not motion:
+        raise UserError(f"--control needs a motion set, {' or '.join(MOTION)}, or one of --set")
     rival = load_scores(args.compare) if args.compare else None
     if rival is not None and not any(task.name in rival[1] for task in tasks):
         raise UserError(f"--compare: {args.compare} lacks all of these sets")
@@ -158,6 +161,7 @@ def _shared_options(args: argparse.Namespace) -> dict:
         if not isinstance(value, Path) and name not in ("model", "baseline")
     }
     options["baseline"] = args.baseline is not None
+    options["own"] = [(task.name, task.instruction, task.metric) for task in args.own]
     return {"options": json.loads(json.dumps(options, default=str))}
 
 
@@ -177,7 +181,7 @@ def _source(args: argparse.Namespace, progress: Progress) -> Sets:
         progress.update(bars[name], completed=done, visible=done < total)
 
     return Sets(
-        args.data,
+        args.data or Path(),
         args.cache or args.output / "sets",
         args.output / "digests",
         moment_pool=args.moment_pool,
@@ -219,9 +223,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", help="directory of the model; with --embeddings, its name")
     text = "directory that contains UVRB/, or the archives"
-    add("--data", required=True, type=local_path, help=text)
+    add("--data", type=local_path, help=text)
     add("--output", required=True, type=local_path, help="directory for the results")
-    add("--datasets", help="comma-separated sets (default: all sixteen)")
+    text = "comma-separated sets (default: all sixteen, or none with --set)"
+    add("--datasets", help=text)
+    text = "also score a set of your own, in the layout of docs/uvrb.md; repeatable"
+    add("--set", action="append", default=[], metavar="NAME=DIR", help=text)
+    text = "instruction of the queries of --set (default: that of DIR/set.json, else none)"
+    add("--instruction", metavar="TEXT", help=text)
+    text = (
+        "metric of --set: R@K, P@K, recall@K, nDCG@K or MRR (default: that of set.json, else R@1)"
+    )
+    add("--metric", help=text)
     add("--embeddings", type=local_path, help="directory of vectors to score instead of a model")
     add("--normalize", action="store_true", help="scale the vectors of --embeddings to unit length")
     text = (
@@ -245,6 +258,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
+    args.own = own_sets(args.set, args.instruction, args.metric)
+    for name in ("instruction", "metric"):
+        if getattr(args, name) is not None and not args.own:
+            parser.error(f"--{name} is for the sets of --set")
+    if args.data is None and (args.datasets or not args.own):
+        parser.error("--data is required for the sets of UVRB")
     if not 0 <= args.max_bad_share <= 1:
         parser.error(f"--max-bad-share {args.max_bad_share} must be in 0..1")
     if args.check and not (args.baseline and "shuffled" in args.control):

@@ -212,7 +212,8 @@ class Embedder:
         return item | {"fps": rate} if rate else item
 
     def _key(self, item: dict) -> str:
-        content = {key: value for key, value in item.items() if value}
+        # An instruction of "" stays: it distinguishes a query without one from a document.
+        content = {key: value for key, value in item.items() if value or key == "instruction"}
         for medium in ("image", "video"):
             if medium in content:
                 content[medium] = self.content(Path(content[medium]))

@@ -50,15 +50,17 @@ class Example:
     """A query to show, with its best documents.
 
     query: index in the set's queries.
-    documents: indices in the set's corpus, best first.
-    rank, right: rank and corpus index of the best positive.
+    documents, cosines: indices in the set's corpus, best first, and their cosines.
+    rank, right, cosine: rank, corpus index and cosine of the best positive.
     success: whether the set's metric counts the query as a hit.
     """
 
     query: int
     documents: tuple[int, ...]
+    cosines: tuple[float, ...]
     rank: int
     right: int
+    cosine: float
     success: bool
 
 
@@ -142,16 +144,20 @@ def score_set(
     listed = list(range(len(valid))) if depth else shown
     best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh, ranks)
     first, success = first_rank(ranks), evaluate(task.metric, ranks) > 0
-    picked = tuple(
-        Example(
-            query=int(valid[query]),
-            documents=tuple(readable[best[row][:SHOWN]].tolist()),
-            rank=int(first[query]),
-            right=int(readable[_best_positive(ranks, query)]),
-            success=bool(success[query]),
+    picked = []
+    for query, row in zip(shown, shown if depth else range(len(shown)), strict=True):
+        right = _best_positive(ranks, query)
+        picked.append(
+            Example(
+                query=int(valid[query]),
+                documents=tuple(readable[best[row][:SHOWN]].tolist()),
+                cosines=tuple(float(cosine) for cosine in cosines[row][:SHOWN]),
+                rank=int(first[query]),
+                right=int(readable[right]),
+                cosine=float(vectors[0][query] @ vectors[1][right]),
+                success=bool(success[query]),
+            )
         )
-        for query, row in zip(shown, shown if depth else range(len(shown)), strict=True)
-    )
     run = None
     if depth:
         best, cosines = [row[:depth] for row in best], [row[:depth] for row in cosines]
@@ -196,7 +202,7 @@ def score_set(
         "cost": {"rank_seconds": round(rank_seconds, 3), **cost.sizes(found, (queries, corpus))},
         "seconds": round(time.perf_counter() - start, 2),
     }
-    return Scored(record, per_query, picked, run, set_digests(found, embedder.content))
+    return Scored(record, per_query, tuple(picked), run, set_digests(found, embedder.content))
 
 
 def summary(model: str, fingerprint: Mapping, scored: Mapping[str, Scored]) -> dict:
@@ -284,14 +290,16 @@ def _trec_run(
 
 
 def _choose_examples(task: Task, ranks: Ranks, count: int) -> list[int]:
-    """Queries to show, drawn with the set's name as seed: failures first, at most half."""
+    """Queries to show, drawn with the set's name as seed: failures first, as many as their share
+    of all queries, but at least one failure and one success if there are any."""
     success = evaluate(task.metric, ranks) > 0
     ranked = np.unique(ranks.query)
     shuffled = np.random.default_rng(list(task.name.encode())).permutation(ranked)
     failures = [int(query) for query in shuffled if not success[query]]
     successes = [int(query) for query in shuffled if success[query]]
-    wanted = max(count - len(successes), count // 2)
-    return failures[:wanted] + successes[: count - len(failures[:wanted])]
+    share = round(count * len(failures) / max(1, len(ranked)))
+    wanted = max(min(share, count - 1), 1) if failures and successes else share
+    return failures[:wanted] + successes[: count - wanted]
 
 
 def _best_positive(ranks: Ranks, query: int) -> int:
