@@ -99,7 +99,7 @@ def model_meta(name: str, fingerprint: Mapping) -> dict:
         "revision": revision_of(fingerprint),
         "languages": [LANGUAGE],
         "max_tokens": fingerprint.get("inputs.max_length"),
-        "framework": ["JAX"],
+        "framework": [fingerprint.get("framework", "JAX")],
         "similarity_fn_name": "cosine",
         "use_instructions": True,
         "modalities": list(MODALITIES),

@@ -140,7 +140,7 @@ def score_set(
         # A query without any readable candidate has no positive either, so it scores zero.
         candidates = [pool or [0] for pool in pools]
         ranks = rank_candidates(*vectors, candidates, positives, ids, mesh=mesh)
-    shown = _choose_examples(task, ranks, examples)
+    shown = choose_examples(task, ranks, examples)
     listed = list(range(len(valid))) if depth else shown
     best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh, ranks)
     first, success = first_rank(ranks), evaluate(task.metric, ranks) > 0
@@ -231,7 +231,8 @@ def summary(model: str, fingerprint: Mapping, scored: Mapping[str, Scored]) -> d
 
 
 def query_item(found: RetrievalSet, index: int, frame_order: str = "forward") -> dict:
-    """The item of a query: its content and the set's instruction (documents carry none)."""
+    """The item of a query: its content and the set's instruction. Only queries have the key
+    `instruction`, also where it is empty."""
     query = found.queries[index]
     content = {"text": query.text, "image": query.image, "video": query.video}
     item = {key: str(value) for key, value in content.items() if value}
@@ -289,7 +290,7 @@ def _trec_run(
     return Run(names, [[ids[index] for index in row] for row in best], cosines, relevant)
 
 
-def _choose_examples(task: Task, ranks: Ranks, count: int) -> list[int]:
+def choose_examples(task: Task, ranks: Ranks, count: int) -> list[int]:
     """Queries to show, drawn with the set's name as seed: failures first, as many as their share
     of all queries, but at least one failure and one success if there are any."""
     success = evaluate(task.metric, ranks) > 0
