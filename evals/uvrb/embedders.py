@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from evals.servers.options import API_NAMES, INSTRUCTIONS, MEDIA, Options
+from gve_jax.distributed.cores import usable_cores
 from gve_jax.distributed.sharding import local_mesh
 from gve_jax.errors import UserError
 from gve_jax.media import limits
@@ -140,15 +141,19 @@ def _open_server(name: str, args: argparse.Namespace) -> Encoder:
         per_minute=args.per_minute,
         record=args.output / "server.json",
     )
-    decoding = limits.decoding_options(args)
-    sandbox = Sandbox(decoding["limits"], decoding.get("workers") or 1)
-    return ServerEncoder(name, client, options, sandbox)
+    return ServerEncoder(name, client, options, _sandbox(args))
 
 
 def _open_mteb(name: str, args: argparse.Namespace) -> Encoder:
-    from evals.mteb.wrapped import open_mteb
+    try:
+        from evals.mteb.wrapped import open_mteb
+    except ImportError as error:
+        raise UserError(f"--mteb needs MTEB ({error}): pip install -e '.[mteb]'") from error
+    return open_mteb(name, _sandbox(args))
 
-    return open_mteb(name)
+
+def _sandbox(args: argparse.Namespace) -> Sandbox:
+    return Sandbox(limits.from_arguments(args), args.workers or usable_cores())
 
 
 def _load_gve(name: str, **options) -> Encoder:

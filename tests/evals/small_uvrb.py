@@ -101,7 +101,7 @@ def score_vectors(folder: Path, task: str, queries, q, corpus, c, *options) -> t
 
 def evaluate(data: Path | None, output: Path, *options, load=lambda _: ColourEncoder()) -> dict:
     """Runs `python -m evals.uvrb` in this process; returns its results."""
-    model = () if {"--embeddings", "--model"} & set(options) else ("--model", "m")
+    model = () if {"--embeddings", "--model", "--mteb"} & set(options) else ("--model", "m")
     folder = () if data is None else ("--data", data)
     arguments = [*model, *folder, "--output", output, *options]
     main([str(argument) for argument in arguments], load=load)
