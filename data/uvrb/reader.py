@@ -10,6 +10,7 @@ that is read incorrectly still gives a number, so anything unexpected is refused
 """
 
 import functools
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -79,7 +80,7 @@ def read_set(
     """Reads and checks one set.
 
     Args:
-      data: the directory that contains `UVRB/`.
+      data: the directory that contains `UVRB/`; unused for a set of one's own.
       task: the set.
       moment_pool: one of POOLS, for MS-TI and MS-TV; other sets are ranked in the whole corpus.
       files: files of the set (default: those on disk).
@@ -92,7 +93,7 @@ def read_set(
         candidates (if they are ranked) or content, two videos with one folder of frames. The
         message names the file, the line or the id.
     """
-    root = Path(data) / "UVRB" / task.name
+    root = task.folder_in(Path(data))
     if not root.is_dir():
         raise UserError(f"{task.name}: no such folder: {root} (choose sets with --datasets)")
     files = files or Folder(root)
@@ -152,6 +153,11 @@ _KINDS = {"pos": "positive", _CANDIDATES: "candidate"} | dict.fromkeys(_NEGATIVE
 
 def _documents(location: str, record: dict, key: str, query: str, corpus: dict) -> tuple[str, ...]:
     values, kind = record.get(key), _KINDS[key]
+    if isinstance(values, str | int):
+        raise UserError(
+            f"{location}: {key!r} of query {query!r} must be a list of ids, such as "
+            f"{json.dumps([values])}, not {json.dumps(values)}"
+        )
     if not isinstance(values, list) or not values:
         raise UserError(f"{location}: query {query!r} has no {kind}s")
     ids = tuple(text_id(location, value) for value in values)

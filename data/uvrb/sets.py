@@ -92,7 +92,7 @@ class Sets:
         parts = self._locate(task)
         if parts is None:
             record = self._digests and self._digests / f"{task.name}.json"
-            home, files = self.data, Folder(self.data / "UVRB" / task.name, record)
+            home, files = self.data, Folder(task.folder_in(self.data), record)
         else:
             home = self.cache
             tick = functools.partial(self._tick, task.name)
@@ -109,7 +109,7 @@ class Sets:
 
     def _locate(self, task: Task) -> list[Path] | None:
         """Parts of the set's archive, [] if only the cache has the set, None if it is a folder."""
-        if (self.data / "UVRB" / task.name).is_dir():
+        if task.folder_in(self.data).is_dir():
             return None
         for folder in (self.data, self.data / "UVRB"):
             if parts := find_parts(folder, task.name):
@@ -117,6 +117,6 @@ class Sets:
         if (self.cache / "UVRB" / task.name / SEAL).is_file():
             return []
         raise UserError(
-            f"{task.name}: no such folder: {self.data / 'UVRB' / task.name}, and no "
+            f"{task.name}: no such folder: {task.folder_in(self.data)}, and no "
             f"{task.name}.tar.gz.part00 in {self.data} (choose sets with --datasets)"
         )

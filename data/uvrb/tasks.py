@@ -1,6 +1,8 @@
 """The sixteen sets of UVRB as data (paper tables 4 and 5, section A.2)."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from gve_jax.errors import UserError
 from gve_jax.inputs.instructions import INSTRUCTIONS
@@ -38,9 +40,32 @@ class Task:
         """Instruction of every query; documents have none."""
         return INSTRUCTIONS[self.name]
 
+    def folder_in(self, data: Path) -> Path:
+        """Where the set is in the directory of the data, unless it is in an archive."""
+        return data / "UVRB" / self.name
 
-# The R@k of the paper is the hit rate: at least one positive among the first k.
-_R1, _R10, _P1 = ("R@1", "hit_rate@1"), ("R@10", "hit_rate@10"), ("P@1", "precision@1")
+
+# Metrics of `gve_jax.retrieval.metrics` by their names in tables. R@k is the hit rate, as in video
+# papers and UVRB's: at least one positive among the first k.
+_METRICS = {"R": "hit_rate", "P": "precision", "recall": "recall", "nDCG": "ndcg"}
+
+
+def metric_of(label: str) -> str:
+    """The name in `gve_jax.retrieval.metrics` of a metric such as R@1, P@1, recall@5, nDCG@10, MRR.
+
+    Raises:
+      UserError: another name.
+    """
+    if label == "MRR":
+        return "mrr"
+    match = re.fullmatch(r"(\w+)@([1-9]\d{0,3})", label)
+    if not match or match[1] not in _METRICS:
+        known = ", ".join(f"{name}@K" for name in _METRICS)
+        raise UserError(f"unknown metric {label!r}; known: {known}, MRR")
+    return f"{_METRICS[match[1]]}@{match[2]}"
+
+
+_R1, _R10, _P1 = ((label, metric_of(label)) for label in ("R@1", "R@10", "P@1"))
 
 TASKS: tuple[Task, ...] = (
     Task("MSRVTT", "CG", *_R1, 1000, 1000, 15.0, 9.4, "MSR-VTT, the 1k-A split"),
@@ -61,7 +86,9 @@ TASKS: tuple[Task, ...] = (
     Task("LoVR-C2V", "VIS", *_R1, 467, 467, 1560.3, None, "LoVR, a clip of the long video"),
 )
 
+SET_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]*")  # also of sets of one's own: names of files
 NAMES: tuple[str, ...] = tuple(task.name for task in TASKS)
+ABILITY = {task.name: task.ability for task in TASKS}  # sets of one's own have none
 MOTION: tuple[str, ...] = ("CRB-T", "CMRB")  # sets whose scores must depend on the order of frames
 
 # The paper prints a corpus of 10 for these. "candidates" takes it as a pool of candidates for each

@@ -17,6 +17,7 @@ import jsonschema
 import openai
 from openai.types.chat import ChatCompletion
 
+from data.http_errors import FATAL, excerpt, is_retried, retry_after
 from data.uvrd import text
 from data.uvrd.prompts import Prompt
 from data.uvrd.settings import Settings
@@ -27,8 +28,6 @@ from gve_jax.streams.rows import Reject
 
 API_KEY = "OPENAI_API_KEY"  # environment variable with the server's key; optional
 _MAX_RESPONSE_BYTES = 1 << 20
-_RETRIED = (408, 409, 425, 429)  # and 5xx
-_FATAL = (401, 403, 404)  # no other request will succeed either
 _MALFORMED = (AttributeError, RecursionError, TypeError, ValueError)  # of a list of models
 _MIN_CALLS = 20  # the share of failed calls is taken of at least this many
 
@@ -222,13 +221,13 @@ class ModelClient:
             except (TimeoutError, openai.APITimeoutError):
                 why = "no answer in time"
             except openai.APIStatusError as error:
-                why, detail = f"status {error.status_code}", _excerpt(error.response.content)
-                if error.status_code in _FATAL:
+                why, detail = f"status {error.status_code}", excerpt(error.response.content)
+                if error.status_code in FATAL:
                     self._fatal = UserError(f"--server {self.url}: {why}: {detail}")
                     raise self._fatal from None
-                if error.status_code not in _RETRIED and error.status_code < 500:
+                if not is_retried(error.status_code):
                     raise Reject(f"server: {why}", detail) from None
-                wait = _retry_after(error.response.headers.get("Retry-After", "0"))
+                wait = retry_after(error.response.headers.get("Retry-After"))
             except openai.APIConnectionError as error:
                 cause = error.__cause__
                 why = str(cause) if isinstance(cause, httpx2.DecodingError) else "no connection"
@@ -284,19 +283,6 @@ async def _limit_body(response: httpx2.Response) -> None:
 def _data_url(image: bytes) -> str:
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def _retry_after(value: str) -> float:
-    """Seconds; 0 for a date, which needs synchronized clocks."""
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        return 0.0
-
-
-def _excerpt(data: bytes) -> str:
-    start = " ".join(data[:300].decode(errors="replace").split())
-    return "".join(c if c.isprintable() else "?" for c in start)
 
 
 def _content(completion: ChatCompletion) -> dict:

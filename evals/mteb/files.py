@@ -3,9 +3,9 @@
     OUTPUT/mteb/results/<organisation>__<model>/<revision>/UVRB-<SET>.json    a TaskResult
     OUTPUT/mteb/results/<organisation>__<model>/<revision>/model_meta.json    a ModelMeta
 
-`mteb.ResultCache("OUTPUT/mteb")` loads them. Names of tasks and revisions are the same when MTEB
-itself scores the sets (`evals.mteb`): a revision is a digest of the fingerprint, that is of weights
-and settings. Fields that are unknown are null.
+`mteb.ResultCache("OUTPUT/mteb")` loads them. An own set is <NAME>.json. Names of
+tasks and revisions are the same when MTEB itself scores the sets (`evals.mteb`): a revision is a
+digest of the fingerprint, that is of weights and settings. Fields that are unknown are null.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from data.uvrb.tasks import TASKS
+from data.uvrb.tasks import NAMES, metric_of
 from gve_jax.storage.files import write_json
 
 VERSION = "2.26.24"  # of mteb, whose format is written
@@ -37,16 +37,17 @@ def write(output: Path, results: Mapping, now: float) -> Path:
     """
     name, revision = model_name(results["model"]), revision_of(results["fingerprint"])
     folder = output / "mteb" / "results" / name.replace("/", "__").replace(" ", "_") / revision
-    for task in TASKS:
-        if task.name in results["datasets"]:
-            record = results["datasets"][task.name]
-            write_json(folder / f"{task_name(task.name)}.json", _task_result(task, record, now))
+    for set_name, record in results["datasets"].items():
+        digests = results.get("digests", {}).get(set_name)
+        result = _task_result(set_name, record, digests, now)
+        write_json(folder / f"{task_name(set_name)}.json", result)
     write_json(folder / "model_meta.json", model_meta(name, results["fingerprint"]))
     return folder
 
 
 def task_name(name: str) -> str:
-    return f"UVRB-{name}"
+    """mteb's name of a set: that of a set of one's own is unchanged."""
+    return f"UVRB-{name}" if name in NAMES else name
 
 
 def model_name(model: str) -> str:
@@ -66,12 +67,12 @@ def revision_of(fingerprint: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def _task_result(task, record: Mapping, now: float) -> dict:
+def _task_result(name: str, record: Mapping, digests: Mapping | None, now: float) -> dict:
     names = {name.replace("@", "_at_"): value for name, value in record["metrics"].items()}
     scores = {
         **{name: value for name, value in names.items() if value is not None},
         "main_score": record["score"],
-        "main_metric": task.metric.replace("@", "_at_"),
+        "main_metric": metric_of(record["metric"]).replace("@", "_at_"),
         "chance": record["chance"],
         "interval_low": record["interval"][0],
         "interval_high": record["interval"][1],
@@ -79,8 +80,8 @@ def _task_result(task, record: Mapping, now: float) -> dict:
         "languages": [LANGUAGE],
     }
     return {
-        "dataset_revision": REVISION,
-        "task_name": task_name(task.name),
+        "dataset_revision": REVISION if name in NAMES else revision_of(digests or {}),
+        "task_name": task_name(name),
         "mteb_version": VERSION,
         "scores": {SPLIT: [scores]},
         "evaluation_time": record["seconds"],
@@ -98,7 +99,7 @@ def model_meta(name: str, fingerprint: Mapping) -> dict:
         "revision": revision_of(fingerprint),
         "languages": [LANGUAGE],
         "max_tokens": fingerprint.get("inputs.max_length"),
-        "framework": ["JAX"],
+        "framework": [fingerprint.get("framework", "JAX")],
         "similarity_fn_name": "cosine",
         "use_instructions": True,
         "modalities": list(MODALITIES),

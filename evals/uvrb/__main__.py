@@ -7,13 +7,17 @@ prints a table and writes OUTPUT/results.json: the score and chance of each set 
 an HTML page; `--frames`, `--tokens` and `--reencode` show how scores depend on these. DIR contains
 UVRB/<SET>/, or the archives <SET>.tar.gz.partNN as released (`python -m data.uvrb.verify` checks
 either); `--one-at-a-time` extracts one set, embeds it, and removes it. Embeddings are stored in
-OUTPUT/embeddings: repeating the command resumes, on any number of hosts. `--embeddings DIR` scores
-vectors of another program (evals/uvrb/vectors.py). docs/uvrb.md describes all files.
+OUTPUT/embeddings: repeating the command resumes, on any number of hosts. `--server URL`,
+`--mteb NAME` and `--embeddings DIR` score an embedder behind a server, one of MTEB, or stored
+vectors (evals/uvrb/vectors.py). `--set NAME=DIR` scores sets of your own. docs/uvrb.md describes
+all files.
 """
 
 import argparse
-import functools
+import dataclasses
+import datetime
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +30,11 @@ from rich.progress import (
     TaskID,
 )
 
+from data.uvrb.own import own_sets
 from data.uvrb.reader import RetrievalSet
 from data.uvrb.sets import Sets
 from data.uvrb.tasks import MOMENT, MOTION, POOLS, TASKS, Task, choose
-from evals.uvrb import check, published, report
+from evals.uvrb import check, embedders, published, report
 from evals.uvrb.compare import check_same_ranking, compare, media_note
 from evals.uvrb.compare import load as load_scores
 from evals.uvrb.cost import Meter
@@ -58,15 +63,19 @@ SHOWN_PER_SET = 4  # queries of each set in the report
 def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | None = None) -> None:
     """The command line. `load` opens an encoder by its name (default: a `GVE`)."""
     args = _parse(argv)
-    load = load or functools.partial(_load_gve, **limits.decoding_options(args))
+    args.command = shlex.join(
+        ["python", "-m", "evals.uvrb", *(sys.argv[1:] if argv is None else argv)]
+    )
+    load = load or embedders.opener(args)
     hosts.check_same(_shared_options(args))
-    tasks = choose(args.datasets)
-    motion = [task for task in tasks if task.name in MOTION]
-    if args.control and not motion:
-        raise UserError(f"--control needs a motion set: {' or '.join(MOTION)}")
+    tasks = choose(args.datasets) if args.datasets or not args.own else ()
     if args.check and len(tasks) < len(TASKS):
         raise UserError("--check needs all sixteen sets")
 
+    tasks = (*tasks, *args.own)
+    motion = [task for task in tasks if task.name in MOTION or task in args.own]
+    if args.control and not motion:
+        raise UserError(f"--control needs a motion set, {' or '.join(MOTION)}, or one of --set")
     rival = load_scores(args.compare) if args.compare else None
     if rival is not None and not any(task.name in rival[1] for task in tasks):
         raise UserError(f"--compare: {args.compare} lacks all of these sets")
@@ -114,6 +123,7 @@ def _score(
         results = summary(args.model, model.fingerprint, scored)
         results |= scorer.score_variants(model, tasks, motion, scored, results)
         sandbox = getattr(model, "sandbox", None)  # None: stored vectors, or another decoder
+        usage = getattr(model, "usage", None)  # of a server
         del model
         scorer.release()
         if args.baseline:
@@ -129,6 +139,12 @@ def _score(
     results["pools"] = {task.name: opened[task.name].pool for task in tasks if task.name in MOMENT}
     results["quarantined"] = quarantine.count
     results["sandbox"] = sandbox
+    if usage is not None:
+        results["server"] = dataclasses.asdict(usage)
+        if args.price is not None:
+            results["server"]["cost_usd"] = round(usage.tokens * args.price / 1e6, 6)
+    results["date"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    results["command"] = args.command
     results["seconds"] = round(time.perf_counter() - started, 1)
     written = {*scorer.written, *write_results(args.output, results)}
     if removed := remove_stale(args.output, written):
@@ -143,6 +159,8 @@ def _score(
     # Lines as wide as the tables unless a terminal limits them.
     print_results(results, Console(width=None if sys.stdout.isatty() else 140), args.published)
     print(quarantine.summary(source.total))
+    if usage is not None:
+        print(_describe_usage(usage, results["server"].get("cost_usd")))
     if args.report:
         report.write(args.report, results, shown, args.run)
         print(f"report: {args.report}")
@@ -155,9 +173,10 @@ def _shared_options(args: argparse.Namespace) -> dict:
     options = {
         name: value
         for name, value in vars(args).items()
-        if not isinstance(value, Path) and name not in ("model", "baseline")
+        if not isinstance(value, Path) and name not in ("model", "baseline", "command", "set")
     }
     options["baseline"] = args.baseline is not None
+    options["own"] = [(task.name, task.instruction, task.metric) for task in args.own]
     return {"options": json.loads(json.dumps(options, default=str))}
 
 
@@ -177,7 +196,7 @@ def _source(args: argparse.Namespace, progress: Progress) -> Sets:
         progress.update(bars[name], completed=done, visible=done < total)
 
     return Sets(
-        args.data,
+        args.data or Path(),
         args.cache or args.output / "sets",
         args.output / "digests",
         moment_pool=args.moment_pool,
@@ -199,6 +218,14 @@ def _quarantine(args: argparse.Namespace, tasks: Sequence[Task]) -> Quarantine:
     return Quarantine(path, args.max_bad_share, prefixes=prefixes, writes=first)
 
 
+def _describe_usage(usage, cost: float | None) -> str:
+    tokens = f"{usage.tokens:,} tokens"
+    if usage.unknown:
+        tokens += f" (not stated in {usage.unknown:,} answers)"
+    line = f"server: {usage.requests:,} requests, {usage.retries:,} retries, {tokens}"
+    return line if cost is None else f"{line}, ${cost:,.4f}"
+
+
 def _check(results: Mapping) -> None:
     lines = check.failures(results)
     for line in lines:
@@ -208,22 +235,23 @@ def _check(results: Mapping) -> None:
     print("check passed")
 
 
-def _load_gve(name: str, **options) -> Encoder:
-    from gve_jax import GVE
-
-    return GVE.from_pretrained(name, mesh=local_mesh(), **options)
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("python -m evals.uvrb", __doc__)
     add = parser.add_argument
-    add("--model", help="directory of the model; with --embeddings, its name")
+    embedders.add_arguments(parser)
     text = "directory that contains UVRB/, or the archives"
-    add("--data", required=True, type=local_path, help=text)
+    add("--data", type=local_path, help=text)
     add("--output", required=True, type=local_path, help="directory for the results")
-    add("--datasets", help="comma-separated sets (default: all sixteen)")
-    add("--embeddings", type=local_path, help="directory of vectors to score instead of a model")
-    add("--normalize", action="store_true", help="scale the vectors of --embeddings to unit length")
+    text = "comma-separated sets (default: all sixteen, or none with --set)"
+    add("--datasets", help=text)
+    text = "also score a set of your own, in the layout of docs/uvrb.md; repeatable"
+    add("--set", action="append", default=[], metavar="NAME=DIR", help=text)
+    text = "instruction of the queries of --set (default: that of DIR/set.json, else none)"
+    add("--instruction", metavar="TEXT", help=text)
+    text = (
+        "metric of --set: R@K, P@K, recall@K, nDCG@K or MRR (default: that of set.json, else R@1)"
+    )
+    add("--metric", help=text)
     text = (
         "documents that MS-TI and MS-TV are ranked against: the whole corpus, or each query's "
         "candidates; the paper does not specify it (default: whole)"
@@ -245,19 +273,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
+    args.own = own_sets(args.set, args.instruction, args.metric)
+    for name in ("instruction", "metric"):
+        if getattr(args, name) is not None and not args.own:
+            parser.error(f"--{name} is for the sets of --set")
+    if args.data is None and (args.datasets or not args.own):
+        parser.error("--data is required for the sets of UVRB")
     if not 0 <= args.max_bad_share <= 1:
         parser.error(f"--max-bad-share {args.max_bad_share} must be in 0..1")
     if args.check and not (args.baseline and "shuffled" in args.control):
         parser.error("--check needs --baseline and --control")
-    if args.embeddings:
-        for name in ("baseline", "control", "frames", "tokens", "reencode", "check"):
-            if getattr(args, name):
-                parser.error(f"--{name} needs a model, not --embeddings")
-        args.model = args.model or args.embeddings.resolve().name
-    elif not args.model:
-        parser.error("--model or --embeddings is required")
-    elif args.normalize:
-        parser.error("--normalize is for --embeddings")
+    embedders.check_arguments(args, parser.error)
     if args.run and not args.report:
         parser.error("--run needs --report")
     return args

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.uvrb.tasks import NAMES
+from data.uvrb.tasks import SET_NAME
 from evals.uvrb.digests import difference, left_out, unknown_media
 from evals.uvrb.per_query import PerQuery
 from evals.uvrb.scores import ABILITIES, AVERAGES, cells
@@ -121,8 +121,8 @@ def load(results: Path) -> tuple[dict, dict[str, PerQuery]]:
     try:
         record = json.loads(results.read_text(encoding="utf-8"))
         record["model"], names = str(record["model"]), list(record["datasets"])
-        if unknown := [name for name in names if name not in NAMES]:
-            raise ValueError(f"unknown set {unknown[0]!r}")
+        if wrong := [name for name in names if not SET_NAME.fullmatch(name)]:
+            raise ValueError(f"the name of a set is {wrong[0]!r}")
         for part in ("pools", "digests"):
             dict(record.get(part, {}))
         for one in (*record["datasets"].values(), *record.get("digests", {}).values()):

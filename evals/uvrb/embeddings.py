@@ -38,6 +38,17 @@ from gve_jax.storage.files import read_json, write_json
 SHARD = 512  # items embedded and written together, and a step of the progress bar
 
 
+class PartlyEncoded(Exception):
+    """Raised by an encoder that stopped early, with the results of a part of the items.
+
+    done: their indices. vectors, valid: what `encode_valid` returns for them. reason: the error.
+    """
+
+    def __init__(self, done: Sequence[int], vectors, valid, reason: BaseException):
+        super().__init__(str(reason))
+        self.done, self.vectors, self.valid, self.reason = done, vectors, valid, reason
+
+
 class Failures:
     """Collects the lines that an encoder writes to a quarantine, by id."""
 
@@ -119,10 +130,11 @@ class Embedder:
             self.files.ensure()
         advance(len(ids) - len(new))
         mine = work.shard_for_host(new)
-        for start in range(0, len(mine), SHARD):
-            self._encode(side, mine[start : start + SHARD])
+        size = getattr(self.model, "chunk", SHARD)
+        for start in range(0, len(mine), size):
+            self._encode(side, mine[start : start + size])
             self._record_failures(side)
-            advance(len(mine[start : start + SHARD]))
+            advance(len(mine[start : start + size]))
         hosts.set_location(f"after {name}")
         hosts.barrier()
         if not work.wait_until(lambda: self._is_done(side)):
@@ -156,12 +168,16 @@ class Embedder:
         return dict(map(tuple, hosts.gather(sorted(new) if jax.process_index() == 0 else None)[0]))
 
     def _encode(self, side: "_Items", chunk: Sequence[int]) -> None:
-        failures = Failures()
-        vectors, valid = self.model.encode_valid(
-            [side.items[index] for index in chunk],
-            ids=[f"{side.name}/{side.ids[index]}" for index in chunk],
-            quarantine=failures,
-        )
+        failures, stopped = Failures(), None
+        try:
+            vectors, valid = self.model.encode_valid(
+                [side.items[index] for index in chunk],
+                ids=[f"{side.name}/{side.ids[index]}" for index in chunk],
+                quarantine=failures,
+            )
+        except PartlyEncoded as part:
+            stopped, vectors, valid = part.reason, part.vectors, part.valid
+            chunk = [chunk[index] for index in part.done]
         if len(vectors):
             check_unit_vectors(vectors, f"{side.name}: the model's output")
         vectors = np.reshape(vectors, (-1, self.model.embedding_dim))
@@ -170,7 +186,10 @@ class Embedder:
             for index, is_valid in zip(chunk, valid, strict=True)
             if not is_valid
         }
-        self._store.write([side.keys[index] for index in chunk], vectors, valid, lines)
+        if len(chunk):
+            self._store.write([side.keys[index] for index in chunk], vectors, valid, lines)
+        if stopped is not None:
+            raise stopped
 
     def _record_failures(self, side: "_Items") -> None:
         """Puts every known unreadable item of a side into the quarantine, and stops at too many."""
@@ -212,7 +231,8 @@ class Embedder:
         return item | {"fps": rate} if rate else item
 
     def _key(self, item: dict) -> str:
-        content = {key: value for key, value in item.items() if value}
+        # An instruction of "" stays: it distinguishes a query without one from a document.
+        content = {key: value for key, value in item.items() if value or key == "instruction"}
         for medium in ("image", "video"):
             if medium in content:
                 content[medium] = self.content(Path(content[medium]))

@@ -50,15 +50,17 @@ class Example:
     """A query to show, with its best documents.
 
     query: index in the set's queries.
-    documents: indices in the set's corpus, best first.
-    rank, right: rank and corpus index of the best positive.
+    documents, cosines: indices in the set's corpus, best first, and their cosines.
+    rank, right, cosine: rank, corpus index and cosine of the best positive.
     success: whether the set's metric counts the query as a hit.
     """
 
     query: int
     documents: tuple[int, ...]
+    cosines: tuple[float, ...]
     rank: int
     right: int
+    cosine: float
     success: bool
 
 
@@ -138,20 +140,24 @@ def score_set(
         # A query without any readable candidate has no positive either, so it scores zero.
         candidates = [pool or [0] for pool in pools]
         ranks = rank_candidates(*vectors, candidates, positives, ids, mesh=mesh)
-    shown = _choose_examples(task, ranks, examples)
+    shown = choose_examples(task, ranks, examples)
     listed = list(range(len(valid))) if depth else shown
     best, cosines = _best(*vectors, ids, listed, pools, max(depth, SHOWN), mesh, ranks)
     first, success = first_rank(ranks), evaluate(task.metric, ranks) > 0
-    picked = tuple(
-        Example(
-            query=int(valid[query]),
-            documents=tuple(readable[best[row][:SHOWN]].tolist()),
-            rank=int(first[query]),
-            right=int(readable[_best_positive(ranks, query)]),
-            success=bool(success[query]),
+    picked = []
+    for query, row in zip(shown, shown if depth else range(len(shown)), strict=True):
+        right = _best_positive(ranks, query)
+        picked.append(
+            Example(
+                query=int(valid[query]),
+                documents=tuple(readable[best[row][:SHOWN]].tolist()),
+                cosines=tuple(float(cosine) for cosine in cosines[row][:SHOWN]),
+                rank=int(first[query]),
+                right=int(readable[right]),
+                cosine=float(vectors[0][query] @ vectors[1][right]),
+                success=bool(success[query]),
+            )
         )
-        for query, row in zip(shown, shown if depth else range(len(shown)), strict=True)
-    )
     run = None
     if depth:
         best, cosines = [row[:depth] for row in best], [row[:depth] for row in cosines]
@@ -196,7 +202,7 @@ def score_set(
         "cost": {"rank_seconds": round(rank_seconds, 3), **cost.sizes(found, (queries, corpus))},
         "seconds": round(time.perf_counter() - start, 2),
     }
-    return Scored(record, per_query, picked, run, set_digests(found, embedder.content))
+    return Scored(record, per_query, tuple(picked), run, set_digests(found, embedder.content))
 
 
 def summary(model: str, fingerprint: Mapping, scored: Mapping[str, Scored]) -> dict:
@@ -225,7 +231,8 @@ def summary(model: str, fingerprint: Mapping, scored: Mapping[str, Scored]) -> d
 
 
 def query_item(found: RetrievalSet, index: int, frame_order: str = "forward") -> dict:
-    """The item of a query: its content and the set's instruction (documents carry none)."""
+    """The item of a query: its content and the set's instruction. Only queries have the key
+    `instruction`, also where it is empty."""
     query = found.queries[index]
     content = {"text": query.text, "image": query.image, "video": query.video}
     item = {key: str(value) for key, value in content.items() if value}
@@ -283,15 +290,17 @@ def _trec_run(
     return Run(names, [[ids[index] for index in row] for row in best], cosines, relevant)
 
 
-def _choose_examples(task: Task, ranks: Ranks, count: int) -> list[int]:
-    """Queries to show, drawn with the set's name as seed: failures first, at most half."""
+def choose_examples(task: Task, ranks: Ranks, count: int) -> list[int]:
+    """Queries to show, drawn with the set's name as seed: failures first, as many as their share
+    of all queries, but at least one failure and one success if there are any."""
     success = evaluate(task.metric, ranks) > 0
     ranked = np.unique(ranks.query)
     shuffled = np.random.default_rng(list(task.name.encode())).permutation(ranked)
     failures = [int(query) for query in shuffled if not success[query]]
     successes = [int(query) for query in shuffled if success[query]]
-    wanted = max(count - len(successes), count // 2)
-    return failures[:wanted] + successes[: count - len(failures[:wanted])]
+    share = round(count * len(failures) / max(1, len(ranked)))
+    wanted = max(min(share, count - 1), 1) if failures and successes else share
+    return failures[:wanted] + successes[: count - wanted]
 
 
 def _best_positive(ranks: Ranks, query: int) -> int:

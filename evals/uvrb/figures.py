@@ -19,7 +19,7 @@ from evals.uvrb.scores import ABILITIES
 _COLOURS = {
     name: f"#0f{number:02x}ed"
     for number, name in enumerate(
-        ("ink", "muted", "grid", "model", "untrained", "shuffled", "right", "wrong")
+        ("ink", "muted", "grid", "model", "untrained", "shuffled", "right", "wrong", "paper")
     )
 }
 _STYLE = {
@@ -61,7 +61,9 @@ def scores_by_set(
         scores = [datasets[name]["score"] for name in names]
         axes.barh(rows, scores, 0.62, color=_COLOURS["model"], label="this model")
         bounds = np.array([datasets[name]["interval"] for name in names]).T
-        axes.hlines(rows, *bounds, color=_COLOURS["ink"], lw=1.1, zorder=2.5, label="95 %")
+        # On a band in the colour of the page, without which the line vanishes in a dark bar.
+        axes.hlines(rows, *bounds, color=_COLOURS["paper"], lw=3.6, zorder=2.4)
+        axes.hlines(rows, *bounds, color=_COLOURS["ink"], lw=1.6, zorder=2.5, label="95 %")
         marks = [("untrained model", "o", "untrained", untrained)]
         marks += [
             (f"{order} frames", marker, "shuffled", side)
@@ -115,8 +117,9 @@ def differences(datasets: Mapping[str, Mapping], title: str) -> str:
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(axis="y", labelcolor=_COLOURS["ink"], length=0)
         axes.set(ylim=(-0.6, len(names) - 0.4), xlabel="difference of scores")
-        widest = max(abs(edge) for one in datasets.values() for edge in one["interval"])
-        axes.set_xlim(-1.1 * (widest or 0.1), 1.1 * (widest or 0.1))
+        edges = [0.0, *(edge for one in datasets.values() for edge in one["interval"])]
+        margin = 0.06 * (max(edges) - min(edges)) or 0.1
+        axes.set_xlim(min(edges) - margin, max(edges) + margin)
         axes.grid(axis="y", visible=False)
         return _svg(figure, f"Differences: {title}")
 

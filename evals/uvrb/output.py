@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.uvrb.tasks import TASKS
+from data.uvrb.tasks import ABILITY
 from evals.mteb import files as mteb_files
 from evals.uvrb.compare import p_value
 from evals.uvrb.evaluate import Scored
@@ -54,7 +54,7 @@ def remove_stale(output: Path, written: Collection[Path]) -> list[str]:
     ]
     revisions = {path.parent for path in written if path.name == "model_meta.json"}
     for revision in {other for one in revisions for other in one.parent.iterdir()} - revisions:
-        found += [*revision.glob("UVRB-*.json"), *revision.glob("model_meta.json")]
+        found += revision.glob("*.json")
     stale = sorted(set(found) - set(written))
     for path in stale:
         path.unlink()
@@ -110,10 +110,16 @@ def not_released(results: Mapping) -> str:
     if not differing:
         return ""
     first = next(iter(differing))
+    count = len(ABILITY.keys() & results["datasets"].keys())
     return (
-        f"Not the released sets: sizes differ on {len(differing)} of {len(results['datasets'])} "
+        f"Not the released sets: sizes differ on {len(differing)} of {count} "
         f"({first} has {differing[first]}). They cannot be compared with the paper's scores."
     )
+
+
+def heading(results: Mapping) -> str:
+    """What was scored: UVRB, unless all sets are own ones."""
+    return "UVRB" if ABILITY.keys() & results["datasets"].keys() else "Own sets"
 
 
 def other_scores(results: Mapping) -> dict[str, Mapping[str, float]]:
@@ -133,7 +139,7 @@ def other_scores(results: Mapping) -> dict[str, Mapping[str, float]]:
 
 def _sets(results: Mapping) -> Table:
     table = Table(
-        title=escape(f"UVRB · {results['model']}"),
+        title=escape(f"{heading(results)} · {results['model']}"),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -143,13 +149,12 @@ def _sets(results: Mapping) -> Table:
     others = other_scores(results)
     for column in ("score", "95 %", "chance", *others, "seconds", "tokens", "GB"):
         table.add_column(column, justify="right", no_wrap=True)
-    for task in TASKS:
-        record = results["datasets"].get(task.name)
-        if record is None:
-            continue
+    for name, record in results["datasets"].items():
         cells = [number(record["score"]), bounds(record["interval"]), number(record["chance"])]
-        cells += [number(scores.get(task.name)) for scores in others.values()]
-        table.add_row(task.name, task.ability, task.label, *cells, *cost_cells(record["cost"]))
+        cells += [number(scores.get(name)) for scores in others.values()]
+        table.add_row(
+            name, ABILITY.get(name, "own"), record["metric"], *cells, *cost_cells(record["cost"])
+        )
     return table
 
 

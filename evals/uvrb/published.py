@@ -125,7 +125,7 @@ def comparison(datasets: Mapping[str, Mapping]) -> dict:
     set; both are empty if no set has the released size.
     """
     differ = differing_sets(datasets)
-    same = [name for name in datasets if name not in differ]
+    same = [name for name in datasets if name in NAMES and name not in differ]
     rows = [corrected(row) for row in published()]
     first = sorted(rows, key=lambda row: -row["AVG-A"])[:2]
     best = {name: max(rows, key=lambda row: row[name]) for name in same}

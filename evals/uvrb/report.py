@@ -9,13 +9,14 @@ import jinja2
 from markupsafe import Markup
 
 from data.uvrb.reader import RetrievalSet
-from data.uvrb.tasks import NAMES, TASKS
+from data.uvrb.tasks import ABILITY
 from evals.uvrb import figures, published
 from evals.uvrb.compare import p_value
 from evals.uvrb.evaluate import Example, Scored
 from evals.uvrb.output import (
     bounds,
     cost_cells,
+    heading,
     not_released,
     number,
     other_scores,
@@ -27,6 +28,7 @@ from evals.uvrb.sweep import KINDS
 from gve_jax.errors import UserError
 from gve_jax.storage.files import atomic_write
 
+MOST_CARDS = 3  # sets whose scores are shown at the top where there is no average
 LONG_TEXT = 260  # characters of a query shown before it is folded
 CELLS = ("AVG-A", "AVG-D", *ABILITIES)
 _ABILITY_NAMES = {
@@ -61,13 +63,13 @@ def write(path: Path, results: Mapping, shown: Mapping[str, dict], workdir: Path
       path: the HTML file.
       results: contents of `results.json`.
       shown: `examples` of each set.
-      workdir: the training run, for its curves; without it the report says that they are missing.
+      workdir: the training run, for its curves; without one the page has no such sections.
 
     Raises:
       UserError: the training records are damaged.
     """
     datasets = results["datasets"]
-    lines = _records(workdir, "metrics.jsonl")
+    lines = None if workdir is None else _records(workdir, "metrics.jsonl")
     page = template().render(
         results=results,
         items=sum(one["queries"] + one["corpus"] for one in datasets.values()),
@@ -78,10 +80,13 @@ def write(path: Path, results: Mapping, shown: Mapping[str, dict], workdir: Path
         abilities=_abilities(results),
         differences=list(_differences(results)),
         sweeps=list(_sweeps(results)),
-        published=published_models(results) | {"correlations": _correlations()},
-        training=_training(lines),
-        curriculum=_curriculum(workdir, lines),
-        examples=[shown[name] for name in NAMES if name in shown],
+        published=published_models(results, _correlations()),
+        training=None if lines is None else _training(lines),
+        curriculum=None if lines is None else _curriculum(workdir, lines),
+        examples=[shown[name] for name in datasets if name in shown],
+        heading=heading(results),
+        released=len(ABILITY.keys() & datasets.keys()),
+        digests=_digests(results),
         long_text=LONG_TEXT,
         unreadable=[
             [name, *record["quarantined"].values()]
@@ -97,6 +102,8 @@ def examples(found: RetrievalSet, scored: Scored, pictures: Pictures) -> dict:
     return {
         "task": found.task,
         "score": number(scored.record["score"]),
+        "failures": int((scored.per_query.score == 0).sum()),
+        "queries": len(found.queries),
         "corpus": len(found.corpus),
         "cards": [_example(found, example, pictures) for example in scored.examples],
     }
@@ -104,23 +111,36 @@ def examples(found: RetrievalSet, scored: Scored, pictures: Pictures) -> dict:
 
 def _example(found: RetrievalSet, example: Example, pictures: Pictures) -> dict:
     query = found.queries[example.query]
-    ranked = list(enumerate(example.documents, start=1))
+    ranks = range(1, 1 + len(example.documents))
+    ranked = list(zip(ranks, example.documents, example.cosines, strict=True))
     if example.right not in example.documents:
-        ranked.append((example.rank, example.right))
+        ranked.append((example.rank, example.right, example.cosine))
     documents = []
-    for position, (rank, index) in enumerate(ranked):
+    for position, (rank, index, cosine) in enumerate(ranked):
         document = found.corpus[index]
         right = document.id in query.positives
         alt = f"rank {rank}, {'right' if right else 'wrong'}"
         picture = Markup(pictures.clip(document.video, alt))
         gap = position == len(example.documents)
-        documents.append({"rank": rank, "right": right, "gap": gap, "picture": picture})
+        documents.append(
+            {
+                "rank": rank,
+                "right": right,
+                "gap": gap,
+                "picture": picture,
+                "id": document.id,
+                "file": _inside(found, document.video),
+                "cosine": number(cosine),
+            }
+        )
     images = []
     if query.image:
         images.append(Markup(pictures.image(query.image, "image of the query")))
     if query.video:
         images.append(Markup(pictures.clip(query.video, "clip of the query")))
     return {
+        "id": query.id,
+        "files": [_inside(found, path) for path in (query.image, query.video) if path],
         "rank": example.rank,
         "success": example.success,
         "text": query.text,
@@ -129,9 +149,28 @@ def _example(found: RetrievalSet, example: Example, pictures: Pictures) -> dict:
     }
 
 
+def _inside(found: RetrievalSet, path: Path) -> str:
+    """A medium's path inside the folder of its set."""
+    return path.relative_to(found.root.resolve()).as_posix()
+
+
+def _digests(results: Mapping) -> list[list[str]]:
+    """Digests of each set: what must be equal for scores to be comparable."""
+    return [
+        [name, *(digests[key] or "" for key in ("queries", "corpus", "positives", "media"))]
+        for name, digests in results["digests"].items()
+    ]
+
+
 def _cards(results: Mapping) -> Iterator[tuple[str, str]]:
     """(value, caption) of the figures at the top."""
-    averages = results["averages"]
+    averages, own = results["averages"], results["datasets"].keys() - ABILITY.keys()
+    if averages["AVG-D"] is None and len(results["datasets"]) <= MOST_CARDS:
+        own = results["datasets"]
+    for name in (name for name in results["datasets"] if name in own):
+        record = results["datasets"][name]
+        yield number(record["score"]), f"{name}, {record['metric']}"
+        yield number(record["chance"]), f"{name}, chance"
     for name, what in (("AVG-D", "mean over the sixteen sets"), ("AVG-A", "mean over abilities")):
         if averages[name] is not None:
             yield number(averages[name]), f"{name}, {what}"
@@ -150,12 +189,11 @@ def _sets(results: Mapping) -> dict:
     untrained = results["untrained"]["datasets"] if "untrained" in results else None
     controls = {name: one["datasets"] for name, one in results.get("controls", {}).items()}
     others, rows = other_scores(results), []
-    for task in TASKS:
-        if record := results["datasets"].get(task.name):
-            cells = [task.name, task.ability, task.label, number(record["score"])]
-            cells += [bounds(record["interval"]), number(record["chance"])]
-            cells += [number(scores.get(task.name)) for scores in others.values()]
-            rows.append(cells)
+    for name, record in results["datasets"].items():
+        cells = [name, ABILITY.get(name, "own"), record["metric"], number(record["score"])]
+        cells += [bounds(record["interval"]), number(record["chance"])]
+        cells += [number(scores.get(name)) for scores in others.values()]
+        rows.append(cells)
     return {
         "figure": Markup(figures.scores_by_set(results["datasets"], untrained, controls)),
         "columns": ["set", "ability", "metric", "score", "95 %", "chance", *others],
@@ -166,34 +204,35 @@ def _sets(results: Mapping) -> dict:
 def _costs(datasets: Mapping[str, Mapping]) -> dict:
     """Size of each set, its further metrics, and its cost."""
     rows = []
-    for task in TASKS:
-        if record := datasets.get(task.name):
-            cost, metrics = record["cost"], record["metrics"]
-            items, median = cost.get("items"), metrics["median_rank"]
-            cells = [task.name, f"{record['queries']:,}", f"{record['corpus']:,}"]
-            cells += ["" if median is None else f"{median:g}", number(metrics["mrr"])]
-            cells += [number(record["pessimistic"]), "" if items is None else f"{items:,}"]
-            rows.append(cells + cost_cells(cost))
+    for name, record in datasets.items():
+        cost, metrics = record["cost"], record["metrics"]
+        items, median = cost.get("items"), metrics["median_rank"]
+        cells = [name, f"{record['queries']:,}", f"{record['corpus']:,}"]
+        cells += ["" if median is None else f"{median:g}", number(metrics["mrr"])]
+        cells += [number(record["pessimistic"]), "" if items is None else f"{items:,}"]
+        rows.append(cells + cost_cells(cost))
     columns = ["set", "queries", "videos", "median rank", "MRR", "pessimistic", "embedded"]
     return {"columns": columns + ["seconds", "tokens", "GB"], "rows": rows}
 
 
-def _abilities(results: Mapping) -> dict:
+def _abilities(results: Mapping) -> dict | None:
+    """The abilities that have all their sets, and the radar plot; None without any."""
     sides = {"model": results, "untrained": results.get("untrained"), "chance": results["chance"]}
     sides = {name: side for name, side in sides.items() if side}
     rows = []
     for part, names in (("abilities", ABILITIES), ("averages", AVERAGES)):
-        for name in names:
+        for name in (name for name in names if results[part][name] is not None):
             score, *others = [number(side[part][name]) for side in sides.values()]
             interval = bounds(results["intervals"][part][name])
             rows.append([name, _ABILITY_NAMES[name], score, interval, *others])
-    known = results["abilities"].values()
+    if not rows:
+        return None
     found = {"columns": ["", "", "score", "95 %", *list(sides)[1:]], "rows": rows, "figure": None}
-    if any(value is not None for value in known):
+    found["averages"] = sum(results["averages"][name] is not None for name in AVERAGES)
+    if None not in results["abilities"].values():  # a radar plot of a few would show zeros
         drawn = {name: side["abilities"] for name, side in sides.items()}
         drawn |= published_radar(results)
         found |= {"figure": Markup(figures.radar(drawn)), "rim": figures.rim(drawn)}
-        found["incomplete"] = None in known
     return found
 
 
@@ -254,7 +293,7 @@ def _of_average(point: Mapping, name: str):
     return point["averages" if name in AVERAGES else "abilities"][name]
 
 
-def published_models(results: Mapping) -> dict:
+def published_models(results: Mapping, correlations: Markup | None = None) -> dict:
     """The paper's models by ability, with this one where all sets are the released ones."""
     rows = [(published.corrected(row), row) for row in published.published(later=True)]
     count, comparable = len(rows), _comparable(results)
@@ -271,7 +310,8 @@ def published_models(results: Mapping) -> dict:
         for row, printed in rows
     ]
     columns = ["model", *CELLS, "arXiv"]
-    return {"columns": columns, "rows": cells, "count": count, "comparable": comparable}
+    found = {"columns": columns, "rows": cells, "count": count, "comparable": comparable}
+    return found | {"correlations": correlations}
 
 
 def published_radar(results: Mapping) -> dict[str, dict]:
@@ -310,7 +350,7 @@ def _training(lines: list[dict] | str) -> dict:
     }
 
 
-def _curriculum(workdir: Path | None, lines: list[dict] | str) -> dict:
+def _curriculum(workdir: Path, lines: list[dict] | str) -> dict:
     records = _records(workdir, "curriculum.json")
     if isinstance(records, str):
         return {"missing": records}
@@ -347,10 +387,8 @@ def _stage_losses(stages: Sequence[Mapping], lines: Sequence[Mapping]) -> list[d
     return found
 
 
-def _records(workdir: Path | None, name: str) -> list[dict] | str:
+def _records(workdir: Path, name: str) -> list[dict] | str:
     """The records of a file of the training run, or a sentence that says what is missing."""
-    if workdir is None:
-        return f"No training run was given, so there is no {name}: add --run WORKDIR."
     path = workdir / name
     if not path.is_file():
         return f"{path} is missing."

@@ -246,7 +246,7 @@ class Preprocessor:
         if item.video is not None:
             rate = item.fps if is_frames(item.video) else None
             clip = load_video(item.video, sampling_of(item, spec), rate, self.limits, exif)
-            frames = _reorder(clip.frames, item.frame_order)
+            frames = reorder(clip.frames, item.frame_order)
             found.append(Medium("video", self._resize(frames, item, "video"), clip.fps, clip.times))
         if item.image is not None:
             image = load_image(item.image, self.limits.frame_pixels, exif)
@@ -349,7 +349,7 @@ class Preprocessor:
         return resize(frames, height, width, kind, spec.resize)
 
 
-def _reorder(frames: np.ndarray, order: str) -> np.ndarray:
+def reorder(frames: np.ndarray, order: str) -> np.ndarray:
     """Applies Item.frame_order; "shuffled" is a fixed order for each number of frames."""
     if order == "reversed":
         return frames[::-1]

@@ -10,10 +10,13 @@ pytest.importorskip("mteb", reason="MTEB brings torch: run where `make parity` i
 
 import datasets
 import mteb
+import torch
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import EncoderProtocol
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.modality_collators import VideoCollator
 from tokenizers import Tokenizer
 
 from data.uvrb.sets import Sets
@@ -21,13 +24,16 @@ from data.uvrb.tasks import TASKS, choose
 from evals.mteb.__main__ import main
 from evals.mteb.encoder import GVEEncoder, items
 from evals.mteb.tasks import metadata, tasks
+from evals.mteb.wrapped import MTEBEncoder
 from evals.parity.reference import Reference, import_torchvision
 from evals.uvrb.__main__ import main as evaluate_uvrb
 from gve_jax import GVE
 from gve_jax.errors import UserError
-from gve_jax.retrieval import evaluate, rank_positives
+from gve_jax.media.sandbox import Sandbox
+from gve_jax.retrieval import evaluate as metric_of_queries
+from gve_jax.retrieval import rank_positives
 from tests import checkpoint_files
-from tests.evals.small_uvrb import make_benchmark, write_jsonl
+from tests.evals.small_uvrb import COLOURS, evaluate, make_benchmark, write_jsonl
 from tests.situations import situation
 
 import_torchvision()  # transformers, which MTEB loads, imports it where `make parity` puts it
@@ -115,7 +121,7 @@ def test_mteb_and_our_evaluator_give_equal_scores(model):
         ("precision@3", "precision_at_3"),
     ):
         # MTEB rounds to five digits.
-        assert found[theirs] == pytest.approx(evaluate(ours, ranks).mean(), abs=1e-5), ours
+        assert found[theirs] == pytest.approx(metric_of_queries(ours, ranks).mean(), abs=1e-5), ours
     assert 0 < found["ndcg_at_10"] < 1 and found["main_score"] == found["ndcg_at_10"]
 
 
@@ -245,3 +251,70 @@ def test_refuses_names_that_mteb_refuses(model):
     for name in ("small", "a/b/c", "/b"):
         with pytest.raises(UserError, match="must be organisation/model, not"):
             GVEEncoder(model, name)
+
+
+class Colours(AbsEncoder):
+    """An MTEB encoder as MTEB's are: its collator takes frames of torchcodec's decoders."""
+
+    def __init__(self):
+        self.mteb_model_meta = SimpleNamespace(revision="1")
+        self.seen = []
+
+    def encode(self, inputs, *, task_metadata, prompt_type, **options):
+        self.seen.append((prompt_type.value, self.get_instruction(task_metadata, prompt_type)))
+        if "video" in inputs.dataset.features:
+            inputs.collate_fn = VideoCollator(target_sampling_rate=16000, num_frames=4)
+        rows = []
+        for batch in inputs:
+            for index in range(len(batch["id"])):
+                rows.append(self._row({key: values[index] for key, values in batch.items()}))
+        return torch.stack(rows)
+
+    def _row(self, row):
+        if (video := row.get("video")) is not None:
+            assert video.shape == (4, 3, 48, 64) and video.dtype == torch.uint8
+            colours = video[[0, -1]].float().mean(dim=(2, 3)).ravel()
+        elif "image" in row:
+            colours = torch.from_numpy(np.asarray(row["image"])).float().mean(dim=(0, 1)).repeat(2)
+        else:
+            words = [COLOURS.get(word, (0, 0, 90)) for word in row["text"].split()]
+            colours = torch.tensor([*words[0], *words[-1]], dtype=torch.float32)
+        return colours - 60
+
+
+def test_an_mteb_encoder_is_scored_with_controls(tmp_path):
+    names = ("MSRVTT", "CRB-T", "MSRVTT-I2V", "LoVR-C2V")
+    data = make_benchmark(tmp_path / "data", names)
+    damaged = data / "UVRB/MSRVTT/videos/blue_green.mp4"
+    damaged.write_bytes(damaged.read_bytes()[:900])
+    model = Colours()
+    found = evaluate(
+        data,
+        tmp_path / "out",
+        *("--mteb", "any/model", "--datasets", ",".join(names), "--control", "reversed"),
+        *("--max-bad-share", "0.1"),
+        load=lambda name: MTEBEncoder(model, name, Sandbox()),
+    )
+    # As the encoder of tests/evals/small_uvrb.py, which reads the same colours.
+    expected = evaluate(
+        data, tmp_path / "expected", "--datasets", ",".join(names), "--max-bad-share", "0.1"
+    )
+    for name in names:
+        assert found["datasets"][name]["score"] == expected["datasets"][name]["score"], name
+    assert found["datasets"]["MSRVTT"]["left_out"]["documents"] == ["v4"]
+    assert found["controls"]["reversed"]["datasets"]["CRB-T"]["score"] == 0
+    assert ("query", choose("CRB-T")[0].instruction) in model.seen
+    assert ("document", None) in {(kind, text or None) for kind, text in model.seen}
+    assert found["fingerprint"]["mteb"] == "any/model"
+    meta = next((tmp_path / "out/mteb").rglob("model_meta.json")).read_text()
+    assert json.loads(meta)["framework"] == ["PyTorch"]
+
+
+def test_an_unknown_model_of_mteb_is_one_line(tmp_path, monkeypatch):
+    data = make_benchmark(tmp_path / "data", ("MSRVTT",))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="^--mteb no/such-model: ") as caught:
+        evaluate(
+            data, tmp_path / "out", "--mteb", "no/such-model", "--datasets", "MSRVTT", load=None
+        )
+    assert "\n" not in str(caught.value)

@@ -3,11 +3,13 @@
 import json
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from data.uvrb.tasks import TASKS
 from evals.uvrb import report
+from evals.uvrb.evaluate import choose_examples
 from evals.uvrb.figures import rim
 from evals.uvrb.output import not_released
 from evals.uvrb.pictures import HEIGHT, Pictures
@@ -15,6 +17,7 @@ from evals.uvrb.published import comparison
 from evals.uvrb.scores import ABILITIES
 from gve_jax.errors import UserError
 from gve_jax.media import sandbox
+from gve_jax.retrieval import Ranks
 from tests.evals.small_uvrb import (
     ColourEncoder,
     Settings,
@@ -26,7 +29,7 @@ from tests.evals.small_uvrb import (
 )
 
 SETS = ("MSRVTT", "CRB-T", "CMRB", "MS-TI", "LoVR-C2V")
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
@@ -35,7 +38,7 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.open, self.elements, self.text = [], [], ""
-        self.source = path.read_text()
+        self.folder, self.source = path.parent, path.read_text()
         self.feed(self.source)
         assert self.open == []
 
@@ -131,7 +134,7 @@ def test_report_with_curves_baseline_and_control(full):
         "Differences: this model less the untrained one",
         "Differences: this model less itself with shuffled frames",
         "Correlation of abilities over models",
-    }
+    } - {"Radar plot of the nine abilities"}  # which needs all of them
     for words in (
         "untrained",
         "shuffled",
@@ -152,6 +155,9 @@ def test_report_with_curves_baseline_and_control(full):
     assert full.count("li", **{"class": "wrong"}) >= 20 * 2
     rights = full.count("li", **{"class": "right"}) + full.count("li", **{"class": "right gap"})
     assert rights == 20
+    # Each can be looked up in the data: ids, files, cosines.
+    assert "query q0" in full.text and "v3 · videos/red_green.mp4" in full.text
+    assert "images/0.png" in full.text and "1. right1.000" in full.text
     # The query clips of LoVR-C2V, and the query images of MS-TI.
     assert full.count("img", alt="clip of the query") == 4
     assert full.count("img", alt="image of the query") == 4
@@ -171,8 +177,9 @@ def test_variants_and_comparisons_have_sections(data, tmp_path):
         "Differences: this model less itself on documents at libx264-crf40",
         "Differences: this model less m<1>",
     }
-    for anchor in ("sweeps", "differences", "published", "correlations"):
+    for anchor in ("sweeps", "differences", "published"):
         assert page.count("section", id=anchor) == 1 and page.count("a", href=f"#{anchor}") == 1
+    assert 'id="published"><h2>Published models</h2>\n<details><summary>' in page.source  # folded
     assert "Not the released sets: sizes differ on 1 of 1" in page.text
     assert "This run is not among them" in page.text and "0.516*" in page.text
     assert "Sizes, further metrics and costs" in page.text
@@ -211,7 +218,7 @@ def test_page_has_no_requests_or_scripts(plain):
     )
     style = plain.source[plain.source.index("<style>") : plain.source.index("</style>")]
     assert "url(" not in style and "@import" not in style and "color-scheme: dark" in style
-    assert plain.count("details") == 4 + 1 and "all 528 characters" in plain.text
+    assert plain.count("details") == 4 + 3 and "all 528 characters" in plain.text
 
 
 def test_figures_use_the_colours_of_the_page(full):
@@ -232,14 +239,55 @@ def test_radar_plot_contains_every_score(highest, expected):
     assert rim(sides) == pytest.approx(expected)
 
 
-def test_names_missing_training_records(data, plain, tmp_path):
-    assert "there is no metrics.jsonl: add --run" in plain.text
-    assert "there is no curriculum.json: add --run" in plain.text
+def test_what_does_not_apply_is_left_out(data, plain, tmp_path):
+    for anchor in ("training", "curriculum", "differences", "sweeps"):
+        assert plain.count("section", id=anchor) == plain.count("a", href=f"#{anchor}") == 0
+    assert plain.count("section", id="abilities") == 1 and plain.count("svg") == 2  # no radar plot
+    rows = plain.source[plain.source.index('id="abilities"') :].partition("</section>")[0]
+    assert rows.count("<tr") == 1 + 1  # T alone has all its sets
+    folder = data / "UVRB/MSRVTT"
+    options = "--set", f"FILMS={folder}", "--instruction", "", "--report", tmp_path / "own.html"
+    evaluate(None, tmp_path / "own", *options)
+    page = Page(tmp_path / "own.html")
+    anchors = [found["id"] for tag, found in page.elements if tag == "section"]
+    assert anchors == ["sets", "examples", "method"] and "sets of UVRB" not in page.text
+    assert "1 set of your own" in page.text and "Queries have no instruction." in page.text
+
+
+def test_method_says_when_and_how_and_on_which_data(data, plain):
+    results = json.loads((plain.folder / "results.json").read_text())
+    for key in ("date", "command"):
+        assert results[key] in plain.text
+    assert results["command"].startswith("python -m evals.uvrb --data ")
+    assert " --model 'm<1>' " in results["command"]
+    assert results["digests"]["CMRB"]["media"] in plain.text
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"), [(0, 0), (2, 1), (17, 1), (50, 2), (83, 3), (99, 3), (100, 4)]
+)
+def test_examples_show_as_many_failures_as_the_score_says(failures, expected):
+    count = 100
+    ranks = Ranks(
+        query=np.arange(count),
+        document=np.arange(count),
+        score=np.zeros(count, np.float32),
+        rank=np.where(np.arange(count) < failures, 7, 1),
+        pessimistic=np.ones(count, int),
+        queries=count,
+        corpus=count,
+    )
+    chosen = choose_examples(TASKS[0], ranks, 4)
+    assert len(set(chosen)) == 4
+    assert [query < failures for query in chosen] == [True] * expected + [False] * (4 - expected)
+
+
+def test_names_missing_training_records(data, tmp_path):
     (tmp_path / "run").mkdir()
     page = render(data, tmp_path / "b", "--run", str(tmp_path / "run"), sets=("MSRVTT",))
     assert f"{tmp_path}/run/metrics.jsonl is missing." in page.text
     assert f"{tmp_path}/run/curriculum.json is missing." in page.text
-    assert "No ability has all of its sets scored" in page.text
+    assert page.count("section", id="abilities") == 0
     (tmp_path / "run/metrics.jsonl").write_text("")
     (tmp_path / "run/curriculum.json").write_text('{"stages": []}')
     page = render(data, tmp_path / "c", "--run", str(tmp_path / "run"), sets=("MSRVTT",))

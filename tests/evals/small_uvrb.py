@@ -99,10 +99,11 @@ def score_vectors(folder: Path, task: str, queries, q, corpus, c, *options) -> t
     return evaluate(folder / "data", output, *options), output
 
 
-def evaluate(data: Path, output: Path, *options, load=lambda _: ColourEncoder()) -> dict:
+def evaluate(data: Path | None, output: Path, *options, load=lambda _: ColourEncoder()) -> dict:
     """Runs `python -m evals.uvrb` in this process; returns its results."""
-    model = () if {"--embeddings", "--model"} & set(options) else ("--model", "m")
-    arguments = [*model, "--data", data, "--output", output, *options]
+    model = () if {"--embeddings", "--model", "--mteb"} & set(options) else ("--model", "m")
+    folder = () if data is None else ("--data", data)
+    arguments = [*model, *folder, "--output", output, *options]
     main([str(argument) for argument in arguments], load=load)
     return json.loads((output / "results.json").read_text())
 

@@ -1,0 +1,1 @@
+"""Embedders behind a server as encoders of `evals.uvrb`: their APIs, the client, the encoder."""
