@@ -37,6 +37,7 @@ from gve_jax.media.isolation import Failure, Isolated
 from gve_jax.media.item import Item, is_whole
 from gve_jax.media.limits import Limits
 from gve_jax.media.quarantine import Quarantine, failure
+from gve_jax.media.sandbox import Sandbox
 from gve_jax.model import lora
 from gve_jax.model.batch import Frames, Packed
 from gve_jax.model.config import ModelConfig
@@ -95,7 +96,12 @@ class GVE(SentenceTransformersInterface):
     def sandbox(self) -> dict[str, bool | int] | None:
         """What the system denied to the processes that decoded media; None if there were none. See
         docs/inputs.md, "Isolation and quarantine"."""
-        return self._isolated.sandbox.held
+        return self.decoder.held
+
+    @property
+    def decoder(self) -> Sandbox:
+        """The processes that decode media."""
+        return self._isolated.sandbox
 
     @classmethod
     def from_pretrained(

@@ -2,12 +2,14 @@
 
     python -m gve_jax.serve --model M
     GVE_API_KEY=... python -m gve_jax.serve --model M --host 0.0.0.0 --media-root clips
+    python -m gve_jax.serve --model M --index idx
 
     POST /v1/embeddings            OpenAI; also vLLM's `messages` with image_url and video_url
     POST /v2/embed                 Cohere
     POST /v1/multimodalembeddings  Voyage
     POST /embed                    text-embeddings-inference; also GET /info, /health, /metrics
     GET  /v1/models
+    POST /search                   with --index: the moments of an index of gve_jax.search
 
 Media arrive as data: URIs; with --media-root also as file: URIs below that folder, and with
 --allow-urls from the public internet. They are decoded in sandboxed processes with the limits
@@ -29,7 +31,9 @@ from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.errors import UserError, install_command
 from gve_jax.hardware.malloc import return_freed_memory
 from gve_jax.hardware.programs import keep_compiled_programs
+from gve_jax.index import Index
 from gve_jax.media import limits
+from gve_jax.media.sandbox import describe_protection
 from gve_jax.storage.filesystem import local_path
 
 KEY = "GVE_API_KEY"  # environment variable
@@ -55,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if args.media_root is not None and not args.media_root.is_dir():
         raise UserError(f"--media-root {args.media_root}: no such folder")
+    if args.index is not None:
+        Index.open(args.index)  # a mistake is reported before the model is loaded
     listener = bind(args.host, args.port)
     if jax.process_count() > 1:
         raise UserError("gve_jax.serve runs on one host: start one server on each")
@@ -74,13 +80,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Parts are always embedded in the order of the profile; a client cannot see a warning of it.
     warnings.filterwarnings("ignore", message="the content of a chat message is embedded in")
     model.encode("The model is ready.")  # loads what loads late, and fails before it is announced
-    service = Service(model, settings)
+    index = None
+    if args.index is not None:
+        index = Index.open(args.index, model, sandbox=model.decoder)
+        _ = index.model  # compares the fingerprints
+    protection = describe_protection(model.decoder.protection())
+    service = Service(model, settings, index=index)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     started = (
         f"serving {settings.names[0]} ({model.embedding_dim} dimensions) at {url}; fingerprint "
-        f"{service.fingerprint}"
+        f"{service.fingerprint}; sandbox: {protection}"
     )
+    if index is not None:
+        started += f"; index {args.index}: {len(index):,} moments"
     Server(service, lambda: print(started, flush=True)).run(sockets=[listener])
     print("stopped", flush=True)
 
@@ -115,6 +128,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--token-ids",
         action="store_true",
         help="accept token ids in place of texts, from clients that use this model's tokenizer",
+    )
+    parser.add_argument(
+        "--index",
+        type=local_path,
+        help="index of gve_jax.search, made with the same model, for /search (default: none)",
     )
     group = parser.add_argument_group("media")
     group.add_argument(

@@ -470,11 +470,19 @@ class Index:
         A span of a video is embedded as a moment of that span is.
         """
         (item,) = read_inputs([query], single=True)
+        item = self.decode_query(item)
+        return self.model.encode_query([item], prompt=prompt, prompt_name=prompt_name)[0]
+
+    def decode_query(self, item: Item) -> Item:
+        """The item of a query with its files decoded in the sandbox, videos as moments are.
+
+        Raises:
+          UserError: a file that cannot be read.
+        """
         try:
-            item = self._decoded(item)
+            return self._decoded(item)
         except MediaError as error:
             raise UserError(f"the query: {error}") from error
-        return self.model.encode_query([item], prompt=prompt, prompt_name=prompt_name)[0]
 
     def load_vectors(self) -> tuple[list[str], np.ndarray]:
         """The ids `path#start-end` of all moments, and their vectors float32 [N, D]."""
@@ -499,7 +507,6 @@ class Index:
             return self._snapshot, self._metadata
 
     def _decoded(self, item: Item) -> Item:
-        """The item with its files decoded in the sandbox, videos as moments are."""
         if not is_untrusted(item):
             return item
         spec, changes = self.model.preprocess.spec, {}

@@ -31,6 +31,7 @@ from gve_jax.media.wire import pack_item
 
 WORKER = "gve_jax.media.worker"
 _warned = False
+_NAMES = {"no_new_privs": "no_new_privs", "landlock": "Landlock", "seccomp": "seccomp"}
 T = TypeVar("T")
 
 
@@ -312,10 +313,19 @@ class Sandbox:
                 return result
 
 
+def describe_protection(protection: dict[str, bool | int]) -> str:
+    """`protection` of a sandbox in words: `no_new_privs, Landlock 6, seccomp`."""
+    found = [
+        f"{_NAMES[key]} {value}" if key == "landlock" else _NAMES[key]
+        for key, value in protection.items()
+        if value
+    ]
+    return ", ".join(found) or "nothing"
+
+
 def _warn_once(protection: dict[str, bool | int]) -> None:
     global _warned
-    names = {"no_new_privs": "no_new_privs", "landlock": "Landlock", "seccomp": "seccomp"}
-    lacking = [name for key, name in names.items() if not protection[key]]
+    lacking = [name for key, name in _NAMES.items() if not protection[key]]
     if lacking and not _warned:
         _warned = True
         warnings.warn(

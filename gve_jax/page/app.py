@@ -18,7 +18,6 @@ import mimetypes
 import os
 import stat
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from importlib import resources
@@ -33,10 +32,11 @@ from starlette.routing import Route
 
 from gve_jax.errors import UserError
 from gve_jax.index import Index
+from gve_jax.index.requests import LiveIndex, read_query, read_search
 from gve_jax.index.store import Media
 from gve_jax.media.dataset_paths import text_to_path
 from gve_jax.media.errors import MediaError
-from gve_jax.page.queries import Encoder, read_query, read_search
+from gve_jax.page.queries import Encoder
 from gve_jax.page.thumbnails import Thumbnails
 from gve_jax.serving.sockets import host_name
 
@@ -74,13 +74,7 @@ class Page:
         self.index, self.max_upload = index, max_upload
         self.encoder, self.thumbnails = Encoder(index), Thumbnails(index.sandbox)
         self.uploading = asyncio.Semaphore(2)  # bounds the memory
-        self._version, self._lock = 0, threading.Lock()
-
-    def refresh(self) -> int:
-        """Follows changes of the index; the number of changes that were seen."""
-        with self._lock:
-            self._version += self.index.refresh()
-            return self._version
+        self.live = LiveIndex(index)
 
     def file(self, path: str) -> tuple[Media, Path, os.stat_result]:
         """A file of the index, as it was indexed.
@@ -251,32 +245,18 @@ async def _describe(request: Request) -> Response:
     page: Page = request.app.state.page
 
     def describe() -> dict:
-        version, index = page.refresh(), page.index
-        return {
-            "version": version,
-            "files": len(index.files),
-            "moments": len(index),
-            "unreadable": len(index.unreadable),
-            "media": index.media_folder.name,
-            "max_upload": page.max_upload,
-        }
+        return page.live.describe() | {"max_upload": page.max_upload}
 
     return JSONResponse(await run_in_threadpool(describe), headers={"cache-control": "no-store"})
 
 
 async def _search(request: Request) -> Response:
     page: Page = request.app.state.page
-    asked = read_search(await _json(request))
+    query, options = read_search(await _json(request))
 
     def search() -> dict:
-        version = page.refresh()
-        hits = page.index.search(
-            vector=page.encoder.vector(asked.query),
-            k=asked.k,
-            group_by=asked.group_by,
-            filters=asked.filters,
-        )
-        return {"data": [hit.to_json() for hit in hits], "version": version}
+        page.live.refresh()  # before a file of the index is looked up
+        return page.live.answer(options, page.encoder.vector(query))
 
     return JSONResponse(await run_in_threadpool(search))
 

@@ -2,42 +2,44 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import ipaddress
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
-from gve_jax.serving import metrics
+from gve_jax.serving import metrics, search
 from gve_jax.serving.body import read_body
 from gve_jax.serving.errors import RequestError
-from gve_jax.serving.protocols import PROTOCOLS, Protocol, openai_error
+from gve_jax.serving.protocols import PROTOCOLS, openai_error
 from gve_jax.serving.service import Service, to_json
 from gve_jax.serving.sockets import host_name
 
+Answer = Callable[[bytearray], Awaitable[bytes]]  # the body of a request to that of its response
+WriteError = Callable[[RequestError], dict]
 OPEN_PATHS = ("/health",)  # without an API key
 
 
-def create_app(service: Service, routes: Sequence[BaseRoute] = ()) -> Starlette:
-    """The application of a service.
-
-    Args:
-      routes: of further features, such as `/search`; they need the API key as well.
-    """
-    own = [
+def create_app(service: Service) -> Starlette:
+    """The application of a service."""
+    routes = [
         Route("/health", _health, methods=["GET"]),
         Route("/info", _info, methods=["GET"]),
         Route("/metrics", _metrics, methods=["GET"]),
         Route("/v1/models", _models, methods=["GET"]),
-        *(Route(each.path, _embed(each), methods=["POST"]) for each in PROTOCOLS),
+        _post(search.PATH, service.search, openai_error),
     ]
+    for each in PROTOCOLS:
+        routes.append(_post(each.path, functools.partial(service.answer, each), each.error))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette):
@@ -48,7 +50,7 @@ def create_app(service: Service, routes: Sequence[BaseRoute] = ()) -> Starlette:
             service.close()
 
     handlers = {HTTPException: _http_error}
-    app = Starlette(routes=[*own, *routes], lifespan=lifespan, exception_handlers=handlers)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     app.state.service = service
     app.add_middleware(Guard, service=service)
     return app
@@ -69,7 +71,7 @@ class Guard:
         error = None if scope["path"] in OPEN_PATHS else self._refusal(dict(scope["headers"]))
         if error is not None:
             protocol = next((p for p in PROTOCOLS if p.path == scope["path"]), None)
-            response = _error_response(error, protocol)
+            response = _error_response(error, protocol.error if protocol else openai_error)
             if error.status == 401:
                 response.headers["WWW-Authenticate"] = "Bearer"
             await response(scope, receive, send)
@@ -115,32 +117,34 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def _embed(protocol: Protocol) -> Callable[[Request], Awaitable[Response]]:
-    async def embed(request: Request) -> Response:
+def _post(path: str, answer: Answer, write_error: WriteError) -> Route:
+    """A route on which bodies are answered, within the limits of the service."""
+
+    async def handle(request: Request) -> Response:
         service: Service = request.app.state.service
         began = time.perf_counter()
         try:
-            response = await _answer(service, protocol, request)
+            response = await _answer(service, answer, request)
         except RequestError as error:
-            response = _error_response(error, protocol)
+            response = _error_response(error, write_error)
         except Exception as error:  # a bug: the client gets an answer, the log the traceback
             traceback.print_exception(error, file=sys.stderr)
-            response = _error_response(RequestError(500, "internal error"), protocol)
-        service.metrics.requests.labels(protocol.path, response.status_code).inc()
-        service.metrics.seconds.labels(protocol.path).observe(time.perf_counter() - began)
+            response = _error_response(RequestError(500, "internal error"), write_error)
+        service.metrics.requests.labels(path, response.status_code).inc()
+        service.metrics.seconds.labels(path).observe(time.perf_counter() - began)
         return response
 
-    return embed
+    return Route(path, handle, methods=["POST"])
 
 
-async def _answer(service: Service, protocol: Protocol, request: Request) -> Response:
+async def _answer(service: Service, answer: Answer, request: Request) -> Response:
     settings = service.settings
     headers = dict(request.scope["headers"])
     with service.admit() as admission:
         body = await read_body(
             headers, request.receive, settings.max_body, settings.body_seconds, admission.hold
         )
-        work = asyncio.ensure_future(service.answer(protocol, body))
+        work = asyncio.ensure_future(answer(body))
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait(
@@ -173,7 +177,7 @@ async def _health(request: Request) -> Response:
 
 
 async def _info(request: Request) -> Response:
-    return _json(request.app.state.service.describe())
+    return _json(await run_in_threadpool(request.app.state.service.describe))
 
 
 async def _metrics(request: Request) -> Response:
@@ -190,13 +194,12 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     paths = ", ".join(each.path for each in PROTOCOLS)
     message = {404: f"no such path; vectors are at {paths}", 405: "method not allowed"}
     found = RequestError(error.status_code, message.get(error.status_code, error.detail))
-    response = _error_response(found, None)
+    response = _error_response(found, openai_error)
     response.headers.update(error.headers or {})
     return response
 
 
-def _error_response(error: RequestError, protocol: Protocol | None) -> Response:
-    write = protocol.error if protocol else openai_error
+def _error_response(error: RequestError, write: WriteError) -> Response:
     response = _json(write(error), error.status)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)

@@ -113,6 +113,10 @@ class Batcher:
                 self._media -= media
                 self._room.notify_all()
 
+    async def decode(self, function: Callable, *args):
+        """`function(*args)` in a thread of those that decode."""
+        return await self._loop.run_in_executor(self._pool, function, *args)
+
     def close(self) -> None:
         """Ends the threads once they have finished what they do."""
         self._pool.shutdown(wait=False, cancel_futures=True)

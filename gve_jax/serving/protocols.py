@@ -96,13 +96,7 @@ def _read_openai(body: dict, model: ModelInfo, reader: InputReader) -> EmbedRequ
     fields = Fields(body)
     _check_model(fields, model)
     given = fields.take("input", (str, list, dict))
-    messages = fields.take("messages", list)
-    if (given is None) == (messages is None):
-        raise bad_request("give one of input and messages", "input")
-    if messages is not None:
-        inputs = _read_messages(messages, reader, "messages")
-    else:
-        inputs = _read_input(given, model, reader)
+    inputs = read_inputs_of(given, fields.take("messages", list), model, reader)
     frames = fields.take("media_io_kwargs", dict)
     if frames is not None:
         inputs = _with_frames(inputs, frames, reader)
@@ -153,6 +147,19 @@ def _write_openai(request: EmbedRequest, model: ModelInfo, result: Result) -> di
         "data": data,
         "usage": {"prompt_tokens": total, "total_tokens": total},
     }
+
+
+def read_inputs_of(given: Any, messages: Any, model: ModelInfo, reader: InputReader) -> list:
+    """The inputs of one of the fields `input` and `messages`.
+
+    Raises:
+      RequestError: both or none of them, or a malformed one.
+    """
+    if (given is None) == (messages is None):
+        raise bad_request("give one of input and messages", "input")
+    if messages is not None:
+        return _read_messages(messages, reader, "messages")
+    return _read_input(given, model, reader)
 
 
 def _read_input(given: str | list | dict, model: ModelInfo, reader: InputReader) -> list:

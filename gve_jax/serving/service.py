@@ -4,17 +4,20 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gve_jax import __version__
 from gve_jax.errors import UserError
 from gve_jax.gve import GVE
+from gve_jax.index import Index
+from gve_jax.index.requests import Options
 from gve_jax.inputs.user_inputs import read_inputs
 from gve_jax.media.item import Item
 from gve_jax.retrieval.unit import unit_rows
+from gve_jax.serving import search
 from gve_jax.serving.batching import Batcher, Encoded
 from gve_jax.serving.body import parse_json
 from gve_jax.serving.errors import RequestError, bad_request, overloaded
@@ -25,6 +28,7 @@ from gve_jax.serving.protocols import ModelInfo, Protocol, Result
 from gve_jax.serving.requests import EmbedRequest, InputReader, Reference, check_instruction
 from gve_jax.storage.digests import json_sha256
 
+T = TypeVar("T")
 HELD = 8  # times `max_body`: most bytes of bodies in memory
 
 
@@ -55,9 +59,16 @@ class Service:
     Args:
       model: a loaded model.
       fetcher: of URLs (default: by the settings).
+      index: to search, opened with `model` (default: none).
     """
 
-    def __init__(self, model: GVE, settings: Settings, fetcher: Fetcher | None = None):
+    def __init__(
+        self,
+        model: GVE,
+        settings: Settings,
+        fetcher: Fetcher | None = None,
+        index: Index | None = None,
+    ):
         self.model, self.settings, self.metrics = model, settings, Metrics()
         spec, profile = model.preprocess.spec, model.preprocess.prompt.profile
         self.most_frames = max(pairs for pairs, _ in model.buckets.shapes) * spec.temporal
@@ -75,6 +86,7 @@ class Service:
         self._resolver = Resolver(settings.media_root, fetcher, self.most_frames)
         # Parsing and writing JSON of megabytes must not hold up other requests.
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="json")
+        self.searcher = None if index is None else search.Searcher(index)
         self._requests = self._held = 0
         self.draining = False
 
@@ -126,12 +138,30 @@ class Service:
         Raises:
           RequestError: what is wrong with the request, or that the model failed.
         """
-        request = await self._in_thread(self._read, protocol, body)
+        request = await self._in_thread(self._read, protocol.read, body)
         body.clear()
         items = await self._items(request)
         encoded = await self.batcher.encode(items, request.prompt)
         response = await self._in_thread(self._write, protocol, request, encoded)
         self.metrics.inputs.inc(len(items))
+        self.metrics.tokens.inc(sum(encoded.tokens))
+        return response
+
+    async def search(self, body: bytearray) -> bytes:
+        """The JSON of the response to a search; raises as `answer`."""
+        if self.searcher is None:
+            raise RequestError(404, "no index is served here: start the server with --index")
+        request = await self._in_thread(self._read, search.read, body)
+        body.clear()
+        if request.embed is None:
+            item = await self._in_thread(self.searcher.item, request.query)
+        else:
+            (item,) = await self._items(request.embed)
+        item = await self.batcher.decode(self.searcher.decode, item)
+        prompt = self.info.prompts.get("query") if self.info.takes_instructions else None
+        encoded = await self.batcher.encode([item], prompt)
+        response = await self._in_thread(self._write_hits, request.options, encoded)
+        self.metrics.inputs.inc()
         self.metrics.tokens.inc(sum(encoded.tokens))
         return response
 
@@ -159,6 +189,8 @@ class Service:
             "batching": "all requests" if settings.merge else "per request",
             "max_body": settings.max_body,
             "max_media": settings.max_media,
+            "index": self.searcher and self.searcher.describe(),
+            "sandbox": self.model.sandbox,
             "fingerprint": self.fingerprint,
             "fingerprint_fields": self.model.fingerprint,
         }
@@ -166,11 +198,12 @@ class Service:
     def _in_thread(self, function, *args):
         return asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
-    def _read(self, protocol: Protocol, body: bytearray) -> EmbedRequest:
+    def _read(self, read: Callable[[dict, ModelInfo, InputReader], T], body: bytearray) -> T:
         settings = self.settings
         reader = InputReader(settings.max_inputs, settings.max_media, self.most_frames)
-        request = protocol.read(parse_json(body), self.info, reader)
-        request.references = reader.references
+        request = read(parse_json(body), self.info, reader)
+        if isinstance(request, EmbedRequest):
+            request.references = reader.references
         return request
 
     async def _items(self, request: EmbedRequest) -> list[Item]:
@@ -222,6 +255,9 @@ class Service:
             vectors = unit_rows(vectors, "the model")
         response = protocol.write(request, self.info, Result(vectors, encoded.tokens))
         return to_json(response)
+
+    def _write_hits(self, options: Options, encoded: Encoded) -> bytes:
+        return to_json(self.searcher.answer(options, unit_rows(encoded.hidden, "the model")[0]))
 
 
 class Admission:

@@ -41,6 +41,7 @@ class Lengths:
         self.preprocess = SimpleNamespace(spec=spec, prompt=prompt)
         self.buckets, self.prompts = default_buckets(spec), {"query": "Find it.", "A": "a"}
         self.config, self.fingerprint = SimpleNamespace(dtype="float32"), {"weights": "w"}
+        self.sandbox = None
         self.gate, self.batches = threading.Event(), []
         self.gate.set()
 
