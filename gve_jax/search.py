@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.progress import Progress
+
 from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.errors import UserError, install_command
 from gve_jax.hardware.malloc import retain_freed_memory
@@ -127,7 +129,7 @@ def _add_store_argument(parser: argparse.ArgumentParser, purpose: str) -> None:
         "--store",
         metavar="KIND=PLACE",
         help=f"{purpose}: lancedb=FOLDER, qdrant=http://HOST:PORT or qdrant=FOLDER, perhaps with "
-        f"#TABLE (default: none)",
+        "#TABLE (default: none)",
     )
 
 
@@ -137,24 +139,29 @@ def _index(args: argparse.Namespace, load: Callable) -> None:
     store = open_database(args.store) if args.store else None
     index = _open_or_create(args, load)
     with index, progress_bar() as progress:
-
-        def show(done: int, total: int) -> None:
-            bar = progress.task_ids[0] if progress.task_ids else progress.add_task("embedding")
-            progress.update(bar, completed=done, total=total)
-
         changes = index.update(
             retry=args.retry,
             follow_links=args.follow_links,
             metadata=args.metadata,
             batch_size=args.batch_size,
             report=functools.partial(progress.console.print, markup=False, soft_wrap=True),
-            progress=show,
+            progress=_show(progress, "embedding"),
         )
     _print_changes(index, changes)
     if store:
-        with store:
-            added, removed = index.write_to(store)
+        with store, progress_bar() as progress:
+            added, removed = index.write_to(store, _show(progress, f"writing to {store.name}"))
         print(f"{store.name}: {added:,} moments added, {removed:,} removed")
+
+
+def _show(progress: Progress, description: str) -> Callable[[int, int], None]:
+    """Shows the numbers of finished and of all things, from the first call on."""
+
+    def show(done: int, total: int) -> None:
+        bar = progress.task_ids[0] if progress.task_ids else progress.add_task(description)
+        progress.update(bar, completed=done, total=total)
+
+    return show
 
 
 def _open_or_create(args: argparse.Namespace, load: Callable) -> Index:

@@ -11,19 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from gve_jax.errors import UserError
-from gve_jax.index.databases import Rows, file_groups, rows_of
+from gve_jax.index.databases import Origin, Rows, file_groups, rows_of
 from gve_jax.index.query import Snapshot
 from gve_jax.storage.files import atomic_write
 
 
 def export(
-    snapshot: Snapshot, metadata: dict[str, dict], fingerprint: dict, digest: str, output: Path
+    snapshot: Snapshot, metadata: dict[str, dict], fingerprint: dict, origin: Origin, output: Path
 ) -> int:
     """Writes the moments of an index; returns their number. Memory is that of a few thousand rows.
 
     Args:
       metadata: the user's, by path.
-      fingerprint, digest: of the model; the whole of it is in the metadata of the schema.
+      fingerprint: of the model; the whole of it is in the metadata of the schema.
       output: an absent FILE.parquet or FOLDER.lance.
 
     Raises:
@@ -36,7 +36,7 @@ def export(
 
     def batches() -> Iterator[pa.RecordBatch]:
         for numbers in file_groups(snapshot, range(len(snapshot.media))):
-            batch = to_batch(rows_of(snapshot, numbers, digest), metadata=metadata or None)
+            batch = to_batch(rows_of(snapshot, numbers, origin), metadata=metadata or None)
             yield batch.cast(table)
 
     if output.suffix == ".parquet":
@@ -52,7 +52,8 @@ def schema(
     dim: int, dtype: np.dtype, *, with_key: bool = False, with_metadata: bool = False
 ) -> pa.Schema:
     """Columns of the table."""
-    fields = [("key", pa.int64()), ("version", pa.string())] if with_key else []
+    fields = [("key", pa.int64())] if with_key else []
+    fields += [(name, pa.string()) for name in ("version", "source") if with_key]
     fields += [
         ("id", pa.string()),
         ("media", pa.string()),

@@ -14,7 +14,7 @@ import numpy as np
 from gve_jax.distributed.cores import usable_cores
 from gve_jax.errors import UserError
 from gve_jax.index import databases, folder, frames
-from gve_jax.index.databases import Database
+from gve_jax.index.databases import Database, Origin
 from gve_jax.index.filters import METADATA, Filters, read_metadata
 from gve_jax.index.query import Hit, Snapshot
 from gve_jax.index.store import FORMAT, SETTINGS, Media, Store, Unreadable, create_store, moment_id
@@ -174,6 +174,12 @@ class Index:
     def fingerprint(self) -> str:
         """A digest of the model's fingerprint, as the server of vectors sends it."""
         return json_sha256(self.settings["fingerprint"], sort_keys=True)[:16]
+
+    @property
+    def origin(self) -> Origin:
+        """What databases know the moments of this index by."""
+        own = {key: value for key, value in self.settings.items() if key != "model"}
+        return Origin(self.fingerprint, json_sha256(own, sort_keys=True)[:16])
 
     @property
     def media_folder(self) -> Path:
@@ -418,27 +424,32 @@ class Index:
         chosen = filters.choose(snapshot.media, metadata)
         options = {"group_by": group_by, "merge": merge, "metadata": metadata}
         if store is not None:
-            digest = self.fingerprint
+            origin = self.origin
             return databases.search(
-                snapshot, store, vector, k, fingerprint=digest, chosen=chosen, **options
+                snapshot, store, vector, k, origin=origin, chosen=chosen, **options
             )
         return snapshot.hits(snapshot.scores(vector, chosen), k, **options)
 
-    def write_to(self, store: Database) -> tuple[int, int]:
+    def write_to(
+        self,
+        store: Database,
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> tuple[int, int]:
         """Makes a database hold the moments of this index, at the cost of what differs.
 
         Args:
           store: opened by `gve_jax.index.databases.open_database`.
+          progress: called with the numbers of moments that are written and that are to be written.
 
         Returns:
           Numbers of moments that were added and removed.
 
         Raises:
-          UserError: it has vectors of another model; another process writes the index.
+          UserError: it has vectors of another model or index; another process writes the index.
         """
         with lock_for_process(self.folder):  # two at once would add moments twice
             self.refresh()
-            return databases.synchronize(self._opened()[0], store, self.fingerprint)
+            return databases.synchronize(self._opened()[0], store, self.origin, progress)
 
     def export(self, output: str | os.PathLike) -> int:
         """Writes all moments as a table, FILE.parquet or FOLDER.lance; returns their number.
@@ -449,7 +460,7 @@ class Index:
 
         snapshot, metadata = self._opened()
         model = self.settings["fingerprint"]
-        return export(snapshot, metadata, model, self.fingerprint, as_local_path(output))
+        return export(snapshot, metadata, model, self.origin, as_local_path(output))
 
     def timeline(self, vector: np.ndarray, path: str | os.PathLike) -> list[tuple]:
         """The score of each moment of a file, as (start_sec, end_sec, score), in order."""

@@ -7,7 +7,10 @@ lacks; `search` answers as the index does, with scores of the database.
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,9 +24,21 @@ ROWS = 4096  # moments that are written at once
 BEST = 256  # moments that a search asks for first, at least
 VERSIONS = 500  # versions of files that are removed at once
 COLUMNS = (
-    "id", "media", "kind", "start_sec", "end_sec", "duration", "version", "fingerprint",
+    "id", "media", "kind", "start_sec", "end_sec", "duration", "version", "fingerprint", "source",
 )  # fmt: skip
 REMEDY = "write them with: python -m gve_jax.search index --index ... --store ..."
+
+
+class Origin(NamedTuple):
+    """What all moments of a table have in common.
+
+    Attributes:
+      fingerprint: digest of the model's.
+      source: digest of the settings of the index: media folder, windows and prompt, too.
+    """
+
+    fingerprint: str
+    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +66,8 @@ class Database(abc.ABC):
     name: str  # for messages
 
     @abc.abstractmethod
-    def describe(self) -> tuple[int, str] | None:
-        """Dimensions and fingerprint of the stored vectors; None if there are none."""
+    def describe(self) -> tuple[int, Origin] | None:
+        """Dimensions and origin of the stored vectors; None if there are none."""
 
     @abc.abstractmethod
     def versions(self) -> dict[str, int]:
@@ -109,6 +124,10 @@ def open_database(given: str) -> Database:
             f"store {given!r} must be lancedb=FOLDER, qdrant=FOLDER or qdrant=http://HOST:PORT, "
             "perhaps with #TABLE"
         )
+    if "://" not in place:
+        if kind == "qdrant" and re.fullmatch(r"[^/]+:\d+", place):
+            raise UserError(f"store {given!r} is no folder; did you mean qdrant=http://{place}?")
+        place = os.path.expanduser(place)  # a shell does not, after "lancedb="
     try:
         if kind == "lancedb":
             from gve_jax.index.databases.lance import LanceTable
@@ -124,8 +143,11 @@ def open_database(given: str) -> Database:
 
 
 def version_of(media: Media) -> str:
-    """What a database knows a file by: the vectors of a number never change, its path may."""
-    return f"{media.id}:{media.path}"
+    """What a database knows a file by: moments with another one are removed.
+
+    Of the content, too: an index that was deleted and made again numbers other files alike.
+    """
+    return f"{media.id}:{media.sha256[:16]}:{media.path}"
 
 
 def keys(media: Media) -> np.ndarray:
@@ -135,19 +157,24 @@ def keys(media: Media) -> np.ndarray:
     return (np.int64(media.id) << ORDINAL_BITS) + np.arange(media.count)
 
 
-def synchronize(snapshot: Snapshot, database: Database, fingerprint: str) -> tuple[int, int]:
+def synchronize(
+    snapshot: Snapshot,
+    database: Database,
+    origin: Origin,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> tuple[int, int]:
     """Makes the database hold the moments of an index and no others; repeat it after a kill.
 
     Args:
-      fingerprint: digest of the model's.
+      progress: called with the numbers of moments that are written and that are to be written.
 
     Returns:
       Numbers of moments that were added and removed.
 
     Raises:
-      UserError: the database has vectors of another model.
+      UserError: the database has vectors of another model, or of another index.
     """
-    check(snapshot, database, fingerprint)
+    check(snapshot, database, origin)
     have = database.versions()
     want = {version_of(media): number for number, media in enumerate(snapshot.media)}
     stale = [
@@ -159,33 +186,42 @@ def synchronize(snapshot: Snapshot, database: Database, fingerprint: str) -> tup
         database.remove(stale[at : at + VERSIONS])
     kept = have.keys() - set(stale)
     missing = [number for version, number in want.items() if version not in kept]
+    added, total = 0, sum(snapshot.media[number].count for number in missing)
     for numbers in file_groups(snapshot, missing):
-        database.add(rows_of(snapshot, numbers, fingerprint))
+        progress(added, total)
+        database.add(rows_of(snapshot, numbers, origin))
+        added += sum(snapshot.media[number].count for number in numbers)
     if stale or missing:
+        progress(added, total)
         database.finish()
-    added = sum(snapshot.media[number].count for number in missing)
     return added, sum(have[version] for version in stale)
 
 
-def check(snapshot: Snapshot, database: Database, fingerprint: str) -> bool:
+def check(snapshot: Snapshot, database: Database, origin: Origin) -> bool:
     """Whether the database has vectors.
 
     Raises:
-      UserError: they are of another model.
+      UserError: they are of another model, or of another index, which `synchronize` would remove.
     """
     described = database.describe()
     if described is None:
         return False
     dim, stored = described
-    if dim != snapshot.dim or stored != fingerprint:
+    if (dim, stored.fingerprint) != (snapshot.dim, origin.fingerprint):
         raise UserError(
-            f"{database.name}: has vectors of another model (fingerprint {stored}, {dim} "
-            f"dimensions; the index has {fingerprint}, {snapshot.dim}); choose another #TABLE"
+            f"{database.name}: has vectors of another model (fingerprint {stored.fingerprint}, "
+            f"{dim} dimensions; the index has {origin.fingerprint}, {snapshot.dim}); choose "
+            "another #TABLE"
+        )
+    if stored.source != origin.source:
+        raise UserError(
+            f"{database.name}: has moments of another index (media folder, windows or prompt "
+            "differ); choose another #TABLE"
         )
     return True
 
 
-def rows_of(snapshot: Snapshot, numbers: Sequence[int], fingerprint: str) -> Rows:
+def rows_of(snapshot: Snapshot, numbers: Sequence[int], origin: Origin) -> Rows:
     """The moments of files by their places in `snapshot.media`."""
     columns: dict[str, list] = {name: [] for name in COLUMNS}
     for number in numbers:
@@ -193,7 +229,7 @@ def rows_of(snapshot: Snapshot, numbers: Sequence[int], fingerprint: str) -> Row
         first, stop = snapshot.edges[number : number + 2].tolist()
         for start, end in snapshot.spans[first:stop].tolist():
             values = (moment_id(media, start, end), media.path, media.kind, start, end)
-            values += (media.duration, version_of(media), fingerprint)
+            values += (media.duration, version_of(media), *origin)
             for name, value in zip(COLUMNS, values, strict=True):
                 columns[name].append(value)
     key = np.concatenate([keys(snapshot.media[number]) for number in numbers])
@@ -207,7 +243,7 @@ def search(
     vector: np.ndarray,
     k: int,
     *,
-    fingerprint: str,
+    origin: Origin,
     chosen: np.ndarray | None = None,
     group_by: str,
     merge: float,
@@ -228,7 +264,7 @@ def search(
     if chosen is not None:
         allowed = [version_of(snapshot.media[n]) for n in np.flatnonzero(chosen)]
         total = int(np.diff(snapshot.edges)[chosen].sum())
-    if not check(snapshot, database, fingerprint) and len(snapshot):
+    if not check(snapshot, database, origin) and len(snapshot):
         raise UserError(f"{database.name}: is empty; {REMEDY}")
     if not total:
         return []

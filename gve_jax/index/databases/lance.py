@@ -1,6 +1,7 @@
 """Moments in a table of LanceDB, embedded: files in a folder, or in a bucket (s3://, gs://)."""
 
 import contextlib
+import dataclasses
 import datetime
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from gve_jax.errors import UserError
-from gve_jax.index.databases import Database, Rows
+from gve_jax.index.databases import Database, Origin, Rows
 from gve_jax.index.export import to_batch
 
 FRAGMENTS = 64  # small ones, above which they are rewritten as large ones
@@ -30,15 +31,15 @@ class LanceTable(Database):
             self._connection = lancedb.connect(place)
             self._table = self._open()
 
-    def describe(self) -> tuple[int, str] | None:
+    def describe(self) -> tuple[int, Origin] | None:
         with self._reported():
             if self._table is None or not self._table.count_rows():
                 return None
-            missing = {"key", "version", "fingerprint", "vector"} - set(self._table.schema.names)
-            if missing:
+            needed = {"key", "version", "vector", *Origin._fields}
+            if missing := needed - set(self._table.schema.names):
                 raise UserError(f"{self.name}: is another program's table (no {min(missing)})")
-            (row,) = self._table.search().select(["fingerprint"]).limit(1).to_list()
-            return self._table.schema.field("vector").type.list_size, row["fingerprint"]
+            (row,) = self._table.search().select(list(Origin._fields)).limit(1).to_list()
+            return self._table.schema.field("vector").type.list_size, Origin(**row)
 
     def versions(self) -> dict[str, int]:
         if self._table is None:
@@ -53,6 +54,8 @@ class LanceTable(Database):
             self._table.delete(_one_of("version", map(_quoted, versions)))
 
     def add(self, rows: Rows) -> None:
+        # Also of an index in float16: LanceDB would round the query and its scores to that.
+        rows = dataclasses.replace(rows, vector=rows.vector.astype(np.float32, copy=False))
         batch = to_batch(rows, with_key=True)
         with self._reported():
             if self._table is None:
@@ -74,9 +77,8 @@ class LanceTable(Database):
         versions: Sequence[str] | None = None,
         keys: Sequence[int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        dtype = self._table.schema.field("vector").type.value_type.to_pandas_dtype()
         with self._reported():
-            query = self._table.search(np.asarray(vector, dtype), vector_column_name="vector")
+            query = self._table.search(np.asarray(vector, np.float32), vector_column_name="vector")
             # Exact, also if somebody has made an index of the vectors.
             query = query.distance_type("dot").bypass_vector_index()
             if versions is not None:

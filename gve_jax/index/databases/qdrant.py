@@ -10,10 +10,11 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
 from gve_jax.errors import UserError
-from gve_jax.index.databases import Database, Rows
+from gve_jax.index.databases import Database, Origin, Rows
 
 KEY_VARIABLE = "QDRANT_API_KEY"
 BATCH = 256  # points of a request: a server takes 32 MiB
+DISTANCES = (models.Distance.DOT, models.Distance.COSINE)  # of unit vectors the same
 TIMEOUT = 120  # seconds of a request
 
 
@@ -35,22 +36,27 @@ class QdrantCollection(Database):
                 )
             else:
                 self._client = QdrantClient(path=place)
-            self._exists = self._client.collection_exists(collection)
+            self._exists, self._ready = self._client.collection_exists(collection), False
 
-    def describe(self) -> tuple[int, str] | None:
+    def describe(self) -> tuple[int, Origin] | None:
         with self._reported():
             if not self._exists:
                 return None
-            points, _ = self._client.scroll(
-                self._collection, limit=1, with_payload=["fingerprint"], with_vectors=False
-            )
-            if not points:
-                return None
             vectors = self._client.get_collection(self._collection).config.params.vectors
-        stored = (points[0].payload or {}).get("fingerprint")
-        if not isinstance(vectors, models.VectorParams) or stored is None:
-            raise UserError(f"{self.name}: is another program's collection (no fingerprint)")
-        return vectors.size, stored
+            points, _ = self._client.scroll(
+                self._collection, limit=1, with_payload=list(Origin._fields), with_vectors=False
+            )
+        if not isinstance(vectors, models.VectorParams) or vectors.distance not in DISTANCES:
+            raise UserError(
+                f"{self.name}: must have one vector for each point, without a name, of the "
+                "distance Dot; choose another #COLLECTION"
+            )
+        if not points:
+            return None
+        payload = points[0].payload or {}
+        if missing := set(Origin._fields) - payload.keys():
+            raise UserError(f"{self.name}: is another program's collection (no {min(missing)})")
+        return vectors.size, Origin(*(payload[name] for name in Origin._fields))
 
     def versions(self) -> dict[str, int]:
         if not self._exists:
@@ -67,7 +73,12 @@ class QdrantCollection(Database):
                     with_vectors=False,
                 )
                 for point in points:
-                    version = point.payload["version"]
+                    version = (point.payload or {}).get("version")
+                    if version is None:
+                        raise UserError(
+                            f"{self.name}: has points of another program, such as {point.id}; "
+                            "choose another #COLLECTION"
+                        )
                     found[version] = found.get(version, 0) + 1
                 if offset is None:
                     return found
@@ -79,8 +90,8 @@ class QdrantCollection(Database):
 
     def add(self, rows: Rows) -> None:
         with self._reported():
-            if not self._exists:
-                self._create(rows.vector.shape[1])
+            if not self._ready:
+                self._prepare(rows.vector.shape[1])
             names = list(rows.columns)
             for at in range(0, len(rows.key), BATCH):
                 window = slice(at, at + BATCH)
@@ -115,17 +126,21 @@ class QdrantCollection(Database):
                 search_params=models.SearchParams(exact=True),
                 with_payload=False,
             ).points
+        if foreign := [point.id for point in points if not isinstance(point.id, int)]:
+            raise UserError(f"{self.name}: has points of another program, such as {foreign[0]}")
         key = np.array([point.id for point in points], np.int64)
         return key, np.array([point.score for point in points], np.float32)
 
     def close(self) -> None:
         self._client.close()
 
-    def _create(self, dim: int) -> None:
-        # Unit vectors: their dot product is the cosine, and COSINE would normalize them again.
-        params = models.VectorParams(size=dim, distance=models.Distance.DOT)
-        self._client.create_collection(self._collection, vectors_config=params)
-        self._exists = True
+    def _prepare(self, dim: int) -> None:
+        if not self._exists:
+            # Unit vectors: their dot product is the cosine, and COSINE would normalize them again.
+            params = models.VectorParams(size=dim, distance=models.Distance.DOT)
+            self._client.create_collection(self._collection, vectors_config=params)
+        self._exists = self._ready = True
+        # Also in a collection that the user has made, with shards and copies.
         if self._remote:  # embedded, there are no indexes
             for field in ("version", "media"):
                 self._client.create_payload_index(self._collection, field, "keyword", wait=True)
