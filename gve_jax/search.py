@@ -367,7 +367,7 @@ def _export(args: argparse.Namespace, load: Callable) -> None:
         count = Index.open(args.index).export(args.output)
     except ImportError as error:
         raise UserError(
-            f"export needs {error.name}, which is not installed: pip install -e '.[import]'"
+            f"export needs {error.name}, which is not installed: pip install 'gve_jax[import]'"
         ) from error
     print(f"{args.output}: {count:,} moments")
 

@@ -3,16 +3,19 @@
     python -m evals.search films --output films --films 6 --minutes 5
     python -m evals.search shots --films films
     python -m evals.search recall --films films --model M --output scores
+    python -m evals.search stores --store lancedb=vectors --output scratch --moments 100000
 
 `films` writes films of scenes, joined by cuts and fades, and queries for some of the scenes.
 `shots` scores shot cuts, beside PySceneDetect's AdaptiveDetector where `scenedetect` is installed.
 `recall` scores how well moments are found, by policy of windows, beside one frame a second.
+`stores` times an index of random vectors in a vector database (docs/stores.md).
 """
 
+import json
 from collections.abc import Sequence
 
 from data.shapes.films import write_films
-from evals.search import recall, shots
+from evals.search import recall, shots, stores
 from gve_jax.cli import Parser, load_encoder, run_cli
 from gve_jax.errors import UserError
 from gve_jax.hardware.malloc import retain_freed_memory
@@ -42,7 +45,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     scored["recall"].add_argument(
         "--output", required=True, type=local_path, help="folder of the indexes and scores.jsonl"
     )
+    timed = commands.add_parser("stores", help="time a vector database")
+    timed.add_argument("--store", required=True, help="as for gve_jax.search; an empty table")
+    timed.add_argument("--output", required=True, type=local_path, help="folder of the index")
+    timed.add_argument("--moments", type=int, default=10_000, help="number (default: 10,000)")
+    timed.add_argument("--dim", type=int, default=512, help="dimensions (default: 512)")
     args = parser.parse_args(argv)
+    if args.command == "stores":
+        if args.moments < stores.PER_FILE or args.dim < 1:
+            raise UserError(f"--moments must be at least {stores.PER_FILE}, --dim at least 1")
+        print(json.dumps(stores.time_store(args.output, args.moments, args.dim, args.store)))
+        return
     if args.command == "films":
         if min(args.films, args.minutes, args.scene_seconds) <= 0:
             raise UserError("--films, --minutes and --scene-seconds must be above 0")

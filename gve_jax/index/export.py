@@ -103,7 +103,7 @@ def _write_lance(output: Path, table: pa.Schema, batches: Iterator[pa.RecordBatc
         import lancedb
     except ImportError as error:
         raise UserError(
-            "Lance needs lancedb, which is not installed: pip install -e '.[lancedb]'"
+            "Lance needs lancedb, which is not installed: pip install 'gve_jax[lancedb]'"
         ) from error
     # A table of LanceDB is a Lance dataset; it is moved to its place when it is complete.
     part = output.with_name(f"{output.stem}.{os.getpid()}.part")

@@ -138,7 +138,8 @@ def open_database(given: str) -> Database:
         return QdrantCollection(place, table or TABLE)
     except ImportError as error:
         raise UserError(
-            f"store {kind} needs {error.name}, which is not installed: pip install -e '.[{kind}]'"
+            f"store {kind} needs {error.name}, which is not installed: "
+            f"pip install 'gve_jax[{kind}]'"
         ) from error
 
 
