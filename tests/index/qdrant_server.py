@@ -42,7 +42,9 @@ class Requests(http.server.BaseHTTPRequestHandler):
                 assert given["field_schema"] == "keyword"
                 return done
             case "PUT", "points":
-                store.upsert(name, models.Batch(**given["batch"]))
+                kind = models.PointsBatch if "batch" in given else models.PointsList
+                points = kind(**given)
+                store.upsert(name, points.batch if "batch" in given else points.points)
                 return done
             case "POST", "points/delete":
                 store.delete(name, models.FilterSelector(**given))

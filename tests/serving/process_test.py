@@ -162,5 +162,5 @@ def test_missing_packages_are_named(monkeypatch):
         if name.startswith(("gve_jax.serving.", "uvicorn")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(UserError, match=r"needs uvicorn.*pip install 'gve_jax\[serve\]'"):
+    with pytest.raises(UserError, match=r"needs uvicorn.*pip install -e '\.\[serve\]'"):
         main(["--model", "none"])

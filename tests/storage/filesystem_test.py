@@ -61,7 +61,7 @@ def test_only_the_workdir_is_substituted():
 def test_gs_paths_without_the_client_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     filesystem._client.cache_clear()
-    with pytest.raises(UserError, match=r"gs:// paths need pip install 'gve_jax\[gcs\]'"):
+    with pytest.raises(UserError, match=r"gs:// paths need pip install -e '\.\[gcs\]'"):
         as_path("gs://bucket/x")
 
 

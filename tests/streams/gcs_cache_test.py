@@ -151,7 +151,7 @@ def test_without_gcsfs_the_extra_to_install_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     filesystem._client.cache_clear()  # another test may have created a client
     for location in ("gs://bucket/pairs", "gs://bucket/rows.jsonl"):
-        with pytest.raises(UserError, match=r"^gs:// paths need pip install 'gve_jax\[gcs\]'$"):
+        with pytest.raises(UserError, match=r"^gs:// paths need pip install -e '\.\[gcs\]'"):
             load(location, tmp_path)
 
 
