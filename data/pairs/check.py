@@ -46,17 +46,20 @@ def check_media(
             missing, first = _missing(sources, name, advance)
             chosen = np.unique(np.linspace(0, size - 1, samples).astype(np.int64))
             failures = [] if missing == size else list(_failures(sources, name, chosen, sandbox))
+            lines = []
             if missing:
-                warnings.append(f"source {name}: files of {missing:,} of {size:,} pairs {first}")
+                lines.append(f"files of {missing:,} of {size:,} pairs {first}")
             if failures:
-                warnings.append(
-                    f"source {name}: {len(failures)} of {len(chosen)} decoded pairs cannot be "
-                    f"read, such as {failures[0]}"
+                lines.append(
+                    f"{len(failures)} of {len(chosen)} decoded pairs cannot be read, such as "
+                    f"{failures[0]}"
                 )
+            if lines:
+                warnings.append(f"source {name}: {'; '.join(lines)}")
             if missing > max_bad_share * size or len(failures) > len(chosen) / 2:
                 raise UserError(
-                    f"{warnings[-1]}; the share of unreadable pairs is above what "
-                    f"training allows (config.data.max_bad_share {max_bad_share:g})"
+                    f"{warnings[-1]}; training stops above config.data.max_bad_share "
+                    f"{max_bad_share:g}"
                 )
     return warnings
 
@@ -84,11 +87,13 @@ def _has_media(items: list[Item]) -> bool:
 
 
 def _failures(sources: Sources, name: str, indices: np.ndarray, sandbox: Sandbox) -> Iterator[str]:
-    """A line for each pair, one of whose items cannot be decoded."""
+    """A line for each pair, one of whose items cannot be decoded; missing files are known."""
     spec = InputSpec()
     for pair in sources.read(name, indices):
         for item in (pair["query"], pair["positive"], *pair["negatives"]):
-            read = attempt(sandbox.visuals, item, spec) if _has_media([item]) else None
+            if not _has_media([item]) or not all(map(os.path.exists, paths(item))):
+                continue
+            read = attempt(sandbox.visuals, item, spec)
             if isinstance(read, Failure):
                 yield f"{pair['id']}: {read.reason}"
                 break
