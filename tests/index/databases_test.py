@@ -96,7 +96,11 @@ def test_answers_are_those_of_the_index(index, place, monkeypatch):
             {"kind": "image"},
             {"path": "nothing"},
         ]
-        for seed, options in enumerate(questions):
+        cases = [
+            (seed, options, most) for seed, options in enumerate(questions) for most in (0, 60)
+        ]
+        for seed, options, most in cases:
+            monkeypatch.setattr(databases, "WHOLE", most)
             found, scores, inner = ask(index, store, seed, **options)
             wanted, exact, within = ask(index, None, seed, **options)
             assert found == wanted, options
