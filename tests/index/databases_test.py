@@ -96,7 +96,11 @@ def test_answers_are_those_of_the_index(index, place, monkeypatch):
             {"kind": "image"},
             {"path": "nothing"},
         ]
-        for seed, options in enumerate(questions):
+        cases = [
+            (seed, options, most) for seed, options in enumerate(questions) for most in (0, 60)
+        ]
+        for seed, options, most in cases:
+            monkeypatch.setattr(databases, "WHOLE", most)
             found, scores, inner = ask(index, store, seed, **options)
             wanted, exact, within = ask(index, None, seed, **options)
             assert found == wanted, options
@@ -186,7 +190,7 @@ def test_points_of_others_are_left(index):
     with serve() as (url, _), open_database(f"qdrant={url}") as store:
         index.write_to(store)
         id = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
-        store._client.upsert("moments", [models.PointStruct(id=id, vector=vector)])
+        store._client.upsert("moments", models.Batch(ids=[id], vectors=[vector], payloads=[{}]))
         with pytest.raises(UserError, match=f"points of another program, such as {id}"):
             index.write_to(store)
         with pytest.raises(UserError, match=f"points of another program, such as {id}"):

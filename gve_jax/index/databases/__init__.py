@@ -21,7 +21,8 @@ from gve_jax.index.store import Media, moment_id
 TABLE = "moments"
 ORDINAL_BITS = 24  # of a key: the number of a moment in its file; the others number the file
 ROWS = 4096  # moments that are written at once
-BEST = 256  # moments that a search asks for first, at least
+WHOLE = 1 << 18  # moments up to which a search takes all scores: one request without filters
+BEST = 256  # of larger tables: moments that a search asks for first, at least
 VERSIONS = 500  # versions of files that are removed at once
 COLUMNS = (
     "id", "media", "kind", "start_sec", "end_sec", "duration", "version", "fingerprint", "source",
@@ -250,8 +251,8 @@ def search(
     merge: float,
     metadata: dict[str, dict],
 ) -> list[Hit]:
-    """As `Snapshot.hits`, with the scores of a database: those of the best moments, of the other
-    moments of their files, and of the sample that the median is of.
+    """As `Snapshot.hits`, with the scores of a database: all of them, or, of more than WHOLE, those
+    of the best moments, of the other moments of their files, and of the sample of the median.
 
     Args:
       chosen: bool [files], the files that are searched; None for all.
@@ -271,12 +272,23 @@ def search(
         return []
 
     def rows(key: np.ndarray) -> np.ndarray:
-        found = [numbers.get(number, -1) for number in (key >> ORDINAL_BITS).tolist()]
+        ids, of_key = np.unique(key >> ORDINAL_BITS, return_inverse=True)
+        found = np.array([numbers.get(id, -1) for id in ids.tolist()], np.int64)[of_key]
         row = snapshot.edges[found] + (key & ((1 << ORDINAL_BITS) - 1))
-        if -1 in found or (row >= snapshot.edges[np.array(found) + 1]).any():
+        if (found < 0).any() or (row >= snapshot.edges[found + 1]).any():
             raise UserError(f"{database.name}: has moments that the index has not; {REMEDY}")
         return row
 
+    options = {"group_by": group_by, "merge": merge, "metadata": metadata}
+    if len(snapshot) <= WHOLE:
+        key, found = database.search(vector, len(snapshot) + 1)  # one more shows foreign ones
+        scores = np.full(len(snapshot), -np.inf, np.float32)
+        scores[rows(key)] = found
+        if len(key) != len(snapshot) or np.isneginf(scores).any():
+            raise UserError(f"{database.name}: lacks moments of the index; {REMEDY}")
+        if chosen is not None:
+            scores[~chosen[snapshot.media_of(np.arange(len(snapshot)))]] = -np.inf
+        return snapshot.hits(scores, k, **options)
     median = _median(snapshot, database, vector, chosen) if merge > 0 else 0.0
     count = max(BEST, 4 * k)
     while True:
@@ -291,9 +303,7 @@ def search(
             raise UserError(f"{database.name}: lacks moments of the index; {REMEDY}")
         scores = np.full(len(snapshot), -np.inf, np.float32)
         scores[rows(key)] = found
-        hits = snapshot.hits(
-            scores, k, group_by=group_by, merge=merge, metadata=metadata, median=median
-        )
+        hits = snapshot.hits(scores, k, median=median, **options)
         # A moment of another file may be better than a hit below the last of the best.
         if len(best) == total or (len(hits) == k and hits[-1].score > best[-1]):
             return hits
