@@ -245,8 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
             case "echo":  # a model that repeats whatever it was sent
                 return self._say(question)
         name = request["response_format"]["json_schema"]["name"]
-        # Not in a sandbox: it is a stand-in for tests that only this machine reaches, and each image
-        # was written by data.uvrd a moment ago. A process for each of them would be its speed.
+        # Not in a sandbox: only this machine reaches the stand-in, and data.uvrd has just written
+        # each image itself.
         pixels = [
             np.asarray(
                 Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")

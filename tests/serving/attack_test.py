@@ -255,11 +255,16 @@ def memory(live: Live) -> int:
 
 
 def run(live: Live, numbers: range) -> None:
+    """Sends hostile requests by their numbers: each is refused, and opens no connection."""
+    before = live.events.read_text().splitlines()
+    assert any(line.startswith("socket.bind") for line in before)  # the record works
     with ThreadPoolExecutor(4) as pool:
         wrong = [each for each in pool.map(lambda n: attack(live, n), numbers) if each]
     assert not wrong, "\n".join(wrong)
     assert live.post("/v1/embeddings", {"input": "a"})[0] == 200
     assert live.process.poll() is None
+    connections = live.events.read_text().splitlines()[len(before) :]
+    assert not connections, "\n".join(connections)
 
 
 def test_a_hundred_hostile_requests(server):
