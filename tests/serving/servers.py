@@ -103,9 +103,9 @@ class Live:
 
 
 @contextlib.contextmanager
-def in_thread(model=None, fetcher=None, **settings) -> Iterator[Live]:
+def in_thread(model=None, fetcher=None, index=None, **settings) -> Iterator[Live]:
     """A server in a thread of this process."""
-    service = Service(model or Lengths(), Settings(names=(NAME,), **settings), fetcher)
+    service = Service(model or Lengths(), Settings(names=(NAME,), **settings), fetcher, index)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     ready = threading.Event()
