@@ -107,7 +107,7 @@ def test_options_are_those_of_the_page(live):
     "body, message",
     [
         ({}, "nothing to search for"),
-        ({"text": "  "}, "empty"),
+        ({"text": "  "}, "nothing to embed"),
         ({"text": ["a"]}, "text must be a string"),
         ({"text": "a", "k": 10**6}, "k must be in"),
         ({"text": "a", "input": "b"}, "'text' does not go with input"),
@@ -117,7 +117,7 @@ def test_options_are_those_of_the_page(live):
         ({"input": {"video": data_uri(b"no video", "video/mp4")}}, "the query"),
         ({"path": "../../etc/passwd"}, "has no file"),
         ({"upload": "x"}, "upload is of the page"),
-        ({"text": "a", "filters": {"where": ["=="]}}, "where"),
+        ({"text": "a", "filters": {"where": ["=="]}}, "must be KEY=VALUE"),
         ({"text": "a", "filters": {"owner": "x"}}, "unknown field"),
         ({"text": "\ud800"}, ""),
     ],
