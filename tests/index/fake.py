@@ -102,6 +102,6 @@ def fill(folder: Path, media: Path, begun: threading.Event) -> None:
         begun.set()
         return Model(seconds=0.05)
 
-    windows = ["--windows", "fixed", "--length", "2", "--stride", "1", "--workers", "2"]
+    windows = ["--windows", "fixed", "--length", "2", "--stride", "1", "--shortest", "2"]
     command = ["index", "--model", "fake", "--media", str(media), "--index", str(folder)]
-    search.main([*command, *windows, "--batch-size", "1"], load=load)
+    search.main([*command, *windows, "--workers", "2", "--batch-size", "1"], load=load)
