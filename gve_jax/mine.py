@@ -111,6 +111,7 @@ def _mine(args, output: Path, work: Path, options: dict, load: Callable[[str], E
             "asked": options,
             "corpus": {"documents": len(documents), "digest": documents.digest()},
             "fingerprint": queries.manifest.get("fingerprint"),
+            "sandbox": {name: one.manifest.get("sandbox") for name, one in vectors.items()},
         }
         tallies = hosts.run_on_host0(
             lambda: write_mined(

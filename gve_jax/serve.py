@@ -68,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for role in ("query", "document"):
         if instruction := getattr(args, f"{role}_instruction"):
             model.prompts[role] = instruction
+    index = None
+    if args.index is not None:
+        index = Index.open(args.index, model, sandbox=model.decoder)
+        _ = index.model  # compares the fingerprints
     names = {field.name for field in dataclasses.fields(Settings)} & vars(args).keys()
     settings = Settings(
         **{name: getattr(args, name) for name in names - {"api_key", "max_body", "url_bytes"}},
@@ -80,10 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Parts are always embedded in the order of the profile; a client cannot see a warning of it.
     warnings.filterwarnings("ignore", message="the content of a chat message is embedded in")
     model.encode("The model is ready.")  # loads what loads late, and fails before it is announced
-    index = None
-    if args.index is not None:
-        index = Index.open(args.index, model, sandbox=model.decoder)
-        _ = index.model  # compares the fingerprints
     protection = describe_protection(model.decoder.protection())
     service = Service(model, settings, index=index)
     host, port = listener.getsockname()[:2]

@@ -245,6 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
             case "echo":  # a model that repeats whatever it was sent
                 return self._say(question)
         name = request["response_format"]["json_schema"]["name"]
+        # Not in a sandbox: only this machine reaches the stand-in, and data.uvrd has just written
+        # each image itself.
         pixels = [
             np.asarray(
                 Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")

@@ -2,8 +2,9 @@
 
     python -m evals.mteb --model M --data DIR --output DIR [--datasets MSRVTT,...]
 
-prints the paper's metric of each set and writes MTEB's result files to OUTPUT. `python -m
-evals.uvrb` measures the same exactly, faster and resumably; this command confirms it with MTEB.
+prints the paper's metric of each set and writes MTEB's result files to OUTPUT, and `manifest.json`
+with the fingerprint and what the sandbox of the last decoding held. `python -m evals.uvrb` measures
+the same exactly, faster and resumably; this command confirms it with MTEB.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from evals.mteb.files import model_name
 from gve_jax.cli import Parser, run_cli
 from gve_jax.errors import UserError, install_command
 from gve_jax.media import limits
+from gve_jax.storage.files import write_json
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_folder
 
@@ -49,6 +51,9 @@ def _score(args: argparse.Namespace) -> None:
         encode_kwargs={"batch_size": args.batch_size},
         cache=mteb.ResultCache(args.output),
     )
+    if model.sandbox is not None:  # else MTEB had all results already
+        record = {"model": args.model, "fingerprint": model.fingerprint, "sandbox": model.sandbox}
+        write_json(args.output / "manifest.json", record)
     table = Table(
         title=f"UVRB by MTEB {mteb.__version__} · {encoder.mteb_model_meta.name}",
         title_justify="left",

@@ -18,6 +18,7 @@ NAMES = {
     "mine": "the 100 best of 100k documents for 100k queries, compared with the bare product",
     "streams": "pair streams, compared with the step they feed; 1,000 sources; starting",
     "isolation": "the cost of decoding in worker processes, and their memory over many clips",
+    "serve": "the server of vectors with 16 clients, compared with GVE.encode on the same items",
     "synth": "synthesizing pairs: CPU per pair without the model, concurrency, memory",
 }
 

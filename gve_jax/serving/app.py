@@ -163,6 +163,9 @@ async def _answer(service: Service, answer: Answer, request: Request) -> Respons
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
+            # An error of `work` holds this frame, which holds `work`: without this, what was sent
+            # stays in memory until Python next looks for cycles.
+            del work, gone
 
 
 async def _disconnected(request: Request) -> None:

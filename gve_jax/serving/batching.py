@@ -109,6 +109,7 @@ class Batcher:
         finally:
             if job is not None:
                 job.dropped = True
+                del job  # its error holds this frame
             async with self._room:
                 self._media -= media
                 self._room.notify_all()
@@ -155,8 +156,8 @@ class Batcher:
         except UserError as error:  # options that do not fit the model
             raise RequestError(400, str(error), "input") from None
         finally:
-            for task in tasks:
-                task.cancel()
+            while tasks:  # emptied: their errors hold this frame
+                tasks.pop().cancel()
         return rows
 
     def _run(self) -> None:
@@ -178,6 +179,7 @@ class Batcher:
                 jobs.append(job)
                 count += len(job.rows)
             self._encode([job for job in jobs if not job.dropped])
+            del job, jobs  # nothing of a request stays while the next one is waited for
 
     def _encode(self, jobs: list[_Job]) -> None:
         if not jobs:

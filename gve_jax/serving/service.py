@@ -220,8 +220,8 @@ class Service:
         try:
             found |= dict(zip(remote, await asyncio.gather(*downloads), strict=True))
         finally:
-            for download in downloads:
-                download.cancel()
+            while downloads:  # emptied: their errors hold this frame
+                downloads.pop().cancel()
         return await self._in_thread(self._make_items, request, found)
 
     def _download(self, reference: Reference) -> bytes:

@@ -1,13 +1,14 @@
 """An encoder of numbered frames for tests of an index, and processes that run it."""
 
 import hashlib
-import sys
+import threading
 import time
 import types
 from pathlib import Path
 
 import numpy as np
 
+from gve_jax import search
 from gve_jax.index import Index
 from gve_jax.index.windows import Windows
 from gve_jax.inputs.preprocess import InputSpec
@@ -94,8 +95,13 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all((one[id] == other[id]).all() for id in one)
 
 
-if __name__ == "__main__":
-    folder, media = sys.argv[1:3]
-    with Index.create(folder, media, Model(seconds=0.05), windows=FIXED, processes=2) as index:
-        print("opened", flush=True)
-        index.update(batch_size=1)
+def fill(folder: Path, media: Path, begun: threading.Event) -> None:
+    """Runs `gve_jax.search index` with a slow model; `begun` is set when the model is loaded."""
+
+    def load(name: str) -> Model:
+        begun.set()
+        return Model(seconds=0.05)
+
+    windows = ["--windows", "fixed", "--length", "2", "--stride", "1", "--shortest", "2"]
+    command = ["index", "--model", "fake", "--media", str(media), "--index", str(folder)]
+    search.main([*command, *windows, "--workers", "2", "--batch-size", "1"], load=load)

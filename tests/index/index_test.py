@@ -1,15 +1,12 @@
 """An index follows its folder: new, changed, renamed, touched and damaged files; kills."""
 
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,8 +15,7 @@ from gve_jax.index import Index
 from gve_jax.index import frames as frames_module
 from gve_jax.index.windows import Windows
 from gve_jax.storage.locks import lock_for_process
-from tests.conftest import ROOT
-from tests.index.fake import FIXED, SANDBOX, Model, contents, equal, make_index, movie
+from tests.index.fake import SANDBOX, Model, contents, equal, fill, make_index, movie
 from tests.media.files import numbered, picture
 from tests.situations import situation
 
@@ -384,29 +380,39 @@ def test_killed_at_random_bytes_of_its_writes(tmp_path, media, index):
         shutil.rmtree(copy)
 
 
-def _kill_and_resume(folder: Path, media: Path, delays: list[float]) -> None:
-    """Starts a process again and again, kills it, and checks that finished files stay."""
-    finished: dict[str, int] = {}
-    for delay in delays:
-        command = [sys.executable, "-m", "tests.index.fake", folder, media]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-        process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        now = {file.path: file.id for file in Index.open(folder).files}
-        assert finished.items() <= now.items(), "a finished file was lost, or embedded again"
-        finished = now
-    model = Model()
-    with Index.create(folder, media, model, windows=FIXED, sandbox=SANDBOX) as index:
+# Its processes have imported what they need when they start.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.index.fake"])
+
+
+def _kill_and_resume(folder: Path, media: Path, rng: random.Random, kills: int) -> None:
+    """Kills `search index` after random times, and checks each time that finished files stay. Once
+    an index is complete, another one begins; a process that ends by itself is not counted."""
+    files, killed = len(list(media.iterdir())), 0
+    with make_index(folder / "whole", media) as index:
         index.update()
-        assert finished.items() <= {file.path: file.id for file in index.files}.items()
-        assert model.asked == 3 * (len(index.files) - len(finished))
-        found = contents(index)
-    with make_index(folder.with_name("whole"), media) as other:
-        other.update()
-        assert equal(contents(other), found)
+        whole = contents(index)
+    while killed < kills:
+        path, finished = folder / f"{killed:03}", {}
+        while killed < kills and len(finished) < files:
+            begun = _PROCESSES.Event()
+            process = _PROCESSES.Process(target=fill, args=(path, media, begun))
+            process.start()
+            assert begun.wait(60)
+            process.join(rng.uniform(0, 1))
+            process.kill()
+            process.join()
+            killed += process.exitcode == -signal.SIGKILL
+            exists = (path / "index.json").exists()
+            now = {file.path: file.id for file in Index.open(path).files} if exists else {}
+            assert finished.items() <= now.items(), "a finished file was lost, or embedded again"
+            finished = now
+        model = Model()
+        with make_index(path, media, model) as index:
+            index.update()
+            assert finished.items() <= {file.path: file.id for file in index.files}.items()
+            assert model.asked == 3 * (files - len(finished))
+            assert equal(contents(index), whole)
 
 
 def _movies(root: Path, count: int) -> Path:
@@ -417,11 +423,9 @@ def _movies(root: Path, count: int) -> Path:
 
 
 def test_killed_and_repeated(tmp_path):
-    _kill_and_resume(tmp_path / "index", _movies(tmp_path / "many", 8), [0.9])
+    _kill_and_resume(tmp_path, _movies(tmp_path / "many", 8), random.Random(1), 1)
 
 
 @pytest.mark.slow
-def test_killed_many_times(tmp_path):
-    rng = np.random.default_rng(0)
-    media = _movies(tmp_path / "many", 16)
-    _kill_and_resume(tmp_path / "index", media, rng.uniform(0.1, 1.0, 8).tolist())
+def test_killed_two_hundred_times(tmp_path):
+    _kill_and_resume(tmp_path, _movies(tmp_path / "many", 16), random.Random(0), 200)

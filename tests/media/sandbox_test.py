@@ -14,7 +14,7 @@ from gve_jax.media.item import Item
 from gve_jax.media.limits import Limits
 from gve_jax.media.outline import Outline
 from gve_jax.media.sampling import Timeline
-from gve_jax.media.sandbox import Failure, Header, Sandbox, attempt
+from gve_jax.media.sandbox import Failure, Header, Sandbox, attempt, describe_protection
 from gve_jax.media.video import load_video
 from gve_jax.media.wire import MAX_HEADER, pack
 from tests.media.animated import Part, apng, webp
@@ -285,3 +285,9 @@ def test_thumbnails_fit_the_box_and_keep_their_proportions(sandbox, height, widt
     np.testing.assert_array_equal(found[0], np.asarray(first))
     image = sandbox.thumbnails(Item(image=picture(STILL)), 4, height, width)
     assert len(image.frames) == 1
+
+
+def test_protection_in_words():
+    held = {"no_new_privs": True, "landlock": 6, "seccomp": True}
+    assert describe_protection(held) == "no_new_privs, Landlock 6, seccomp"
+    assert describe_protection(dict.fromkeys(held, 0)) == "nothing"

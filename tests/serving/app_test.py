@@ -1,5 +1,6 @@
 """The application over a real socket, with a stand-in for the model."""
 
+import gc
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from gve_jax.serving.errors import RequestError
 from tests.serving.servers import NAME, Lengths, expected, in_thread, wait_until
 from tests.situations import situation
 
@@ -160,6 +162,19 @@ def test_slow_headers_close_the_connection(monkeypatch):
                 pass
             assert time.monotonic() - began < 5
         assert live.get("/health")[0] == 200
+
+
+def test_a_refused_request_leaves_nothing_in_memory():
+    bodies = ({"input": "bad"}, {"input": [None]}, {"input": "a", "x": 1}, b"[", {"input": "!"})
+    with in_thread(Lengths()) as live:
+        gc.collect()
+        gc.disable()  # only what nothing refers to is freed
+        try:
+            for body in bodies:
+                assert live.post(PATH, body)[0] in (400, 500)
+            wait_until(lambda: not any(type(each) is RequestError for each in gc.get_objects()))
+        finally:
+            gc.enable()
 
 
 def test_items_that_cannot_be_read_name_their_index():

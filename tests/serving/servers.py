@@ -68,11 +68,12 @@ def expected(count: float) -> np.ndarray:
 
 @dataclasses.dataclass
 class Live:
-    """A server that runs; requests go over its socket."""
+    """A server that runs; requests go over its socket. `events` is the file of `watched`."""
 
     url: str
     service: Service | None = None
     process: subprocess.Popen | None = None
+    events: Path | None = None
 
     @property
     def port(self) -> int:
@@ -102,9 +103,9 @@ class Live:
 
 
 @contextlib.contextmanager
-def in_thread(model=None, fetcher=None, **settings) -> Iterator[Live]:
+def in_thread(model=None, fetcher=None, index=None, **settings) -> Iterator[Live]:
     """A server in a thread of this process."""
-    service = Service(model or Lengths(), Settings(names=(NAME,), **settings), fetcher)
+    service = Service(model or Lengths(), Settings(names=(NAME,), **settings), fetcher, index)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     ready = threading.Event()
@@ -131,8 +132,10 @@ def write_model(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def in_process(model: Path, *arguments: str, **environment: str) -> Iterator[Live]:
-    """A process of `python -m gve_jax.serve`; it is killed in the end."""
-    command = [sys.executable, "-m", "gve_jax.serve", "--model", str(model), "--port", "0"]
+    """A process of `python -m gve_jax.serve`, watched; it is killed in the end."""
+    events = model / "events.log"
+    command = [sys.executable, "-m", "tests.serving.watched", str(events)]
+    command += ["--model", str(model), "--port", "0"]
     process = subprocess.Popen(
         [*command, "--served-name", NAME, *arguments],
         cwd=ROOT,
@@ -144,7 +147,7 @@ def in_process(model: Path, *arguments: str, **environment: str) -> Iterator[Liv
     try:
         line = process.stdout.readline()
         assert (found := re.search(r"at (http://\S+);", line)), Path(log.name).read_text()
-        yield Live(found[1], process=process)
+        yield Live(found[1], process=process, events=events)
     finally:
         process.kill()
         process.wait()
