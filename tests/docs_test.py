@@ -69,7 +69,7 @@ def test_arguments_of_commands_parse(command, monkeypatch):
     name, *arguments = command
     if name == "evals.mteb":
         pytest.importorskip("mteb")
-    elif not hasattr(importlib.import_module(name), "main"):
+    if not hasattr(importlib.import_module(name), "main"):
         name += ".__main__"
     module = importlib.import_module(name)
 

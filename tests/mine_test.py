@@ -271,8 +271,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     "lost",
     [
         (),
-        ("queries/manifest.json",),
-        ("positives/ids-00001.jsonl",),
+        pytest.param(("queries/manifest.json",), marks=pytest.mark.slow),
+        pytest.param(("positives/ids-00001.jsonl",), marks=pytest.mark.slow),
         ("ranks-modality-20/all-000000.npz",),
     ],
 )

@@ -206,7 +206,14 @@ def test_vector_does_not_depend_on_padding_or_neighbours(params, embed, bucket):
     assert cosine(alone[0], expected[3]) > 0.999999
 
 
-@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+)
 def test_vector_does_not_depend_on_the_mesh(params, embed, axes):
     rows = [ROWS[n % len(ROWS)] for n in range(8)]
     expected = np.asarray(embed(params, make_batch(rows, BUCKET)))
