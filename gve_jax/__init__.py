@@ -24,7 +24,7 @@ words, such as `[pairs, heads, head_dim]`:
 """
 
 __version__ = "0.2.0"
-__all__ = ["GVE", "Index"]
+__all__ = ["GVE", "Index", "load_vectors"]
 
 
 def __getattr__(name: str):
@@ -37,4 +37,8 @@ def __getattr__(name: str):
         from gve_jax.index.index import Index
 
         return Index
+    if name == "load_vectors":
+        from gve_jax.retrieval.vectors import load_vectors
+
+        return load_vectors
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

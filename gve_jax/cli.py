@@ -15,12 +15,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from gve_jax.errors import StoppedError, UserError, report_error
+from gve_jax.errors import StoppedError, Terminated, UserError, report_error
 from gve_jax.fields import describe, shown
 from gve_jax.storage.filesystem import as_local_path
 
@@ -54,12 +55,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def run_cli(main: Callable[[], None]) -> None:
+def run_cli(main: Callable[[], None], resumes: bool = False) -> None:
     """Runs `main`; exits with one line and a status on errors that are not bugs.
 
     2: a `UserError` or an error of the operating system, such as a full disk; 143: SIGTERM; 130:
     interrupted; 141: the reader of standard output has closed it, as `head` does, without a line.
+
+    Args:
+      resumes: whether the repeated command resumes: SIGTERM then ends it as Ctrl-C does, with a
+        line that says so after the last line of progress.
     """
+    if resumes:
+        signal.signal(signal.SIGTERM, _terminate)
     # File names may contain bytes that the terminal's encoding cannot represent.
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -71,6 +78,11 @@ def run_cli(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except (UserError, StoppedError, OSError, KeyboardInterrupt) as error:
         sys.exit(report_error(error))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    raise Terminated
 
 
 def help_requested(argv: Sequence[str], doc: str, sections: type) -> bool:

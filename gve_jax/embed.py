@@ -4,21 +4,24 @@
     python -m gve_jax.embed --model M --input items.jsonl --output vectors --prompt-name MSRVTT
 
 The items of a folder are its videos and images, with their paths as ids; hidden and system files
-are skipped, and links must not lead out of the folder (docs/inputs.md, Folders). A line of a JSONL
+and links that lead out of the folder are passed over (docs/inputs.md, Folders). A line of a JSONL
 file is an item with an `id` and any of `text`, `image`, `video`, `instruction`, `num_frames`, ...
-(gve_jax/media/item.py); its paths are relative to the folder of the file and must not leave it.
-OUTPUT receives
+(gve_jax/media/item.py), and `meta`, any JSON value to store with the vector; its paths are relative
+to the folder of the file and must not leave it. OUTPUT receives
 
     vectors-00000.npy, ...  float32 [n, D], unit rows
-    ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp shows a changed item
+    ids-00000.jsonl, ...    {"id", "stamp", "content", "meta"} of each row
     quarantine.jsonl        {"id", "path", "reason", ...} of unreadable items, which have no row
-    settings.json           model, prompt and input of the vectors; compared when resuming
+    settings.json           model and prompt of the vectors; compared when the command is repeated
     manifest.json           the same with the list of shards; written last
 
-After a kill, the same command embeds the missing items; the result is the same. It also retries
-items that may be readable now: those that exceeded a limit of time or memory, were missing, or have
-changed since; not damaged ones. A changed model, prompt or list of items, or a changed item that
-has a vector, is an error: choose another output. So is an output that another process writes.
+`gve_jax.load_vectors(OUTPUT)` reads it (docs/embedding.md). The same command brings the output up
+to date: it embeds items that are new or whose content has changed, copies the vectors of those that
+were renamed or touched, and drops those that are gone. After a kill it embeds what is missing. It
+also retries items that may be readable now: those that exceeded a limit of time or memory, were
+missing, or have changed; not damaged ones. A changed model or prompt is an error: choose another
+output. So are an input that lacks most of the output's items (see --allow-removal) and an output
+that another process writes.
 Several hosts (docs/pods.md) that share input and output divide the shards; each loads the model on
 its own devices.
 """
@@ -37,7 +40,6 @@ from gve_jax.inputs.entries import read_entries
 from gve_jax.inputs.instructions import choose_instruction
 from gve_jax.media import limits
 from gve_jax.media.quarantine import open_quarantine
-from gve_jax.media.walk import REMEDY
 from gve_jax.retrieval.embedding import CHUNK, LARGEST, SHARDS, Encoder, digest_rows, embed_all
 from gve_jax.storage.filesystem import local_path
 from gve_jax.storage.locks import lock_folder
@@ -54,14 +56,14 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             args.input,
             follow_links=args.follow_links,
             report=report,
-            remedy=f"{REMEDY}, or pass --follow-links if you trust such links",
+            remedy="--follow-links follows them",
         )
     )
     ids, stamps = [entry.id for entry in entries], [entry.stamp for entry in entries]
     hosts.check_same({"--input": {"items": len(entries), "digest": digest_rows(ids, stamps)}})
     with lock_folder(args.output):
         quarantine = open_quarantine(args.output, args.max_bad_share)
-        model = hosts.run_on_all_hosts(lambda: load(args.model))
+        model = hosts.run_on_all_hosts(lambda: _with_frames(load(args.model), args))
         count, shards = embed_all(
             args.output,
             ids,
@@ -71,13 +73,24 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Encoder] | Non
             quarantine,
             prompt=prompt,
             shard_size=args.shard_size,
+            contents=lambda n: entries[n].content(),
+            metas=[entry.meta for entry in entries],
             batch_size=args.batch_size,
+            allow_removal=args.allow_removal,
+            report=print,
         )
         if jax.process_index():
             return
         print(f"{args.output}: {count:,} vectors of {model.embedding_dim} in {shards} shards")
         print(model.summary())
         print(quarantine.summary(len(entries)))
+
+
+def _with_frames(model: Encoder, args: argparse.Namespace) -> Encoder:
+    """The model with the frames of the command line."""
+    names = ("num_frames", "fps", "max_frames")
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return model.with_inputs(**changes) if changes else model
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -113,8 +126,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="follow links that lead out of the input folder; for folders whose links you trust",
     )
+    parser.add_argument(
+        "--allow-removal",
+        action="store_true",
+        help="drop the vectors of items that are not in the input, even if they are most of them",
+    )
+    parser.add_argument(
+        "--num-frames",
+        type=int,
+        help="frames of a video, an even number (default: the model's; see docs/inputs.md)",
+    )
+    parser.add_argument(
+        "--fps", type=float, help="frames per second, instead of a number of frames"
+    )
+    parser.add_argument(
+        "--max-frames", type=int, help="most frames of a video with --fps (default: the model's)"
+    )
     limits.add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.fps is not None and args.num_frames is not None:
+        parser.error("--num-frames and --fps exclude each other")
     for name in ("batch_size", "shard_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -126,4 +157,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 if __name__ == "__main__":
     retain_freed_memory()
     keep_compiled_programs()
-    run_cli(lambda: hosts.run(main))
+    run_cli(lambda: hosts.run(main), resumes=True)

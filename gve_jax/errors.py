@@ -35,6 +35,10 @@ def install_command(extra: str) -> str:
     return f"pip install -e '.[{extra}]' in the checkout of gve_jax"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM in a command that resumes when it is repeated; status 143, as without a handler."""
+
+
 def warn_user(message: str) -> None:
     """Warns at the line of the caller outside this package."""
     level, frame = 1, sys._getframe()
@@ -56,6 +60,8 @@ def report_error(error: BaseException) -> int:
         # A full disk or a missing permission is not a bug: no traceback.
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}")
+    if isinstance(error, Terminated):
+        return _fail("received SIGTERM; repeat the command to resume", status=128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt):
         return _fail("interrupted; repeat the command to resume", status=130)
     traceback.print_exception(error)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Num
-from rich.console import Console
-from rich.progress import Progress
+from jaxtyping import Bool, Float, Num
 
 from gve_jax.checkpoints.digests import not_finite, weights_digest
 from gve_jax.checkpoints.huggingface import copy_tokenizer, save_hf
@@ -23,7 +20,7 @@ from gve_jax.checkpoints.peft import read_adapter
 from gve_jax.checkpoints.pretrained import FORMAT, open_pretrained
 from gve_jax.distributed.cores import usable_cores
 from gve_jax.distributed.sharding import ROW_AXES, make_mesh, param_shardings, place_batch
-from gve_jax.errors import UnsupportedArgument, UserError
+from gve_jax.errors import UnsupportedArgument, UserError, warn_user
 from gve_jax.fields import build
 from gve_jax.inputs.batch import Buckets, default_buckets
 from gve_jax.inputs.packing import Plan, collate_decode, collate_tower, make_plan
@@ -42,6 +39,7 @@ from gve_jax.model import lora
 from gve_jax.model.batch import Frames, Packed
 from gve_jax.model.config import ModelConfig
 from gve_jax.model.embedder import make_encode
+from gve_jax.progress import has_bars, progress_bar
 from gve_jax.retrieval.quantization import PRECISIONS, quantize_embeddings
 from gve_jax.retrieval.unit import unit_rows
 from gve_jax.sentence_transformers import SentenceTransformersInterface, refuse_arguments
@@ -256,7 +254,8 @@ class GVE(SentenceTransformersInterface):
             write_json(directory / "config.json", fields)
 
     def with_inputs(self, **changes) -> "GVE":
-        """Returns a model with other input settings, such as `num_frames=16`, and the same weights.
+        """Returns a model with other input settings, such as `num_frames=16` or `fps=1.0,
+        max_frames=64`, and the same weights.
 
         Args:
           changes: fields of `gve_jax.inputs.preprocess.InputSpec`. The shapes of batches become the
@@ -325,8 +324,8 @@ class GVE(SentenceTransformersInterface):
           prompt_name: name of the instruction in `prompts`, such as "MSRVTT".
           batch_size: maximal number of items per batch; vectors do not depend on it beyond the
             rounding of the model's dtype.
-          show_progress_bar: shows progress on standard error (default: if that is a terminal and
-            there is more than one batch).
+          show_progress_bar: shows progress on standard error (default: if that is a terminal or a
+            notebook, and there is more than one batch).
           normalize_embeddings: scales vectors to unit length; False returns the hidden states.
           truncate_dim: number of leading dimensions to keep, before normalization (default: the
             attribute `truncate_dim`).
@@ -343,7 +342,7 @@ class GVE(SentenceTransformersInterface):
 
         Raises:
           UserError: naming the index of an input that is malformed, empty or unreadable, or whose
-            vector is not finite; an unknown prompt name.
+            vector is not finite; an unknown prompt name. `encode_valid` skips unreadable inputs.
           UnsupportedArgument: another argument of Sentence Transformers; it names the alternative.
         """
         refuse_arguments(self.encode, unsupported)
@@ -376,26 +375,45 @@ class GVE(SentenceTransformersInterface):
     def encode_valid(
         self,
         inputs: Inputs,
-        ids: Sequence[str],
-        quarantine: Quarantine,
+        ids: Sequence[str] | None = None,
+        quarantine: Quarantine | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = False,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` that records unreadable inputs in the quarantine by their ids.
+    ) -> tuple[Float[np.ndarray, "N D"], Bool[np.ndarray, " N"]]:
+        """`encode` that skips unreadable inputs, in a list.
+
+        Args:
+          ids: names of the inputs in the quarantine (default: their indices).
+          quarantine: records unreadable inputs, each with the reason. Without one, a warning says
+            how many there are, and the reason of the first.
+          prompt, batch_size, show_progress_bar: as of `encode`.
 
         Returns:
           The vectors of the readable inputs, float32 [n, D], and a mask of those inputs, bool [N].
+
+        Raises:
+          UserError: as `encode`, but for inputs that cannot be read; a single input.
         """
+        failures: list[str] = []
 
         def record(index: int, item: Item, failed: Failure):
-            quarantine.record(**failure(ids[index], item, *dataclasses.astuple(failed)))
+            if quarantine is None:
+                failures.append(f"{input_label(index)}: {failed.reason}")
+            else:
+                name = str(index) if ids is None else ids[index]
+                quarantine.record(**failure(name, item, *dataclasses.astuple(failed)))
 
         values, single = split_inputs(inputs)
         if single:
             raise UserError("inputs must be a list, as ids is, not a single input")
         items = read_inputs(values)
         vectors, valid = self._run(items, prompt, batch_size, show_progress_bar, record)
+        if failures:
+            warn_user(
+                f"{len(failures):,} of {len(items):,} inputs could not be read and were skipped; "
+                f"the first: {failures[0]}"
+            )
         return unit_rows(vectors, "the model"), valid
 
     def prepare(self, item: Item, prompt: str | None = None) -> Row | Failure:
@@ -434,8 +452,8 @@ class GVE(SentenceTransformersInterface):
         vectors = np.empty((len(items), self.embedding_dim), np.float32)
         valid = np.zeros(len(items), bool)
         if show is None:
-            show = len(items) > batch_size and sys.stderr.isatty()
-        with Progress(console=Console(stderr=True), disable=not show) as progress:
+            show = len(items) > batch_size and has_bars()
+        with progress_bar(disable=not show) as progress:
             bar = progress.add_task("embedding", total=len(items))
             for start in range(0, len(items), batch_size * CHUNK):
                 chunk = items[start : start + batch_size * CHUNK]
@@ -446,14 +464,14 @@ class GVE(SentenceTransformersInterface):
                     valid[indices] = True
                     progress.advance(bar, len(indices))
             if show:
-                progress.print(self.summary())
+                progress.console.print(self.summary())
         vectors = vectors[valid]
         _check_vectors(vectors, np.flatnonzero(valid))
         return vectors, valid
 
     def _rows(self, items: list[Item], start: int, on_error: Callable) -> dict[int, Row]:
         rows = {}
-        with contextlib.closing(self._isolated.map(items, self.buckets.fit)) as results:
+        with contextlib.closing(self._isolated.map(items)) as results:
             for index, (item, result) in enumerate(zip(items, results, strict=True), start):
                 if isinstance(result, Failure):
                     on_error(index, item, result)
@@ -465,8 +483,16 @@ class GVE(SentenceTransformersInterface):
         """The batches into which `encode` divides rows: their shapes and padding."""
         unit = int(np.prod([self.mesh.shape[axis] for axis in ROW_AXES]))
         size = -(-batch_size // unit) * unit
+        try:
+            for row in rows.values():
+                self.buckets.fit([row])
+            buckets = self.buckets
+        except ValueError:
+            # More frames, or larger ones, than the model was trained with. Those of `max_length`
+            # hold all that the settings permit.
+            buckets = default_buckets(self.preprocess.spec)
         # Splash attention has no segment that is visible to all.
-        return make_plan(rows, self.buckets, size, unit, share=self.config.attention != "splash")
+        return make_plan(rows, buckets, size, unit, share=self.config.attention != "splash")
 
     def _vectors(
         self, rows: dict[int, Row], batch_size: int

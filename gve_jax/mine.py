@@ -370,4 +370,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 if __name__ == "__main__":
     retain_freed_memory()
     keep_compiled_programs()
-    run_cli(lambda: hosts.run(main))
+    run_cli(lambda: hosts.run(main), resumes=True)

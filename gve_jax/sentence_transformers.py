@@ -190,7 +190,9 @@ class SentenceTransformersInterface:
         """`encode` for queries, which have the instruction of their task, as in GVE's training.
 
         The default instruction is `prompts["query"]`, if set; GVE does not set it, because the
-        instruction differs by task.
+        instruction differs by task. For a search in your own videos, give none, or that of the
+        nearest task: `prompt_name="MSRVTT"` for texts that describe a short clip, "DiDeMo" for
+        several sentences about a long one; measure which finds more (docs/embedding.md).
         """
         if prompt is None and prompt_name is None and "query" in self.prompts:
             prompt_name = "query"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from configs import quickstart
 from gve_jax import GVE, cli
+from gve_jax.embed import main as embed
 from tests import checkpoint_files
 from tests.conftest import ROOT
 from tests.media.files import clip, numbered
@@ -122,6 +123,8 @@ def folder(tmp_path_factory, world) -> Path:
     items = [block for place, block, _ in blocks("json") if place.startswith("README")][0]
     (folder / "items.jsonl").write_text(items)
     (folder / "pairs").symlink_to(world / "pairs")
+    arguments = ["--input", folder / "clips", "--output", folder / "clip-vectors"]
+    embed(["--model", str(folder / "runs/quickstart/model"), *map(str, arguments)])
     return folder
 
 

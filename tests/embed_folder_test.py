@@ -56,6 +56,12 @@ def test_only_hidden_files_are_nothing_to_embed(tmp_path, capsys):
     assert "1 hidden or system file or folder '.a.mp4'" in capsys.readouterr().out
 
 
+@situation(
+    "Embedding",
+    "a folder with a link to a folder or a file elsewhere (another disk)",
+    "passed over, counted and named; `--follow-links` follows it",
+    since="0.3.0",
+)
 def test_linked_folders_are_embedded_and_never_left_out_in_silence(clips, tmp_path, capsys):
     folder = tmp_path / "f"
     shutil.copytree(clips, folder / "a")
@@ -63,11 +69,16 @@ def test_linked_folders_are_embedded_and_never_left_out_in_silence(clips, tmp_pa
     run(folder, tmp_path / "out")
     assert list(stored(tmp_path / "out")) == [f"{ab}/{n}.mp4" for ab in "ab" for n in range(3)]
     (folder / "disk2").symlink_to(clips)
-    with pytest.raises(UserError, match=f"'disk2' leaves.* link to {clips}; .*--follow-links"):
-        run(folder, tmp_path / "out2")
-    assert not (tmp_path / "out2").exists()
-    run(folder, tmp_path / "out2", "--follow-links")
-    assert len(stored(tmp_path / "out2")) == 9
+    (folder / "x.mp4").symlink_to(clips / "0.mp4")
+    capsys.readouterr()
+    assert run(folder, tmp_path / "out").asked == []
+    assert (
+        "passed over 2 links out of the folder ('disk2', ...); --follow-links follows them"
+        in capsys.readouterr().out
+    )
+    assert len(stored(tmp_path / "out")) == 6
+    assert run(folder, tmp_path / "out", "--follow-links").asked == [], "their content is stored"
+    assert len(stored(tmp_path / "out")) == 10
 
 
 def test_a_list_with_links_out_of_its_folder(clips, tmp_path):
@@ -191,8 +202,8 @@ def change_option(root: Path) -> None:
     "Embedding",
     "a frame is rewritten in its folder, a link leads elsewhere, a text changes"
     " after they were embedded",
-    "refused by the item's name: choose another --output, or delete its shard",
-    since="0.2.0",
+    "it alone is embedded again",
+    since="0.3.0",
 )
 @pytest.mark.parametrize(
     "change, id",
@@ -206,7 +217,7 @@ def change_option(root: Path) -> None:
         (change_option, "f"),
     ],
 )
-def test_an_item_that_changed_is_named(tmp_path, change, id):
+def test_an_item_that_changed_is_embedded_again(tmp_path, change, id):
     root, output = tmp_path / "set", tmp_path / "out"
     root.mkdir()
     frames(root / "frames", b"first", b"secon")
@@ -222,20 +233,23 @@ def test_an_item_that_changed_is_named(tmp_path, change, id):
             {"id": "f", "video": "frames", "fps": 1.0},
         ],
     )
-    model = Lengths()
-    model.encode_valid = lambda inputs, ids, **_: (
-        np.eye(3, dtype=np.float32)[: len(ids)],
-        np.ones(len(ids), bool),
-    )
+    asked, model = [], Lengths()
+
+    def encode_valid(inputs, ids, **_):
+        asked.extend(ids)
+        return np.eye(3, dtype=np.float32)[: len(ids)], np.ones(len(ids), bool)
+
+    model.encode_valid = encode_valid
     run(root / "items.jsonl", output, model=model)
     (root / "frames" / ".DS_Store").write_bytes(b"Finder was here")
     run(root / "items.jsonl", output, model=model)
+    assert asked == ["t", "l", "f"]
     change(root)
-    with pytest.raises(UserError, match=f"the content of '{id}' has changed; choose another"):
-        run(root / "items.jsonl", output, model=model)
-    (output / "ids-00000.jsonl").unlink()  # as the message says
     run(root / "items.jsonl", output, model=model)
-    assert len(stored(output)) == 3
+    # The other clip has the same content: only the link changes.
+    again = [] if change is point_link_elsewhere else [id]
+    assert asked == ["t", "l", "f", *again]
+    assert sorted(stored(output)) == ["f", "l", "t"]
 
 
 # --- lists ---

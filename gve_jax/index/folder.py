@@ -85,9 +85,10 @@ def list_media(
       UserError: no such folder, or one that cannot be listed.
     """
     listing = walk(root, possible_kinds, follow_links=follow_links, skip_links=not follow_links)
-    listing.others -= (root / METADATA).is_file()
-    if listing.others:
-        report(f"{root}: {listing.others:,} other files, neither videos nor images by their names")
+    if (root / METADATA).is_file():
+        listing.others -= {os.path.splitext(METADATA)[1]: 1}
+    if others := listing.not_wanted():
+        report(f"{root}: {others}, neither videos nor images by their names")
     if passed_over := listing.passed_over():
         report(f"{root}: {passed_over}")
     files = (look_at(entry.path, entry.name) for entry in listing.files)

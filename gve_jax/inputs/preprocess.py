@@ -258,7 +258,10 @@ class Preprocessor:
             steps = time_steps(count, self._profile, spec.temporal) if kind == "video" else 1
             tokens += steps * (height * width // pixels)
         if tokens > spec.max_length:
-            raise MediaError(f"too many visual tokens: {tokens} exceed {spec.max_length}")
+            raise MediaError(
+                f"too many visual tokens: {tokens} exceed {spec.max_length}; lower num_frames, "
+                "max_frames or max_pixels, or raise max_length (with_inputs)"
+            )
         return found
 
     def visuals(self, item: Item) -> list[Visual]:

@@ -146,9 +146,13 @@ class Quarantine:
         """The reasons with their numbers, the commonest first."""
         return collections.Counter(line.kind for line in self._lines.values()).most_common()
 
+    def is_exceeded(self, total: int) -> bool:
+        """Whether more than `max_share` of `total` items were unreadable."""
+        return self.count > self.max_share * total
+
     def check(self, total: int) -> None:
         """Raises UserError when more than `max_share` of `total` items were unreadable."""
-        if self.count > self.max_share * total:
+        if self.is_exceeded(total):
             kind, count = self._kinds()[0]
             raise UserError(
                 f"{self.count} of {total} items could not be read, more than the allowed "

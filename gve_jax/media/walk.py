@@ -1,5 +1,6 @@
 """Walks a folder: what is passed over, how links are followed, what is an error."""
 
+import collections
 import dataclasses
 import errno
 import os
@@ -26,6 +27,7 @@ _SYSTEM = frozenset(
         "lost+found",
     )
 )
+TOP = 6  # suffixes of files that are not wanted that a message names
 MOST_FOLDERS = 100_000  # reached by links: links to each other multiply
 REMEDY = "name what it leads to as an input of its own, or copy it"
 
@@ -44,21 +46,33 @@ class Listing:
 
     Attributes:
       files: the wanted files, by name, including links to nothing with such a name.
-      others: number of files that were not wanted.
+      others: number of files that were not wanted, by suffix in lower case.
       hidden: names of hidden and system files and folders, which are not walked.
       loops: names of links to a folder that contains them.
       dangling: names of links to nothing that are not in `files`.
       special: names of pipes, sockets and devices.
       links: names of links that were not followed.
+      leaving: names of links that were not followed because they leave the folder.
     """
 
     files: list[File] = dataclasses.field(default_factory=list)
-    others: int = 0
+    others: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     hidden: list[str] = dataclasses.field(default_factory=list)
     loops: list[str] = dataclasses.field(default_factory=list)
     dangling: list[str] = dataclasses.field(default_factory=list)
     special: list[str] = dataclasses.field(default_factory=list)
     links: list[str] = dataclasses.field(default_factory=list)
+    leaving: list[str] = dataclasses.field(default_factory=list)
+
+    def not_wanted(self) -> str:
+        """The number of files that were not wanted, with the commonest suffixes: `3 files (2 .txt,
+        1 .heic)`; "" if there are none."""
+        total = self.others.total()
+        if not total:
+            return ""
+        shown = [f"{count:,} {suffix}" for suffix, count in self.others.most_common(TOP)]
+        rest = [f"{len(self.others) - TOP:,} other suffixes"] if len(self.others) > TOP else []
+        return f"{total:,} file{'s' * (total > 1)} ({', '.join(shown + rest)})"
 
     def passed_over(self) -> str:
         """A line about what is not in `files`, except `others`; "" if there is nothing."""
@@ -68,6 +82,7 @@ class Listing:
             (self.dangling, "link to nothing", "links to nothing"),
             (self.special, "pipe, socket or device", "pipes, sockets or devices"),
             (self.links, "link", "links"),
+            (self.leaving, "link out of the folder", "links out of the folder"),
         )
         parts = [
             f"{len(names):,} {several} ({names[0]!r}, ...)"
@@ -97,7 +112,7 @@ def walk(
     *,
     follow_links: bool = False,
     skip_links: bool = False,
-    remedy: str = REMEDY,
+    skip_leaving: bool = False,
 ) -> Listing:
     """The files below a folder, in the order of their names.
 
@@ -109,7 +124,7 @@ def walk(
       wanted: whether a file is wanted, by its name.
       follow_links: links may leave `folder` (see `allowed_folders`).
       skip_links: no link below `folder` is followed; they are counted instead.
-      remedy: the advice in the error about a link that leaves `folder`.
+      skip_leaving: links that leave `folder` are counted instead of refused.
 
     Raises:
       UserError: a folder that cannot be listed; a link, to a folder or to a wanted file, that
@@ -136,10 +151,13 @@ def walk(
                 if kind is None:
                     listing.dangling.append(own)
                 else:
-                    listing.others += 1
+                    listing.others[os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
             elif is_link and not follow_links and not is_within(real, homes):
+                if skip_leaving:
+                    listing.leaving.append(own)
+                    continue
                 raise UserError(
-                    f"{folder}: {own!r} leaves the folder: it is a link to {real}; {remedy}"
+                    f"{folder}: {own!r} leaves the folder: it is a link to {real}; {REMEDY}"
                 )
             elif kind == "special":
                 listing.special.append(own)
@@ -162,6 +180,7 @@ def walk(
         listing.dangling,
         listing.special,
         listing.links,
+        listing.leaving,
     ):
         names.sort()
     return listing

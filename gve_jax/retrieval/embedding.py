@@ -1,10 +1,12 @@
-"""Vectors of many items in a folder of shards, embedded once, by one or several hosts.
+"""Vectors of many items in a folder of shards, each embedded once, by one or several hosts.
 
     vectors-00000.npy, ...  float32 [n, D], unit rows
-    ids-00000.jsonl, ...    {"id", "stamp"} of each row; the stamp shows a changed item
-    settings.json           model, prompt and input of the vectors; compared when resuming
-    manifest.json           the same with the list of shards; written last
+    ids-00000.jsonl, ...    a record of each row, see `gve_jax.retrieval.shards`
+    settings.json           model and prompt of the vectors; compared when the command is repeated
+    manifest.json           the same with the list of items and shards; written last
 
+A repeated command brings the folder up to date with its items: it embeds what is new or has other
+content, copies rows whose content is the same under another name or time, and drops the rest.
 `gve_jax.retrieval.vectors.StoredVectors` reads it.
 """
 
@@ -13,6 +15,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -23,13 +26,26 @@ from gve_jax.errors import UserError
 from gve_jax.media.item import Item
 from gve_jax.media.quarantine import Quarantine, merge_quarantines
 from gve_jax.progress import progress_bar
-from gve_jax.storage import files
-from gve_jax.storage.files import atomic_write, read_records, write_array, write_json
+from gve_jax.retrieval.shards import (
+    MANIFEST,
+    Contents,
+    Shard,
+    free_numbers,
+    gather_rows,
+    read_contents,
+    remove_shards,
+    reusable_rows,
+    tidy,
+)
+from gve_jax.storage.files import check_record, read_json, write_json
 from gve_jax.storage.locks import is_free
 
 FORMAT = "gve_jax vectors 2"
-CHUNK = 512  # items passed to the encoder at once, and a step of the progress bar
-SHARDS, LARGEST = 1024, 4096  # shards of an output, unless that takes more than LARGEST items each
+CHUNK = 128  # items passed to the encoder at once, and a step of the progress bar
+SMALLEST, LARGEST = 512, 4096  # items of a shard
+SHARDS = 1024  # of an output, unless that takes more than LARGEST items each
+DIGESTING = 4  # files whose digests are computed at once
+MOST_GONE = 0.5  # share of the stored items that may be missing before it looks like a mistake
 
 
 class Encoder(Protocol):
@@ -52,15 +68,20 @@ def embed_all(
     model: Encoder,
     quarantine: Quarantine,
     *,
+    contents: Callable[[int], str | None] | None = None,
+    metas: Sequence[dict | None] | None = None,
     prompt: str | None = None,
     shard_size: int | None = None,
     batch_size: int = 32,
+    allow_removal: bool = False,
     label: str = "embedding",
+    report: Callable[[str], object] = lambda line: None,
 ) -> tuple[int, int]:
-    """Embeds the items that an output lacks; returns the numbers of its vectors and shards.
+    """Brings an output up to date with a list; returns the numbers of its vectors and shards.
 
     Unreadable items of earlier runs are retried, unless the failure is permanent (see `Quarantine`)
-    and the content unchanged. Other vectors of their shards stay.
+    and the item unchanged. Until all is embedded, the manifest and the rows of an earlier list stay
+    as they are.
 
     All hosts call it with equal arguments, except for the quarantine, which each host has.
 
@@ -68,193 +89,220 @@ def embed_all(
       ids: unique ids of the items.
       stamps: a text for each item that changes with its content.
       read: returns the items from `start` to `stop`; called for items to embed, a chunk at a time.
-      shard_size: items in a shard (default: `items_of_shard`).
+      contents: digest of all that the vector of an item depends on, by its position, or None if it
+        cannot be read. Rows of the same digest are copied. Default: nothing is copied.
+      metas: JSON values that are stored with the rows.
+      shard_size: rows of a new shard (default: `items_of_shard`).
+      allow_removal: drop stored items that are not in the list, however many they are.
       label: text of the progress bar.
+      report: called on host 0 with lines about what changed.
 
     Raises:
-      UserError: the output has other settings or contents, is damaged, or is not shared by all
-        hosts; too many unreadable items.
+      UserError: the output has other settings, is damaged, or is not shared by all hosts; most of
+        its items are missing from the list; too many unreadable items.
     """
     size, dim = shard_size or items_of_shard(len(ids)), model.embedding_dim
     settings = {
         "format": FORMAT,
         "fingerprint": dict(model.fingerprint),
         "prompt": prompt,
-        "shard_size": size,
-        "input": {"items": len(ids), "digest": digest_rows(ids)},
     }
     settings = json.loads(json.dumps(settings))
-    hosts.check_same(settings | {"stamps": digest_rows(stamps)})
+    metas = metas or [None] * len(ids)
+    digests = {"items": len(ids), "digest": digest_rows(ids), "content": digest_rows(ids, stamps)}
+    hosts.check_same(settings | {"shard_size": size, "input": digests, "meta": digest_rows(metas)})
     hosts.run_on_host0(lambda: check_or_write_settings(output, settings))
     work.check_shared(output)
     quarantine.stamps = dict(zip(ids, stamps, strict=True))
-    shards = [
-        Shard(output, number, ids[start : start + size], stamps[start : start + size], start)
-        for number, start in enumerate(range(0, len(ids), size))
-    ]
+    items = dict(zip(ids, zip(stamps, metas, strict=True), strict=True))
     before = _sandbox_of(output)
-    counts: dict[int, int] = {}  # vectors of each finished shard, on host 0
 
-    def plan() -> list[tuple[int, list[int]]]:
-        """Numbers of incomplete shards, with the rows of their items to embed."""
+    def plan() -> dict:
+        """The shards to write, (number, positions of the items) each, on one host: hosts may see
+        different states of a network folder."""
         merge_quarantines(quarantine)
-        incomplete, stored = [], []
-        for n, shard in enumerate(shards):
-            finished = shard.read(dim)
-            present = set(finished or ())
-            missing = [
-                row
-                for row, (id, stamp) in enumerate(zip(shard.expected, shard.stamps, strict=True))
-                if finished is None or not (id in present or quarantine.is_permanent(id, stamp))
-            ]
-            if finished is not None:
-                stored += finished
-                counts[n] = len(finished)
-            if missing:
-                incomplete.append((n, missing))
-        quarantine.forget(stored)  # left by a run that was killed between the two files
-        return incomplete
+        stored = read_contents(output, dim, items)
+        _check_removal(output, stored, allow_removal)
+        if not stored.records:
+            (output / MANIFEST).unlink(missing_ok=True)  # the shards that it lists are lost
+        # Left by another list, or by a run that was killed between the two files.
+        quarantine.forget([id for id in quarantine.ids if id not in items or id in stored.current])
+        missing = [
+            n
+            for n, (id, stamp) in enumerate(zip(ids, stamps, strict=True))
+            if not (id in stored.current or quarantine.is_permanent(id, stamp))
+        ]
+        if line := _changes(stored, [ids[n] for n in missing], quarantine):
+            report(f"{output}: {line}")
+        free = free_numbers(stored.records)
+        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+        return {
+            "parts": [[next(free), part] for part in parts],
+            "is_changed": bool(missing) or stored.has_others,
+        }
 
-    def finish(written: dict[int, int]) -> int:
-        if not work.wait_until(lambda: all(shards[n].has(written[n], dim) for n in written)):
+    def finish(written: dict[int, int]) -> list:
+        """Commits the rows; returns the number of vectors and the digest of the manifest."""
+        if not work.wait_until(lambda: all(Shard(output, n).has(written[n]) for n in written)):
             raise UserError(f"{output}: shards of another host do not appear")
         merge_quarantines(quarantine)
         quarantine.check(len(ids))
-        counts.update(written)
-        count = sum(counts.values())
-        sums = {"dim": dim, "vectors": count, "quarantined": len(ids) - count}
-        content = {"input": settings["input"] | {"content": digest_rows(ids, stamps)}}
+        stored = read_contents(output, dim, items)
+        if planned["is_changed"]:
+            kept, _ = tidy(output, stored, {id: n for n, id in enumerate(ids)}, dim, size)
+        else:
+            kept = {number: len(records) for number, records in stored.records.items()}
+        count = sum(kept.values())
         # Another encoder may decode elsewhere; a run that resumed may have had only texts left.
         held = getattr(model, "sandbox", None) or before
-        listed = [
-            {"vectors": shard.vectors.name, "ids": shard.ids.name, "count": counts[n]}
-            for n, shard in enumerate(shards)
-        ]
-        decoded = {"sandbox": held} if held else {}
-        write_json(
-            output / "manifest.json", settings | content | sums | decoded | {"shards": listed}
-        )
-        return count
+        manifest = settings | {
+            "input": digests,
+            "dim": dim,
+            "vectors": count,
+            "quarantined": len(ids) - count,
+            **({"sandbox": held} if held else {}),
+            "shards": [
+                {"vectors": shard.vectors.name, "ids": shard.ids.name, "count": kept[n]}
+                for n, shard in ((n, Shard(output, n)) for n in sorted(kept))
+            ],
+        }
+        if not _is_same(output / MANIFEST, manifest):
+            write_json(output / MANIFEST, manifest)
+        remove_shards(output, kept)
+        return [count, len(kept)]
 
-    # On one host, since hosts may see different states of a network folder.
-    incomplete = hosts.run_on_host0(plan)
-    quarantine.forget(shards[n].expected[row] for n, rows in incomplete for row in rows)
+    planned = hosts.run_on_host0(plan)
+    quarantine.forget(ids[n] for _, part in planned["parts"] for n in part)
     # Before any work: permanent failures may be too many already.
     hosts.run_on_host0(lambda: quarantine.check(len(ids)))
-    assigned, written = work.shard_for_host(incomplete), {}
+    own = work.shard_for_host(planned["parts"])
+    reusable = reusable_rows(output, dim) if contents and own else {}
     embed = functools.partial(
         model.encode_valid, quarantine=quarantine, prompt=prompt, batch_size=batch_size
     )
+    written, reused = {}, 0
     with progress_bar() as progress:
-        missing = sum(len(rows) for _, rows in incomplete)
-        own = sum(len(rows) for _, rows in assigned)
-        bar = progress.add_task(label, total=len(ids) - missing + own)
-        progress.advance(bar, len(ids) - missing)
-        for n, rows in assigned:
-            written[n] = _embed(
-                shards[n],
-                rows,
-                dim,
-                len(ids),
-                read,
-                embed,
-                quarantine,
-                lambda count: progress.advance(bar, count),
-            )
-            hosts.set_location(f"after shard {n} of {output}")
-    gathered = hosts.gather(list(written.items()), hosts.LONG_S)
-    all_written = dict(pair for pairs in gathered for pair in pairs)
-    count = hosts.run_on_host0(lambda: finish(all_written))
-    if not work.wait_until((output / "manifest.json").exists):
+        missing = sum(len(part) for _, part in planned["parts"])
+        total = len(ids) - missing + sum(len(part) for _, part in own)
+        bar = progress.add_task(label, total=total, completed=len(ids) - missing)
+        for number, part in own:
+            rows = _Rows(output, dim, reusable, contents, read, embed)
+            try:
+                for at in range(0, len(part), CHUNK):
+                    chunk = part[at : at + CHUNK]
+                    rows.add(chunk, ids, stamps, metas)
+                    progress.advance(bar, len(chunk))
+                    if quarantine.is_exceeded(len(ids)):
+                        break
+            finally:  # a command that stops here keeps its work
+                written |= rows.write(Shard(output, number))
+            reused += rows.reused
+            quarantine.check(len(ids))
+            hosts.set_location(f"after shard {number} of {output}")
+    gathered = hosts.gather([list(written.items()), reused], hosts.LONG_S)
+    all_written = dict(tuple(pair) for pairs, _ in gathered for pair in pairs)
+    if copied := sum(count for _, count in gathered):
+        report(f"{output}: {copied:,} vectors copied: same content, another name or time")
+    count, shards = hosts.run_on_host0(lambda: finish(all_written))
+    if not work.wait_until(lambda: _describes(output / MANIFEST, digests, count)):
         raise UserError(f"{output}: the manifest of host 0 does not appear")
-    if not work.wait_until(lambda: all(shard.sealed for shard in shards)):
-        raise UserError(f"{output}: shards of another host do not appear")
-    return count, len(shards)
+    return count, shards
+
+
+class _Rows:
+    """The rows of a shard to write: copied where the content is stored, embedded elsewhere."""
+
+    def __init__(
+        self,
+        output: Path,
+        dim: int,
+        reusable: Mapping,
+        contents: Callable[[int], str | None] | None,
+        read: Callable[[int, int], list[Item]],
+        embed: Callable,
+    ):
+        self._output, self._dim, self._reusable = output, dim, reusable
+        self._contents, self._read, self._embed = contents, read, embed
+        self._parts: list[tuple[list[dict], np.ndarray]] = []
+        self.reused = 0
+
+    def add(self, chunk: Sequence[int], ids: Sequence, stamps: Sequence, metas: Sequence) -> None:
+        """Adds the rows of the readable items at the positions `chunk`."""
+        places, contents = {}, {}
+        for n in chunk:
+            if found := self._reusable.get((ids[n], stamps[n])):  # another meta
+                *places[n], contents[n] = found
+        others = [n for n in chunk if n not in places]
+        if self._contents:
+            # Before the items are read: a file that changes meanwhile has the digest of its former
+            # content, and is embedded again when the command is repeated.
+            with ThreadPoolExecutor(DIGESTING) as pool:
+                contents |= zip(others, pool.map(self._contents, others), strict=True)
+            for n in others:
+                if found := self._reusable.get(contents[n]):
+                    places[n] = found[:2]
+        others = [n for n in chunk if n not in places]
+        items = [item for start, stop in _runs(others) for item in self._read(start, stop)]
+        valid = np.zeros(0, bool)
+        if others:
+            embedded, valid = self._embed(items, [ids[n] for n in others])
+        rows = dict(zip(itertools.compress(others, valid), embedded, strict=True)) if others else {}
+        copied = gather_rows(self._output, [tuple(place) for place in places.values()], self._dim)
+        rows |= zip(places, copied, strict=True)
+        records = []
+        for n in filter(rows.__contains__, chunk):
+            record = {"id": ids[n], "stamp": stamps[n]}
+            record |= {"content": contents[n]} if contents.get(n) else {}
+            records.append(record | ({"meta": metas[n]} if metas[n] is not None else {}))
+        if records:
+            self._parts.append((records, np.stack([rows[n] for n in chunk if n in rows])))
+        self.reused += len(places)
+
+    def write(self, shard: Shard) -> dict[int, int]:
+        """Writes the shard, if it has rows; returns their number by that of the shard."""
+        records = [record for part, _ in self._parts for record in part]
+        if not records:
+            return {}
+        shard.write(records, np.concatenate([vectors for _, vectors in self._parts]))
+        return {shard.number: len(records)}
+
+
+def _check_removal(output: Path, stored: Contents, allow_removal: bool) -> None:
+    gone = len(stored.gone)
+    total = gone + len(stored.current) + len(stored.outdated)
+    if gone > MOST_GONE * total and not allow_removal:
+        raise UserError(
+            f"{output}: {gone:,} of its {total:,} items are not in the input; if the input is "
+            "right, pass --allow-removal to drop them, else choose another --output"
+        )
+
+
+def _changes(stored: Contents, missing: Sequence[str], quarantine: Quarantine) -> str:
+    """A line about what changed since the rows were stored; "" for nothing, or a new output."""
+    if not stored.records:
+        return ""
+    unreadable = set(quarantine.ids)
+    changed = [id for id in missing if id in stored.outdated]
+    retried = [id for id in missing if id in unreadable and id not in stored.outdated]
+    counts = {
+        "new": len(missing) - len(changed) - len(retried),
+        "gone": len(stored.gone),
+        "changed": len(changed),
+        "unreadable to retry": len(retried),
+    }
+    if not any(counts.values()):
+        return ""
+    counts["unchanged"] = len(stored.current)
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
 def items_of_shard(items: int) -> int:
-    """Items in a shard: a chunk, so that hosts can divide the work evenly, or more chunks where the
-    output would have too many files."""
-    return min(CHUNK * max(1, -(-items // (CHUNK * SHARDS))), LARGEST)
+    """Items in a shard: few, so that hosts can divide the work evenly, or more where the output
+    would have too many files."""
+    return min(SMALLEST * max(1, -(-items // (SMALLEST * SHARDS))), LARGEST)
 
 
-class Shard:
-    """Two files of an output: the vectors of the `expected` ids, beginning with item `start`.
-
-    The file of ids is written last and seals the shard.
-    """
-
-    def __init__(
-        self, output: Path, number: int, expected: Sequence[str], stamps: Sequence[str], start: int
-    ):
-        self.vectors = output / f"vectors-{number:05}.npy"
-        self.ids = output / f"ids-{number:05}.jsonl"
-        self.expected, self.stamps, self.start = expected, stamps, start
-        self._manifest = output / "manifest.json"
-
-    @property
-    def sealed(self) -> bool:
-        return self.ids.exists() and self.vectors.exists()
-
-    def has(self, count: int, dim: int) -> bool:
-        """Whether this host sees the shard finished with `count` vectors."""
-        try:
-            return len(self.read(dim) or ()) == count and self.sealed
-        except UserError:  # a network folder may show one new and one old file
-            return False
-
-    def read(self, dim: int) -> list[str] | None:
-        """Returns the ids of the stored vectors, or None for an unfinished shard.
-
-        Raises:
-          UserError: damaged files, files of other items, an item whose content has changed.
-        """
-        if not self.ids.exists():
-            return None
-        records = [record for _, record in read_records(self.ids)]
-        ids = [record.get("id") for record in records]
-        shape = self._load().shape
-        remaining = iter(self.expected)  # `in` consumes it: ids must be in order, some may lack
-        if shape != (len(ids), dim) or not all(id in remaining for id in ids):
-            raise UserError(
-                f"{self.vectors}: {list(shape)} does not fit its ids; delete {self.ids}"
-            )
-        stamps = dict(zip(self.expected, self.stamps, strict=True))
-        for record in records:
-            if record.get("stamp") != stamps[record["id"]]:
-                raise UserError(
-                    f"{self.ids}: the content of {record['id']!r} has changed; choose another "
-                    "--output, or delete that file to embed its items again"
-                )
-        return ids
-
-    def write(self, rows: Sequence[int], vectors: np.ndarray, dim: int) -> int:
-        """Adds vectors of the items `rows`; returns the number of stored vectors."""
-        old = self.read(dim)
-        if old is not None and not rows:
-            return len(old)
-        if old:
-            number = {id: row for row, id in enumerate(self.expected)}
-            rows = [*(number[id] for id in old), *rows]
-            vectors = np.concatenate([self._load(), vectors])
-            order = np.argsort(rows)
-            rows, vectors = np.array(rows)[order].tolist(), vectors[order]
-        self._manifest.unlink(missing_ok=True)
-        self.ids.unlink(missing_ok=True)
-        write_array(self.vectors, vectors)
-        lines = [json.dumps({"id": self.expected[row], "stamp": self.stamps[row]}) for row in rows]
-        text = "".join(line + "\n" for line in lines)
-        atomic_write(self.ids, lambda file: file.write(text.encode()))
-        return len(rows)
-
-    def _load(self) -> np.ndarray:
-        try:
-            return np.load(self.vectors, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
-            raise UserError(f"{self.vectors}: unreadable ({error}); delete {self.ids}") from error
-
-
-def digest_rows(*texts: Sequence[str]) -> str:
+def digest_rows(*texts: Sequence) -> str:
     digest = hashlib.sha256()
     for row in zip(*texts, strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
@@ -263,51 +311,45 @@ def digest_rows(*texts: Sequence[str]) -> str:
 
 def _sandbox_of(output: Path) -> dict | None:
     """The `sandbox` entry of a manifest, if there is one."""
+    found = _read_manifest(output / MANIFEST)
+    return found and found.get("sandbox")
+
+
+def _read_manifest(path: Path) -> dict | None:
     try:
-        found = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-        return found.get("sandbox")
-    except (OSError, ValueError, AttributeError):
+        return json.loads(path.read_text(encoding="utf-8")) or None
+    except (OSError, ValueError):
         return None
+
+
+def _is_same(path: Path, manifest: dict) -> bool:
+    """Whether a manifest has the same entries. Others, of version 0.2.0, do not matter."""
+    old = _read_manifest(path)
+    return isinstance(old, dict) and {key: old.get(key) for key in manifest} == manifest
+
+
+def _describes(path: Path, digests: dict, count: int) -> bool:
+    found = _read_manifest(path)
+    return isinstance(found, dict) and (found.get("input"), found.get("vectors")) == (
+        digests,
+        count,
+    )
 
 
 def check_or_write_settings(
     output: Path, settings: dict, remedy: str = "choose another --output"
 ) -> None:
-    """Writes the settings of a new output; raises UserError, naming the field, if they differ."""
+    """Writes the settings of a new output; raises UserError, naming the field, if they differ.
+
+    Stored fields that are not in `settings` do not matter: version 0.2.0 recorded the list, too."""
     path = output / "settings.json"
-    if not path.exists() and not is_free(output):
-        raise UserError(f"{output} is not empty and has no vectors (no settings.json)")
-    files.check_or_write_manifest(path, settings, remedy)
-
-
-def _embed(
-    shard: Shard,
-    rows: Sequence[int],
-    dim: int,
-    total: int,
-    read: Callable,
-    embed: Callable,
-    quarantine: Quarantine,
-    advance: Callable[[int], None],
-) -> int:
-    """Embeds the items `rows` of a shard; returns the number of stored vectors."""
-    vectors, readable_rows = [np.zeros((0, dim), np.float32)], []
-    for at in range(0, len(rows), CHUNK):
-        chunk = rows[at : at + CHUNK]
-        items = [
-            item
-            for start, stop in _runs(chunk)
-            for item in read(shard.start + start, shard.start + stop)
-        ]
-        embedded, valid = embed(items, [shard.expected[row] for row in chunk])
-        vectors.append(embedded)
-        readable_rows += [row for row, readable in zip(chunk, valid, strict=True) if readable]
-        advance(len(chunk))
-        if chunk[-1] != rows[-1]:
-            quarantine.check(total)
-    count = shard.write(readable_rows, np.concatenate(vectors), dim)
-    quarantine.check(total)  # after the write: a command that stops here has stored its work
-    return count
+    if not path.exists():
+        if not is_free(output):
+            raise UserError(f"{output} is not empty and has no vectors (no settings.json)")
+        write_json(path, settings)
+        return
+    stored = read_json(path, f"; {remedy}")
+    check_record(path, {key: stored.get(key) for key in settings}, settings, remedy)
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

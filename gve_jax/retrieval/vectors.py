@@ -1,23 +1,32 @@
 """Vectors that `gve_jax.embed` wrote, as one matrix that is read from disk on access."""
 
 import json
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from gve_jax.errors import UserError
 from gve_jax.storage.files import read_records
+from gve_jax.storage.filesystem import as_path
+
+
+def load_vectors(folder: str | os.PathLike) -> "StoredVectors":
+    """Opens an output of `gve_jax.embed`: `vectors[:]` is float32 [N, D], unit rows, `vectors.ids`
+    are their ids. Rows are read from disk on access. It raises as `StoredVectors` does."""
+    return StoredVectors(folder)
 
 
 class StoredVectors:
-    """Matrix float32 [N, D] over memory-mapped shards; slices and index arrays give plain arrays.
+    """Matrix float32 [N, D] over memory-mapped shards; slices, row numbers and arrays of them give
+    plain arrays.
 
     Args:
       folder: an output of `gve_jax.embed`.
 
     Attributes:
-      ids: N ids, in the order of the rows.
+      ids: N ids, in the order of the rows. New items come last, whatever their order in the input.
+      metas: the `meta` of each item of a list, or None.
       manifest: the manifest of the folder.
 
     Raises:
@@ -26,20 +35,23 @@ class StoredVectors:
 
     ndim, dtype = 2, np.dtype(np.float32)
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: str | os.PathLike):
+        folder = as_path(folder)
         path = folder / "manifest.json"
         if not path.is_file():
             raise UserError(f"{folder}: no finished vectors of gve_jax.embed (no manifest.json)")
         try:
             self.manifest = json.loads(path.read_text(encoding="utf-8"))
-            self._shards, self.ids = [], []
+            self._shards, self.ids, self.metas = [], [], []
             for shard in self.manifest["shards"]:
                 file = folder / shard["vectors"]
                 vectors = np.load(file, mmap_mode="r", allow_pickle=False)
                 if vectors.shape != (shard["count"], self.manifest["dim"]):
                     raise UserError(f"{file}: {list(vectors.shape)} does not fit {path}")
                 self._shards.append(vectors)
-                self.ids += [record["id"] for _, record in read_records(folder / shard["ids"])]
+                records = [record for _, record in read_records(folder / shard["ids"])]
+                self.ids += [record["id"] for record in records]
+                self.metas += [record.get("meta") for record in records]
             self.shape = (sum(map(len, self._shards)), self.manifest["dim"])
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error})") from error
@@ -50,7 +62,10 @@ class StoredVectors:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key: slice | Sequence[int]) -> np.ndarray:
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[:].astype(dtype or np.float32, copy=False)
+
+    def __getitem__(self, key: int | slice | Sequence[int]) -> np.ndarray:
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             first = np.searchsorted(self._starts, start, side="right") - 1
@@ -59,6 +74,9 @@ class StoredVectors:
                 return np.asarray(self._shards[first][start - offset : stop - offset])
             key = np.arange(start, stop, step)
         key = np.asarray(key, np.int64)
+        if key.size and not (-len(self) <= key.min() and key.max() < len(self)):
+            raise IndexError(f"rows are 0 to {len(self) - 1}")
+        key = np.where(key < 0, key + len(self), key)
         rows = np.empty((*key.shape, self.shape[1]), np.float32)
         shard = np.searchsorted(self._starts, key, side="right") - 1
         for number in np.unique(shard):

@@ -38,7 +38,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(part, path)
     except OSError as error:
         if error.errno is None:  # from numpy, with the number of bytes not written
-            raise OSError(errno.ENOSPC, str(error), str(path)) from error
+            reason = f"{os.strerror(errno.ENOSPC)} ({error})"
+            raise OSError(errno.ENOSPC, reason, str(path)) from error
         error.filename = error.filename or str(path)
         raise
     finally:
