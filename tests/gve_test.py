@@ -352,7 +352,10 @@ def test_limits_are_set_by_the_caller(model, tmp_path):
         ([{}], "nothing to embed"),
         ([{"txt": "a"}], "txt"),
         ([7], "int"),
-        ([{"video": np.zeros((40, 56, 56, 3), np.uint8), "num_frames": 40, "fps": 1.0}], "bucket"),
+        (
+            [{"video": np.zeros((4000, 28, 28, 3), np.uint8), "num_frames": 4000, "fps": 1.0}],
+            "too many visual tokens: 8000 exceed 192; lower num_frames",
+        ),
     ],
 )
 def test_bad_input_is_named(model, bad, named):

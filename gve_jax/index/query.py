@@ -11,6 +11,7 @@ from gve_jax.index.store import Media, Store
 GROUPS = ("moment", "video")
 BLOCK = 128  # rows of float16 that are converted at once: they stay in the cache
 SAMPLE = 10_000  # scores that the median is computed from
+EXACT = 1024  # best moments whose scores are computed again, so that equal vectors tie
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,9 @@ class Snapshot:
     def scores(self, query: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
         """Cosines of a unit vector [D] with all moments, float32 [N].
 
+        Those of the best are sums in float64 that depend on the two vectors alone: a product with a
+        matrix rounds a row differently in another place, so that copies would not tie.
+
         Args:
           chosen: bool [files]; the moments of other files have -inf, and are not read.
         """
@@ -120,6 +124,14 @@ class Snapshot:
                 block = vectors[first : min(first + BLOCK, stop)]
                 out = scores[at + first - start :][: len(block)]
                 np.dot(widen(block, wide[: len(block)]), query, out=out)
+        best = np.argpartition(-scores, EXACT)[:EXACT] if len(scores) > EXACT else slice(None)
+        rows = np.sort(np.arange(len(scores))[best])
+        rows = rows[scores[rows] > -np.inf]
+        media = self.media_of(rows)
+        for number in np.unique(media).tolist():
+            own = rows[media == number]
+            vectors = self.file_vectors(number)[own - self.edges[number]]
+            scores[own] = np.sum(vectors.astype(np.float64) * query, axis=1)
         return scores
 
     def _runs(self, chosen: np.ndarray | None) -> Iterator[tuple[int, int, int, int]]:
