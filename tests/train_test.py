@@ -105,8 +105,8 @@ def run_cli(
 
 
 def processes_of(workdir: Path) -> list[str]:
-    """Processes of a killed run that are still alive after ten seconds."""
-    for _ in range(40):
+    """Processes of a killed run that are still alive after a minute."""
+    for _ in range(240):
         alive = [p.name for p in Path("/proc").iterdir() if p.name.isdigit() and _is_of(p, workdir)]
         if not alive:
             break

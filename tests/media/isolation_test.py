@@ -339,14 +339,14 @@ while True:
     time.sleep(0.5)
     caller.send_signal(signal.SIGKILL)
     caller.communicate()
-    assert gone(worker, 10)
+    assert gone(worker, 60)
 
 
 def test_a_process_ends_with_a_caller_that_forgets_it(tokenizer_file):
     caller = run_caller(tokenizer_file, "isolated = make(); print(pid_of(isolated))")
     out, err = caller.communicate(timeout=60)
     assert caller.returncode == 0 and not err
-    assert gone(int(out), 10)
+    assert gone(int(out), 60)
 
 
 def test_daemonic_processes_and_forks_have_processes_of_their_own(tokenizer_file):

@@ -155,12 +155,12 @@ def test_slow_headers_close_the_connection(monkeypatch):
         with socket.create_connection(("127.0.0.1", live.port), timeout=20) as client:
             began = time.monotonic()
             try:
-                while time.monotonic() - began < 10:
+                while time.monotonic() - began < 60:
                     client.sendall(b"G")
                     time.sleep(0.1)
             except OSError:
                 pass
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30
         assert live.get("/health")[0] == 200
 
 
