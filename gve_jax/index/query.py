@@ -11,7 +11,7 @@ from gve_jax.index.store import Media, Store
 GROUPS = ("moment", "video")
 BLOCK = 128  # rows of float16 that are converted at once: they stay in the cache
 SAMPLE = 10_000  # scores that the median is computed from
-EXACT = 1024  # best moments whose scores are computed again, so that equal vectors tie
+EXACT = 256  # best moments whose scores are computed again, so that equal vectors tie
 
 
 @dataclasses.dataclass(frozen=True)

@@ -273,7 +273,8 @@ def _check_removal(output: Path, stored: Contents, allow_removal: bool) -> None:
     if gone > MOST_GONE * total and not allow_removal:
         raise UserError(
             f"{output}: {gone:,} of its {total:,} items are not in the input; if the input is "
-            "right, pass --allow-removal to drop them, else choose another --output"
+            "right, drop them with --allow-removal of gve_jax.embed, or delete that folder; else "
+            "choose another --output"
         )
 
 

@@ -44,6 +44,21 @@ def along(scores) -> np.ndarray:
 QUERY = np.eye(DIM, dtype=np.float32)[0]
 
 
+def test_copies_tie_in_the_order_of_paths(tmp_path):
+    """Also where a product with a matrix rounds a row differently in another place."""
+    rng = np.random.default_rng(0)
+    store = create_store(tmp_path, {"dim": 512, "dtype": "float32"})
+    copy, *queries = rng.normal(size=(21, 512)).astype(np.float32)
+    for number in rng.permutation(7).tolist():
+        fields = dict(path=f"{number}.mp4", kind="video", sha256="", size=1, mtime_ns=0)
+        store.add(fields | {"duration": 1.0}, copy[None], np.array([[0.0, 1.0]]))
+    snapshot = Snapshot(store)
+    for query in queries:
+        hits = snapshot.hits(snapshot.scores(query), 7, merge=-1)
+        assert [hit.path for hit in hits] == [f"{number}.mp4" for number in range(7)]
+        assert len({hit.score for hit in hits}) == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("k", [1, 7, 300, 5000])
 def test_equals_brute_force(tmp_path, dtype, k):
