@@ -11,6 +11,7 @@ from pathlib import Path
 from data.uvrb.tasks import NAMES, SET_NAME, Task, metric_of
 from gve_jax.errors import UserError
 from gve_jax.storage.files import read_json
+from gve_jax.storage.filesystem import as_local_path
 
 METRIC = "R@1"  # unless the set or the command has another
 
@@ -63,7 +64,7 @@ def _read(given: str, instruction: str | None, metric: str | None) -> OwnSet:
     if name.upper() in {known.upper() for known in (*NAMES, "model_meta")}:  # names of files
         what = "the name of a set of UVRB" if name.upper() in map(str.upper, NAMES) else "reserved"
         raise UserError(f"--set: {name} is {what}; choose another")
-    root = Path(folder)
+    root = as_local_path(folder)
     if not (root / "jsonl").is_dir():
         raise UserError(
             f"--set {name}: no folder {root / 'jsonl'}; it must contain queries.jsonl, "

@@ -37,7 +37,9 @@ def open_mteb(name: str, sandbox: Sandbox) -> "MTEBEncoder":
     """
     try:
         return MTEBEncoder(mteb.get_model(name), name, sandbox)
-    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of MTEB, the model's authors and HTTP libraries: no common base
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"--mteb {name}: {reason[0]}") from error
 

@@ -23,6 +23,7 @@ from gve_jax.media.quarantine import failure
 from gve_jax.media.sandbox import Failure, Sandbox
 from gve_jax.retrieval.tiles import NORM_TOLERANCE
 
+CHUNK = 64
 QUALITY = 95  # of the JPEGs that frames are sent as
 _PROBES = "a red ball rolls from left to right", "two people talk in a kitchen"
 
@@ -40,9 +41,9 @@ class ServerEncoder:
       UserError: the server does not answer a text with a vector, or answers in another order.
     """
 
-    chunk = 64  # items that are embedded and stored together
-
     def __init__(self, model: str, client: Client, options: Options, sandbox: Sandbox):
+        # Items that are embedded and stored together: SIGKILL loses them.
+        self.chunk = max(CHUNK, options.concurrency * options.batch)
         self._model, self.client, self._options = model, client, options
         self._api, self._sandbox = APIS[options.api], sandbox
         self._spec = InputSpec(num_frames=options.frames)

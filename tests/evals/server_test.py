@@ -5,6 +5,8 @@ import contextlib
 import http.server
 import io
 import json
+import os
+import signal
 import threading
 from collections import Counter
 
@@ -293,6 +295,20 @@ def test_a_server_that_drops_stops_the_command_and_loses_nothing(data, tmp_path)
         assert len(server.bodies) - asked == 1 + 5  # a probe, and the items without a vector
     with pytest.raises(UserError, match=r"--server .*(refused|Connection)"):
         score(data, tmp_path, *options)
+
+
+def test_an_interrupt_loses_no_answer(data, tmp_path):
+    def fault(number, body, answer):
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with serve(fault) as server:
+        options = ("--server", server.url, "--model", "m", "--concurrency", "1")
+        with pytest.raises(KeyboardInterrupt):
+            score(data, tmp_path, *options)
+        assert len(server.bodies) in (6, 7)  # one may have been on its way
+        assert score(data, tmp_path, *options)["datasets"]["MSRVTT"]["score"] == 1
+    assert len(server.bodies) == 1 + 10 + 1  # each item once, and two probes
 
 
 @pytest.mark.parametrize(

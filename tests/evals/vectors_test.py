@@ -253,7 +253,7 @@ def test_names_invalid_tables(benchmark, sides, tmp_path, table, message):
         (["--embeddings", "x", "--baseline", "m"], "--baseline needs a model"),
         (["--model", "x", "--normalize"], "--normalize is for --embeddings"),
         (["--embeddings", "nowhere"], "--embeddings nowhere: no such folder"),
-        ([], "--model or --embeddings is required"),
+        ([], "--model, --server, --mteb or --embeddings is required"),
     ],
 )
 def test_refuses_conflicting_arguments(benchmark, tmp_path, arguments, message):
