@@ -52,11 +52,13 @@ lint: venv
 PYTEST := JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Every feature, without process kills, two hosts, full runs of commands and long fuzzing.
+# TESTS are further arguments of pytest: make test TESTS=tests/media
+TESTS ?=
 test: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" $(TESTS)
 
 test-all: lint
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 # Beside transformers, qwen-vl-utils and MTEB, in an environment of its own: torch
 # is large. Packages that are only read (a tokenizer, a template, films, photographs) are kept there.
