@@ -127,7 +127,7 @@ def test_equal_damaged_files_count_individually(data, tmp_path):
     lines = quarantined(tmp_path / "out")
     assert [line["id"] for line in lines] == [f"MSRVTT.corpus/v{n}" for n in (1, 3, 4)]
     for line, name in zip(lines, names, strict=True):
-        assert name in line["path"] and line["path"] not in line["reason"]
+        assert name in line["path"] and not line["reason"].startswith(line["path"])
     assert results["quarantined"] == 3
     assert results["datasets"]["MSRVTT"]["quarantined"]["documents"] == 3
     left_out = results["datasets"]["MSRVTT"]["left_out"]
