@@ -91,7 +91,10 @@ def test_a_run_continues_the_adapters_of_a_finished_one(world, finished, tmp_pat
     assert started and all("/lora/" in name for name in started)
     for name, leaf in (started | flatten_dict(run.load_frozen(), sep="/")).items():
         np.testing.assert_array_equal(leaf, model[name], name)
-    for lora, message in ((dict(rank=2, alpha=8.0), "rank 4, .* states 2"), (None, "rank 4, .* states None")):
+    for lora, message in (
+        (dict(rank=2, alpha=8.0), "rank 4, .* states 2"),
+        (None, "rank 4, .* states None"),
+    ):
         with config.ignore_type():
             config.model.lora = lora
         with pytest.raises(UserError, match=f"has adapters with {message}.*gve_jax.convert"):
