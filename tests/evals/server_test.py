@@ -126,6 +126,7 @@ def serve(fault=None):
     "every query has the same ranks; unit vectors are equal up to rounding",
     since="0.3.0",
 )
+@pytest.mark.slow  # compiles a model in two processes
 def test_scores_by_server_equal_those_by_model(data, tmp_path):
     folder = write_model(tmp_path / "model")
     ours = score(data, tmp_path / "ours", "--model", folder, sets=SETS)
